@@ -1,0 +1,270 @@
+"""What a chunk store is: records of content, entries of KV, and the promises around them.
+
+A store holds two things. A ``ChunkRecord`` is a chunk's content and what people say about it (name, tags,
+pin, TTL). An entry is the KV of one chunk under one context, named by its ``ChunkKey``. Stores move bytes
+and metadata; they do not know models, tensors or RPCs. All calls are synchronous, thread-safe and
+batch-first; a caller that must not block runs them in a thread.
+
+Life of an entry:  begin -> Claimed -> write -> commit | abort.   It is readable only after ``commit``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from types import TracebackType
+from typing import Protocol, Self
+
+from chunk_store.key import ChunkId, ChunkKey, ChunkType, ModelIdentity, TokenizerIdentity
+from chunk_store.layout import KVLayout
+
+
+class StoreError(Exception):
+    """Base of what a store raises on purpose. The message names the field or file and the remedy."""
+
+
+class StoreUnavailable(StoreError):
+    """The backend cannot be reached or written now (disk gone, read-only, server down): try again later."""
+
+
+class StoreFull(StoreError):
+    """Nothing more can be evicted to make room: capacity is held by pins and leases, or one entry is too big."""
+
+
+class ClaimLost(StoreError):
+    """A publication's claim expired and was taken or swept; its data was not published."""
+
+
+class MissReason(StrEnum):
+    """Why KV that a request wanted was not served from the store."""
+
+    NOT_STORED = "not_stored"
+    CONTEXT_DIFFERS = "context_differs"
+    EVICTED = "evicted"
+    LOAD_FAILED = "load_failed"
+    VERIFY_FAILED = "verify_failed"
+    SALT_DIFFERS = "salt_differs"
+
+
+class RecordOrder(StrEnum):
+    """Order of ``list_records``; LAST_USED is eviction order, the next to go first."""
+
+    CREATED = "created"
+    LAST_USED = "last_used"
+    NAME = "name"
+
+
+@dataclass(frozen=True)
+class ChunkRecord:
+    """A registered chunk. Times are Unix seconds; ``expires_at`` None means no TTL."""
+
+    chunk_id: ChunkId
+    tokenizer: TokenizerIdentity
+    type: ChunkType
+    token_ids: tuple[int, ...]
+    name: str = ""
+    tags: tuple[str, ...] = ()
+    pinned: bool = False
+    created_at: float = 0.0
+    last_used_at: float = 0.0
+    expires_at: float | None = None
+
+
+@dataclass(frozen=True)
+class RecordQuery:
+    """Filter and page of ``list_records``. ``cursor`` is a page's ``next_cursor``; "" starts."""
+
+    type: ChunkType | None = None
+    tag: str = ""
+    name: str = ""
+    order: RecordOrder = RecordOrder.CREATED
+    limit: int = 100
+    cursor: str = ""
+
+
+@dataclass(frozen=True)
+class RecordPage:
+    records: tuple[ChunkRecord, ...]
+    next_cursor: str  # "" on the last page
+
+
+@dataclass(frozen=True)
+class EntryHeader:
+    """What describes an entry; stored with its data and compared when it is loaded.
+
+    ``salt_digest`` is a digest of the salt, "" without one: enough to tell why a lookup missed, not
+    enough to forge a key.
+    """
+
+    key: ChunkKey
+    chunk_id: ChunkId
+    model: ModelIdentity
+    layout: KVLayout
+    token_ids: tuple[int, ...]
+    context: tuple[ChunkKey, ...]
+    salt_digest: str = ""
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of KV data."""
+        return self.layout.nbytes(len(self.token_ids))
+
+
+@dataclass(frozen=True)
+class EntryInfo:
+    """A committed entry as ``lookup`` and ``list_entries`` see it."""
+
+    key: ChunkKey
+    chunk_id: ChunkId
+    model: ModelIdentity
+    tokens: int
+    nbytes: int  # KV data, without header
+    created_at: float
+    last_used_at: float
+
+
+@dataclass(frozen=True)
+class Stored:
+    """Another writer has already committed this key: adopt it."""
+
+    info: EntryInfo
+
+
+@dataclass(frozen=True)
+class Busy:
+    """A live writer holds the claim on this key: wait about ``retry_after_s`` and call ``begin`` again."""
+
+    retry_after_s: float
+
+
+class Publication(Protocol):
+    """A claim on one key. Exactly one live claim exists per key across all processes of the store.
+
+    Leaving the context without ``commit`` aborts. ``renew`` extends the claim while KV is being computed.
+    """
+
+    def renew(self) -> None:
+        """Extends the claim by its TTL. Raises ``ClaimLost``."""
+
+    def write(self, header: EntryHeader, buffers: Sequence[memoryview]) -> None:
+        """Stores header and data (parts in layout order); still unreadable. Raises ``StoreFull``, ``ClaimLost``."""
+
+    def commit(self) -> EntryInfo:
+        """Makes the entry readable, atomically. Raises ``ClaimLost``; then nothing was published."""
+
+    def abort(self) -> None:
+        """Drops the claim and the data written. Harmless after ``commit`` or a second time."""
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+
+class Lease(Protocol):
+    """Keeps entries from being evicted until released or expired."""
+
+    def renew(self) -> None:
+        """Extends the lease by its TTL. An expired lease is taken again for what still exists."""
+
+    def release(self) -> None:
+        """Ends the lease. Harmless a second time."""
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+
+@dataclass(frozen=True)
+class DeleteReport:
+    records: int
+    entries: int
+    nbytes: int
+
+
+@dataclass(frozen=True)
+class SweepReport:
+    """What ``sweep`` removed: leftovers of dead writers, expired records, entries over capacity."""
+
+    claims: int
+    records: int
+    entries: int
+    nbytes: int
+
+
+@dataclass(frozen=True)
+class StoreStats:
+    backend: str
+    records: int
+    records_max: int
+    entries: int
+    nbytes: int
+    capacity_nbytes: int
+    pinned_entries: int
+    leased_entries: int
+    evictions: int  # since the store was created
+    quarantined: int
+
+
+class ChunkStore(Protocol):
+    """One store, many processes. Every backend passes the same contract suite."""
+
+    # -- content ------------------------------------------------------------------------------------
+    def put_records(self, records: Sequence[ChunkRecord]) -> list[bool]:
+        """Registers content, idempotently; True where the chunk was new.
+
+        For a known chunk the non-empty name, the union of tags, ``pinned`` and ``expires_at`` are updated.
+        Raises ``StoreFull`` when the registry holds its maximum, and then registers none of ``records``.
+        """
+
+    def get_records(self, chunk_ids: Sequence[ChunkId]) -> list[ChunkRecord | None]:
+        """Records by id; None where unknown or expired."""
+
+    def list_records(self, query: RecordQuery) -> RecordPage:
+        """A page of records; stable under concurrent inserts. Raises ``ValueError`` for a foreign cursor."""
+
+    def set_pinned(self, chunk_ids: Sequence[ChunkId], pinned: bool) -> list[bool]:
+        """Pins or unpins chunks (record and all their entries stay); True where the chunk is known."""
+
+    def delete_chunks(self, chunk_ids: Sequence[ChunkId]) -> DeleteReport:
+        """Removes records and their entries. Leased entries disappear when their last lease ends."""
+
+    def delete_model(self, model: ModelIdentity) -> DeleteReport:
+        """Removes all entries of one model; records stay."""
+
+    # -- KV -----------------------------------------------------------------------------------------
+    def lookup(self, keys: Sequence[ChunkKey]) -> list[EntryInfo | None]:
+        """Committed entries by key, in one round trip. Does not change eviction order."""
+
+    def miss_reason(self, key: ChunkKey, chunk_id: ChunkId, model: ModelIdentity, salt_digest: str) -> MissReason:
+        """Why ``key`` is not stored: EVICTED, CONTEXT_DIFFERS, SALT_DIFFERS or NOT_STORED."""
+
+    def begin(self, key: ChunkKey, *, ttl_s: float = 30.0) -> Publication | Stored | Busy:
+        """Claims ``key`` for writing, so that it is computed once across all workers."""
+
+    def load(self, key: ChunkKey, token_ids: Sequence[int], buffers: Sequence[memoryview]) -> MissReason | None:
+        """Reads an entry into ``buffers`` (writable, parts in layout order) and verifies it.
+
+        Returns None when every checksum and the token ids match, otherwise the reason; the content of
+        ``buffers`` is then undefined and a bad entry has been quarantined. Marks the entry as used.
+        """
+
+    def lease(self, keys: Sequence[ChunkKey], *, ttl_s: float = 30.0) -> Lease:
+        """Leases the entries that exist among ``keys`` against eviction and deletion."""
+
+    def list_entries(self, chunk_ids: Sequence[ChunkId] = ()) -> list[EntryInfo]:
+        """Entries of the given chunks, or all of them, next to be evicted first."""
+
+    # -- upkeep -------------------------------------------------------------------------------------
+    def sweep(self) -> SweepReport:
+        """Removes leftovers of dead writers, expired records and leases, entries over capacity."""
+
+    def stats(self) -> StoreStats:
+        """Counts and sizes now."""
+
+    def close(self) -> None:
+        """Frees handles. Claims of this store object are aborted; leases run out."""
