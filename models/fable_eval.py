@@ -1,0 +1,111 @@
+"""Accuracy of the small model on held-out entities, under each reuse mode's mask.
+
+An answer counts as right only if every one of its tokens, `<end>` included, is the model's first
+choice given the tokens before it; that is the same as greedy decoding giving exactly that answer.
+
+Run: python -m models.fable_eval [--device cuda]
+"""
+
+import argparse
+import random
+from pathlib import Path
+
+import torch
+
+from models.fable_data import IN_ANSWER, TAIL, Encoded, Shape, Story, encode, make_story
+from models.fable_names import HELD_OUT
+
+EXACT, INDEPENDENT, ANCHORED = 0, 1, 2
+MODES = {"EXACT": EXACT, "INDEPENDENT": INDEPENDENT, "ANCHORED": ANCHORED}
+SHAPES = {
+    "16 facts, 4 documents": Shape(documents=4, facts=16, fillers=16),
+    "32 facts, 8 documents": Shape(documents=8, facts=32, fillers=32),
+    "64 facts, 8 documents": Shape(documents=8, facts=64, fillers=64),
+    "48 facts, 8 documents, long": Shape(documents=8, facts=48, fillers=200),
+}
+
+
+def reuse_mask(segments: torch.Tensor, mode: torch.Tensor) -> torch.Tensor:
+    """(B, T) segments and (B,) modes -> (B, 1, T, T), true where a row may attend to a column.
+
+    The tail attends to everything before it. A document attends to everything before it (EXACT), to
+    itself (INDEPENDENT), or to itself and the system turn, segment 0 (ANCHORED).
+    """
+    length = segments.shape[1]
+    causal = torch.ones(length, length, dtype=torch.bool, device=segments.device).tril()
+    rows, columns = segments[:, :, None], segments[:, None, :]
+    free = (rows == TAIL) | (mode == EXACT)[:, None, None]
+    seen = free | (rows == columns) | ((columns == 0) & (mode == ANCHORED)[:, None, None])
+    return (causal & seen)[:, None]
+
+
+def pad(rows: list[list[int]], filler: int, length: int) -> torch.Tensor:
+    """Rows of different length -> (B, length), filled up on the right."""
+    return torch.tensor([row + [filler] * (length - len(row)) for row in rows])
+
+
+@torch.no_grad()
+def right_answers(model, encoded: list[Encoded], mode: int, tokens_max: int = 60_000) -> list[bool]:
+    """Whether each story's answers come out exactly, under the mask of this mode."""
+    device = model.device
+    right: list[bool] = []
+    longest = max(len(e.ids) for e in encoded)
+    rows_max = max(1, tokens_max // longest)
+    for start in range(0, len(encoded), rows_max):
+        batch = encoded[start : start + rows_max]
+        length = max(len(e.ids) for e in batch)
+        ids = pad([e.ids for e in batch], 0, length).to(device)
+        segments = pad([e.segments for e in batch], TAIL, length).to(device)
+        answer = pad([e.parts for e in batch], 0, length).to(device)[:, 1:] == IN_ANSWER
+        mask = reuse_mask(segments, torch.full((len(batch),), mode, device=device))
+        logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits
+        wrong = (logits[:, :-1].argmax(-1) != ids[:, 1:]) & answer
+        right += (~wrong.any(1)).tolist()
+    return right
+
+
+def held_out(shape: Shape, count: int, seed: int = 1) -> list[Story]:
+    """Stories whose every name the training never used."""
+    rng = random.Random(f"held out {seed} {shape}")
+    return [make_story(rng, shape, HELD_OUT) for _ in range(count)]
+
+
+def shuffled(stories: list[Story], seed: int = 2) -> list[Story]:
+    """The same stories with their documents in another order."""
+    rng = random.Random(f"shuffled {seed}")
+    return [Story(s.system, tuple(rng.sample(s.documents, len(s.documents))), s.exchanges) for s in stories]
+
+
+def accuracy(model, tokenizer, stories: list[Story], mode: int) -> float:
+    """Share of the stories answered exactly. `tokenizer` is a `tokenizers.Tokenizer`."""
+    right = right_answers(model, [encode(tokenizer, s) for s in stories], mode)
+    return sum(right) / len(right)
+
+
+def table(model, tokenizer, count: int) -> str:
+    """The README's table: one row a shape and order, one column a mode."""
+    lines = ["| stories | tokens (mean) | " + " | ".join(MODES) + " |", "| --- | --- |" + " --- |" * len(MODES)]
+    for name, shape in SHAPES.items():
+        stories = held_out(shape, count)
+        tokens = sum(len(encode(tokenizer, s).ids) for s in stories) / count
+        for order, drawn in ((name, stories), (name + ", other order", shuffled(stories))):
+            cells = [f"{100 * accuracy(model, tokenizer, drawn, mode):.1f} %" for mode in MODES.values()]
+            lines.append(f"| {order} | {tokens:.0f} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--model", type=Path, default=Path(__file__).parent / "fable")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--count", type=int, default=1000, help="stories a row")
+    args = parser.parse_args()
+    tokenizer = AutoTokenizer.from_pretrained(args.model).backend_tokenizer
+    model = AutoModelForCausalLM.from_pretrained(args.model, dtype=torch.float32).to(args.device).eval()
+    print(table(model, tokenizer, args.count))
+
+
+if __name__ == "__main__":
+    main()
