@@ -1,0 +1,81 @@
+"""Where the bytes of entries are kept: the half of a store that holds data and knows no rules.
+
+A blob is one entry, header and data, under a name that is never used twice (key, dot, a random suffix). Which blob
+is the committed one, what may be evicted and who is writing is the ledger's business (``ledger.py``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from chunk_store.header import Frame
+from chunk_store.key import ChunkKey
+from chunk_store.store import EntryHeader
+
+
+class BlobMissing(Exception):
+    """No data under this name."""
+
+
+class BlobBad(Exception):
+    """The data is there and wrong: cut, foreign, another entry's, or a checksum differs."""
+
+
+class BlobUnreadable(Exception):
+    """The data could not be read now (I/O error, server away); it may be fine."""
+
+
+class NoSpace(Exception):
+    """The medium is full."""
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What a reader knows of an entry before it trusts one byte of it."""
+
+    key: ChunkKey
+    token_ids: Sequence[int]
+
+    def check(self, header: EntryHeader, sizes: Sequence[int]) -> None:
+        """Raises ``BlobBad`` where ``header`` is not the entry that was asked for."""
+        if header.key != self.key:
+            raise BlobBad(f"the header's key is {header.key}, asked for {self.key}")
+        if header.token_ids != tuple(self.token_ids):
+            raise BlobBad("the stored token ids differ from the requested ones")
+        wanted = header.layout.buffer_nbytes(len(header.token_ids))
+        if wanted != list(sizes):
+            raise BlobBad(f"the stored layout has parts of {wanted} bytes, asked for {list(sizes)}")
+
+
+class Blobs(Protocol):
+    """Named, write-once byte strings. Thread-safe."""
+
+    @property
+    def kind(self) -> str:
+        """The backend's name in statistics, for example ``file``."""
+
+    def write(self, blob: str, header: EntryHeader, views: Sequence[memoryview]) -> None:
+        """Writes header and data, complete when it returns.
+
+        Raises ``NoSpace`` or ``StoreUnavailable``; what was written by then is for ``remove``.
+        """
+
+    def read(self, blob: str, expected: Expected, views: Sequence[memoryview]) -> None:
+        """Reads into ``views`` and verifies. Raises ``BlobMissing``, ``BlobBad`` or ``BlobUnreadable``."""
+
+    def frame(self, blob: str) -> Frame:
+        """The decoded header alone. Raises as ``read`` does."""
+
+    def remove(self, blobs: Sequence[str]) -> None:
+        """Deletes; names that do not exist are no error. Raises ``StoreUnavailable``."""
+
+    def quarantine(self, blob: str) -> None:
+        """Takes a bad blob out of the way, keeping it for inspection where the medium allows. Never raises."""
+
+    def names(self) -> Iterator[tuple[str, int]]:
+        """Every blob with its stored bytes; a snapshot without locks."""
+
+    def close(self) -> None:
+        """Frees handles."""

@@ -1,0 +1,214 @@
+"""Blobs as plain files in a directory: written with ``pwritev``, read with ``preadv`` into the caller's memory.
+
+    DIR/data/ab/abcd....nonce     one file per blob; the header goes in last, so a cut file has no magic
+    DIR/quarantine/               the latest bad blobs, kept for inspection and bounded in number
+
+This module knows nothing of claims, leases or capacity.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from enum import StrEnum
+from pathlib import Path
+
+from chunk_store.blobs import BlobBad, BlobMissing, BlobUnreadable, Expected, NoSpace
+from chunk_store.header import (
+    ALIGN_NBYTES,
+    BLOCK_NBYTES,
+    FormatError,
+    Frame,
+    checksum,
+    decode_header,
+    encode_header,
+    fields_end,
+    header_nbytes,
+    split_blocks,
+)
+from chunk_store.store import EntryHeader, StoreUnavailable
+
+BATCH_NBYTES = 1024 * 1024
+BATCH_VIEWS_MAX = 512
+QUARANTINE_MAX = 64
+
+
+class Durability(StrEnum):
+    """What a committed entry survives.
+
+    PROCESS: the death of any process at any point (``kill -9``); after a power cut the latest entries may be
+    missing or cut, which their checksums turn into misses. POWER: a power cut too, at the price of an fsync of
+    file and directory for each entry and each change of metadata.
+    """
+
+    PROCESS = "process"
+    POWER = "power"
+
+
+class FileBlobs:
+    """The ``Blobs`` of one directory."""
+
+    kind = "file"
+
+    def __init__(self, root: Path, durability: Durability) -> None:
+        self._data = root / "data"
+        self._quarantine = root / "quarantine"
+        self._durability = durability
+
+    def write(self, blob: str, header: EntryHeader, views: Sequence[memoryview]) -> None:
+        try:
+            fd = self._create(blob)
+            try:
+                self._fill(fd, header, views)
+                if self._durability is Durability.POWER:
+                    os.fsync(fd)
+            finally:
+                os.close(fd)
+            if self._durability is Durability.POWER:
+                _sync_directory(self._path(blob).parent)
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise NoSpace(f"{self._data}: {error.strerror}") from error
+            raise StoreUnavailable(f"cannot write {self._path(blob)}: {error.strerror}") from error
+
+    def read(self, blob: str, expected: Expected, views: Sequence[memoryview]) -> None:
+        try:
+            fd = os.open(self._path(blob), os.O_RDONLY)
+            try:
+                frame = _read_frame(fd)
+                expected.check(frame.header, [view.nbytes for view in views])
+                _read_data(fd, frame, views)
+            finally:
+                os.close(fd)
+        except OSError as error:
+            raise _read_error(error, blob) from error
+
+    def frame(self, blob: str) -> Frame:
+        try:
+            fd = os.open(self._path(blob), os.O_RDONLY)
+            try:
+                return _read_frame(fd)
+            finally:
+                os.close(fd)
+        except OSError as error:
+            raise _read_error(error, blob) from error
+
+    def remove(self, blobs: Sequence[str]) -> None:
+        for blob in blobs:
+            try:
+                os.unlink(self._path(blob))
+            except (FileNotFoundError, NotADirectoryError):
+                continue
+            except OSError as error:
+                raise StoreUnavailable(f"cannot remove {self._path(blob)}: {error.strerror}") from error
+
+    def quarantine(self, blob: str) -> None:
+        with suppress(OSError):
+            self._quarantine.mkdir(parents=True, exist_ok=True)
+            os.replace(self._path(blob), self._quarantine / blob)
+            kept = sorted(self._quarantine.iterdir(), key=lambda path: path.stat().st_ctime_ns)
+            for path in kept[:-QUARANTINE_MAX]:
+                path.unlink(missing_ok=True)
+
+    def names(self) -> Iterator[tuple[str, int]]:
+        with suppress(FileNotFoundError):
+            for folder in sorted(os.listdir(self._data)):
+                with suppress(FileNotFoundError, NotADirectoryError):
+                    for item in os.scandir(self._data / folder):
+                        with suppress(FileNotFoundError):
+                            yield item.name, item.stat().st_size
+
+    def close(self) -> None:
+        """Nothing is held open."""
+
+    def _path(self, blob: str) -> Path:
+        return self._data / blob[:2] / blob
+
+    def _create(self, blob: str) -> int:
+        path = self._path(blob)
+        flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY
+        try:
+            return os.open(path, flags, 0o644)
+        except FileNotFoundError:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            return os.open(path, flags, 0o644)
+
+    def _fill(self, fd: int, header: EntryHeader, views: Sequence[memoryview]) -> None:
+        checksums: list[int] = []
+        offset = header_nbytes(header)
+        for batch in _batches(views, BLOCK_NBYTES):
+            checksums += [checksum(view) for view in batch]
+            offset = _write_all(fd, batch, offset)
+        _write_all(fd, [memoryview(encode_header(header, checksums))], 0)
+
+
+def _read_error(error: OSError, blob: str) -> Exception:
+    if error.errno in (errno.ENOENT, errno.ENOTDIR):
+        return BlobMissing(blob)
+    return BlobUnreadable(f"{blob}: {error.strerror}")
+
+
+def _read_frame(fd: int) -> Frame:
+    try:
+        raw = os.pread(fd, ALIGN_NBYTES, 0)
+        end = fields_end(raw)
+        if end > len(raw):
+            raw += os.pread(fd, end - len(raw), len(raw))
+        frame = decode_header(raw)
+    except FormatError as error:
+        raise BlobBad(str(error)) from error
+    size = os.fstat(fd).st_size
+    if size != frame.stored_nbytes:
+        raise BlobBad(f"the file has {size} bytes, its header says {frame.stored_nbytes}")
+    return frame
+
+
+def _read_data(fd: int, frame: Frame, views: Sequence[memoryview]) -> None:
+    """Reads batch by batch and checks each block while it is still in the processor's cache."""
+    offset, index = frame.data_offset, 0
+    for batch in _batches(views, frame.block_nbytes):
+        wanted = sum(view.nbytes for view in batch)
+        if os.preadv(fd, batch, offset) != wanted:
+            raise BlobBad("the file ended early")
+        for view in batch:
+            if checksum(view) != frame.checksums[index]:
+                raise BlobBad(f"block {index} of {len(frame.checksums)} does not match its checksum")
+            index += 1
+        offset += wanted
+
+
+def _batches(views: Sequence[memoryview], block_nbytes: int) -> Iterator[list[memoryview]]:
+    """Blocks in file order, gathered so that one system call moves about ``BATCH_NBYTES``."""
+    batch: list[memoryview] = []
+    nbytes = 0
+    for block in split_blocks(views, block_nbytes):
+        if batch and (nbytes + block.nbytes > BATCH_NBYTES or len(batch) == BATCH_VIEWS_MAX):
+            yield batch
+            batch, nbytes = [], 0
+        batch.append(block)
+        nbytes += block.nbytes
+    if batch:
+        yield batch
+
+
+def _write_all(fd: int, views: list[memoryview], offset: int) -> int:
+    """Writes all of ``views``; returns the offset behind them."""
+    while views:
+        written = os.pwritev(fd, views, offset)
+        offset += written
+        while views and written >= views[0].nbytes:
+            written -= views[0].nbytes
+            views = views[1:]
+        if views and written:
+            views = [views[0][written:], *views[1:]]
+    return offset
+
+
+def _sync_directory(path: Path) -> None:
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)

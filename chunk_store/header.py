@@ -1,0 +1,189 @@
+"""The bytes of a stored entry: a header that says what the data is, and a checksum for each block of it.
+
+    entry   = prefix | fields | zeros up to a multiple of 4096 | data
+    prefix  = magic "CAIRN-KV" | version u32 | length of fields u32 | xxh3-64 of fields u64      (little-endian)
+    fields  = each field behind its length as u32, in this order:
+              key, chunk id, model, layout, token ids (u32 each), context (length-prefixed keys), salt digest,
+              block size (u32), checksums (xxh3-64 of each block, u64 each)
+    data    = the layout's parts back to back; blocks never span two parts
+
+Written down in docs/store_format.md and pinned by a golden file. This module turns headers into bytes and back
+and checks blocks; it does not know where entries are kept. Nothing here executes what it reads.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import xxhash
+
+from chunk_store.key import ChunkId, ChunkKey, ModelIdentity, pack_token_ids, unpack_token_ids
+from chunk_store.layout import KVLayout
+from chunk_store.store import EntryHeader
+
+MAGIC = b"CAIRN-KV"
+VERSION = 1
+ALIGN_NBYTES = 4096
+BLOCK_NBYTES = 256 * 1024
+HEADER_NBYTES_MAX = 256 * 2**20
+FIELDS = 9
+
+_PREFIX = struct.Struct("<8sIIQ")
+_U32 = struct.Struct("<I")
+
+
+class FormatError(ValueError):
+    """The bytes are not an entry that this version reads; the message says why."""
+
+
+@dataclass(frozen=True)
+class Frame:
+    """A decoded header: what the entry says of itself, and how to check its data."""
+
+    header: EntryHeader
+    data_offset: int
+    block_nbytes: int
+    checksums: tuple[int, ...]
+
+    @property
+    def stored_nbytes(self) -> int:
+        """Bytes of header and data together."""
+        return self.data_offset + self.header.nbytes
+
+
+def checksum(data: bytes | memoryview) -> int:
+    """xxh3-64 of ``data``."""
+    return xxhash.xxh3_64_intdigest(data)
+
+
+def flat_views(buffers: Sequence[memoryview], sizes: Sequence[int]) -> list[memoryview]:
+    """``buffers`` as flat bytes. Raises ``ValueError`` where they are not C-contiguous or not of ``sizes``."""
+    views = []
+    for buffer in buffers:
+        if not buffer.c_contiguous:
+            raise ValueError("buffers: every buffer must be C-contiguous")
+        plain = buffer.format == "B" and buffer.ndim == 1
+        views.append(buffer if plain else buffer.cast("B"))
+    found = [view.nbytes for view in views]
+    if found != list(sizes):
+        raise ValueError(f"buffers: the layout wants parts of {list(sizes)} bytes, got {found}")
+    return views
+
+
+def split_blocks(views: Sequence[memoryview], block_nbytes: int) -> Iterator[memoryview]:
+    """The blocks of ``views`` in file order: at most ``block_nbytes`` each, none spans two parts."""
+    for view in views:
+        for start in range(0, view.nbytes, block_nbytes):
+            yield view[start : start + block_nbytes]
+
+
+def block_count(sizes: Sequence[int], block_nbytes: int) -> int:
+    """How many blocks parts of ``sizes`` bytes have."""
+    return sum(-(-size // block_nbytes) for size in sizes)
+
+
+def header_nbytes(header: EntryHeader) -> int:
+    """Bytes before the data in this version's encoding; known before the data is."""
+    sizes = header.layout.buffer_nbytes(len(header.token_ids))
+    blank = (0,) * block_count(sizes, BLOCK_NBYTES)
+    return len(encode_header(header, blank))
+
+
+def encode_header(header: EntryHeader, checksums: Sequence[int]) -> bytes:
+    """Prefix, fields and padding, for data in blocks of ``BLOCK_NBYTES``."""
+    fields = _join(
+        header.key.encode(),
+        header.chunk_id.encode(),
+        header.model.encode(),
+        header.layout.canonical().encode(),
+        pack_token_ids(header.token_ids),
+        _join(*(key.encode() for key in header.context)),
+        header.salt_digest.encode(),
+        _U32.pack(BLOCK_NBYTES),
+        struct.pack(f"<{len(checksums)}Q", *checksums),
+    )
+    prefix = _PREFIX.pack(MAGIC, VERSION, len(fields), checksum(fields))
+    return _padded(prefix + fields)
+
+
+def prefix_nbytes() -> int:
+    """Bytes that ``fields_end`` needs."""
+    return _PREFIX.size
+
+
+def fields_end(start: bytes | memoryview) -> int:
+    """Where the fields end, from an entry's first bytes. Raises ``FormatError`` for a foreign format or version."""
+    if len(start) < _PREFIX.size:
+        raise FormatError(f"the entry has {len(start)} bytes, less than a header's prefix")
+    magic, version, length, _ = _PREFIX.unpack_from(start)
+    if magic != MAGIC:
+        raise FormatError(f"the entry starts with {magic!r}, not {MAGIC!r}: not written by this store")
+    if version != VERSION:
+        raise FormatError(f"format version {version}; this software reads version {VERSION}")
+    if length > HEADER_NBYTES_MAX:
+        raise FormatError(f"the header claims {length} bytes, over the limit of {HEADER_NBYTES_MAX}")
+    return _PREFIX.size + int(length)
+
+
+def decode_header(raw: bytes | memoryview) -> Frame:
+    """The header at the start of ``raw``. Raises ``FormatError`` if it is cut, foreign or damaged."""
+    end = fields_end(raw)
+    fields = bytes(raw[_PREFIX.size : end])
+    if len(fields) != end - _PREFIX.size:
+        raise FormatError(f"the header is cut: {len(fields)} of {end - _PREFIX.size} bytes")
+    if checksum(fields) != _PREFIX.unpack_from(raw)[3]:
+        raise FormatError("the header's checksum does not match")
+    parts = _split(fields)
+    if len(parts) != FIELDS:
+        raise FormatError(f"the header has {len(parts)} fields, expected {FIELDS}")
+    try:
+        return _frame(parts, _aligned(end))
+    except (ValueError, TypeError, struct.error) as error:
+        raise FormatError(f"the header's fields do not decode: {error}") from error
+
+
+def _frame(parts: list[bytes], data_offset: int) -> Frame:
+    key, chunk, model, layout, tokens, context, salt, block, sums = parts
+    header = EntryHeader(
+        key=ChunkKey(key.decode()),
+        chunk_id=ChunkId(chunk.decode()),
+        model=ModelIdentity(model.decode()),
+        layout=KVLayout.from_canonical(layout.decode()),
+        token_ids=unpack_token_ids(tokens),
+        context=tuple(ChunkKey(part.decode()) for part in _split(context)),
+        salt_digest=salt.decode(),
+    )
+    (block_nbytes,) = _U32.unpack(block)
+    if block_nbytes == 0:
+        raise ValueError("block size 0")
+    sizes = header.layout.buffer_nbytes(len(header.token_ids))
+    checksums = struct.unpack(f"<{block_count(sizes, block_nbytes)}Q", sums)
+    return Frame(header, data_offset, block_nbytes, checksums)
+
+
+def _join(*fields: bytes) -> bytes:
+    return b"".join(_U32.pack(len(field)) + field for field in fields)
+
+
+def _split(joined: bytes) -> list[bytes]:
+    parts, at = [], 0
+    while at < len(joined):
+        if at + _U32.size > len(joined):
+            raise FormatError("a field's length is cut")
+        (length,) = _U32.unpack_from(joined, at)
+        at += _U32.size
+        if at + length > len(joined):
+            raise FormatError("a field is longer than the header")
+        parts.append(joined[at : at + length])
+        at += length
+    return parts
+
+
+def _aligned(nbytes: int) -> int:
+    return -(-nbytes // ALIGN_NBYTES) * ALIGN_NBYTES
+
+
+def _padded(raw: bytes) -> bytes:
+    return raw.ljust(_aligned(len(raw)), b"\0")

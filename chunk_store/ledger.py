@@ -1,0 +1,153 @@
+"""The rules of a store: which entries exist, who writes, who reads, what goes first. No data passes here.
+
+A ledger is the metadata half of a store, shared by every process; each call is one atomic step. Blobs are the data
+half (``blobs.py``). A ledger never touches a blob: what must be removed it hands out by name and remembers as
+*garbage* until ``discard`` says that the bytes are gone, so a process that dies in between leaks nothing.
+
+Space: entries, reservations of writers and garbage all count toward capacity.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from chunk_store.key import ChunkId, ChunkKey, ModelIdentity
+from chunk_store.store import (
+    Busy,
+    ChunkRecord,
+    DeleteReport,
+    EntryHeader,
+    EntryInfo,
+    MissReason,
+    RecordPage,
+    RecordQuery,
+    Stored,
+    StoreStats,
+    SweepReport,
+)
+
+TOMBSTONES_MAX = 65_536
+CAPACITY_NBYTES_DEFAULT = 16 * 2**30
+RECORDS_MAX_DEFAULT = 100_000
+
+_NAME = re.compile(r"[0-9a-f]{64}")
+
+
+def check_key(key: ChunkKey) -> None:
+    """Raises ``ValueError`` unless ``key`` is 64 lower-case hexadecimal digits (it names files)."""
+    if not _NAME.fullmatch(key):
+        raise ValueError(f"key: {key!r} is not 64 lower-case hexadecimal digits; make it with chunk_key()")
+
+
+def blob_name(key: ChunkKey, nonce: str) -> str:
+    """The blob that the claim ``nonce`` on ``key`` writes."""
+    return f"{key}.{nonce}"
+
+
+@dataclass(frozen=True)
+class Claimed:
+    """The caller holds the only live claim on the key."""
+
+
+@dataclass(frozen=True)
+class ReadTicket:
+    """The committed blob of a key, protected from removal until ``end_read`` where removal would hurt a reader."""
+
+    key: ChunkKey
+    blob: str
+    token: str = ""
+
+
+@dataclass(frozen=True)
+class Placed:
+    """An entry as the ledger knows it, for upkeep."""
+
+    key: ChunkKey
+    blob: str
+    stored_nbytes: int
+
+
+class Ledger(Protocol):
+    """Metadata of one store. Thread-safe. Every method may raise ``StoreUnavailable``."""
+
+    # -- content; see ChunkStore ----------------------------------------------------------------------
+    def put_records(self, records: Sequence[ChunkRecord]) -> list[bool]: ...
+
+    def get_records(self, chunk_ids: Sequence[ChunkId]) -> list[ChunkRecord | None]: ...
+
+    def list_records(self, query: RecordQuery) -> RecordPage: ...
+
+    def set_pinned(self, chunk_ids: Sequence[ChunkId], pinned: bool) -> list[bool]: ...
+
+    # -- entries --------------------------------------------------------------------------------------
+    def find(self, keys: Sequence[ChunkKey]) -> list[EntryInfo | None]: ...
+
+    def list_entries(self, chunk_ids: Sequence[ChunkId]) -> list[EntryInfo]: ...
+
+    def miss_reason(self, key: ChunkKey, chunk_id: ChunkId, model: ModelIdentity, salt_digest: str) -> MissReason: ...
+
+    def begin_read(self, key: ChunkKey) -> ReadTicket | MissReason:
+        """The blob to read, marked as used; NOT_STORED or EVICTED without one."""
+
+    def end_read(self, ticket: ReadTicket) -> None:
+        """Ends the protection of ``begin_read``."""
+
+    def forget(self, key: ChunkKey, blob: str, quarantined: bool) -> bool:
+        """Drops an entry whose ``blob`` is lost or bad; False if ``blob`` is no longer that entry's."""
+
+    # -- claims ---------------------------------------------------------------------------------------
+    def claim(self, key: ChunkKey, nonce: str, ttl_s: float) -> Claimed | Stored | Busy: ...
+
+    def renew_claim(self, key: ChunkKey, nonce: str, ttl_s: float) -> None:
+        """Raises ``ClaimLost``."""
+
+    def reserve(self, key: ChunkKey, nonce: str, nbytes: int) -> list[str]:
+        """Reserves space for a claim's blob. Empty when reserved; otherwise the garbage to remove first.
+
+        Raises ``StoreFull``, ``ClaimLost``.
+        """
+
+    def evict(self, nbytes: int) -> list[str]:
+        """Evicts about ``nbytes`` whatever the capacity (the medium is full); returns the garbage to remove."""
+
+    def commit(self, key: ChunkKey, nonce: str, header: EntryHeader) -> EntryInfo:
+        """Turns a claim with a written blob into an entry. Raises ``ClaimLost``."""
+
+    def drop_claim(self, key: ChunkKey, nonce: str) -> None:
+        """Ends a claim whose blob is already removed. Harmless when it is gone."""
+
+    # -- leases ---------------------------------------------------------------------------------------
+    def hold(self, lease: str, keys: Sequence[ChunkKey], ttl_s: float) -> None:
+        """Leases the entries that exist among ``keys`` for ``ttl_s`` from now."""
+
+    def unhold(self, lease: str) -> None:
+        """Ends a lease."""
+
+    # -- removal and upkeep ---------------------------------------------------------------------------
+    def delete_chunks(self, chunk_ids: Sequence[ChunkId]) -> DeleteReport: ...
+
+    def delete_model(self, model: ModelIdentity) -> DeleteReport: ...
+
+    def sweep(self) -> SweepReport: ...
+
+    def garbage(self) -> list[str]:
+        """Blobs that no entry or claim refers to any more."""
+
+    def discard(self, blobs: Sequence[str]) -> None:
+        """Notes that ``blobs`` are gone from the medium."""
+
+    def placed(self) -> list[Placed]:
+        """Every committed entry with its blob."""
+
+    def unfinished(self) -> list[str]:
+        """Blobs that live claims may be writing."""
+
+    def adopt(self, header: EntryHeader, blob: str) -> bool:
+        """Makes an entry of a complete blob found without one; False if the key has an entry or a live claim."""
+
+    def stats(self, backend: str) -> StoreStats: ...
+
+    def close(self) -> None: ...

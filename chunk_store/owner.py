@@ -1,0 +1,47 @@
+"""Who holds a claim, in a form that lets others tell that the holder is dead.
+
+An owner is named by boot, process-id namespace, process id and the process's start time. Where all of it can be
+compared (Linux, the same boot and namespace), a dead owner is known at once; anywhere else only time tells.
+"""
+
+from __future__ import annotations
+
+import os
+
+_SEPARATOR = "/"
+
+
+def this_owner() -> str:
+    """The name of the calling process; it changes across ``fork``."""
+    return _SEPARATOR.join((*_machine(), str(os.getpid()), _start_time(os.getpid())))
+
+
+def is_dead(owner: str) -> bool:
+    """True only when ``owner`` certainly runs no more; False for an owner of another machine or container."""
+    parts = owner.split(_SEPARATOR)
+    here = _machine()
+    if len(parts) != 4 or not here[0] or tuple(parts[:2]) != here:
+        return False
+    try:
+        return _start_time(int(parts[2])) != parts[3]
+    except ValueError:
+        return False
+
+
+def _machine() -> tuple[str, str]:
+    try:
+        with open("/proc/sys/kernel/random/boot_id") as file:
+            boot = file.read().strip()
+        return boot, os.readlink("/proc/self/ns/pid")
+    except OSError:
+        return "", ""
+
+
+def _start_time(pid: int) -> str:
+    """Clock ticks after boot when ``pid`` started; "" when there is no such process, or it is a zombie."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            fields = file.read().rpartition(b")")[2].split()
+    except OSError:
+        return ""
+    return "" if fields[0] in (b"Z", b"X") else fields[19].decode()

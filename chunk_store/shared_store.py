@@ -1,0 +1,290 @@
+"""``ChunkStore`` made of a ledger (rules) and blobs (data). Every backend is one pair of them.
+
+Order of the steps decides what a crash leaves behind. Publish: claim, reserve, write blob, commit. Remove: the
+ledger turns the entry into garbage, the blob goes, the ledger forgets the garbage. A process that dies between two
+steps leaves a claim or garbage that any other process finishes off; never an entry without its bytes.
+"""
+
+from __future__ import annotations
+
+import secrets
+import threading
+from collections.abc import Callable, Sequence
+from types import TracebackType
+from typing import Self
+
+from chunk_store.blobs import BlobBad, BlobMissing, Blobs, BlobUnreadable, Expected, NoSpace
+from chunk_store.header import flat_views, header_nbytes
+from chunk_store.key import ChunkId, ChunkKey, ModelIdentity
+from chunk_store.ledger import Ledger, ReadTicket, blob_name, check_key
+from chunk_store.store import (
+    Busy,
+    ChunkRecord,
+    ClaimLost,
+    DeleteReport,
+    EntryHeader,
+    EntryInfo,
+    Lease,
+    MissReason,
+    Publication,
+    RecordPage,
+    RecordQuery,
+    Stored,
+    StoreError,
+    StoreFull,
+    StoreStats,
+    StoreUnavailable,
+    SweepReport,
+)
+
+RESERVE_ATTEMPTS_MAX = 64
+LOAD_ATTEMPTS_MAX = 3
+
+
+class SharedStore:
+    """One store, many processes; see ``ChunkStore`` for what each call promises."""
+
+    def __init__(self, ledger: Ledger, blobs: Blobs) -> None:
+        self.ledger = ledger
+        self.blobs = blobs
+        self._lock = threading.Lock()
+        self._open_claims: set[SharedPublication] = set()
+
+    def put_records(self, records: Sequence[ChunkRecord]) -> list[bool]:
+        return self.ledger.put_records(records)
+
+    def get_records(self, chunk_ids: Sequence[ChunkId]) -> list[ChunkRecord | None]:
+        return self.ledger.get_records(chunk_ids)
+
+    def list_records(self, query: RecordQuery) -> RecordPage:
+        return self.ledger.list_records(query)
+
+    def set_pinned(self, chunk_ids: Sequence[ChunkId], pinned: bool) -> list[bool]:
+        return self.ledger.set_pinned(chunk_ids, pinned)
+
+    def delete_chunks(self, chunk_ids: Sequence[ChunkId]) -> DeleteReport:
+        report = self.ledger.delete_chunks(chunk_ids)
+        self._remove_garbage()
+        return report
+
+    def delete_model(self, model: ModelIdentity) -> DeleteReport:
+        report = self.ledger.delete_model(model)
+        self._remove_garbage()
+        return report
+
+    def lookup(self, keys: Sequence[ChunkKey]) -> list[EntryInfo | None]:
+        return self.ledger.find(keys)
+
+    def miss_reason(self, key: ChunkKey, chunk_id: ChunkId, model: ModelIdentity, salt_digest: str) -> MissReason:
+        return self.ledger.miss_reason(key, chunk_id, model, salt_digest)
+
+    def list_entries(self, chunk_ids: Sequence[ChunkId] = ()) -> list[EntryInfo]:
+        return self.ledger.list_entries(chunk_ids)
+
+    def begin(self, key: ChunkKey, *, ttl_s: float = 30.0) -> Publication | Stored | Busy:
+        check_key(key)
+        nonce = secrets.token_hex(8)
+        answer = self.ledger.claim(key, nonce, ttl_s)
+        if isinstance(answer, Stored | Busy):
+            return answer
+        publication = SharedPublication(self.ledger, self.blobs, key, nonce, ttl_s, self._close_claim)
+        with self._lock:
+            self._open_claims.add(publication)
+        return publication
+
+    def load(self, key: ChunkKey, token_ids: Sequence[int], buffers: Sequence[memoryview]) -> MissReason | None:
+        views = flat_views(buffers, [buffer.nbytes for buffer in buffers])
+        expected = Expected(key, token_ids)
+        reason: MissReason | None = MissReason.LOAD_FAILED
+        for _ in range(LOAD_ATTEMPTS_MAX):
+            ticket = self.ledger.begin_read(key)
+            if isinstance(ticket, MissReason):
+                return ticket
+            try:
+                settled, reason = self._read(ticket, expected, views)
+            finally:
+                self.ledger.end_read(ticket)
+            if settled:
+                break
+        return reason
+
+    def _read(
+        self, ticket: ReadTicket, expected: Expected, views: Sequence[memoryview]
+    ) -> tuple[bool, MissReason | None]:
+        """Whether the answer stands, and the answer; it does not when the entry changed under the reader."""
+        try:
+            self.blobs.read(ticket.blob, expected, views)
+        except BlobMissing:
+            return self.ledger.forget(ticket.key, ticket.blob, quarantined=False), MissReason.LOAD_FAILED
+        except BlobUnreadable:
+            return True, MissReason.LOAD_FAILED
+        except BlobBad:
+            if self.ledger.forget(ticket.key, ticket.blob, quarantined=True):
+                self.blobs.quarantine(ticket.blob)
+                self._remove_garbage()
+                return True, MissReason.VERIFY_FAILED
+            return False, MissReason.VERIFY_FAILED
+        return True, None
+
+    def lease(self, keys: Sequence[ChunkKey], *, ttl_s: float = 30.0) -> Lease:
+        lease = SharedLease(self.ledger, tuple(keys), ttl_s)
+        lease.renew()
+        return lease
+
+    def sweep(self) -> SweepReport:
+        report = self.ledger.sweep()
+        self._remove_garbage()
+        return report
+
+    def stats(self) -> StoreStats:
+        return self.ledger.stats(self.blobs.kind)
+
+    def close(self) -> None:
+        with self._lock:
+            claims = list(self._open_claims)
+        for publication in claims:
+            try:
+                publication.abort()
+            except StoreError:
+                continue  # the store is gone; the claim runs out by itself
+        self.ledger.close()
+        self.blobs.close()
+
+    def _remove_garbage(self) -> None:
+        blobs = self.ledger.garbage()
+        if blobs:
+            self.blobs.remove(blobs)
+            self.ledger.discard(blobs)
+
+    def _close_claim(self, publication: SharedPublication) -> None:
+        with self._lock:
+            self._open_claims.discard(publication)
+
+
+class SharedPublication:
+    """A claim on one key; see ``Publication``."""
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        blobs: Blobs,
+        key: ChunkKey,
+        nonce: str,
+        ttl_s: float,
+        on_end: Callable[[SharedPublication], None],
+    ) -> None:
+        self._ledger = ledger
+        self._blobs = blobs
+        self._key = key
+        self._nonce = nonce
+        self._ttl_s = ttl_s
+        self._on_end = on_end
+        self._header: EntryHeader | None = None
+        self._ended = False
+
+    def renew(self) -> None:
+        self._check_open()
+        self._ledger.renew_claim(self._key, self._nonce, self._ttl_s)
+
+    def write(self, header: EntryHeader, buffers: Sequence[memoryview]) -> None:
+        self._check_open()
+        if self._header is not None:
+            raise StoreError("write was already called for this publication")
+        if header.key != self._key:
+            raise ValueError(f"header.key: {header.key} is not the claimed key {self._key}")
+        views = flat_views(buffers, header.layout.buffer_nbytes(len(header.token_ids)))
+        nbytes = header_nbytes(header) + header.nbytes
+        blob = blob_name(self._key, self._nonce)
+        self._reserve(nbytes)
+        try:
+            self._blobs.write(blob, header, views)
+        except NoSpace:
+            self._make_room(blob, nbytes)
+            self._write_again(blob, header, views)
+        self._header = header
+
+    def commit(self) -> EntryInfo:
+        self._check_open()
+        if self._header is None:
+            raise StoreError("commit needs write first")
+        info = self._ledger.commit(self._key, self._nonce, self._header)
+        self._end()
+        return info
+
+    def abort(self) -> None:
+        if self._ended:
+            return
+        self._end()
+        self._blobs.remove([blob_name(self._key, self._nonce)])
+        self._ledger.drop_claim(self._key, self._nonce)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            self.abort()
+        except StoreUnavailable:
+            if error is None:
+                raise  # an error that is already on its way tells more
+
+    def _reserve(self, nbytes: int) -> None:
+        for _ in range(RESERVE_ATTEMPTS_MAX):
+            garbage = self._ledger.reserve(self._key, self._nonce, nbytes)
+            if not garbage:
+                return
+            self._blobs.remove(garbage)
+            self._ledger.discard(garbage)
+        raise StoreFull(f"no room for {nbytes} bytes: other writers took what was evicted; try again")
+
+    def _make_room(self, blob: str, nbytes: int) -> None:
+        self._blobs.remove([blob])
+        garbage = self._ledger.evict(nbytes)
+        self._blobs.remove(garbage)
+        self._ledger.discard(garbage)
+
+    def _write_again(self, blob: str, header: EntryHeader, views: Sequence[memoryview]) -> None:
+        try:
+            self._blobs.write(blob, header, views)
+        except NoSpace as error:
+            self._blobs.remove([blob])
+            raise StoreFull(f"the store's medium is full: {error}") from error
+
+    def _check_open(self) -> None:
+        if self._ended:
+            raise ClaimLost("the publication has ended (committed, aborted, or its store was closed)")
+
+    def _end(self) -> None:
+        self._ended = True
+        self._on_end(self)
+
+
+class SharedLease:
+    """A lease on some keys; see ``Lease``."""
+
+    def __init__(self, ledger: Ledger, keys: tuple[ChunkKey, ...], ttl_s: float) -> None:
+        self._ledger = ledger
+        self._keys = keys
+        self._ttl_s = ttl_s
+        self._name = secrets.token_hex(8)
+        self._released = False
+
+    def renew(self) -> None:
+        if self._released:
+            raise StoreError("the lease was released")
+        self._ledger.hold(self._name, self._keys, self._ttl_s)
+
+    def release(self) -> None:
+        if not self._released:
+            self._released = True
+            self._ledger.unhold(self._name)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.release()
