@@ -1,0 +1,76 @@
+"""Cairn's client: register chunks, compose them, stream an answer, and see what was reused.
+
+with cairn.Client(prefill="127.0.0.1:50071", decode="127.0.0.1:50072") as client:
+    document = client.prefill("The harbour of Tarn opened in 1911.", name="tarn")
+    for delta in client.generate([document, "When did the harbour open?"]):
+        print(delta.text, end="")
+"""
+
+from cairn.async_client import AsyncClient
+from cairn.client import Client
+from cairn.errors import (
+    CairnError,
+    Cancelled,
+    Conflict,
+    DeadlineExceeded,
+    InvalidRequest,
+    NotFound,
+    Overloaded,
+    ServerError,
+    Unauthorized,
+    Unavailable,
+    Unsupported,
+)
+from cairn.generation import AsyncGeneration, Generation
+from cairn.types import (
+    Chunk,
+    ChunkRef,
+    Deleted,
+    Delta,
+    Explanation,
+    Loads,
+    ModeSupport,
+    Result,
+    ReuseReport,
+    SegmentReport,
+    StoredChunk,
+    StoreStats,
+    Text,
+    Timings,
+    Tokens,
+    Usage,
+)
+
+__all__ = [
+    "AsyncClient",
+    "AsyncGeneration",
+    "CairnError",
+    "Cancelled",
+    "Chunk",
+    "ChunkRef",
+    "Client",
+    "Conflict",
+    "DeadlineExceeded",
+    "Deleted",
+    "Delta",
+    "Explanation",
+    "Generation",
+    "InvalidRequest",
+    "Loads",
+    "ModeSupport",
+    "NotFound",
+    "Overloaded",
+    "Result",
+    "ReuseReport",
+    "SegmentReport",
+    "ServerError",
+    "StoreStats",
+    "StoredChunk",
+    "Text",
+    "Timings",
+    "Tokens",
+    "Unauthorized",
+    "Unavailable",
+    "Unsupported",
+    "Usage",
+]

@@ -1,0 +1,220 @@
+"""What goes into a client and what comes out: frozen dataclasses that know no protobuf.
+
+Enumerations are their lower-case names (``"context"``, ``"exact"``, ``"store"``); an empty string means
+unspecified. Durations are seconds, sizes are bytes, points in time are Unix seconds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+CHUNK_TYPES = ("system_prompt", "context", "code", "rag_result", "query")
+REUSE_MODES = ("exact", "anchored", "independent")
+CACHE_USES = ("shared", "bypass")
+LIST_ORDERS = ("created", "last_used", "name")
+
+
+@dataclass(frozen=True)
+class Text:
+    """A part of a prompt given as text. With a ``role`` it is rendered as one turn of the chat template."""
+
+    text: str
+    type: str = ""
+    role: str = ""
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """A part of a prompt given as token ids."""
+
+    ids: Sequence[int]
+    type: str = ""
+
+
+@dataclass(frozen=True)
+class ChunkRef:
+    """A registered chunk, named by its id."""
+
+    id: str
+
+
+@dataclass(frozen=True)
+class Timings:
+    """Seconds that each stage of a request took, by the service's clock; 0 where a stage did not happen."""
+
+    queue_s: float = 0.0
+    tokenize_s: float = 0.0
+    lookup_s: float = 0.0
+    prefill_s: float = 0.0
+    publish_s: float = 0.0
+    load_s: float = 0.0
+    forward_s: float = 0.0
+    first_token_s: float = 0.0
+    decode_s: float = 0.0
+    total_s: float = 0.0
+
+
+@dataclass(frozen=True)
+class Chunk(ChunkRef):
+    """What ``prefill`` did. ``outcome`` is ``"computed"`` or ``"already_stored"``; the token counts include
+    context that had to be computed or was found."""
+
+    key: str
+    tokens: int
+    outcome: str
+    computed_tokens: int
+    reused_tokens: int
+    timings: Timings
+    name: str = ""
+    type: str = ""
+    newly_registered: bool = False
+    model_identity: str = ""
+
+
+@dataclass(frozen=True)
+class StoredChunk(ChunkRef):
+    """A registered chunk as the prefill service lists it. ``expires_unix_s`` None: it has no TTL."""
+
+    type: str
+    name: str
+    tags: tuple[str, ...]
+    tokens: int
+    pinned: bool
+    created_unix_s: float
+    last_used_unix_s: float
+    expires_unix_s: float | None
+    kv_entries: int
+    kv_bytes: int
+    token_ids: tuple[int, ...] = ()
+    text: str = ""
+
+
+@dataclass(frozen=True)
+class Deleted:
+    """What deleting a chunk freed."""
+
+    kv_entries: int
+    kv_bytes: int
+
+
+@dataclass(frozen=True)
+class Delta:
+    """A piece of a stream. ``text`` may be empty while a character's bytes are incomplete."""
+
+    text: str
+    token_ids: tuple[int, ...]
+    logprobs: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True)
+class Usage:
+    """Token counts; ``prompt_tokens = cached_tokens + computed_tokens``."""
+
+    prompt_tokens: int
+    cached_tokens: int
+    computed_tokens: int
+    completion_tokens: int
+
+
+@dataclass(frozen=True)
+class SegmentReport:
+    """Where the KV of one part of the prompt came from. ``offset`` is where it stands minus where it was
+    computed, in tokens; ``miss_reason`` is empty for a hit."""
+
+    chunk_id: str
+    name: str
+    type: str
+    tokens: int
+    cached_tokens: int
+    source: str
+    level: int
+    offset: int
+    exactness: str
+    miss_reason: str
+
+
+@dataclass(frozen=True)
+class ReuseReport:
+    """What was reused, part by part, and how exact the answer is: the weakest of the parts."""
+
+    reuse_mode: str
+    exactness: str
+    segments: tuple[SegmentReport, ...]
+
+
+@dataclass(frozen=True)
+class Result:
+    """A finished generation. ``finish_reason`` is ``"stop"``, ``"length"`` or ``"abort"``."""
+
+    request_id: str
+    text: str
+    token_ids: tuple[int, ...]
+    logprobs: tuple[float, ...]
+    finish_reason: str
+    usage: Usage
+    reuse: ReuseReport
+    timings: Timings
+    seed: int
+    model_name: str
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """What a request would reuse, compute and move, without running it."""
+
+    prompt_tokens: int
+    cached_tokens: int
+    computed_tokens: int
+    reuse: ReuseReport
+    bytes_to_load: int
+    bytes_to_compute: int
+    bytes_read_per_step: int
+    bytes_shared_per_step: int
+
+
+@dataclass(frozen=True)
+class StoreStats:
+    """What the chunk store holds and how much it may hold (0: no limit)."""
+
+    backend: str
+    chunks: int
+    chunks_max: int
+    kv_entries: int
+    kv_bytes: int
+    capacity_bytes: int
+    pinned_entries: int
+    leased_entries: int
+    evictions: int
+    quarantined: int
+    model_identity: str
+    model_name: str
+
+
+@dataclass(frozen=True)
+class ModeSupport:
+    """Whether the decode service's model allows a reuse mode, and if not, why."""
+
+    mode: str
+    supported: bool
+    reason: str
+
+
+@dataclass(frozen=True)
+class Loads:
+    """How busy the decode service is now, and what its model is."""
+
+    running: int
+    waiting: int
+    waiting_max: int
+    batch_max: int
+    pages_total: int
+    pages_free: int
+    pages_chunks: int
+    pages_tails: int
+    chunks_resident: int
+    page_size: int
+    model_name: str
+    model_identity: str
+    context_length_max: int
+    modes: tuple[ModeSupport, ...] = field(default=())
