@@ -1,0 +1,82 @@
+"""Partial attention in torch: softmax over some of a row's keys, with what merging needs.
+
+A partial result is ``(out, lse)``: the softmax-weighted values over the keys seen, and the natural logarithm
+of the sum of the exponentials. ``merge`` combines partial results over disjoint keys (FlashDecoding's
+identity; see also Milakov and Gimelshein, arXiv:1805.02867).
+
+Shapes: q ``(batch, heads, rows, k_dim)``, k ``(batch, heads, keys, k_dim)``, v ``(batch, heads, keys, v_dim)``,
+strided views allowed; out ``(batch, heads, rows, v_dim)`` in q's dtype, lse ``(batch, heads, rows)`` fp32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+_flash_cpu = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+
+
+def partial_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    scaling: float,
+    softcap: float | None = None,
+    causal: bool = False,
+    mask: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Attention of every row over all keys given, or over keys 0..row if ``causal``.
+
+    ``mask`` is added to the scores; broadcastable to (batch, heads, rows, keys), in q's dtype.
+    """
+    if softcap is not None or q.device.type != "cpu" or q.dtype == torch.float16:
+        return _by_matmul(q, k, v, scaling, softcap, causal, mask)
+    width = v.shape[-1]
+    if width < k.shape[-1]:
+        v = torch.nn.functional.pad(v, (0, k.shape[-1] - width))
+    elif width > k.shape[-1]:
+        return _by_matmul(q, k, v, scaling, softcap, causal, mask)
+    out, lse = _flash_cpu(q, k, v, 0.0, causal, attn_mask=mask, scale=scaling)
+    return out[..., :width], lse
+
+
+def _by_matmul(
+    q: Tensor, k: Tensor, v: Tensor, scaling: float, softcap: float | None, causal: bool, mask: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    scores = torch.matmul(q.float(), k.float().transpose(-1, -2)) * scaling
+    if softcap is not None:
+        scores = softcap * torch.tanh(scores / softcap)
+    if causal:
+        rows, keys = scores.shape[-2:]
+        future = torch.ones(rows, keys, dtype=torch.bool, device=q.device).triu(1)
+        scores = scores.masked_fill(future, float("-inf"))
+    if mask is not None:
+        scores = scores + mask.float()
+    lse = torch.logsumexp(scores, dim=-1)
+    out = torch.matmul(torch.exp(scores - lse[..., None]), v.float())
+    return out.to(q.dtype), lse
+
+
+def merge(outs: Sequence[Tensor], lses: Sequence[Tensor], sinks: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Merges partial results in the order given, in fp32; an lse of -inf leaves its part out.
+
+    ``outs[i]`` is (..., heads, v_dim), ``lses[i]`` is (..., heads); ``sinks`` (heads,) joins every softmax.
+    At least one part of every row must be finite. Returns fp32 (out, lse).
+    """
+    top = lses[0]
+    for lse in lses[1:]:
+        top = torch.maximum(top, lse)
+    if sinks is not None:
+        top = torch.maximum(top, sinks)
+    weight = torch.exp(lses[0] - top)
+    total, out = weight, outs[0].float() * weight[..., None]
+    for part, lse in zip(outs[1:], lses[1:], strict=True):
+        weight = torch.exp(lse - top)
+        total = total + weight
+        out = out + part.float() * weight[..., None]
+    if sinks is not None:
+        total = total + torch.exp(sinks - top)
+    return out / total[..., None], top + torch.log(total)

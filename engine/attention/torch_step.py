@@ -1,0 +1,134 @@
+"""A plan as index tensors: what the torch backend prepares once a step and uses in every layer."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from engine.plan import CascadePlan, ChunkRead, Tail
+from engine.rotary import Rotation
+
+SHORTEST_TAIL_TOKENS = 64  # a decode tail is padded to this times a power of four, by its own length only
+
+Tables = dict[int, tuple[Tensor, Tensor]]  # id of a Rotation -> cos, sin, fp32 (pairs, 1, frequencies)
+
+
+@dataclass(frozen=True)
+class Read:
+    """A chunk read. ``rows`` None: every row of the step once, in order, all of them yielding ``part``.
+
+    Otherwise ``rows`` and ``parts`` are (pairs,), and ``padded_rows`` repeats the last row up to the multiple.
+    """
+
+    first_slot: int
+    tokens: int
+    rows: Tensor | None
+    parts: Tensor | None
+    padded_rows: Tensor | None
+    part: int
+    tables: Tables  # empty: nothing is turned
+
+
+@dataclass(frozen=True)
+class TailClass:
+    """Tails of one new row each, padded to one length: slots (tails, length), mask (tails, 1, 1, length)."""
+
+    rows: Tensor | None  # (tails,); None: every row of the step in order
+    slots: Tensor
+    mask: Tensor
+
+
+@dataclass(frozen=True)
+class LongTail:
+    """The tail of a sequence with several new rows. ``slots`` (tokens,), or None: a run from ``first_slot``."""
+
+    first_row: int
+    rows: int
+    tokens_before: int
+    first_slot: int
+    slots: Tensor | None
+
+
+@dataclass(frozen=True)
+class TorchStep:
+    """A prepared step. ``aligned``: each part is one tensor over all rows, nothing needs scattering."""
+
+    rows: int
+    parts: int
+    slots: Tensor
+    reads: tuple[Read, ...]
+    tail_classes: tuple[TailClass, ...]
+    long_tails: tuple[LongTail, ...]
+    aligned: bool
+
+
+def prepare_read(
+    read: ChunkRead, rows: int, row_multiple: int, rotations: Sequence[Rotation], device: torch.device
+) -> Read:
+    """Index tensors and rotation tables of one read in a step of ``rows`` rows."""
+    whole = read.rows == tuple(range(rows)) and len(set(read.parts)) == 1
+    padding = -len(read.rows) % row_multiple
+    padded = read.rows + (read.rows[-1],) * padding
+    tables: Tables = {}
+    if any(read.offsets):
+        offsets = torch.tensor(read.offsets + (read.offsets[-1],) * padding)
+        tables = {id(rotation): rotation.table(offsets, device) for rotation in rotations}
+    if whole and not padding:
+        return Read(read.first_slot, read.tokens, None, None, None, read.parts[0], tables)
+    return Read(
+        read.first_slot,
+        read.tokens,
+        torch.tensor(read.rows, device=device),
+        torch.tensor(read.parts, device=device),
+        torch.tensor(padded, device=device),
+        read.parts[0],
+        tables,
+    )
+
+
+def prepare_tail_classes(
+    tails: Sequence[Tail], rows: int, page_size: int, dtype: torch.dtype, device: torch.device
+) -> tuple[TailClass, ...]:
+    """Groups one-row tails by padded length. Slots behind a tail's end point at its last page's; masked."""
+    classes: dict[int, list[Tail]] = defaultdict(list)
+    for tail in tails:
+        length = SHORTEST_TAIL_TOKENS
+        while length < tail.tokens_before + 1:
+            length *= 4
+        classes[length].append(tail)
+    return tuple(_tail_class(members, length, rows, page_size, dtype, device) for length, members in classes.items())
+
+
+def _tail_class(
+    tails: list[Tail], length: int, rows: int, page_size: int, dtype: torch.dtype, device: torch.device
+) -> TailClass:
+    pages_max = -(-length // page_size)
+    table = torch.tensor([[*t.pages[:pages_max], *(t.pages[:1] * (pages_max - len(t.pages)))] for t in tails])
+    slots = (table[:, :, None] * page_size + torch.arange(page_size)).reshape(len(tails), -1)[:, :length]
+    lengths = torch.tensor([tail.tokens_before + 1 for tail in tails])
+    hidden = torch.arange(length) >= lengths[:, None]
+    mask = torch.zeros(len(tails), 1, 1, length, dtype=dtype).masked_fill_(hidden[:, None, None], float("-inf"))
+    first_rows = tuple(tail.first_row for tail in tails)
+    index = None if first_rows == tuple(range(rows)) else torch.tensor(first_rows, device=device)
+    return TailClass(index, slots.to(device), mask.to(device))
+
+
+def prepare_long_tail(tail: Tail, page_size: int, device: torch.device) -> LongTail:
+    """The slots of a tail with several new rows, as a run where its pages are neighbours in order."""
+    tokens = tail.tokens_before + tail.rows
+    used = tail.pages[: -(-tokens // page_size)]
+    first_slot = used[0] * page_size
+    if used == tuple(range(used[0], used[0] + len(used))):
+        return LongTail(tail.first_row, tail.rows, tail.tokens_before, first_slot, None)
+    pages = torch.tensor(used)
+    slots = (pages[:, None] * page_size + torch.arange(page_size)).reshape(-1)[:tokens]
+    return LongTail(tail.first_row, tail.rows, tail.tokens_before, first_slot, slots.to(device))
+
+
+def is_aligned(plan: CascadePlan, reads: Sequence[Read]) -> bool:
+    """Whether every part of the plan is exactly one read over all rows."""
+    return all(read.rows is None for read in reads) and len(reads) == plan.parts - 1

@@ -1,0 +1,131 @@
+"""A borrowed model: transformers' modelling code with our function in place of its attention.
+
+The model runs one packed row of tokens with explicit positions and no cache of its own; each attention call
+is handed to a function that the caller of ``forward`` gives. This module does not know pools or plans.
+"""
+
+from __future__ import annotations
+
+import inspect
+import itertools
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM
+from transformers.modeling_utils import AttentionInterface
+
+from engine.attention import Scores
+from engine.pool import TORCH_DTYPES
+
+# Called once a layer, in order: layer, q (rows, heads, k_dim), k and v (rows, kv_heads, dim), scores; returns
+# (rows, heads, v_dim).
+AttendFunction = Callable[[int, Tensor, Tensor, Tensor, Scores], Tensor]
+
+_names = itertools.count()
+
+
+class ModelRefused(ValueError):
+    """This model cannot be served exactly; the message names what stands against it."""
+
+
+class BorrowedModel:
+    """A causal ``transformers`` model whose attention is ours.
+
+    ``forward`` is not re-entrant: one thread launches device work.
+    """
+
+    def __init__(self, module: nn.Module, *, name: str) -> None:
+        self.module = module.eval()
+        self.name = name
+        self.config: Any = module.config
+        self._attend: AttendFunction | None = None
+        self._calls = 0
+        self._takes_rows = "logits_to_keep" in inspect.signature(module.forward).parameters
+        # One name a model: the interface has no other way to tell models of one process apart, and some
+        # models refuse extra keyword arguments. No mask function bears the name, so no mask is built.
+        self._interface = f"cairn_{next(_names)}"
+        AttentionInterface.register(self._interface, self._attention)
+
+    @classmethod
+    def load(cls, path_or_id: str, *, dtype: str = "auto", device: str = "cpu", name: str = "") -> BorrowedModel:
+        """Loads weights from a directory or hub id. ``dtype``: float32, bfloat16, float16 or auto.
+
+        "auto" is float32 on the CPU for models under 100 M parameters (faster there, and exact to compare),
+        the checkpoint's own otherwise. Raises ``ModelRefused`` if there is no causal model at the path.
+        """
+        try:
+            config = AutoConfig.from_pretrained(path_or_id)
+            module = AutoModelForCausalLM.from_pretrained(
+                path_or_id, config=config, dtype=TORCH_DTYPES.get(dtype, "auto")
+            )
+        except (OSError, ValueError, KeyError) as error:
+            raise ModelRefused(f"model {path_or_id!r} cannot be loaded: {error}") from error
+        if dtype == "auto" and device == "cpu" and module.num_parameters() < 100_000_000:
+            module = module.float()
+        return cls(module.to(device), name=name or path_or_id.rstrip("/").rsplit("/", 1)[-1])
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.module.parameters()).device
+
+    @property
+    def dtype_name(self) -> str:
+        """The weights' dtype by its short name, as in the layout."""
+        return str(next(p.dtype for p in self.module.parameters() if p.is_floating_point())).removeprefix("torch.")
+
+    @torch.inference_mode()
+    def forward(self, token_ids: Tensor, positions: Tensor, attend: AttendFunction, logit_rows: Tensor) -> Tensor:
+        """One packed forward.
+
+        ``token_ids`` and ``positions`` are (rows,) int64; ``attend`` is called once a layer; returns logits
+        (len(logit_rows), vocabulary) fp32 of the rows named.
+        """
+        if self.config._attn_implementation != self._interface:
+            self.module.set_attn_implementation(self._interface)  # type: ignore[operator]
+        self._attend, self._calls = attend, 0
+        try:
+            extra = {"logits_to_keep": logit_rows} if self._takes_rows else {}
+            output = self.module(
+                input_ids=token_ids[None], position_ids=positions[None], use_cache=False, return_dict=True, **extra
+            )
+        finally:
+            self._attend = None
+        logits: Tensor = output.logits[0]
+        return (logits if self._takes_rows else logits[logit_rows]).float()
+
+    @torch.inference_mode()
+    def eager_forward(self, token_ids: Tensor, positions: Tensor, allowed: Tensor) -> Tensor:
+        """The model's own eager attention under an explicit mask: the oracle.
+
+        ``allowed`` (rows, rows) bool; returns logits (rows, vocabulary) fp32.
+        """
+        self.module.set_attn_implementation("eager")  # type: ignore[operator]
+        dtype = TORCH_DTYPES[self.dtype_name]
+        mask = torch.zeros(allowed.shape, dtype=dtype, device=self.device).masked_fill_(
+            ~allowed.to(self.device), torch.finfo(dtype).min
+        )
+        output = self.module(
+            input_ids=token_ids[None], position_ids=positions[None], attention_mask=mask[None, None], use_cache=False
+        )
+        logits: Tensor = output.logits[0].float()
+        return logits
+
+    def _attention(
+        self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any, **options: Any
+    ) -> tuple[Tensor, None]:
+        """transformers' attention interface: query (1, heads, rows, dim) -> ((1, rows, heads, dim), None)."""
+        if self._attend is None:
+            raise RuntimeError("attention called outside of BorrowedModel.forward")
+        scaling = options.get("scaling")
+        scores = Scores(
+            scaling=query.shape[-1] ** -0.5 if scaling is None else float(scaling),
+            softcap=options.get("softcap"),
+            sinks=None if options.get("s_aux") is None else options["s_aux"].float().reshape(-1),
+            window=options.get("sliding_window"),
+        )
+        q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
+        out = self._attend(self._calls, q, k, v, scores)
+        self._calls += 1
+        return out[None], None
