@@ -118,12 +118,16 @@ class Generation(_Stream):
         self.close()
 
     def __del__(self) -> None:
-        if hasattr(self, "_open"):
+        if getattr(self, "_open", False):
             self.close()
 
 
 class AsyncGeneration(_Stream):
     """The same for an event loop: ``async for``, ``await finish()``, ``async with`` or ``await aclose()``."""
+
+    def __init__(self, start: StartCall, peer: Peer, attempts: Attempts) -> None:
+        self._loop = asyncio.get_running_loop()
+        super().__init__(start, peer, attempts)
 
     def __aiter__(self) -> Self:
         return self
@@ -167,6 +171,11 @@ class AsyncGeneration(_Stream):
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> None:
         await self.aclose()
+
+    def __del__(self) -> None:
+        # The garbage collector may run in another thread, and after the loop has ended.
+        if getattr(self, "_open", False) and not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self._call.cancel)
 
 
 def _task_is_cancelled() -> bool:

@@ -1,0 +1,154 @@
+"""Start the prefill and the decode service on this machine and keep them together.
+
+Prints a line when both serve. Ctrl-C or SIGTERM drains: running requests may finish, new ones are refused; a second
+Ctrl-C ends at once. If one service dies the other is stopped; nothing is restarted silently.
+
+Exit codes: 0 stopped on request, 1 a service failed or had to be killed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import signal
+import time
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from rich.text import Text
+
+from cairn.connection import add_json_flag, positive_seconds
+from cairn.processes import Command, Processes, ServiceFailed
+from cairn.services import Settings, service_commands
+from cairn.terminal import Terminal
+
+NAME = "up"
+HELP = "start the two services on this machine"
+
+STYLES = {"prefill": "cyan", "decode": "magenta"}
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--model", required=True, metavar="PATH_OR_ID", help="a model directory or hub id")
+    parser.add_argument("--store", default=_default_store(), metavar="URL", help="file:///DIR (default %(default)s)")
+    parser.add_argument("--device", default="cpu", help="cpu (default) or cuda")
+    parser.add_argument("--dtype", choices=("auto", "float32", "bfloat16"))
+    parser.add_argument("--model-name", metavar="NAME", help="how metrics and replies name the model")
+    parser.add_argument("--threads", type=int, metavar="N", help="compute threads of each service")
+    parser.add_argument("--log-level", help="of both services, for example debug")
+    ports = parser.add_argument_group("addresses (port 0: any free one)")
+    ports.add_argument("--host", default="127.0.0.1", help="address to listen on (default %(default)s)")
+    ports.add_argument("--prefill-port", type=int, default=50071, metavar="N", help="default %(default)s")
+    ports.add_argument("--decode-port", type=int, default=50072, metavar="N", help="default %(default)s")
+    ports.add_argument("--prefill-metrics-port", type=int, default=9471, metavar="N", help="default %(default)s")
+    ports.add_argument("--decode-metrics-port", type=int, default=9472, metavar="N", help="default %(default)s")
+    memory = parser.add_argument_group("memory")
+    memory.add_argument("--page-size", type=int, metavar="N", help="tokens a page (default 16)")
+    memory.add_argument("--pool-pages", type=int, metavar="N", help="pages of the decode service's KV pool")
+    memory.add_argument("--prefill-pool-pages", type=int, metavar="N", help="pages of the prefill service's KV pool")
+    memory.add_argument("--chunk-page-ratio", type=float, metavar="SHARE", help="of the pool for chunks (default 0.5)")
+    memory.add_argument("--registry-max", type=int, metavar="N", help="registered chunks at most")
+    memory.add_argument("--store-capacity", metavar="BYTES", help="of stored KV, for example 10GiB")
+    work = parser.add_argument_group("scheduling")
+    work.add_argument("--max-cascade-levels", type=int, metavar="N", help="default 3")
+    work.add_argument("--max-batch", type=int, metavar="N", help="requests decoded together at most")
+    work.add_argument("--max-waiting", type=int, metavar="N", help="requests that may wait; more are refused")
+    work.add_argument("--prefill-tokens-max", type=int, metavar="N", help="tokens a prefill forward at most")
+    work.add_argument("--strict", action="store_true", help="one batch size for every step: bits never change")
+    parser.add_argument("--start-timeout", type=positive_seconds, default=300.0, metavar="SECONDS")
+    parser.add_argument("--drain-timeout", type=positive_seconds, default=20.0, metavar="SECONDS")
+    add_json_flag(parser)
+
+
+def run(args: argparse.Namespace, terminal: Terminal) -> int:
+    settings = Settings(**{field.name: getattr(args, field.name) for field in fields(Settings)})
+    return asyncio.run(_serve(settings, args.start_timeout, args.drain_timeout, terminal))
+
+
+async def _serve(settings: Settings, start_timeout_s: float, drain_timeout_s: float, terminal: Terminal) -> int:
+    commands = service_commands(settings)
+    processes = Processes(lambda service, line: _log(terminal, service, line))
+    stopping = _stop_on_signals(processes)
+    asked = asyncio.create_task(stopping.wait())
+    failure = ""
+    try:
+        await processes.start(commands)
+        failure = await _until_asked(processes, commands, start_timeout_s, asked, terminal)
+    except ServiceFailed as error:
+        failure = str(error)
+    finally:
+        terminal.note("Stopping ..." if not failure else f"cairn: {failure}; stopping the rest", "bold")
+        clean = await processes.stop(drain_timeout_s)
+        asked.cancel()
+    if terminal.as_json:
+        terminal.json_line({"event": "stopped", "reason": failure or "asked", "clean": clean})
+    return 1 if failure or not clean else 0
+
+
+async def _until_asked(
+    processes: Processes,
+    commands: tuple[Command, ...],
+    start_timeout_s: float,
+    asked: asyncio.Task[Any],
+    terminal: Terminal,
+) -> str:
+    """Wait for readiness, say so, and wait for the end: "" if it was asked for, else what happened."""
+    started = time.monotonic()
+    ready = asyncio.create_task(processes.wait_ready(start_timeout_s))
+    with terminal.waiting("Starting the prefill and the decode service ..."):
+        await asyncio.wait({ready, asked}, return_when=asyncio.FIRST_COMPLETED)
+    if not ready.done():
+        ready.cancel()
+        return ""
+    _say_ready(terminal, commands, ready.result(), time.monotonic() - started)
+    died = asyncio.create_task(processes.first_exit())
+    await asyncio.wait({died, asked}, return_when=asyncio.FIRST_COMPLETED)
+    if died.done() and not asked.done():
+        return died.result()
+    died.cancel()
+    return ""
+
+
+def _say_ready(
+    terminal: Terminal, commands: tuple[Command, ...], events: dict[str, dict[str, Any]], seconds: float
+) -> None:
+    places = {
+        command.name: {"address": command.address, "metrics": _metrics_url(command, events[command.name])}
+        for command in commands
+    }
+    if terminal.as_json:
+        terminal.json_line({"event": "ready", **places, "seconds": round(seconds, 3)})
+        return
+    terminal.say(
+        f"Ready in {seconds:.1f} s. "
+        + " ".join(f"{name} {place['address']} (metrics {place['metrics']})" for name, place in places.items())
+    )
+
+
+def _metrics_url(command: Command, event: dict[str, Any]) -> str:
+    return f"http://{command.address.rpartition(':')[0]}:{event.get('metrics_port')}/metrics"
+
+
+def _stop_on_signals(processes: Processes) -> asyncio.Event:
+    """An event that the first SIGINT or SIGTERM sets; the second one kills."""
+    stopping = asyncio.Event()
+
+    def stop() -> None:
+        if stopping.is_set():
+            processes.kill()
+        stopping.set()
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, stop)
+    return stopping
+
+
+def _log(terminal: Terminal, service: str, line: str) -> None:
+    terminal.log(Text.assemble((f"{service:>7} | ", STYLES.get(service, "")), line))
+
+
+def _default_store() -> str:
+    cache = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
+    return f"file://{cache}/cairn/store"

@@ -1,0 +1,91 @@
+"""The two services of one machine as command lines: which flags each gets, on which ports."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+
+from cairn.processes import Command, free_port
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What ``cairn up`` was asked for. None leaves a value to the service's own default; port 0 is any free one."""
+
+    model: str
+    store: str
+    device: str = "cpu"
+    dtype: str | None = None
+    model_name: str | None = None
+    host: str = "127.0.0.1"
+    prefill_port: int = 0
+    decode_port: int = 0
+    prefill_metrics_port: int = 0
+    decode_metrics_port: int = 0
+    threads: int | None = None
+    page_size: int | None = None
+    pool_pages: int | None = None
+    prefill_pool_pages: int | None = None
+    prefill_tokens_max: int | None = None
+    registry_max: int | None = None
+    store_capacity: str | None = None
+    chunk_page_ratio: float | None = None
+    max_cascade_levels: int | None = None
+    max_batch: int | None = None
+    max_waiting: int | None = None
+    strict: bool = False
+    log_level: str | None = None
+
+
+def service_commands(settings: Settings) -> tuple[Command, Command]:
+    """The prefill and the decode service's commands, with every port chosen."""
+    prefill_address = f"{settings.host}:{settings.prefill_port or free_port(settings.host)}"
+    decode_address = f"{settings.host}:{settings.decode_port or free_port(settings.host)}"
+    prefill = {
+        **_shared_flags(settings, prefill_address, settings.prefill_metrics_port),
+        "--kv-pages": settings.prefill_pool_pages,
+        "--registry-max": settings.registry_max,
+        "--store-capacity": settings.store_capacity,
+        "--prefill-tokens-max": settings.prefill_tokens_max,
+    }
+    decode = {
+        **_shared_flags(settings, decode_address, settings.decode_metrics_port),
+        "--kv-pages": settings.pool_pages,
+        "--prefill": prefill_address,
+        "--chunk-page-ratio": settings.chunk_page_ratio,
+        "--max-cascade-levels": settings.max_cascade_levels,
+        "--max-batch": settings.max_batch,
+        "--max-waiting": settings.max_waiting,
+        "--strict": settings.strict,
+    }
+    return (
+        Command("prefill", _argv("prefill_service", prefill), prefill_address),
+        Command("decode", _argv("decode_service", decode), decode_address),
+    )
+
+
+def _shared_flags(settings: Settings, address: str, metrics_port: int) -> dict[str, object]:
+    return {
+        "--model": settings.model,
+        "--store": settings.store,
+        "--device": settings.device,
+        "--dtype": settings.dtype,
+        "--model-name": settings.model_name,
+        "--host": settings.host,
+        "--port": address.rpartition(":")[2],
+        "--metrics-port": metrics_port or free_port(settings.host),
+        "--threads": settings.threads,
+        "--page-size": settings.page_size,
+        "--log-level": settings.log_level,
+    }
+
+
+def _argv(module: str, flags: dict[str, object]) -> tuple[str, ...]:
+    """``python -m module`` with the flags that have a value; a flag that is True stands alone."""
+    argv = [sys.executable, "-m", module]
+    for flag, value in flags.items():
+        if value is True:
+            argv.append(flag)
+        elif value is not None and value is not False:
+            argv += [flag, str(value)]
+    return tuple(argv)

@@ -1,0 +1,135 @@
+"""What a person or a script sees: words, tables and progress for one, JSON lines for the other.
+
+Results go to standard output, everything else to standard error. Colours appear only on a terminal and never with
+``NO_COLOR``; with ``--json`` standard output carries JSON lines and nothing else.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from cairn.errors import CairnError
+from cairn.types import ReuseReport
+
+PLAIN_WIDTH = 140  # columns where the output is not a terminal
+
+
+class Terminal:
+    """Where a command writes. ``as_json`` is what ``--json`` asked for."""
+
+    def __init__(self, as_json: bool = False) -> None:
+        self.as_json = as_json
+        self._out = _console(sys.stdout)
+        self._err = _console(sys.stderr)
+
+    def result(self, value: Any, human: str | Table) -> None:
+        """A command's result: the value as one JSON line, or its human form."""
+        if self.as_json:
+            self.json_line(value)
+        else:
+            self.say(human)
+
+    def json_line(self, value: Any) -> None:
+        """One JSON value on a line of its own; dataclasses become objects."""
+        print(json.dumps(_plain(value), ensure_ascii=False), flush=True)
+
+    def say(self, words: str | Text | Table, style: str = "") -> None:
+        """Words or a table for a person on standard output."""
+        self._out.print(words, style=style, soft_wrap=isinstance(words, str))
+
+    def note(self, words: str | Text | Table, style: str = "") -> None:
+        """Words or a table beside the result, on standard error; nothing with ``--json``."""
+        if not self.as_json:
+            self.log(words, style)
+
+    def log(self, words: str | Text | Table, style: str = "") -> None:
+        """A line on standard error in every mode."""
+        self._err.print(words, style=style, soft_wrap=isinstance(words, str | Text))
+
+    def stream(self, text: str) -> None:
+        """A piece of an answer, as it is, at once."""
+        sys.stdout.write(text)
+        sys.stdout.flush()
+
+    def waiting(self, words: str) -> AbstractContextManager[Any]:
+        """Show on a terminal that something is going on."""
+        if self.as_json or not self._err.is_terminal:
+            return nullcontext()
+        return self._err.status(words)
+
+    def failed(self, error: Exception) -> None:
+        """Say on standard error why the command failed."""
+        if self.as_json and isinstance(error, CairnError):
+            fields = {"code": error.code, "message": error.message, "source": error.source}
+            print(json.dumps({"error": fields}), file=sys.stderr, flush=True)
+        else:
+            self._err.print(Text.assemble(("cairn: ", "bold red"), str(error)), soft_wrap=True)
+
+
+def table(columns: Sequence[str], rows: Iterable[Sequence[object]], title: str = "") -> Table:
+    """A table; columns whose name starts with ``#`` hold numbers and are aligned to the right."""
+    made = Table(title=title or None, title_justify="left", header_style="bold", box=None, pad_edge=False)
+    for column in columns:
+        made.add_column(column.lstrip("#"), justify="right" if column.startswith("#") else "left", overflow="fold")
+    for row in rows:
+        made.add_row(*(Text(str(cell)) for cell in row))
+    return made
+
+
+def reuse_table(report: ReuseReport, title: str = "") -> Table:
+    """The reuse report, one row for each part of the prompt."""
+    columns = ("part", "type", "#tokens", "#cached", "source", "#level", "#offset", "exactness", "miss")
+    rows = [
+        (
+            segment.name or short_id(segment.chunk_id) or "(query)",
+            segment.type,
+            segment.tokens,
+            segment.cached_tokens,
+            segment.source,
+            segment.level,
+            segment.offset,
+            segment.exactness,
+            segment.miss_reason or "-",
+        )
+        for segment in report.segments
+    ]
+    return table(columns, rows, title)
+
+
+def short_id(chunk_id: str) -> str:
+    """The first digits of a chunk id: enough to recognise it."""
+    return chunk_id[:12]
+
+
+def human_bytes(count: int) -> str:
+    """A size in binary units, such as ``1.5 MiB``."""
+    size = float(count)
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if size < 1024:
+            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1024
+    return f"{size:.1f} TiB"
+
+
+def _console(stream: Any) -> Console:
+    width = None if stream.isatty() else PLAIN_WIDTH
+    return Console(file=stream, highlight=False, markup=False, emoji=False, width=width)
+
+
+def _plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {field.name: _plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return value

@@ -1,0 +1,22 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from cairn_fakes import FakeServices
+
+from cairn import Client
+
+
+@pytest.fixture
+def services() -> Iterator[FakeServices]:
+    fakes = FakeServices()
+    yield fakes
+    fakes.script.endless = False
+    fakes.stop()
+
+
+@pytest.fixture
+def client(services: FakeServices) -> Iterator[Client]:
+    with Client(services.address, services.address, timeout_s=10) as opened:
+        yield opened
