@@ -67,9 +67,7 @@ def chunk_id(tokenizer: TokenizerIdentity, type: ChunkType, token_ids: Sequence[
     return ChunkId(digest("cairn.chunk_id.v1", fields))
 
 
-def chunk_key(
-    model: ModelIdentity, context: Sequence[ChunkKey], token_ids: Sequence[int], salt: str = ""
-) -> ChunkKey:
+def chunk_key(model: ModelIdentity, context: Sequence[ChunkKey], token_ids: Sequence[int], salt: str = "") -> ChunkKey:
     """The name of a chunk's KV: ``H(model identity, [key(c) for c in context], token ids, salt)``.
 
     ``context`` holds the keys of the chunks that this chunk's tokens attend to, in order; ``salt`` keeps

@@ -60,5 +60,5 @@ class KVLayout:
     def from_canonical(cls, text: str) -> KVLayout:
         """Inverse of ``canonical``. Raises ``ValueError`` for anything else."""
         dtype, _, layers = text.partition(":")
-        triples = [tuple(int(n) for n in part.split(",")) for part in layers.split(";")]
+        triples = [tuple(int(n) for n in part.split(",")) for part in layers.split(";") if part]
         return cls(dtype, tuple(LayerLayout(*triple) for triple in triples))

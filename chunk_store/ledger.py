@@ -47,6 +47,11 @@ def blob_name(key: ChunkKey, nonce: str) -> str:
     return f"{key}.{nonce}"
 
 
+def key_of(blob: str) -> ChunkKey:
+    """The key whose blob this is."""
+    return ChunkKey(blob.partition(".")[0])
+
+
 @dataclass(frozen=True)
 class Claimed:
     """The caller holds the only live claim on the key."""
@@ -142,11 +147,20 @@ class Ledger(Protocol):
     def placed(self) -> list[Placed]:
         """Every committed entry with its blob."""
 
+    def locate(self, key: ChunkKey) -> Placed | None:
+        """One committed entry with its blob; does not count as use."""
+
     def unfinished(self) -> list[str]:
         """Blobs that live claims may be writing."""
 
     def adopt(self, header: EntryHeader, blob: str) -> bool:
         """Makes an entry of a complete blob found without one; False if the key has an entry or a live claim."""
+
+    def audit(self) -> list[str]:
+        """What is wrong with the ledger itself, one sentence each; empty when all of it agrees."""
+
+    def recount(self) -> None:
+        """Sets counts and sizes from the rows they count."""
 
     def stats(self, backend: str) -> StoreStats: ...
 

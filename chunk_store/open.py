@@ -37,9 +37,7 @@ def open_store(
     raise ValueError(f"store URL: {url!r} starts with none of {known}; for a directory write file:///DIR")
 
 
-def _open_file(
-    url: str, capacity_nbytes: int | None, records_max: int | None, durability: Durability
-) -> SharedStore:
+def _open_file(url: str, capacity_nbytes: int | None, records_max: int | None, durability: Durability) -> SharedStore:
     parts = urlsplit(url)
     if parts.netloc not in ("", "localhost") or not parts.path.startswith("/") or parts.query or parts.fragment:
         raise ValueError(f"store URL: {url!r} must be file:///DIR with an absolute path (three slashes)")

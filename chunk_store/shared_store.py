@@ -93,6 +93,8 @@ class SharedStore:
         return publication
 
     def load(self, key: ChunkKey, token_ids: Sequence[int], buffers: Sequence[memoryview]) -> MissReason | None:
+        if any(buffer.readonly for buffer in buffers):
+            raise ValueError("buffers: every buffer must be writable")
         views = flat_views(buffers, [buffer.nbytes for buffer in buffers])
         expected = Expected(key, token_ids)
         reason: MissReason | None = MissReason.LOAD_FAILED

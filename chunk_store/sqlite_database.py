@@ -1,7 +1,8 @@
 """One SQLite file that several processes share: transactions, waiting for each other, and coming back.
 
 The file may vanish while it is open (somebody deletes the store): each transaction first compares the inode under
-the path with the one that was opened, and starts over on a fresh file if they differ. This module knows no tables.
+the path with the one that was opened, and starts over on a fresh file if they differ. A connection does not survive
+``fork`` (SQLite's own locks do not); the child is told to open its own. This module knows no tables.
 """
 
 from __future__ import annotations
@@ -30,7 +31,8 @@ class Database:
         self._synchronous = synchronous
         self._lock = threading.RLock()
         self._connection: sqlite3.Connection | None = None
-        self._opened = (0, 0, 0)  # process, device, inode
+        self._opened = (0, 0)  # device, inode
+        self._process = os.getpid()
         self._closed = False
 
     @contextmanager
@@ -64,17 +66,19 @@ class Database:
     def _ready(self) -> sqlite3.Connection:
         if self._closed:
             raise StoreUnavailable("the store was closed")
+        if self._process != os.getpid():
+            raise StoreUnavailable("the store was opened before fork(): open it in the child process")
         if self._connection is None or self._opened != self._identity():
             self._drop()
             self._connection = self._open()
         return self._connection
 
-    def _identity(self) -> tuple[int, int, int]:
+    def _identity(self) -> tuple[int, int]:
         try:
             found = os.stat(self._path)
         except OSError:
-            return 0, 0, 0
-        return os.getpid(), found.st_dev, found.st_ino
+            return 0, 0
+        return found.st_dev, found.st_ino
 
     def _open(self) -> sqlite3.Connection:
         try:
@@ -109,9 +113,8 @@ class Database:
             raise
 
     def _drop(self) -> None:
-        """Lets go of the connection; one inherited over ``fork`` is left alone, closing it would break its owner."""
         connection, self._connection = self._connection, None
-        if connection is not None and self._opened[0] in (0, os.getpid()):
+        if connection is not None and self._process == os.getpid():
             with suppress(sqlite3.Error):
                 connection.close()
 

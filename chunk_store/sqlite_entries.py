@@ -44,6 +44,11 @@ def placed(connection: sqlite3.Connection) -> list[Placed]:
     return [Placed(*row) for row in connection.execute("SELECT key, blob, stored_nbytes FROM entries")]
 
 
+def locate(connection: sqlite3.Connection, key: ChunkKey) -> Placed | None:
+    row = connection.execute("SELECT key, blob, stored_nbytes FROM entries WHERE key = ?", (key,)).fetchone()
+    return Placed(*row) if row else None
+
+
 def blob_to_read(connection: sqlite3.Connection, key: ChunkKey, now: float) -> str | None:
     """The blob of a readable entry; a deleted one is readable while a lease lasts."""
     row = connection.execute(

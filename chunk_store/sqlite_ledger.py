@@ -20,7 +20,7 @@ from chunk_store import sqlite_records as records
 from chunk_store.key import ChunkId, ChunkKey, ModelIdentity
 from chunk_store.ledger import Claimed, Placed, ReadTicket, blob_name
 from chunk_store.sqlite_database import Database
-from chunk_store.sqlite_schema import SCHEMA
+from chunk_store.sqlite_schema import SCHEMA, TOTALS
 from chunk_store.store import (
     Busy,
     ChunkRecord,
@@ -234,6 +234,10 @@ class SqliteLedger:
         with self._database.read() as connection:
             return entries.placed(connection)
 
+    def locate(self, key: ChunkKey) -> Placed | None:
+        with self._database.read() as connection:
+            return entries.locate(connection, key)
+
     def unfinished(self) -> list[str]:
         with self._database.read() as connection:
             return [blob_name(*row) for row in connection.execute("SELECT key, nonce FROM claims")]
@@ -246,6 +250,22 @@ class SqliteLedger:
                 return False
             entries.insert(connection, header, blob, time.time())
             return True
+
+    def audit(self) -> list[str]:
+        with self._database.read() as connection:
+            rows = connection.execute("PRAGMA integrity_check").fetchall()
+            problems = [f"index.sqlite: {row[0]}" for row in rows if row[0] != "ok"]
+        with self._write() as connection:  # one consistent view of rows and totals
+            for name, query in TOTALS.items():
+                stored, counted = _total(connection, name), connection.execute(query).fetchone()[0]
+                if stored != counted:
+                    problems.append(f"total {name} is {stored}, the rows say {counted}")
+        return problems
+
+    def recount(self) -> None:
+        with self._write() as connection:
+            for name, query in TOTALS.items():
+                connection.execute(f"UPDATE totals SET value = ({query}) WHERE name = ?", (name,))
 
     def stats(self, backend: str) -> StoreStats:
         with self._database.read() as connection:

@@ -77,3 +77,12 @@ CREATE TRIGGER tombstones_out AFTER DELETE ON tombstones BEGIN
 
 PRAGMA user_version = {SCHEMA_VERSION}
 """
+
+TOTALS = {
+    "records": "SELECT COUNT(*) FROM records",
+    "entries": "SELECT COUNT(*) FROM entries",
+    "entry_nbytes": "SELECT COALESCE(SUM(stored_nbytes), 0) FROM entries",
+    "claim_nbytes": "SELECT COALESCE(SUM(reserved_nbytes), 0) FROM claims",
+    "garbage_nbytes": "SELECT COALESCE(SUM(nbytes), 0) FROM garbage",
+    "tombstones": "SELECT COUNT(*) FROM tombstones",
+}

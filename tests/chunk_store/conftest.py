@@ -24,3 +24,11 @@ def file_place(tmp_path: Path) -> Iterator[FilePlace]:
     opened = FilePlace(tmp_path / "store")
     yield opened
     opened.close()
+
+
+@pytest.fixture
+def file_place_2(tmp_path: Path) -> Iterator[FilePlace]:
+    """A second installation, to move things to."""
+    opened = FilePlace(tmp_path / "second store")
+    yield opened
+    opened.close()

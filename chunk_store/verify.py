@@ -1,0 +1,167 @@
+"""Does the metadata agree with the data? Reads every entry, reports what is wrong, and mends it when asked.
+
+Works on any backend and beside running services: what is being written or removed meanwhile is no finding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import StrEnum
+
+from chunk_store.blobs import BlobBad, BlobMissing, BlobUnreadable, Expected
+from chunk_store.ledger import Placed, key_of
+from chunk_store.shared_store import SharedStore
+
+Progress = Callable[[int, int], None]
+
+
+class Problem(StrEnum):
+    """What can be wrong, and what ``repair`` does about it."""
+
+    DATA_MISSING = "data_missing"  # an entry without bytes: the entry is dropped
+    DATA_BAD = "data_bad"  # bytes that fail verification: quarantined, the entry dropped
+    DATA_UNREADABLE = "data_unreadable"  # an I/O error: left alone
+    STRAY = "stray"  # bytes without an entry: adopted if they verify, otherwise removed
+    LEDGER = "ledger"  # counts that do not add up: counted again
+
+
+@dataclass(frozen=True)
+class Finding:
+    problem: Problem
+    blob: str  # "" for LEDGER
+    detail: str
+
+
+@dataclass(frozen=True)
+class VerifyReport:
+    """``nbytes`` is header and data of the entries that were read."""
+
+    entries: int
+    nbytes: int
+    findings: tuple[Finding, ...]
+
+    @property
+    def sound(self) -> bool:
+        return not self.findings
+
+
+@dataclass(frozen=True)
+class RepairReport:
+    """What ``repair`` found and what became of it. ``left`` could not be mended now."""
+
+    found: VerifyReport
+    dropped: int
+    adopted: int
+    removed: int
+    left: int
+
+
+def verify(store: SharedStore, progress: Progress = lambda done, total: None) -> VerifyReport:
+    """Reads and checks everything, changes nothing. ``progress`` gets entries read and entries in all.
+
+    Raises ``StoreUnavailable``.
+    """
+    names = dict(store.blobs.names())  # first: what appears later is not a stray
+    placed = store.ledger.placed()
+    findings = []
+    for done, entry in enumerate(placed):
+        progress(done, len(placed))
+        finding = _check_entry(store, entry)
+        if finding is not None:
+            findings.append(finding)
+    progress(len(placed), len(placed))
+    known = {entry.blob for entry in placed} | set(store.ledger.unfinished()) | set(store.ledger.garbage())
+    known |= {entry.blob for entry in store.ledger.placed()}  # committed meanwhile
+    for blob in sorted(names.keys() - known):
+        findings += _check_stray(store, blob)
+    findings += [Finding(Problem.LEDGER, "", text) for text in store.ledger.audit()]
+    return VerifyReport(len(placed), sum(entry.stored_nbytes for entry in placed), tuple(findings))
+
+
+def repair(store: SharedStore, progress: Progress = lambda done, total: None) -> RepairReport:
+    """Sweeps, verifies and mends as ``Problem`` says, until the ledger agrees with the data.
+
+    Raises ``StoreUnavailable``.
+    """
+    store.sweep()
+    report = verify(store, progress)
+    dropped = adopted = removed = left = 0
+    for finding in report.findings:
+        if finding.problem in (Problem.DATA_MISSING, Problem.DATA_BAD):
+            dropped += _drop(store, finding)
+        elif finding.problem is Problem.STRAY:
+            taken = _adopt(store, finding.blob)
+            adopted += taken
+            removed += not taken
+        elif finding.problem is Problem.LEDGER:
+            store.ledger.recount()
+        else:
+            left += 1
+    store.sweep()  # what was adopted may exceed the capacity
+    return RepairReport(report, dropped, adopted, removed, left)
+
+
+def _check_entry(store: SharedStore, entry: Placed) -> Finding | None:
+    try:
+        frame = store.blobs.frame(entry.blob)
+        if frame.header.key != entry.key or frame.stored_nbytes != entry.stored_nbytes:
+            detail = f"holds {frame.header.key} in {frame.stored_nbytes} bytes, recorded are {entry.stored_nbytes}"
+            return Finding(Problem.DATA_BAD, entry.blob, detail)
+        _read(store, entry.blob)
+        return None
+    except BlobMissing:
+        if not _is_current(store, entry):
+            return None
+        return Finding(Problem.DATA_MISSING, entry.blob, "the entry's data does not exist")
+    except BlobBad as error:
+        return Finding(Problem.DATA_BAD, entry.blob, str(error))
+    except BlobUnreadable as error:
+        return Finding(Problem.DATA_UNREADABLE, entry.blob, str(error))
+
+
+def _check_stray(store: SharedStore, blob: str) -> list[Finding]:
+    try:
+        _read(store, blob)
+        return [Finding(Problem.STRAY, blob, "complete data without an entry")]
+    except BlobMissing:
+        return []
+    except BlobBad as error:
+        return [Finding(Problem.STRAY, blob, f"data without an entry: {error}")]
+    except BlobUnreadable as error:
+        return [Finding(Problem.DATA_UNREADABLE, blob, str(error))]
+
+
+def _read(store: SharedStore, blob: str) -> None:
+    """Reads a blob against its own header."""
+    header = store.blobs.frame(blob).header
+    buffers = [memoryview(bytearray(size)) for size in header.layout.buffer_nbytes(len(header.token_ids))]
+    store.blobs.read(blob, Expected(header.key, header.token_ids), buffers)
+
+
+def _is_current(store: SharedStore, entry: Placed) -> bool:
+    now = store.ledger.locate(entry.key)
+    return now is not None and now.blob == entry.blob
+
+
+def _drop(store: SharedStore, finding: Finding) -> bool:
+    bad = finding.problem is Problem.DATA_BAD
+    if not store.ledger.forget(key_of(finding.blob), finding.blob, quarantined=bad):
+        return False
+    if bad:
+        store.blobs.quarantine(finding.blob)
+    store.sweep()
+    return True
+
+
+def _adopt(store: SharedStore, blob: str) -> bool:
+    """Adopts a stray that verifies and whose key is free; removes any other."""
+    try:
+        _read(store, blob)
+        header = store.blobs.frame(blob).header
+        if blob.startswith(f"{header.key}.") and store.ledger.adopt(header, blob):
+            return True
+    except (BlobBad, BlobMissing):
+        pass
+    store.blobs.remove([blob])
+    return False
