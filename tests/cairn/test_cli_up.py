@@ -1,0 +1,203 @@
+"""``cairn up`` with stand-ins for the two services: readiness, logs, death, draining, killing."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from cairn.processes import free_port
+from cairn.services import Settings, service_commands
+
+HERE = Path(__file__).parent
+
+STAND_IN = '''
+"""Stands in for a service: behaves as the environment says, keeps the flags it was given."""
+import argparse, json, os, pathlib, signal, sys, time
+from cairn_fakes import FakeServices
+
+NAME = pathlib.Path(__file__).parent.name.removesuffix("_service")
+BEHAVIOUR = os.environ.get(f"FAKE_{NAME.upper()}", "")
+flags = argparse.ArgumentParser()
+flags.add_argument("--port", type=int)
+flags.add_argument("--metrics-port", type=int)
+args, others = flags.parse_known_args()
+print(f"{NAME} got {' '.join(others)}", file=sys.stderr, flush=True)
+print(f"{NAME} pid={os.getpid()}", file=sys.stderr, flush=True)
+if BEHAVIOUR == "fails":
+    sys.exit(3)
+if BEHAVIOUR == "hangs":
+    time.sleep(60)
+fakes = FakeServices(args.port)
+print(json.dumps({"event": "ready", "service": NAME, "port": args.port, "metrics_port": args.metrics_port}), flush=True)
+if BEHAVIOUR == "dies":
+    time.sleep(0.5)
+    os.kill(os.getpid(), signal.SIGKILL)
+stopped = []
+signal.signal(signal.SIGTERM, lambda *_: None if BEHAVIOUR == "stubborn" else stopped.append(1))
+while not stopped:
+    time.sleep(0.02)
+print(f"{NAME} drained", file=sys.stderr, flush=True)
+fakes.stop()
+'''
+
+
+@pytest.fixture
+def up(tmp_path):
+    """Start ``cairn up --json`` over the stand-ins; everything is ended afterwards."""
+    for name in ("prefill_service", "decode_service"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "__main__.py").write_text(STAND_IN)
+    started: list[subprocess.Popen[str]] = []
+
+    def start(*flags: str, **behaviour: str) -> subprocess.Popen[str]:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "cairn.cli", "up", "--model", "m", "--store", f"file://{tmp_path}", "--json", *flags]
+            + [
+                "--prefill-port",
+                "0",
+                "--decode-port",
+                "0",
+                "--prefill-metrics-port",
+                "0",
+                "--decode-metrics-port",
+                "0",
+            ],
+            cwd=tmp_path,
+            env={**os.environ, "PYTHONPATH": f"{tmp_path}:{HERE}:{HERE.parent.parent}", **behaviour},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        started.append(process)
+        return process
+
+    yield start
+    for process in started:
+        if process.poll() is None:
+            process.terminate()
+            process.communicate(timeout=20)
+
+
+def _event(process: subprocess.Popen[str]) -> dict[str, object]:
+    assert process.stdout is not None
+    return json.loads(process.stdout.readline())
+
+
+def _pids(log: str) -> list[int]:
+    return [int(line.rpartition("=")[2]) for line in log.splitlines() if "pid=" in line]
+
+
+def _alive(pid: int) -> bool:
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except FileNotFoundError:
+        return False
+    return state != "Z"
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_ready_then_drained(up, number):
+    process = up("--strict", "--pool-pages", "64", "--threads", "1")
+    ready = _event(process)
+    assert ready["event"] == "ready"
+    prefill, decode = ready["prefill"]["address"], ready["decode"]["address"]
+    checked = subprocess.run([sys.executable, "-m", "cairn.cli", "health", prefill, decode], capture_output=True)
+    assert checked.returncode == 0
+    process.send_signal(number)
+    out, err = process.communicate(timeout=20)
+    assert process.returncode == 0
+    assert json.loads(out) == {"event": "stopped", "reason": "asked", "clean": True}
+    assert "prefill | prefill drained" in err and " decode | decode drained" in err
+    assert err.index("decode drained") < err.index("prefill drained"), "decode needs prefill while it drains"
+    assert f"--prefill {prefill}" in err and "--kv-pages 64" in err
+    assert '"event"' not in err
+    assert not any(_alive(pid) for pid in _pids(err))
+
+
+@pytest.mark.parametrize(
+    ("behaviour", "words"),
+    [
+        ({"FAKE_PREFILL": "fails"}, "the prefill service ended with exit code 3"),
+        ({"FAKE_DECODE": "fails"}, "the decode service ended with exit code 3"),
+        ({"FAKE_DECODE": "dies"}, "the decode service was ended by SIGKILL"),
+    ],
+)
+def test_one_death_stops_the_other(up, behaviour, words):
+    process = up(**behaviour)
+    out, err = process.communicate(timeout=20)
+    assert process.returncode == 1
+    assert json.loads(out.splitlines()[-1])["reason"] == words
+    assert not any(_alive(pid) for pid in _pids(err))
+
+
+def test_a_service_that_never_becomes_ready(up):
+    process = up("--start-timeout", "1", "--drain-timeout", "1", FAKE_DECODE="hangs")
+    out, _ = process.communicate(timeout=20)
+    assert process.returncode == 1
+    assert json.loads(out)["reason"] == "prefill and decode were not ready within 1 s"
+
+
+def test_a_service_that_does_not_drain_is_killed(up):
+    process = up("--drain-timeout", "0.5", FAKE_PREFILL="stubborn")
+    assert _event(process)["event"] == "ready"
+    process.terminate()
+    out, err = process.communicate(timeout=20)
+    assert process.returncode == 1
+    assert json.loads(out) == {"event": "stopped", "reason": "asked", "clean": False}
+    assert not any(_alive(pid) for pid in _pids(err))
+
+
+def test_a_second_signal_kills_at_once(up):
+    process = up("--drain-timeout", "30", FAKE_PREFILL="stubborn")
+    _event(process)
+    begin = time.monotonic()
+    process.send_signal(signal.SIGINT)
+    time.sleep(0.5)
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=20)
+    assert time.monotonic() - begin < 10
+
+
+def test_interrupted_while_starting(up):
+    process = up(FAKE_DECODE="hangs")
+    assert process.stderr is not None
+    process.stderr.readline()
+    time.sleep(0.3)
+    process.send_signal(signal.SIGINT)
+    out, _ = process.communicate(timeout=20)
+    assert process.returncode == 0
+    assert json.loads(out)["reason"] == "asked"
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="uses PR_SET_PDEATHSIG")
+def test_the_services_end_when_up_is_killed(up):
+    process = up()
+    _event(process)
+    process.kill()
+    _, err = process.communicate(timeout=20)
+    ends_at = time.monotonic() + 10
+    while any(_alive(pid) for pid in _pids(err)) and time.monotonic() < ends_at:
+        time.sleep(0.05)
+    assert len(_pids(err)) == 2
+    assert not any(_alive(pid) for pid in _pids(err))
+
+
+def test_flags_reach_the_service_they_are_for():
+    port = free_port("127.0.0.1")
+    settings = Settings(
+        model="m", store="file:///s", prefill_port=port, decode_port=port + 1, strict=True, max_batch=8, registry_max=9
+    )
+    prefill, decode = service_commands(settings)
+    assert prefill.argv[1:7] == ("-m", "prefill_service", "--model", "m", "--store", "file:///s")
+    assert "--strict" not in prefill.argv and "--strict" in decode.argv
+    assert "--registry-max" in prefill.argv and "--registry-max" not in decode.argv
+    assert decode.argv[decode.argv.index("--max-batch") + 1] == "8"
+    assert decode.argv[decode.argv.index("--prefill") + 1] == prefill.address == f"127.0.0.1:{port}"
+    assert "--dtype" not in decode.argv, "what was not asked for is left to the service"
