@@ -1,0 +1,147 @@
+"""The text codec: turns of a chat template, refusals, and streams whose text equals decoding at once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers
+from transformers import PreTrainedTokenizerFast
+
+from engine.tokenizer import TextCodec, TextRefused
+from tests.models_for_tests import CHAT_TEMPLATE, byte_level_tokenizer, tiny_model_dir
+
+
+def sentencepiece_like() -> PreTrainedTokenizerFast:
+    """Pieces with a leading-space mark and byte tokens, decoded as Llama 2's tokenizer does."""
+    pieces = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), "▁", "▁a", "a", "b", "▁stone", "é"]
+    tokenizer = Tokenizer(models.BPE({piece: i for i, piece in enumerate(pieces)}, [], byte_fallback=True))
+    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    tokenizer.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    tokenizer.add_special_tokens([AddedToken("<s>", special=True), AddedToken("</s>", special=True)])
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>")
+
+
+BYTE_LEVEL = TextCodec(byte_level_tokenizer(), "byte level")
+PIECES = TextCodec(sentencepiece_like(), "pieces")
+
+
+def streamed(codec: TextCodec, ids: list[int], keep_special: bool) -> str:
+    stream = codec.stream(keep_special)
+    return "".join([*(stream.push(token) for token in ids), stream.flush()])
+
+
+@settings(max_examples=300, deadline=None)
+@given(ids=st.lists(st.integers(0, 400), max_size=24), keep=st.booleans())
+def test_stream_equals_decode_byte_level(ids: list[int], keep: bool) -> None:
+    assert streamed(BYTE_LEVEL, ids, keep) == BYTE_LEVEL.decode(ids, keep)
+
+
+@settings(max_examples=300, deadline=None)
+@given(ids=st.lists(st.integers(0, 270), max_size=24), keep=st.booleans())
+def test_stream_equals_decode_pieces(ids: list[int], keep: bool) -> None:
+    assert streamed(PIECES, ids, keep) == PIECES.decode(ids, keep)
+
+
+@settings(max_examples=100, deadline=None)
+@given(text=st.text(max_size=20))
+def test_text_survives_and_never_shows_half_a_character(text: str) -> None:
+    ids = BYTE_LEVEL.encode(text)
+    stream = BYTE_LEVEL.stream(keep_special=True)
+    deltas = [stream.push(token) for token in ids]
+    assert BYTE_LEVEL.decode(ids, keep_special=True) == text
+    assert "".join([*deltas, stream.flush()]) == text
+    if "\ufffd" not in text:
+        assert all("\ufffd" not in delta for delta in deltas)
+
+
+def test_characters_come_when_their_last_byte_does() -> None:
+    ids = BYTE_LEVEL.encode("€")
+    assert len(ids) == 3
+    stream = BYTE_LEVEL.stream()
+    assert [stream.push(token) for token in ids] == ["", "", "€"]
+
+
+def test_a_long_stream_is_not_decoded_from_its_beginning() -> None:
+    decoded: list[int] = []
+
+    class Counting(TextCodec):
+        def decode(self, ids, keep_special=False):  # type: ignore[no-untyped-def]
+            decoded.append(len(ids))
+            return super().decode(ids, keep_special)
+
+    stream = Counting(byte_level_tokenizer(), "counting").stream()
+    for token in BYTE_LEVEL.encode("stones " * 200):
+        stream.push(token)
+    assert max(decoded) <= 8
+
+
+def test_turns_are_rendered_one_at_a_time() -> None:
+    turn = BYTE_LEVEL.encode("Hello", role="user")
+    assert BYTE_LEVEL.decode(turn, keep_special=True) == "<|user|>Hello<end>"
+    assert BYTE_LEVEL.decode(turn) == "Hello"
+    opened = BYTE_LEVEL.encode("Hello", role="user", generation_prompt=True)
+    assert BYTE_LEVEL.decode(opened[len(turn) :], keep_special=True) == "<|assistant|>"
+    assert opened[: len(turn)] == turn
+
+
+def test_special_tokens_are_parsed_and_none_added() -> None:
+    assert BYTE_LEVEL.encode("<end>") == (1,)
+    assert BYTE_LEVEL.encode("") == ()
+    assert 1 not in PIECES.encode("a")
+
+
+def test_refused_roles_and_templates() -> None:
+    with pytest.raises(TextRefused, match="refuses 'wizard'"):
+        BYTE_LEVEL.encode("x", role="wizard")
+    with pytest.raises(TextRefused, match="no chat template"):
+        PIECES.encode("a", role="user")
+    with pytest.raises(TextRefused, match="needs a role"):
+        BYTE_LEVEL.encode("x", generation_prompt=True)
+
+
+@pytest.mark.parametrize("opening", ["<end>{}", "{{- 'default system<end>' if messages[0]['role'] != 'system' -}}{}"])
+def test_templates_that_do_not_separate_are_refused(opening: str) -> None:
+    tokenizer = byte_level_tokenizer()
+    tokenizer.chat_template = opening.format("") + CHAT_TEMPLATE
+    with pytest.raises(TextRefused, match="otherwise next to"):
+        TextCodec(tokenizer, "opens").encode("x", role="user")
+
+
+def test_a_template_that_demands_alternation_is_accepted() -> None:
+    tokenizer = byte_level_tokenizer()
+    tokenizer.chat_template = (
+        "{%- for m in messages -%}{%- if loop.index0 and m['role'] == messages[loop.index0 - 1]['role'] -%}"
+        "{{- raise_exception('roles must alternate') -}}{%- endif -%}"
+        "{{- m['role'] + ':' + m['content'] -}}{%- endfor -%}"
+    )
+    codec = TextCodec(tokenizer, "alternates")
+    assert codec.decode(codec.encode("x", role="user")) == "user:x"
+
+
+def test_a_model_without_tokenizer_works_with_ids_only(tmp_path: Path) -> None:
+    codec = TextCodec.load(str(tiny_model_dir(tmp_path / "m", tokenizer=False)))
+    assert not codec.has_text
+    for use in (lambda: codec.encode("x"), lambda: codec.decode([1])):
+        with pytest.raises(TextRefused, match="no tokenizer; give token_ids"):
+            use()
+    stream = codec.stream()
+    assert stream.push(3) == "" and stream.flush() == ""
+
+
+def test_identity_is_the_tokenizers(tmp_path: Path) -> None:
+    saved = TextCodec.load(str(tiny_model_dir(tmp_path / "m")))
+    again = TextCodec.load(str(tiny_model_dir(tmp_path / "elsewhere", hidden_size=64)))
+    assert saved.identity == again.identity
+    assert len({saved.identity, PIECES.identity, TextCodec(None, "").identity}) == 3
+
+
+def test_a_broken_tokenizer_is_an_error_not_an_absence(tmp_path: Path) -> None:
+    folder = tiny_model_dir(tmp_path / "m")
+    (folder / "tokenizer.json").write_text("{")
+    with pytest.raises(ValueError, match="cannot be loaded"):
+        TextCodec.load(str(folder))
