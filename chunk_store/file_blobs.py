@@ -33,6 +33,7 @@ from chunk_store.store import EntryHeader, StoreUnavailable
 BATCH_NBYTES = 1024 * 1024
 BATCH_VIEWS_MAX = 512
 QUARANTINE_MAX = 64
+INDEX_HEADROOM_NBYTES = 8 * 2**20  # what data leaves free on the disk: a full index could not even evict
 
 
 class Durability(StrEnum):
@@ -62,6 +63,7 @@ class FileBlobs:
             fd = self._create(blob)
             try:
                 self._fill(fd, header, views)
+                _check_headroom(fd)
                 if self._durability is Durability.POWER:
                     os.fsync(fd)
             finally:
@@ -204,6 +206,12 @@ def _write_all(fd: int, views: list[memoryview], offset: int) -> int:
         if views and written:
             views = [views[0][written:], *views[1:]]
     return offset
+
+
+def _check_headroom(fd: int) -> None:
+    disk = os.fstatvfs(fd)
+    if disk.f_bavail * disk.f_frsize < INDEX_HEADROOM_NBYTES:
+        raise OSError(errno.ENOSPC, f"less than {INDEX_HEADROOM_NBYTES} bytes would be left for the index")
 
 
 def _sync_directory(path: Path) -> None:

@@ -198,11 +198,12 @@ class SharedPublication:
         nbytes = header_nbytes(header) + header.nbytes
         blob = blob_name(self._key, self._nonce)
         self._reserve(nbytes)
-        try:
-            self._blobs.write(blob, header, views)
-        except NoSpace:
-            self._make_room(blob, nbytes)
-            self._write_again(blob, header, views)
+        while True:
+            try:
+                self._blobs.write(blob, header, views)
+                break
+            except NoSpace as error:
+                self._make_room(blob, nbytes, error)
         self._header = header
 
     def commit(self) -> EntryInfo:
@@ -241,18 +242,14 @@ class SharedPublication:
             self._ledger.discard(garbage)
         raise StoreFull(f"no room for {nbytes} bytes: other writers took what was evicted; try again")
 
-    def _make_room(self, blob: str, nbytes: int) -> None:
+    def _make_room(self, blob: str, nbytes: int, cause: NoSpace) -> None:
+        """Frees at least one entry; so a loop around it ends, at the latest when everything evictable is gone."""
         self._blobs.remove([blob])
         garbage = self._ledger.evict(nbytes)
+        if not garbage:
+            raise StoreFull(f"the store's medium is full: {cause}") from cause
         self._blobs.remove(garbage)
         self._ledger.discard(garbage)
-
-    def _write_again(self, blob: str, header: EntryHeader, views: Sequence[memoryview]) -> None:
-        try:
-            self._blobs.write(blob, header, views)
-        except NoSpace as error:
-            self._blobs.remove([blob])
-            raise StoreFull(f"the store's medium is full: {error}") from error
 
     def _check_open(self) -> None:
         if self._ended:
