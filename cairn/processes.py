@@ -13,7 +13,8 @@ import signal
 import socket
 import sys
 from asyncio.subprocess import PIPE, Process
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -149,6 +150,22 @@ class Processes:
             self._log(child.command.name, text)
         elif not child.ready.done():
             child.ready.set_result(ready)
+
+
+@asynccontextmanager
+async def running(
+    commands: Sequence[Command], log: LogLine, start_timeout_s: float, grace_s: float
+) -> AsyncIterator[dict[str, dict[str, Any]]]:
+    """Start the commands, give their announcements once they serve, and stop them at the end of the block.
+
+    Raises ``ServiceFailed``.
+    """
+    processes = Processes(log)
+    try:
+        await processes.start(commands)
+        yield await processes.wait_ready(start_timeout_s)
+    finally:
+        await processes.stop(grace_s)
 
 
 def free_port(host: str) -> int:

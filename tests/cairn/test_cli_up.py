@@ -57,18 +57,22 @@ def up(tmp_path):
     started: list[subprocess.Popen[str]] = []
 
     def start(*flags: str, **behaviour: str) -> subprocess.Popen[str]:
+        argv = [
+            sys.executable,
+            "-m",
+            "cairn.cli",
+            "up",
+            "--json",
+            "--model",
+            "m",
+            "--store",
+            f"file://{tmp_path}",
+            *flags,
+        ]
+        for port in ("--prefill-port", "--decode-port", "--prefill-metrics-port", "--decode-metrics-port"):
+            argv += [port, "0"]
         process = subprocess.Popen(
-            [sys.executable, "-m", "cairn.cli", "up", "--model", "m", "--store", f"file://{tmp_path}", "--json", *flags]
-            + [
-                "--prefill-port",
-                "0",
-                "--decode-port",
-                "0",
-                "--prefill-metrics-port",
-                "0",
-                "--decode-metrics-port",
-                "0",
-            ],
+            argv,
             cwd=tmp_path,
             env={**os.environ, "PYTHONPATH": f"{tmp_path}:{HERE}:{HERE.parent.parent}", **behaviour},
             stdout=subprocess.PIPE,
