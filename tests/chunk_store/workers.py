@@ -1,4 +1,4 @@
-"""What the child processes of crash and stress tests do. Each opens the store by its URL and runs until told or killed."""
+"""What the child processes of crash and stress tests do. Each opens the store by its URL."""
 
 from __future__ import annotations
 
