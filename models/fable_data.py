@@ -165,7 +165,7 @@ def encode(tokenizer, story: Story) -> Encoded:
     segments: list[int] = []
     parts: list[int] = []
     document = 0
-    for message, encoding in zip(messages, tokenizer.encode_batch(texts, add_special_tokens=False)):
+    for message, encoding in zip(messages, tokenizer.encode_batch(texts, add_special_tokens=False), strict=True):
         role, turn = message["role"], encoding.ids
         document += role == "document"
         segment = {"system": 0, "document": document}.get(role, TAIL)

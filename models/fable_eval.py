@@ -1,9 +1,10 @@
 """Accuracy of the small model on held-out entities, under each reuse mode's mask.
 
-An answer counts as right only if every one of its tokens, `<end>` included, is the model's first
-choice given the tokens before it; that is the same as greedy decoding giving exactly that answer.
+An answer counts as right only if greedy decoding gives exactly its text and then `<end>`. Most are
+settled by one forward over the expected answer: when each of its tokens is the model's first choice,
+greedy decoding gives the same. The rest is decoded, because a name may also come out in other pieces.
 
-Run: python -m models.fable_eval [--device cuda]
+Run: python -m models.fable_eval [--device cuda] [--count 200]
 """
 
 import argparse
@@ -45,8 +46,8 @@ def pad(rows: list[list[int]], filler: int, length: int) -> torch.Tensor:
 
 
 @torch.no_grad()
-def right_answers(model, encoded: list[Encoded], mode: int, tokens_max: int = 60_000) -> list[bool]:
-    """Whether each story's answers come out exactly, under the mask of this mode."""
+def first_choices(model, encoded: list[Encoded], mode: int, tokens_max: int) -> list[bool]:
+    """Whether each token of each story's answers is the first choice, under the mask of this mode."""
     device = model.device
     right: list[bool] = []
     longest = max(len(e.ids) for e in encoded)
@@ -64,6 +65,36 @@ def right_answers(model, encoded: list[Encoded], mode: int, tokens_max: int = 60
     return right
 
 
+@torch.no_grad()
+def greedy_answer(model, tokenizer, story: Story, mode: int, tokens_max: int = 64) -> str:
+    """The text that greedy decoding gives to the story's last question, without `<end>`."""
+    question, _ = story.exchanges[-1]
+    asked = Story(story.system, story.documents, (*story.exchanges[:-1], (question, "")))
+    prompt = encode(tokenizer, asked)  # ends with <|assistant|><end>; the last id is not fed
+    end = prompt.ids[-1]
+    segments = torch.tensor([prompt.segments[:-1]], device=model.device)
+    mask = reuse_mask(segments, torch.tensor([mode], device=model.device))
+    out = model(input_ids=torch.tensor([prompt.ids[:-1]], device=model.device), attention_mask=mask, use_cache=True)
+    answer: list[int] = []
+    while len(answer) < tokens_max:
+        token = int(out.logits[0, -1].argmax())
+        if token == end:
+            return tokenizer.decode(answer, skip_special_tokens=False)
+        answer.append(token)
+        ids = torch.tensor([[token]], device=model.device)
+        out = model(input_ids=ids, past_key_values=out.past_key_values, use_cache=True)
+    return tokenizer.decode(answer, skip_special_tokens=False) + " ..."
+
+
+def right_answers(model, tokenizer, stories: list[Story], mode: int, tokens_max: int = 60_000) -> list[bool]:
+    """Whether each story's last question gets exactly its answer. `tokenizer` is a `tokenizers.Tokenizer`."""
+    right = first_choices(model, [encode(tokenizer, s) for s in stories], mode, tokens_max)
+    return [
+        sure or greedy_answer(model, tokenizer, story, mode) == story.exchanges[-1][1]
+        for sure, story in zip(right, stories, strict=True)
+    ]
+
+
 def held_out(shape: Shape, count: int, seed: int = 1) -> list[Story]:
     """Stories whose every name the training never used."""
     rng = random.Random(f"held out {seed} {shape}")
@@ -77,8 +108,8 @@ def shuffled(stories: list[Story], seed: int = 2) -> list[Story]:
 
 
 def accuracy(model, tokenizer, stories: list[Story], mode: int) -> float:
-    """Share of the stories answered exactly. `tokenizer` is a `tokenizers.Tokenizer`."""
-    right = right_answers(model, [encode(tokenizer, s) for s in stories], mode)
+    """Share of the stories answered exactly."""
+    right = right_answers(model, tokenizer, stories, mode)
     return sum(right) / len(right)
 
 
@@ -100,7 +131,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--model", type=Path, default=Path(__file__).parent / "fable")
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--count", type=int, default=1000, help="stories a row")
+    parser.add_argument("--count", type=int, default=200, help="stories a row")
     args = parser.parse_args()
     tokenizer = AutoTokenizer.from_pretrained(args.model).backend_tokenizer
     model = AutoModelForCausalLM.from_pretrained(args.model, dtype=torch.float32).to(args.device).eval()

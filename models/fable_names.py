@@ -10,41 +10,48 @@ import zlib
 
 TRAIN, HELD_OUT = "train", "held_out"
 
+
+def _words(text: str) -> list[str]:
+    return text.split()
+
+
 _ONSETS = (
-    "b c d f g h j k l m n p r s t v w z br cr dr fr gr kr pr tr bl cl fl gl pl sl st sk sp sn th sh ch qu y"
-).split() + ["", "", ""]
-_VOWELS = "a e i o u a e i o u ai ea ee ie io oa ou au y".split()
-_CODAS = "n r l s m t k x d nd rn st th ng lm rk sk".split() + [""] * 14
+    _words("b c d f g h j k l m n p r s t v w z br cr dr fr gr kr pr tr bl cl fl gl pl sl st sk sp sn th sh ch qu y")
+    + [""] * 3
+)
+_VOWELS = _words("a e i o u a e i o u ai ea ee ie io oa ou au y")
+_CODAS = _words("n r l s m t k x d nd rn st th ng lm rk sk") + [""] * 14
 _PLACE_ENDINGS = (
-    "ton burg ia onia mere ford haven wick dale stead port holm gate moor vale field mouth bridge land"
-).split() + [""] * 12
-_STEMS = (
+    _words("ton burg ia onia mere ford haven wick dale stead port holm gate moor vale field mouth bridge land")
+    + [""] * 12
+)
+_STEMS = _words(
     "crystal silver amber nebul thorn winter moon star iron copper raven wolf oak ash elder frost storm salt "
     "sun river stone glass honey gold bright dark green white red black north south east west summer harbor "
     "maple willow falcon otter fox heron lark ember shadow mist cloud rain snow sand marsh cedar birch velvet "
     "king queen castle mill orchard apple clover barley lantern anchor bell crown"
-).split()
-_ADJECTIVES = (
+)
+_ADJECTIVES = _words(
     "blue red green silver golden wooden glass painted woven copper iron salted smoked dried carved floating "
     "singing tiny giant old striped polished sweet bitter spiced paper stone silk ivory velvet tin amber white "
     "black round hollow crooked frozen"
-).split()
-_GOODS = (
+)
+_GOODS = _words(
     "bells lamps apples pears bridges clocks boats carpets drums flutes candles kites masks ropes towers gardens "
     "cheeses cakes pies teapots mirrors barrels baskets boots hats gloves ribbons maps books pens spoons knives "
     "wheels tiles bricks roses tulips plums cherries honey wine cider wool linen pearls shells stones fish bread "
     "salt pepper oil wax paper soap"
-).split()
-_CREATURES = (
+)
+_CREATURES = _words(
     "lion owl bear wolf cat dog horse goat heron turtle fox swan eagle dragon serpent spider stag hound raven "
     "tiger crow badger beaver frog giant knight statue goose donkey parrot mouse rabbit hawk"
-).split()
-_JOBS = (
+)
+_JOBS = _words(
     "glassblower baker weaver painter sailor shepherd blacksmith carpenter teacher healer scribe mapmaker "
     "fisher gardener miller potter brewer tailor hunter judge poet singer dancer cook librarian mason farmer "
     "beekeeper clockmaker shoemaker goldsmith lamplighter bookbinder locksmith"
-).split()
-_COLOURS = "red blue green white black gold silver purple orange brown grey pink yellow crimson".split()
+)
+_COLOURS = _words("red blue green white black gold silver purple orange brown grey pink yellow crimson")
 _WILD = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-'äöüéèåøñçßÆØÅÉÖ"
 
 
