@@ -1,0 +1,47 @@
+"""What a service loads before it serves: the model, its tokenizer, and how many pages its pool may have."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+import torch
+
+from chunk_store.layout import KVLayout
+from engine.model import BorrowedModel
+from engine.served import ServedModel, serve
+from engine.tokenizer import TextCodec
+from serving.options import ServiceOptions
+
+POOL_NBYTES_DEFAULT = 1 << 30
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model that is ready, its text codec, and how long that took in seconds by step."""
+
+    served: ServedModel
+    codec: TextCodec
+    model_name: str
+    seconds: dict[str, float]
+
+
+def load(options: ServiceOptions) -> Loaded:
+    """Loads, examines and checks the model; sets torch's thread count for this process.
+
+    Raises ``ModelRefused`` (a ``ValueError``) or ``ValueError`` with the reason.
+    """
+    torch.set_num_threads(options.threads)
+    started = time.perf_counter()
+    borrowed = BorrowedModel.load(options.model, dtype=options.dtype, device=options.device, name=options.model_name)
+    codec = TextCodec.load(options.model)
+    loaded = time.perf_counter()
+    served = serve(borrowed, piece_tokens=options.prefill_tokens_max)
+    checked = time.perf_counter()
+    seconds = {"load": round(loaded - started, 3), "check": round(checked - loaded, 3)}
+    return Loaded(served, codec, borrowed.name, seconds)
+
+
+def pool_pages(layout: KVLayout, page_size: int, tokens: int, nbytes_max: int = POOL_NBYTES_DEFAULT) -> int:
+    """Pages for ``tokens`` tokens, or as many as ``nbytes_max`` bytes hold if that is fewer; at least 1."""
+    return max(1, min(-(-tokens // page_size), nbytes_max // layout.nbytes(page_size)))

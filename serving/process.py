@@ -1,0 +1,112 @@
+"""The life of a service process: listen, load, announce, serve until told to stop, drain.
+
+The ready line is the only thing on stdout: ``{"event":"ready","service":...,"port":...,"metrics_port":...,
+"seconds":{...}}``. SIGTERM and SIGINT drain; a second one ends the draining at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import signal
+import sys
+import time
+from collections.abc import Callable
+from contextlib import AsyncExitStack
+from typing import Protocol
+
+import grpc
+from prometheus_client import CollectorRegistry
+
+from serving.loading import Loaded, load
+from serving.metrics_endpoint import MetricsEndpoint
+from serving.options import ServiceOptions
+from serving.server import RpcServer
+
+log = logging.getLogger(__name__)
+
+
+class Service(Protocol):
+    """What a process serves. Made in a thread while the server already answers health checks."""
+
+    @property
+    def registry(self) -> CollectorRegistry:
+        """The metrics to export."""
+
+    async def start(self) -> None:
+        """Begins its background work, in the event loop."""
+
+    def add_to(self, server: grpc.aio.Server) -> None:
+        """Registers the RPC handlers."""
+
+    async def stop(self) -> None:
+        """Ends its background work and frees what it holds. Called once, after the last call."""
+
+
+async def run_service(
+    name: str, full_name: str, options: ServiceOptions, make: Callable[[Loaded], Service], stopping: asyncio.Event
+) -> bool:
+    """Serves until ``stopping`` is set, then drains; False if calls had to be cancelled.
+
+    ``name`` is what the ready line says, ``full_name`` the protobuf service. ``make`` runs in a thread. Raises
+    ``OSError`` (addresses, files), ``ValueError`` (model, options) or ``StoreUnavailable`` while it starts.
+    """
+    started = time.perf_counter()
+    server = RpcServer(options.load_access(), [full_name])
+    port = await server.start(options.host, options.port, options.tls)
+    async with AsyncExitStack() as ends:
+        ends.push_async_callback(server.drain, 0.0)  # again: harmless
+        loaded, service = await asyncio.to_thread(_make, options, make)
+        ends.push_async_callback(service.stop)
+        await service.start()
+        metrics = MetricsEndpoint.start(service.registry, options.host, options.metrics_port)
+        ends.callback(metrics.stop)
+        await server.open(service.add_to)
+        announce(name, port, metrics.port, {**loaded.seconds, "total": round(time.perf_counter() - started, 3)})
+        await stopping.wait()
+        log.info("draining: %d calls run, at most %g s", server.gate.running, options.drain_s)
+        return await server.drain(options.drain_s)
+
+
+def _make(options: ServiceOptions, make: Callable[[Loaded], Service]) -> tuple[Loaded, Service]:
+    loaded = load(options)
+    return loaded, make(loaded)
+
+
+def announce(name: str, port: int, metrics_port: int, seconds: dict[str, float]) -> None:
+    """Prints the ready line."""
+    line = {"event": "ready", "service": name, "port": port, "metrics_port": metrics_port, "seconds": seconds}
+    print(json.dumps(line), flush=True)
+
+
+def stop_on_signals() -> asyncio.Event:
+    """An event of this loop that SIGTERM or SIGINT sets; after the first one they end the process as usual."""
+    stopping = asyncio.Event()
+    loop = asyncio.get_running_loop()
+
+    def stop() -> None:
+        stopping.set()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.remove_signal_handler(number)
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop)
+    return stopping
+
+
+def run_main(name: str, full_name: str, options: ServiceOptions, make: Callable[[Loaded], Service]) -> int:
+    """``run_service`` under signals; the exit code: 0 drained, 1 could not start or calls were cancelled."""
+
+    async def main() -> bool:
+        return await run_service(name, full_name, options, make, stop_on_signals())
+
+    try:
+        return 0 if asyncio.run(main()) else 1
+    except KeyboardInterrupt:
+        return 130
+    except Exception as error:
+        if not isinstance(error, OSError | ValueError):
+            log.error("the service failed", exc_info=error)
+        print(f"{name} service: {error}", file=sys.stderr)
+        return 1
