@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import random
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,16 +62,22 @@ class Exercise:
 
 
 def plan_exercises(examples: Examples, orders: int, per_order: int) -> list[Exercise]:
-    """So many document orders, so many questions in each, about different documents; then one more question in
-    INDEPENDENT mode, in an order that was not there before. The same for every run."""
+    """So many document orders, so many questions in each, spread over the documents; then one more question in
+    INDEPENDENT mode, in an order that was not there before. The same for every run.
+
+    Raises ``ValueError`` if the documents do not have so many orders.
+    """
+    names = list(examples.documents)
+    if orders + 1 > math.factorial(len(names)):
+        raise ValueError(f"{len(names)} documents have {math.factorial(len(names))} orders, {orders + 1} are needed")
     shuffled = random.Random("cairn demo")
-    by_document = sorted(examples.questions, key=lambda question: list(examples.documents).index(question.document))
-    stride = max(1, len(by_document) // (orders * per_order + 1))
-    picked = by_document[::stride][: orders * per_order + 1]
     seen: list[tuple[str, ...]] = []
     while len(seen) < orders + 1:
-        order = tuple(shuffled.sample(list(examples.documents), len(examples.documents)))
+        order = tuple(shuffled.sample(names, len(names)))
         if order not in seen:
             seen.append(order)
-    exercises = [Exercise(question, seen[index // per_order], "exact") for index, question in enumerate(picked[:-1])]
-    return [*exercises, Exercise(picked[-1], seen[-1], "independent")]
+    questions = sorted(examples.questions, key=lambda question: names.index(question.document))
+    count = min(len(questions), orders * per_order + 1)
+    *exact, last = (questions[index * len(questions) // count] for index in range(count))
+    exercises = [Exercise(question, seen[index // per_order], "exact") for index, question in enumerate(exact)]
+    return [*exercises, Exercise(last, seen[-1], "independent")]

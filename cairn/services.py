@@ -34,6 +34,7 @@ class Settings:
     max_batch: int | None = None
     max_waiting: int | None = None
     strict: bool = False
+    drain_s: float | None = None
     log_level: str | None = None
 
 
@@ -46,7 +47,6 @@ def service_commands(settings: Settings) -> tuple[Command, Command]:
         "--kv-pages": settings.prefill_pool_pages,
         "--registry-max": settings.registry_max,
         "--store-capacity": settings.store_capacity,
-        "--prefill-tokens-max": settings.prefill_tokens_max,
     }
     decode = {
         **_shared_flags(settings, decode_address, settings.decode_metrics_port),
@@ -76,6 +76,8 @@ def _shared_flags(settings: Settings, address: str, metrics_port: int) -> dict[s
         "--metrics-port": metrics_port or free_port(settings.host),
         "--threads": settings.threads,
         "--page-size": settings.page_size,
+        "--prefill-tokens-max": settings.prefill_tokens_max,
+        "--drain-s": settings.drain_s,
         "--log-level": settings.log_level,
     }
 

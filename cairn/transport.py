@@ -70,6 +70,9 @@ class Peer:
             ("grpc.initial_reconnect_backoff_ms", int(FIRST_DELAY_S * 1000)),
             ("grpc.max_reconnect_backoff_ms", 2000),
             ("grpc.use_local_subchannel_pool", 1),
+            # A peer that vanished without a word is noticed while a call runs.
+            ("grpc.keepalive_time_ms", 30_000),
+            ("grpc.keepalive_timeout_ms", 10_000),
         ]
         if _is_loopback(self.address):
             options.append(("grpc.enable_http_proxy", 0))

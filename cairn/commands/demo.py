@@ -57,12 +57,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace, terminal: Terminal) -> int:
-    try:
-        examples = Examples.read(args.examples)
-    except (OSError, ValueError) as error:
-        raise UsageError(f"cannot read the examples: {error}") from error
     if args.orders < 1 or args.questions < 1:
         raise UsageError("--orders and --questions must be at least 1")
+    try:
+        examples = Examples.read(args.examples)
+        exercises = plan_exercises(examples, args.orders, args.questions)
+    except (OSError, ValueError) as error:
+        raise UsageError(f"cannot use the examples: {error}") from error
     log: deque[str] = deque(maxlen=100)
 
     def keep(service: str, line: str) -> None:
@@ -72,7 +73,7 @@ def run(args: argparse.Namespace, terminal: Terminal) -> int:
 
     begin = time.perf_counter()
     try:
-        verdicts = asyncio.run(_demonstrate(args, examples, terminal, keep))
+        verdicts = asyncio.run(_demonstrate(args, examples, exercises, terminal, keep))
     except ServiceFailed as error:
         for line in () if args.verbose else log:
             terminal.log(line, "dim")
@@ -81,8 +82,9 @@ def run(args: argparse.Namespace, terminal: Terminal) -> int:
     return _conclude(terminal, verdicts, time.perf_counter() - begin)
 
 
-async def _demonstrate(args: argparse.Namespace, examples: Examples, terminal: Terminal, log: LogLine) -> list[Verdict]:
-    exercises = plan_exercises(examples, args.orders, args.questions)
+async def _demonstrate(
+    args: argparse.Namespace, examples: Examples, exercises: list[Exercise], terminal: Terminal, log: LogLine
+) -> list[Verdict]:
     verdicts = []
     async with AsyncExitStack() as stack:
         store = stack.enter_context(tempfile.TemporaryDirectory(prefix="cairn-demo-"))

@@ -27,6 +27,7 @@ from cairn.terminal import Terminal
 NAME = "up"
 HELP = "start the two services on this machine"
 
+KILL_AFTER_S = 3.0  # a service that has not ended so long after its drain time is killed
 STYLES = {"prefill": "cyan", "decode": "magenta"}
 
 
@@ -58,16 +59,18 @@ def configure(parser: argparse.ArgumentParser) -> None:
     work.add_argument("--prefill-tokens-max", type=int, metavar="N", help="tokens a prefill forward at most")
     work.add_argument("--strict", action="store_true", help="one batch size for every step: bits never change")
     parser.add_argument("--start-timeout", type=positive_seconds, default=300.0, metavar="SECONDS")
-    parser.add_argument("--drain-timeout", type=positive_seconds, default=20.0, metavar="SECONDS")
+    parser.add_argument(
+        "--drain-s", type=positive_seconds, default=20.0, metavar="SECONDS", help="for running requests at the end"
+    )
     add_json_flag(parser)
 
 
 def run(args: argparse.Namespace, terminal: Terminal) -> int:
     settings = Settings(**{field.name: getattr(args, field.name) for field in fields(Settings)})
-    return asyncio.run(_serve(settings, args.start_timeout, args.drain_timeout, terminal))
+    return asyncio.run(_serve(settings, args.start_timeout, args.drain_s + KILL_AFTER_S, terminal))
 
 
-async def _serve(settings: Settings, start_timeout_s: float, drain_timeout_s: float, terminal: Terminal) -> int:
+async def _serve(settings: Settings, start_timeout_s: float, grace_s: float, terminal: Terminal) -> int:
     commands = service_commands(settings)
     processes = Processes(lambda service, line: _log(terminal, service, line))
     stopping = _stop_on_signals(processes)
@@ -80,7 +83,7 @@ async def _serve(settings: Settings, start_timeout_s: float, drain_timeout_s: fl
         failure = str(error)
     finally:
         terminal.note("Stopping ..." if not failure else f"cairn: {failure}; stopping the rest", "bold")
-        clean = await processes.stop(drain_timeout_s)
+        clean = await processes.stop(grace_s)
         asked.cancel()
     if terminal.as_json:
         terminal.json_line({"event": "stopped", "reason": failure or "asked", "clean": clean})

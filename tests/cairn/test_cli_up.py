@@ -53,6 +53,7 @@ def up(tmp_path):
     """Start ``cairn up --json`` over the stand-ins; everything is ended afterwards."""
     for name in ("prefill_service", "decode_service"):
         (tmp_path / name).mkdir()
+        (tmp_path / name / "__init__.py").touch()
         (tmp_path / name / "__main__.py").write_text(STAND_IN)
     started: list[subprocess.Popen[str]] = []
 
@@ -142,14 +143,14 @@ def test_one_death_stops_the_other(up, behaviour, words):
 
 
 def test_a_service_that_never_becomes_ready(up):
-    process = up("--start-timeout", "1", "--drain-timeout", "1", FAKE_DECODE="hangs")
+    process = up("--start-timeout", "1", "--drain-s", "1", FAKE_DECODE="hangs")
     out, _ = process.communicate(timeout=20)
     assert process.returncode == 1
     assert json.loads(out)["reason"] == "prefill and decode were not ready within 1 s"
 
 
 def test_a_service_that_does_not_drain_is_killed(up):
-    process = up("--drain-timeout", "0.5", FAKE_PREFILL="stubborn")
+    process = up("--drain-s", "0.5", FAKE_PREFILL="stubborn")
     assert _event(process)["event"] == "ready"
     process.terminate()
     out, err = process.communicate(timeout=20)
@@ -159,7 +160,7 @@ def test_a_service_that_does_not_drain_is_killed(up):
 
 
 def test_a_second_signal_kills_at_once(up):
-    process = up("--drain-timeout", "30", FAKE_PREFILL="stubborn")
+    process = up("--drain-s", "30", FAKE_PREFILL="stubborn")
     _event(process)
     begin = time.monotonic()
     process.send_signal(signal.SIGINT)
