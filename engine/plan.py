@@ -106,12 +106,16 @@ class CascadePlan:
 
     @property
     def tokens_flat(self) -> int:
-        """KV tokens that a cache without sharing would read: each sequence reads its whole context."""
-        flat = sum(t.tokens_before + t.rows for t in self.tails)
-        owners = {row: i for i, t in enumerate(self.tails) for row in range(t.first_row, t.first_row + t.rows)}
-        for read in self.reads:
-            flat += read.tokens * len({(owners[row], part) for row, part in zip(read.rows, read.parts, strict=True)})
-        return flat
+        """KV tokens that a cache without sharing would read: each row of a decode step its whole context."""
+        own = sum(t.tokens_before + t.rows for t in self.tails)
+        return own + sum(read.tokens * len(read.rows) for read in self.reads)
+
+    def level_of(self, first_slot: int, row: int) -> int:
+        """The level in which ``row`` reads the chunk at ``first_slot``; the tails' level if it reads none there."""
+        for index, level in enumerate(self.levels):
+            if any(read.first_slot == first_slot and row in read.rows for read in level):
+                return index
+        return len(self.levels)
 
 
 Levels = tuple[tuple[ChunkRead, ...], ...]

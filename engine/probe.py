@@ -51,7 +51,7 @@ def examine(borrowed: BorrowedModel) -> Findings:
     if len(base) != layers:
         raise ModelRefused(
             f"model {borrowed.name}: {len(base)} attention calls for {layers} layers go through transformers' "
-            "attention interface; there must be one a layer (other layers have an attention of their own, or carry state "
+            "attention interface; there must be one a layer (others have an attention of their own, or carry state "
             "that a KV store does not hold, as linear attention and convolutions do)"
         )
     if borrowed.dtype_name not in DTYPE_BYTES:

@@ -38,6 +38,7 @@ class ResidentChunks:
         self.pool = pool
         self._chunks: OrderedDict[ChunkKey, ResidentChunk] = OrderedDict()  # least recently used first
         self.evictions = 0
+        self.moves = 0  # how often runs have been moved: places read before are stale when it changes
 
     def __len__(self) -> int:
         return len(self._chunks)
@@ -108,6 +109,7 @@ class ResidentChunks:
             if chunk.ready and floor < chunk.run.first:
                 chunk.run = self.pool.move_run(chunk.run, floor)
                 moved = True
+                self.moves += 1
             floor = chunk.run.first + chunk.run.pages
         return moved
 

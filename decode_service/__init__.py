@@ -1,0 +1,1 @@
+"""Decode service: composes stored chunks, schedules, decodes, streams."""

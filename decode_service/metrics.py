@@ -1,0 +1,103 @@
+"""Prometheus metrics of the decode service. Tokens are counted, ratios are left to the reader."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+from decode_service.sequence import Failed, Finished, Sequence, Source
+from engine.plan import CascadePlan
+
+_FIRST_TOKEN_S = (
+    *(0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75),
+    *(1.0, 2.5, 5.0, 7.5, 10.0, 20.0, 40.0, 80.0),
+)
+_INTER_TOKEN_S = (
+    *(0.0005, 0.001, 0.002, 0.003, 0.004, 0.006, 0.008, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5),
+    *(0.75, 1.0, 2.5, 5.0, 7.5, 10.0, 20.0, 40.0, 80.0),
+)
+_REQUEST_S = (0.01, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0, 40.0, 80.0, 160.0, 320.0)
+
+
+class DecodeMetrics:
+    """Counters and histograms in a registry of its own; ``watch`` adds gauges that are read when scraped."""
+
+    def __init__(self, registry: CollectorRegistry, *, model_name: str, token_nbytes: int) -> None:
+        self._registry = registry
+        self._model = model_name
+        self._token_nbytes = token_nbytes
+        self._last_token: dict[int, float] = {}
+        self._gauges: dict[str, Gauge] = {}
+
+        def counter(name: str, text: str, *labels: str) -> Counter:
+            return Counter(f"cairn_{name}", text, ("model_name", *labels), registry=registry)
+
+        def histogram(name: str, text: str, buckets: tuple[float, ...]) -> Histogram:
+            return Histogram(f"cairn_{name}_seconds", text, ("model_name",), buckets=buckets, registry=registry)
+
+        self._prompt_tokens = counter("prompt_tokens", "Prompt tokens of requests that reached their first token")
+        self._by_source = counter("prompt_tokens_by_source", "Prompt tokens by where their KV came from", "source")
+        self._misses = counter("cache_misses", "Chunks whose KV had to be computed, by reason", "reason")
+        self._generated = counter("generation_tokens", "Tokens generated")
+        self._success = counter("request_success", "Answers by how they ended", "finished_reason")
+        self._failures = counter("request_failure", "Requests that ended with an error, by status", "code")
+        self._bytes_read = counter("decode_bytes_read", "KV bytes that decode steps read")
+        self._bytes_flat = counter("decode_bytes_flat", "KV bytes that a cache without sharing would have read")
+        self._steps = counter("decode_steps", "Decode steps")
+        self._ttft = histogram("time_to_first_token", "Arrival to first token", _FIRST_TOKEN_S)
+        self._inter_token = histogram("inter_token_latency", "Between two tokens of a request", _INTER_TOKEN_S)
+        self._e2e = histogram("e2e_request_latency", "Arrival to last token", _REQUEST_S)
+        self._queue = histogram("request_queue_time", "Submission to admission", _FIRST_TOKEN_S)
+        self._prefill = histogram("request_prefill_time", "Admission to first token", _FIRST_TOKEN_S)
+        self._decode = histogram("request_decode_time", "First to last token", _REQUEST_S)
+
+    def watch(self, name: str, text: str, read: Callable[[], float], **labels: str) -> None:
+        """A gauge whose value is read when Prometheus asks; labels must be given alike for one name."""
+        gauge = self._gauges.get(name)
+        if gauge is None:
+            gauge = Gauge(f"cairn_{name}", text, ("model_name", *labels), registry=self._registry)
+            self._gauges[name] = gauge
+        gauge.labels(self._model, *labels.values()).set_function(read)
+
+    def prefilled(self, sequence: Sequence) -> None:
+        """A request has reached its first token: its prompt is accounted for, hit + computed = prompt."""
+        composition, clock = sequence.composition, sequence.clock
+        by_source = dict.fromkeys(Source, 0)
+        for index, outcome in enumerate(sequence.outcomes):
+            by_source[outcome.source] += sequence.cached_tokens(index)
+            if outcome.miss_reason is not None:
+                self._misses.labels(self._model, outcome.miss_reason.value).inc()
+        by_source[Source.COMPUTED] = composition.prompt_tokens - sum(by_source.values())
+        for source, tokens in by_source.items():
+            self._by_source.labels(self._model, source.value).inc(tokens)
+        self._prompt_tokens.labels(self._model).inc(composition.prompt_tokens)
+        self._ttft.labels(self._model).observe((clock.first_token - clock.arrived) / 1e9)
+        self._queue.labels(self._model).observe((clock.admitted - clock.submitted) / 1e9)
+        self._prefill.labels(self._model).observe((clock.first_token - clock.admitted) / 1e9)
+        self._generated.labels(self._model).inc()
+        self._last_token[id(sequence)] = time.monotonic()
+
+    def stepped(self, plan: CascadePlan, sequences: list[Sequence]) -> None:
+        """A decode step gave each sequence one token."""
+        self._bytes_read.labels(self._model).inc(plan.tokens_read * self._token_nbytes)
+        self._bytes_flat.labels(self._model).inc(plan.tokens_flat * self._token_nbytes)
+        self._steps.labels(self._model).inc()
+        self._generated.labels(self._model).inc(len(sequences))
+        now, observe = time.monotonic(), self._inter_token.labels(self._model).observe
+        for sequence in sequences:
+            observe(now - self._last_token[id(sequence)])
+            self._last_token[id(sequence)] = now
+
+    def ended(self, sequence: Sequence, event: Finished | Failed) -> None:
+        """A request has ended, wherever it stood."""
+        self._last_token.pop(id(sequence), None)
+        if isinstance(event, Failed):
+            self._failures.labels(self._model, event.code).inc()
+            return
+        clock = sequence.clock
+        self._success.labels(self._model, event.reason.value).inc()
+        self._e2e.labels(self._model).observe((clock.finished - clock.arrived) / 1e9)
+        if clock.first_token:
+            self._decode.labels(self._model).observe((clock.finished - clock.first_token) / 1e9)

@@ -1,0 +1,124 @@
+"""Where the worker gets KV that is not resident: the chunk store, and the prefill service for what is missing.
+
+Runs in loader threads. One ``fetch`` brings in all that one composition lacks; it holds leases meanwhile,
+so nothing that it found is evicted before it is loaded. It does not know the pool: it fills the buffers given.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from chunk_store.key import ChunkId, ChunkKey, ModelIdentity
+from chunk_store.store import ChunkStore, MissReason, StoreError
+from decode_service.composition import Composition
+from decode_service.sequence import ChunkOutcome, Source
+
+
+class FetchFailed(Exception):
+    """KV could not be had. ``code`` names the gRPC status that the request ends with."""
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """A chunk to fill: its place in the composition and the pool's memory for it, parts in layout order."""
+
+    index: int
+    buffers: Sequence[memoryview]
+
+
+@dataclass(frozen=True)
+class Fetched:
+    """How the wanted chunks came, by index in the composition, and nanoseconds spent a stage."""
+
+    outcomes: dict[int, ChunkOutcome]
+    lookup_ns: int
+    prefill_ns: int
+    load_ns: int
+
+
+class Prefiller(Protocol):
+    """Asks a prefill service for KV."""
+
+    def compute(self, composition: Composition, index: int, salt: str) -> ChunkKey:
+        """Makes the KV of chunk ``index`` and of its context exist in the store; returns the chunk's key.
+
+        Raises ``FetchFailed``.
+        """
+
+
+class StoreSource:
+    """Fetches from ``store``, and through ``prefiller`` what the store does not have."""
+
+    def __init__(self, store: ChunkStore, prefiller: Prefiller, model: ModelIdentity) -> None:
+        self.store = store
+        self.prefiller = prefiller
+        self.model = model
+
+    def fetch(self, composition: Composition, wanted: Sequence[Wanted], salt: str, salt_digest: str) -> Fetched:
+        """Fills every wanted chunk. Raises ``FetchFailed``; then the content of the buffers is undefined."""
+        try:
+            return self._fetch(composition, wanted, salt, salt_digest)
+        except StoreError as error:
+            raise FetchFailed("UNAVAILABLE", f"chunk store: {error}") from error
+
+    def _fetch(self, composition: Composition, wanted: Sequence[Wanted], salt: str, salt_digest: str) -> Fetched:
+        keys = [composition.chunks[want.index].key for want in wanted]
+        started = time.monotonic_ns()
+        with self.store.lease(keys) as lease:
+            found = self.store.lookup(keys)
+            missing = {
+                want.index: self._why_missing(composition, want.index, salt_digest)
+                for want, info in zip(wanted, found, strict=True)
+                if info is None
+            }
+            looked_up = time.monotonic_ns()
+            self._compute(composition, missing, salt)
+            lease.renew()  # now it covers what has just been computed, too
+            computed = time.monotonic_ns()
+            outcomes: dict[int, ChunkOutcome] = {}
+            for want in wanted:
+                outcomes[want.index] = self._load(composition, want, missing.get(want.index), salt)
+        loaded = time.monotonic_ns()
+        return Fetched(outcomes, looked_up - started, computed - looked_up, loaded - computed)
+
+    def _why_missing(self, composition: Composition, index: int, salt_digest: str) -> MissReason:
+        part, keyed = composition.parts[index], composition.chunks[index]
+        return self.store.miss_reason(keyed.key, ChunkId(part.chunk_id), self.model, salt_digest)
+
+    def _compute(self, composition: Composition, missing: dict[int, MissReason], salt: str) -> None:
+        """Asks for the deepest missing chunks; a chunk's missing context is computed with it."""
+        covered: set[int] = set()
+        for index in sorted(missing, reverse=True):
+            if index not in covered:
+                self._ask(composition, index, salt)
+                covered.update(composition.chunks[index].context)
+
+    def _ask(self, composition: Composition, index: int, salt: str) -> None:
+        key = self.prefiller.compute(composition, index, salt)
+        if key != composition.chunks[index].key:
+            raise FetchFailed(
+                "FAILED_PRECONDITION",
+                "the prefill service computes under another model identity (weights, dtype, device, versions or "
+                "threads differ); start both services with the same model and options",
+            )
+
+    def _load(self, composition: Composition, want: Wanted, missed: MissReason | None, salt: str) -> ChunkOutcome:
+        """Loads one chunk; what turns out unreadable is computed anew, once."""
+        keyed = composition.chunks[want.index]
+        reason = self.store.load(keyed.key, keyed.token_ids, want.buffers)
+        if reason is not None:
+            missed = missed or reason
+            self._ask(composition, want.index, salt)
+            reason = self.store.load(keyed.key, keyed.token_ids, want.buffers)
+        if reason is not None:
+            raise FetchFailed(
+                "UNAVAILABLE", f"segments[{want.index}]: its KV was computed but cannot be loaded ({reason}); try again"
+            )
+        return ChunkOutcome(Source.STORE if missed is None else Source.COMPUTED, missed)

@@ -1,0 +1,341 @@
+"""The device thread: admits requests, fills their chunks, runs forwards, hands out tokens.
+
+One loop owns the pool, the resident chunks and every sequence; nothing else touches them. Others talk to it
+through an inbox of callables, run between steps. A pass of the loop:
+
+    inbox -> admit -> prefill (up to one piece budget) -> one decode step -> deliver events
+
+    waiting --admit--> filling --KV there--> ready --prefill--> running --> done
+               |          loader threads        |     pieces        |  one row a step
+               pages reserved                   bypass: chunks are computed here
+"""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+
+from decode_service.admission import Admission, Admitted
+from decode_service.metrics import DecodeMetrics
+from decode_service.sequence import Event, Failed, Finished, FinishReason, Sequence, Tokens
+from decode_service.source import Fetched, FetchFailed, StoreSource
+from engine.plan import CascadePlan, PlacedChunk, StepSequence
+from engine.resident import ResidentChunks
+from engine.runner import ModelRunner
+from engine.sampling import Choice
+
+log = logging.getLogger(__name__)
+
+IDLE_WAIT_S = 0.5
+
+
+class Overloaded(Exception):
+    """The waiting queue is full, or the service is shutting down."""
+
+
+@dataclass(frozen=True)
+class Load:
+    """What the worker is doing now."""
+
+    running: int
+    waiting: int
+    chunks_resident: int
+    pages: dict[str, int]
+
+
+class DecodeWorker:
+    """Runs sequences to their end. ``submit``, ``abort``, ``call`` and ``load`` may be called from any thread."""
+
+    def __init__(
+        self,
+        runner: ModelRunner,
+        residents: ResidentChunks,
+        source: StoreSource,
+        metrics: DecodeMetrics,
+        *,
+        eos_token_ids: frozenset[int],
+        batch_max: int = 32,
+        waiting_max: int = 256,
+        loader_threads: int = 16,
+    ) -> None:
+        self.runner = runner
+        self.residents = residents
+        self.metrics = metrics
+        self.eos_token_ids = eos_token_ids
+        self.batch_max = batch_max
+        self.waiting_max = waiting_max
+        self._admission = Admission(residents)
+        self._source = source
+        self._loaders = ThreadPoolExecutor(loader_threads, thread_name_prefix="cairn-load")
+        self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self._waiting: deque[Sequence] = deque()
+        self._filling: list[Admitted] = []
+        self._ready: deque[Admitted] = deque()
+        self._running: list[Sequence] = []
+        self._outbox: list[tuple[Sequence, Event]] = []
+        self._stopping = False
+        self._accepted = 0  # submitted and not yet admitted; guarded by the lock
+        self._lock = threading.Lock()
+        self._thread = threading.Thread(target=self._loop, name="cairn-device", daemon=True)
+
+    # -- from any thread ----------------------------------------------------------------------------
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self, *, timeout_s: float = 10.0) -> None:
+        """Aborts what is left and ends the device thread."""
+        self._inbox.put(self._stop)
+        self._thread.join(timeout_s)
+        self._loaders.shutdown(wait=False, cancel_futures=True)
+
+    def submit(self, sequence: Sequence) -> None:
+        """Queues a sequence. Raises ``Overloaded`` if ``waiting_max`` are waiting already."""
+        with self._lock:
+            if self._accepted >= self.waiting_max:
+                raise Overloaded(f"{self.waiting_max} requests are waiting already; try again later")
+            self._accepted += 1
+        sequence.clock.submitted = time.monotonic_ns()
+        self._inbox.put(lambda: self._waiting.append(sequence))
+
+    def abort(self, request_id: str) -> None:
+        """Ends a request; its caller gets ``Finished(ABORT)``. Unknown ids are ignored."""
+        self._inbox.put(lambda: self._abort(request_id))
+
+    def call(self, function: Callable[[], None]) -> None:
+        """Runs ``function`` in the device thread between two steps."""
+        self._inbox.put(function)
+
+    def load(self) -> Load:
+        """A snapshot, possibly one step old."""
+        active = len(self._running) + len(self._ready) + len(self._filling)
+        return Load(active, self._accepted, len(self.residents), self.residents.pool.count())
+
+    # -- the loop -----------------------------------------------------------------------------------
+    def _loop(self) -> None:
+        while not self._stopping:
+            self._take_inbox()
+            self._admit()
+            self._prefill_some()
+            if self._running:
+                self._guarded(self._decode_step, list(self._running))
+            self._deliver()
+        for sequence in self._everyone():
+            self._end(sequence, Failed("UNAVAILABLE", "the decode service is shutting down"))
+        self._deliver()
+
+    def _take_inbox(self) -> None:
+        """Runs what the inbox holds; waits for something if there is no work."""
+        idle = not (self._running or self._ready)
+        try:
+            while True:
+                self._inbox.get(block=idle, timeout=IDLE_WAIT_S if idle else None)()
+                idle = False
+        except queue.Empty:
+            return
+
+    def _guarded(self, step: Callable[[], int], involved: list[Sequence]) -> int:
+        """Runs a step and returns its rows; an unexpected error ends the requests involved, not the service."""
+        try:
+            return step()
+        except Exception as error:  # anything a forward can raise: out of memory, a kernel's failure
+            log.exception("a step failed; %d requests end with INTERNAL", len(involved))
+            for sequence in involved:
+                self._end(sequence, Failed("INTERNAL", f"a forward failed: {type(error).__name__}: {error}"))
+            return 0
+
+    def _stop(self) -> None:
+        self._stopping = True
+
+    def _everyone(self) -> list[Sequence]:
+        entries = [*self._filling, *self._ready]
+        return [*self._waiting, *(entry.sequence for entry in entries), *self._running]
+
+    def _abort(self, request_id: str) -> None:
+        for sequence in self._everyone():
+            if sequence.request_id == request_id:
+                self._end(sequence, Finished(FinishReason.ABORT))
+
+    # -- admission ----------------------------------------------------------------------------------
+    def _admit(self) -> None:
+        """Takes waiting requests in order while they fit; the first that does not holds back the rest."""
+        self._advance_filled()
+        while self._waiting:
+            active = len(self._running) + len(self._ready) + len(self._filling)
+            if active >= self.batch_max:
+                return
+            sequence = self._waiting[0]
+            admitted = self._admission.admit(sequence)
+            if admitted is None:
+                return
+            self._leave_queue(sequence)
+            sequence.clock.admitted = time.monotonic_ns()
+            self._filling.append(admitted)
+            if admitted.wanted and not sequence.bypass:
+                self._loaders.submit(self._fetch, admitted)
+            self._advance_filled()
+
+    def _leave_queue(self, sequence: Sequence) -> None:
+        self._waiting.remove(sequence)
+        with self._lock:
+            self._accepted -= 1
+
+    def _fetch(self, admitted: Admitted) -> None:
+        """In a loader thread: fills an admitted request's chunks and tells the device thread."""
+        sequence = admitted.sequence
+        try:
+            fetched = self._source.fetch(
+                sequence.composition, admitted.wanted, sequence.salt, self._admission.salt_digest(sequence.salt)
+            )
+        except FetchFailed as error:
+            failure = Failed(error.code, str(error))
+            self._inbox.put(lambda: self._fetch_failed(admitted, failure))
+        except Exception as error:
+            log.exception("loading KV for request %s failed", sequence.request_id)
+            unexpected = Failed("INTERNAL", f"loading KV failed: {type(error).__name__}: {error}")
+            self._inbox.put(lambda: self._fetch_failed(admitted, unexpected))
+        else:
+            self._inbox.put(lambda: self._fetched(admitted, fetched))
+
+    def _fetched(self, admitted: Admitted, fetched: Fetched) -> None:
+        clock = admitted.sequence.clock
+        clock.lookup_ns, clock.prefill_ns, clock.load_ns = fetched.lookup_ns, fetched.prefill_ns, fetched.load_ns
+        self._admission.filled(admitted, fetched.outcomes)
+        self._advance_filled()
+
+    def _fetch_failed(self, admitted: Admitted, failure: Failed) -> None:
+        """Ends the request and those that wait for the same chunks."""
+        for key in self._admission.fill_failed(admitted):
+            for entry in [e for e in self._filling if key in e.awaited]:
+                self._end(entry.sequence, failure)
+        self._end(admitted.sequence, failure)
+
+    def _advance_filled(self) -> None:
+        """Moves requests whose chunks are all there, or are computed here, on to prefill."""
+        for entry in list(self._filling):
+            if entry.sequence.done:
+                self._filling.remove(entry)
+            elif entry.sequence.bypass or self._admission.all_ready(entry):
+                self._filling.remove(entry)
+                entry.sequence.clock.filled = time.monotonic_ns()
+                self._ready.append(entry)
+
+    # -- forwards -----------------------------------------------------------------------------------
+    def _prefill_some(self) -> None:
+        """Forwards over requests' own tokens, at least one piece and at most a piece's worth of rows."""
+        budget = self.runner.piece_tokens
+        while self._ready and budget > 0:
+            entry = self._ready[0]
+            if entry.sequence.done:
+                self._ready.popleft()
+                continue
+            work = self._compute_chunk if entry.to_compute else self._prefill_piece
+            budget -= self._guarded(partial(work, entry), [entry.sequence])
+
+    def _compute_chunk(self, entry: Admitted) -> int:
+        """Bypass: computes the next chunk of a composition into pages that nobody else will find."""
+        index = entry.to_compute.popleft()
+        sequence = entry.sequence
+        keyed, resident = sequence.composition.chunks[index], sequence.chunks[index]
+        page_size = self.runner.pool.page_size
+        context = [
+            PlacedChunk(chunk.first_slot(page_size), chunk.tokens, 0)
+            for chunk in (sequence.chunks[i] for i in keyed.context)
+        ]
+        self.runner.prefill_chunk(keyed.token_ids, context, resident.run)
+        resident.ready = True
+        return len(keyed.token_ids)
+
+    def _prefill_piece(self, entry: Admitted) -> int:
+        sequence = entry.sequence
+        tail = sequence.composition.tail
+        placed = sequence.placed(self.runner.pool.page_size, self.residents.moves)
+        logits = self.runner.prefill_piece(
+            tail, sequence.tail_tokens, placed, sequence.tail_pages, start=sequence.composition.tail_start
+        )
+        rows = min(self.runner.piece_tokens, len(tail) - sequence.tail_tokens)
+        sequence.tail_tokens += rows
+        if sequence.tail_tokens == len(tail):
+            self._ready.popleft()
+            self._running.append(sequence)
+            sequence.clock.first_token = time.monotonic_ns()
+            self.metrics.prefilled(sequence)
+            self._take_token(sequence, sequence.sampler.choose(logits.cpu()))
+        return rows
+
+    def _decode_step(self) -> int:
+        """One token for every running sequence."""
+        page_size, moves = self.runner.pool.page_size, self.residents.moves
+        steps = [
+            StepSequence(
+                sequence.placed(page_size, moves),
+                sequence.tail_pages,
+                sequence.tail_tokens,
+                1,
+                sequence.composition.tail_start + sequence.tail_tokens,
+            )
+            for sequence in self._running
+        ]
+        batch = list(self._running)
+        logits, plan = self.runner.decode([sequence.generated[-1] for sequence in batch], steps)
+        self.metrics.stepped(plan, batch)
+        greedy = logits.argmax(dim=-1).tolist()
+        rows = None if all(s.params.plain_greedy and not s.params.logprobs for s in batch) else logits.cpu()
+        for row, sequence in enumerate(batch):
+            sequence.tail_tokens += 1
+            self._note_levels(sequence, plan, row)
+            if sequence.params.plain_greedy and not sequence.params.logprobs:
+                self._take_token(sequence, sequence.sampler.accept(greedy[row]))
+            else:
+                assert rows is not None
+                self._take_token(sequence, sequence.sampler.choose(rows[row]))
+        return len(batch)
+
+    def _note_levels(self, sequence: Sequence, plan: CascadePlan, row: int) -> None:
+        """Remembers, at its first decode step, in which level each chunk of a sequence is read."""
+        if sequence.levels or not sequence.chunks:
+            return
+        page_size = self.runner.pool.page_size
+        sequence.levels = [plan.level_of(chunk.first_slot(page_size), row) for chunk in sequence.chunks]
+        sequence.tail_level = len(plan.levels)
+
+    # -- tokens and ends ----------------------------------------------------------------------------
+    def _take_token(self, sequence: Sequence, choice: Choice) -> None:
+        sequence.generated.append(choice.token_id)
+        self._outbox.append((sequence, Tokens((choice,))))
+        params = sequence.params
+        stops = choice.token_id in params.stop_token_ids
+        stops |= not params.ignore_eos and choice.token_id in self.eos_token_ids
+        if stops and len(sequence.generated) >= params.min_tokens:
+            self._end(sequence, Finished(FinishReason.STOP))
+        elif len(sequence.generated) >= params.max_tokens:
+            self._end(sequence, Finished(FinishReason.LENGTH))
+
+    def _end(self, sequence: Sequence, event: Finished | Failed) -> None:
+        """Ends a sequence wherever it stands and gives back all it holds. Harmless a second time."""
+        if sequence.done:
+            return
+        sequence.done = True
+        sequence.clock.finished = time.monotonic_ns()
+        self._admission.release(sequence)
+        if sequence in self._running:
+            self._running.remove(sequence)
+        elif sequence in self._waiting:
+            self._leave_queue(sequence)
+        self.metrics.ended(sequence, event)
+        self._outbox.append((sequence, event))
+
+    def _deliver(self) -> None:
+        """Hands the pass's events to their callers, one call a request."""
+        events: dict[int, tuple[Sequence, list[Event]]] = {}
+        for sequence, event in self._outbox:
+            events.setdefault(id(sequence), (sequence, []))[1].append(event)
+        self._outbox.clear()
+        for sequence, batch in events.values():
+            sequence.deliver(batch)

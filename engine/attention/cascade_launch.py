@@ -1,0 +1,241 @@
+"""CascadeWork: the device side of a step's work lists, and the launches that read them.
+
+    update(plan)   host: lists as NumPy, one asynchronous copy each for what changed   (before a step or a replay)
+    launch(...)    device: one attend launch a tile class, one merge; no allocation, no synchronisation
+
+Everything a launch reads lies in buffers allocated once, so a captured launch replays with whatever the last
+``update`` brought. It needs a CUDA device and Triton.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from engine.attention.cascade_work import Ints, Limits, ListShape, SplitRule, shared_lists, tail_lists
+from engine.plan import CascadePlan, Levels
+from engine.rotary import Rotation
+
+LOG2_E = 1.4426950408889634
+STAGING_BUFFERS = 4  # steps whose copies may still be in flight when the next one is prepared
+
+
+@dataclass(frozen=True)
+class TileClass:
+    """Items of up to ``rows`` packed rows, ``tokens`` KV tokens a step, on ``programs_per_sm`` programs a processor.
+
+    ``split_loop``: whole blocks take a loop without masks; ``tensor``: it reads through tensor descriptors.
+    """
+
+    rows: int
+    tokens: int
+    warps: int
+    stages: int
+    programs_per_sm: int
+    split_loop: bool = True
+    tensor: bool = False
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """How the kernels run. Bits depend on it; one process uses one. Classes ascend by rows."""
+
+    classes: tuple[TileClass, ...] = (
+        TileClass(16, 64, 4, 3, 2, split_loop=False),
+        TileClass(64, 64, 4, 3, 2),
+        TileClass(128, 128, 8, 2, 1),
+    )
+    splits: SplitRule = SplitRule()
+    partial_dtype: torch.dtype = torch.float32
+    parallel: bool = True  # classes on their own streams
+    merge_parts: int = 16
+    merge_warps: int = 4
+
+
+STRICT = Tuning(classes=(TileClass(64, 64, 4, 3, 2),))
+
+
+@dataclass(frozen=True)
+class AttentionShape:
+    """Heads and widths of one layer; ``heads`` is a multiple of ``kv_heads``, ``dtype`` of q, K, V and out."""
+
+    heads: int
+    kv_heads: int
+    head_dim: int
+    dtype: torch.dtype
+    page_size: int = 16
+
+    def __post_init__(self) -> None:
+        if self.heads % self.kv_heads:
+            raise ValueError(f"heads: {self.heads} is not a multiple of kv_heads ({self.kv_heads})")
+        if self.head_dim not in (16, 32, 64, 128, 256):
+            raise ValueError(f"head_dim: {self.head_dim} is not a power of two in 16..256")
+        if self.dtype not in (torch.bfloat16, torch.float16):
+            raise ValueError(f"dtype: {self.dtype} is neither bfloat16 nor float16")
+
+    @property
+    def ratio(self) -> int:
+        return self.heads // self.kv_heads
+
+
+@dataclass(frozen=True)
+class RotationTable:
+    """cos and sin of ``position * frequency``, fp32 (positions, pairs); pairs are (i, i + pairs) from dimension 0."""
+
+    cos: Tensor
+    sin: Tensor
+
+    @classmethod
+    def of(cls, rotation: Rotation, positions: int, device: torch.device | str) -> RotationTable:
+        """The table for positions 0 .. positions - 1, computed in fp64. Raises ``ValueError`` for other pairings."""
+        if rotation.interleaved or rotation.first_dim != 0:
+            raise ValueError("rotation: the cascade kernel turns halves from dimension 0 on, nothing else")
+        cos, sin = rotation.table(torch.arange(positions), device)
+        return cls(cos[:, 0].contiguous(), sin[:, 0].contiguous())
+
+
+class CascadeWork:
+    """Work lists of one step at a time in fixed device buffers, and the launches over them.
+
+    One thread, one current stream: ``update`` copies on the stream that is current and ``launch`` launches there.
+    """
+
+    def __init__(
+        self, shape: AttentionShape, device: torch.device | str, limits: Limits | None = None, tuning: Tuning | None = None
+    ) -> None:
+        self.shape = shape
+        self.tuning = tuning or Tuning()
+        self.limits = limits or Limits()
+        self.device = torch.device(device)
+        tiles = tuple(tile.rows for tile in self.tuning.classes)
+        self._lists_of = ListShape(shape.ratio, tiles, self.tuning.splits, self.limits)
+        self._static_ints = self.limits.static_ints
+        ints = self._static_ints + self.limits.dynamic_ints
+        self.lists = torch.zeros(ints, dtype=torch.int32, device=self.device)
+        slots = 2 * self.limits.partials
+        self.partial_out = torch.zeros(
+            slots, shape.heads, shape.head_dim, dtype=self.tuning.partial_dtype, device=self.device
+        )
+        self.partial_lse = torch.zeros(slots, shape.heads, dtype=torch.float32, device=self.device)
+        self._on_cuda = self.device.type == "cuda"
+        self._staging = deque(_Staging(ints, self._on_cuda) for _ in range(STAGING_BUFFERS))
+        self._shared: tuple[Levels, int] | None = None
+        self._processors = torch.cuda.get_device_properties(self.device).multi_processor_count if self._on_cuda else 2
+        branches = len(self.tuning.classes) - 1 if self.tuning.parallel and self._on_cuda else 0
+        self._branches = [torch.cuda.Stream(self.device) for _ in range(branches)]
+        self._blocks: dict[tuple[int, int], Any] = {}
+
+    def update(self, plan: CascadePlan) -> None:
+        """Brings the plan's lists to the device; the shared part only if compositions or row count changed.
+
+        Returns before the copies are done. Raises ``WorkTooLarge`` if the plan does not fit ``limits``.
+        """
+        rows = len(plan.slots)
+        tails = tail_lists(plan, self._lists_of)
+        last = self._shared
+        shared = None
+        if last is None or last[0] is not plan.levels or last[1] != rows:
+            shared = shared_lists(plan.levels, rows, self._lists_of)
+        self._shared = plan.levels, rows
+        staging = self._staging[0]
+        self._staging.rotate(-1)
+        staging.wait()
+        if shared is not None:
+            staging.copy(shared, self.lists, 0)
+        staging.copy(tails, self.lists, self._static_ints)
+        staging.sent()
+
+    def launch(
+        self,
+        keys: Tensor,
+        values: Tensor,
+        q: Tensor,
+        out: Tensor,
+        *,
+        scaling: float,
+        rotation: RotationTable | None = None,
+        turned: bool = False,
+    ) -> None:
+        """Attention of the updated plan over one layer's pool, into ``out``.
+
+        ``keys`` and ``values`` are (slots, kv_heads, head_dim) contiguous; ``q`` and ``out`` (rows, heads, head_dim),
+        contiguous in the last two dimensions. With ``rotation`` and not ``turned``, q is raw and each pair is turned
+        by its row's position minus the chunk's offset; if ``turned``, q already stands at its position and is turned
+        back by the offset; without ``rotation`` nothing is turned.
+        """
+        from engine.attention import cascade_kernel as kernel
+
+        turn = kernel.AS_IS if rotation is None else kernel.BACK if turned else kernel.FORWARD
+        tallest = len(self.tuning.classes) - 1
+        if not self._branches:
+            for index in range(tallest, -1, -1):
+                self._attend(kernel, index, keys, values, q, scaling, rotation, turn)
+        else:
+            main = torch.cuda.current_stream(self.device)
+            for branch in self._branches:
+                branch.wait_stream(main)
+            self._attend(kernel, tallest, keys, values, q, scaling, rotation, turn)
+            for index, branch in enumerate(self._branches):
+                with torch.cuda.stream(branch):
+                    self._attend(kernel, index, keys, values, q, scaling, rotation, turn)
+            for branch in self._branches:
+                main.wait_stream(branch)
+        self._merge(kernel, out)
+
+    def _attend(
+        self, kernel: Any, index: int, keys: Tensor, values: Tensor, q: Tensor, scaling: float,
+        rotation: RotationTable | None, turn: int,
+    ) -> None:  # fmt: skip
+        tile, shape = self.tuning.classes[index], self.shape
+        cos, sin = (self.partial_lse, self.partial_lse) if rotation is None else (rotation.cos, rotation.sin)
+        key_blocks, value_blocks = (self._blocks_of(x, tile.tokens) if tile.tensor else x for x in (keys, values))
+        kernel.attend[(self._processors * tile.programs_per_sm,)](
+            q, q.stride(0), keys, values, key_blocks, value_blocks, keys.stride(0), self.lists, self._static_ints, index,
+            cos, sin, self.partial_out, self.partial_lse, scaling * LOG2_E,
+            TURN=turn, RATIO=shape.ratio, KV_HEADS=shape.kv_heads, D=shape.head_dim,
+            TURN_PAIRS=1 if rotation is None else cos.shape[1], M=tile.rows, N=tile.tokens, PAGE=shape.page_size,
+            TENSOR=tile.tensor, SPLIT_LOOP=tile.split_loop, num_warps=tile.warps, num_stages=tile.stages,
+        )  # fmt: skip
+
+    def _merge(self, kernel: Any, out: Tensor) -> None:
+        kernel.merge[(out.shape[0], self.shape.heads)](
+            self.partial_out, self.partial_lse, self.lists, self._static_ints, out, out.stride(0),
+            HEADS=self.shape.heads, D=self.shape.head_dim, PARTS=self.tuning.merge_parts,
+            num_warps=self.tuning.merge_warps,
+        )  # fmt: skip
+
+    def _blocks_of(self, pool: Tensor, tokens: int) -> Any:
+        """A tensor descriptor of one layer's keys or values; made once."""
+        from triton.tools.tensor_descriptor import TensorDescriptor
+
+        key = (pool.data_ptr(), tokens)
+        if key not in self._blocks:
+            flat = pool.view(pool.shape[0], -1)
+            self._blocks[key] = TensorDescriptor.from_tensor(flat, [tokens, self.shape.head_dim])
+        return self._blocks[key]
+
+
+class _Staging:
+    """A pinned copy of the lists, and when its last copy to the device was done."""
+
+    def __init__(self, ints: int, pinned: bool) -> None:
+        self._tensor = torch.zeros(ints, dtype=torch.int32, pin_memory=pinned)
+        self._ints = self._tensor.numpy()
+        self._done = torch.cuda.Event() if pinned else None
+
+    def wait(self) -> None:
+        if self._done is not None:
+            self._done.synchronize()
+
+    def copy(self, values: Ints, target: Tensor, at: int) -> None:
+        end = at + len(values)
+        self._ints[at:end] = values
+        target[at:end].copy_(self._tensor[at:end], non_blocking=True)
+
+    def sent(self) -> None:
+        if self._done is not None:
+            self._done.record()

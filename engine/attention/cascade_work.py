@@ -1,0 +1,224 @@
+"""Work lists of the cascade kernels: a plan as int32 records. NumPy only; knows no device.
+
+A *pair* is a (chunk, row) the plan wants attended; its query heads of one KV head are *packed rows*. An item is
+one pass of a tile of packed rows over one split of one chunk or tail, for every KV head:
+
+    pairs of a chunk   p0          p1          p2          ...        (row, offset, limit, first partial)
+    packed rows        0 1 2 3     4 5 6 7     8 9 10 11   ...        heads per KV head: 4
+    tiles              |---- tile 0, packed0 = 0 ----|---- tile 1 ...
+    splits             | 0 .. 2047 | 2048 .. 4095 | ...               counted from the chunk's own start
+    partials of row r  shared: [chunk 0: split 0, 1 ..][chunk 1: ..]  tail: [split 0 ..]
+
+Where a chunk is split depends on its length alone, and a row's partials lie in the order of its composition, so
+who else is in the step changes neither what is summed nor in which order. Two blobs share one int32 buffer:
+
+    static  [header | items by tile class | pairs | first partial by row]       while compositions last
+    dynamic [header | items by tile class | pairs (the rows) | positions | first tail partial by row | pages]
+
+    header  0: rows   1 + c: items of class c   9 + c: where they begin   17, 18, 19: where positions, the
+            partial ranges and the pages begin
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import chain
+
+import numpy as np
+import numpy.typing as npt
+
+from engine.plan import CascadePlan, ChunkRead, Levels
+
+Ints = npt.NDArray[np.int32]
+
+HEADER = 24  # ints
+ITEM = 8  # ints: pairs at, packed row, packed rows of the group, source, begin, full end, end, split
+PAIR = 4  # ints: row, offset, limit, first partial
+AT_COUNTS, AT_ITEMS, AT_POSITIONS, AT_PARTIALS, AT_PAGES = 1, 9, 17, 18, 19
+CLASSES_MAX = 8
+
+
+class WorkTooLarge(ValueError):
+    """A plan does not fit the buffers that were allocated for the largest one."""
+
+
+@dataclass(frozen=True)
+class SplitRule:
+    """Tokens of a split, by the length of what is split and nothing else."""
+
+    short: int = 1024
+    long: int = 2048
+    long_from: int = 16384
+    tail: int = 1024
+
+    def chunk_splits(self, tokens: Ints) -> Ints:
+        """Tokens of each split of chunks of ``tokens`` tokens."""
+        return np.where(tokens >= self.long_from, self.long, self.short).astype(np.int32)
+
+
+@dataclass(frozen=True)
+class Limits:
+    """The largest step: sizes of the device buffers, which are allocated once.
+
+    ``rows`` new tokens, ``pairs`` (chunk, row) pairs, ``items`` of each of the two blobs, ``pages`` of all tails
+    together, ``partials`` of all rows together (splits x pairs, chunks and tails each).
+    """
+
+    rows: int = 256
+    pairs: int = 2048
+    items: int = 8192
+    pages: int = 16384
+    partials: int = 8192
+
+    @property
+    def static_ints(self) -> int:
+        return HEADER + self.items * ITEM + self.pairs * PAIR + self.rows + 1
+
+    @property
+    def dynamic_ints(self) -> int:
+        return HEADER + self.items * ITEM + self.rows * (PAIR + 1) + self.rows + 1 + self.pages
+
+
+@dataclass(frozen=True)
+class ListShape:
+    """What the lists depend on beside the plan: query heads per KV head, tile heights (ascending), splits."""
+
+    ratio: int
+    tiles: tuple[int, ...]
+    splits: SplitRule
+    limits: Limits
+
+    def __post_init__(self) -> None:
+        if not self.tiles or list(self.tiles) != sorted(set(self.tiles)) or len(self.tiles) > CLASSES_MAX:
+            raise ValueError(f"tiles: {self.tiles} must be 1 to {CLASSES_MAX} ascending heights")
+
+
+@dataclass(frozen=True)
+class _Groups:
+    """Pairs that read the same tokens; arrays over groups. ``source`` is the first slot, or ~(page index)."""
+
+    pair_at: Ints  # index into the blob of the group's first pair
+    pairs: Ints
+    source: Ints
+    tokens: Ints
+    split: Ints
+    visible: Ints  # tokens that the group's first pair sees; each later pair sees ``step`` more
+    step: int
+
+
+def shared_lists(levels: Levels, rows: int, shape: ListShape) -> Ints:
+    """The static blob of ``levels`` in a step of ``rows`` rows. Raises ``WorkTooLarge``."""
+    reads = [read for level in levels for read in level]
+    tokens = np.fromiter((read.tokens for read in reads), np.int32, len(reads))
+    count = np.fromiter((len(read.rows) for read in reads), np.int32, len(reads))
+    split = shape.splits.chunk_splits(tokens)
+    pairs, row_first = _shared_pairs(reads, rows, count, -(-tokens // split))
+    _check("pairs", len(pairs), shape.limits.pairs)
+    _check("rows", rows, shape.limits.rows)
+    _check("partials", int(row_first[-1]), shape.limits.partials)
+    source = np.fromiter((read.first_slot for read in reads), np.int32, len(reads))
+    groups = _Groups(_starts(count)[:-1] * PAIR, count, source, tokens, split, tokens, 0)
+    blob, items_end = _with_items(groups, shape, at=0, rows=rows)
+    return _finish(blob, items_end, [(None, pairs.reshape(-1)), (AT_PARTIALS, row_first)])
+
+
+def tail_lists(plan: CascadePlan, shape: ListShape) -> Ints:
+    """The dynamic blob of a plan: its tails, positions and pages. Raises ``WorkTooLarge``."""
+    tails = plan.tails
+    rows = len(plan.slots)
+    first = np.fromiter((tail.first_row for tail in tails), np.int32, len(tails))
+    count = np.fromiter((tail.rows for tail in tails), np.int32, len(tails))
+    before = np.fromiter((tail.tokens_before for tail in tails), np.int32, len(tails))
+    pages = np.fromiter(chain.from_iterable(tail.pages for tail in tails), np.int32)
+    page_at = _starts(np.fromiter((len(tail.pages) for tail in tails), np.int32, len(tails)))
+    split = np.full(len(tails), shape.splits.tail, np.int32)
+    splits_of_row = np.zeros(rows, np.int32)
+    owned = _ranges(first, count)
+    splits_of_row[owned] = np.repeat(-(-(before + count) // split), count)
+    row_first = _starts(splits_of_row)
+    _check("rows", rows, shape.limits.rows)
+    _check("pages", len(pages), shape.limits.pages)
+    _check("partials", int(row_first[-1]), shape.limits.partials)
+    pairs = np.zeros((rows, PAIR), np.int32)
+    pairs[:, 0] = np.arange(rows)
+    pairs[owned, 2] = np.repeat(before, count) + _ranges(np.zeros_like(count), count) + 1
+    pairs[:, 3] = row_first[:-1] + shape.limits.partials
+    groups = _Groups(first * PAIR, count, ~page_at[:-1], before + count, split, before + 1, 1)
+    blob, items_end = _with_items(groups, shape, at=shape.limits.static_ints, rows=rows)
+    positions = np.fromiter(plan.positions, np.int32, rows)
+    rest = [(None, pairs.reshape(-1)), (AT_POSITIONS, positions), (AT_PARTIALS, row_first + shape.limits.partials)]
+    return _finish(blob, items_end, [*rest, (AT_PAGES, pages)])
+
+
+def _shared_pairs(reads: Sequence[ChunkRead], rows: int, count: Ints, splits: Ints) -> tuple[Ints, Ints]:
+    """Pair records (pairs, PAIR), read by read, and where each row's partials begin (rows + 1)."""
+    total = int(count.sum())
+    pairs = np.zeros((total, PAIR), np.int32)
+    pairs[:, 0] = np.fromiter(chain.from_iterable(read.rows for read in reads), np.int32, total)
+    pairs[:, 1] = np.fromiter(chain.from_iterable(read.offsets for read in reads), np.int32, total)
+    pairs[:, 2] = np.repeat(np.fromiter((read.tokens for read in reads), np.int32, len(reads)), count)
+    place = np.fromiter(chain.from_iterable(read.parts for read in reads), np.int32, total)
+    splits_of_pair = np.repeat(splits, count)
+    order = np.lexsort((place, pairs[:, 0]))
+    pairs[order, 3] = _starts(splits_of_pair[order])[:-1]
+    row_splits = np.bincount(pairs[:, 0], weights=splits_of_pair, minlength=rows)
+    return pairs, _starts(row_splits.astype(np.int32))
+
+
+def _with_items(groups: _Groups, shape: ListShape, *, at: int, rows: int) -> tuple[Ints, int]:
+    """A blob with header and items; the pairs follow the items. ``at``: where the blob lies in the buffer."""
+    tallest = shape.tiles[-1]
+    packed = groups.pairs * shape.ratio
+    tile_counts = -(-packed // tallest)
+    split_counts = -(-groups.tokens // groups.split)
+    group = np.repeat(np.arange(len(packed)), tile_counts * split_counts)
+    local = _ranges(np.zeros_like(packed), tile_counts * split_counts)
+    split, tile = local // tile_counts[group], local % tile_counts[group]
+    row0 = tile * tallest
+    left = np.minimum(packed[group] - row0, tallest)
+    first_pair, last_pair = row0 // shape.ratio, (row0 + left - 1) // shape.ratio
+    begin = split * groups.split[group]
+    end = np.minimum(groups.tokens[group], begin + groups.split[group])
+    fields = np.empty((len(group), ITEM), np.int32)
+    fields[:, 1], fields[:, 2], fields[:, 3] = row0, packed[group], groups.source[group]
+    fields[:, 4], fields[:, 7] = begin, split
+    fields[:, 5] = np.clip(groups.visible[group] + groups.step * first_pair, begin, end)
+    fields[:, 6] = np.clip(groups.visible[group] + groups.step * last_pair, begin, end)
+    _check("items", len(fields), shape.limits.items)
+    fields[:, 0] = at + HEADER + len(fields) * ITEM + groups.pair_at[group]
+    kind = np.searchsorted(np.asarray(shape.tiles), left)
+    order = np.lexsort((fields[:, 4] - fields[:, 6], kind)) if groups.step else np.argsort(kind, kind="stable")
+    counts = np.bincount(kind, minlength=len(shape.tiles))
+    header = np.zeros(HEADER, np.int32)
+    header[0] = rows
+    header[AT_COUNTS : AT_COUNTS + len(counts)] = counts
+    header[AT_ITEMS : AT_ITEMS + len(counts)] = at + HEADER + _starts(counts)[:-1] * ITEM
+    return np.concatenate((header, fields[order].reshape(-1))), at + HEADER + len(fields) * ITEM
+
+
+def _finish(blob: Ints, at: int, arrays: Sequence[tuple[int | None, Ints]]) -> Ints:
+    """Appends arrays and notes in the header where they begin in the buffer."""
+    for field, array in arrays:
+        if field is not None:
+            blob[field] = at
+        at += len(array)
+    return np.concatenate([blob, *(array for _, array in arrays)])
+
+
+def _starts(counts: npt.NDArray[np.integer]) -> Ints:
+    """Exclusive sums with the total last: [2, 1] -> [0, 2, 3]."""
+    starts = np.zeros(len(counts) + 1, np.int32)
+    np.cumsum(counts, out=starts[1:])
+    return starts
+
+
+def _ranges(first: Ints, counts: Ints) -> Ints:
+    """first[0] .. first[0] + counts[0] - 1, first[1] .., in one line."""
+    starts = _starts(counts)
+    return (np.arange(starts[-1], dtype=np.int32) + np.repeat(first - starts[:-1], counts)).astype(np.int32)
+
+
+def _check(what: str, have: int, most: int) -> None:
+    if have > most:
+        raise WorkTooLarge(f"{what}: the step has {have}, the buffers hold {most}")

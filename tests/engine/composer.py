@@ -1,0 +1,85 @@
+"""Runs compositions on the engine alone, as the decode service does, without store, RPC or scheduler."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from engine.plan import PlacedChunk, StepSequence
+from engine.pool import PagedKVPool
+from engine.resident import ResidentChunk, ResidentChunks
+from engine.reuse import ReuseMode, key_composition
+from engine.served import ServedModel
+
+Request = tuple[list[list[int]], list[int], str]  # chunks, query, mode
+
+
+@dataclass
+class _Running:
+    placed: tuple[PlacedChunk, ...]
+    held: list[ResidentChunk]
+    pages: tuple[int, ...]
+    tail_tokens: int
+    start: int
+    generated: list[int]
+    logits: list[torch.Tensor]
+
+
+class Composer:
+    """A pool, its resident chunks and a runner over one served model."""
+
+    def __init__(self, served: ServedModel, *, pages: int = 512, page_size: int = 16, **options: object) -> None:
+        self.served = served
+        self.pool = PagedKVPool(served.layout, pages=pages, chunk_pages=pages // 2, page_size=page_size)
+        self.residents = ResidentChunks(self.pool)
+        self.runner = served.make_runner(self.pool, **options)
+        self.computed = 0  # chunk tokens run through the model
+        self.plans: list[object] = []
+
+    def hold(self, chunks: Sequence[list[int]], mode: str) -> tuple[list[ResidentChunk], tuple[PlacedChunk, ...]]:
+        """Makes every chunk of a composition resident and holds it."""
+        keyed = key_composition(self.served.identity, [tuple(c) for c in chunks], ReuseMode(mode))
+        held: list[ResidentChunk] = []
+        for chunk in keyed:
+            resident = self.residents.acquire(chunk.key)
+            if resident is None:
+                resident = self.residents.reserve(chunk.key, len(chunk.token_ids))
+                context = [self._at(held[i], 0) for i in chunk.context]
+                self.runner.prefill_chunk(chunk.token_ids, context, resident.run)
+                resident.ready = True
+                self.computed += len(chunk.token_ids)
+            held.append(resident)
+        return held, tuple(self._at(r, k.offset) for r, k in zip(held, keyed, strict=True))
+
+    def _at(self, chunk: ResidentChunk, offset: int) -> PlacedChunk:
+        return PlacedChunk(chunk.first_slot(self.pool.page_size), chunk.tokens, offset)
+
+    def generate(self, requests: Sequence[Request], count: int) -> list[tuple[list[int], torch.Tensor]]:
+        """Decodes all requests as one batch; greedy tokens and logits (count, vocabulary) of each."""
+        running = [self._start(*request, count) for request in requests]
+        for _ in range(count - 1):
+            steps = [
+                StepSequence(r.placed, r.pages, r.tail_tokens, 1, r.start + r.tail_tokens) for r in running
+            ]
+            logits, plan = self.runner.decode([r.generated[-1] for r in running], steps)
+            self.plans.append(plan)
+            for row, request in enumerate(running):
+                request.tail_tokens += 1
+                request.logits.append(logits[row].clone())
+                request.generated.append(int(logits[row].argmax()))
+        for request in running:
+            self.pool.release_pages(request.pages)
+            for chunk in request.held:
+                self.residents.release(chunk)
+        self.residents.check_integrity()
+        return [(r.generated, torch.stack(r.logits)) for r in running]
+
+    def _start(self, chunks: list[list[int]], query: list[int], mode: str, count: int) -> _Running:
+        held, placed = self.hold(chunks, mode)
+        pages = self.pool.allocate_pages(self.pool.pages_for(len(query) + count))
+        assert pages is not None
+        start = sum(map(len, chunks))
+        logits = self.runner.prefill_tail(query, placed, pages, start=start)
+        return _Running(placed, held, tuple(pages), len(query), start, [int(logits.argmax())], [logits.clone()])
