@@ -13,8 +13,7 @@ import signal
 import socket
 import sys
 from asyncio.subprocess import PIPE, Process
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -59,7 +58,10 @@ class Processes:
         self._children: list[_Child] = []
 
     async def start(self, commands: Sequence[Command]) -> None:
-        """Start every command. Raises ``OSError`` if one cannot be executed; call ``stop`` then too."""
+        """Start every command. Raises ``OSError`` if one cannot be executed; call ``stop`` then too.
+
+        Start them before threads of yours do: a child runs a little Python between fork and exec.
+        """
         die_with_parent = _die_with_parent()
         for command in commands:
             process = await asyncio.create_subprocess_exec(
@@ -150,22 +152,6 @@ class Processes:
             self._log(child.command.name, text)
         elif not child.ready.done():
             child.ready.set_result(ready)
-
-
-@asynccontextmanager
-async def running(
-    commands: Sequence[Command], log: LogLine, start_timeout_s: float, grace_s: float
-) -> AsyncIterator[dict[str, dict[str, Any]]]:
-    """Start the commands, give their announcements once they serve, and stop them at the end of the block.
-
-    Raises ``ServiceFailed``.
-    """
-    processes = Processes(log)
-    try:
-        await processes.start(commands)
-        yield await processes.wait_ready(start_timeout_s)
-    finally:
-        await processes.stop(grace_s)
 
 
 def free_port(host: str) -> int:

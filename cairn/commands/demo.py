@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 from cairn.async_client import AsyncClient
 from cairn.connection import UsageError, add_json_flag, positive_seconds
 from cairn.examples import Examples, Exercise, plan_exercises
-from cairn.processes import LogLine, ServiceFailed, running
+from cairn.processes import LogLine, Processes, ServiceFailed
 from cairn.services import Settings, service_commands
 from cairn.terminal import Terminal, reuse_table, table
 from cairn.trial import Registered, Verdict, register, try_exercise
@@ -90,10 +90,13 @@ async def _demonstrate(
         store = stack.enter_context(tempfile.TemporaryDirectory(prefix="cairn-demo-"))
         settings = Settings(model=args.model, store=f"file://{store}", dtype="float32", threads=args.threads)
         prefill, decode = service_commands(settings)
-        loading = asyncio.create_task(asyncio.to_thread(_load_oracle, args.model, args.threads))
+        processes = Processes(log)
         begin = time.perf_counter()
         with terminal.waiting("Starting the prefill and the decode service ..."):
-            await stack.enter_async_context(running((prefill, decode), log, args.start_timeout, DRAIN_S))
+            stack.push_async_callback(processes.stop, DRAIN_S)
+            await processes.start((prefill, decode))
+            loading = asyncio.create_task(asyncio.to_thread(_load_oracle, args.model, args.threads))
+            await processes.wait_ready(args.start_timeout)
             serving_s = time.perf_counter() - begin
             oracle = await loading
         terminal.note(f"Both services serve after {serving_s:.1f} s.", "dim")

@@ -3,9 +3,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-from cairn_fakes import FakeServices
 
 from cairn import Client
+from tests.cairn.cairn_fakes import FakeServices
 
 
 @pytest.fixture

@@ -10,11 +10,11 @@ import sys
 
 import grpc
 import pytest
-from cairn_fakes import digits
 
 from cairn import cli
 from cairn.terminal import human_bytes
 from protos import chunks_pb2
+from tests.cairn.cairn_fakes import digits
 
 CHUNK_1 = digits("chunk 001")
 
@@ -248,3 +248,14 @@ def test_sizes_for_people():
         "1.5 MiB",
         "1024.0 TiB",
     ]
+
+
+def test_a_reader_that_goes_away_is_not_an_accident(services):
+    services.script.chunks = 5000
+    argv = [sys.executable, "-m", "cairn.cli", "chunks", "list", "--json", "--prefill", services.address]
+    process = subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert process.stdout is not None and process.stderr is not None
+    process.stdout.readline()
+    process.stdout.close()
+    assert process.wait(timeout=20) == 1
+    assert process.stderr.read() == b""

@@ -9,10 +9,10 @@ from collections.abc import Awaitable, Callable
 
 import grpc
 import pytest
-from cairn_fakes import digits
 
 import cairn
 from cairn import AsyncClient, Client
+from tests.cairn.cairn_fakes import digits
 
 UNAVAILABLE = (grpc.StatusCode.UNAVAILABLE, "draining")
 

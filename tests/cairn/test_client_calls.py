@@ -9,13 +9,13 @@ import time
 
 import grpc
 import pytest
-from cairn_fakes import FakeServices, digits
 
 import cairn
 from cairn import CairnError, Client
 from cairn.errors import error_from_status
 from cairn.processes import free_port
 from protos import chunks_pb2
+from tests.cairn.cairn_fakes import FakeServices, digits
 
 UNAVAILABLE = (grpc.StatusCode.UNAVAILABLE, "draining")
 

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 import yaml
-from exported import EXPORTED
+
+from tests.deploy.exported import EXPORTED
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 DEPLOY = ROOT / "deploy"
