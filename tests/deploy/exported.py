@@ -1,4 +1,4 @@
-"""Every metric that the services promise, with its labels beside ``model_name``; ``test_metrics_are_real`` scrapes."""
+"""Every metric that the services promise, with its labels beside ``model_name``; tests/cairn/test_end_to_end.py scrapes them."""
 
 DECODE = {
     "cairn_prompt_tokens_total": set(),
@@ -25,7 +25,9 @@ PREFILL = {
     "cairn_prefill_chunks_total": {"outcome"},
     "cairn_prefill_tokens_total": {"source"},
     "cairn_prefill_seconds_bucket": {"le"},
+    "cairn_store_up": set(),
     "cairn_store_bytes": set(),
+    "cairn_store_capacity_bytes": set(),
     "cairn_store_entries": set(),
     "cairn_store_evictions_total": set(),
 }

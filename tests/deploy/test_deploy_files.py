@@ -17,6 +17,12 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 DEPLOY = ROOT / "deploy"
 METRIC = re.compile(r"\b(cairn_[a-z0-9_]+)\b(?:\{([^}]*)\})?")
 MATCHER = re.compile(r"([a-z_]+)\s*[=!]~?")
+NOT_SHOWN = {
+    "cairn_prefill_seconds_bucket",
+    "cairn_prompt_tokens_total",
+    "cairn_kv_cache_usage_perc",
+    "cairn_store_up",
+}
 GROUPING = re.compile(r"\bby\s*\(([^)]*)\)")
 
 
@@ -138,7 +144,7 @@ def test_queries_name_metrics_and_labels_that_are_exported(expression):
     for name, matchers in found:
         assert name in EXPORTED
         labels |= EXPORTED[name]
-        assert set(MATCHER.findall(matchers)) <= {"model_name", *EXPORTED[name]}
+        assert set(MATCHER.findall(matchers)) <= {"model_name", "job", *EXPORTED[name]}
     for grouping in GROUPING.findall(expression):
         assert {label.strip() for label in grouping.split(",")} <= labels
     assert found or "up{" in expression
@@ -147,8 +153,14 @@ def test_queries_name_metrics_and_labels_that_are_exported(expression):
 def test_the_dashboard_shows_what_it_promises():
     queries = " ".join(dashboard_queries())
     for name in EXPORTED:
-        if name not in ("cairn_prefill_seconds_bucket", "cairn_prompt_tokens_total", "cairn_kv_cache_usage_perc"):
+        if name not in NOT_SHOWN:
             assert name in queries, name
+
+
+def test_queries_name_jobs_that_are_scraped():
+    jobs = {job["job_name"] for job in read_yaml(DEPLOY / "prometheus.yml")["scrape_configs"]}
+    named = set(re.findall(r'job="([^"]*)"', " ".join(dashboard_queries() + alert_queries())))
+    assert named and named <= jobs
 
 
 def test_dashboard_queries_parse(tmp_path):
