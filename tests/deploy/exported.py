@@ -1,4 +1,4 @@
-"""Every metric that the services promise, with its labels beside ``model_name``; tests/cairn/test_end_to_end.py scrapes them."""
+"""Every metric that the services promise, with its labels beside ``model_name``; the end-to-end tests scrape them."""
 
 DECODE = {
     "cairn_prompt_tokens_total": set(),
