@@ -32,6 +32,8 @@ from chunk_store.store import (
 TOMBSTONES_MAX = 65_536
 CAPACITY_NBYTES_DEFAULT = 16 * 2**30
 RECORDS_MAX_DEFAULT = 100_000
+BUSY_RETRY_S = 0.05
+WRITE_TTL_S = 30.0  # how long writing one entry may take from its reservation on
 
 _NAME = re.compile(r"[0-9a-f]{64}")
 
@@ -121,15 +123,15 @@ class Ledger(Protocol):
     def commit(self, key: ChunkKey, nonce: str, header: EntryHeader) -> EntryInfo:
         """Turns a claim with a written blob into an entry. Raises ``ClaimLost``."""
 
-    def drop_claim(self, key: ChunkKey, nonce: str) -> None:
-        """Ends a claim whose blob is already removed. Harmless when it is gone."""
+    def drop_claim(self, key: ChunkKey, nonce: str) -> bool:
+        """Ends a claim; its blob becomes garbage. False when it was lost or committed before."""
 
     # -- leases ---------------------------------------------------------------------------------------
     def hold(self, lease: str, keys: Sequence[ChunkKey], ttl_s: float) -> None:
         """Leases the entries that exist among ``keys`` for ``ttl_s`` from now."""
 
-    def unhold(self, lease: str) -> None:
-        """Ends a lease."""
+    def unhold(self, lease: str, keys: Sequence[ChunkKey]) -> None:
+        """Ends a lease on ``keys``."""
 
     # -- removal and upkeep ---------------------------------------------------------------------------
     def delete_chunks(self, chunk_ids: Sequence[ChunkId]) -> DeleteReport: ...

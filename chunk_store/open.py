@@ -10,7 +10,7 @@ from chunk_store.ledger import CAPACITY_NBYTES_DEFAULT, RECORDS_MAX_DEFAULT
 from chunk_store.shared_store import SharedStore
 from chunk_store.sqlite_ledger import SqliteLedger
 
-SCHEMES = ("file",)
+SCHEMES = ("file", "redis", "rediss")
 
 
 def open_store(
@@ -20,12 +20,12 @@ def open_store(
     records_max: int | None = None,
     durability: Durability = Durability.PROCESS,
 ) -> SharedStore:
-    """The store at ``url``: ``file:///DIR`` (created if it is not there).
+    """The store at ``url``: ``file:///DIR`` (created if it is not there), ``redis://...`` or ``rediss://...``.
 
     ``capacity_nbytes`` (bytes, headers included) and ``records_max`` are properties of the store, shared by every
-    process: given, they are set; None keeps what the store has (16 GiB and 100 000 when it is new). What a commit
-    survives is ``durability``. Raises ``ValueError`` for a URL it does not know, ``StoreUnavailable`` when the
-    store cannot be reached or written.
+    process: given, they are set; None keeps what the store has (16 GiB and 100 000 when it is new). What a commit to
+    a directory survives is ``durability``; a server's durability is in its own configuration. Raises ``ValueError``
+    for a URL it does not know, ``StoreUnavailable`` when the store cannot be reached or written.
     """
     for name, value in (("capacity_nbytes", capacity_nbytes), ("records_max", records_max)):
         if value is not None and value <= 0:
@@ -33,6 +33,8 @@ def open_store(
     parts = urlsplit(url)
     if parts.scheme == "file":
         return _open_file(url, capacity_nbytes, records_max, durability)
+    if parts.scheme in ("redis", "rediss"):
+        return _open_redis(url, capacity_nbytes, records_max)
     known = ", ".join(f"{scheme}://" for scheme in SCHEMES)
     raise ValueError(f"store URL: {url!r} starts with none of {known}; for a directory write file:///DIR")
 
@@ -50,3 +52,20 @@ def _open_file(url: str, capacity_nbytes: int | None, records_max: int | None, d
     )
     ledger.set_limits(capacity_nbytes=capacity_nbytes, records_max=records_max)
     return SharedStore(ledger, FileBlobs(root, durability))
+
+
+def _open_redis(url: str, capacity_nbytes: int | None, records_max: int | None) -> SharedStore:
+    try:
+        from chunk_store.redis_blobs import RedisBlobs
+        from chunk_store.redis_connection import RedisConnection, parse_redis_url
+        from chunk_store.redis_ledger import RedisLedger
+    except ImportError as error:
+        raise ValueError("store URL: redis:// needs the redis client: pip install 'cairn[redis]'") from error
+    connection = RedisConnection(parse_redis_url(url))
+    ledger = RedisLedger(
+        connection,
+        capacity_nbytes=capacity_nbytes or CAPACITY_NBYTES_DEFAULT,
+        records_max=records_max or RECORDS_MAX_DEFAULT,
+    )
+    ledger.set_limits(capacity_nbytes=capacity_nbytes, records_max=records_max)
+    return SharedStore(ledger, RedisBlobs(connection))

@@ -218,8 +218,14 @@ class SharedPublication:
         if self._ended:
             return
         self._end()
-        self._blobs.remove([blob_name(self._key, self._nonce)])
-        self._ledger.drop_claim(self._key, self._nonce)
+        blob = blob_name(self._key, self._nonce)
+        if self._ledger.drop_claim(self._key, self._nonce):
+            self._blobs.remove([blob])
+            self._ledger.discard([blob])
+            return
+        placed = self._ledger.locate(self._key)
+        if placed is None or placed.blob != blob:  # it is, when a commit was done and its answer got lost
+            self._blobs.remove([blob])
 
     def __enter__(self) -> Self:
         return self
@@ -278,7 +284,7 @@ class SharedLease:
     def release(self) -> None:
         if not self._released:
             self._released = True
-            self._ledger.unhold(self._name)
+            self._ledger.unhold(self._name, self._keys)
 
     def __enter__(self) -> Self:
         return self

@@ -18,7 +18,7 @@ from chunk_store import owner
 from chunk_store import sqlite_entries as entries
 from chunk_store import sqlite_records as records
 from chunk_store.key import ChunkId, ChunkKey, ModelIdentity
-from chunk_store.ledger import Claimed, Placed, ReadTicket, blob_name
+from chunk_store.ledger import BUSY_RETRY_S, WRITE_TTL_S, Claimed, Placed, ReadTicket, blob_name
 from chunk_store.sqlite_database import Database
 from chunk_store.sqlite_schema import SCHEMA, TOTALS
 from chunk_store.store import (
@@ -39,8 +39,6 @@ from chunk_store.store import (
 )
 
 TOUCH_DELAY_S_MAX = 1.0
-BUSY_RETRY_S = 0.05
-WRITE_TTL_S = 30.0
 
 
 class SqliteLedger:
@@ -169,9 +167,12 @@ class SqliteLedger:
             connection.execute("DELETE FROM claims WHERE key = ?", (key,))
             return entries.insert(connection, header, blob_name(key, nonce), time.time())
 
-    def drop_claim(self, key: ChunkKey, nonce: str) -> None:
+    def drop_claim(self, key: ChunkKey, nonce: str) -> bool:
         with self._write() as connection:
-            connection.execute("DELETE FROM claims WHERE key = ? AND nonce = ?", (key, nonce))
+            held = connection.execute("SELECT 1 FROM claims WHERE key = ? AND nonce = ?", (key, nonce)).fetchone()
+            if held:
+                _drop_claim(connection, key)
+            return bool(held)
 
     # -- leases ---------------------------------------------------------------------------------------
     def hold(self, lease: str, keys: Sequence[ChunkKey], ttl_s: float) -> None:
@@ -183,9 +184,9 @@ class SqliteLedger:
                 [(lease, expires_at, key, lease) for key in keys],
             )
 
-    def unhold(self, lease: str) -> None:
+    def unhold(self, lease: str, keys: Sequence[ChunkKey]) -> None:
         with self._write() as connection:
-            connection.execute("DELETE FROM leases WHERE lease = ?", (lease,))
+            connection.executemany("DELETE FROM leases WHERE lease = ? AND key = ?", [(lease, key) for key in keys])
             entries.delete_doomed(connection, time.time())
 
     # -- removal and upkeep ---------------------------------------------------------------------------

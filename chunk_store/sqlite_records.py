@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
 import json
 import sqlite3
 from collections.abc import Sequence
 from dataclasses import replace
 
 from chunk_store.key import ChunkId, ChunkType, TokenizerIdentity, pack_token_ids, unpack_token_ids
+from chunk_store.records import LIST_LIMIT_MAX, decode_cursor, encode_cursor
 from chunk_store.store import ChunkRecord, RecordOrder, RecordPage, RecordQuery
-
-LIST_LIMIT_MAX = 10_000
 
 _COLUMNS = "chunk_id, tokenizer, type, token_ids, name, tags, pinned, created_at, last_used_at, expires_at"
 _LIVE = "(pinned OR expires_at IS NULL OR expires_at > ?)"
@@ -73,29 +70,6 @@ def page(connection: sqlite3.Connection, query: RecordQuery, now: float) -> Reco
     ).fetchall()
     records = tuple(_record(row) for row in rows[: query.limit])
     return RecordPage(records, encode_cursor(query.order, records[-1]) if len(rows) > query.limit else "")
-
-
-def encode_cursor(order: RecordOrder, last: ChunkRecord) -> str:
-    """A cursor that continues behind ``last``."""
-    value = {
-        RecordOrder.CREATED: last.created_at,
-        RecordOrder.LAST_USED: last.last_used_at,
-        RecordOrder.NAME: last.name,
-    }[order]
-    return base64.urlsafe_b64encode(json.dumps([order.value, value, last.chunk_id]).encode()).decode()
-
-
-def decode_cursor(cursor: str, order: RecordOrder) -> tuple[float | str, str]:
-    """Sort value and chunk id. Raises ``ValueError`` for a cursor of another order or of no page at all."""
-    try:
-        parts = json.loads(base64.urlsafe_b64decode(cursor.encode()))
-        name, value, chunk_id = parts
-    except (ValueError, TypeError, binascii.Error) as error:
-        raise ValueError("cursor: not one that list_records returned") from error
-    wanted_type = str if order is RecordOrder.NAME else float
-    if name != order.value or not isinstance(value, wanted_type) or not isinstance(chunk_id, str):
-        raise ValueError(f"cursor: belongs to another order than {order.value}")
-    return value, chunk_id
 
 
 def set_pinned(connection: sqlite3.Connection, chunk_ids: Sequence[ChunkId], pinned: bool, now: float) -> list[bool]:

@@ -42,7 +42,6 @@ CREATE TABLE claims (
   reserved_nbytes INTEGER NOT NULL);;
 CREATE TABLE leases (
   lease TEXT NOT NULL, key TEXT NOT NULL, expires_at REAL NOT NULL, PRIMARY KEY (key, lease)) WITHOUT ROWID;;
-CREATE INDEX leases_lease ON leases (lease);;
 CREATE INDEX leases_expiring ON leases (expires_at);;
 CREATE TABLE garbage (blob TEXT PRIMARY KEY, nbytes INTEGER NOT NULL) WITHOUT ROWID;;
 CREATE TABLE tombstones (

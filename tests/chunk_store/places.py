@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import shutil
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from contract import Damage
+from redis.exceptions import RedisError
 
 from chunk_store.key import ChunkKey
 from chunk_store.open import open_store
+from chunk_store.redis_connection import RedisConnection, parse_redis_url
 from chunk_store.shared_store import SharedStore
 
 
@@ -43,6 +46,48 @@ class FilePlace:
     def close(self) -> None:
         for store in self._stores:
             store.close()
+
+
+class RedisPlace:
+    """One prefix of a Redis server, plain or with TLS."""
+
+    kind = "redis"
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+        self._stores: list[SharedStore] = []
+        self.redis = RedisConnection(parse_redis_url(url))
+
+    def url(self) -> str:
+        return self._url
+
+    def open(self, **options: Any) -> SharedStore:
+        store = open_store(self._url, **options)
+        self._stores.append(store)
+        return store
+
+    def blob(self, key: ChunkKey) -> str:
+        (found,) = self.redis.client.keys(self.redis.name(f"blob:{key}.*"))
+        return str(found.decode())
+
+    def damage(self, key: ChunkKey, how: Damage) -> None:
+        blob = self.blob(key)
+        if how is Damage.MISSING:
+            self.redis.client.delete(blob)
+            return
+        field = "0" if how in (Damage.FLIPPED_DATA, Damage.CUT) else "h"
+        raw = bytearray(self.redis.client.hget(blob, field))
+        self.redis.client.hset(blob, field, damage_bytes(raw, how))
+
+    def replace_data(self, key: ChunkKey, other: ChunkKey) -> None:
+        self.redis.client.hset(self.blob(key), mapping=self.redis.client.hgetall(self.blob(other)))
+
+    def close(self) -> None:
+        for store in self._stores:
+            store.close()
+        with suppress(RedisError):
+            self.redis.client.flushdb()
+        self.redis.close()
 
 
 def damage_file(path: Path, how: Damage) -> None:

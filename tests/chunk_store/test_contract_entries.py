@@ -421,3 +421,16 @@ def test_delete_model_leaves_records_and_other_models(place: Place) -> None:
     assert not loads(store, mine)
     assert loads(store, theirs)
     assert store.get_records([mine.chunk_id])[0] is not None
+
+
+def test_a_commit_whose_answer_got_lost(place: Place) -> None:
+    """The caller sees an error and aborts; the entry that was committed stays whole."""
+    store = place.open()
+    entry = sample(1)
+    publication = claim(store.begin(entry.key))
+    publication.write(entry.header, entry.views)
+    nonce = publication._nonce  # type: ignore[attr-defined]
+    store.ledger.commit(entry.key, nonce, entry.header)
+    publication.abort()
+    assert loads(store, entry)
+    assert store.stats().nbytes == STORED_NBYTES

@@ -67,11 +67,13 @@ def check_counts(total: Counter[str]) -> None:
     assert total["lost"] == 0, "claims live 30 s: nobody may lose one here"
 
 
+@pytest.mark.parametrize("place", ["file", "redis"], indirect=True)
 def test_eight_writers_and_sixteen_readers_for_some_seconds(place: Place) -> None:
     check_counts(run_stress(place, seconds=4.0))
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("place", ["file", "redis"], indirect=True)
 def test_eight_writers_and_sixteen_readers_for_a_minute(place: Place) -> None:
     total = run_stress(place, seconds=60.0)
     print(dict(total))

@@ -1,0 +1,484 @@
+"""The atomic steps of the Redis ledger, as Lua scripts that the server runs one at a time.
+
+Each may run twice, when the connection broke before its answer came; the second run then answers like the first.
+
+Time is the server's, so machines with different clocks agree. Every script gets the store's prefix as KEYS[1] and
+builds the other names from it: one Redis server, not a cluster. Names under the prefix:
+
+    settings, totals                     hashes
+    record:ID                            hash; records_created, records_used, records_named, expiring: sorted sets
+    pinned, tag:TAG                      sets of chunk ids
+    entry:KEY                            hash; used: sorted set (eviction order); chunk:ID, model:M, needs:ID: sets
+    doomed                               set of keys that were deleted under a lease
+    claim:KEY                            hash; claims: sorted set by expiry
+    leases:KEY                           sorted set lease -> expiry; lease:NAME: set of keys; leased: sorted set of keys
+    garbage                              hash blob -> bytes
+    tombstones, buried                   sorted set and hash of evicted keys
+"""
+
+from chunk_store.ledger import TOMBSTONES_MAX
+
+PRELUDE = (
+    "#!lua flags=allow-oom\n"  # metadata is small, and a full server must still be able to evict
+    f"local TOMBSTONES_MAX = {TOMBSTONES_MAX}\n"
+    + r"""
+local P = KEYS[1]
+local clock = redis.call('TIME')
+local now = clock[1] + clock[2] / 1000000
+local function num(x) return string.format('%.6f', x) end
+local function int(x) return string.format('%d', x) end
+local function total(name) return tonumber(redis.call('HGET', P..'totals', name) or 0) end
+local function add(name, by) redis.call('HINCRBY', P..'totals', name, int(by)) end
+local function setting(name) return tonumber(redis.call('HGET', P..'settings', name)) end
+local function leased(key) return redis.call('ZCOUNT', P..'leases:'..key, '('..num(now), '+inf') > 0 end
+local function is_pinned(chunk) return redis.call('SISMEMBER', P..'pinned', chunk) == 1 end
+local function space() return total('entry_nbytes') + total('claim_nbytes') + total('garbage_nbytes') end
+local function garbage() return redis.call('HKEYS', P..'garbage') end
+
+local function trash(blob, nbytes)
+  if redis.call('HSETNX', P..'garbage', blob, int(nbytes)) == 1 then add('garbage_nbytes', nbytes) end
+end
+
+local function unbury(key)
+  redis.call('ZREM', P..'tombstones', key)
+  redis.call('HDEL', P..'buried', key)
+end
+
+local function bury(key, chunk)
+  redis.call('ZADD', P..'tombstones', redis.call('HINCRBY', P..'totals', 'tombstone_number', 1), key)
+  redis.call('HSET', P..'buried', key, chunk)
+  local over = redis.call('ZCARD', P..'tombstones') - TOMBSTONES_MAX
+  if over > 0 then
+    local old = redis.call('ZPOPMIN', P..'tombstones', over)
+    for i = 1, #old, 2 do redis.call('HDEL', P..'buried', old[i]) end
+  end
+end
+
+local function drop_entry(key)
+  local e = redis.call('HMGET', P..'entry:'..key, 'blob', 'chunk', 'model', 'stored', 'nbytes', 'needs')
+  if not e[1] then return nil end
+  for chunk in string.gmatch(e[6], '%S+') do redis.call('SREM', P..'needs:'..chunk, key) end
+  redis.call('SREM', P..'chunk:'..e[2], key)
+  redis.call('SREM', P..'model:'..e[3], key)
+  redis.call('SREM', P..'doomed', key)
+  redis.call('ZREM', P..'used', key)
+  redis.call('ZREM', P..'leased', key)
+  redis.call('DEL', P..'entry:'..key, P..'leases:'..key)
+  add('entries', -1)
+  add('entry_nbytes', -tonumber(e[4]))
+  trash(e[1], tonumber(e[4]))
+  return {chunk = e[2], stored = tonumber(e[4]), nbytes = tonumber(e[5])}
+end
+
+local function evict_entry(key)
+  local e = drop_entry(key)
+  if e then
+    add('evictions', 1)
+    bury(key, e.chunk)
+  end
+  return e
+end
+
+local function victims(nbytes)
+  local found, freed, start = {}, 0, 0
+  while freed < nbytes do
+    local keys = redis.call('ZRANGE', P..'used', start, start + 63)
+    if #keys == 0 then break end
+    for _, key in ipairs(keys) do
+      if freed < nbytes and not leased(key) then
+        local e = redis.call('HMGET', P..'entry:'..key, 'chunk', 'stored')
+        if not is_pinned(e[1]) then
+          found[#found + 1] = key
+          freed = freed + tonumber(e[2])
+        end
+      end
+    end
+    start = start + 64
+  end
+  return found, freed
+end
+
+local function evict(nbytes)
+  local found, freed = victims(nbytes)
+  for _, key in ipairs(found) do evict_entry(key) end
+  return freed
+end
+
+local function drop_doomed(key)
+  if redis.call('SISMEMBER', P..'doomed', key) == 1 and not leased(key) then drop_entry(key) end
+end
+
+local function claim_is(key, nonce) return redis.call('HGET', P..'claim:'..key, 'nonce') == nonce end
+
+local function end_claim(key)
+  local reserved = redis.call('HGET', P..'claim:'..key, 'reserved')
+  if reserved then add('claim_nbytes', -tonumber(reserved)) end
+  redis.call('DEL', P..'claim:'..key)
+  redis.call('ZREM', P..'claims', key)
+end
+
+local function break_claim(key)
+  local c = redis.call('HMGET', P..'claim:'..key, 'nonce', 'reserved')
+  if c[1] then
+    end_claim(key)
+    trash(key..'.'..c[1], tonumber(c[2]))
+  end
+end
+
+local function drop_record(id)
+  local r = redis.call('HMGET', P..'record:'..id, 'name', 'tags')
+  if not r[1] then return 0 end
+  for _, tag in ipairs(cjson.decode(r[2])) do redis.call('SREM', P..'tag:'..tag, id) end
+  redis.call('ZREM', P..'records_created', id)
+  redis.call('ZREM', P..'records_used', id)
+  redis.call('ZREM', P..'records_named', r[1]..'\0'..id)
+  redis.call('ZREM', P..'expiring', id)
+  redis.call('SREM', P..'pinned', id)
+  redis.call('DEL', P..'record:'..id)
+  add('records', -1)
+  return 1
+end
+
+local function is_live(id)
+  local r = redis.call('HMGET', P..'record:'..id, 'pinned', 'expires')
+  if not r[1] then return false end
+  return r[1] == '1' or r[2] == '' or tonumber(r[2]) > now
+end
+
+local function remove_expired()
+  local removed = 0
+  for _, id in ipairs(redis.call('ZRANGEBYSCORE', P..'expiring', '-inf', num(now))) do
+    if not is_pinned(id) then
+      for _, key in ipairs(redis.call('SMEMBERS', P..'chunk:'..id)) do
+        if not leased(key) then evict_entry(key) end
+      end
+      if redis.call('EXISTS', P..'chunk:'..id, P..'needs:'..id) == 0 then removed = removed + drop_record(id) end
+    end
+  end
+  return removed
+end
+
+local function delete_entries(set)
+  local count, nbytes = 0, 0
+  for _, key in ipairs(redis.call('SMEMBERS', set)) do
+    if redis.call('SADD', P..'doomed', key) == 1 then
+      count = count + 1
+      nbytes = nbytes + tonumber(redis.call('HGET', P..'entry:'..key, 'nbytes'))
+    end
+    drop_doomed(key)
+  end
+  return count, nbytes
+end
+"""
+)
+
+# ARGV: records_max, then for each record: id, tokenizer, type, token ids, name, tags (JSON), pinned, created, used,
+# expires ("" for none). Returns -1 when the registry is full, else 1 for new and 0 for known, one each.
+PUT_RECORDS = r"""
+local width, added, news = 10, {}, {}
+for at = 2, #ARGV, width do
+  if not is_live(ARGV[at]) and not news[ARGV[at]] then news[ARGV[at]] = true; added[#added + 1] = 1
+  else added[#added + 1] = 0 end
+end
+local function over()
+  local extra = 0
+  for id in pairs(news) do extra = extra + 1 - redis.call('EXISTS', P..'record:'..id) end
+  return extra > 0 and total('records') + extra > (setting('records_max') or tonumber(ARGV[1]))
+end
+if over() then remove_expired() end
+if over() then return -1 end
+local i = 0
+for at = 2, #ARGV, width do
+  i = i + 1
+  local id, name, tags, pin, expires = ARGV[at], ARGV[at+4], cjson.decode(ARGV[at+5]), ARGV[at+6], ARGV[at+9]
+  local record = P..'record:'..id
+  local seen, merged = {}, {}
+  if added[i] == 1 then
+    drop_record(id)
+    local created = ARGV[at+7]
+    if tonumber(created) == 0 then created = num(now) end
+    local used = ARGV[at+8]
+    if tonumber(used) == 0 then used = created end
+    redis.call('HSET', record, 'tokenizer', ARGV[at+1], 'type', ARGV[at+2], 'tokens', ARGV[at+3], 'created', created)
+    redis.call('ZADD', P..'records_created', created, id)
+    redis.call('ZADD', P..'records_used', used, id)
+    add('records', 1)
+  else
+    local old = redis.call('HMGET', record, 'name', 'tags')
+    redis.call('ZREM', P..'records_named', old[1]..'\0'..id)
+    if name == '' then name = old[1] end
+    for _, tag in ipairs(cjson.decode(old[2])) do seen[tag] = true; merged[#merged + 1] = tag end
+  end
+  for _, tag in ipairs(tags) do
+    if not seen[tag] then seen[tag] = true; merged[#merged + 1] = tag end
+    redis.call('SADD', P..'tag:'..tag, id)
+  end
+  local text = #merged == 0 and '[]' or cjson.encode(merged)
+  redis.call('HSET', record, 'name', name, 'tags', text, 'pinned', pin, 'expires', expires)
+  redis.call('ZADD', P..'records_named', 0, name..'\0'..id)
+  if pin == '1' then redis.call('SADD', P..'pinned', id) else redis.call('SREM', P..'pinned', id) end
+  if expires == '' then redis.call('ZREM', P..'expiring', id) else redis.call('ZADD', P..'expiring', expires, id) end
+end
+return added
+"""
+
+# ARGV: 1 or 0, chunk ids. Returns 1 or 0 for each: known.
+SET_PINNED = r"""
+local known = {}
+for i = 2, #ARGV do
+  known[i - 1] = is_live(ARGV[i]) and 1 or 0
+  if known[i - 1] == 1 then
+    redis.call('HSET', P..'record:'..ARGV[i], 'pinned', ARGV[1])
+    redis.call(ARGV[1] == '1' and 'SADD' or 'SREM', P..'pinned', ARGV[i])
+  end
+end
+return known
+"""
+
+# ARGV: key, reader's token, seconds. Returns the blob, or 'EVICTED' / 'NOT_STORED' behind a 0.
+BEGIN_READ = r"""
+local key = ARGV[1]
+local e = redis.call('HMGET', P..'entry:'..key, 'blob', 'chunk')
+local readable = e[1] and (redis.call('SISMEMBER', P..'doomed', key) == 0 or leased(key))
+if not readable then return {0, redis.call('HEXISTS', P..'buried', key) == 1 and 'EVICTED' or 'NOT_STORED'} end
+redis.call('ZADD', P..'used', num(now), key)
+if redis.call('EXISTS', P..'record:'..e[2]) == 1 then redis.call('ZADD', P..'records_used', num(now), e[2]) end
+redis.call('ZADD', P..'leases:'..key, num(now + ARGV[3]), ARGV[2])
+redis.call('ZADD', P..'leased', 'GT', num(now + ARGV[3]), key)
+return {1, e[1]}
+"""
+
+# ARGV: lease, keys. Ends a lease on the given keys.
+UNHOLD = r"""
+for i = 2, #ARGV do
+  local key = ARGV[i]
+  redis.call('ZREM', P..'leases:'..key, ARGV[1])
+  redis.call('ZREMRANGEBYSCORE', P..'leases:'..key, '-inf', num(now))
+  if redis.call('ZCARD', P..'leases:'..key) == 0 then redis.call('ZREM', P..'leased', key) end
+  drop_doomed(key)
+end
+return 1
+"""
+
+# ARGV: lease, seconds, keys.
+HOLD = r"""
+local until_ = num(now + ARGV[2])
+for i = 3, #ARGV do
+  local key = ARGV[i]
+  local mine = redis.call('ZSCORE', P..'leases:'..key, ARGV[1])
+  local there = redis.call('EXISTS', P..'entry:'..key) == 1
+  if there and (mine or redis.call('SISMEMBER', P..'doomed', key) == 0) then
+    redis.call('ZADD', P..'leases:'..key, until_, ARGV[1])
+    redis.call('ZADD', P..'leased', 'GT', until_, key)
+  end
+end
+return 1
+"""
+
+# ARGV: key, blob, 1 if bad. Returns 1 if the entry had this blob.
+FORGET = r"""
+if redis.call('HGET', P..'entry:'..ARGV[1], 'blob') ~= ARGV[2] then return 0 end
+drop_entry(ARGV[1])
+if ARGV[3] == '1' then add('quarantined', 1) end
+return 1
+"""
+
+# ARGV: key, nonce, owner, seconds. Returns {'claimed'}, {'stored'} or {'busy', seconds left, owner, nonce}.
+CLAIM = r"""
+local key = ARGV[1]
+if redis.call('EXISTS', P..'entry:'..key) == 1 and redis.call('SISMEMBER', P..'doomed', key) == 0 then
+  return {'stored'}
+end
+local c = redis.call('HMGET', P..'claim:'..key, 'nonce', 'owner', 'expires')
+if c[1] == ARGV[2] then return {'claimed'} end
+if c[1] and tonumber(c[3]) > now then return {'busy', num(tonumber(c[3]) - now), c[2], c[1]} end
+break_claim(key)
+local expires = num(now + ARGV[4])
+redis.call('HSET', P..'claim:'..key, 'nonce', ARGV[2], 'owner', ARGV[3], 'expires', expires, 'reserved', '0')
+redis.call('ZADD', P..'claims', expires, key)
+return {'claimed'}
+"""
+
+# ARGV: key, nonce, seconds. Returns 0 when the claim is lost.
+RENEW_CLAIM = r"""
+if not claim_is(ARGV[1], ARGV[2]) then return 0 end
+redis.call('HSET', P..'claim:'..ARGV[1], 'expires', num(now + ARGV[3]))
+redis.call('ZADD', P..'claims', num(now + ARGV[3]), ARGV[1])
+return 1
+"""
+
+# ARGV: key, nonce, bytes, seconds, capacity if none is set.
+# Returns {'lost'}, {'large', capacity}, {'full'}, {'reserved'}, or {'garbage', blobs...}.
+RESERVE = r"""
+local key, nbytes, capacity = ARGV[1], tonumber(ARGV[3]), setting('capacity_nbytes') or tonumber(ARGV[5])
+if not claim_is(key, ARGV[2]) then return {'lost'} end
+if nbytes > capacity then return {'large', int(capacity)} end
+local over = space() + nbytes - capacity
+if over > 0 then
+  local more = over - total('garbage_nbytes')
+  if more > 0 then
+    local found, freed = victims(more)
+    if freed < more then return {'full'} end
+    for _, victim in ipairs(found) do evict_entry(victim) end
+  end
+  local answer = garbage()
+  table.insert(answer, 1, 'garbage')
+  return answer
+end
+add('claim_nbytes', nbytes - tonumber(redis.call('HGET', P..'claim:'..key, 'reserved')))
+local expires = math.max(tonumber(redis.call('HGET', P..'claim:'..key, 'expires')), now + ARGV[4])
+redis.call('HSET', P..'claim:'..key, 'reserved', int(nbytes), 'expires', num(expires))
+redis.call('ZADD', P..'claims', num(expires), key)
+return {'reserved'}
+"""
+
+# ARGV: bytes. Evicts whatever the capacity; returns the garbage.
+EVICT = r"""
+evict(tonumber(ARGV[1]))
+return garbage()
+"""
+
+# Makes a blob the entry of its key. Local function of COMMIT and ADOPT.
+# ARGV from 3 on: blob, chunk, model, salt digest, tokens, bytes, bytes stored, context keys...
+PUT_ENTRY = r"""
+local function put_entry(key)
+  local blob, chunk, model = ARGV[3], ARGV[4], ARGV[5]
+  local old = redis.call('HMGET', P..'entry:'..key, 'blob', 'stored')
+  if old[1] then
+    redis.call('HSET', P..'entry:'..key, 'blob', blob)
+    redis.call('SREM', P..'doomed', key)
+    trash(old[1], tonumber(old[2]))
+  else
+    local needs = {}
+    for i = 10, #ARGV do
+      local needed = redis.call('HGET', P..'entry:'..ARGV[i], 'chunk') or redis.call('HGET', P..'buried', ARGV[i])
+      if needed then
+        needs[#needs + 1] = needed
+        redis.call('SADD', P..'needs:'..needed, key)
+      end
+    end
+    redis.call('HSET', P..'entry:'..key, 'blob', blob, 'chunk', chunk, 'model', model, 'salt', ARGV[6],
+      'tokens', ARGV[7], 'nbytes', ARGV[8], 'stored', ARGV[9], 'created', num(now), 'needs', table.concat(needs, ' '))
+    redis.call('ZADD', P..'used', num(now), key)
+    redis.call('SADD', P..'chunk:'..chunk, key)
+    redis.call('SADD', P..'model:'..model, key)
+    add('entries', 1)
+    add('entry_nbytes', tonumber(ARGV[9]))
+  end
+  unbury(key)
+end
+"""
+
+# ARGV: key, nonce, then as PUT_ENTRY. Returns when it was created and used; nothing when the claim is lost.
+COMMIT = (
+    PUT_ENTRY
+    + r"""
+local key = ARGV[1]
+if redis.call('HGET', P..'entry:'..key, 'blob') ~= ARGV[3] then
+  if not claim_is(key, ARGV[2]) then return {} end
+  end_claim(key)
+  put_entry(key)
+end
+return {redis.call('HGET', P..'entry:'..key, 'created'), redis.call('ZSCORE', P..'used', key)}
+"""
+)
+
+# ARGV: key, nothing, then as PUT_ENTRY. Returns 0 when the key has an entry or a claim.
+ADOPT = (
+    PUT_ENTRY
+    + r"""
+local key = ARGV[1]
+if redis.call('EXISTS', P..'claim:'..key) == 1 then return 0 end
+if redis.call('EXISTS', P..'entry:'..key) == 1 and redis.call('SISMEMBER', P..'doomed', key) == 0 then return 0 end
+put_entry(key)
+return 1
+"""
+)
+
+# ARGV: key, nonce. Ends a claim, its blob becomes garbage. Returns 0 when it was lost.
+DROP_CLAIM = r"""
+if not claim_is(ARGV[1], ARGV[2]) then return 0 end
+break_claim(ARGV[1])
+return 1
+"""
+
+# ARGV: chunk ids. Returns records, entries, bytes.
+DELETE_CHUNKS = r"""
+local records, entries, nbytes = 0, 0, 0
+for _, id in ipairs(ARGV) do
+  records = records + drop_record(id)
+  local e, n = delete_entries(P..'chunk:'..id)
+  entries, nbytes = entries + e, nbytes + n
+end
+return {records, entries, int(nbytes)}
+"""
+
+# ARGV: model. Returns entries, bytes.
+DELETE_MODEL = r"""
+local entries, nbytes = delete_entries(P..'model:'..ARGV[1])
+return {entries, int(nbytes)}
+"""
+
+# ARGV: capacity if none is set. Returns claims, records, entries, bytes.
+SWEEP = r"""
+local entries, nbytes = total('entries'), total('entry_nbytes')
+local dead = redis.call('ZRANGEBYSCORE', P..'claims', '-inf', num(now))
+for _, key in ipairs(dead) do break_claim(key) end
+for _, key in ipairs(redis.call('ZRANGEBYSCORE', P..'leased', '-inf', num(now))) do
+  redis.call('ZREM', P..'leased', key)
+  redis.call('ZREMRANGEBYSCORE', P..'leases:'..key, '-inf', num(now))
+end
+for _, key in ipairs(redis.call('SMEMBERS', P..'doomed')) do drop_doomed(key) end
+local records = remove_expired()
+local over = total('entry_nbytes') + total('claim_nbytes') - (setting('capacity_nbytes') or tonumber(ARGV[1]))
+if over > 0 then evict(over) end
+return {#dead, records, entries - total('entries'), int(nbytes - total('entry_nbytes'))}
+"""
+
+# ARGV: blobs that are gone from the medium.
+DISCARD = r"""
+for _, blob in ipairs(ARGV) do
+  local nbytes = redis.call('HGET', P..'garbage', blob)
+  if nbytes then
+    redis.call('HDEL', P..'garbage', blob)
+    add('garbage_nbytes', -tonumber(nbytes))
+  end
+end
+return 1
+"""
+
+# No ARGV. Returns pinned entries, leased entries.
+COUNTS = r"""
+local pinned, held = 0, 0
+for _, id in ipairs(redis.call('SMEMBERS', P..'pinned')) do pinned = pinned + redis.call('SCARD', P..'chunk:'..id) end
+for _, key in ipairs(redis.call('ZRANGEBYSCORE', P..'leased', '('..num(now), '+inf')) do
+  held = held + redis.call('EXISTS', P..'entry:'..key)
+end
+return {pinned, held}
+"""
+
+# ARGV: 1 to correct. Returns name, stored, counted for each total that does not add up.
+RECOUNT = r"""
+local counted = {records = redis.call('ZCARD', P..'records_created'), entries = redis.call('ZCARD', P..'used')}
+local sums = {entry_nbytes = 0, claim_nbytes = 0, garbage_nbytes = 0}
+for _, key in ipairs(redis.call('ZRANGE', P..'used', 0, -1)) do
+  sums.entry_nbytes = sums.entry_nbytes + tonumber(redis.call('HGET', P..'entry:'..key, 'stored') or 0)
+end
+for _, key in ipairs(redis.call('ZRANGE', P..'claims', 0, -1)) do
+  sums.claim_nbytes = sums.claim_nbytes + tonumber(redis.call('HGET', P..'claim:'..key, 'reserved') or 0)
+end
+for _, nbytes in ipairs(redis.call('HVALS', P..'garbage')) do
+  sums.garbage_nbytes = sums.garbage_nbytes + tonumber(nbytes)
+end
+for name, value in pairs(sums) do counted[name] = value end
+local wrong = {}
+for name, value in pairs(counted) do
+  if total(name) ~= value then
+    wrong[#wrong + 1] = name
+    wrong[#wrong + 1] = int(total(name))
+    wrong[#wrong + 1] = int(value)
+    if ARGV[1] == '1' then redis.call('HSET', P..'totals', name, int(value)) end
+  end
+end
+return wrong
+"""
