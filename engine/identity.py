@@ -52,7 +52,8 @@ def numerics(device: torch.device, attention: str, piece_tokens: int) -> str:
     if device.type == "cuda":
         hardware = torch.cuda.get_device_name(device)
     else:
-        hardware = f"{platform.machine()}-{torch.backends.cpu.get_cpu_capability()}"
+        # With more threads a matrix product of a few rows is cut elsewhere, which changes its last bits.
+        hardware = f"{platform.machine()}-{torch.backends.cpu.get_cpu_capability()} threads {torch.get_num_threads()}"
     versions = f"torch {torch.__version__} transformers {transformers.__version__}"
     return f"{NUMERICS_VERSION} {versions} {hardware} {attention} piece {piece_tokens}"
 

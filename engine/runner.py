@@ -90,8 +90,9 @@ class ModelRunner:
         plan = plan_step(sequences, self._levels_of(sequences), page_size=self.pool.page_size)
         padded, multiple = self._pad(plan, len(sequences))
         ids = [*token_ids, *([0] * (len(padded.slots) - len(token_ids)))]
-        logits = self._forward(ids, padded, list(range(len(sequences))), row_multiple=multiple)
-        return logits, plan
+        # The head runs on the padded rows too: one row fewer could be another kernel, and other bits.
+        logits = self._forward(ids, padded, list(range(len(ids))), row_multiple=multiple)
+        return logits[: len(sequences)], plan
 
     def _levels_of(self, sequences: Sequence[StepSequence]) -> Levels:
         """The levels of a decode step; the last step's again while its compositions did not change."""

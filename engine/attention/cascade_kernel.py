@@ -69,7 +69,7 @@ def fold_in(scores, v, top, total, acc, scale):
     return new_top, total, acc
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["class_index"])
 def attend(
     q, q_stride, keys, values, key_blocks, value_blocks, slot_stride, lists, dynamic, class_index, cos, sin, partial_out, partial_lse, scale,
     TURN: tl.constexpr, RATIO: tl.constexpr, KV_HEADS: tl.constexpr, D: tl.constexpr, TURN_PAIRS: tl.constexpr,

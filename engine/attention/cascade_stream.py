@@ -1,0 +1,258 @@
+"""The chunk kernel for Hopper, in Gluon: keys and values stream through the bulk copy engine ahead of the arithmetic.
+
+    one producer warp        waits for empty -> copies K, V blocks of item after item into a ring of stages
+    1 or 2 warpgroups        64 packed rows each, sharing the ring; per block, asynchronously:
+
+        tensor cores   S1 = Q K1'  O += P0 V0   S2 = Q K2'  O += P1 V1
+        the rest           softmax(S1) -> P1        softmax(S2) -> P2        (while O += P V runs)
+
+The producer runs on into the next item while the last one is finished. Blocks of an item go from its last, the only
+one that may be ragged, to its first: the mask stays out of the loop. Behind a ragged end, values are overwritten by
+zeros in shared memory, so that nothing beyond a chunk is ever summed. Reads chunk items only (neighbouring slots).
+Importing this module needs Triton with Gluon; running it, compute capability 9.
+"""
+
+from __future__ import annotations
+
+from triton.experimental import gluon
+from triton.experimental.gluon import language as gl
+from triton.experimental.gluon.language.nvidia.hopper import (
+    fence_async_shared,
+    mbarrier,
+    tma,
+    warpgroup_mma,
+    warpgroup_mma_wait,
+)
+
+from engine.attention import cascade_work as work
+from engine.attention.cascade_kernel import AS_IS, BACK
+
+ITEM = gl.constexpr(work.ITEM)
+PAIR = gl.constexpr(work.PAIR)
+AT_COUNTS = gl.constexpr(work.AT_COUNTS)
+AT_ITEMS = gl.constexpr(work.AT_ITEMS)
+AT_POSITIONS = gl.constexpr(work.AT_POSITIONS)
+NOT_TURNED = gl.constexpr(AS_IS)
+TURNED_BACK = gl.constexpr(BACK)
+ROWS = gl.constexpr(64)  # packed rows of a warpgroup
+
+
+@gluon.jit
+def _load_query(
+    q, q_stride, lists, dynamic, pairs_at, row0, rows_end, head, cos, sin,
+    TURN: gl.constexpr, RATIO: gl.constexpr, D: gl.constexpr, TURN_PAIRS: gl.constexpr,
+):  # fmt: skip
+    """A warpgroup's queries (ROWS, D), each turned by its pair's angle in fp32 and rounded once."""
+    layout: gl.constexpr = gl.BlockedLayout([1, 8], [256 // D, D // 8], [4, 1], [1, 0])
+    packed = row0 + gl.arange(0, ROWS, gl.SliceLayout(1, layout))
+    dim = gl.arange(0, D, gl.SliceLayout(0, layout))
+    live = packed < rows_end
+    pair = lists + pairs_at + (packed // RATIO) * PAIR
+    row = gl.load(pair, mask=live, other=0)
+    base = row.to(gl.int64) * q_stride + (head * RATIO + packed % RATIO) * D
+    x = gl.load(q + base[:, None] + dim[None, :], mask=live[:, None], other=0.0)
+    if TURN == NOT_TURNED:
+        return x
+    angle = gl.load(pair + 1, mask=live, other=0)
+    if TURN != TURNED_BACK:
+        positions = lists + gl.load(lists + dynamic + AT_POSITIONS)
+        angle = gl.load(positions + row, mask=live, other=0) - angle
+    turns = dim < 2 * TURN_PAIRS
+    first = dim < TURN_PAIRS
+    partner = gl.where(turns, gl.where(first, dim + TURN_PAIRS, dim - TURN_PAIRS), dim)
+    other = gl.load(q + base[:, None] + partner[None, :], mask=live[:, None], other=0.0).to(gl.float32)
+    at = angle.to(gl.int64)[:, None] * TURN_PAIRS + (dim % TURN_PAIRS)[None, :]
+    known = live[:, None] & turns[None, :]
+    c = gl.load(cos + at, mask=known, other=1.0)
+    s = gl.load(sin + at, mask=known, other=0.0)
+    if TURN == TURNED_BACK:
+        other = gl.where(first[None, :], other, -other)
+    else:
+        other = gl.where(first[None, :], -other, other)
+    return (x.to(gl.float32) * c + other * s).to(x.dtype)
+
+
+@gluon.jit
+def _softmax(scores, top, total, scale):
+    """One block of scores: p (fp32), the new maximum and sum, and what to multiply earlier results by."""
+    new_top = gl.maximum(top, gl.max(scores, 1))
+    scaled = new_top * scale
+    p = gl.exp2(scores * scale - scaled[:, None])
+    keep = gl.exp2(top * scale - scaled)
+    return p, new_top, total * keep + gl.sum(p, 1), keep
+
+
+@gluon.jit
+def _clear_behind(block, valid, N: gl.constexpr, D: gl.constexpr):
+    """Zeros in the rows of a shared (N, D) block from ``valid`` on. Warpgroups that share it write the same."""
+    layout: gl.constexpr = gl.BlockedLayout([1, 8], [256 // D, D // 8], [4, 1], [1, 0])
+    token = gl.arange(0, N, gl.SliceLayout(1, layout))
+    x = block.load(layout)
+    block.store(gl.where(token[:, None] < valid, x, gl.zeros_like(x)))
+    fence_async_shared()
+    gl.thread_barrier()
+
+
+@gluon.jit
+def _consume(
+    q, q_stride, lists, dynamic, class_index, cos, sin, partial_out, partial_lse, scale,
+    q_smem, k_smem, v_smem, k_full, k_empty, v_full, v_empty, GROUP: gl.constexpr,
+    TURN: gl.constexpr, RATIO: gl.constexpr, KV_HEADS: gl.constexpr, D: gl.constexpr, TURN_PAIRS: gl.constexpr,
+    N: gl.constexpr, STAGES: gl.constexpr,
+):  # fmt: skip
+    """Warpgroup GROUP: its 64 rows of every item of this program."""
+    S: gl.constexpr = gl.NVMMADistributedLayout(version=[3, 0], warps_per_cta=[4, 1], instr_shape=[16, N, 16])
+    O: gl.constexpr = gl.NVMMADistributedLayout(version=[3, 0], warps_per_cta=[4, 1], instr_shape=[16, D, 16])  # noqa: E741
+    P: gl.constexpr = gl.DotOperandLayout(operand_index=0, parent=O, k_width=2)
+    static_at = gl.load(lists + AT_ITEMS + class_index)
+    items = gl.load(lists + AT_COUNTS + class_index)
+    step = 0
+    for index in range(gl.program_id(0), items * KV_HEADS, gl.num_programs(0)):
+        item = lists + static_at + index // KV_HEADS * ITEM
+        head = index % KV_HEADS
+        pairs_at = gl.load(item)
+        row0 = gl.load(item + 1) + GROUP * ROWS
+        rows_end = gl.load(item + 2)
+        begin = gl.load(item + 4)
+        end = gl.load(item + 6)
+        split = gl.load(item + 7)
+        x = _load_query(
+            q, q_stride, lists, dynamic, pairs_at, row0, rows_end, head, cos, sin, TURN, RATIO, D, TURN_PAIRS
+        )
+        gl.thread_barrier()
+        q_smem.store(x)
+        fence_async_shared()
+        gl.thread_barrier()
+        blocks = (end - begin + N - 1) // N
+        valid = end - begin - (blocks - 1) * N
+        zero = gl.zeros([ROWS, N], gl.float32, S)
+        acc = gl.zeros([ROWS, D], gl.float32, O)
+        at = step % STAGES
+        phase = step // STAGES & 1
+        mbarrier.wait(k_full.index(at), phase)
+        scores = warpgroup_mma(q_smem, k_smem.index(at).permute((1, 0)), zero, use_acc=False)
+        gl.thread_barrier()
+        mbarrier.arrive(k_empty.index(at), count=1)
+        token = gl.arange(0, N, gl.SliceLayout(0, S))
+        scores = gl.where(token[None, :] < valid, scores, float("-inf"))
+        top = gl.full([ROWS], float("-inf"), gl.float32, gl.SliceLayout(1, S))
+        total = gl.zeros([ROWS], gl.float32, gl.SliceLayout(1, S))
+        p, top, total, keep = _softmax(scores, top, total, scale)
+        p = gl.convert_layout(p.to(q.dtype.element_ty), P)
+        mbarrier.wait(v_full.index(at), phase)
+        if valid < N:
+            _clear_behind(v_smem.index(at), valid, N, D)
+        for _ in range(1, blocks):
+            last, last_phase = at, phase
+            step += 1
+            at = step % STAGES
+            phase = step // STAGES & 1
+            mbarrier.wait(k_full.index(at), phase)
+            scores_ahead = warpgroup_mma(
+                q_smem, k_smem.index(at).permute((1, 0)), zero, use_acc=False, is_async=True
+            )
+            mbarrier.wait(v_full.index(last), last_phase)
+            acc_ahead = warpgroup_mma(p, v_smem.index(last), acc, is_async=True)
+            scores = warpgroup_mma_wait(1, deps=[scores_ahead])
+            gl.thread_barrier()
+            mbarrier.arrive(k_empty.index(at), count=1)
+            weights, top, total, keep = _softmax(scores, top, total, scale)
+            acc, p = warpgroup_mma_wait(0, deps=[acc_ahead, p])
+            gl.thread_barrier()
+            mbarrier.arrive(v_empty.index(last), count=1)
+            acc = acc * gl.convert_layout(keep, gl.SliceLayout(1, O))[:, None]
+            p = gl.convert_layout(weights.to(q.dtype.element_ty), P)
+        mbarrier.wait(v_full.index(at), phase)
+        acc = warpgroup_mma(p, v_smem.index(at), acc)
+        gl.thread_barrier()
+        mbarrier.arrive(v_empty.index(at), count=1)
+        step += 1
+        _store(acc, top * scale + gl.log2(total), total, partial_out, partial_lse, lists, pairs_at, row0, rows_end, head,
+               split, RATIO, KV_HEADS, D)  # fmt: skip
+
+
+@gluon.jit
+def _store(
+    acc, lse, total, partial_out, partial_lse, lists, pairs_at, row0, rows_end, head, split,
+    RATIO: gl.constexpr, KV_HEADS: gl.constexpr, D: gl.constexpr,
+):  # fmt: skip
+    """Writes a warpgroup's normalised partial results, (ROWS, D) and (ROWS,)."""
+    rows: gl.constexpr = gl.SliceLayout(1, acc.type.layout)
+    packed = row0 + gl.arange(0, ROWS, rows)
+    live = packed < rows_end
+    partial = gl.load(lists + pairs_at + (packed // RATIO) * PAIR + 3, mask=live, other=0) + split
+    into = (partial * KV_HEADS + head) * RATIO + packed % RATIO
+    gl.store(partial_lse + into, gl.convert_layout(lse, rows), mask=live)
+    dim = gl.arange(0, D, gl.SliceLayout(0, acc.type.layout))
+    acc = acc / gl.convert_layout(total, rows)[:, None]
+    out = partial_out + into.to(gl.int64)[:, None] * D + dim[None, :]
+    gl.store(out, acc.to(partial_out.dtype.element_ty), mask=live[:, None])
+
+
+@gluon.jit
+def _produce(
+    key_blocks, value_blocks, lists, class_index, k_smem, v_smem, k_full, k_empty, v_full, v_empty,
+    KV_HEADS: gl.constexpr, D: gl.constexpr, N: gl.constexpr, STAGES: gl.constexpr,
+):  # fmt: skip
+    """One warp: copies the blocks of every item of this program, as stages become empty."""
+    static_at = gl.load(lists + AT_ITEMS + class_index)
+    items = gl.load(lists + AT_COUNTS + class_index)
+    step = 0
+    for index in range(gl.program_id(0), items * KV_HEADS, gl.num_programs(0)):
+        item = lists + static_at + index // KV_HEADS * ITEM
+        column = index % KV_HEADS * D
+        source = gl.load(item + 3)
+        begin = gl.load(item + 4)
+        blocks = (gl.load(item + 6) - begin + N - 1) // N
+        for back in range(1, blocks + 1):
+            slot = source + begin + (blocks - back) * N
+            at = step % STAGES
+            empty = (step // STAGES & 1) ^ 1
+            mbarrier.wait(k_empty.index(at), empty)
+            mbarrier.expect(k_full.index(at), key_blocks.block_type.nbytes)
+            tma.async_copy_global_to_shared(key_blocks, [slot, column], k_full.index(at), k_smem.index(at))
+            mbarrier.wait(v_empty.index(at), empty)
+            mbarrier.expect(v_full.index(at), value_blocks.block_type.nbytes)
+            tma.async_copy_global_to_shared(value_blocks, [slot, column], v_full.index(at), v_smem.index(at))
+            step += 1
+
+
+@gluon.jit(do_not_specialize=["class_index"])
+def stream(
+    q, q_stride, key_blocks, value_blocks, lists, dynamic, class_index, cos, sin, partial_out, partial_lse, scale,
+    TURN: gl.constexpr, RATIO: gl.constexpr, KV_HEADS: gl.constexpr, D: gl.constexpr, TURN_PAIRS: gl.constexpr,
+    GROUPS: gl.constexpr, N: gl.constexpr, STAGES: gl.constexpr, CONSUMER_REGISTERS: gl.constexpr,
+):  # fmt: skip
+    """All chunk items of one tile class, of 64 * GROUPS packed rows, GROUPS 1 or 2. 4 warps."""
+    k_smem = gl.allocate_shared_memory(key_blocks.dtype, [STAGES, N, D], key_blocks.layout)
+    v_smem = gl.allocate_shared_memory(value_blocks.dtype, [STAGES, N, D], value_blocks.layout)
+    q_layout: gl.constexpr = gl.NVMMASharedLayout.get_default_for([ROWS, D], key_blocks.dtype)
+    q_smem = gl.allocate_shared_memory(key_blocks.dtype, [GROUPS, ROWS, D], q_layout)
+    k_full = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
+    k_empty = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
+    v_full = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
+    v_empty = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
+    for i in gl.static_range(STAGES):
+        mbarrier.init(k_full.index(i), count=1)
+        mbarrier.init(k_empty.index(i), count=GROUPS)
+        mbarrier.init(v_full.index(i), count=1)
+        mbarrier.init(v_empty.index(i), count=GROUPS)
+    fence_async_shared()
+    first = (
+        q, q_stride, lists, dynamic, class_index, cos, sin, partial_out, partial_lse, scale,
+        q_smem.index(0), k_smem, v_smem, k_full, k_empty, v_full, v_empty, 0,
+        TURN, RATIO, KV_HEADS, D, TURN_PAIRS, N, STAGES,
+    )  # fmt: skip
+    feed = (
+        key_blocks, value_blocks, lists, class_index, k_smem, v_smem, k_full, k_empty, v_full, v_empty,
+        KV_HEADS, D, N, STAGES,
+    )  # fmt: skip
+    if GROUPS == 1:
+        gl.warp_specialize([(_consume, first), (_produce, feed)], [1], [24])
+    else:
+        second = (
+            q, q_stride, lists, dynamic, class_index, cos, sin, partial_out, partial_lse, scale,
+            q_smem.index(1), k_smem, v_smem, k_full, k_empty, v_full, v_empty, 1,
+            TURN, RATIO, KV_HEADS, D, TURN_PAIRS, N, STAGES,
+        )  # fmt: skip
+        gl.warp_specialize([(_consume, first), (_consume, second), (_produce, feed)], [4, 1], [CONSUMER_REGISTERS, 24])

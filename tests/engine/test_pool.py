@@ -1,0 +1,130 @@
+"""Every page has one owner; chunks come, go and move without losing a byte."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from chunk_store.key import ChunkKey
+from chunk_store.layout import KVLayout, LayerLayout
+from engine.pool import PagedKVPool, PageRun, PoolError
+from engine.resident import PoolFull, ResidentChunk, ResidentChunks
+
+LAYOUT = KVLayout("float32", (LayerLayout(1, 2, 3), LayerLayout(2, 1, 1)))
+
+
+def make_pool(pages: int = 20, chunk_pages: int = 12) -> PagedKVPool:
+    return PagedKVPool(LAYOUT, pages=pages, chunk_pages=chunk_pages, page_size=4)
+
+
+class PoolMachine(RuleBasedStateMachine):
+    """Random reserves, fills, releases, evictions and tails; the bytes of ready chunks never change."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.residents = ResidentChunks(make_pool())
+        self.held: list[ResidentChunk] = []
+        self.tails: list[list[int]] = []
+        self.filled: dict[ChunkKey, float] = {}
+        self.count = 0
+
+    @rule(tokens=st.integers(1, 20), ready=st.booleans())
+    def reserve(self, tokens: int, ready: bool) -> None:
+        self.count += 1
+        key = ChunkKey(f"chunk {self.count}")
+        try:
+            chunk = self.residents.reserve(key, tokens)
+        except PoolFull:
+            assert self.residents.held
+            return
+        self.held.append(chunk)
+        if ready:
+            for part in self.residents.pool.run_parts(chunk.run, tokens):
+                part.fill_(self.count)
+            chunk.ready = True
+            self.filled[key] = float(self.count)
+
+    @precondition(lambda self: self.held)
+    @rule(data=st.data())
+    def release(self, data: st.DataObject) -> None:
+        chunk = self.held.pop(data.draw(st.integers(0, len(self.held) - 1)))
+        self.residents.release(chunk)
+
+    @precondition(lambda self: self.filled)
+    @rule(data=st.data())
+    def acquire_or_evict(self, data: st.DataObject) -> None:
+        key = data.draw(st.sampled_from(sorted(self.filled)))
+        if data.draw(st.booleans()):
+            chunk = self.residents.acquire(key)
+            if chunk is not None:
+                self.held.append(chunk)
+        else:
+            self.residents.evict(key)
+
+    @rule(count=st.integers(1, 4))
+    def take_tail(self, count: int) -> None:
+        pages = self.residents.pool.allocate_pages(count)
+        if pages is not None:
+            self.tails.append(pages)
+
+    @precondition(lambda self: self.tails)
+    @rule()
+    def drop_tail(self) -> None:
+        self.residents.pool.release_pages(self.tails.pop())
+
+    @invariant()
+    def integrity(self) -> None:
+        self.residents.check_integrity()
+        count = self.residents.pool.count()
+        assert sum(count.values()) == 20
+        assert count["tail"] == sum(map(len, self.tails))
+        for key, value in self.filled.items():
+            chunk = self.residents.find(key)
+            if chunk is not None:
+                for part in self.residents.pool.run_parts(chunk.run, chunk.tokens):
+                    assert torch.all(part == value)
+
+
+PoolMachine.TestCase.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+TestPool = PoolMachine.TestCase
+
+
+def test_a_chunk_that_does_not_fit_beside_what_is_in_use_is_refused_with_numbers() -> None:
+    residents = ResidentChunks(make_pool())
+    residents.reserve(ChunkKey("a"), 40)
+    with pytest.raises(PoolFull, match="needs 3 neighbouring pages"):
+        residents.reserve(ChunkKey("b"), 12)
+
+
+def test_gaps_are_closed_when_only_compaction_helps() -> None:
+    residents = ResidentChunks(make_pool(chunk_pages=6))
+    chunks = [residents.reserve(ChunkKey(name), 8) for name in "abc"]
+    for value, chunk in enumerate(chunks):
+        for part in residents.pool.run_parts(chunk.run, 8):
+            part.fill_(float(value))
+        chunk.ready = True
+    residents.release(chunks[0])
+    residents.evict(ChunkKey("a"))
+    residents.release(chunks[2])
+    residents.evict(ChunkKey("c"))
+    assert residents.pool.allocate_run(16) is None
+    residents.reserve(ChunkKey("d"), 16)
+    assert residents.moves == 1
+    assert all(torch.all(part == 1.0) for part in residents.pool.run_parts(chunks[1].run, 8))
+    residents.check_integrity()
+
+
+def test_releasing_what_is_not_owned_is_an_error() -> None:
+    pool = make_pool()
+    with pytest.raises(PoolError, match="not allocated"):
+        pool.release_run(PageRun(0, 1))
+    pages = pool.allocate_pages(1)
+    assert pages is not None
+    pool.release_pages(pages)
+    with pytest.raises(PoolError, match="expected tail"):
+        pool.release_pages(pages)
+    with pytest.raises(ValueError, match="chunk_pages"):
+        make_pool(pages=4, chunk_pages=5)
