@@ -14,6 +14,7 @@ from pathlib import Path
 
 from grpc import StatusCode
 
+from chunk_store.key import digest
 from serving.errors import RequestError
 
 Metadata = Iterable[tuple[str, str | bytes]]
@@ -68,6 +69,11 @@ class Access:
         if salt is None:
             raise RequestError(StatusCode.UNAUTHENTICATED, "authorization: not a bearer token that is known here")
         return salt
+
+
+def salt_digest(salt: str) -> str:
+    """What the store may know of a salt: enough to tell why a lookup missed, "" without a salt."""
+    return digest("cairn.salt.v1", [salt.encode()]) if salt else ""
 
 
 def _digest(token: str) -> str:

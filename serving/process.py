@@ -16,13 +16,13 @@ from collections.abc import Callable
 from contextlib import AsyncExitStack
 from typing import Protocol
 
-import grpc
+import transformers
 from prometheus_client import CollectorRegistry
 
 from serving.loading import Loaded, load
 from serving.metrics_endpoint import MetricsEndpoint
 from serving.options import ServiceOptions
-from serving.server import RpcServer
+from serving.server import LateHandlers, RpcServer
 
 log = logging.getLogger(__name__)
 
@@ -37,7 +37,7 @@ class Service(Protocol):
     async def start(self) -> None:
         """Begins its background work, in the event loop."""
 
-    def add_to(self, server: grpc.aio.Server) -> None:
+    def add_to(self, server: LateHandlers) -> None:
         """Registers the RPC handlers."""
 
     async def stop(self) -> None:
@@ -101,6 +101,7 @@ def run_main(name: str, full_name: str, options: ServiceOptions, make: Callable[
     async def main() -> bool:
         return await run_service(name, full_name, options, make, stop_on_signals())
 
+    transformers.logging.disable_progress_bar()
     try:
         return 0 if asyncio.run(main()) else 1
     except KeyboardInterrupt:

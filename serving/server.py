@@ -6,9 +6,10 @@ start -> (health NOT_SERVING) -> open -> (SERVING) -> drain -> (NOT_SERVING, run
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
@@ -37,6 +38,23 @@ class TlsFiles:
         return grpc.ssl_server_credentials([(self.key.read_bytes(), self.cert.read_bytes())])
 
 
+class LateHandlers(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # generic in the stubs only
+    """Handlers that come after the server has started (a model loads meanwhile); grpc takes none itself then."""
+
+    def __init__(self) -> None:
+        self._handlers: list[grpc.GenericRpcHandler[Any, Any]] = []
+
+    def add_generic_rpc_handlers(self, handlers: Iterable[grpc.GenericRpcHandler[Any, Any]]) -> None:
+        self._handlers.extend(handlers)
+
+    def add_registered_method_handlers(self, service_name: str, method_handlers: Mapping[str, Any]) -> None:
+        """A shortcut past the generic handlers for servers that have not started: nothing to do here."""
+
+    def service(self, handler_call_details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler[Any, Any] | None:
+        found = (handler.service(handler_call_details) for handler in self._handlers)
+        return next((handler for handler in found if handler is not None), None)
+
+
 class RpcServer:
     """Made inside the event loop that it serves in."""
 
@@ -57,6 +75,8 @@ class RpcServer:
                 ("grpc.so_reuseport", 0),  # a port in use is an error, not a second server
             ],
         )
+        self._late = LateHandlers()
+        self._server.add_generic_rpc_handlers((self._late,))
         self._health = health.aio.HealthServicer()  # type: ignore[attr-defined]
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         reflection.enable_server_reflection((*self._names, health.SERVICE_NAME, reflection.SERVICE_NAME), self._server)
@@ -78,9 +98,12 @@ class RpcServer:
         await self._server.start()
         return bound
 
-    async def open(self, add_services: Callable[[grpc.aio.Server], None]) -> None:
-        """Adds the services, lets calls in and reports SERVING."""
-        add_services(self._server)
+    async def open(self, add_services: Callable[[LateHandlers], None]) -> None:
+        """Adds the services, lets calls in and reports SERVING.
+
+        ``add_services`` is given what the generated ``add_...Servicer_to_server`` functions take for a server.
+        """
+        add_services(self._late)
         self.gate.open()
         await self._set_health(_SERVING)
 

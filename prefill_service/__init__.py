@@ -1,0 +1,1 @@
+"""Prefill service: registers chunks, computes their KV once across all workers and publishes it."""

@@ -1,0 +1,76 @@
+"""``python -m prefill_service``: options, logging, and the parts put together."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from functools import partial
+
+from chunk_store.open import open_store
+from engine.pool import PagedKVPool
+from engine.resident import ResidentChunks
+from prefill_service.computer import Computer
+from prefill_service.metrics import PrefillMetrics
+from prefill_service.prefiller import Prefiller
+from prefill_service.requests import Registrar
+from prefill_service.service import FULL_NAME, PrefillService
+from serving.loading import Loaded, pool_pages
+from serving.logs import configure_logging
+from serving.options import ServiceOptions, add_service_options, nbytes, positive, service_options
+from serving.process import run_main
+
+JOBS_MAX_DEFAULT = 256
+CONTEXTS_RESIDENT_DEFAULT = 2  # the default pool holds this many contexts of the model's full length
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m prefill_service", description="Computes chunk KV and publishes it to the chunk store."
+    )
+    add_service_options(parser)
+    parser.add_argument("--registry-max", type=positive, metavar="N", help="registered chunks at most (store-wide)")
+    parser.add_argument("--store-capacity", type=nbytes, metavar="BYTES", help="of stored KV, for example 10GiB")
+    parser.add_argument(
+        "--jobs-max", type=positive, default=JOBS_MAX_DEFAULT, metavar="N", help="requests that wait or run at most"
+    )
+    args = parser.parse_args()
+    options = service_options(parser, args)
+    configure_logging(options.log_level)
+    make = partial(
+        make_service,
+        options=options,
+        registry_max=args.registry_max,
+        capacity_nbytes=args.store_capacity,
+        jobs_max=args.jobs_max,
+    )
+    return run_main("prefill", FULL_NAME, options, make)
+
+
+def make_service(
+    loaded: Loaded,
+    *,
+    options: ServiceOptions,
+    registry_max: int | None = None,
+    capacity_nbytes: int | None = None,
+    jobs_max: int = JOBS_MAX_DEFAULT,
+) -> PrefillService:
+    """The service around a loaded model. Raises ``ValueError`` or ``StoreUnavailable`` for the store's URL."""
+    served = loaded.served
+    store = open_store(options.store, capacity_nbytes=capacity_nbytes, records_max=registry_max)
+    pages = options.kv_pages or pool_pages(
+        served.layout, options.page_size, CONTEXTS_RESIDENT_DEFAULT * served.context_length_max
+    )
+    pool = PagedKVPool(
+        served.layout, pages=pages, chunk_pages=pages, page_size=options.page_size, device=options.device
+    )
+    computer = Computer(served, served.make_runner(pool), ResidentChunks(pool), store)
+    metrics = PrefillMetrics(loaded.model_name)
+    registrar = Registrar(store, served, loaded.codec, pool)
+    prefiller = Prefiller(registrar, computer, store, metrics, jobs_max=jobs_max)
+    metrics.watch(lambda: prefiller.queue.jobs, pool.count)
+    metrics.watch_store(store.stats)
+    return PrefillService(prefiller, store, options.load_access(), loaded.model_name)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,63 @@
+"""The one thread that launches device work, and the bounded line of jobs before it. It knows no chunks."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import TypeVar
+
+from grpc import StatusCode
+
+from serving.errors import RequestError
+from serving.stages import StageTimer
+
+T = TypeVar("T")
+
+
+class DeviceQueue:
+    """At most ``jobs_max`` jobs wait or run; the next is refused."""
+
+    def __init__(self, jobs_max: int) -> None:
+        self.jobs_max = jobs_max
+        self._jobs = 0
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="device")
+
+    @property
+    def jobs(self) -> int:
+        """Jobs that have a place now."""
+        return self._jobs
+
+    @contextmanager
+    def place(self) -> Iterator[None]:
+        """A place in the line while the block runs. Raises ``RequestError`` (RESOURCE_EXHAUSTED) without one."""
+        if self._jobs >= self.jobs_max:
+            raise RequestError(
+                StatusCode.RESOURCE_EXHAUSTED, f"{self._jobs} requests wait or run, at most {self.jobs_max}; try later"
+            )
+        self._jobs += 1
+        try:
+            yield
+        finally:
+            self._jobs -= 1
+
+    async def run(self, step: Callable[[], T], timer: StageTimer) -> T:
+        """Runs ``step`` on the device thread after what was given before; its wait is the stage ``queue``.
+
+        Cancelled, it takes back a step that has not begun; one that has begun runs to its end.
+        """
+        asked_ns = time.perf_counter_ns()
+        context = contextvars.copy_context()
+
+        def begin() -> T:
+            timer.add("queue", time.perf_counter_ns() - asked_ns)
+            return context.run(step)
+
+        return await asyncio.wrap_future(self._thread.submit(begin))
+
+    def close(self) -> None:
+        """Drops steps that have not begun and waits for the one that has."""
+        self._thread.shutdown(wait=True, cancel_futures=True)

@@ -1,0 +1,120 @@
+"""Between the messages of prefill.proto and plain values."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from grpc import StatusCode
+
+from chunk_store.key import ChunkId
+from chunk_store.store import ChunkRecord, EntryInfo, RecordOrder, RecordQuery, StoreStats
+from prefill_service.prefiller import Made
+from prefill_service.requests import ChunkRequest
+from protos import chunks_pb2, prefill_pb2
+from serving import wire
+from serving.errors import RequestError
+
+LIST_PAGE_DEFAULT = 100
+LIST_PAGE_MAX = 1000
+
+_ORDERS = {
+    prefill_pb2.ListChunksRequest.ORDER_UNSPECIFIED: RecordOrder.CREATED,
+    prefill_pb2.ListChunksRequest.ORDER_CREATED: RecordOrder.CREATED,
+    prefill_pb2.ListChunksRequest.ORDER_LAST_USED: RecordOrder.LAST_USED,
+    prefill_pb2.ListChunksRequest.ORDER_NAME: RecordOrder.NAME,
+}
+
+
+def chunk_request(message: prefill_pb2.PrefillChunkRequest, salt: str) -> ChunkRequest:
+    """The request as plain values, under the caller's ``salt``. Raises ``RequestError``."""
+    content = message.WhichOneof("content")
+    if content is None:
+        raise RequestError(StatusCode.INVALID_ARGUMENT, "content: missing; give text, token_ids or chunk_id")
+    return ChunkRequest(
+        text=message.text if content == "text" else None,
+        token_ids=tuple(message.token_ids.ids) if content == "token_ids" else None,
+        chunk_id=message.chunk_id if content == "chunk_id" else None,
+        type=wire.chunk_type(message.type),
+        context=tuple(message.context_chunk_ids),
+        mode=wire.reuse_mode(message.reuse_mode),
+        name=message.name,
+        tags=tuple(message.tags),
+        ttl_s=message.ttl_s,
+        pin=message.pin,
+        role=message.role,
+        salt=salt,
+    )
+
+
+def prefill_response(made: Made, model_identity: str) -> prefill_pb2.PrefillChunkResponse:
+    outcomes = prefill_pb2.PrefillChunkResponse
+    return prefill_pb2.PrefillChunkResponse(
+        chunk_id=made.job.chunk_id,
+        key=made.job.key,
+        outcome=outcomes.OUTCOME_COMPUTED if made.computed_tokens else outcomes.OUTCOME_ALREADY_STORED,
+        tokens=made.job.tokens,
+        computed_tokens=made.computed_tokens,
+        reused_tokens=made.reused_tokens,
+        timings=wire.timings_out(made.spent_ns),
+        model_identity=model_identity,
+        newly_registered=made.job.newly_registered,
+    )
+
+
+def record_query(message: prefill_pb2.ListChunksRequest) -> RecordQuery:
+    """The filter and page that a listing asks for. Raises ``RequestError``."""
+    if message.page_size > LIST_PAGE_MAX:
+        raise RequestError(StatusCode.INVALID_ARGUMENT, f"page_size: {message.page_size} is more than {LIST_PAGE_MAX}")
+    if message.order not in _ORDERS:
+        raise RequestError(StatusCode.INVALID_ARGUMENT, f"order: {message.order} is unknown to this server")
+    unfiltered = message.type == chunks_pb2.CHUNK_TYPE_UNSPECIFIED
+    return RecordQuery(
+        type=None if unfiltered else wire.chunk_type(message.type),
+        tag=message.tag,
+        name=message.name,
+        order=_ORDERS[message.order],
+        limit=message.page_size or LIST_PAGE_DEFAULT,
+        cursor=message.page_token,
+    )
+
+
+def chunk_message(record: ChunkRecord, entries: Iterable[EntryInfo]) -> chunks_pb2.Chunk:
+    """A registered chunk; of ``entries`` its own are counted."""
+    sizes = [entry.nbytes for entry in entries if entry.chunk_id == record.chunk_id]
+    return chunks_pb2.Chunk(
+        chunk_id=record.chunk_id,
+        type=wire.chunk_type_out(record.type),
+        name=record.name,
+        tags=record.tags,
+        tokens=len(record.token_ids),
+        pinned=record.pinned,
+        created_unix_s=record.created_at,
+        last_used_unix_s=record.last_used_at,
+        expires_unix_s=record.expires_at or 0.0,
+        kv_entries=len(sizes),
+        kv_bytes=sum(sizes),
+    )
+
+
+def stats_message(stats: StoreStats, model_identity: str, model_name: str) -> prefill_pb2.StoreStatsResponse:
+    return prefill_pb2.StoreStatsResponse(
+        backend=stats.backend,
+        chunks=stats.records,
+        chunks_max=stats.records_max,
+        kv_entries=stats.entries,
+        kv_bytes=stats.nbytes,
+        capacity_bytes=stats.capacity_nbytes,
+        pinned_entries=stats.pinned_entries,
+        leased_entries=stats.leased_entries,
+        evictions=stats.evictions,
+        quarantined=stats.quarantined,
+        model_identity=model_identity,
+        model_name=model_name,
+    )
+
+
+def chunk_id_of(text: str) -> ChunkId:
+    """The id that an administrative request names. Raises ``RequestError`` for an empty one."""
+    if not text:
+        raise RequestError(StatusCode.INVALID_ARGUMENT, "chunk_id: missing")
+    return ChunkId(text)

@@ -1,0 +1,190 @@
+"""The RPCs of cairn.v1.PrefillService. What goes wrong is raised; ``serving.calls`` makes a status of it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator
+from contextlib import aclosing, suppress
+from typing import Any
+
+from grpc import StatusCode
+
+from chunk_store.key import ChunkId
+from chunk_store.store import ChunkStore, StoreError
+from prefill_service import messages
+from prefill_service.ordered import in_order
+from prefill_service.prefiller import Prefiller
+from prefill_service.requests import Job, unknown_chunk
+from protos import chunks_pb2, prefill_pb2, prefill_pb2_grpc
+from serving.access import Access
+from serving.errors import RequestError, internal_error, request_error
+from serving.logs import set_request_id
+from serving.server import LateHandlers
+from serving.stages import StageTimer
+
+FULL_NAME = prefill_pb2.DESCRIPTOR.services_by_name["PrefillService"].full_name
+STREAM_WINDOW = 4  # requests of one stream that are worked on at once
+SWEEP_EVERY_S = 15.0
+
+log = logging.getLogger(__name__)
+
+
+class PrefillService(prefill_pb2_grpc.PrefillServiceServicer):  # type: ignore[misc]  # generated, untyped
+    """Handlers over a ``Prefiller`` and its store; ``start`` and ``stop`` come in pairs."""
+
+    def __init__(self, prefiller: Prefiller, store: ChunkStore, access: Access, model_name: str) -> None:
+        self.prefiller = prefiller
+        self.store = store
+        self.access = access
+        self.model_name = model_name
+        self.model_identity = prefiller.computer.served.identity
+        self.registry = prefiller.metrics.registry
+        self._sweeper: asyncio.Task[None] | None = None
+
+    # -- life ---------------------------------------------------------------------------------------
+    async def start(self) -> None:
+        self._sweeper = asyncio.create_task(self._sweep())
+
+    def add_to(self, server: LateHandlers) -> None:
+        prefill_pb2_grpc.add_PrefillServiceServicer_to_server(self, server)
+
+    async def stop(self) -> None:
+        if self._sweeper is not None:
+            self._sweeper.cancel()
+            with suppress(asyncio.CancelledError):
+                await self._sweeper
+        await asyncio.to_thread(self.prefiller.close)
+        await asyncio.to_thread(self.store.close)
+
+    async def _sweep(self) -> None:
+        """The store's upkeep: what dead writers left, what has expired."""
+        while True:
+            try:
+                await self.prefiller.in_store_thread(self.store.sweep)
+            except StoreError as error:
+                log.warning("the store could not be swept: %s", error)
+            await asyncio.sleep(SWEEP_EVERY_S)
+
+    # -- prefill ------------------------------------------------------------------------------------
+    async def PrefillChunk(self, request: prefill_pb2.PrefillChunkRequest, context: Any) -> Any:
+        timer = StageTimer()
+        try:
+            return await self._finish(await self._register(request, context, timer), timer)
+        except Exception as error:
+            self._count_error(error, timer)
+            raise
+
+    async def PrefillChunks(
+        self, requests: AsyncIterator[prefill_pb2.PrefillChunkRequest], context: Any
+    ) -> AsyncIterator[prefill_pb2.PrefillChunksResponse]:
+        """Registers in the stream's order, so that a request may name what an earlier one registered."""
+
+        async def begin(request: prefill_pb2.PrefillChunkRequest) -> asyncio.Task[prefill_pb2.PrefillChunksResponse]:
+            registered = asyncio.Event()
+            task = asyncio.create_task(self._entry(request, context, registered))
+            try:
+                await registered.wait()
+            except asyncio.CancelledError:
+                task.cancel()
+                raise
+            return task
+
+        async with aclosing(in_order(requests, begin, STREAM_WINDOW)) as entries:
+            async for entry in entries:
+                yield entry
+
+    async def _entry(
+        self, request: prefill_pb2.PrefillChunkRequest, context: Any, registered: asyncio.Event
+    ) -> prefill_pb2.PrefillChunksResponse:
+        """One request of a stream; what goes wrong with it becomes its entry."""
+        timer = StageTimer()
+        try:
+            job = await self._register(request, context, timer)
+            registered.set()
+            return prefill_pb2.PrefillChunksResponse(response=await self._finish(job, timer))
+        except Exception as error:
+            self._count_error(error, timer)
+            known = request_error(error)
+            if known is None:
+                log.error("an entry of a stream failed", exc_info=error)
+                known = internal_error(error)
+            return prefill_pb2.PrefillChunksResponse(
+                error=prefill_pb2.PrefillError(code=known.code.value[0], message=known.message)
+            )
+        finally:
+            registered.set()  # or refused
+
+    async def _register(self, request: prefill_pb2.PrefillChunkRequest, context: Any, timer: StageTimer) -> Job:
+        if request.request_id:
+            set_request_id(request.request_id)
+        salt = self.access.salt_for(context.invocation_metadata(), request.salt)
+        return await self.prefiller.register(messages.chunk_request(request, salt), timer)
+
+    async def _finish(self, job: Job, timer: StageTimer) -> prefill_pb2.PrefillChunkResponse:
+        made = await self.prefiller.make(job, timer)
+        outcome = "computed" if made.computed_tokens else "already_stored"
+        self.prefiller.metrics.request_ended(outcome, timer.elapsed_ns() / 1e9)
+        return messages.prefill_response(made, self.model_identity)
+
+    def _count_error(self, error: Exception, timer: StageTimer) -> None:
+        known = request_error(error)
+        outcome = "internal" if known is None else known.code.name.lower()
+        self.prefiller.metrics.request_ended(outcome, timer.elapsed_ns() / 1e9)
+
+    # -- administration -----------------------------------------------------------------------------
+    async def GetChunk(self, request: prefill_pb2.GetChunkRequest, context: Any) -> chunks_pb2.Chunk:
+        chunk_id = messages.chunk_id_of(request.chunk_id)
+        return await self.prefiller.in_store_thread(
+            lambda: self._chunk(chunk_id, token_ids=request.include_token_ids, text=request.include_text)
+        )
+
+    async def ListChunks(self, request: prefill_pb2.ListChunksRequest, context: Any) -> Any:
+        query = messages.record_query(request)
+
+        def listed() -> prefill_pb2.ListChunksResponse:
+            try:
+                page = self.store.list_records(query)
+            except ValueError as error:
+                raise RequestError(StatusCode.INVALID_ARGUMENT, f"page_token: {error}") from error
+            ids = [record.chunk_id for record in page.records]
+            entries = self.store.list_entries(ids) if ids else []
+            chunks = [messages.chunk_message(record, entries) for record in page.records]
+            return prefill_pb2.ListChunksResponse(chunks=chunks, next_page_token=page.next_cursor)
+
+        return await self.prefiller.in_store_thread(listed)
+
+    async def PinChunk(self, request: prefill_pb2.PinChunkRequest, context: Any) -> chunks_pb2.Chunk:
+        chunk_id = messages.chunk_id_of(request.chunk_id)
+        return await self.prefiller.in_store_thread(lambda: self._set_pinned(chunk_id, True))
+
+    async def UnpinChunk(self, request: prefill_pb2.UnpinChunkRequest, context: Any) -> chunks_pb2.Chunk:
+        chunk_id = messages.chunk_id_of(request.chunk_id)
+        return await self.prefiller.in_store_thread(lambda: self._set_pinned(chunk_id, False))
+
+    async def DeleteChunk(self, request: prefill_pb2.DeleteChunkRequest, context: Any) -> Any:
+        chunk_id = messages.chunk_id_of(request.chunk_id)
+        report = await self.prefiller.delete(chunk_id)
+        if not report.records and not report.entries:
+            raise unknown_chunk("chunk_id", chunk_id)
+        return prefill_pb2.DeleteChunkResponse(kv_entries=report.entries, kv_bytes=report.nbytes)
+
+    async def StoreStats(self, request: prefill_pb2.StoreStatsRequest, context: Any) -> Any:
+        stats = await self.prefiller.in_store_thread(self.store.stats)
+        return messages.stats_message(stats, self.model_identity, self.model_name)
+
+    def _set_pinned(self, chunk_id: ChunkId, pinned: bool) -> chunks_pb2.Chunk:
+        if not self.store.set_pinned([chunk_id], pinned)[0]:
+            raise unknown_chunk("chunk_id", chunk_id)
+        return self._chunk(chunk_id)
+
+    def _chunk(self, chunk_id: ChunkId, *, token_ids: bool = False, text: bool = False) -> chunks_pb2.Chunk:
+        registrar = self.prefiller.registrar
+        record = registrar.record_of(chunk_id)
+        message = messages.chunk_message(record, self.store.list_entries([chunk_id]))
+        if token_ids:
+            message.token_ids.extend(record.token_ids)
+        if text:
+            registrar.check_tokenizer(record, "include_text")
+            message.text = registrar.codec.decode(record.token_ids, keep_special=True)
+        return message

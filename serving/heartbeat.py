@@ -1,0 +1,39 @@
+"""Keeps claims and leases alive while their holder computes: a thread that renews them until the block ends."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from chunk_store.store import StoreError
+
+TTL_S = 30.0
+EVERY_S = TTL_S / 6
+
+log = logging.getLogger(__name__)
+
+
+@contextmanager
+def heartbeat(renew: Callable[[], None], every_s: float = EVERY_S) -> Iterator[None]:
+    """Calls ``renew`` every ``every_s`` seconds inside the block.
+
+    A renewal that fails is logged and tried again: whether the claim still stands, its next use will tell.
+    """
+    ended = threading.Event()
+
+    def beat() -> None:
+        while not ended.wait(every_s):
+            try:
+                renew()
+            except StoreError as error:
+                log.warning("a claim or lease could not be renewed: %s", error)
+
+    thread = threading.Thread(target=beat, name="heartbeat", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join(every_s)

@@ -1,0 +1,38 @@
+"""KV between a pool's pages and the byte buffers that stores read and write.
+
+On the CPU the buffers are the pages themselves. On another device bytes pass through host memory, and reach the
+pages when the block ends. Whether the bytes are right is the store's business.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+from engine.pool import PagedKVPool, PageRun
+
+
+def outgoing(pool: PagedKVPool, run: PageRun, tokens: int) -> list[memoryview]:
+    """The KV of a run as bytes, parts in layout order. On the CPU a view: it changes when the pages do."""
+    return [_bytes_of(part.cpu()) for part in pool.run_parts(run, tokens)]
+
+
+@contextmanager
+def incoming(pool: PagedKVPool, run: PageRun, tokens: int) -> Iterator[list[memoryview]]:
+    """Buffers to fill with a run's KV, parts in layout order; in the pages for certain after the block."""
+    parts = pool.run_parts(run, tokens)
+    if pool.device.type == "cpu":
+        yield [_bytes_of(part) for part in parts]
+        return
+    staged = [torch.empty(part.shape, dtype=part.dtype) for part in parts]
+    yield [_bytes_of(part) for part in staged]
+    for part, source in zip(parts, staged, strict=True):
+        part.copy_(source)
+
+
+def _bytes_of(part: Tensor) -> memoryview:
+    flat: memoryview = part.reshape(-1).view(torch.uint8).numpy().data
+    return flat.cast("B")
