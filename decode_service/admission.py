@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from chunk_store.key import ChunkKey, digest
+from chunk_store.key import ChunkKey
 from decode_service.sequence import ChunkOutcome, Sequence, Source
 from decode_service.source import Wanted
 from engine.resident import PoolFull, ResidentChunk, ResidentChunks
@@ -58,10 +58,6 @@ class Admission:
                 f"sampling.max_tokens: query and answer need {tail_pages} pages of the KV pool; at most {most} hold "
                 "tails (lower max_tokens, raise kv-pages or lower chunk-page-ratio)"
             )
-
-    def salt_digest(self, salt: str) -> str:
-        """What the store may know of a salt."""
-        return digest("cairn.salt.v1", [salt.encode()]) if salt else ""
 
     def admit(self, sequence: Sequence) -> Admitted | None:
         """Holds every chunk and tail page of a sequence, or None and nothing if they do not fit now."""

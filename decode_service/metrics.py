@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from functools import partial
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
-from decode_service.sequence import Failed, Finished, Sequence, Source
+from decode_service.sequence import Failed, Finished, Load, Sequence, Source
 from engine.plan import CascadePlan
 
 _FIRST_TOKEN_S = (
@@ -22,14 +23,13 @@ _REQUEST_S = (0.01, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0, 40.0, 80.0,
 
 
 class DecodeMetrics:
-    """Counters and histograms in a registry of its own; ``watch`` adds gauges that are read when scraped."""
+    """Counters and histograms in a registry of its own; ``watch_worker`` adds gauges that are read when scraped."""
 
     def __init__(self, registry: CollectorRegistry, *, model_name: str, token_nbytes: int) -> None:
-        self._registry = registry
+        self.registry = registry
         self._model = model_name
         self._token_nbytes = token_nbytes
         self._last_token: dict[int, float] = {}
-        self._gauges: dict[str, Gauge] = {}
 
         def counter(name: str, text: str, *labels: str) -> Counter:
             return Counter(f"cairn_{name}", text, ("model_name", *labels), registry=registry)
@@ -53,13 +53,19 @@ class DecodeMetrics:
         self._prefill = histogram("request_prefill_time", "Admission to first token", _FIRST_TOKEN_S)
         self._decode = histogram("request_decode_time", "First to last token", _REQUEST_S)
 
-    def watch(self, name: str, text: str, read: Callable[[], float], **labels: str) -> None:
-        """A gauge whose value is read when Prometheus asks; labels must be given alike for one name."""
-        gauge = self._gauges.get(name)
-        if gauge is None:
-            gauge = Gauge(f"cairn_{name}", text, ("model_name", *labels), registry=self._registry)
-            self._gauges[name] = gauge
-        gauge.labels(self._model, *labels.values()).set_function(read)
+    def watch_worker(self, load: Callable[[], Load]) -> None:
+        """Gauges of what the worker is doing, read when Prometheus asks."""
+        self._watch("num_requests_running", "Requests admitted", lambda: load().running)
+        self._watch("num_requests_waiting", "Requests waiting for admission", lambda: load().waiting)
+        self._watch("chunks_resident", "Chunks in the KV pool", lambda: load().chunks_resident)
+        self._watch("kv_cache_usage_perc", "Share of the pool's pages in use, 0 to 1", lambda: load().usage)
+        pages = Gauge("cairn_kv_pages", "Pages by owner", ("model_name", "owner"), registry=self.registry)
+        for owner in ("free", "chunk", "tail"):
+            pages.labels(self._model, owner).set_function(partial(lambda owner: load().pages[owner], owner))
+
+    def _watch(self, name: str, text: str, read: Callable[[], float]) -> None:
+        gauge = Gauge(f"cairn_{name}", text, ("model_name",), registry=self.registry)
+        gauge.labels(self._model).set_function(read)
 
     def prefilled(self, sequence: Sequence) -> None:
         """A request has reached its first token: its prompt is accounted for, hit + computed = prompt."""

@@ -124,3 +124,18 @@ class Sequence:
         if index >= len(self.composition.chunks) or self.outcomes[index].source is Source.COMPUTED:
             return 0
         return self.composition.visible(index)
+
+
+@dataclass(frozen=True)
+class Load:
+    """What the worker is doing now. ``pages`` by owner: free, chunk, tail."""
+
+    running: int
+    waiting: int
+    chunks_resident: int
+    pages: dict[str, int]
+
+    @property
+    def usage(self) -> float:
+        """Share of the pool's pages in use, 0 to 1."""
+        return 1.0 - self.pages["free"] / sum(self.pages.values())

@@ -19,17 +19,18 @@ import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from functools import partial
 
+from chunk_store.key import ModelIdentity
 from decode_service.admission import Admission, Admitted
 from decode_service.metrics import DecodeMetrics
-from decode_service.sequence import Event, Failed, Finished, FinishReason, Sequence, Tokens
+from decode_service.sequence import Event, Failed, Finished, FinishReason, Load, Sequence, Tokens
 from decode_service.source import Fetched, FetchFailed, StoreSource
 from engine.plan import CascadePlan, PlacedChunk, StepSequence
 from engine.resident import ResidentChunks
 from engine.runner import ModelRunner
 from engine.sampling import Choice
+from serving.access import salt_digest
 
 log = logging.getLogger(__name__)
 
@@ -40,18 +41,8 @@ class Overloaded(Exception):
     """The waiting queue is full, or the service is shutting down."""
 
 
-@dataclass(frozen=True)
-class Load:
-    """What the worker is doing now."""
-
-    running: int
-    waiting: int
-    chunks_resident: int
-    pages: dict[str, int]
-
-
 class DecodeWorker:
-    """Runs sequences to their end. ``submit``, ``abort``, ``call`` and ``load`` may be called from any thread."""
+    """Runs sequences to their end. ``submit``, ``end``, ``call`` and ``load`` may be called from any thread."""
 
     def __init__(
         self,
@@ -85,6 +76,10 @@ class DecodeWorker:
         self._lock = threading.Lock()
         self._thread = threading.Thread(target=self._loop, name="cairn-device", daemon=True)
 
+    @property
+    def model(self) -> ModelIdentity:
+        return self._source.model
+
     # -- from any thread ----------------------------------------------------------------------------
     def start(self) -> None:
         self._thread.start()
@@ -104,9 +99,13 @@ class DecodeWorker:
         sequence.clock.submitted = time.monotonic_ns()
         self._inbox.put(lambda: self._waiting.append(sequence))
 
-    def abort(self, request_id: str) -> None:
-        """Ends a request; its caller gets ``Finished(ABORT)``. Unknown ids are ignored."""
-        self._inbox.put(lambda: self._abort(request_id))
+    def end(self, request_id: str, reason: FinishReason) -> None:
+        """Ends a request; its caller gets ``Finished(reason)``. One that has ended, or is unknown, is ignored."""
+        self._inbox.put(lambda: self._end_by_id(request_id, reason))
+
+    def check_size(self, sequence: Sequence) -> None:
+        """Raises ``TooLarge`` if the pool could never hold the sequence."""
+        self._admission.check_size(sequence)
 
     def call(self, function: Callable[[], None]) -> None:
         """Runs ``function`` in the device thread between two steps."""
@@ -157,10 +156,10 @@ class DecodeWorker:
         entries = [*self._filling, *self._ready]
         return [*self._waiting, *(entry.sequence for entry in entries), *self._running]
 
-    def _abort(self, request_id: str) -> None:
+    def _end_by_id(self, request_id: str, reason: FinishReason) -> None:
         for sequence in self._everyone():
             if sequence.request_id == request_id:
-                self._end(sequence, Finished(FinishReason.ABORT))
+                self._end(sequence, Finished(reason))
 
     # -- admission ----------------------------------------------------------------------------------
     def _admit(self) -> None:
@@ -191,7 +190,7 @@ class DecodeWorker:
         sequence = admitted.sequence
         try:
             fetched = self._source.fetch(
-                sequence.composition, admitted.wanted, sequence.salt, self._admission.salt_digest(sequence.salt)
+                sequence.composition, admitted.wanted, sequence.salt, salt_digest(sequence.salt)
             )
         except FetchFailed as error:
             failure = Failed(error.code, str(error))

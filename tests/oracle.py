@@ -67,7 +67,9 @@ def logits(model: PreTrainedModel, chunks: list[list[int]], query: list[int], mo
     return output.logits[0, -len(query) :].float()
 
 
-def greedy(model: PreTrainedModel, chunks: list[list[int]], query: list[int], mode: str, count: int) -> tuple[list[int], torch.Tensor]:
+def greedy(
+    model: PreTrainedModel, chunks: list[list[int]], query: list[int], mode: str, count: int
+) -> tuple[list[int], torch.Tensor]:
     """The ``count`` greedy tokens after the query, and the logits (count, vocabulary) they were picked from."""
     generated: list[int] = []
     picked = []

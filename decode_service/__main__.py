@@ -1,0 +1,78 @@
+"""``python -m decode_service``: puts the decode service together and runs it."""
+
+from __future__ import annotations
+
+import sys
+
+from prometheus_client import CollectorRegistry
+
+from chunk_store.open import open_store
+from decode_service.metrics import DecodeMetrics
+from decode_service.options import DecodeOptions, parse
+from decode_service.prefiller import RemotePrefiller
+from decode_service.requests import Resolver
+from decode_service.service import DecodeService
+from decode_service.source import StoreSource
+from decode_service.worker import DecodeWorker
+from engine.pool import PagedKVPool
+from engine.resident import ResidentChunks
+from serving.loading import Loaded, pool_pages
+from serving.logs import configure_logging
+from serving.process import run_main
+
+FULL_NAME = "cairn.v1.DecodeService"
+
+
+def build(options: DecodeOptions, loaded: Loaded) -> DecodeService:
+    """The service over a loaded model. Raises ``StoreUnavailable``, ``OSError`` or ``ValueError``."""
+    served, shared = loaded.served, options.service
+    tokens = options.max_batch * served.context_length_max
+    pages = shared.kv_pages or pool_pages(served.layout, shared.page_size, tokens)
+    chunk_pages = min(pages - 1, max(1, round(pages * options.chunk_page_ratio)))
+    pool = PagedKVPool(
+        served.layout, pages=pages, chunk_pages=chunk_pages, page_size=shared.page_size, device=shared.device
+    )
+    runner = served.make_runner(
+        pool,
+        decode_buckets=options.decode_buckets,
+        row_multiple=options.row_multiple,
+        max_cascade_levels=options.max_cascade_levels,
+    )
+    store = open_store(shared.store)
+    prefiller = RemotePrefiller(options.prefill, token=options.prefill_token, ca=options.prefill_ca)
+    metrics = DecodeMetrics(CollectorRegistry(), model_name=loaded.model_name, token_nbytes=served.layout.nbytes(1))
+    residents = ResidentChunks(pool)
+    worker = DecodeWorker(
+        runner,
+        residents,
+        StoreSource(store, prefiller, served.identity),
+        metrics,
+        eos_token_ids=served.eos_token_ids,
+        batch_max=options.max_batch,
+        waiting_max=options.max_waiting,
+    )
+    metrics.watch_worker(worker.load)
+
+    def close() -> None:
+        prefiller.close()
+        store.close()
+
+    return DecodeService(
+        worker,
+        Resolver(served, loaded.codec, store),
+        shared.load_access(),
+        metrics.registry,
+        model_name=loaded.model_name,
+        request_timeout_s=options.request_timeout_s,
+        close=close,
+    )
+
+
+def main() -> int:
+    options = parse()
+    configure_logging(options.service.log_level)
+    return run_main("decode", FULL_NAME, options.service, lambda loaded: build(options, loaded))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,150 @@
+"""Between the protobuf messages of ``decode.proto`` and the decode service's own values."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence as Items
+
+from grpc import StatusCode
+
+from chunk_store.key import ChunkType
+from chunk_store.store import MissReason
+from decode_service.composition import Composition
+from decode_service.requests import SegmentRequest
+from decode_service.sequence import ChunkOutcome, Sequence, Source, StageClock
+from engine.reuse import Exactness
+from engine.sampling import SamplingParams
+from protos import chunks_pb2, decode_pb2
+from serving import wire
+from serving.errors import RequestError
+
+MAX_TOKENS_DEFAULT = 128
+SEED_BITS = 62
+
+_SOURCES = {
+    Source.DEVICE: decode_pb2.KV_SOURCE_DEVICE,
+    Source.HOST: decode_pb2.KV_SOURCE_HOST,
+    Source.STORE: decode_pb2.KV_SOURCE_STORE,
+    Source.COMPUTED: decode_pb2.KV_SOURCE_COMPUTED,
+}
+
+
+def segments_in(segments: Items[decode_pb2.Segment]) -> list[SegmentRequest]:
+    """Segments as plain values. Raises ``RequestError`` for one without content."""
+    read: list[SegmentRequest] = []
+    for index, segment in enumerate(segments):
+        content = segment.WhichOneof("content")
+        if content is None:
+            raise RequestError(
+                StatusCode.INVALID_ARGUMENT, f"segments[{index}]: give one of chunk_id, text and token_ids"
+            )
+        last = index == len(segments) - 1
+        read.append(
+            SegmentRequest(
+                text=segment.text if content == "text" else None,
+                token_ids=tuple(segment.token_ids.ids) if content == "token_ids" else None,
+                chunk_id=segment.chunk_id if content == "chunk_id" else None,
+                type=wire.chunk_type(segment.type, unspecified=ChunkType.QUERY if last else ChunkType.CONTEXT),
+                role=segment.role,
+            )
+        )
+    return read
+
+
+def max_tokens_in(sampling: decode_pb2.SamplingParams) -> int | None:
+    """The limit asked for; None if unset."""
+    return sampling.max_tokens if sampling.HasField("max_tokens") else None
+
+
+def sampling_in(sampling: decode_pb2.SamplingParams, max_tokens: int) -> SamplingParams:
+    """Sampling parameters with the field's defaults. Raises ``RequestError`` naming the field."""
+    try:
+        return SamplingParams(
+            temperature=sampling.temperature,
+            top_p=sampling.top_p if sampling.HasField("top_p") else 1.0,
+            top_k=sampling.top_k,
+            min_p=sampling.min_p,
+            frequency_penalty=sampling.frequency_penalty,
+            presence_penalty=sampling.presence_penalty,
+            repetition_penalty=sampling.repetition_penalty if sampling.HasField("repetition_penalty") else 1.0,
+            max_tokens=max_tokens,
+            min_tokens=sampling.min_tokens,
+            stop=tuple(sampling.stop),
+            stop_token_ids=frozenset(sampling.stop_token_ids),
+            ignore_eos=sampling.ignore_eos,
+            seed=sampling.seed if sampling.HasField("seed") else random.getrandbits(SEED_BITS),
+            logprobs=sampling.logprobs,
+        )
+    except ValueError as error:
+        raise RequestError(StatusCode.INVALID_ARGUMENT, str(error)) from error
+
+
+def usage_out(sequence: Sequence, completion_tokens: int) -> decode_pb2.Usage:
+    """Tokens by what was done for them; cached + computed = prompt."""
+    prompt = sequence.composition.prompt_tokens
+    cached = sum(sequence.cached_tokens(index) for index in range(len(sequence.outcomes)))
+    return decode_pb2.Usage(
+        prompt_tokens=prompt,
+        cached_tokens=cached,
+        computed_tokens=prompt - cached,
+        completion_tokens=completion_tokens,
+    )
+
+
+def reuse_out(
+    composition: Composition, outcomes: Items[ChunkOutcome], cached: Items[int], levels: Items[int], tail_level: int
+) -> decode_pb2.ReuseReport:
+    """What was reused, part by part; ``outcomes``, ``cached`` and ``levels`` are those of the chunks."""
+    report = decode_pb2.ReuseReport(reuse_mode=wire.reuse_mode_out(composition.mode))
+    kinds = [composition.exactness(index) for index in range(len(composition.parts))]
+    weakest = Exactness.EXACT_BLOCK_MASK if Exactness.EXACT_BLOCK_MASK in kinds else Exactness.EXACT_CONTEXT
+    report.exactness = wire.exactness_out(weakest)
+    for index, part in enumerate(composition.parts):
+        is_chunk = index < len(composition.chunks)
+        outcome = outcomes[index] if is_chunk else ChunkOutcome(Source.COMPUTED)
+        report.segments.append(
+            decode_pb2.SegmentReport(
+                chunk_id=part.chunk_id,
+                name=part.name,
+                type=wire.chunk_type_out(part.type),
+                tokens=len(part.token_ids),
+                cached_tokens=cached[index] if is_chunk else 0,
+                source=_SOURCES[outcome.source],
+                level=levels[index] if is_chunk and index < len(levels) else tail_level,
+                offset=composition.chunks[index].offset if is_chunk else 0,
+                exactness=wire.exactness_out(kinds[index]),
+                miss_reason=wire.miss_reason_out(outcome.miss_reason),
+            )
+        )
+    return report
+
+
+def sequence_reuse_out(sequence: Sequence) -> decode_pb2.ReuseReport:
+    """The reuse report of a request that was answered."""
+    cached = [sequence.cached_tokens(index) for index in range(len(sequence.outcomes))]
+    return reuse_out(sequence.composition, sequence.outcomes, cached, sequence.levels, sequence.tail_level)
+
+
+def timings_out(clock: StageClock) -> chunks_pb2.StageTimings:
+    """Nanoseconds a stage; 0 for a stage that the request did not reach."""
+    reached = clock.first_token or clock.finished
+    return chunks_pb2.StageTimings(
+        queue_ns=max(0, clock.admitted - clock.submitted),
+        tokenize_ns=clock.tokenize_ns,
+        lookup_ns=clock.lookup_ns,
+        prefill_ns=clock.prefill_ns,
+        load_ns=clock.load_ns,
+        forward_ns=max(0, reached - clock.filled) if clock.filled else 0,
+        first_token_ns=max(0, clock.first_token - clock.arrived),
+        decode_ns=max(0, clock.finished - clock.first_token) if clock.first_token else 0,
+        total_ns=clock.finished - clock.arrived,
+    )
+
+
+def expected_reuse_out(
+    composition: Composition, outcomes: Items[ChunkOutcome], missing: dict[int, MissReason]
+) -> decode_pb2.ReuseReport:
+    """The reuse report that a request would have now."""
+    known = [ChunkOutcome(outcome.source, missing.get(index)) for index, outcome in enumerate(outcomes)]
+    cached = [0 if o.source is Source.COMPUTED else composition.visible(i) for i, o in enumerate(known)]
+    return reuse_out(composition, known, cached, [0] * len(known), 0)

@@ -1,0 +1,70 @@
+"""Asks the prefill service for KV that is missing, over gRPC, from a loader thread."""
+
+from __future__ import annotations
+
+import time
+
+import grpc
+
+from chunk_store.key import ChunkKey
+from decode_service.composition import Composition
+from decode_service.source import FetchFailed
+from protos import prefill_pb2, prefill_pb2_grpc
+from serving.server import MESSAGE_NBYTES_MAX
+from serving.wire import reuse_mode_out
+
+RETRY_S = 0.25
+
+
+class RemotePrefiller:
+    """One channel to a prefill service (or several, by gRPC's own name resolution and balancing).
+
+    A call has ``timeout_s``; a service that cannot be reached is tried again for ``patience_s``, so that one
+    that is being restarted is not an error.
+    """
+
+    def __init__(
+        self,
+        target: str,
+        *,
+        timeout_s: float = 300.0,
+        patience_s: float = 15.0,
+        token: str = "",
+        ca: bytes | None = None,
+    ) -> None:
+        self.target = target
+        self._timeout_s = timeout_s
+        self._patience_s = patience_s
+        self._metadata = (("authorization", f"Bearer {token}"),) if token else ()
+        options = (
+            ("grpc.max_receive_message_length", MESSAGE_NBYTES_MAX),
+            ("grpc.max_send_message_length", MESSAGE_NBYTES_MAX),
+            ("grpc.lb_policy_name", "round_robin"),
+            ("grpc.max_reconnect_backoff_ms", 1000),
+        )
+        if ca is None:
+            self._channel = grpc.insecure_channel(target, options)
+        else:
+            self._channel = grpc.secure_channel(target, grpc.ssl_channel_credentials(ca), options)
+        self._stub = prefill_pb2_grpc.PrefillServiceStub(self._channel)
+
+    def compute(self, composition: Composition, index: int, salt: str) -> ChunkKey:
+        """Makes the KV of chunk ``index``, and of its context, exist in the store. Raises ``FetchFailed``."""
+        request = prefill_pb2.PrefillChunkRequest(
+            chunk_id=composition.parts[index].chunk_id,
+            context_chunk_ids=[part.chunk_id for part in composition.parts[:index]],
+            reuse_mode=reuse_mode_out(composition.mode),
+            salt=salt,
+        )
+        until = time.monotonic() + self._patience_s
+        while True:
+            try:
+                reply = self._stub.PrefillChunk(request, timeout=self._timeout_s, metadata=self._metadata)
+                return ChunkKey(reply.key)
+            except grpc.RpcError as error:
+                if error.code() is not grpc.StatusCode.UNAVAILABLE or time.monotonic() >= until:
+                    raise FetchFailed(error.code().name, f"prefill service {self.target}: {error.details()}") from error
+            time.sleep(RETRY_S)
+
+    def close(self) -> None:
+        self._channel.close()

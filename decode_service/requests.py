@@ -1,0 +1,115 @@
+"""From what a caller asks to a composition: text to tokens, ids to content, every reason to refuse.
+
+Plain values in and out, no protobuf. Runs in a thread of its own: it tokenizes and asks the store.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from grpc import StatusCode
+
+from chunk_store.key import ChunkId, ChunkType, chunk_id
+from chunk_store.store import ChunkRecord, ChunkStore
+from decode_service.composition import Composition, Part, compose
+from engine.reuse import ReuseMode
+from engine.served import ServedModel
+from engine.tokenizer import TextCodec
+from serving.errors import RequestError
+
+SEGMENTS_MAX = 1024
+
+
+@dataclass(frozen=True)
+class SegmentRequest:
+    """One segment as asked for: exactly one of ``text``, ``token_ids`` and ``chunk_id`` is not None."""
+
+    text: str | None
+    token_ids: tuple[int, ...] | None
+    chunk_id: str | None
+    type: ChunkType
+    role: str = ""
+
+
+class Resolver:
+    """Makes compositions out of segments, against one model and one store."""
+
+    def __init__(self, served: ServedModel, codec: TextCodec, store: ChunkStore) -> None:
+        self.served = served
+        self.codec = codec
+        self.store = store
+
+    def resolve(self, segments: Sequence[SegmentRequest], mode: ReuseMode, salt: str, *, register: bool) -> Composition:
+        """The composition of a request; with ``register`` its inline chunks are put into the registry.
+
+        Raises ``RequestError`` naming the segment and the remedy.
+        """
+        if len(segments) > SEGMENTS_MAX:
+            raise RequestError(
+                StatusCode.INVALID_ARGUMENT, f"segments: {len(segments)} are more than {SEGMENTS_MAX}; join some"
+            )
+        refusal = self.served.refusals[mode]
+        if refusal:
+            raise RequestError(
+                StatusCode.FAILED_PRECONDITION,
+                f"reuse_mode: {mode.value} is not offered for model {self.served.borrowed.name}: {refusal}; use exact",
+            )
+        parts = self._parts(segments)
+        try:
+            composition = compose(self.served, parts, mode, salt)
+        except ValueError as error:
+            raise RequestError(StatusCode.INVALID_ARGUMENT, str(error)) from error
+        if register:
+            self._register(parts[:-1])
+        return composition
+
+    def _parts(self, segments: Sequence[SegmentRequest]) -> list[Part]:
+        named = [ChunkId(segment.chunk_id) for segment in segments if segment.chunk_id is not None]
+        records = dict(zip(named, self.store.get_records(named), strict=True)) if named else {}
+        last = len(segments) - 1
+        return [self._part(index, segment, records, index == last) for index, segment in enumerate(segments)]
+
+    def _part(
+        self, index: int, segment: SegmentRequest, records: dict[ChunkId, ChunkRecord | None], last: bool
+    ) -> Part:
+        if segment.chunk_id is not None:
+            record = self._known(index, records[ChunkId(segment.chunk_id)], segment.chunk_id)
+            return Part(record.chunk_id, record.type, record.token_ids, record.name, named_by_id=True)
+        token_ids = segment.token_ids or () if segment.text is None else self._encode(index, segment, last)
+        name = "" if last else chunk_id(self.codec.identity, segment.type, token_ids)
+        return Part(ChunkId(name), segment.type, token_ids)
+
+    def _known(self, index: int, record: ChunkRecord | None, wanted: str) -> ChunkRecord:
+        if record is None:
+            raise RequestError(
+                StatusCode.NOT_FOUND,
+                f"segments[{index}].chunk_id: {wanted!r} is not registered (or has expired); register it with "
+                "PrefillChunk or send its content",
+            )
+        if record.tokenizer != self.codec.identity:
+            raise RequestError(
+                StatusCode.FAILED_PRECONDITION,
+                f"segments[{index}].chunk_id: {wanted} was registered with tokenizer {record.tokenizer[:12]}, this "
+                f"model's is {self.codec.identity[:12]}; register its text with this model",
+            )
+        return record
+
+    def _encode(self, index: int, segment: SegmentRequest, last: bool) -> tuple[int, ...]:
+        """A query with a role opens the model's answer, as chat templates do."""
+        assert segment.text is not None
+        try:
+            return self.codec.encode(segment.text, role=segment.role, generation_prompt=last and bool(segment.role))
+        except ValueError as error:
+            raise RequestError(StatusCode.INVALID_ARGUMENT, f"segments[{index}].{error}") from error
+
+    def _register(self, parts: Sequence[Part]) -> None:
+        now = time.time()
+        inline = [
+            ChunkRecord(part.chunk_id, self.codec.identity, part.type, part.token_ids, created_at=now, last_used_at=now)
+            for part in parts
+            if not part.named_by_id
+        ]
+        if inline:
+            self.store.put_records(inline)

@@ -1,0 +1,250 @@
+"""The RPC handlers of the decode service. They wait and translate; the worker decides and computes."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+import uuid
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import grpc
+from grpc import StatusCode
+from prometheus_client import CollectorRegistry
+
+from chunk_store.store import ChunkStore
+from decode_service import messages
+from decode_service.admission import TooLarge
+from decode_service.answer import AnswerText
+from decode_service.composition import Composition, answer_tokens
+from decode_service.explain import Explanation, explain
+from decode_service.requests import Resolver
+from decode_service.sequence import Event, Failed, Finished, FinishReason, Sequence, StageClock, Tokens
+from decode_service.worker import DecodeWorker, Overloaded
+from engine.reuse import ReuseMode
+from engine.sampling import Sampler
+from engine.tokenizer import TextCodec
+from protos import decode_pb2, decode_pb2_grpc
+from serving import wire
+from serving.access import Access
+from serving.errors import RequestError
+from serving.logs import set_request_id
+
+REQUEST_ID_CHARACTERS_MAX = 256
+Context = grpc.aio.ServicerContext[Any, Any]
+
+
+class DecodeService(decode_pb2_grpc.DecodeServiceServicer):  # type: ignore[misc]  # generated without annotations
+    """Generate, Explain, Abort and GetLoads over one worker."""
+
+    def __init__(
+        self,
+        worker: DecodeWorker,
+        resolver: Resolver,
+        access: Access,
+        registry: CollectorRegistry,
+        *,
+        model_name: str,
+        request_timeout_s: float,
+        close: Callable[[], None],
+    ) -> None:
+        self.worker = worker
+        self.resolver = resolver
+        self.access = access
+        self.model_name = model_name
+        self.request_timeout_s = request_timeout_s
+        self._registry = registry
+        self._close = close
+        self._active: set[str] = set()
+
+    # -- life ---------------------------------------------------------------------------------------
+    @property
+    def registry(self) -> CollectorRegistry:
+        return self._registry
+
+    async def start(self) -> None:
+        self.worker.start()
+
+    def add_to(self, server: grpc.aio.Server) -> None:
+        decode_pb2_grpc.add_DecodeServiceServicer_to_server(self, server)  # type: ignore[no-untyped-call]
+
+    async def stop(self) -> None:
+        await asyncio.to_thread(self.worker.stop)
+        await asyncio.to_thread(self._close)
+
+    # -- Generate -----------------------------------------------------------------------------------
+    async def Generate(
+        self, request: decode_pb2.GenerateRequest, context: Context
+    ) -> AsyncIterator[decode_pb2.GenerateResponse]:
+        clock = StageClock()
+        request_id = self._claim_id(request.request_id)
+        set_request_id(request_id)
+        try:
+            sequence, events = await self._submit(request, context, request_id, clock)
+            answer = AnswerText(self._codec.stream(request.sampling.keep_special_tokens), request.sampling.stop)
+            async for reply in self._stream(sequence, events, answer):
+                yield reply
+        finally:
+            # However the call ends (also cancelled, or the client is gone), its pages come back.
+            self.worker.end(request_id, FinishReason.ABORT)
+            self._active.discard(request_id)
+
+    @property
+    def _codec(self) -> TextCodec:
+        return self.resolver.codec
+
+    def _claim_id(self, wanted: str) -> str:
+        if len(wanted) > REQUEST_ID_CHARACTERS_MAX:
+            raise RequestError(
+                StatusCode.INVALID_ARGUMENT, f"request_id: longer than {REQUEST_ID_CHARACTERS_MAX} characters"
+            )
+        request_id = wanted or uuid.uuid4().hex
+        if request_id in self._active:
+            raise RequestError(StatusCode.ALREADY_EXISTS, f"request_id: {request_id!r} is running; use another one")
+        self._active.add(request_id)
+        return request_id
+
+    async def _submit(
+        self, request: decode_pb2.GenerateRequest, context: Context, request_id: str, clock: StageClock
+    ) -> tuple[Sequence, asyncio.Queue[list[Event]]]:
+        """Resolves the request and queues it with the worker."""
+        salt = self.access.salt_for(context.invocation_metadata(), request.salt)
+        bypass = request.cache_use == decode_pb2.CACHE_USE_BYPASS
+        composition = await self._resolve(request, salt, register=not bypass)
+        clock.tokenize_ns = time.monotonic_ns() - clock.arrived
+        served = self.resolver.served
+        try:
+            max_tokens = answer_tokens(
+                served, composition, messages.max_tokens_in(request.sampling), messages.MAX_TOKENS_DEFAULT
+            )
+        except ValueError as error:
+            raise RequestError(StatusCode.INVALID_ARGUMENT, str(error)) from error
+        params = messages.sampling_in(request.sampling, max_tokens)
+        prompt = [token for part in composition.parts for token in part.token_ids]
+        sampler = Sampler(params, prompt, params.stop_token_ids | served.eos_token_ids)
+        loop, events = asyncio.get_running_loop(), asyncio.Queue[list[Event]]()
+
+        def deliver(batch: list[Event]) -> None:
+            if not loop.is_closed():
+                loop.call_soon_threadsafe(events.put_nowait, batch)
+
+        sequence = Sequence(request_id, composition, params, sampler, salt, bypass, deliver, clock)
+        try:
+            self.worker.check_size(sequence)
+            self.worker.submit(sequence)
+        except (TooLarge, Overloaded) as error:
+            raise RequestError(StatusCode.RESOURCE_EXHAUSTED, str(error)) from error
+        return sequence, events
+
+    async def _resolve(self, request: decode_pb2.GenerateRequest, salt: str, *, register: bool) -> Composition:
+        segments = messages.segments_in(request.segments)
+        mode: ReuseMode = wire.reuse_mode(request.reuse_mode)
+        return await asyncio.to_thread(self.resolver.resolve, segments, mode, salt, register=register)
+
+    async def _stream(
+        self, sequence: Sequence, events: asyncio.Queue[list[Event]], answer: AnswerText
+    ) -> AsyncIterator[decode_pb2.GenerateResponse]:
+        """Deltas as tokens come, then the completion; what came in together goes out together."""
+        reason: FinishReason | None = None
+        deadline = time.monotonic() + self.request_timeout_s
+        while True:
+            batch = await self._next_events(events, deadline)
+            choices = [choice for event in batch if isinstance(event, Tokens) for choice in event.choices]
+            if choices and reason is None:
+                piece = answer.push(choices)
+                yield delta(piece.text, piece.choices)
+                if piece.stopped:
+                    reason = FinishReason.STOP
+                    self.worker.end(sequence.request_id, FinishReason.STOP)
+            end = batch[-1]
+            if isinstance(end, Failed):
+                raise RequestError(StatusCode[end.code], end.message)
+            if isinstance(end, Finished):
+                rest = "" if reason is not None else answer.flush()
+                if rest:
+                    yield delta(rest, ())
+                yield decode_pb2.GenerateResponse(
+                    complete=self._complete(sequence, reason or end.reason, answer.tokens)
+                )
+                return
+
+    async def _next_events(self, events: asyncio.Queue[list[Event]], deadline: float) -> list[Event]:
+        """The next events, and whatever else has come meanwhile."""
+        try:
+            batch = await asyncio.wait_for(events.get(), max(0.0, deadline - time.monotonic()))
+        except TimeoutError:
+            raise RequestError(
+                StatusCode.DEADLINE_EXCEEDED, f"the answer took longer than {self.request_timeout_s:g} s"
+            ) from None
+        while not events.empty():
+            batch = batch + events.get_nowait()
+        return batch
+
+    def _complete(self, sequence: Sequence, reason: FinishReason, tokens: int) -> decode_pb2.Complete:
+        return decode_pb2.Complete(
+            request_id=sequence.request_id,
+            finish_reason=reason.value,
+            usage=messages.usage_out(sequence, tokens),
+            reuse=messages.sequence_reuse_out(sequence),
+            timings=messages.timings_out(sequence.clock),
+            seed=sequence.params.seed,
+            model_name=self.model_name,
+        )
+
+    # -- the other RPCs -----------------------------------------------------------------------------
+    async def Explain(self, request: decode_pb2.GenerateRequest, context: Context) -> decode_pb2.ExplainResponse:
+        salt = self.access.salt_for(context.invocation_metadata(), request.salt)
+        composition = await self._resolve(request, salt, register=False)
+        found: Explanation = await asyncio.to_thread(explain, self.worker, self.store, composition, salt)
+        return decode_pb2.ExplainResponse(
+            prompt_tokens=composition.prompt_tokens,
+            cached_tokens=found.cached_tokens,
+            computed_tokens=composition.prompt_tokens - found.cached_tokens,
+            reuse=messages.expected_reuse_out(composition, found.outcomes, found.missing),
+            bytes_to_load=found.nbytes_to_load,
+            bytes_to_compute=found.nbytes_to_compute,
+            bytes_read_per_step=found.nbytes_per_step,
+            bytes_shared_per_step=found.nbytes_shared,
+        )
+
+    @property
+    def store(self) -> ChunkStore:
+        return self.resolver.store
+
+    async def Abort(self, request: decode_pb2.AbortRequest, context: Context) -> decode_pb2.AbortResponse:
+        found = request.request_id in self._active
+        if found:
+            self.worker.end(request.request_id, FinishReason.ABORT)
+        return decode_pb2.AbortResponse(found=found)
+
+    async def GetLoads(self, request: decode_pb2.GetLoadsRequest, context: Context) -> decode_pb2.GetLoadsResponse:
+        load, served = self.worker.load(), self.resolver.served
+        reply = decode_pb2.GetLoadsResponse(
+            running=load.running,
+            waiting=load.waiting,
+            waiting_max=self.worker.waiting_max,
+            batch_max=self.worker.batch_max,
+            pages_total=sum(load.pages.values()),
+            pages_free=load.pages["free"],
+            pages_chunks=load.pages["chunk"],
+            pages_tails=load.pages["tail"],
+            chunks_resident=load.chunks_resident,
+            page_size=self.worker.residents.pool.page_size,
+            model_name=self.model_name,
+            model_identity=served.identity,
+            context_length_max=served.context_length_max,
+        )
+        for mode, refusal in served.refusals.items():
+            reply.modes.add(mode=wire.reuse_mode_out(mode), supported=not refusal, reason=refusal)
+        return reply
+
+
+def delta(text: str, choices: Any) -> decode_pb2.GenerateResponse:
+    """A delta event; log-probabilities where they were asked for."""
+    return decode_pb2.GenerateResponse(
+        delta=decode_pb2.Delta(
+            text=text,
+            token_ids=[choice.token_id for choice in choices],
+            logprobs=[choice.logprob for choice in choices if choice.logprob is not None],
+        )
+    )
