@@ -1,0 +1,26 @@
+"""The tiny model, loaded once for all tests of the prefill service."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from prefill_worker import load_tiny
+
+from serving.loading import Loaded
+from tests.models_for_tests import tiny_model_dir
+
+
+@pytest.fixture(scope="session")
+def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_model_dir(tmp_path_factory.mktemp("models") / "tiny")
+
+
+@pytest.fixture(scope="session")
+def tiny(model_dir: Path) -> Loaded:
+    return load_tiny(model_dir)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Path:
+    return tmp_path / "store"

@@ -1,0 +1,124 @@
+"""The service as a process: ready line, health, TLS and tokens by option, draining, kill -9 and what is left."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from chunk_store.open import open_store
+from protos import prefill_pb2, prefill_pb2_grpc
+
+START_S = 60
+TEXT = "The town of Crystalton is located in Nebulonia. " * 4
+
+
+@dataclass
+class Running:
+    process: subprocess.Popen[str]
+    ready: dict[str, Any]
+
+    @property
+    def address(self) -> str:
+        return f"127.0.0.1:{self.ready['port']}"
+
+
+@contextmanager
+def started(model: Path, store: Path, *words: str, hash_seed: str = "0") -> Iterator[Running]:
+    command = [sys.executable, "-m", "prefill_service", "--model", str(model), "--store", f"file://{store}", *words]
+    environment = {**os.environ, "PYTHONHASHSEED": hash_seed}
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
+    try:
+        assert process.stdout is not None
+        line = process.stdout.readline()  # the test's own time limit ends a start that hangs
+        assert line, f"the service ended with {process.wait(START_S)}"
+        yield Running(process, json.loads(line))
+    finally:
+        process.kill()
+        process.wait()
+
+
+def prefill(channel: grpc.Channel, **fields: Any) -> Any:
+    return prefill_pb2_grpc.PrefillServiceStub(channel).PrefillChunk(
+        prefill_pb2.PrefillChunkRequest(**fields), timeout=20
+    )
+
+
+@pytest.mark.timeout(120)
+def test_life_of_a_process(model_dir: Path, store: Path) -> None:
+    with started(model_dir, store, hash_seed="1") as one:
+        assert (one.ready["event"], one.ready["service"]) == ("ready", "prefill")
+        assert one.ready["seconds"]["total"] >= one.ready["seconds"]["load"] > 0
+        with grpc.insecure_channel(one.address) as channel:
+            status = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=5).status
+            assert status == health_pb2.HealthCheckResponse.SERVING
+            first = prefill(channel, text=TEXT, role="document")
+        with urllib.request.urlopen(f"http://127.0.0.1:{one.ready['metrics_port']}/metrics", timeout=5) as reply:
+            metrics = reply.read().decode()
+        assert f'cairn_prefill_tokens_total{{model_name="tiny",source="computed"}} {first.tokens:.1f}' in metrics
+        one.process.kill()  # -9: no goodbye
+        one.process.wait()
+
+    left = open_store(f"file://{store}")
+    claim = left.begin("c" * 64)  # type: ignore[arg-type]
+    with started(model_dir, store, hash_seed="2") as two:
+        with grpc.insecure_channel(two.address) as channel:
+            again = prefill(channel, text=TEXT, role="document")
+            assert (again.key, again.computed_tokens, again.reused_tokens) == (first.key, 0, first.tokens)
+        two.process.send_signal(signal.SIGTERM)
+        assert two.process.wait(20) == 0
+    claim.abort()  # type: ignore[union-attr]
+    left.close()
+
+
+@pytest.mark.timeout(120)
+def test_tls_and_tokens_by_option(model_dir: Path, store: Path, tmp_path: Path) -> None:
+    cert, key, tokens = tmp_path / "cert.pem", tmp_path / "key.pem", tmp_path / "tokens"
+    command = (
+        "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 1 -subj /CN=localhost "
+        f"-addext subjectAltName=IP:127.0.0.1 -keyout {key} -out {cert}"
+    )
+    subprocess.run(command.split(), check=True, capture_output=True)
+    tokens.write_text("stone tenant\n")
+    words = ("--tls-cert", str(cert), "--tls-key", str(key), "--token-file", str(tokens))
+    with started(model_dir, store, *words) as running:
+        trust = grpc.ssl_channel_credentials(cert.read_bytes())
+        with grpc.secure_channel(running.address, trust) as channel:
+            with pytest.raises(grpc.RpcError) as caught:
+                prefill(channel, text=TEXT)
+            assert caught.value.code() is grpc.StatusCode.UNAUTHENTICATED
+        with_token = grpc.composite_channel_credentials(trust, grpc.access_token_call_credentials("stone"))
+        with grpc.secure_channel(running.address, with_token) as channel:
+            assert prefill(channel, text=TEXT).computed_tokens > 0
+        with grpc.insecure_channel(running.address) as channel, pytest.raises(grpc.RpcError) as caught:
+            prefill(channel, text=TEXT)
+        assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--model", "nowhere", "--store", "file:///tmp/cairn-never-made"), "nowhere"),
+        (("--model", "MODEL", "--store", "redis:///x"), "redis:///x"),
+    ],
+)
+def test_what_cannot_start_says_why(model_dir: Path, words: tuple[str, ...], said: str) -> None:
+    command = [sys.executable, "-m", "prefill_service", *(w.replace("MODEL", str(model_dir)) for w in words)]
+    ended = subprocess.run(
+        command, capture_output=True, text=True, timeout=START_S, env={**os.environ, "HF_HUB_OFFLINE": "1"}
+    )
+    assert ended.returncode == 1
+    assert said in ended.stderr and "Traceback" not in ended.stderr
+    assert ended.stdout == ""

@@ -1,0 +1,173 @@
+"""Other workers, cancelled callers, long computations: what a job waits for and what ends the waiting."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from grpc import StatusCode
+from prefill_worker import ALREADY_STORED, COMPUTED, message, run, worker
+
+from chunk_store.key import ChunkKey
+from chunk_store.open import open_store
+from chunk_store.store import Busy, ClaimLost, Stored
+from engine.reuse import ReuseMode, key_composition
+from prefill_service.ordered import in_order
+from serving.heartbeat import heartbeat
+from serving.loading import Loaded
+
+A, B = (1, 2, 3), (4, 5, 6, 7)
+
+
+def keys_of(loaded: Loaded, *chunks: tuple[int, ...]) -> list[ChunkKey]:
+    return [chunk.key for chunk in key_composition(loaded.served.identity, list(chunks), ReuseMode.EXACT)]
+
+
+def test_a_busy_key_is_waited_for(tiny: Loaded, store: Path) -> None:
+    """Another writer gives up after a while: this worker takes over."""
+
+    async def body() -> None:
+        async with worker(tiny, store) as w:
+            other = open_store(f"file://{store}")
+            claim = other.begin(keys_of(tiny, A)[0])
+            assert not isinstance(claim, Stored | Busy)
+            waiting = asyncio.create_task(w.prefill(A))
+            await asyncio.sleep(0.3)
+            assert not waiting.done()
+            assert (await w.prefill(B)).outcome == COMPUTED  # the device thread is free meanwhile
+            claim.abort()
+            assert (await waiting).computed_tokens == len(A)
+            other.close()
+
+    run(body)
+
+
+def test_waiting_ends_at_its_deadline(tiny: Loaded, store: Path) -> None:
+    async def body() -> None:
+        async with worker(tiny, store) as w:
+            w.service.prefiller.busy_wait_s_max = 0.2
+            other = open_store(f"file://{store}")
+            with other.begin(keys_of(tiny, A)[0]):  # type: ignore[union-attr]
+                code, text = await w.refused(A)
+            assert code is StatusCode.UNAVAILABLE and "another worker" in text
+            other.close()
+
+    run(body)
+
+
+def test_a_claim_lost_while_computing_is_made_good(tiny: Loaded, store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def body() -> None:
+        async with worker(tiny, store) as w:
+            real, calls = w.service.store.begin, []
+
+            def begin(key: ChunkKey, *, ttl_s: float) -> Any:
+                answer = real(key, ttl_s=ttl_s)
+                calls.append(key)
+                if len(calls) == 1:
+                    monkeypatch.setattr(answer, "commit", lose)
+                return answer
+
+            def lose() -> None:
+                raise ClaimLost("swept")
+
+            monkeypatch.setattr(w.service.store, "begin", begin)
+            made = await w.prefill(A)
+            assert (made.outcome, made.computed_tokens, made.reused_tokens, len(calls)) == (COMPUTED, len(A), 0, 2)
+
+    run(body)
+
+
+def test_a_cancelled_call_stops_between_two_chunks(tiny: Loaded, store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def body() -> None:
+        async with worker(tiny, store) as w:
+            runner = w.service.prefiller.computer.runner
+            real, computed, go_on, begun = runner.prefill_chunk, [], threading.Event(), threading.Event()
+
+            def slow(token_ids: Any, *rest: Any) -> None:
+                begun.set()
+                assert go_on.wait(10)
+                computed.append(tuple(token_ids))
+                real(token_ids, *rest)
+
+            a, b = await w.prefill(A), await w.prefill(B)
+            monkeypatch.setattr(runner, "prefill_chunk", slow)
+            context = [b.chunk_id, a.chunk_id, b.chunk_id]  # b is stored; a and b under b are not
+            call = w.stub.PrefillChunk(message([9], context_chunk_ids=context))
+            assert await asyncio.to_thread(begun.wait, 10)
+            call.cancel()
+            assert await w.server.gate.wait_idle(5)
+            go_on.set()
+            again = await w.prefill([9], context_chunk_ids=[b.chunk_id])
+            assert again.computed_tokens == 1
+            assert computed == [A, (9,)]
+
+    run(body)
+
+
+def test_callers_are_cancelled_at_their_deadline(tiny: Loaded, store: Path) -> None:
+    async def body() -> None:
+        async with worker(tiny, store) as w:
+            other = open_store(f"file://{store}")
+            with other.begin(keys_of(tiny, A)[0]):  # type: ignore[union-attr]
+                with pytest.raises(grpc.aio.AioRpcError) as caught:
+                    await w.stub.PrefillChunk(message(A), timeout=0.3)
+                assert caught.value.code() is StatusCode.DEADLINE_EXCEEDED
+                assert await w.server.gate.wait_idle(5)
+            assert (await w.prefill(A)).outcome == COMPUTED
+            assert (await w.prefill(A)).outcome == ALREADY_STORED
+            other.close()
+
+    run(body)
+
+
+def test_heartbeats_keep_a_claim_alive(tmp_path: Path) -> None:
+    one, two = open_store(f"file://{tmp_path / 's'}"), open_store(f"file://{tmp_path / 's'}")
+    key = ChunkKey("a" * 64)
+    with one.begin(key, ttl_s=0.4) as claim, heartbeat(claim.renew, every_s=0.05):  # type: ignore[union-attr]
+        time.sleep(0.8)
+        assert isinstance(two.begin(key), Busy)
+    assert not isinstance(two.begin(key), Busy)
+    one.close()
+    two.close()
+
+
+def test_in_order_bounds_and_cancels() -> None:
+    async def body() -> None:
+        running: set[int] = set()
+        most = 0
+        read: list[int] = []
+
+        async def items() -> AsyncIterator[int]:
+            for number in range(20):
+                read.append(number)
+                yield number
+
+        async def work(number: int) -> int:
+            nonlocal most
+            running.add(number)
+            most = max(most, len(running))
+            try:
+                await asyncio.sleep(0.02 * (number % 3))
+                return number
+            finally:
+                running.discard(number)
+
+        async def begin(number: int) -> asyncio.Task[int]:
+            return asyncio.create_task(work(number))
+
+        assert [result async for result in in_order(items(), begin, 3)] == list(range(20))
+        assert 2 <= most <= 3
+        read.clear()
+        results = in_order(items(), begin, 3)
+        assert await anext(results) == 0
+        await results.aclose()
+        await asyncio.sleep(0)
+        assert not running and len(read) <= 5
+
+    run(body)
