@@ -74,7 +74,7 @@ def run(args: argparse.Namespace, terminal: Terminal) -> int:
     begin = time.perf_counter()
     try:
         verdicts = asyncio.run(_demonstrate(args, examples, exercises, terminal, keep))
-    except ServiceFailed as error:
+    except (ServiceFailed, OSError) as error:  # OSError: there is no such model
         for line in () if args.verbose else log:
             terminal.log(line, "dim")
         terminal.failed(error)
@@ -96,6 +96,7 @@ async def _demonstrate(
             stack.push_async_callback(processes.stop, DRAIN_S)
             await processes.start((prefill, decode))
             loading = asyncio.create_task(asyncio.to_thread(_load_oracle, args.model, args.threads))
+            stack.push_async_callback(_settle, loading)  # also when a service fails first
             await processes.wait_ready(args.start_timeout)
             serving_s = time.perf_counter() - begin
             oracle = await loading
@@ -111,6 +112,11 @@ async def _demonstrate(
             _say_verdict(terminal, verdict)
             verdicts.append(verdict)
     return verdicts
+
+
+async def _settle(task: asyncio.Task[PlainModel]) -> None:
+    """Wait for a task and forget how it ended."""
+    await asyncio.gather(task, return_exceptions=True)
 
 
 def _load_oracle(model: str, threads: int) -> PlainModel:
@@ -143,7 +149,8 @@ def _say_verdict(terminal: Terminal, verdict: Verdict) -> None:
     usage = verdict.result.usage
     counts = f"{usage.prompt_tokens} prompt tokens, {usage.computed_tokens} of them computed"
     if verdict.problems:
-        terminal.say(f"{verdict.compared or 'WRONG'}: {'; '.join(verdict.problems)} ({counts})", "bold red")
+        label = "DIFFERS" if verdict.compared == "DIFFERS" else "WRONG"
+        terminal.say(f"{label}: {'; '.join(verdict.problems)} ({counts})", "bold red")
     elif verdict.compared:
         terminal.say(f"{verdict.compared} to plain transformers generation, and as expected ({counts})", "green")
     else:

@@ -294,9 +294,17 @@ def test_metrics_add_up(up, live):
 
 
 def test_demo():
-    argv = [sys.executable, "-m", "cairn.cli", "demo", "--json", "--orders", "2", "--questions", "1"]
+    argv = [sys.executable, "-m", "cairn.cli", "demo", "--json", "--orders", "1", "--questions", "1"]
     done = subprocess.run(argv, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     *answers, end = [json.loads(line) for line in done.stdout.splitlines()]
-    assert end["answers"] == end["good"] == len(answers) == 3
-    assert [answer["compared"] for answer in answers] == ["identical", "identical", ""]
+    assert end["answers"] == end["good"] == len(answers) == 2
+    assert [answer["compared"] for answer in answers] == ["identical", ""]
+
+
+def test_demo_of_a_model_that_is_not_there(tmp_path):
+    argv = [sys.executable, "-m", "cairn.cli", "demo", "--model", str(tmp_path / "nowhere")]
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 1
+    assert "cannot be loaded" in done.stderr and "ended with exit code 1" in done.stderr
+    assert "Traceback" not in done.stderr
