@@ -8,7 +8,7 @@ from pathlib import Path
 
 import grpc
 import pytest
-from prefill_worker import ALREADY_STORED, COMPUTED, message, run, worker
+from prefill_worker import ALREADY_STORED, COMPUTED, load_tiny, message, run, worker
 
 from chunk_store.key import ChunkId, ChunkKey, ChunkType, chunk_id
 from chunk_store.open import open_store
@@ -159,11 +159,12 @@ def test_salts_keep_tenants_apart(tiny: Loaded, store: Path, tmp_path: Path) -> 
     run(body)
 
 
-def test_two_workers_compute_each_key_once(tiny: Loaded, store: Path) -> None:
+def test_two_workers_compute_each_key_once(tiny: Loaded, model_dir: Path, store: Path) -> None:
+    twin = load_tiny(model_dir)  # a model belongs to one device thread
     contents = [tuple(range(start, start + 20)) for start in range(0, 200, 20)]
 
     async def body() -> None:
-        async with worker(tiny, store) as one, worker(tiny, store) as two:
+        async with worker(tiny, store) as one, worker(twin, store) as two:
             calls = [w.prefill(ids) for ids in contents for w in (one, two, one)]
             replies = await asyncio.gather(*calls)
             assert sum(reply.computed_tokens for reply in replies) == sum(len(ids) for ids in contents)

@@ -16,7 +16,7 @@ from prefill_worker import ALREADY_STORED, COMPUTED, message, run, worker
 
 from chunk_store.key import ChunkKey
 from chunk_store.open import open_store
-from chunk_store.store import Busy, ClaimLost, Stored
+from chunk_store.store import Busy, ClaimLost, MissReason, Stored
 from engine.reuse import ReuseMode, key_composition
 from prefill_service.ordered import in_order
 from serving.heartbeat import heartbeat
@@ -79,6 +79,39 @@ def test_a_claim_lost_while_computing_is_made_good(tiny: Loaded, store: Path, mo
             monkeypatch.setattr(w.service.store, "begin", begin)
             made = await w.prefill(A)
             assert (made.outcome, made.computed_tokens, made.reused_tokens, len(calls)) == (COMPUTED, len(A), 0, 2)
+
+    run(body)
+
+
+def test_what_was_stored_since_the_lookup_is_used(tiny: Loaded, store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def body() -> None:
+        async with worker(tiny, store) as w:
+            a = await w.prefill(A)
+            b = await w.prefill(B, context_chunk_ids=[a.chunk_id])
+        async with worker(tiny, store) as w:
+            monkeypatch.setattr(w.service.store, "lookup", lambda keys: [None] * len(keys))
+            made = await w.prefill([9], context_chunk_ids=[a.chunk_id, b.chunk_id])
+            assert (made.computed_tokens, made.reused_tokens) == (1, len(A + B))
+            again = await w.prefill([9], context_chunk_ids=[a.chunk_id, b.chunk_id])
+            assert (again.outcome, again.computed_tokens, again.reused_tokens) == (ALREADY_STORED, 0, 1 + len(A + B))
+
+    run(body)
+
+
+def test_an_unreadable_context_is_computed_for_oneself(
+    tiny: Loaded, store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The entry may be fine (an I/O error): it stays, and the job goes on without it."""
+
+    async def body() -> None:
+        async with worker(tiny, store) as w:
+            a = await w.prefill(A)
+            b = await w.prefill(B, context_chunk_ids=[a.chunk_id])
+        async with worker(tiny, store) as w:
+            monkeypatch.setattr(w.service.store, "load", lambda *_: MissReason.LOAD_FAILED)
+            made = await w.prefill([9], context_chunk_ids=[a.chunk_id, b.chunk_id])
+            assert (made.computed_tokens, made.reused_tokens) == (1 + len(A + B), 0)
+            assert w.value("cairn_cache_misses_total", reason="load_failed") == 2
 
     run(body)
 
