@@ -68,8 +68,8 @@ class Blobs(Protocol):
     def frame(self, blob: str) -> Frame:
         """The decoded header alone. Raises as ``read`` does."""
 
-    def remove(self, blobs: Sequence[str]) -> None:
-        """Deletes; names that do not exist are no error. Raises ``StoreUnavailable``."""
+    def remove(self, blobs: Sequence[str]) -> list[str]:
+        """Deletes and returns those that are gone now, also those that never were. Raises ``StoreUnavailable``."""
 
     def quarantine(self, blob: str) -> None:
         """Takes a bad blob out of the way, keeping it for inspection where the medium allows. Never raises."""

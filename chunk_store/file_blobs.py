@@ -97,7 +97,7 @@ class FileBlobs:
         except OSError as error:
             raise _read_error(error, blob) from error
 
-    def remove(self, blobs: Sequence[str]) -> None:
+    def remove(self, blobs: Sequence[str]) -> list[str]:
         for blob in blobs:
             try:
                 os.unlink(self._path(blob))
@@ -105,6 +105,7 @@ class FileBlobs:
                 continue
             except OSError as error:
                 raise StoreUnavailable(f"cannot remove {self._path(blob)}: {error.strerror}") from error
+        return list(blobs)
 
     def quarantine(self, blob: str) -> None:
         with suppress(OSError):

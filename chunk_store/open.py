@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from chunk_store.file_blobs import Durability, FileBlobs
-from chunk_store.ledger import CAPACITY_NBYTES_DEFAULT, RECORDS_MAX_DEFAULT
+from chunk_store.ledger import CAPACITY_NBYTES_DEFAULT, RECORDS_MAX_DEFAULT, Ledger
 from chunk_store.shared_store import SharedStore
 from chunk_store.sqlite_ledger import SqliteLedger
 
-SCHEMES = ("file", "redis", "rediss")
+SCHEMES = ("file", "redis", "rediss", "mooncake")
 
 
 def open_store(
@@ -20,7 +21,8 @@ def open_store(
     records_max: int | None = None,
     durability: Durability = Durability.PROCESS,
 ) -> SharedStore:
-    """The store at ``url``: ``file:///DIR`` (created if it is not there), ``redis://...`` or ``rediss://...``.
+    """The store at ``url``: ``file:///DIR`` (created if it is not there), ``redis://...``, ``rediss://...``
+    or ``mooncake://...``.
 
     ``capacity_nbytes`` (bytes, headers included) and ``records_max`` are properties of the store, shared by every
     process: given, they are set; None keeps what the store has (16 GiB and 100 000 when it is new). What a commit to
@@ -35,6 +37,8 @@ def open_store(
         return _open_file(url, capacity_nbytes, records_max, durability)
     if parts.scheme in ("redis", "rediss"):
         return _open_redis(url, capacity_nbytes, records_max)
+    if parts.scheme == "mooncake":
+        return _open_mooncake(url, capacity_nbytes, records_max)
     known = ", ".join(f"{scheme}://" for scheme in SCHEMES)
     raise ValueError(f"store URL: {url!r} starts with none of {known}; for a directory write file:///DIR")
 
@@ -69,3 +73,25 @@ def _open_redis(url: str, capacity_nbytes: int | None, records_max: int | None) 
     )
     ledger.set_limits(capacity_nbytes=capacity_nbytes, records_max=records_max)
     return SharedStore(ledger, RedisBlobs(connection))
+
+
+def _open_mooncake(url: str, capacity_nbytes: int | None, records_max: int | None) -> SharedStore:
+    """The ledger of ``redis://`` with Mooncake's memory for the data."""
+    try:
+        import mooncake.store  # noqa: F401
+
+        from chunk_store.mooncake_client import connect, parse_mooncake_url
+    except ImportError as error:
+        remedy = "pip install 'cairn[redis,mooncake]', and libibverbs1 from the distribution"
+        raise ValueError(f"store URL: mooncake:// needs its client ({error}): {remedy}") from error
+    address = parse_mooncake_url(url)
+    metadata = _open_redis(address.redis_url, capacity_nbytes, records_max)
+    return mooncake_store(connect(address, segment_nbytes=0), address.redis_url, metadata.ledger)
+
+
+def mooncake_store(client: Any, redis_url: str, ledger: Ledger) -> SharedStore:
+    """A store over a Mooncake client that is already connected; closing the store closes the client."""
+    from chunk_store.mooncake_blobs import MooncakeBlobs
+    from chunk_store.redis_connection import RedisConnection, parse_redis_url
+
+    return SharedStore(ledger, MooncakeBlobs(client, RedisConnection(parse_redis_url(redis_url))))

@@ -1,6 +1,6 @@
 """Blobs in Redis: one hash each, the header in one field and the data in pieces of at most 2 MiB in the others.
 
-    PREFIX:blob:KEY.NONCE   h -> header, n -> stored bytes, 0, 1, 2, ... -> pieces (consecutive blocks)
+    PREFIX:blob:KEY.NONCE   h -> header, n -> stored bytes, 0, 1, 2, ... -> pieces (chunk_store/pieces.py)
 
 Several pieces are in flight at once, in pipelines of bounded size. This module knows nothing of claims or capacity.
 """
@@ -11,12 +11,12 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from itertools import islice
 
-from chunk_store.blobs import BlobBad, BlobMissing, BlobUnreadable, Expected, NoSpace
-from chunk_store.header import BLOCK_NBYTES, FormatError, Frame, checksum, decode_header, encode_header, split_blocks
+from chunk_store.blobs import BlobMissing, BlobUnreadable, Expected, NoSpace
+from chunk_store.header import BLOCK_NBYTES, Frame, checksum, encode_header, split_blocks
+from chunk_store.pieces import fill, framed, joined, pieces_of
 from chunk_store.redis_connection import RedisConnection, ServerFull
 from chunk_store.store import EntryHeader, StoreUnavailable
 
-PIECE_NBYTES = 2 * 2**20
 PIECES_IN_FLIGHT = 4
 QUARANTINE_S = 3600
 
@@ -37,13 +37,13 @@ class RedisBlobs:
 
     def _write(self, blob: str, header: EntryHeader, views: Sequence[memoryview]) -> None:
         checksums: list[int] = []
-        pieces = enumerate(pieces_of(views, BLOCK_NBYTES))
+        pieces = enumerate(pieces_of(views))
         with self._redis.errors():
             while batch := list(islice(pieces, PIECES_IN_FLIGHT)):
                 with self._redis.client.pipeline(transaction=False) as pipeline:
-                    for number, blocks in batch:
-                        checksums += [checksum(block) for block in blocks]
-                        pipeline.hset(self._name(blob), str(number), joined(blocks))
+                    for number, spans in batch:
+                        checksums += [checksum(block) for block in split_blocks(spans, BLOCK_NBYTES)]
+                        pipeline.hset(self._name(blob), str(number), joined(spans))
                     pipeline.execute()
             raw = encode_header(header, checksums)
             self._redis.client.hset(self._name(blob), mapping={"h": raw, "n": len(raw) + header.nbytes})
@@ -52,13 +52,13 @@ class RedisBlobs:
         frame = self.frame(blob)
         expected.check(frame.header, [view.nbytes for view in views])
         checksums = iter(frame.checksums)
-        pieces = enumerate(pieces_of(views, frame.block_nbytes))
+        pieces = enumerate(pieces_of(views))
         while batch := list(islice(pieces, PIECES_IN_FLIGHT)):
             found = self._fields(blob, [str(number) for number, _ in batch])
-            for (number, blocks), raw in zip(batch, found, strict=True):
+            for (number, spans), raw in zip(batch, found, strict=True):
                 if raw is None:
                     raise BlobMissing(f"{blob}: piece {number} is gone")
-                fill(blocks, raw, checksums)
+                fill(spans, raw, frame.block_nbytes, checksums)
 
     def frame(self, blob: str) -> Frame:
         (raw,) = self._fields(blob, ["h"])
@@ -66,10 +66,11 @@ class RedisBlobs:
             raise BlobMissing(blob)
         return framed(raw)
 
-    def remove(self, blobs: Sequence[str]) -> None:
+    def remove(self, blobs: Sequence[str]) -> list[str]:
         if blobs:
             with self._redis.errors():
                 self._redis.client.unlink(*(self._name(blob) for blob in blobs))
+        return list(blobs)
 
     def quarantine(self, blob: str) -> None:
         with suppress(StoreUnavailable), self._redis.errors():
@@ -99,47 +100,3 @@ class RedisBlobs:
                 return found
         except StoreUnavailable as error:
             raise BlobUnreadable(f"{blob}: {error}") from error
-
-
-def pieces_of(views: Sequence[memoryview], block_nbytes: int) -> Iterator[list[memoryview]]:
-    """Blocks in file order, gathered into pieces of at most ``PIECE_NBYTES`` (or one block, if that is larger)."""
-    piece: list[memoryview] = []
-    nbytes = 0
-    for block in split_blocks(views, block_nbytes):
-        if piece and nbytes + block.nbytes > PIECE_NBYTES:
-            yield piece
-            piece, nbytes = [], 0
-        piece.append(block)
-        nbytes += block.nbytes
-    if piece:
-        yield piece
-
-
-def joined(blocks: Sequence[memoryview]) -> bytes:
-    """A piece as one value."""
-    return b"".join(blocks)
-
-
-def fill(blocks: Sequence[memoryview], raw: bytes, checksums: Iterator[int]) -> None:
-    """Copies a piece to where it belongs, each block compared with its checksum first. Raises ``BlobBad``."""
-    source = memoryview(raw)
-    if source.nbytes != sum(block.nbytes for block in blocks):
-        raise BlobBad(f"a piece has {source.nbytes} bytes, expected {sum(block.nbytes for block in blocks)}")
-    at = 0
-    for block in blocks:
-        part = source[at : at + block.nbytes]
-        if checksum(part) != next(checksums):
-            raise BlobBad("a block does not match its checksum")
-        block[:] = part
-        at += block.nbytes
-
-
-def framed(raw: bytes) -> Frame:
-    """A header kept by itself. Raises ``BlobBad``."""
-    try:
-        frame = decode_header(raw)
-    except FormatError as error:
-        raise BlobBad(str(error)) from error
-    if len(raw) != frame.data_offset:
-        raise BlobBad(f"the header has {len(raw)} bytes, expected {frame.data_offset}")
-    return frame

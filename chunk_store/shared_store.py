@@ -39,6 +39,7 @@ from chunk_store.store import (
 
 RESERVE_ATTEMPTS_MAX = 64
 LOAD_ATTEMPTS_MAX = 3
+WRITE_ATTEMPTS_MAX = 8
 
 
 class SharedStore:
@@ -155,8 +156,7 @@ class SharedStore:
     def _remove_garbage(self) -> None:
         blobs = self.ledger.garbage()
         if blobs:
-            self.blobs.remove(blobs)
-            self.ledger.discard(blobs)
+            self.ledger.discard(self.blobs.remove(blobs))
 
     def _close_claim(self, publication: SharedPublication) -> None:
         with self._lock:
@@ -198,13 +198,14 @@ class SharedPublication:
         nbytes = header_nbytes(header) + header.nbytes
         blob = blob_name(self._key, self._nonce)
         self._reserve(nbytes)
-        while True:
+        for _ in range(WRITE_ATTEMPTS_MAX):
             try:
                 self._blobs.write(blob, header, views)
-                break
+                self._header = header
+                return
             except NoSpace as error:
                 self._make_room(blob, nbytes, error)
-        self._header = header
+        raise StoreFull(f"no room for {nbytes} bytes after evicting {WRITE_ATTEMPTS_MAX} times: is the medium there?")
 
     def commit(self) -> EntryInfo:
         self._check_open()
@@ -220,8 +221,7 @@ class SharedPublication:
         self._end()
         blob = blob_name(self._key, self._nonce)
         if self._ledger.drop_claim(self._key, self._nonce):
-            self._blobs.remove([blob])
-            self._ledger.discard([blob])
+            self._ledger.discard(self._blobs.remove([blob]))
             return
         placed = self._ledger.locate(self._key)
         if placed is None or placed.blob != blob:  # it is, when a commit was done and its answer got lost
@@ -244,18 +244,16 @@ class SharedPublication:
             garbage = self._ledger.reserve(self._key, self._nonce, nbytes)
             if not garbage:
                 return
-            self._blobs.remove(garbage)
-            self._ledger.discard(garbage)
+            self._ledger.discard(self._blobs.remove(garbage))
         raise StoreFull(f"no room for {nbytes} bytes: other writers took what was evicted; try again")
 
     def _make_room(self, blob: str, nbytes: int, cause: NoSpace) -> None:
-        """Frees at least one entry; so a loop around it ends, at the latest when everything evictable is gone."""
+        """Evicts as much as is to be written. Raises ``StoreFull`` when there is nothing to evict."""
         self._blobs.remove([blob])
         garbage = self._ledger.evict(nbytes)
         if not garbage:
             raise StoreFull(f"the store's medium is full: {cause}") from cause
-        self._blobs.remove(garbage)
-        self._ledger.discard(garbage)
+        self._ledger.discard(self._blobs.remove(garbage))
 
     def _check_open(self) -> None:
         if self._ended:

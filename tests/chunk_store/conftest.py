@@ -2,26 +2,60 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 from contract import Place
-from places import FilePlace, RedisPlace
-from servers import Server, redis_server, redis_url, tls_server, tls_url
+from places import FilePlace, MooncakePlace, RedisPlace
+from servers import Mooncake, Server, mooncake, mooncake_url, redis_server, redis_url, tls_server, tls_url
 
-BACKENDS = ("file", "redis", "rediss")
+from chunk_store.mooncake_client import connect, parse_mooncake_url
+
+BACKENDS = ("file", "redis", "rediss", "mooncake")
 
 
 @pytest.fixture(scope="session")
 def shared_redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    need_redis()
     yield from running(redis_server(tmp_path_factory.mktemp("redis")))
 
 
 @pytest.fixture(scope="session")
 def shared_tls_redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    need_redis()
     yield from running(tls_server(tmp_path_factory.mktemp("rediss")))
+
+
+@pytest.fixture(scope="session")
+def shared_mooncake(tmp_path_factory: pytest.TempPathFactory, shared_redis: Server) -> Iterator[Mooncake]:
+    need_mooncake()
+    cluster = mooncake(tmp_path_factory.mktemp("mooncake"), shared_redis)
+    cluster.start()
+    yield cluster
+    cluster.kill()
+
+
+@pytest.fixture(scope="session")
+def mooncake_client(shared_mooncake: Mooncake) -> Iterator[Any]:
+    client = connect(parse_mooncake_url(mooncake_url(shared_mooncake)), segment_nbytes=0)
+    yield client
+    client.close()
+
+
+def need_redis() -> None:
+    if shutil.which("redis-server") is None:
+        pytest.skip("redis-server is not installed (Debian: apt-get install redis-server)")
+
+
+def need_mooncake() -> None:
+    try:
+        import mooncake.store  # noqa: F401
+    except ImportError as error:
+        pytest.skip(f"Mooncake's client does not load ({error}): pip install 'cairn[mooncake]', libibverbs1")
 
 
 def running(server: Server) -> Iterator[Server]:
@@ -32,9 +66,12 @@ def running(server: Server) -> Iterator[Server]:
 
 @pytest.fixture(params=BACKENDS)
 def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Place]:
-    makers: dict[str, Callable[[], FilePlace | RedisPlace]] = {
+    makers: dict[str, Callable[[], FilePlace | RedisPlace | MooncakePlace]] = {
         "file": lambda: FilePlace(tmp_path / "store"),
         "redis": lambda: RedisPlace(redis_url(request.getfixturevalue("shared_redis"))),
+        "mooncake": lambda: MooncakePlace(
+            mooncake_url(request.getfixturevalue("shared_mooncake")), request.getfixturevalue("mooncake_client")
+        ),
         "rediss": lambda: RedisPlace(tls_url(request.getfixturevalue("shared_tls_redis"))),
     }
     with closing(makers[request.param]()) as opened:

@@ -11,7 +11,8 @@ from contract import Damage
 from redis.exceptions import RedisError
 
 from chunk_store.key import ChunkKey
-from chunk_store.open import open_store
+from chunk_store.mooncake_client import parse_mooncake_url
+from chunk_store.open import mooncake_store, open_store
 from chunk_store.redis_connection import RedisConnection, parse_redis_url
 from chunk_store.shared_store import SharedStore
 
@@ -88,6 +89,70 @@ class RedisPlace:
         with suppress(RedisError):
             self.redis.client.flushdb()
         self.redis.close()
+
+
+class MooncakePlace:
+    """One prefix of a Mooncake cluster. All its stores use ``client``: closing a client takes a second."""
+
+    kind = "mooncake"
+
+    def __init__(self, url: str, client: Any) -> None:
+        self._url = url
+        self._stores: list[SharedStore] = []
+        self._redis_url = parse_mooncake_url(url).redis_url
+        self.redis = RedisConnection(parse_redis_url(self._redis_url))
+        self.client = client
+
+    def url(self) -> str:
+        return self._url
+
+    def open(self, **options: Any) -> SharedStore:
+        metadata = open_store(self._redis_url, **options)
+        store = mooncake_store(StaysOpen(self.client), self._redis_url, metadata.ledger)
+        self._stores.append(store)
+        return store
+
+    def object(self, key: ChunkKey, part: str) -> str:
+        (found,) = (
+            blob.decode()
+            for blob in self.redis.client.hkeys(self.redis.name("catalogue"))
+            if blob.startswith(key.encode())
+        )
+        return f"{self.redis.prefix}{found}:{part}"
+
+    def damage(self, key: ChunkKey, how: Damage) -> None:
+        name = self.object(key, "0" if how in (Damage.FLIPPED_DATA, Damage.CUT, Damage.MISSING) else "h")
+        raw = bytearray(self.client.get(name))
+        assert self.client.remove(name, True) == 0
+        if how is not Damage.MISSING:
+            assert self.client.put(name, damage_bytes(raw, how)) == 0
+
+    def replace_data(self, key: ChunkKey, other: ChunkKey) -> None:
+        for part in ("h", "0"):
+            raw = self.client.get(self.object(other, part))
+            assert self.client.remove(self.object(key, part), True) == 0
+            assert self.client.put(self.object(key, part), raw) == 0
+
+    def close(self) -> None:
+        for store in self._stores:
+            store.close()
+        with suppress(RedisError):
+            self.redis.client.flushdb()
+        self.redis.close()
+        self.client.remove_all(True)
+
+
+class StaysOpen:
+    """A client that several stores share."""
+
+    def __init__(self, client: Any) -> None:
+        self._client = client
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._client, name)
+
+    def close(self) -> None:
+        """The fixture closes it."""
 
 
 def damage_file(path: Path, how: Damage) -> None:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import socket
 import subprocess
+import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
+from urllib.parse import quote
 
+ROOT = Path(__file__).parents[2]
 PASSWORD = "s3cret"
 
 
@@ -18,32 +22,39 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def wait_for_port(port: int, process: subprocess.Popen[bytes], log: Path) -> None:
+def wait_until_up(port: int, says: bytes, process: subprocess.Popen[bytes], log: Path) -> None:
+    """Until something listens on ``port`` or, where ``says`` is given, until the log has these words."""
     deadline = time.monotonic() + 20
     while time.monotonic() < deadline:
         if process.poll() is not None:
             raise RuntimeError(f"the server ended with {process.returncode}: {log.read_text()[-2000:]}")
-        with socket.socket() as probe:
-            if probe.connect_ex(("127.0.0.1", port)) == 0:
+        if says:
+            if says in log.read_bytes():
                 return
+        else:
+            with socket.socket() as probe:
+                if probe.connect_ex(("127.0.0.1", port)) == 0:
+                    return
         time.sleep(0.02)
-    raise RuntimeError(f"no server on port {port}: {log.read_text()[-2000:]}")
+    raise RuntimeError(f"the server is not up: {log.read_text()[-2000:]}")
 
 
 @dataclass
 class Server:
-    """A child process that listens on ``port``."""
+    """A child process that listens on ``port``, or is up when it ``says`` so."""
 
     command: list[str]
     port: int
     root: Path
+    says: bytes = b""
     process: subprocess.Popen[bytes] | None = field(default=None)
 
     def start(self) -> None:
         log = self.root / "log"
-        with open(log, "ab") as output:
-            self.process = subprocess.Popen(self.command, cwd=self.root, stdout=output, stderr=output)
-        wait_for_port(self.port, self.process, log)
+        with open(log, "wb") as output:
+            environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+            self.process = subprocess.Popen(self.command, cwd=self.root, stdout=output, stderr=output, env=environment)
+        wait_until_up(self.port, self.says, self.process, log)
 
     def kill(self) -> None:
         """kill -9"""
@@ -87,3 +98,45 @@ def make_certificate(root: Path) -> None:
     files = ["-keyout", str(root / "key.pem"), "-out", str(root / "cert.pem")]
     command = [openssl, "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", *subject, *files]
     subprocess.run(command, check=True, capture_output=True)
+
+
+@dataclass
+class Mooncake:
+    """A master and one owner of memory, with Redis for the metadata."""
+
+    master: Server
+    owner: Server
+    redis: Server
+
+    def start(self) -> None:
+        self.master.start()
+        self.owner.start()
+
+    def kill(self) -> None:
+        self.owner.kill()
+        self.master.kill()
+
+
+def mooncake(root: Path, redis: Server, memory_gib: float = 0.5) -> Mooncake:
+    port, metrics = free_port(), free_port()
+    program = Path(sys.executable).parent / "mooncake_master"
+    loopback = ["--rpc_address=127.0.0.1", f"--rpc_port={port}"]
+    quiet = [
+        "--metrics_host=127.0.0.1",
+        f"--metrics_port={metrics}",
+        "--client_ttl=3",
+        "--put_start_discard_timeout_sec=2",
+        "--put_start_release_timeout_sec=3",
+    ]
+    (root / "owner").mkdir()
+    lend = ["-m", "chunk_store.mooncake_owner", "--master", f"127.0.0.1:{port}", "--memory-gib", str(memory_gib)]
+    return Mooncake(
+        Server([str(program), *loopback, *quiet], port, root),
+        Server([sys.executable, *lend], 0, root / "owner", says=b"lending"),
+        redis,
+    )
+
+
+def mooncake_url(cluster: Mooncake, prefix: str = "mooncake") -> str:
+    metadata = quote(redis_url(cluster.redis, prefix), safe="")
+    return f"mooncake://127.0.0.1:{cluster.master.port}?redis={metadata}&buffer_mib=64"

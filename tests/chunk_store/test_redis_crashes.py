@@ -9,6 +9,7 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
+from conftest import need_redis, running
 from contract import loads, publish, sample
 from places import RedisPlace
 from processes import child
@@ -26,10 +27,8 @@ KILLS = 40
 @pytest.fixture
 def lasting(tmp_path: Path) -> Iterator[Server]:
     """A server that promises to keep what it acknowledged."""
-    server = redis_server(tmp_path, "--appendonly", "yes")
-    server.start()
-    yield server
-    server.kill()
+    need_redis()
+    yield from running(redis_server(tmp_path, "--appendonly", "yes"))
 
 
 def test_a_killed_server_keeps_what_was_committed(lasting: Server) -> None:
@@ -55,7 +54,7 @@ def test_a_killed_server_keeps_what_was_committed(lasting: Server) -> None:
         assert verify(store).sound
 
 
-def test_a_server_that_forgot_everything(tmp_path: Path) -> None:
+def test_a_server_that_forgot_everything(tmp_path: Path, shared_redis: Server) -> None:
     """Without persistence a restart empties the store: misses, lost claims, and then it fills again."""
     server = redis_server(tmp_path)
     server.start()
@@ -117,7 +116,7 @@ def test_killed_writers(shared_redis: Server) -> None:
         assert len(list(store.blobs.names())) == store.stats().entries
 
 
-def test_a_full_server_evicts_or_says_so(tmp_path: Path) -> None:
+def test_a_full_server_evicts_or_says_so(tmp_path: Path, shared_redis: Server) -> None:
     """The store's capacity is larger than the server's memory: it lives within what there is."""
     server = redis_server(tmp_path, "--maxmemory", "12mb", "--maxmemory-policy", "noeviction")
     server.start()
