@@ -24,11 +24,16 @@ LOG2_E = 1.4426950408889634
 STAGING_BUFFERS = 4  # steps whose copies may still be in flight when the next one is prepared
 
 
+CHUNKS, ROW_TAILS, LONG_TAILS = "chunks", "row tails", "long tails"  # long: with several new rows
+
+
 @dataclass(frozen=True)
 class TileClass:
-    """Items of up to ``rows`` packed rows, ``tokens`` KV tokens a step, on ``programs_per_sm`` programs a processor.
+    """Items of up to ``rows`` packed rows of what it ``takes``, ``tokens`` KV tokens a step.
 
-    ``split_loop``: whole blocks take a loop without masks; ``tensor``: it reads through tensor descriptors.
+    ``programs_per_sm`` programs run on a processor, with ``stages`` steps in flight. ``stream``: the Gluon kernel
+    (64 or 128 rows; no long tails; ``warps`` is its own affair). ``split_loop``: whole blocks take a loop without
+    masks; ``tensor``: that loop reads through tensor descriptors.
     """
 
     rows: int
@@ -36,6 +41,8 @@ class TileClass:
     warps: int
     stages: int
     programs_per_sm: int
+    takes: tuple[str, ...] = (CHUNKS, ROW_TAILS, LONG_TAILS)
+    stream: bool = False
     split_loop: bool = True
     tensor: bool = False
 
@@ -45,18 +52,23 @@ class Tuning:
     """How the kernels run. Bits depend on it; one process uses one. Classes ascend by rows."""
 
     classes: tuple[TileClass, ...] = (
-        TileClass(16, 64, 4, 3, 2, split_loop=False),
-        TileClass(64, 64, 4, 3, 2),
-        TileClass(128, 128, 8, 2, 1),
+        TileClass(64, 64, 4, 3, 2, (LONG_TAILS,)),
+        TileClass(64, 64, 4, 3, 2, (CHUNKS, ROW_TAILS), stream=True),
+        TileClass(128, 64, 4, 4, 1, (CHUNKS,), stream=True),
     )
     splits: SplitRule = SplitRule()
     partial_dtype: torch.dtype = torch.float32
     parallel: bool = True  # classes on their own streams
-    merge_parts: int = 16
-    merge_warps: int = 4
+    merge_parts: int = 8
+    merge_warps: int = 1
+
+    def tiles(self, what: str) -> tuple[tuple[int, int], ...]:
+        """(rows, class index) of the classes that take ``what``, ascending."""
+        return tuple(sorted((tile.rows, i) for i, tile in enumerate(self.classes) if what in tile.takes))
 
 
-STRICT = Tuning(classes=(TileClass(64, 64, 4, 3, 2),))
+# For devices without the bulk copy engine, and for Triton's interpreter.
+PORTABLE = Tuning(classes=(TileClass(16, 32, 4, 5, 4, split_loop=False), TileClass(64, 64, 4, 3, 2)))
 
 
 @dataclass(frozen=True)
@@ -105,14 +117,18 @@ class CascadeWork:
     """
 
     def __init__(
-        self, shape: AttentionShape, device: torch.device | str, limits: Limits | None = None, tuning: Tuning | None = None
+        self,
+        shape: AttentionShape,
+        device: torch.device | str,
+        limits: Limits | None = None,
+        tuning: Tuning | None = None,
     ) -> None:
         self.shape = shape
         self.tuning = tuning or Tuning()
         self.limits = limits or Limits()
         self.device = torch.device(device)
-        tiles = tuple(tile.rows for tile in self.tuning.classes)
-        self._lists_of = ListShape(shape.ratio, tiles, self.tuning.splits, self.limits)
+        tiles = (self.tuning.tiles(what) for what in (CHUNKS, ROW_TAILS, LONG_TAILS))
+        self._lists_of = ListShape(shape.ratio, *tiles, self.tuning.splits, self.limits)
         self._static_ints = self.limits.static_ints
         ints = self._static_ints + self.limits.dynamic_ints
         self.lists = torch.zeros(ints, dtype=torch.int32, device=self.device)
@@ -192,13 +208,28 @@ class CascadeWork:
     ) -> None:  # fmt: skip
         tile, shape = self.tuning.classes[index], self.shape
         cos, sin = (self.partial_lse, self.partial_lse) if rotation is None else (rotation.cos, rotation.sin)
-        key_blocks, value_blocks = (self._blocks_of(x, tile.tokens) if tile.tensor else x for x in (keys, values))
-        kernel.attend[(self._processors * tile.programs_per_sm,)](
+        turn_pairs = 1 if rotation is None else cos.shape[1]
+        grid, page = (self._processors * tile.programs_per_sm,), shape.page_size
+        if tile.stream:
+            from engine.attention import cascade_stream
+
+            cascade_stream.stream[grid](
+                q, q.stride(0), *(self._blocks_of(x, n, True) for n in (tile.tokens, page) for x in (keys, values)),
+                self.lists, self._static_ints, index, cos, sin, self.partial_out, self.partial_lse, scaling * LOG2_E,
+                TURN=turn, RATIO=shape.ratio, KV_HEADS=shape.kv_heads, D=shape.head_dim, TURN_PAIRS=turn_pairs,
+                GROUPS=tile.rows // 64, N=tile.tokens, PAGE=page, STAGES=tile.stages, num_warps=4,
+                maxnreg=128 if tile.programs_per_sm > 1 else None,
+            )  # fmt: skip
+            return
+        key_blocks, value_blocks = (
+            self._blocks_of(x, tile.tokens, False) if tile.tensor else x for x in (keys, values)
+        )
+        kernel.attend[grid](
             q, q.stride(0), keys, values, key_blocks, value_blocks, keys.stride(0), self.lists, self._static_ints, index,
             cos, sin, self.partial_out, self.partial_lse, scaling * LOG2_E,
-            TURN=turn, RATIO=shape.ratio, KV_HEADS=shape.kv_heads, D=shape.head_dim,
-            TURN_PAIRS=1 if rotation is None else cos.shape[1], M=tile.rows, N=tile.tokens, PAGE=shape.page_size,
-            TENSOR=tile.tensor, SPLIT_LOOP=tile.split_loop, num_warps=tile.warps, num_stages=tile.stages,
+            TURN=turn, RATIO=shape.ratio, KV_HEADS=shape.kv_heads, D=shape.head_dim, TURN_PAIRS=turn_pairs,
+            M=tile.rows, N=tile.tokens, PAGE=page, TENSOR=tile.tensor, SPLIT_LOOP=tile.split_loop,
+            num_warps=tile.warps, num_stages=tile.stages,
         )  # fmt: skip
 
     def _merge(self, kernel: Any, out: Tensor) -> None:
@@ -208,15 +239,27 @@ class CascadeWork:
             num_warps=self.tuning.merge_warps,
         )  # fmt: skip
 
-    def _blocks_of(self, pool: Tensor, tokens: int) -> Any:
-        """A tensor descriptor of one layer's keys or values; made once."""
-        from triton.tools.tensor_descriptor import TensorDescriptor
-
-        key = (pool.data_ptr(), tokens)
+    def _blocks_of(self, pool: Tensor, tokens: int, stream: bool) -> Any:
+        """A tensor descriptor of one layer's keys or values in blocks of ``tokens``; made once."""
+        key = (pool.data_ptr(), tokens, stream)
         if key not in self._blocks:
-            flat = pool.view(pool.shape[0], -1)
-            self._blocks[key] = TensorDescriptor.from_tensor(flat, [tokens, self.shape.head_dim])
+            flat, block = pool.view(pool.shape[0], -1), [tokens, self.shape.head_dim]
+            self._blocks[key] = _streamed(flat, block) if stream else _described(flat, block)
         return self._blocks[key]
+
+
+def _described(flat: Tensor, block: list[int]) -> Any:
+    from triton.tools.tensor_descriptor import TensorDescriptor
+
+    return TensorDescriptor.from_tensor(flat, block)
+
+
+def _streamed(flat: Tensor, block: list[int]) -> Any:
+    from triton.experimental.gluon import language as gl
+    from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
+
+    dtype = gl.bfloat16 if flat.dtype == torch.bfloat16 else gl.float16
+    return TensorDescriptor.from_tensor(flat, block, gl.NVMMASharedLayout.get_default_for(block, dtype))
 
 
 class _Staging:

@@ -8,8 +8,9 @@
 
 The producer runs on into the next item while the last one is finished. Blocks of an item go from its last, the only
 one that may be ragged, to its first: the mask stays out of the loop. Behind a ragged end, values are overwritten by
-zeros in shared memory, so that nothing beyond a chunk is ever summed. Reads chunk items only (neighbouring slots).
-Importing this module needs Triton with Gluon; running it, compute capability 9.
+zeros in shared memory, so that nothing beyond a chunk is ever summed. Items are splits of chunks (neighbouring slots,
+one copy a block) and of tails with one new row (one copy a page). Importing this module needs Triton with Gluon;
+running it, compute capability 9.
 """
 
 from __future__ import annotations
@@ -32,9 +33,18 @@ PAIR = gl.constexpr(work.PAIR)
 AT_COUNTS = gl.constexpr(work.AT_COUNTS)
 AT_ITEMS = gl.constexpr(work.AT_ITEMS)
 AT_POSITIONS = gl.constexpr(work.AT_POSITIONS)
+AT_PAGES = gl.constexpr(work.AT_PAGES)
 NOT_TURNED = gl.constexpr(AS_IS)
 TURNED_BACK = gl.constexpr(BACK)
 ROWS = gl.constexpr(64)  # packed rows of a warpgroup
+PRODUCER_REGISTERS = gl.constexpr(40)
+CONSUMER_REGISTERS = gl.constexpr(232)  # two warpgroups; a single one gets what is left
+
+
+@gluon.constexpr_function
+def _rows_layout(width):  # type: ignore[no-untyped-def]
+    """Rows of ``width`` 16-bit elements over a warpgroup, 16 bytes a thread."""
+    return gl.BlockedLayout([1, 8], [256 // width, width // 8], [4, 1], [1, 0])
 
 
 @gluon.jit
@@ -43,7 +53,7 @@ def _load_query(
     TURN: gl.constexpr, RATIO: gl.constexpr, D: gl.constexpr, TURN_PAIRS: gl.constexpr,
 ):  # fmt: skip
     """A warpgroup's queries (ROWS, D), each turned by its pair's angle in fp32 and rounded once."""
-    layout: gl.constexpr = gl.BlockedLayout([1, 8], [256 // D, D // 8], [4, 1], [1, 0])
+    layout: gl.constexpr = _rows_layout(D)
     packed = row0 + gl.arange(0, ROWS, gl.SliceLayout(1, layout))
     dim = gl.arange(0, D, gl.SliceLayout(0, layout))
     live = packed < rows_end
@@ -85,12 +95,42 @@ def _softmax(scores, top, total, scale):
 @gluon.jit
 def _clear_behind(block, valid, N: gl.constexpr, D: gl.constexpr):
     """Zeros in the rows of a shared (N, D) block from ``valid`` on. Warpgroups that share it write the same."""
-    layout: gl.constexpr = gl.BlockedLayout([1, 8], [256 // D, D // 8], [4, 1], [1, 0])
+    layout: gl.constexpr = _rows_layout(D)
     token = gl.arange(0, N, gl.SliceLayout(1, layout))
     x = block.load(layout)
     block.store(gl.where(token[:, None] < valid, x, gl.zeros_like(x)))
     fence_async_shared()
     gl.thread_barrier()
+
+
+@gluon.jit
+def _item_at(number, lists, dynamic, class_index):
+    """The item of that number: the static ones first."""
+    static_items = gl.load(lists + AT_COUNTS + class_index)
+    if number < static_items:
+        at = gl.load(lists + AT_ITEMS + class_index) + number * ITEM
+    else:
+        at = gl.load(lists + dynamic + AT_ITEMS + class_index) + (number - static_items) * ITEM
+    return lists + at
+
+
+@gluon.jit
+def _items(lists, dynamic, class_index):
+    return gl.load(lists + AT_COUNTS + class_index) + gl.load(lists + dynamic + AT_COUNTS + class_index)
+
+
+@gluon.jit
+def _pass(blocks, step, k_full, k_empty, v_full, v_empty, STAGES: gl.constexpr):
+    """What a warpgroup without rows does for an item: it lets every block go."""
+    for _ in range(blocks):
+        at = step % STAGES
+        phase = step // STAGES & 1
+        mbarrier.wait(k_full.index(at), phase)
+        mbarrier.arrive(k_empty.index(at), count=1)
+        mbarrier.wait(v_full.index(at), phase)
+        mbarrier.arrive(v_empty.index(at), count=1)
+        step += 1
+    return step
 
 
 @gluon.jit
@@ -101,74 +141,90 @@ def _consume(
     N: gl.constexpr, STAGES: gl.constexpr,
 ):  # fmt: skip
     """Warpgroup GROUP: its 64 rows of every item of this program."""
+    step = 0
+    for index in range(gl.program_id(0), _items(lists, dynamic, class_index) * KV_HEADS, gl.num_programs(0)):
+        item = _item_at(index // KV_HEADS, lists, dynamic, class_index)
+        row0 = gl.load(item + 1) + GROUP * ROWS
+        begin = gl.load(item + 4)
+        end = gl.load(item + 6)
+        blocks = (end - begin + N - 1) // N
+        if row0 < gl.load(item + 2):
+            step = _attend_item(
+                q, q_stride, lists, dynamic, item, row0, index % KV_HEADS, begin, end, blocks, step, cos, sin,
+                partial_out, partial_lse, scale, q_smem, k_smem, v_smem, k_full, k_empty, v_full, v_empty,
+                TURN, RATIO, KV_HEADS, D, TURN_PAIRS, N, STAGES,
+            )  # fmt: skip
+        else:
+            step = _pass(blocks, step, k_full, k_empty, v_full, v_empty, STAGES)
+
+
+@gluon.jit
+def _attend_item(
+    q, q_stride, lists, dynamic, item, row0, head, begin, end, blocks, step, cos, sin,
+    partial_out, partial_lse, scale, q_smem, k_smem, v_smem, k_full, k_empty, v_full, v_empty,
+    TURN: gl.constexpr, RATIO: gl.constexpr, KV_HEADS: gl.constexpr, D: gl.constexpr, TURN_PAIRS: gl.constexpr,
+    N: gl.constexpr, STAGES: gl.constexpr,
+):  # fmt: skip
+    """One item for one warpgroup's rows, blocks from the last to the first; returns the ring's next step."""
     S: gl.constexpr = gl.NVMMADistributedLayout(version=[3, 0], warps_per_cta=[4, 1], instr_shape=[16, N, 16])
     O: gl.constexpr = gl.NVMMADistributedLayout(version=[3, 0], warps_per_cta=[4, 1], instr_shape=[16, D, 16])  # noqa: E741
     P: gl.constexpr = gl.DotOperandLayout(operand_index=0, parent=O, k_width=2)
-    static_at = gl.load(lists + AT_ITEMS + class_index)
-    items = gl.load(lists + AT_COUNTS + class_index)
-    step = 0
-    for index in range(gl.program_id(0), items * KV_HEADS, gl.num_programs(0)):
-        item = lists + static_at + index // KV_HEADS * ITEM
-        head = index % KV_HEADS
-        pairs_at = gl.load(item)
-        row0 = gl.load(item + 1) + GROUP * ROWS
-        rows_end = gl.load(item + 2)
-        begin = gl.load(item + 4)
-        end = gl.load(item + 6)
-        split = gl.load(item + 7)
-        x = _load_query(
-            q, q_stride, lists, dynamic, pairs_at, row0, rows_end, head, cos, sin, TURN, RATIO, D, TURN_PAIRS
-        )
-        gl.thread_barrier()
-        q_smem.store(x)
-        fence_async_shared()
-        gl.thread_barrier()
-        blocks = (end - begin + N - 1) // N
-        valid = end - begin - (blocks - 1) * N
-        zero = gl.zeros([ROWS, N], gl.float32, S)
-        acc = gl.zeros([ROWS, D], gl.float32, O)
+    pairs_at = gl.load(item)
+    rows_end = gl.load(item + 2)
+    split = gl.load(item + 7)
+    x = _load_query(
+        q, q_stride, lists, dynamic, pairs_at, row0, rows_end, head, cos, sin, TURN, RATIO, D, TURN_PAIRS
+    )
+    gl.thread_barrier()
+    q_smem.store(x)
+    fence_async_shared()
+    gl.thread_barrier()
+    valid = end - begin - (blocks - 1) * N
+    zero = gl.zeros([ROWS, N], gl.float32, S)
+    acc = gl.zeros([ROWS, D], gl.float32, O)
+    at = step % STAGES
+    phase = step // STAGES & 1
+    mbarrier.wait(k_full.index(at), phase)
+    scores = warpgroup_mma(q_smem, k_smem.index(at).permute((1, 0)), zero, use_acc=False)
+    gl.thread_barrier()
+    mbarrier.arrive(k_empty.index(at), count=1)
+    token = gl.arange(0, N, gl.SliceLayout(0, S))
+    scores = gl.where(token[None, :] < valid, scores, float("-inf"))
+    top = gl.full([ROWS], float("-inf"), gl.float32, gl.SliceLayout(1, S))
+    total = gl.zeros([ROWS], gl.float32, gl.SliceLayout(1, S))
+    p, top, total, keep = _softmax(scores, top, total, scale)
+    p = gl.convert_layout(p.to(q.dtype.element_ty), P)
+    mbarrier.wait(v_full.index(at), phase)
+    if valid < N:
+        _clear_behind(v_smem.index(at), valid, N, D)
+    for _ in range(1, blocks):
+        last, last_phase = at, phase
+        step += 1
         at = step % STAGES
         phase = step // STAGES & 1
         mbarrier.wait(k_full.index(at), phase)
-        scores = warpgroup_mma(q_smem, k_smem.index(at).permute((1, 0)), zero, use_acc=False)
+        scores_ahead = warpgroup_mma(q_smem, k_smem.index(at).permute((1, 0)), zero, use_acc=False, is_async=True)
+        mbarrier.wait(v_full.index(last), last_phase)
+        acc_ahead = warpgroup_mma(p, v_smem.index(last), acc, is_async=True)
+        scores = warpgroup_mma_wait(1, deps=[scores_ahead])
         gl.thread_barrier()
         mbarrier.arrive(k_empty.index(at), count=1)
-        token = gl.arange(0, N, gl.SliceLayout(0, S))
-        scores = gl.where(token[None, :] < valid, scores, float("-inf"))
-        top = gl.full([ROWS], float("-inf"), gl.float32, gl.SliceLayout(1, S))
-        total = gl.zeros([ROWS], gl.float32, gl.SliceLayout(1, S))
-        p, top, total, keep = _softmax(scores, top, total, scale)
-        p = gl.convert_layout(p.to(q.dtype.element_ty), P)
-        mbarrier.wait(v_full.index(at), phase)
-        if valid < N:
-            _clear_behind(v_smem.index(at), valid, N, D)
-        for _ in range(1, blocks):
-            last, last_phase = at, phase
-            step += 1
-            at = step % STAGES
-            phase = step // STAGES & 1
-            mbarrier.wait(k_full.index(at), phase)
-            scores_ahead = warpgroup_mma(
-                q_smem, k_smem.index(at).permute((1, 0)), zero, use_acc=False, is_async=True
-            )
-            mbarrier.wait(v_full.index(last), last_phase)
-            acc_ahead = warpgroup_mma(p, v_smem.index(last), acc, is_async=True)
-            scores = warpgroup_mma_wait(1, deps=[scores_ahead])
-            gl.thread_barrier()
-            mbarrier.arrive(k_empty.index(at), count=1)
-            weights, top, total, keep = _softmax(scores, top, total, scale)
-            acc, p = warpgroup_mma_wait(0, deps=[acc_ahead, p])
-            gl.thread_barrier()
-            mbarrier.arrive(v_empty.index(last), count=1)
-            acc = acc * gl.convert_layout(keep, gl.SliceLayout(1, O))[:, None]
-            p = gl.convert_layout(weights.to(q.dtype.element_ty), P)
-        mbarrier.wait(v_full.index(at), phase)
-        acc = warpgroup_mma(p, v_smem.index(at), acc)
+        weights, top, total, keep = _softmax(scores, top, total, scale)
+        acc, p = warpgroup_mma_wait(0, deps=[acc_ahead, p])
         gl.thread_barrier()
-        mbarrier.arrive(v_empty.index(at), count=1)
-        step += 1
-        _store(acc, top * scale + gl.log2(total), total, partial_out, partial_lse, lists, pairs_at, row0, rows_end, head,
-               split, RATIO, KV_HEADS, D)  # fmt: skip
+        mbarrier.arrive(v_empty.index(last), count=1)
+        acc = acc * gl.convert_layout(keep, gl.SliceLayout(1, O))[:, None]
+        p = gl.convert_layout(weights.to(q.dtype.element_ty), P)
+    mbarrier.wait(v_full.index(at), phase)
+    acc = warpgroup_mma(p, v_smem.index(at), acc)
+    gl.thread_barrier()
+    mbarrier.arrive(v_empty.index(at), count=1)
+    step += 1
+    _store(
+        acc, top * scale + gl.log2(total), total, partial_out, partial_lse, lists, pairs_at, row0, rows_end, head,
+        split, RATIO, KV_HEADS, D,
+    )  # fmt: skip
+    return step
 
 
 @gluon.jit
@@ -191,39 +247,60 @@ def _store(
 
 @gluon.jit
 def _produce(
-    key_blocks, value_blocks, lists, class_index, k_smem, v_smem, k_full, k_empty, v_full, v_empty,
-    KV_HEADS: gl.constexpr, D: gl.constexpr, N: gl.constexpr, STAGES: gl.constexpr,
+    key_blocks, value_blocks, key_pages, value_pages, lists, dynamic, class_index,
+    k_smem, v_smem, k_full, k_empty, v_full, v_empty,
+    KV_HEADS: gl.constexpr, D: gl.constexpr, N: gl.constexpr, PAGE: gl.constexpr, STAGES: gl.constexpr,
 ):  # fmt: skip
     """One warp: copies the blocks of every item of this program, as stages become empty."""
-    static_at = gl.load(lists + AT_ITEMS + class_index)
-    items = gl.load(lists + AT_COUNTS + class_index)
+    pages_at = gl.load(lists + dynamic + AT_PAGES)
     step = 0
-    for index in range(gl.program_id(0), items * KV_HEADS, gl.num_programs(0)):
-        item = lists + static_at + index // KV_HEADS * ITEM
+    for index in range(gl.program_id(0), _items(lists, dynamic, class_index) * KV_HEADS, gl.num_programs(0)):
+        item = _item_at(index // KV_HEADS, lists, dynamic, class_index)
         column = index % KV_HEADS * D
         source = gl.load(item + 3)
         begin = gl.load(item + 4)
-        blocks = (gl.load(item + 6) - begin + N - 1) // N
+        end = gl.load(item + 6)
+        blocks = (end - begin + N - 1) // N
         for back in range(1, blocks + 1):
-            slot = source + begin + (blocks - back) * N
+            first = begin + (blocks - back) * N
             at = step % STAGES
             empty = (step // STAGES & 1) ^ 1
-            mbarrier.wait(k_empty.index(at), empty)
-            mbarrier.expect(k_full.index(at), key_blocks.block_type.nbytes)
-            tma.async_copy_global_to_shared(key_blocks, [slot, column], k_full.index(at), k_smem.index(at))
-            mbarrier.wait(v_empty.index(at), empty)
-            mbarrier.expect(v_full.index(at), value_blocks.block_type.nbytes)
-            tma.async_copy_global_to_shared(value_blocks, [slot, column], v_full.index(at), v_smem.index(at))
+            if source >= 0:
+                slot = source + first
+                mbarrier.wait(k_empty.index(at), empty)
+                mbarrier.expect(k_full.index(at), key_blocks.block_type.nbytes)
+                tma.async_copy_global_to_shared(key_blocks, [slot, column], k_full.index(at), k_smem.index(at))
+                mbarrier.wait(v_empty.index(at), empty)
+                mbarrier.expect(v_full.index(at), value_blocks.block_type.nbytes)
+                tma.async_copy_global_to_shared(value_blocks, [slot, column], v_full.index(at), v_smem.index(at))
+            else:
+                table = lists + pages_at + ~source
+                _copy_pages(key_pages, table, first, end, column, k_full.index(at), k_empty.index(at), empty,
+                            k_smem.index(at), N, PAGE)  # fmt: skip
+                _copy_pages(value_pages, table, first, end, column, v_full.index(at), v_empty.index(at), empty,
+                            v_smem.index(at), N, PAGE)  # fmt: skip
             step += 1
+
+
+@gluon.jit
+def _copy_pages(pages, table, first, end, column, full, empty, phase, block, N: gl.constexpr, PAGE: gl.constexpr):
+    """Pages of tokens ``first .. first + N - 1`` into a block; behind the last page, that page again."""
+    last = (end - 1) // PAGE
+    mbarrier.wait(empty, phase)
+    mbarrier.expect(full, pages.block_type.nbytes * (N // PAGE))
+    for i in gl.static_range(N // PAGE):
+        page = gl.load(table + gl.minimum(first // PAGE + i, last))
+        tma.async_copy_global_to_shared(pages, [page * PAGE, column], full, block.slice(i * PAGE, PAGE))
 
 
 @gluon.jit(do_not_specialize=["class_index"])
 def stream(
-    q, q_stride, key_blocks, value_blocks, lists, dynamic, class_index, cos, sin, partial_out, partial_lse, scale,
+    q, q_stride, key_blocks, value_blocks, key_pages, value_pages, lists, dynamic, class_index, cos, sin,
+    partial_out, partial_lse, scale,
     TURN: gl.constexpr, RATIO: gl.constexpr, KV_HEADS: gl.constexpr, D: gl.constexpr, TURN_PAIRS: gl.constexpr,
-    GROUPS: gl.constexpr, N: gl.constexpr, STAGES: gl.constexpr, CONSUMER_REGISTERS: gl.constexpr,
+    GROUPS: gl.constexpr, N: gl.constexpr, PAGE: gl.constexpr, STAGES: gl.constexpr,
 ):  # fmt: skip
-    """All chunk items of one tile class, of 64 * GROUPS packed rows, GROUPS 1 or 2. 4 warps."""
+    """All items of one tile class, of 64 * GROUPS packed rows, GROUPS 1 or 2. 4 warps."""
     k_smem = gl.allocate_shared_memory(key_blocks.dtype, [STAGES, N, D], key_blocks.layout)
     v_smem = gl.allocate_shared_memory(value_blocks.dtype, [STAGES, N, D], value_blocks.layout)
     q_layout: gl.constexpr = gl.NVMMASharedLayout.get_default_for([ROWS, D], key_blocks.dtype)
@@ -238,21 +315,33 @@ def stream(
         mbarrier.init(v_full.index(i), count=1)
         mbarrier.init(v_empty.index(i), count=GROUPS)
     fence_async_shared()
-    first = (
-        q, q_stride, lists, dynamic, class_index, cos, sin, partial_out, partial_lse, scale,
-        q_smem.index(0), k_smem, v_smem, k_full, k_empty, v_full, v_empty, 0,
-        TURN, RATIO, KV_HEADS, D, TURN_PAIRS, N, STAGES,
-    )  # fmt: skip
-    feed = (
-        key_blocks, value_blocks, lists, class_index, k_smem, v_smem, k_full, k_empty, v_full, v_empty,
-        KV_HEADS, D, N, STAGES,
-    )  # fmt: skip
+    # The tuples stand inside the calls: assigned to a name, their compile-time constants would become values.
     if GROUPS == 1:
-        gl.warp_specialize([(_consume, first), (_produce, feed)], [1], [24])
+        gl.warp_specialize([
+            (_consume, (
+                q, q_stride, lists, dynamic, class_index, cos, sin, partial_out, partial_lse, scale,
+                q_smem.index(0), k_smem, v_smem, k_full, k_empty, v_full, v_empty, 0,
+                TURN, RATIO, KV_HEADS, D, TURN_PAIRS, N, STAGES,
+            )),
+            (_produce, (
+                key_blocks, value_blocks, key_pages, value_pages, lists, dynamic, class_index,
+                k_smem, v_smem, k_full, k_empty, v_full, v_empty, KV_HEADS, D, N, PAGE, STAGES,
+            )),
+        ], [1], [PRODUCER_REGISTERS])  # fmt: skip
     else:
-        second = (
-            q, q_stride, lists, dynamic, class_index, cos, sin, partial_out, partial_lse, scale,
-            q_smem.index(1), k_smem, v_smem, k_full, k_empty, v_full, v_empty, 1,
-            TURN, RATIO, KV_HEADS, D, TURN_PAIRS, N, STAGES,
-        )  # fmt: skip
-        gl.warp_specialize([(_consume, first), (_consume, second), (_produce, feed)], [4, 1], [CONSUMER_REGISTERS, 24])
+        gl.warp_specialize([
+            (_consume, (
+                q, q_stride, lists, dynamic, class_index, cos, sin, partial_out, partial_lse, scale,
+                q_smem.index(0), k_smem, v_smem, k_full, k_empty, v_full, v_empty, 0,
+                TURN, RATIO, KV_HEADS, D, TURN_PAIRS, N, STAGES,
+            )),
+            (_consume, (
+                q, q_stride, lists, dynamic, class_index, cos, sin, partial_out, partial_lse, scale,
+                q_smem.index(1), k_smem, v_smem, k_full, k_empty, v_full, v_empty, 1,
+                TURN, RATIO, KV_HEADS, D, TURN_PAIRS, N, STAGES,
+            )),
+            (_produce, (
+                key_blocks, value_blocks, key_pages, value_pages, lists, dynamic, class_index,
+                k_smem, v_smem, k_full, k_empty, v_full, v_empty, KV_HEADS, D, N, PAGE, STAGES,
+            )),
+        ], [4, 1], [CONSUMER_REGISTERS, PRODUCER_REGISTERS])  # fmt: skip

@@ -31,6 +31,7 @@ import numpy.typing as npt
 from engine.plan import CascadePlan, ChunkRead, Levels
 
 Ints = npt.NDArray[np.int32]
+Tiles = tuple[tuple[int, int], ...]
 
 HEADER = 24  # ints
 ITEM = 8  # ints: pairs at, packed row, packed rows of the group, source, begin, full end, end, split
@@ -48,13 +49,16 @@ class SplitRule:
     """Tokens of a split, by the length of what is split and nothing else."""
 
     short: int = 1024
-    long: int = 2048
+    middle: int = 2048
+    long: int = 4096
+    middle_from: int = 4097
     long_from: int = 16384
     tail: int = 1024
 
     def chunk_splits(self, tokens: Ints) -> Ints:
         """Tokens of each split of chunks of ``tokens`` tokens."""
-        return np.where(tokens >= self.long_from, self.long, self.short).astype(np.int32)
+        rest = np.where(tokens >= self.middle_from, self.middle, self.short)
+        return np.where(tokens >= self.long_from, self.long, rest).astype(np.int32)
 
 
 @dataclass(frozen=True)
@@ -82,16 +86,28 @@ class Limits:
 
 @dataclass(frozen=True)
 class ListShape:
-    """What the lists depend on beside the plan: query heads per KV head, tile heights (ascending), splits."""
+    """What the lists depend on beside the plan: query heads per KV head, tile classes, splits.
+
+    Tiles are (packed rows, index of the class), ascending: of chunks, of tails with one new row, and of tails
+    with several, which may be none where only decode steps are planned.
+    """
 
     ratio: int
-    tiles: tuple[int, ...]
+    chunk_tiles: Tiles
+    row_tiles: Tiles
+    long_tiles: Tiles
     splits: SplitRule
     limits: Limits
 
     def __post_init__(self) -> None:
-        if not self.tiles or list(self.tiles) != sorted(set(self.tiles)) or len(self.tiles) > CLASSES_MAX:
-            raise ValueError(f"tiles: {self.tiles} must be 1 to {CLASSES_MAX} ascending heights")
+        for tiles in (self.chunk_tiles, self.row_tiles, self.long_tiles):
+            heights = [rows for rows, _ in tiles]
+            if heights != sorted(set(heights)):
+                raise ValueError(f"tiles: {tiles} must have ascending heights")
+            if any(index >= CLASSES_MAX for _, index in tiles):
+                raise ValueError(f"tiles: at most {CLASSES_MAX} classes")
+        if not self.chunk_tiles or not self.row_tiles:
+            raise ValueError("tiles: chunks and tails with one new row need a class")
 
 
 @dataclass(frozen=True)
@@ -168,15 +184,15 @@ def _shared_pairs(reads: Sequence[ChunkRead], rows: int, count: Ints, splits: In
 
 def _with_items(groups: _Groups, shape: ListShape, *, at: int, rows: int) -> tuple[Ints, int]:
     """A blob with header and items; the pairs follow the items. ``at``: where the blob lies in the buffer."""
-    tallest = shape.tiles[-1]
     packed = groups.pairs * shape.ratio
+    tallest = _tallest(groups, shape)
     tile_counts = -(-packed // tallest)
     split_counts = -(-groups.tokens // groups.split)
     group = np.repeat(np.arange(len(packed)), tile_counts * split_counts)
     local = _ranges(np.zeros_like(packed), tile_counts * split_counts)
     split, tile = local // tile_counts[group], local % tile_counts[group]
-    row0 = tile * tallest
-    left = np.minimum(packed[group] - row0, tallest)
+    row0 = tile * tallest[group]
+    left = np.minimum(packed[group] - row0, tallest[group])
     first_pair, last_pair = row0 // shape.ratio, (row0 + left - 1) // shape.ratio
     begin = split * groups.split[group]
     end = np.minimum(groups.tokens[group], begin + groups.split[group])
@@ -187,14 +203,34 @@ def _with_items(groups: _Groups, shape: ListShape, *, at: int, rows: int) -> tup
     fields[:, 6] = np.clip(groups.visible[group] + groups.step * last_pair, begin, end)
     _check("items", len(fields), shape.limits.items)
     fields[:, 0] = at + HEADER + len(fields) * ITEM + groups.pair_at[group]
-    kind = np.searchsorted(np.asarray(shape.tiles), left)
+    kind = _class_of(shape.long_tiles if groups.step else shape.chunk_tiles, left)
+    if groups.step:
+        kind = np.where(groups.pairs[group] == 1, _class_of(shape.row_tiles, left), kind)
     order = np.lexsort((fields[:, 4] - fields[:, 6], kind)) if groups.step else np.argsort(kind, kind="stable")
-    counts = np.bincount(kind, minlength=len(shape.tiles))
+    counts = np.bincount(kind, minlength=CLASSES_MAX)
     header = np.zeros(HEADER, np.int32)
     header[0] = rows
     header[AT_COUNTS : AT_COUNTS + len(counts)] = counts
     header[AT_ITEMS : AT_ITEMS + len(counts)] = at + HEADER + _starts(counts)[:-1] * ITEM
     return np.concatenate((header, fields[order].reshape(-1))), at + HEADER + len(fields) * ITEM
+
+
+def _tallest(groups: _Groups, shape: ListShape) -> Ints:
+    """Packed rows of the tallest tile each group can take."""
+    if not groups.step:
+        return np.full(len(groups.pairs), shape.chunk_tiles[-1][0], np.int32)
+    if not shape.long_tiles and (groups.pairs > 1).any():
+        raise ValueError("tails: no tile class takes tails with several new rows")
+    of_long = shape.long_tiles[-1][0] if shape.long_tiles else 1
+    return np.where(groups.pairs == 1, shape.row_tiles[-1][0], of_long).astype(np.int32)
+
+
+def _class_of(tiles: Tiles, rows: Ints) -> Ints:
+    """The class of the lowest tile that holds ``rows`` packed rows."""
+    if not tiles:
+        return np.zeros_like(rows)
+    heights, classes = (np.array(column, np.int32) for column in zip(*tiles, strict=True))
+    return classes[np.minimum(np.searchsorted(heights, rows), len(classes) - 1)]
 
 
 def _finish(blob: Ints, at: int, arrays: Sequence[tuple[int | None, Ints]]) -> Ints:
