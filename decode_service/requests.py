@@ -105,11 +105,14 @@ class Resolver:
             raise RequestError(StatusCode.INVALID_ARGUMENT, f"segments[{index}].{error}") from error
 
     def _register(self, parts: Sequence[Part]) -> None:
+        """Registers inline chunks that are new; one that is known keeps its name, pin and TTL."""
+        inline = {part.chunk_id: part for part in parts if not part.named_by_id}
+        known = self.store.get_records(list(inline)) if inline else []
         now = time.time()
-        inline = [
+        new = [
             ChunkRecord(part.chunk_id, self.codec.identity, part.type, part.token_ids, created_at=now, last_used_at=now)
-            for part in parts
-            if not part.named_by_id
+            for part, record in zip(inline.values(), known, strict=True)
+            if record is None
         ]
-        if inline:
-            self.store.put_records(inline)
+        if new:
+            self.store.put_records(new)

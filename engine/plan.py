@@ -13,8 +13,8 @@ composition, in order, and then to its own tail, causally:
     tails            A <- row 0    B <- row 1    C <- rows 2..4
 
 One read is one pass over a chunk's bytes for all the rows that share it. ``part`` is the place of a chunk in
-its row's composition: partial results are merged in that order, whatever the batch, and a chunk is always
-one part, so folding a level changes who reads together, never what is summed.
+its row's composition: partial results are merged in that order (onto the tail's), whatever the batch, and a
+chunk is always one part, so folding a level changes who reads together, never what is summed.
 """
 
 from __future__ import annotations

@@ -60,23 +60,32 @@ def _by_matmul(
     return out.to(q.dtype), lse
 
 
-def merge(outs: Sequence[Tensor], lses: Sequence[Tensor], sinks: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Merges partial results in the order given, in fp32; an lse of -inf leaves its part out.
+def merge(outs: Sequence[Tensor], lses: Sequence[Tensor], sinks: Tensor | None = None) -> Tensor:
+    """Merges partial results one after another, in the order given, in fp32; returns (..., heads, v_dim).
 
-    ``outs[i]`` is (..., heads, v_dim), ``lses[i]`` is (..., heads); ``sinks`` (heads,) joins every softmax.
-    At least one part of every row must be finite. Returns fp32 (out, lse).
+    ``outs[i]`` is (..., heads, v_dim), ``lses[i]`` is (..., heads). The first part of every row must be finite; an
+    lse of -inf in a later one leaves the row's bits as they are. ``sinks`` (heads,) joins every softmax.
     """
-    top = lses[0]
-    for lse in lses[1:]:
-        top = torch.maximum(top, lse)
-    if sinks is not None:
-        top = torch.maximum(top, sinks)
-    weight = torch.exp(lses[0] - top)
-    total, out = weight, outs[0].float() * weight[..., None]
-    for part, lse in zip(outs[1:], lses[1:], strict=True):
-        weight = torch.exp(lse - top)
-        total = total + weight
-        out = out + part.float() * weight[..., None]
-    if sinks is not None:
-        total = total + torch.exp(sinks - top)
-    return out / total[..., None], top + torch.log(total)
+    out, total = outs[0].float(), lses[0]
+    last = len(outs) - 1
+    for index in range(1, len(outs)):
+        out = torch.lerp(out, outs[index].float(), _share(lses[index], total)[..., None])
+        if index < last or sinks is not None:
+            total = add_lse(total, lses[index])
+    return out if sinks is None else out * _share(total, sinks)[..., None]
+
+
+def merge_pair(out: Tensor, lse: Tensor, other: Tensor, other_lse: Tensor) -> tuple[Tensor, Tensor]:
+    """Two partial results as one, in fp32; both finite."""
+    merged = torch.lerp(out.float(), other.float(), _share(other_lse, lse)[..., None])
+    return merged, add_lse(lse, other_lse)
+
+
+def _share(lse: Tensor, other: Tensor) -> Tensor:
+    """exp(lse) / (exp(lse) + exp(other)); written with exp alone, whose bits do not depend on a row's place."""
+    return torch.reciprocal(torch.exp(other - lse) + 1.0)
+
+
+def add_lse(lse: Tensor, other: Tensor) -> Tensor:
+    """log(exp(lse) + exp(other)), without overflow; ``lse`` is finite."""
+    return torch.maximum(lse, other) + torch.log(torch.exp(-(lse - other).abs()) + 1.0)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from engine.attention import Scores
-from engine.attention.partial import merge, partial_attention
+from engine.attention.partial import merge, merge_pair, partial_attention
 from engine.attention.torch_step import (
     LongTail,
     Read,
@@ -35,7 +35,7 @@ Partial = tuple[Tensor, Tensor]  # out (rows, heads, v_dim) in q's dtype, lse (r
 class TorchAttention:
     """Attention over ``pool``; ``rotations[layer]`` tells how that layer turns, None that it does not."""
 
-    name = "torch-1"
+    name = "torch-2"
 
     def __init__(self, pool: PagedKVPool, rotations: Sequence[Rotation | None]) -> None:
         self.pool = pool
@@ -63,11 +63,9 @@ class TorchAttention:
         last = self._prepared
         if last is not None and last[0] is levels and last[1:3] == (rows, row_multiple):
             return last[3]
-        reads = tuple(
-            prepare_read(read, rows, row_multiple, self._distinct, self.pool.device)
-            for level in levels
-            for read in level
-        )
+        every = (read for level in levels for read in level)
+        made = (prepare_read(read, rows, row_multiple, self._distinct, self.pool.device) for read in every)
+        reads = tuple(sorted(made, key=lambda read: read.part))
         self._prepared = (levels, rows, row_multiple, reads)
         return reads
 
@@ -78,11 +76,10 @@ class TorchAttention:
         if not step.reads and scores.sinks is None:
             return tail[0]
         if step.aligned:
-            by_part = sorted(step.reads, key=lambda read: read.part)
-            partials = [self._attend_chunk(read, layer, q, scores) for read in by_part] + [tail]
+            partials = [tail, *(self._attend_chunk(read, layer, q, scores) for read in step.reads)]
         else:
-            partials = [*self._scatter_parts(step, layer, q, scores), tail]
-        out, _ = merge([out for out, _ in partials], [lse for _, lse in partials], scores.sinks)
+            partials = [tail, *self._scatter_parts(step, layer, q, scores)]
+        out = merge([out for out, _ in partials], [lse for _, lse in partials], scores.sinks)
         return out.to(q.dtype)
 
     # -- chunks -------------------------------------------------------------------------------------
@@ -93,16 +90,28 @@ class TorchAttention:
         rotation = self.rotations[layer]
         if read.tables and rotation is not None:
             q = rotation.turn_back(q, *read.tables[id(rotation)])
-        end = read.first_slot + read.tokens
-        k = self.pool.keys[layer][read.first_slot : end].transpose(0, 1)[None]
-        v = self.pool.values[layer][read.first_slot : end].transpose(0, 1)[None]
+        k, v = self._views(read, layer)
         pairs, heads, width = q.shape
         kv_heads = k.shape[1]
-        folded = q.reshape(pairs, kv_heads, heads // kv_heads, width).transpose(0, 1).reshape(1, kv_heads, -1, width)
+        grouped = q.reshape(pairs, kv_heads, heads // kv_heads, width)
+        if pairs == 1:
+            out, lse = partial_attention(grouped, k, v, scaling=scores.scaling, softcap=scores.softcap)
+            return out.reshape(1, heads, -1), lse.reshape(1, heads)
+        folded = grouped.transpose(0, 1).reshape(1, kv_heads, -1, width)
         out, lse = partial_attention(folded, k, v, scaling=scores.scaling, softcap=scores.softcap)
         out = out.reshape(kv_heads, pairs, heads // kv_heads, -1).transpose(0, 1).reshape(pairs, heads, -1)
         lse = lse.reshape(kv_heads, pairs, heads // kv_heads).transpose(0, 1).reshape(pairs, heads)
         return out, lse
+
+    def _views(self, read: Read, layer: int) -> tuple[Tensor, Tensor]:
+        """A chunk's K and V (1, kv_heads, tokens, dim) in the pool; made once a layer and kept with the read."""
+        views = read.views.get(layer)
+        if views is None:
+            end = read.first_slot + read.tokens
+            k = self.pool.keys[layer][read.first_slot : end].transpose(0, 1)[None]
+            v = self.pool.values[layer][read.first_slot : end].transpose(0, 1)[None]
+            views = read.views[layer] = k, v
+        return views
 
     def _scatter_parts(self, step: TorchStep, layer: int, q: Tensor, scores: Scores) -> list[Partial]:
         """Each row's partial results at its own parts; parts a row does not have keep an lse of -inf."""
@@ -138,9 +147,11 @@ class TorchAttention:
 
     def _attend_tail_class(self, tails: TailClass, layer: int, q: Tensor, scores: Scores) -> Partial:
         """One row a tail: q (tails, heads, k_dim)."""
-        k = self.pool.keys[layer][tails.slots].transpose(1, 2)
-        v = self.pool.values[layer][tails.slots].transpose(1, 2)
         count, heads, width = q.shape
+        shape = (count, -1, *self.pool.keys[layer].shape[1:])
+        k = self.pool.keys[layer].index_select(0, tails.slots).view(shape).transpose(1, 2)
+        shape = (count, -1, *self.pool.values[layer].shape[1:])
+        v = self.pool.values[layer].index_select(0, tails.slots).view(shape).transpose(1, 2)
         kv_heads = k.shape[1]
         grouped = q.reshape(count, kv_heads, heads // kv_heads, width)
         out, lse = partial_attention(grouped, k, v, scaling=scores.scaling, softcap=scores.softcap, mask=tails.mask)
@@ -167,5 +178,5 @@ class TorchAttention:
             return out, lse
         past = partial_attention(q, k[:, :, :before], v[:, :, :before], scaling=scaling, softcap=cap)
         past_out, past_lse = (t.flatten(0, 1).transpose(0, 1) for t in past)
-        merged, merged_lse = merge([past_out, out], [past_lse, lse])
+        merged, merged_lse = merge_pair(out, lse, past_out, past_lse)
         return merged.to(q.dtype), merged_lse

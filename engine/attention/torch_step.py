@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from engine.plan import CascadePlan, ChunkRead, Tail
 from engine.rotary import Rotation
 
-SHORTEST_TAIL_TOKENS = 64  # a decode tail is padded to this times a power of four, by its own length only
+SHORTEST_TAIL_TOKENS = 32  # a decode tail is padded to this times a power of two, by its own length only
 
 Tables = dict[int, tuple[Tensor, Tensor]]  # id of a Rotation -> cos, sin, fp32 (pairs, 1, frequencies)
 
@@ -31,11 +32,12 @@ class Read:
     padded_rows: Tensor | None
     part: int
     tables: Tables  # empty: nothing is turned
+    views: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)  # of the pool, by layer
 
 
 @dataclass(frozen=True)
 class TailClass:
-    """Tails of one new row each, padded to one length: slots (tails, length), mask (tails, 1, 1, length)."""
+    """Tails of one new row each, padded to one length: slots (tails * length,), mask (tails, 1, 1, length)."""
 
     rows: Tensor | None  # (tails,); None: every row of the step in order
     slots: Tensor
@@ -98,7 +100,7 @@ def prepare_tail_classes(
     for tail in tails:
         length = SHORTEST_TAIL_TOKENS
         while length < tail.tokens_before + 1:
-            length *= 4
+            length *= 2
         classes[length].append(tail)
     return tuple(_tail_class(members, length, rows, page_size, dtype, device) for length, members in classes.items())
 
@@ -107,14 +109,15 @@ def _tail_class(
     tails: list[Tail], length: int, rows: int, page_size: int, dtype: torch.dtype, device: torch.device
 ) -> TailClass:
     pages_max = -(-length // page_size)
-    table = torch.tensor([[*t.pages[:pages_max], *(t.pages[:1] * (pages_max - len(t.pages)))] for t in tails])
-    slots = (table[:, :, None] * page_size + torch.arange(page_size)).reshape(len(tails), -1)[:, :length]
-    lengths = torch.tensor([tail.tokens_before + 1 for tail in tails])
-    hidden = torch.arange(length) >= lengths[:, None]
-    mask = torch.zeros(len(tails), 1, 1, length, dtype=dtype).masked_fill_(hidden[:, None, None], float("-inf"))
+    # numpy: a handful of tiny operations a step, each of which costs torch several times as much.
+    table = np.array([[*t.pages[:pages_max], *(t.pages[:1] * (pages_max - len(t.pages)))] for t in tails])
+    slots = (table[:, :, None] * page_size + np.arange(page_size)).reshape(len(tails), -1)[:, :length]
+    lengths = np.array([tail.tokens_before + 1 for tail in tails])
+    hidden = np.where(np.arange(length) >= lengths[:, None], -np.inf, 0.0).astype(np.float32)
+    mask = torch.from_numpy(hidden)[:, None, None].to(device, dtype)
     first_rows = tuple(tail.first_row for tail in tails)
     index = None if first_rows == tuple(range(rows)) else torch.tensor(first_rows, device=device)
-    return TailClass(index, slots.to(device), mask.to(device))
+    return TailClass(index, torch.from_numpy(np.ascontiguousarray(slots).reshape(-1)).to(device), mask)
 
 
 def prepare_long_tail(tail: Tail, page_size: int, device: torch.device) -> LongTail:
