@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
+from collections.abc import Callable
 
 from prometheus_client import CollectorRegistry
 
@@ -23,8 +26,11 @@ from serving.process import run_main
 FULL_NAME = "cairn.v1.DecodeService"
 
 
-def build(options: DecodeOptions, loaded: Loaded) -> DecodeService:
-    """The service over a loaded model. Raises ``StoreUnavailable``, ``OSError`` or ``ValueError``."""
+def build(options: DecodeOptions, loaded: Loaded, on_failure: Callable[[], None] = lambda: None) -> DecodeService:
+    """The service over a loaded model; ``on_failure`` is called when its device thread ends because of a fault.
+
+    Raises ``StoreUnavailable``, ``OSError`` or ``ValueError``.
+    """
     served, shared = loaded.served, options.service
     tokens = options.max_batch * served.context_length_max
     pages = shared.kv_pages or pool_pages(served.layout, shared.page_size, tokens)
@@ -50,6 +56,7 @@ def build(options: DecodeOptions, loaded: Loaded) -> DecodeService:
         eos_token_ids=served.eos_token_ids,
         batch_max=options.max_batch,
         waiting_max=options.max_waiting,
+        on_failure=on_failure,
     )
     metrics.watch_worker(worker.load)
 
@@ -71,7 +78,15 @@ def build(options: DecodeOptions, loaded: Loaded) -> DecodeService:
 def main() -> int:
     options = parse()
     configure_logging(options.service.log_level)
-    return run_main("decode", FULL_NAME, options.service, lambda loaded: build(options, loaded))
+    failed: list[bool] = []
+
+    def on_failure() -> None:
+        """A service that can decode no more ends, so that what supervises it starts another one."""
+        failed.append(True)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    code = run_main("decode", FULL_NAME, options.service, lambda loaded: build(options, loaded, on_failure))
+    return code or int(bool(failed))
 
 
 if __name__ == "__main__":

@@ -43,10 +43,10 @@ class Admission:
 
     def check_size(self, sequence: Sequence) -> None:
         """Raises ``TooLarge`` if the sequence could never be admitted."""
-        chunk_pages = sum(
-            self.pool.pages_for(tokens)
-            for tokens in {c.key: len(c.token_ids) for c in sequence.composition.chunks}.values()
-        )
+        # A chunk that stands in several places has one copy, except where nothing is shared.
+        chunks = enumerate(sequence.composition.chunks)
+        lengths = {index if sequence.bypass else c.key: len(c.token_ids) for index, c in chunks}
+        chunk_pages = sum(self.pool.pages_for(tokens) for tokens in lengths.values())
         if chunk_pages > self.pool.chunk_pages:
             raise TooLarge(
                 f"segments: their chunks need {chunk_pages} pages of the KV pool; at most {self.pool.chunk_pages} hold "
@@ -64,50 +64,66 @@ class Admission:
         pages = self.pool.allocate_pages(self.pool.pages_for(sequence.tail_tokens_max))
         if pages is None:
             return None
-        admitted = Admitted(sequence, [], set())
-        try:
-            for index in range(len(sequence.composition.chunks)):
-                self._hold(admitted, index)
-        except PoolFull:
-            self._roll_back(admitted, pages)
+        moves = self.residents.moves
+        admitted = self._hold_chunks(sequence)
+        if admitted is None and self.residents.moves != moves:
+            # What was reserved before runs were moved together had to stay where it was: now it may fit.
+            admitted = self._hold_chunks(sequence)
+        if admitted is None:
+            self.pool.release_pages(pages)
             return None
         sequence.tail_pages = tuple(pages)
+        return admitted
+
+    def _hold_chunks(self, sequence: Sequence) -> Admitted | None:
+        """Holds the chunks that are here before it makes room for the others, lest one makes room for another."""
+        keys = [
+            ChunkKey(f"bypass:{uuid.uuid4()}") if sequence.bypass else keyed.key
+            for keyed in sequence.composition.chunks
+        ]
+        held = [self.residents.acquire(key) for key in keys]
+        admitted = Admitted(sequence, [], {c.key for c in held if c is not None and not c.ready})
+        try:
+            self._check_room(sequence, {key: i for i, key in enumerate(keys) if held[i] is None})
+            for index, key in enumerate(keys):
+                if held[index] is None:
+                    held[index] = self._hold_absent(admitted, index, key)
+        except PoolFull:
+            for chunk in held:
+                if chunk is not None:
+                    self.residents.release(chunk)
+            return None
+        sequence.chunks = [chunk for chunk in held if chunk is not None]
+        sequence.outcomes = [ChunkOutcome(Source.COMPUTED if sequence.bypass else Source.DEVICE) for _ in held]
         if not sequence.bypass:
             for chunk in admitted.fills:
                 self.residents.acquire(chunk.key)
         return admitted
 
-    def _hold(self, admitted: Admitted, index: int) -> None:
-        sequence = admitted.sequence
-        keyed = sequence.composition.chunks[index]
-        key = ChunkKey(f"bypass:{uuid.uuid4()}") if sequence.bypass else keyed.key
-        chunk = self.residents.acquire(key)
-        if chunk is None:
-            chunk = self.residents.reserve(key, len(keyed.token_ids))
-            admitted.fills.append(chunk)
-            if sequence.bypass:
-                admitted.to_compute.append(index)
-            else:
-                admitted.wanted.append(Wanted(index, run_buffers(self.residents, chunk)))
-        elif not chunk.ready:
-            admitted.awaited.add(key)
-        sequence.chunks.append(chunk)
-        sequence.outcomes.append(ChunkOutcome(Source.COMPUTED if sequence.bypass else Source.DEVICE))
+    def _check_room(self, sequence: Sequence, absent: dict[ChunkKey, int]) -> None:
+        """Raises ``PoolFull`` if evicting all that nobody holds were not enough; then nothing is evicted."""
+        chunks = sequence.composition.chunks
+        need = sum(self.pool.pages_for(len(chunks[index].token_ids)) for index in absent.values())
+        if need > self.pool.chunk_pages - self.residents.pages_held:
+            raise PoolFull(f"{need} pages are needed; chunks in use fill the chunk region")
 
-    def _roll_back(self, admitted: Admitted, pages: list[int]) -> None:
-        self.pool.release_pages(pages)
-        for chunk in admitted.sequence.chunks:
-            self.residents.release(chunk)
-        admitted.sequence.chunks.clear()
-        admitted.sequence.outcomes.clear()
+    def _hold_absent(self, admitted: Admitted, index: int, key: ChunkKey) -> ResidentChunk:
+        repeated = self.residents.acquire(key)  # it stands here a second time
+        if repeated is not None:
+            return repeated
+        chunk = self.residents.reserve(key, len(admitted.sequence.composition.chunks[index].token_ids))
+        admitted.fills.append(chunk)
+        if admitted.sequence.bypass:
+            admitted.to_compute.append(index)
+        else:
+            admitted.wanted.append(Wanted(index, run_buffers(self.residents, chunk)))
+        return chunk
 
-    def filled(self, admitted: Admitted, outcomes: dict[int, ChunkOutcome]) -> None:
+    def filled(self, admitted: Admitted) -> None:
         """The fetch is done: its chunks can be read, by this request and by those that waited."""
         for chunk in admitted.fills:
             chunk.ready = True
             self.residents.release(chunk)
-        for index, outcome in outcomes.items():
-            admitted.sequence.outcomes[index] = outcome
 
     def fill_failed(self, admitted: Admitted) -> set[ChunkKey]:
         """The fetch failed: its chunks leave the pool with their holders. Returns their keys."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from dataclasses import dataclass
 
+from chunk_store.key import ChunkKey
 from chunk_store.store import ChunkStore, MissReason
 from decode_service.composition import Composition
 from decode_service.sequence import ChunkOutcome, Source
@@ -27,15 +28,24 @@ class Explanation:
     nbytes_shared: int
 
 
-def explain(worker: DecodeWorker, store: ChunkStore, composition: Composition, salt: str) -> Explanation:
-    """Asks the device thread what is resident and the store what it has. Raises ``TimeoutError``."""
+def explain(
+    worker: DecodeWorker, store: ChunkStore, composition: Composition, salt: str, *, bypass: bool = False
+) -> Explanation:
+    """Asks the device thread what is resident and the store what it has.
+
+    Raises ``TimeoutError`` or ``WorkerEnded``.
+    """
+    if bypass:
+        computed = tuple(ChunkOutcome(Source.COMPUTED) for _ in composition.chunks)
+        return _weigh(worker, composition, computed, {}, set())
     resident, in_use = _snapshot(worker, composition)
     infos = store.lookup([chunk.key for chunk in composition.chunks])
     model = worker.model
     missing: dict[int, MissReason] = {}
     outcomes: list[ChunkOutcome] = []
+    met: set[ChunkKey] = set()
     for index, (chunk, info) in enumerate(zip(composition.chunks, infos, strict=True)):
-        if index in resident:
+        if index in resident or chunk.key in met:  # the second time it stands here, it will be resident
             outcomes.append(ChunkOutcome(Source.DEVICE))
         elif info is not None:
             outcomes.append(ChunkOutcome(Source.STORE))
@@ -43,6 +53,18 @@ def explain(worker: DecodeWorker, store: ChunkStore, composition: Composition, s
             chunk_id = composition.parts[index].chunk_id
             missing[index] = store.miss_reason(chunk.key, chunk_id, model, salt_digest(salt))
             outcomes.append(ChunkOutcome(Source.COMPUTED))
+        met.add(chunk.key)
+    return _weigh(worker, composition, tuple(outcomes), missing, in_use)
+
+
+def _weigh(
+    worker: DecodeWorker,
+    composition: Composition,
+    outcomes: tuple[ChunkOutcome, ...],
+    missing: dict[int, MissReason],
+    in_use: set[int],
+) -> Explanation:
+    """Adds up tokens and bytes."""
     layout = worker.residents.pool.layout
 
     def nbytes(sources: set[Source], indices: set[int] | None = None) -> int:
@@ -54,7 +76,7 @@ def explain(worker: DecodeWorker, store: ChunkStore, composition: Composition, s
 
     tail = layout.nbytes(len(composition.tail))
     return Explanation(
-        outcomes=tuple(outcomes),
+        outcomes=outcomes,
         missing=missing,
         cached_tokens=sum(composition.visible(i) for i, o in enumerate(outcomes) if o.source is not Source.COMPUTED),
         nbytes_to_load=nbytes({Source.STORE}),
@@ -73,7 +95,7 @@ def _snapshot(worker: DecodeWorker, composition: Composition) -> tuple[set[int],
     def look() -> None:
         for index, keyed in enumerate(composition.chunks):
             chunk = worker.residents.find(keyed.key)
-            if chunk is not None and chunk.ready:
+            if chunk is not None:
                 resident.add(index)
                 if chunk.holders:
                     in_use.add(index)

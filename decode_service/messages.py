@@ -56,8 +56,14 @@ def max_tokens_in(sampling: decode_pb2.SamplingParams) -> int | None:
     return sampling.max_tokens if sampling.HasField("max_tokens") else None
 
 
-def sampling_in(sampling: decode_pb2.SamplingParams, max_tokens: int) -> SamplingParams:
+def sampling_in(sampling: decode_pb2.SamplingParams, max_tokens: int, vocabulary: int) -> SamplingParams:
     """Sampling parameters with the field's defaults. Raises ``RequestError`` naming the field."""
+    outside = max(sampling.stop_token_ids, default=0)
+    if outside >= vocabulary:
+        raise RequestError(
+            StatusCode.INVALID_ARGUMENT,
+            f"sampling.stop_token_ids: {outside} is outside the model's vocabulary of {vocabulary}",
+        )
     try:
         return SamplingParams(
             temperature=sampling.temperature,
@@ -80,7 +86,12 @@ def sampling_in(sampling: decode_pb2.SamplingParams, max_tokens: int) -> Samplin
 
 
 def usage_out(sequence: Sequence, completion_tokens: int) -> decode_pb2.Usage:
-    """Tokens by what was done for them; cached + computed = prompt."""
+    """Tokens by what was done for them; cached + computed = prompt.
+
+    All 0 for a request that ended before its first token: as in the metrics, its prompt was not answered.
+    """
+    if not sequence.clock.first_token:
+        return decode_pb2.Usage()
     prompt = sequence.composition.prompt_tokens
     cached = sum(sequence.cached_tokens(index) for index in range(len(sequence.outcomes)))
     return decode_pb2.Usage(
@@ -101,7 +112,7 @@ def reuse_out(
     report.exactness = wire.exactness_out(weakest)
     for index, part in enumerate(composition.parts):
         is_chunk = index < len(composition.chunks)
-        outcome = outcomes[index] if is_chunk else ChunkOutcome(Source.COMPUTED)
+        outcome = outcomes[index] if index < len(outcomes) else ChunkOutcome(Source.COMPUTED)
         report.segments.append(
             decode_pb2.SegmentReport(
                 chunk_id=part.chunk_id,
@@ -120,7 +131,12 @@ def reuse_out(
 
 
 def sequence_reuse_out(sequence: Sequence) -> decode_pb2.ReuseReport:
-    """The reuse report of a request that was answered."""
+    """The reuse report of a request; of one that ended before its first token no source is known."""
+    if not sequence.clock.first_token:
+        report = reuse_out(sequence.composition, (), [0] * len(sequence.composition.chunks), (), 0)
+        for segment in report.segments:
+            segment.source = decode_pb2.KV_SOURCE_UNSPECIFIED
+        return report
     cached = [sequence.cached_tokens(index) for index in range(len(sequence.outcomes))]
     return reuse_out(sequence.composition, sequence.outcomes, cached, sequence.levels, sequence.tail_level)
 

@@ -6,6 +6,7 @@ import asyncio
 import time
 import uuid
 from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
 from typing import Any
 
 import grpc
@@ -20,7 +21,7 @@ from decode_service.composition import Composition, answer_tokens
 from decode_service.explain import Explanation, explain
 from decode_service.requests import Resolver
 from decode_service.sequence import Event, Failed, Finished, FinishReason, Sequence, StageClock, Tokens
-from decode_service.worker import DecodeWorker, Overloaded
+from decode_service.worker import DecodeWorker, Overloaded, WorkerEnded
 from engine.reuse import ReuseMode
 from engine.sampling import Sampler
 from engine.tokenizer import TextCodec
@@ -56,6 +57,7 @@ class DecodeService(decode_pb2_grpc.DecodeServiceServicer):  # type: ignore[misc
         self._registry = registry
         self._close = close
         self._active: set[str] = set()
+        self._aborted: set[str] = set()  # of the active ones; some of them are not with the worker yet
 
     # -- life ---------------------------------------------------------------------------------------
     @property
@@ -66,7 +68,7 @@ class DecodeService(decode_pb2_grpc.DecodeServiceServicer):  # type: ignore[misc
         self.worker.start()
 
     def add_to(self, server: grpc.aio.Server) -> None:
-        decode_pb2_grpc.add_DecodeServiceServicer_to_server(self, server)  # type: ignore[no-untyped-call]
+        decode_pb2_grpc.add_DecodeServiceServicer_to_server(self, server)
 
     async def stop(self) -> None:
         await asyncio.to_thread(self.worker.stop)
@@ -88,6 +90,7 @@ class DecodeService(decode_pb2_grpc.DecodeServiceServicer):  # type: ignore[misc
             # However the call ends (also cancelled, or the client is gone), its pages come back.
             self.worker.end(request_id, FinishReason.ABORT)
             self._active.discard(request_id)
+            self._aborted.discard(request_id)
 
     @property
     def _codec(self) -> TextCodec:
@@ -119,13 +122,14 @@ class DecodeService(decode_pb2_grpc.DecodeServiceServicer):  # type: ignore[misc
             )
         except ValueError as error:
             raise RequestError(StatusCode.INVALID_ARGUMENT, str(error)) from error
-        params = messages.sampling_in(request.sampling, max_tokens)
+        params = messages.sampling_in(request.sampling, max_tokens, served.vocabulary)
         prompt = [token for part in composition.parts for token in part.token_ids]
-        sampler = Sampler(params, prompt, params.stop_token_ids | served.eos_token_ids)
+        stops = params.stop_token_ids | served.eos_token_ids
+        sampler = Sampler(params, prompt, frozenset(token for token in stops if token < served.vocabulary))
         loop, events = asyncio.get_running_loop(), asyncio.Queue[list[Event]]()
 
         def deliver(batch: list[Event]) -> None:
-            if not loop.is_closed():
+            with suppress(RuntimeError):  # the loop is closed: nobody listens any more
                 loop.call_soon_threadsafe(events.put_nowait, batch)
 
         sequence = Sequence(request_id, composition, params, sampler, salt, bypass, deliver, clock)
@@ -134,6 +138,10 @@ class DecodeService(decode_pb2_grpc.DecodeServiceServicer):  # type: ignore[misc
             self.worker.submit(sequence)
         except (TooLarge, Overloaded) as error:
             raise RequestError(StatusCode.RESOURCE_EXHAUSTED, str(error)) from error
+        except WorkerEnded as error:
+            raise RequestError(StatusCode.UNAVAILABLE, str(error)) from error
+        if request_id in self._aborted:
+            self.worker.end(request_id, FinishReason.ABORT)
         return sequence, events
 
     async def _resolve(self, request: decode_pb2.GenerateRequest, salt: str, *, register: bool) -> Composition:
@@ -195,7 +203,13 @@ class DecodeService(decode_pb2_grpc.DecodeServiceServicer):  # type: ignore[misc
     async def Explain(self, request: decode_pb2.GenerateRequest, context: Context) -> decode_pb2.ExplainResponse:
         salt = self.access.salt_for(context.invocation_metadata(), request.salt)
         composition = await self._resolve(request, salt, register=False)
-        found: Explanation = await asyncio.to_thread(explain, self.worker, self.store, composition, salt)
+        bypass = request.cache_use == decode_pb2.CACHE_USE_BYPASS
+        try:
+            found: Explanation = await asyncio.to_thread(
+                explain, self.worker, self.store, composition, salt, bypass=bypass
+            )
+        except WorkerEnded as error:
+            raise RequestError(StatusCode.UNAVAILABLE, str(error)) from error
         return decode_pb2.ExplainResponse(
             prompt_tokens=composition.prompt_tokens,
             cached_tokens=found.cached_tokens,
@@ -214,6 +228,7 @@ class DecodeService(decode_pb2_grpc.DecodeServiceServicer):  # type: ignore[misc
     async def Abort(self, request: decode_pb2.AbortRequest, context: Context) -> decode_pb2.AbortResponse:
         found = request.request_id in self._active
         if found:
+            self._aborted.add(request.request_id)
             self.worker.end(request.request_id, FinishReason.ABORT)
         return decode_pb2.AbortResponse(found=found)
 

@@ -7,14 +7,17 @@ so nothing that it found is evicted before it is loaded. It does not know the po
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 from chunk_store.key import ChunkId, ChunkKey, ModelIdentity
-from chunk_store.store import ChunkStore, MissReason, StoreError
+from chunk_store.store import ChunkStore, Lease, MissReason, StoreError
 from decode_service.composition import Composition
 from decode_service.sequence import ChunkOutcome, Source
+from serving.heartbeat import heartbeat
+
+Abandoned = Callable[[], bool]  # whether nobody wants the KV any more
 
 
 class FetchFailed(Exception):
@@ -46,10 +49,10 @@ class Fetched:
 class Prefiller(Protocol):
     """Asks a prefill service for KV."""
 
-    def compute(self, composition: Composition, index: int, salt: str) -> ChunkKey:
+    def compute(self, composition: Composition, index: int, salt: str, abandoned: Abandoned) -> ChunkKey:
         """Makes the KV of chunk ``index`` and of its context exist in the store; returns the chunk's key.
 
-        Raises ``FetchFailed``.
+        Raises ``FetchFailed``, soon once it is ``abandoned``.
         """
 
 
@@ -61,14 +64,27 @@ class StoreSource:
         self.prefiller = prefiller
         self.model = model
 
-    def fetch(self, composition: Composition, wanted: Sequence[Wanted], salt: str, salt_digest: str) -> Fetched:
+    def fetch(
+        self,
+        composition: Composition,
+        wanted: Sequence[Wanted],
+        salt: str,
+        salt_digest: str,
+        abandoned: Abandoned = lambda: False,
+    ) -> Fetched:
         """Fills every wanted chunk. Raises ``FetchFailed``; then the content of the buffers is undefined."""
+
+        def ask(index: int) -> None:
+            self._ask(composition, index, salt, abandoned)
+
         try:
-            return self._fetch(composition, wanted, salt, salt_digest)
+            return self._fetch(composition, wanted, salt_digest, ask)
         except StoreError as error:
             raise FetchFailed("UNAVAILABLE", f"chunk store: {error}") from error
 
-    def _fetch(self, composition: Composition, wanted: Sequence[Wanted], salt: str, salt_digest: str) -> Fetched:
+    def _fetch(
+        self, composition: Composition, wanted: Sequence[Wanted], salt_digest: str, ask: Callable[[int], None]
+    ) -> Fetched:
         keys = [composition.chunks[want.index].key for want in wanted]
         started = time.monotonic_ns()
         with self.store.lease(keys) as lease:
@@ -79,12 +95,13 @@ class StoreSource:
                 if info is None
             }
             looked_up = time.monotonic_ns()
-            self._compute(composition, missing, salt)
-            lease.renew()  # now it covers what has just been computed, too
+            if missing:
+                with heartbeat(lease.renew):
+                    self._compute(composition, missing, ask, lease)
             computed = time.monotonic_ns()
             outcomes: dict[int, ChunkOutcome] = {}
             for want in wanted:
-                outcomes[want.index] = self._load(composition, want, missing.get(want.index), salt)
+                outcomes[want.index] = self._load(composition, want, missing.get(want.index), ask, lease)
         loaded = time.monotonic_ns()
         return Fetched(outcomes, looked_up - started, computed - looked_up, loaded - computed)
 
@@ -92,16 +109,19 @@ class StoreSource:
         part, keyed = composition.parts[index], composition.chunks[index]
         return self.store.miss_reason(keyed.key, ChunkId(part.chunk_id), self.model, salt_digest)
 
-    def _compute(self, composition: Composition, missing: dict[int, MissReason], salt: str) -> None:
+    def _compute(
+        self, composition: Composition, missing: dict[int, MissReason], ask: Callable[[int], None], lease: Lease
+    ) -> None:
         """Asks for the deepest missing chunks; a chunk's missing context is computed with it."""
         covered: set[int] = set()
         for index in sorted(missing, reverse=True):
             if index not in covered:
-                self._ask(composition, index, salt)
+                ask(index)
+                lease.renew()  # at once: it covers what has just been computed, too, while the rest is
                 covered.update(composition.chunks[index].context)
 
-    def _ask(self, composition: Composition, index: int, salt: str) -> None:
-        key = self.prefiller.compute(composition, index, salt)
+    def _ask(self, composition: Composition, index: int, salt: str, abandoned: Abandoned) -> None:
+        key = self.prefiller.compute(composition, index, salt, abandoned)
         if key != composition.chunks[index].key:
             raise FetchFailed(
                 "FAILED_PRECONDITION",
@@ -109,13 +129,21 @@ class StoreSource:
                 "threads differ); start both services with the same model and options",
             )
 
-    def _load(self, composition: Composition, want: Wanted, missed: MissReason | None, salt: str) -> ChunkOutcome:
+    def _load(
+        self,
+        composition: Composition,
+        want: Wanted,
+        missed: MissReason | None,
+        ask: Callable[[int], None],
+        lease: Lease,
+    ) -> ChunkOutcome:
         """Loads one chunk; what turns out unreadable is computed anew, once."""
         keyed = composition.chunks[want.index]
         reason = self.store.load(keyed.key, keyed.token_ids, want.buffers)
         if reason is not None:
             missed = missed or reason
-            self._ask(composition, want.index, salt)
+            ask(want.index)
+            lease.renew()
             reason = self.store.load(keyed.key, keyed.token_ids, want.buffers)
         if reason is not None:
             raise FetchFailed(

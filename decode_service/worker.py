@@ -21,6 +21,8 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
+from torch import Tensor
+
 from chunk_store.key import ModelIdentity
 from decode_service.admission import Admission, Admitted
 from decode_service.metrics import DecodeMetrics
@@ -37,8 +39,16 @@ log = logging.getLogger(__name__)
 IDLE_WAIT_S = 0.5
 
 
+# A fill that failed for one of these would fail for everyone; for any other, the others try for themselves.
+OUTAGES = ("UNAVAILABLE", "DEADLINE_EXCEEDED")
+
+
 class Overloaded(Exception):
-    """The waiting queue is full, or the service is shutting down."""
+    """The waiting queue is full."""
+
+
+class WorkerEnded(Exception):
+    """The device thread is no more: the service stops, or the thread met a fault of ours."""
 
 
 class DecodeWorker:
@@ -54,8 +64,9 @@ class DecodeWorker:
         eos_token_ids: frozenset[int],
         batch_max: int = 32,
         waiting_max: int = 256,
-        loader_threads: int = 16,
+        on_failure: Callable[[], None] = lambda: None,
     ) -> None:
+        """``on_failure`` is called from the device thread when it ends because of a fault."""
         self.runner = runner
         self.residents = residents
         self.metrics = metrics
@@ -64,7 +75,9 @@ class DecodeWorker:
         self.waiting_max = waiting_max
         self._admission = Admission(residents)
         self._source = source
-        self._loaders = ThreadPoolExecutor(loader_threads, thread_name_prefix="cairn-load")
+        self._on_failure = on_failure
+        # One for each request that can be filling, so that none waits for another one's prefill.
+        self._loaders = ThreadPoolExecutor(batch_max, thread_name_prefix="cairn-load")
         self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._waiting: deque[Sequence] = deque()
         self._filling: list[Admitted] = []
@@ -72,6 +85,7 @@ class DecodeWorker:
         self._running: list[Sequence] = []
         self._outbox: list[tuple[Sequence, Event]] = []
         self._stopping = False
+        self._ended_because = ""  # guarded by the lock, as is the order of what enters the inbox
         self._accepted = 0  # submitted and not yet admitted; guarded by the lock
         self._lock = threading.Lock()
         self._thread = threading.Thread(target=self._loop, name="cairn-device", daemon=True)
@@ -91,13 +105,13 @@ class DecodeWorker:
         self._loaders.shutdown(wait=False, cancel_futures=True)
 
     def submit(self, sequence: Sequence) -> None:
-        """Queues a sequence. Raises ``Overloaded`` if ``waiting_max`` are waiting already."""
+        """Queues a sequence. Raises ``Overloaded`` if ``waiting_max`` wait already, or ``WorkerEnded``."""
+        sequence.clock.submitted = time.monotonic_ns()
         with self._lock:
             if self._accepted >= self.waiting_max:
                 raise Overloaded(f"{self.waiting_max} requests are waiting already; try again later")
+            self._put(lambda: self._waiting.append(sequence))
             self._accepted += 1
-        sequence.clock.submitted = time.monotonic_ns()
-        self._inbox.put(lambda: self._waiting.append(sequence))
 
     def end(self, request_id: str, reason: FinishReason) -> None:
         """Ends a request; its caller gets ``Finished(reason)``. One that has ended, or is unknown, is ignored."""
@@ -108,7 +122,13 @@ class DecodeWorker:
         self._admission.check_size(sequence)
 
     def call(self, function: Callable[[], None]) -> None:
-        """Runs ``function`` in the device thread between two steps."""
+        """Runs ``function`` in the device thread between two steps. Raises ``WorkerEnded``."""
+        with self._lock:
+            self._put(function)
+
+    def _put(self, function: Callable[[], None]) -> None:
+        if self._ended_because:
+            raise WorkerEnded(self._ended_because)
         self._inbox.put(function)
 
     def load(self) -> Load:
@@ -118,15 +138,46 @@ class DecodeWorker:
 
     # -- the loop -----------------------------------------------------------------------------------
     def _loop(self) -> None:
-        while not self._stopping:
-            self._take_inbox()
-            self._admit()
-            self._prefill_some()
-            if self._running:
-                self._guarded(self._decode_step, list(self._running))
-            self._deliver()
+        try:
+            while not self._stopping:
+                self._pass()
+        except Exception as error:  # broken bookkeeping: nothing that is in the pool can be trusted any more
+            log.critical("the device thread has ended", exc_info=error)
+            self._close("the device thread has ended after a fault; restart the decode service")
+            self._abandon_all(Failed("INTERNAL", f"the device thread has ended ({type(error).__name__}); see its log"))
+            self._on_failure()
+        else:
+            self._close("the decode service is shutting down")
+            self._abandon_all(Failed("UNAVAILABLE", "the decode service is shutting down"))
+
+    def _pass(self) -> None:
+        self._take_inbox()
+        self._admit()
+        self._prefill_some()
+        if self._running:
+            self._guarded(self._decode_step, list(self._running))
+        self._deliver()
+
+    def _close(self, because: str) -> None:
+        """From here on nothing enters the inbox; what is in it, requests among it, is taken out."""
+        with self._lock:
+            self._ended_because = because
+        while True:
+            try:
+                self._inbox.get_nowait()()
+            except queue.Empty:
+                return
+            except Exception:
+                log.exception("a last call failed")
+
+    def _abandon_all(self, failure: Failed) -> None:
+        """Tells every caller; the pool is left as it is."""
         for sequence in self._everyone():
-            self._end(sequence, Failed("UNAVAILABLE", "the decode service is shutting down"))
+            if not sequence.done:
+                sequence.done = True
+                sequence.clock.finished = time.monotonic_ns()
+                self.metrics.ended(sequence, failure)
+                self._outbox.append((sequence, failure))
         self._deliver()
 
     def _take_inbox(self) -> None:
@@ -146,7 +197,7 @@ class DecodeWorker:
         except Exception as error:  # anything a forward can raise: out of memory, a kernel's failure
             log.exception("a step failed; %d requests end with INTERNAL", len(involved))
             for sequence in involved:
-                self._end(sequence, Failed("INTERNAL", f"a forward failed: {type(error).__name__}: {error}"))
+                self._end(sequence, Failed("INTERNAL", f"a forward failed ({type(error).__name__}); see the log"))
             return 0
 
     def _stop(self) -> None:
@@ -188,32 +239,54 @@ class DecodeWorker:
     def _fetch(self, admitted: Admitted) -> None:
         """In a loader thread: fills an admitted request's chunks and tells the device thread."""
         sequence = admitted.sequence
+
+        def abandoned() -> bool:
+            # Read from another thread: should somebody join meanwhile, it is returned to the queue.
+            return sequence.done and all(chunk.holders <= 1 for chunk in admitted.fills)
+
         try:
             fetched = self._source.fetch(
-                sequence.composition, admitted.wanted, sequence.salt, salt_digest(sequence.salt)
+                sequence.composition, admitted.wanted, sequence.salt, salt_digest(sequence.salt), abandoned
             )
         except FetchFailed as error:
             failure = Failed(error.code, str(error))
             self._inbox.put(lambda: self._fetch_failed(admitted, failure))
         except Exception as error:
             log.exception("loading KV for request %s failed", sequence.request_id)
-            unexpected = Failed("INTERNAL", f"loading KV failed: {type(error).__name__}: {error}")
+            unexpected = Failed("INTERNAL", f"loading KV failed ({type(error).__name__}); see the log")
             self._inbox.put(lambda: self._fetch_failed(admitted, unexpected))
         else:
             self._inbox.put(lambda: self._fetched(admitted, fetched))
 
     def _fetched(self, admitted: Admitted, fetched: Fetched) -> None:
-        clock = admitted.sequence.clock
-        clock.lookup_ns, clock.prefill_ns, clock.load_ns = fetched.lookup_ns, fetched.prefill_ns, fetched.load_ns
-        self._admission.filled(admitted, fetched.outcomes)
+        self._admission.filled(admitted)
+        if admitted in self._filling:  # else it has ended, or was returned to the queue
+            clock = admitted.sequence.clock
+            clock.lookup_ns, clock.prefill_ns, clock.load_ns = fetched.lookup_ns, fetched.prefill_ns, fetched.load_ns
+            for index, outcome in fetched.outcomes.items():
+                admitted.sequence.outcomes[index] = outcome
         self._advance_filled()
 
     def _fetch_failed(self, admitted: Admitted, failure: Failed) -> None:
-        """Ends the request and those that wait for the same chunks."""
-        for key in self._admission.fill_failed(admitted):
-            for entry in [e for e in self._filling if key in e.awaited]:
+        """Ends the request. Those that wait for its chunks end with it or try for themselves."""
+        keys = self._admission.fill_failed(admitted)
+        if admitted in self._filling:
+            self._end(admitted.sequence, failure)
+        waiters = [e for e in self._filling if e is not admitted and not e.sequence.done and keys & e.awaited]
+        for entry in reversed(waiters):
+            if failure.code in OUTAGES:
                 self._end(entry.sequence, failure)
-        self._end(admitted.sequence, failure)
+            else:
+                self._return_to_queue(entry)
+
+    def _return_to_queue(self, entry: Admitted) -> None:
+        """Gives back what a filling request holds and puts it first in the queue. Its own fills go on."""
+        self._filling.remove(entry)
+        self._admission.release(entry.sequence)
+        entry.sequence.outcomes.clear()
+        self._waiting.appendleft(entry.sequence)
+        with self._lock:
+            self._accepted += 1
 
     def _advance_filled(self) -> None:
         """Moves requests whose chunks are all there, or are computed here, on to prefill."""
@@ -293,8 +366,12 @@ class DecodeWorker:
                 self._take_token(sequence, sequence.sampler.accept(greedy[row]))
             else:
                 assert rows is not None
-                self._take_token(sequence, sequence.sampler.choose(rows[row]))
+                self._guarded(partial(self._choose, sequence, rows[row]), [sequence])
         return len(batch)
+
+    def _choose(self, sequence: Sequence, logits: Tensor) -> int:
+        self._take_token(sequence, sequence.sampler.choose(logits))
+        return 1
 
     def _note_levels(self, sequence: Sequence, plan: CascadePlan, row: int) -> None:
         """Remembers, at its first decode step, in which level each chunk of a sequence is read."""

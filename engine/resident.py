@@ -120,6 +120,11 @@ class ResidentChunks:
             raise ValueError("the runs of resident chunks differ from the pool's runs")
 
     @property
+    def pages_held(self) -> int:
+        """Pages of chunks with at least one holder: what no eviction can free."""
+        return sum(chunk.run.pages for chunk in self._chunks.values() if chunk.holders)
+
+    @property
     def held(self) -> int:
         """Chunks with at least one holder."""
         return sum(1 for chunk in self._chunks.values() if chunk.holders)
