@@ -15,7 +15,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-_flash_cpu = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+_flash_cpu = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default
 
 
 def partial_attention(
