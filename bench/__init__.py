@@ -1,0 +1,1 @@
+"""Benchmarks: ours beside the alternative in the same run, as ratios."""
