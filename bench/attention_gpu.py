@@ -20,8 +20,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from bench.attention_reference import reference
+from chunk_store.layout import KVLayout, LayerLayout
 from engine.attention.cascade_launch import AttentionShape, CascadeWork, Limits, RotationTable, Tuning
 from engine.plan import CascadePlan, PlacedChunk, StepSequence, plan_levels, plan_step
+from engine.pool import PagedKVPool
 from engine.rotary import Rotation
 
 HEADS, KV_HEADS, HEAD_DIM, PAGE_SIZE = 32, 8, 128, 16
@@ -151,3 +154,72 @@ def copy_bandwidth() -> float:
     b = torch.empty_like(a)
     ms, _ = replayed_ms(lambda _: b.copy_(a) and None, 1)
     return 2 * a.nbytes / ms * 1e3
+
+
+def flashinfer_run(case: Case, plan: CascadePlan, layers: Layers) -> Callable[[int], None]:
+    """A function of a layer that runs FlashInfer's composition, the queries of pairs gathered but not turned."""
+    from engine.attention.flashinfer_attention import FlashInferAttention
+
+    layout = KVLayout("bfloat16", (LayerLayout(KV_HEADS, HEAD_DIM, HEAD_DIM),) * len(layers.keys))
+    pool = PagedKVPool(layout, pages=1, chunk_pages=1, page_size=PAGE_SIZE, device="cuda")
+    pool.keys, pool.values = layers.keys, layers.values
+    attention = FlashInferAttention(pool, [None] * len(layers.keys), heads=HEADS)
+    step = attention.prepare(plan)
+    q_pairs = layers.q.index_select(0, step.pair_rows)
+    out = torch.full_like(layers.q, float("nan"))
+
+    def run(layer: int) -> None:
+        attention.run(step, layer, layers.q, q_pairs, out)
+
+    run.out = out  # type: ignore[attr-defined]
+    return run
+
+
+def relative_error(out: Tensor, expected: Tensor) -> float:
+    return float((out.float() - expected).norm() / expected.norm())
+
+
+def measure(case: Case, *, bandwidth: float, flashinfer: bool) -> dict[str, float | str]:
+    """Figures of one case in ms, and the relative errors against fp32 attention."""
+    plan, slots = plan_of(case)
+    layers = layers_of(case, slots)
+    table = rotation_table()
+    run = ours(case, plan, layers, table, Tuning())
+    ms, spread = replayed_ms(run, LAYERS)
+    expected = reference(plan, layers.keys[-1], layers.values[-1], layers.q, table, HEAD_DIM**-0.5, PAGE_SIZE)
+    row: dict[str, float | str] = {
+        "case": case.name,
+        "floor_ms": case.tokens * TOKEN_BYTES / bandwidth * 1e3,
+        "ours_ms": ms,
+        "ours_spread_ms": spread,
+        "ours_error": relative_error(run.out, expected),  # type: ignore[attr-defined]
+    }
+    if flashinfer:
+        still, _ = plan_of(case, moved=False)
+        run = flashinfer_run(case, still, layers)
+        row["flashinfer_ms"], row["flashinfer_spread_ms"] = replayed_ms(run, LAYERS)
+        expected = reference(still, layers.keys[-1], layers.values[-1], layers.q, None, HEAD_DIM**-0.5, PAGE_SIZE)
+        row["flashinfer_error"] = relative_error(run.out, expected)  # type: ignore[attr-defined]
+    return row
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--cases", default="1,2,3,4", help="which of the four cases, by number")
+    parser.add_argument("--flashinfer", action="store_true", help="measure FlashInfer's composition too")
+    parser.add_argument("--json", type=Path, help="write the figures here")
+    options = parser.parse_args()
+    bandwidth = copy_bandwidth()
+    print(f"{torch.cuda.get_device_name()}, device copy {bandwidth / 1e12:.2f} TB/s; ms a layer, merge included")
+    rows = []
+    for number in options.cases.split(","):
+        row = measure(CASES[int(number)], bandwidth=bandwidth, flashinfer=options.flashinfer)
+        rows.append(row)
+        print("  ".join(f"{k} {v:.4f}" if isinstance(v, float) else v for k, v in row.items()), flush=True)
+        torch.cuda.empty_cache()
+    if options.json:
+        options.json.write_text(json.dumps(rows, indent=1))
+
+
+if __name__ == "__main__":
+    main()

@@ -12,17 +12,21 @@ from __future__ import annotations
 
 import triton
 import triton.language as tl
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from engine.attention import cascade_work as work
 
 ITEM = tl.constexpr(work.ITEM)
 PAIR = tl.constexpr(work.PAIR)
+ROW = tl.constexpr(work.ROW)
+HEADER = tl.constexpr(work.HEADER)
 AT_COUNTS = tl.constexpr(work.AT_COUNTS)
 AT_ITEMS = tl.constexpr(work.AT_ITEMS)
 AT_POSITIONS = tl.constexpr(work.AT_POSITIONS)
-AT_PARTIALS = tl.constexpr(work.AT_PARTIALS)
 AT_PAGES = tl.constexpr(work.AT_PAGES)
 
+# ``OVERLAP``: programmatic dependent launch. A kernel lets the next one start at once, and waits, before it reads or
+# writes anything that another kernel touches, until all of the one before is done.
 AS_IS, FORWARD, BACK = 0, 1, 2  # how a query is turned: not; raw, by its position - offset; turned, back by the offset
 NOT_TURNED = tl.constexpr(AS_IS)
 TURNED_BACK = tl.constexpr(BACK)
@@ -74,12 +78,16 @@ def attend(
     q, q_stride, keys, values, key_blocks, value_blocks, slot_stride, lists, dynamic, class_index, cos, sin, partial_out, partial_lse, scale,
     TURN: tl.constexpr, RATIO: tl.constexpr, KV_HEADS: tl.constexpr, D: tl.constexpr, TURN_PAIRS: tl.constexpr,
     M: tl.constexpr, N: tl.constexpr, PAGE: tl.constexpr, TENSOR: tl.constexpr, SPLIT_LOOP: tl.constexpr,
+    OVERLAP: tl.constexpr,
 ):  # fmt: skip
     """All items of one tile class, in steps of N tokens.
 
     ``SPLIT_LOOP``: blocks of a chunk that every row sees whole take a loop without masks. ``TENSOR``: that loop
     reads through ``key_blocks`` and ``value_blocks``, tensor descriptors of (slots, KV_HEADS * D) with blocks (N, D).
     """
+    if OVERLAP:
+        gdc_launch_dependents()
+        gdc_wait()
     static_items = tl.load(lists + AT_COUNTS + class_index)
     items = static_items + tl.load(lists + dynamic + AT_COUNTS + class_index)
     static_at = tl.load(lists + AT_ITEMS + class_index)
@@ -140,28 +148,38 @@ def attend(
 
 @triton.jit
 def merge(
-    partial_out, partial_lse, lists, dynamic, out, out_stride,
-    HEADS: tl.constexpr, D: tl.constexpr, PARTS: tl.constexpr,
+    partial_out, partial_lse, lists, dynamic, order, out, out_stride,
+    HEADS: tl.constexpr, D: tl.constexpr, PARTS: tl.constexpr, ORDERED: tl.constexpr, OVERLAP: tl.constexpr,
 ):  # fmt: skip
-    """Programs (row, head): the row's shared partials, then its tail's, PARTS at a time, always from the first on."""
+    """Programs (row, head): the row's shared partials, then its tail's, PARTS at a time, always from the first on.
+
+    ``ORDERED``: the row records count in ``order``, which says where each partial result lies.
+    """
+    if OVERLAP:
+        gdc_launch_dependents()
     row = tl.program_id(0)
     head = tl.program_id(1)
-    if row >= tl.load(lists + dynamic):
-        return
+    rows = tl.load(lists + dynamic)
+    record = lists + dynamic + HEADER + row * ROW
+    first = tl.load(record)
+    shared_parts = tl.load(record + 1)
+    tail_first = tl.load(record + 2)
+    parts = shared_parts + tl.load(record + 3)
     dim = tl.arange(0, D)
-    shared = lists + tl.load(lists + AT_PARTIALS) + row
-    first = tl.load(shared)
-    shared_parts = tl.load(shared + 1) - first
-    tails = lists + tl.load(lists + dynamic + AT_PARTIALS) + row
-    tail_first = tl.load(tails)
-    parts = shared_parts + tl.load(tails + 1) - tail_first
+    if OVERLAP:
+        gdc_wait()
+    if row >= rows:
+        return
     top = float("-inf")
     total = 0.0
     acc = tl.zeros([D], tl.float32)
     for at in range(0, parts, PARTS):
         part = at + tl.arange(0, PARTS)
         known = part < parts
-        from_ = tl.where(part < shared_parts, first + part, tail_first + part - shared_parts) * HEADS + head
+        from_ = tl.where(part < shared_parts, first + part, tail_first + part - shared_parts)
+        if ORDERED:
+            from_ = tl.load(order + from_, mask=known, other=0)
+        from_ = from_ * HEADS + head
         lse = tl.load(partial_lse + from_, mask=known, other=float("-inf"))
         o = tl.load(partial_out + from_.to(tl.int64)[:, None] * D + dim[None, :], mask=known[:, None], other=0.0)
         new_top = tl.maximum(top, tl.max(lse, 0))

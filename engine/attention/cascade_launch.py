@@ -16,7 +16,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from engine.attention.cascade_work import Ints, Limits, ListShape, SplitRule, shared_lists, tail_lists
+from engine.attention.cascade_work import (
+    AT_COUNTS,
+    Ints,
+    Limits,
+    ListShape,
+    SharedLists,
+    SplitRule,
+    Tiles,
+    shared_lists,
+    tail_lists,
+)
 from engine.plan import CascadePlan, Levels
 from engine.rotary import Rotation
 
@@ -47,28 +57,39 @@ class TileClass:
     tensor: bool = False
 
 
+LONG_TAIL_CLASS = TileClass(64, 64, 4, 3, 2, (LONG_TAILS,))
+
+
 @dataclass(frozen=True)
 class Tuning:
-    """How the kernels run. Bits depend on it; one process uses one. Classes ascend by rows."""
+    """How the kernels run. Bits depend on it; one process uses one.
 
-    classes: tuple[TileClass, ...] = (
-        TileClass(64, 64, 4, 3, 2, (LONG_TAILS,)),
-        TileClass(64, 64, 4, 3, 2, (CHUNKS, ROW_TAILS), stream=True),
-        TileClass(128, 64, 4, 4, 1, (CHUNKS,), stream=True),
-    )
+    A step runs either ``narrow`` or ``wide`` classes: wide if at least ``wide_share`` of the tokens it reads are in
+    chunks that more packed rows read than a narrow tile has. ``overlap``: programmatic dependent launch.
+    """
+
+    narrow: tuple[TileClass, ...] = (LONG_TAIL_CLASS, TileClass(64, 64, 4, 3, 2, (CHUNKS, ROW_TAILS), stream=True))
+    wide: tuple[TileClass, ...] = (LONG_TAIL_CLASS, TileClass(128, 64, 4, 4, 1, (CHUNKS, ROW_TAILS), stream=True))
+    wide_share: float = 0.75
     splits: SplitRule = SplitRule()
     partial_dtype: torch.dtype = torch.float32
-    parallel: bool = True  # classes on their own streams
+    overlap: bool = True
     merge_parts: int = 8
     merge_warps: int = 1
 
-    def tiles(self, what: str) -> tuple[tuple[int, int], ...]:
-        """(rows, class index) of the classes that take ``what``, ascending."""
-        return tuple(sorted((tile.rows, i) for i, tile in enumerate(self.classes) if what in tile.takes))
+    @property
+    def classes(self) -> tuple[TileClass, ...]:
+        """All classes; an index into it is what the lists know a class by."""
+        return tuple(dict.fromkeys(self.narrow + self.wide))
+
+    def tiles(self, members: tuple[TileClass, ...], what: str) -> Tiles:
+        """(rows, class index) of the members that take ``what``, ascending."""
+        return tuple(sorted((tile.rows, self.classes.index(tile)) for tile in members if what in tile.takes))
 
 
+_PORTABLE_CLASSES = (TileClass(16, 32, 4, 5, 4, split_loop=False), TileClass(64, 64, 4, 3, 2))
 # For devices without the bulk copy engine, and for Triton's interpreter.
-PORTABLE = Tuning(classes=(TileClass(16, 32, 4, 5, 4, split_loop=False), TileClass(64, 64, 4, 3, 2)))
+PORTABLE = Tuning(narrow=_PORTABLE_CLASSES, wide=_PORTABLE_CLASSES, overlap=False)
 
 
 @dataclass(frozen=True)
@@ -127,8 +148,8 @@ class CascadeWork:
         self.tuning = tuning or Tuning()
         self.limits = limits or Limits()
         self.device = torch.device(device)
-        tiles = (self.tuning.tiles(what) for what in (CHUNKS, ROW_TAILS, LONG_TAILS))
-        self._lists_of = ListShape(shape.ratio, *tiles, self.tuning.splits, self.limits)
+        self._narrow, self._wide = (self._lists_of(members) for members in (self.tuning.narrow, self.tuning.wide))
+        self.classes: tuple[int, ...] = ()
         self._static_ints = self.limits.static_ints
         ints = self._static_ints + self.limits.dynamic_ints
         self.lists = torch.zeros(ints, dtype=torch.int32, device=self.device)
@@ -139,31 +160,45 @@ class CascadeWork:
         self.partial_lse = torch.zeros(slots, shape.heads, dtype=torch.float32, device=self.device)
         self._on_cuda = self.device.type == "cuda"
         self._staging = deque(_Staging(ints, self._on_cuda) for _ in range(STAGING_BUFFERS))
-        self._shared: tuple[Levels, int] | None = None
+        self._shared: tuple[Levels, int, ListShape, SharedLists] | None = None
         self._processors = torch.cuda.get_device_properties(self.device).multi_processor_count if self._on_cuda else 2
-        branches = len(self.tuning.classes) - 1 if self.tuning.parallel and self._on_cuda else 0
-        self._branches = [torch.cuda.Stream(self.device) for _ in range(branches)]
-        self._blocks: dict[tuple[int, int], Any] = {}
+        self._blocks: dict[tuple[int, int, bool], Any] = {}
 
-    def update(self, plan: CascadePlan) -> None:
+    def _lists_of(self, members: tuple[TileClass, ...]) -> ListShape:
+        tiles = (self.tuning.tiles(members, what) for what in (CHUNKS, ROW_TAILS, LONG_TAILS))
+        return ListShape(self.shape.ratio, *tiles, self.tuning.splits, self.limits)
+
+    def update(self, plan: CascadePlan) -> tuple[int, ...]:
         """Brings the plan's lists to the device; the shared part only if compositions or row count changed.
 
-        Returns before the copies are done. Raises ``WorkTooLarge`` if the plan does not fit ``limits``.
+        Returns the tile classes that have items, which ``launch`` launches unless told otherwise: a captured graph
+        can be replayed if it was captured with these. Returns before the copies are done. Raises ``WorkTooLarge``
+        if the plan does not fit ``limits``.
         """
-        rows = len(plan.slots)
-        tails = tail_lists(plan, self._lists_of)
-        last = self._shared
-        shared = None
-        if last is None or last[0] is not plan.levels or last[1] != rows:
-            shared = shared_lists(plan.levels, rows, self._lists_of)
-        self._shared = plan.levels, rows
+        rows, last = len(plan.slots), self._shared
+        fresh = last is None or last[0] is not plan.levels or last[1] != rows
+        if fresh:
+            shape = self._wide if self._is_wide(plan) else self._narrow
+            self._shared = last = plan.levels, rows, shape, shared_lists(plan.levels, rows, shape)
+        assert last is not None
+        _, _, shape, shared = last
+        tails = tail_lists(plan, shared, shape)
         staging = self._staging[0]
         self._staging.rotate(-1)
         staging.wait()
-        if shared is not None:
-            staging.copy(shared, self.lists, 0)
+        if fresh:
+            staging.copy(shared.blob, self.lists, 0)
         staging.copy(tails, self.lists, self._static_ints)
         staging.sent()
+        count = len(self.tuning.classes)
+        items = shared.blob[AT_COUNTS : AT_COUNTS + count] + tails[AT_COUNTS : AT_COUNTS + count]
+        self.classes = tuple(index for index in range(count) if items[index])
+        return self.classes
+
+    def _is_wide(self, plan: CascadePlan) -> bool:
+        most = self._narrow.chunk_tiles[-1][0]
+        wide = sum(read.tokens for read in plan.reads if len(read.rows) * self.shape.ratio > most)
+        return wide >= self.tuning.wide_share * plan.tokens_read
 
     def launch(
         self,
@@ -175,31 +210,20 @@ class CascadeWork:
         scaling: float,
         rotation: RotationTable | None = None,
         turned: bool = False,
+        classes: tuple[int, ...] | None = None,
     ) -> None:
         """Attention of the updated plan over one layer's pool, into ``out``.
 
         ``keys`` and ``values`` are (slots, kv_heads, head_dim) contiguous; ``q`` and ``out`` (rows, heads, head_dim),
         contiguous in the last two dimensions. With ``rotation`` and not ``turned``, q is raw and each pair is turned
         by its row's position minus the chunk's offset; if ``turned``, q already stands at its position and is turned
-        back by the offset; without ``rotation`` nothing is turned.
+        back by the offset; without ``rotation`` nothing is turned. ``classes``: launch these, not the last update's.
         """
         from engine.attention import cascade_kernel as kernel
 
         turn = kernel.AS_IS if rotation is None else kernel.BACK if turned else kernel.FORWARD
-        tallest = len(self.tuning.classes) - 1
-        if not self._branches:
-            for index in range(tallest, -1, -1):
-                self._attend(kernel, index, keys, values, q, scaling, rotation, turn)
-        else:
-            main = torch.cuda.current_stream(self.device)
-            for branch in self._branches:
-                branch.wait_stream(main)
-            self._attend(kernel, tallest, keys, values, q, scaling, rotation, turn)
-            for index, branch in enumerate(self._branches):
-                with torch.cuda.stream(branch):
-                    self._attend(kernel, index, keys, values, q, scaling, rotation, turn)
-            for branch in self._branches:
-                main.wait_stream(branch)
+        for index in self.classes if classes is None else classes:
+            self._attend(kernel, index, keys, values, q, scaling, rotation, turn)
         self._merge(kernel, out)
 
     def _attend(
@@ -209,7 +233,7 @@ class CascadeWork:
         tile, shape = self.tuning.classes[index], self.shape
         cos, sin = (self.partial_lse, self.partial_lse) if rotation is None else (rotation.cos, rotation.sin)
         turn_pairs = 1 if rotation is None else cos.shape[1]
-        grid, page = (self._processors * tile.programs_per_sm,), shape.page_size
+        grid, page, overlap = (self._processors * tile.programs_per_sm,), shape.page_size, self.tuning.overlap
         if tile.stream:
             from engine.attention import cascade_stream
 
@@ -218,6 +242,7 @@ class CascadeWork:
                 self.lists, self._static_ints, index, cos, sin, self.partial_out, self.partial_lse, scaling * LOG2_E,
                 TURN=turn, RATIO=shape.ratio, KV_HEADS=shape.kv_heads, D=shape.head_dim, TURN_PAIRS=turn_pairs,
                 GROUPS=tile.rows // 64, N=tile.tokens, PAGE=page, STAGES=tile.stages, num_warps=4,
+                OVERLAP=overlap, **_dependent(overlap),
                 maxnreg=128 if tile.programs_per_sm > 1 else None,
             )  # fmt: skip
             return
@@ -229,14 +254,14 @@ class CascadeWork:
             cos, sin, self.partial_out, self.partial_lse, scaling * LOG2_E,
             TURN=turn, RATIO=shape.ratio, KV_HEADS=shape.kv_heads, D=shape.head_dim, TURN_PAIRS=turn_pairs,
             M=tile.rows, N=tile.tokens, PAGE=page, TENSOR=tile.tensor, SPLIT_LOOP=tile.split_loop,
-            num_warps=tile.warps, num_stages=tile.stages,
+            OVERLAP=overlap, num_warps=tile.warps, num_stages=tile.stages, **_dependent(overlap),
         )  # fmt: skip
 
     def _merge(self, kernel: Any, out: Tensor) -> None:
         kernel.merge[(out.shape[0], self.shape.heads)](
-            self.partial_out, self.partial_lse, self.lists, self._static_ints, out, out.stride(0),
-            HEADS=self.shape.heads, D=self.shape.head_dim, PARTS=self.tuning.merge_parts,
-            num_warps=self.tuning.merge_warps,
+            self.partial_out, self.partial_lse, self.lists, self._static_ints, self.lists, out, out.stride(0),
+            HEADS=self.shape.heads, D=self.shape.head_dim, PARTS=self.tuning.merge_parts, ORDERED=False,
+            OVERLAP=self.tuning.overlap, num_warps=self.tuning.merge_warps, **_dependent(self.tuning.overlap),
         )  # fmt: skip
 
     def _blocks_of(self, pool: Tensor, tokens: int, stream: bool) -> Any:
@@ -246,6 +271,11 @@ class CascadeWork:
             flat, block = pool.view(pool.shape[0], -1), [tokens, self.shape.head_dim]
             self._blocks[key] = _streamed(flat, block) if stream else _described(flat, block)
         return self._blocks[key]
+
+
+def _dependent(overlap: bool) -> dict[str, bool]:
+    """The launch option of programmatic dependent launch; the interpreter does not know it."""
+    return {"launch_pdl": True} if overlap else {}
 
 
 def _described(flat: Tensor, block: list[int]) -> Any:

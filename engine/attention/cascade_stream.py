@@ -25,6 +25,8 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     warpgroup_mma_wait,
 )
 
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
+
 from engine.attention import cascade_work as work
 from engine.attention.cascade_kernel import AS_IS, BACK
 
@@ -104,19 +106,18 @@ def _clear_behind(block, valid, N: gl.constexpr, D: gl.constexpr):
 
 
 @gluon.jit
-def _item_at(number, lists, dynamic, class_index):
-    """The item of that number: the static ones first."""
+def _items(lists, dynamic, class_index):
+    """How many items are static, how many there are, and where the static and the dynamic ones begin."""
     static_items = gl.load(lists + AT_COUNTS + class_index)
-    if number < static_items:
-        at = gl.load(lists + AT_ITEMS + class_index) + number * ITEM
-    else:
-        at = gl.load(lists + dynamic + AT_ITEMS + class_index) + (number - static_items) * ITEM
-    return lists + at
+    items = static_items + gl.load(lists + dynamic + AT_COUNTS + class_index)
+    return static_items, items, gl.load(lists + AT_ITEMS + class_index), gl.load(lists + dynamic + AT_ITEMS + class_index)
 
 
 @gluon.jit
-def _items(lists, dynamic, class_index):
-    return gl.load(lists + AT_COUNTS + class_index) + gl.load(lists + dynamic + AT_COUNTS + class_index)
+def _item_at(number, lists, static_items, static_at, dynamic_at):
+    """The item of that number: the static ones first."""
+    at = gl.where(number < static_items, static_at + number * ITEM, dynamic_at + (number - static_items) * ITEM)
+    return lists + at
 
 
 @gluon.jit
@@ -138,12 +139,15 @@ def _consume(
     q, q_stride, lists, dynamic, class_index, cos, sin, partial_out, partial_lse, scale,
     q_smem, k_smem, v_smem, k_full, k_empty, v_full, v_empty, GROUP: gl.constexpr,
     TURN: gl.constexpr, RATIO: gl.constexpr, KV_HEADS: gl.constexpr, D: gl.constexpr, TURN_PAIRS: gl.constexpr,
-    N: gl.constexpr, STAGES: gl.constexpr,
+    N: gl.constexpr, STAGES: gl.constexpr, OVERLAP: gl.constexpr,
 ):  # fmt: skip
     """Warpgroup GROUP: its 64 rows of every item of this program."""
     step = 0
-    for index in range(gl.program_id(0), _items(lists, dynamic, class_index) * KV_HEADS, gl.num_programs(0)):
-        item = _item_at(index // KV_HEADS, lists, dynamic, class_index)
+    static_items, items, static_at, dynamic_at = _items(lists, dynamic, class_index)
+    if OVERLAP:
+        gdc_wait()
+    for index in range(gl.program_id(0), items * KV_HEADS, gl.num_programs(0)):
+        item = _item_at(index // KV_HEADS, lists, static_items, static_at, dynamic_at)
         row0 = gl.load(item + 1) + GROUP * ROWS
         begin = gl.load(item + 4)
         end = gl.load(item + 6)
@@ -249,13 +253,16 @@ def _store(
 def _produce(
     key_blocks, value_blocks, key_pages, value_pages, lists, dynamic, class_index,
     k_smem, v_smem, k_full, k_empty, v_full, v_empty,
-    KV_HEADS: gl.constexpr, D: gl.constexpr, N: gl.constexpr, PAGE: gl.constexpr, STAGES: gl.constexpr,
+    KV_HEADS: gl.constexpr, D: gl.constexpr, N: gl.constexpr, PAGE: gl.constexpr, STAGES: gl.constexpr, OVERLAP: gl.constexpr,
 ):  # fmt: skip
     """One warp: copies the blocks of every item of this program, as stages become empty."""
     pages_at = gl.load(lists + dynamic + AT_PAGES)
     step = 0
-    for index in range(gl.program_id(0), _items(lists, dynamic, class_index) * KV_HEADS, gl.num_programs(0)):
-        item = _item_at(index // KV_HEADS, lists, dynamic, class_index)
+    static_items, items, static_at, dynamic_at = _items(lists, dynamic, class_index)
+    if OVERLAP:
+        gdc_wait()
+    for index in range(gl.program_id(0), items * KV_HEADS, gl.num_programs(0)):
+        item = _item_at(index // KV_HEADS, lists, static_items, static_at, dynamic_at)
         column = index % KV_HEADS * D
         source = gl.load(item + 3)
         begin = gl.load(item + 4)
@@ -298,9 +305,11 @@ def stream(
     q, q_stride, key_blocks, value_blocks, key_pages, value_pages, lists, dynamic, class_index, cos, sin,
     partial_out, partial_lse, scale,
     TURN: gl.constexpr, RATIO: gl.constexpr, KV_HEADS: gl.constexpr, D: gl.constexpr, TURN_PAIRS: gl.constexpr,
-    GROUPS: gl.constexpr, N: gl.constexpr, PAGE: gl.constexpr, STAGES: gl.constexpr,
+    GROUPS: gl.constexpr, N: gl.constexpr, PAGE: gl.constexpr, STAGES: gl.constexpr, OVERLAP: gl.constexpr,
 ):  # fmt: skip
     """All items of one tile class, of 64 * GROUPS packed rows, GROUPS 1 or 2. 4 warps."""
+    if OVERLAP:
+        gdc_launch_dependents()
     k_smem = gl.allocate_shared_memory(key_blocks.dtype, [STAGES, N, D], key_blocks.layout)
     v_smem = gl.allocate_shared_memory(value_blocks.dtype, [STAGES, N, D], value_blocks.layout)
     q_layout: gl.constexpr = gl.NVMMASharedLayout.get_default_for([ROWS, D], key_blocks.dtype)
@@ -321,11 +330,11 @@ def stream(
             (_consume, (
                 q, q_stride, lists, dynamic, class_index, cos, sin, partial_out, partial_lse, scale,
                 q_smem.index(0), k_smem, v_smem, k_full, k_empty, v_full, v_empty, 0,
-                TURN, RATIO, KV_HEADS, D, TURN_PAIRS, N, STAGES,
+                TURN, RATIO, KV_HEADS, D, TURN_PAIRS, N, STAGES, OVERLAP,
             )),
             (_produce, (
                 key_blocks, value_blocks, key_pages, value_pages, lists, dynamic, class_index,
-                k_smem, v_smem, k_full, k_empty, v_full, v_empty, KV_HEADS, D, N, PAGE, STAGES,
+                k_smem, v_smem, k_full, k_empty, v_full, v_empty, KV_HEADS, D, N, PAGE, STAGES, OVERLAP,
             )),
         ], [1], [PRODUCER_REGISTERS])  # fmt: skip
     else:
@@ -333,15 +342,15 @@ def stream(
             (_consume, (
                 q, q_stride, lists, dynamic, class_index, cos, sin, partial_out, partial_lse, scale,
                 q_smem.index(0), k_smem, v_smem, k_full, k_empty, v_full, v_empty, 0,
-                TURN, RATIO, KV_HEADS, D, TURN_PAIRS, N, STAGES,
+                TURN, RATIO, KV_HEADS, D, TURN_PAIRS, N, STAGES, OVERLAP,
             )),
             (_consume, (
                 q, q_stride, lists, dynamic, class_index, cos, sin, partial_out, partial_lse, scale,
                 q_smem.index(1), k_smem, v_smem, k_full, k_empty, v_full, v_empty, 1,
-                TURN, RATIO, KV_HEADS, D, TURN_PAIRS, N, STAGES,
+                TURN, RATIO, KV_HEADS, D, TURN_PAIRS, N, STAGES, OVERLAP,
             )),
             (_produce, (
                 key_blocks, value_blocks, key_pages, value_pages, lists, dynamic, class_index,
-                k_smem, v_smem, k_full, k_empty, v_full, v_empty, KV_HEADS, D, N, PAGE, STAGES,
+                k_smem, v_smem, k_full, k_empty, v_full, v_empty, KV_HEADS, D, N, PAGE, STAGES, OVERLAP,
             )),
         ], [4, 1], [CONSUMER_REGISTERS, PRODUCER_REGISTERS])  # fmt: skip

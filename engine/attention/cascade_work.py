@@ -12,11 +12,11 @@ one pass of a tile of packed rows over one split of one chunk or tail, for every
 Where a chunk is split depends on its length alone, and a row's partials lie in the order of its composition, so
 who else is in the step changes neither what is summed nor in which order. Two blobs share one int32 buffer:
 
-    static  [header | items by tile class | pairs | first partial by row]       while compositions last
-    dynamic [header | items by tile class | pairs (the rows) | positions | first tail partial by row | pages]
+    static  [header | items by tile class | pairs]                              while compositions last
+    dynamic [header | rows | items by tile class | pairs (the rows) | positions | pages]
 
-    header  0: rows   1 + c: items of class c   9 + c: where they begin   17, 18, 19: where positions, the
-            partial ranges and the pages begin
+    header  0: rows   1 + c: items of class c   9 + c: where they begin   17, 18: where positions and pages begin
+    rows    of each row: its first shared partial, how many, its tail's first partial, how many
 """
 
 from __future__ import annotations
@@ -36,7 +36,8 @@ Tiles = tuple[tuple[int, int], ...]
 HEADER = 24  # ints
 ITEM = 8  # ints: pairs at, packed row, packed rows of the group, source, begin, full end, end, split
 PAIR = 4  # ints: row, offset, limit, first partial
-AT_COUNTS, AT_ITEMS, AT_POSITIONS, AT_PARTIALS, AT_PAGES = 1, 9, 17, 18, 19
+ROW = 4  # ints: first shared partial, shared partials, first tail partial, tail partials
+AT_COUNTS, AT_ITEMS, AT_POSITIONS, AT_PAGES = 1, 9, 17, 18
 CLASSES_MAX = 8
 
 
@@ -51,7 +52,7 @@ class SplitRule:
     short: int = 1024
     middle: int = 2048
     long: int = 4096
-    middle_from: int = 4097
+    middle_from: int = 2049
     long_from: int = 16384
     tail: int = 1024
 
@@ -77,11 +78,11 @@ class Limits:
 
     @property
     def static_ints(self) -> int:
-        return HEADER + self.items * ITEM + self.pairs * PAIR + self.rows + 1
+        return HEADER + self.items * ITEM + self.pairs * PAIR
 
     @property
     def dynamic_ints(self) -> int:
-        return HEADER + self.items * ITEM + self.rows * (PAIR + 1) + self.rows + 1 + self.pages
+        return HEADER + self.items * ITEM + self.rows * (ROW + PAIR + 1) + self.pages
 
 
 @dataclass(frozen=True)
@@ -123,8 +124,16 @@ class _Groups:
     step: int
 
 
-def shared_lists(levels: Levels, rows: int, shape: ListShape) -> Ints:
-    """The static blob of ``levels`` in a step of ``rows`` rows. Raises ``WorkTooLarge``."""
+@dataclass(frozen=True)
+class SharedLists:
+    """The static blob, and where each row's shared partials begin (rows + 1)."""
+
+    blob: Ints
+    row_first: Ints
+
+
+def shared_lists(levels: Levels, rows: int, shape: ListShape) -> SharedLists:
+    """The static lists of ``levels`` in a step of ``rows`` rows. Raises ``WorkTooLarge``."""
     reads = [read for level in levels for read in level]
     tokens = np.fromiter((read.tokens for read in reads), np.int32, len(reads))
     count = np.fromiter((len(read.rows) for read in reads), np.int32, len(reads))
@@ -135,12 +144,13 @@ def shared_lists(levels: Levels, rows: int, shape: ListShape) -> Ints:
     _check("partials", int(row_first[-1]), shape.limits.partials)
     source = np.fromiter((read.first_slot for read in reads), np.int32, len(reads))
     groups = _Groups(_starts(count)[:-1] * PAIR, count, source, tokens, split, tokens, 0)
-    blob, items_end = _with_items(groups, shape, at=0, rows=rows)
-    return _finish(blob, items_end, [(None, pairs.reshape(-1)), (AT_PARTIALS, row_first)])
+    header, items = _items(groups, shape, at=HEADER)
+    header[0] = rows
+    return SharedLists(np.concatenate((header, items, pairs.reshape(-1))), row_first)
 
 
-def tail_lists(plan: CascadePlan, shape: ListShape) -> Ints:
-    """The dynamic blob of a plan: its tails, positions and pages. Raises ``WorkTooLarge``."""
+def tail_lists(plan: CascadePlan, shared: SharedLists, shape: ListShape) -> Ints:
+    """The dynamic blob of a plan: its rows, tails, positions and pages. Raises ``WorkTooLarge``."""
     tails = plan.tails
     rows = len(plan.slots)
     first = np.fromiter((tail.first_row for tail in tails), np.int32, len(tails))
@@ -159,12 +169,18 @@ def tail_lists(plan: CascadePlan, shape: ListShape) -> Ints:
     pairs = np.zeros((rows, PAIR), np.int32)
     pairs[:, 0] = np.arange(rows)
     pairs[owned, 2] = np.repeat(before, count) + _ranges(np.zeros_like(count), count) + 1
-    pairs[:, 3] = row_first[:-1] + shape.limits.partials
+    records = np.empty((rows, ROW), np.int32)
+    records[:, 0], records[:, 1] = shared.row_first[:-1], np.diff(shared.row_first)
+    records[:, 2], records[:, 3] = row_first[:-1] + shape.limits.partials, splits_of_row
+    pairs[:, 3] = records[:, 2]
+    at = shape.limits.static_ints + HEADER + rows * ROW
     groups = _Groups(first * PAIR, count, ~page_at[:-1], before + count, split, before + 1, 1)
-    blob, items_end = _with_items(groups, shape, at=shape.limits.static_ints, rows=rows)
+    header, items = _items(groups, shape, at=at)
+    header[0] = rows
+    header[AT_POSITIONS] = at + len(items) + rows * PAIR
+    header[AT_PAGES] = header[AT_POSITIONS] + rows
     positions = np.fromiter(plan.positions, np.int32, rows)
-    rest = [(None, pairs.reshape(-1)), (AT_POSITIONS, positions), (AT_PARTIALS, row_first + shape.limits.partials)]
-    return _finish(blob, items_end, [*rest, (AT_PAGES, pages)])
+    return np.concatenate((header, records.reshape(-1), items, pairs.reshape(-1), positions, pages))
 
 
 def _shared_pairs(reads: Sequence[ChunkRead], rows: int, count: Ints, splits: Ints) -> tuple[Ints, Ints]:
@@ -182,8 +198,8 @@ def _shared_pairs(reads: Sequence[ChunkRead], rows: int, count: Ints, splits: In
     return pairs, _starts(row_splits.astype(np.int32))
 
 
-def _with_items(groups: _Groups, shape: ListShape, *, at: int, rows: int) -> tuple[Ints, int]:
-    """A blob with header and items; the pairs follow the items. ``at``: where the blob lies in the buffer."""
+def _items(groups: _Groups, shape: ListShape, *, at: int) -> tuple[Ints, Ints]:
+    """A header and the items, which begin at ``at`` in the buffer and are followed by the pairs."""
     packed = groups.pairs * shape.ratio
     tallest = _tallest(groups, shape)
     tile_counts = -(-packed // tallest)
@@ -202,17 +218,16 @@ def _with_items(groups: _Groups, shape: ListShape, *, at: int, rows: int) -> tup
     fields[:, 5] = np.clip(groups.visible[group] + groups.step * first_pair, begin, end)
     fields[:, 6] = np.clip(groups.visible[group] + groups.step * last_pair, begin, end)
     _check("items", len(fields), shape.limits.items)
-    fields[:, 0] = at + HEADER + len(fields) * ITEM + groups.pair_at[group]
+    fields[:, 0] = at + len(fields) * ITEM + groups.pair_at[group]
     kind = _class_of(shape.long_tiles if groups.step else shape.chunk_tiles, left)
     if groups.step:
         kind = np.where(groups.pairs[group] == 1, _class_of(shape.row_tiles, left), kind)
     order = np.lexsort((fields[:, 4] - fields[:, 6], kind)) if groups.step else np.argsort(kind, kind="stable")
     counts = np.bincount(kind, minlength=CLASSES_MAX)
     header = np.zeros(HEADER, np.int32)
-    header[0] = rows
-    header[AT_COUNTS : AT_COUNTS + len(counts)] = counts
-    header[AT_ITEMS : AT_ITEMS + len(counts)] = at + HEADER + _starts(counts)[:-1] * ITEM
-    return np.concatenate((header, fields[order].reshape(-1))), at + HEADER + len(fields) * ITEM
+    header[AT_COUNTS : AT_COUNTS + CLASSES_MAX] = counts
+    header[AT_ITEMS : AT_ITEMS + CLASSES_MAX] = at + _starts(counts)[:-1] * ITEM
+    return header, fields[order].reshape(-1)
 
 
 def _tallest(groups: _Groups, shape: ListShape) -> Ints:
@@ -231,15 +246,6 @@ def _class_of(tiles: Tiles, rows: Ints) -> Ints:
         return np.zeros_like(rows)
     heights, classes = (np.array(column, np.int32) for column in zip(*tiles, strict=True))
     return classes[np.minimum(np.searchsorted(heights, rows), len(classes) - 1)]
-
-
-def _finish(blob: Ints, at: int, arrays: Sequence[tuple[int | None, Ints]]) -> Ints:
-    """Appends arrays and notes in the header where they begin in the buffer."""
-    for field, array in arrays:
-        if field is not None:
-            blob[field] = at
-        at += len(array)
-    return np.concatenate([blob, *(array for _, array in arrays)])
 
 
 def _starts(counts: npt.NDArray[np.integer]) -> Ints:
