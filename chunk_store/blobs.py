@@ -38,15 +38,15 @@ class Expected:
     key: ChunkKey
     token_ids: Sequence[int]
 
-    def check(self, header: EntryHeader, sizes: Sequence[int]) -> None:
-        """Raises ``BlobBad`` where ``header`` is not the entry that was asked for."""
-        if header.key != self.key:
-            raise BlobBad(f"the header's key is {header.key}, asked for {self.key}")
-        if header.token_ids != tuple(self.token_ids):
+    def check(self, frame: Frame, views: Sequence[memoryview]) -> None:
+        """Raises ``BlobBad`` where ``frame`` is not the entry that was asked for, or does not fit ``views``."""
+        if frame.header.key != self.key:
+            raise BlobBad(f"the header's key is {frame.header.key}, asked for {self.key}")
+        if frame.header.token_ids != tuple(self.token_ids):
             raise BlobBad("the stored token ids differ from the requested ones")
-        wanted = header.layout.buffer_nbytes(len(header.token_ids))
-        if wanted != list(sizes):
-            raise BlobBad(f"the stored layout has parts of {wanted} bytes, asked for {list(sizes)}")
+        sizes = tuple(view.nbytes for view in views)
+        if frame.sizes != sizes:
+            raise BlobBad(f"the stored layout has parts of {frame.sizes} bytes, asked for {sizes}")
 
 
 class Blobs(Protocol):

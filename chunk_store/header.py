@@ -46,11 +46,12 @@ class Frame:
     data_offset: int
     block_nbytes: int
     checksums: tuple[int, ...]
+    sizes: tuple[int, ...]  # bytes of each part
 
     @property
     def stored_nbytes(self) -> int:
         """Bytes of header and data together."""
-        return self.data_offset + self.header.nbytes
+        return self.data_offset + sum(self.sizes)
 
 
 def checksum(data: bytes | memoryview) -> int:
@@ -60,16 +61,24 @@ def checksum(data: bytes | memoryview) -> int:
 
 def flat_views(buffers: Sequence[memoryview], sizes: Sequence[int]) -> list[memoryview]:
     """``buffers`` as flat bytes. Raises ``ValueError`` where they are not C-contiguous or not of ``sizes``."""
-    views = []
-    for buffer in buffers:
-        if not buffer.c_contiguous:
-            raise ValueError("buffers: every buffer must be C-contiguous")
-        plain = buffer.format == "B" and buffer.ndim == 1
-        views.append(buffer if plain else buffer.cast("B"))
+    views = [_flat(buffer) for buffer in buffers]
     found = [view.nbytes for view in views]
     if found != list(sizes):
         raise ValueError(f"buffers: the layout wants parts of {list(sizes)} bytes, got {found}")
     return views
+
+
+def writable_views(buffers: Sequence[memoryview]) -> list[memoryview]:
+    """``buffers`` as flat bytes to be written. Raises ``ValueError`` where they cannot be."""
+    if any(buffer.readonly for buffer in buffers):
+        raise ValueError("buffers: every buffer must be writable")
+    return [_flat(buffer) for buffer in buffers]
+
+
+def _flat(buffer: memoryview) -> memoryview:
+    if not buffer.c_contiguous:
+        raise ValueError("buffers: every buffer must be C-contiguous")
+    return buffer if buffer.format == "B" and buffer.ndim == 1 else buffer.cast("B")
 
 
 def split_blocks(views: Sequence[memoryview], block_nbytes: int) -> Iterator[memoryview]:
@@ -158,9 +167,9 @@ def _frame(parts: list[bytes], data_offset: int) -> Frame:
     (block_nbytes,) = _U32.unpack(block)
     if block_nbytes == 0:
         raise ValueError("block size 0")
-    sizes = header.layout.buffer_nbytes(len(header.token_ids))
+    sizes = tuple(header.layout.buffer_nbytes(len(header.token_ids)))
     checksums = struct.unpack(f"<{block_count(sizes, block_nbytes)}Q", sums)
-    return Frame(header, data_offset, block_nbytes, checksums)
+    return Frame(header, data_offset, block_nbytes, checksums, sizes)
 
 
 def _join(*fields: bytes) -> bytes:

@@ -10,6 +10,7 @@ processes that agree on a key agree on the layout.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
@@ -59,6 +60,11 @@ class KVLayout:
     @classmethod
     def from_canonical(cls, text: str) -> KVLayout:
         """Inverse of ``canonical``. Raises ``ValueError`` for anything else."""
-        dtype, _, layers = text.partition(":")
-        triples = [tuple(int(n) for n in part.split(",")) for part in layers.split(";") if part]
-        return cls(dtype, tuple(LayerLayout(*triple) for triple in triples))
+        return _parse(text)
+
+
+@lru_cache(maxsize=64)  # a store reads the same few layouts again and again
+def _parse(text: str) -> KVLayout:
+    dtype, _, layers = text.partition(":")
+    triples = [tuple(int(n) for n in part.split(",")) for part in layers.split(";") if part]
+    return KVLayout(dtype, tuple(LayerLayout(*triple) for triple in triples))

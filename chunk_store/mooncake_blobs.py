@@ -49,7 +49,7 @@ class MooncakeBlobs:
 
     def read(self, blob: str, expected: Expected, views: Sequence[memoryview]) -> None:
         frame = self.frame(blob)
-        expected.check(frame.header, [view.nbytes for view in views])
+        expected.check(frame, views)
         checksums = iter(frame.checksums)
         for number, spans in enumerate(pieces_of(views)):
             fill(spans, self._get(self._name(blob, number)), frame.block_nbytes, checksums)

@@ -50,7 +50,7 @@ class RedisBlobs:
 
     def read(self, blob: str, expected: Expected, views: Sequence[memoryview]) -> None:
         frame = self.frame(blob)
-        expected.check(frame.header, [view.nbytes for view in views])
+        expected.check(frame, views)
         checksums = iter(frame.checksums)
         pieces = enumerate(pieces_of(views))
         while batch := list(islice(pieces, PIECES_IN_FLIGHT)):

@@ -14,7 +14,7 @@ from types import TracebackType
 from typing import Self
 
 from chunk_store.blobs import BlobBad, BlobMissing, Blobs, BlobUnreadable, Expected, NoSpace
-from chunk_store.header import flat_views, header_nbytes
+from chunk_store.header import flat_views, header_nbytes, writable_views
 from chunk_store.key import ChunkId, ChunkKey, ModelIdentity
 from chunk_store.ledger import Ledger, ReadTicket, blob_name, check_key
 from chunk_store.store import (
@@ -94,9 +94,7 @@ class SharedStore:
         return publication
 
     def load(self, key: ChunkKey, token_ids: Sequence[int], buffers: Sequence[memoryview]) -> MissReason | None:
-        if any(buffer.readonly for buffer in buffers):
-            raise ValueError("buffers: every buffer must be writable")
-        views = flat_views(buffers, [buffer.nbytes for buffer in buffers])
+        views = writable_views(buffers)
         expected = Expected(key, token_ids)
         reason: MissReason | None = MissReason.LOAD_FAILED
         for _ in range(LOAD_ATTEMPTS_MAX):
