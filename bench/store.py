@@ -40,6 +40,7 @@ from chunk_store.store import Busy, EntryHeader, Stored  # noqa: E402
 LAYOUT = KVLayout("bfloat16", (LayerLayout(8, 128, 128),) * 28)  # Qwen3-0.6B: 114 688 bytes a token
 SIZES_MB = (2, 16, 64)
 WORKING_SET_MB = 256
+KEPT = 4  # puts replace the oldest of so many, on both sides
 COUNTS = (100, 1_000, 10_000, 100_000)
 SMALL = KVLayout("float32", (LayerLayout(1, 8, 8),))
 
@@ -175,14 +176,18 @@ def bench_file(root: Path, seconds: float) -> list[Row]:
             os.preadv(fd, one.target, one.offset)
             os.close(fd)
 
-        def bare_write(source: list[memoryview] = source) -> None:
-            fd = os.open(root / "bare", os.O_CREAT | os.O_WRONLY, 0o644)
+        ring = cycle(range(KEPT))
+
+        def bare_write(source: list[memoryview] = source, ring: Iterator[int] = ring) -> None:
+            path = root / f"bare{next(ring)}"
+            path.unlink(missing_ok=True)
+            fd = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
             os.pwritev(fd, source, 0)
             os.close(fd)
-            os.unlink(root / "bare")
 
         rows.append(compare("file get", "preadv", header, seconds, read, bare_read))
-        rows.append(compare("file put", "pwritev", header, seconds, put_step(store, source, tokens_of(mb)), bare_write))
+        kept = open_store(f"file://{root}/puts{mb}", capacity_nbytes=KEPT * (header.nbytes + 8192))
+        rows.append(compare("file put", "pwritev", header, seconds, put_step(kept, source, tokens_of(mb)), bare_write))
     store.close()
     return rows
 

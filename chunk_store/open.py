@@ -60,9 +60,10 @@ def _open_file(url: str, capacity_nbytes: int | None, records_max: int | None, d
 
 def _open_redis(url: str, capacity_nbytes: int | None, records_max: int | None) -> SharedStore:
     try:
-        from chunk_store.redis_blobs import RedisBlobs
+        from chunk_store.object_blobs import ObjectBlobs
         from chunk_store.redis_connection import RedisConnection, parse_redis_url
         from chunk_store.redis_ledger import RedisLedger
+        from chunk_store.redis_objects import RedisObjects
     except ImportError as error:
         raise ValueError("store URL: redis:// needs the redis client: pip install 'cairn[redis]'") from error
     connection = RedisConnection(parse_redis_url(url))
@@ -72,7 +73,7 @@ def _open_redis(url: str, capacity_nbytes: int | None, records_max: int | None) 
         records_max=records_max or RECORDS_MAX_DEFAULT,
     )
     ledger.set_limits(capacity_nbytes=capacity_nbytes, records_max=records_max)
-    return SharedStore(ledger, RedisBlobs(connection))
+    return SharedStore(ledger, ObjectBlobs(RedisObjects(connection), connection))
 
 
 def _open_mooncake(url: str, capacity_nbytes: int | None, records_max: int | None) -> SharedStore:
@@ -91,7 +92,8 @@ def _open_mooncake(url: str, capacity_nbytes: int | None, records_max: int | Non
 
 def mooncake_store(client: Any, redis_url: str, ledger: Ledger) -> SharedStore:
     """A store over a Mooncake client that is already connected; closing the store closes the client."""
-    from chunk_store.mooncake_blobs import MooncakeBlobs
+    from chunk_store.mooncake_objects import MooncakeObjects
+    from chunk_store.object_blobs import ObjectBlobs
     from chunk_store.redis_connection import RedisConnection, parse_redis_url
 
-    return SharedStore(ledger, MooncakeBlobs(client, RedisConnection(parse_redis_url(redis_url))))
+    return SharedStore(ledger, ObjectBlobs(MooncakeObjects(client), RedisConnection(parse_redis_url(redis_url))))

@@ -67,21 +67,19 @@ class RedisPlace:
         self._stores.append(store)
         return store
 
-    def blob(self, key: ChunkKey) -> str:
-        (found,) = self.redis.client.keys(self.redis.name(f"blob:{key}.*"))
-        return str(found.decode())
+    def value(self, key: ChunkKey, part: str) -> str:
+        return value_name(self.redis, key, part)
 
     def damage(self, key: ChunkKey, how: Damage) -> None:
-        blob = self.blob(key)
-        if how is Damage.MISSING:
-            self.redis.client.delete(blob)
-            return
-        field = "0" if how in (Damage.FLIPPED_DATA, Damage.CUT) else "h"
-        raw = bytearray(self.redis.client.hget(blob, field))
-        self.redis.client.hset(blob, field, damage_bytes(raw, how))
+        name = self.value(key, damaged_part(how))
+        raw = bytearray(self.redis.client.get(name))
+        self.redis.client.delete(name)
+        if how is not Damage.MISSING:
+            self.redis.client.set(name, damage_bytes(raw, how))
 
     def replace_data(self, key: ChunkKey, other: ChunkKey) -> None:
-        self.redis.client.hset(self.blob(key), mapping=self.redis.client.hgetall(self.blob(other)))
+        for part in ("h", "0"):
+            self.redis.client.set(self.value(key, part), self.redis.client.get(self.value(other, part)))
 
     def close(self) -> None:
         for store in self._stores:
@@ -112,16 +110,8 @@ class MooncakePlace:
         self._stores.append(store)
         return store
 
-    def object(self, key: ChunkKey, part: str) -> str:
-        (found,) = (
-            blob.decode()
-            for blob in self.redis.client.hkeys(self.redis.name("catalogue"))
-            if blob.startswith(key.encode())
-        )
-        return f"{self.redis.prefix}{found}:{part}"
-
     def damage(self, key: ChunkKey, how: Damage) -> None:
-        name = self.object(key, "0" if how in (Damage.FLIPPED_DATA, Damage.CUT, Damage.MISSING) else "h")
+        name = value_name(self.redis, key, damaged_part(how))
         raw = bytearray(self.client.get(name))
         assert self.client.remove(name, True) == 0
         if how is not Damage.MISSING:
@@ -129,9 +119,10 @@ class MooncakePlace:
 
     def replace_data(self, key: ChunkKey, other: ChunkKey) -> None:
         for part in ("h", "0"):
-            raw = self.client.get(self.object(other, part))
-            assert self.client.remove(self.object(key, part), True) == 0
-            assert self.client.put(self.object(key, part), raw) == 0
+            mine, theirs = (value_name(self.redis, which, part) for which in (key, other))
+            raw = self.client.get(theirs)
+            assert self.client.remove(mine, True) == 0
+            assert self.client.put(mine, raw) == 0
 
     def close(self) -> None:
         for store in self._stores:
@@ -153,6 +144,17 @@ class StaysOpen:
 
     def close(self) -> None:
         """The fixture closes it."""
+
+
+def value_name(redis: RedisConnection, key: ChunkKey, part: str) -> str:
+    """The name of one value of an entry, found through the catalogue."""
+    blobs = [name.decode() for name in redis.client.hkeys(redis.name("catalogue"))]
+    (found,) = (blob for blob in blobs if blob.startswith(f"{key}."))
+    return f"{redis.prefix}blob:{found}:{part}"
+
+
+def damaged_part(how: Damage) -> str:
+    return "0" if how in (Damage.FLIPPED_DATA, Damage.CUT, Damage.MISSING) else "h"
 
 
 def damage_file(path: Path, how: Damage) -> None:

@@ -142,7 +142,7 @@ def test_a_server_that_evicts_by_itself_only_costs_misses(shared_redis: Server) 
         for number in range(4):
             publish(store, sample(number))
         for number in (1, 2):
-            place.redis.client.delete(place.blob(sample(number).key))
+            place.redis.client.delete(place.value(sample(number).key, "h"))
         assert not loads(store, sample(1))
         assert store.miss_reason(sample(1).key, sample(1).chunk_id, sample(1).header.model, "") is MissReason.NOT_STORED
         assert repair(store).dropped == 1

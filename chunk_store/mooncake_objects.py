@@ -1,0 +1,53 @@
+"""Values in Mooncake: in the memory of owner processes, gone when their owner dies."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from chunk_store.blobs import BlobUnreadable, NoSpace
+from chunk_store.mooncake_client import NO_AVAILABLE_HANDLE, OBJECT_NOT_FOUND, REPLICA_IS_NOT_READY, pinned_config
+from chunk_store.store import StoreUnavailable
+
+
+class MooncakeObjects:
+    """The ``Objects`` of one Mooncake cluster."""
+
+    kind = "mooncake"
+
+    def __init__(self, client: Any) -> None:
+        self._client = client
+        self._config = pinned_config()
+
+    def put(self, values: Sequence[tuple[str, memoryview | bytes]]) -> None:
+        for name, value in values:
+            code = self._client.put(name, value, self._config)
+            if code == NO_AVAILABLE_HANDLE:
+                raise NoSpace("mooncake: no owner has room (or none is running)")
+            if code != 0:
+                raise StoreUnavailable(f"mooncake: put failed with code {code}; an owner or the master is gone")
+
+    def get(self, names: Sequence[str]) -> list[memoryview | bytes | None]:
+        return [self._get(name) for name in names]
+
+    def remove(self, names: Sequence[str]) -> bool:
+        """Without regard to Mooncake's own leases: the ledger knows who reads. False when a writer died in the middle
+        of a value, which Mooncake itself removes, but only after a time."""
+        codes = [self._client.remove(name, True) for name in names]
+        failed = set(codes) - {0, OBJECT_NOT_FOUND, REPLICA_IS_NOT_READY}
+        if failed:
+            raise StoreUnavailable(f"mooncake: remove failed with codes {sorted(failed)}; the master does not answer")
+        return REPLICA_IS_NOT_READY not in codes
+
+    def close(self) -> None:
+        self._client.close()
+
+    def _get(self, name: str) -> memoryview | None:
+        """Of a dead owner nothing comes while the master still lists it: that is missing too."""
+        handle = self._client.get_buffer(name)
+        if handle is not None:
+            return memoryview(handle).cast("B")
+        size = self._client.get_size(name)
+        if size < 0 and size != OBJECT_NOT_FOUND:
+            raise BlobUnreadable(f"mooncake: the master does not answer (code {size})")
+        return None
