@@ -32,6 +32,7 @@ from serving.errors import RequestError
 from serving.logs import set_request_id
 
 REQUEST_ID_CHARACTERS_MAX = 256
+SALT_CHARACTERS_MAX = 256
 Context = grpc.aio.ServicerContext[Any, Any]
 
 
@@ -111,7 +112,7 @@ class DecodeService(decode_pb2_grpc.DecodeServiceServicer):  # type: ignore[misc
         self, request: decode_pb2.GenerateRequest, context: Context, request_id: str, clock: StageClock
     ) -> tuple[Sequence, asyncio.Queue[list[Event]]]:
         """Resolves the request and queues it with the worker."""
-        salt = self.access.salt_for(context.invocation_metadata(), request.salt)
+        salt = self._salt_of(request, context)
         bypass = request.cache_use == decode_pb2.CACHE_USE_BYPASS
         composition = await self._resolve(request, salt, register=not bypass)
         clock.tokenize_ns = time.monotonic_ns() - clock.arrived
@@ -143,6 +144,11 @@ class DecodeService(decode_pb2_grpc.DecodeServiceServicer):  # type: ignore[misc
         if request_id in self._aborted:
             self.worker.end(request_id, FinishReason.ABORT)
         return sequence, events
+
+    def _salt_of(self, request: decode_pb2.GenerateRequest, context: Context) -> str:
+        if len(request.salt) > SALT_CHARACTERS_MAX:
+            raise RequestError(StatusCode.INVALID_ARGUMENT, f"salt: longer than {SALT_CHARACTERS_MAX} characters")
+        return self.access.salt_for(context.invocation_metadata(), request.salt)
 
     async def _resolve(self, request: decode_pb2.GenerateRequest, salt: str, *, register: bool) -> Composition:
         segments = messages.segments_in(request.segments)
@@ -201,7 +207,7 @@ class DecodeService(decode_pb2_grpc.DecodeServiceServicer):  # type: ignore[misc
 
     # -- the other RPCs -----------------------------------------------------------------------------
     async def Explain(self, request: decode_pb2.GenerateRequest, context: Context) -> decode_pb2.ExplainResponse:
-        salt = self.access.salt_for(context.invocation_metadata(), request.salt)
+        salt = self._salt_of(request, context)
         composition = await self._resolve(request, salt, register=False)
         bypass = request.cache_use == decode_pb2.CACHE_USE_BYPASS
         try:

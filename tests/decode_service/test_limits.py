@@ -1,0 +1,193 @@
+"""What cannot be answered ends with a clear status that names the field; nothing is lost by it."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from transformers import AutoTokenizer
+
+import cairn
+from cairn import Client
+from protos import chunks_pb2, decode_pb2, decode_pb2_grpc
+from tests import oracle
+from tests.decode_service.models import CONTEXT_LENGTH, loaded, model_dir, oracle_model, tokens
+from tests.decode_service.pair import Pair, pair, wait_until
+from tests.models_for_tests import VOCABULARY
+
+Code = grpc.StatusCode
+
+
+def raw(services: Pair, request: decode_pb2.GenerateRequest, method: str = "Generate") -> tuple[grpc.StatusCode, str]:
+    """The status of a request that the client would not even send."""
+    with grpc.insecure_channel(services.decode_address, [("grpc.max_send_message_length", -1)]) as channel:
+        call = getattr(decode_pb2_grpc.DecodeServiceStub(channel), method)
+        with pytest.raises(grpc.RpcError) as caught:
+            reply = call(request, timeout=20)
+            if method == "Generate":
+                list(reply)
+        return caught.value.code(), caught.value.details()
+
+
+def segment(**fields: Any) -> decode_pb2.Segment:
+    if "ids" in fields:
+        fields["token_ids"] = chunks_pb2.TokenIds(ids=fields.pop("ids"))
+    return decode_pb2.Segment(**fields)
+
+
+BAD_SEGMENTS = {
+    "none at all": ([], Code.INVALID_ARGUMENT, "segments: at least one"),
+    "no content": ([segment()], Code.INVALID_ARGUMENT, "segments[0]: give one of"),
+    "empty query": ([segment(text="")], Code.INVALID_ARGUMENT, "segments[0]: the query is empty"),
+    "empty chunk": ([segment(ids=[]), segment(ids=[5])], Code.INVALID_ARGUMENT, "segments[0]: it is empty"),
+    "unknown id": ([segment(chunk_id="0" * 64), segment(ids=[5])], Code.NOT_FOUND, "segments[0].chunk_id"),
+    "not an id": ([segment(chunk_id="no\n"), segment(ids=[5])], Code.NOT_FOUND, "segments[0].chunk_id"),
+    "outside the vocabulary": ([segment(ids=[VOCABULARY])], Code.INVALID_ARGUMENT, f"token id {VOCABULARY}"),
+    "a token id of 32 bits": ([segment(ids=[2**32 - 1])], Code.INVALID_ARGUMENT, "token id 4294967295"),
+    "unknown type": ([segment(ids=[5], type=77)], Code.INVALID_ARGUMENT, "type: 77"),
+    "unknown role": ([segment(text="x", role="pirate")], Code.INVALID_ARGUMENT, "segments[0].role"),
+    "too long": ([segment(ids=[5] * CONTEXT_LENGTH)], Code.INVALID_ARGUMENT, "no room for an answer"),
+    "too many": ([segment(ids=[5])] * 1025, Code.INVALID_ARGUMENT, "segments: 1025"),
+}
+
+
+@pytest.mark.parametrize("method", ["Generate", "Explain"])
+@pytest.mark.parametrize("name", BAD_SEGMENTS)
+def test_bad_segments(services: Pair, name: str, method: str) -> None:
+    segments, code, words = BAD_SEGMENTS[name]
+    if (name, method) == ("too long", "Explain"):
+        pytest.skip("Explain generates nothing and needs no room for an answer")
+    found = raw(services, decode_pb2.GenerateRequest(segments=segments), method)
+    assert found[0] is code and words in found[1], found
+
+
+BAD_SAMPLING = {
+    "temperature": [-0.1, float("nan"), float("inf")],
+    "top_p": [0.0, 1.1, float("nan")],
+    "min_p": [-0.1, 1.5],
+    "frequency_penalty": [3.0],
+    "presence_penalty": [-3.0],
+    "repetition_penalty": [0.0, -1.0],
+    "max_tokens": [0, CONTEXT_LENGTH],
+    "min_tokens": [129],
+    "seed": [2**63],
+    "stop": [[""], ["x"] * 17],
+    "stop_token_ids": [[VOCABULARY]],
+}
+
+
+@pytest.mark.parametrize("field", BAD_SAMPLING)
+def test_bad_sampling_fields(services: Pair, field: str) -> None:
+    for value in BAD_SAMPLING[field]:
+        sampling = decode_pb2.SamplingParams(**{field: value})
+        found = raw(services, decode_pb2.GenerateRequest(segments=[segment(ids=[5])], sampling=sampling))
+        assert found[0] is Code.INVALID_ARGUMENT and f"sampling.{field}" in found[1], (value, found)
+
+
+def test_other_bad_fields(services: Pair) -> None:
+    query = [segment(ids=[5])]
+    assert raw(services, decode_pb2.GenerateRequest(segments=query, reuse_mode=4))[0] is Code.INVALID_ARGUMENT
+    found = raw(services, decode_pb2.GenerateRequest(segments=query, request_id="x" * 257))
+    assert found[0] is Code.INVALID_ARGUMENT and "request_id" in found[1]
+    found = raw(services, decode_pb2.GenerateRequest(segments=query, salt="x" * 257))
+    assert found[0] is Code.INVALID_ARGUMENT and "salt" in found[1]
+    huge = decode_pb2.GenerateRequest(segments=[segment(text="a" * (17 << 20))])
+    assert raw(services, huge)[0] is Code.RESOURCE_EXHAUSTED
+
+
+def test_a_request_id_that_is_running(services: Pair) -> None:
+    with services.client.generate([[5]], max_tokens=1000, ignore_eos=True, request_id="mine") as stream:
+        next(stream)
+        with pytest.raises(cairn.Conflict, match="mine"):
+            services.generate([[5]], request_id="mine")
+    wait_until(lambda: services.client.loads().running == 0)
+    assert services.generate([[5]], request_id="mine").request_id == "mine"
+
+
+def test_the_longest_answer_that_fits(services: Pair) -> None:
+    prompt = tokens(1, CONTEXT_LENGTH - 3)
+    assert len(services.generate([prompt], 3).token_ids) == 3
+    with pytest.raises(cairn.InvalidRequest, match="at most 3 are left"):
+        services.generate([prompt], 4)
+
+
+def test_queue_and_pool_are_bounded(folder: Path, tmp_path: Path) -> None:
+    with pair(
+        loaded(folder, "prefill"), loaded(folder, "decode"), tmp_path / "s", kv_pages=20, max_waiting=2, max_batch=1
+    ) as services:
+        with pytest.raises(cairn.Overloaded, match="segments: their chunks need 11 pages"):
+            services.generate([tokens(2, 161), [5]])
+        with pytest.raises(cairn.Overloaded, match=r"sampling.max_tokens: query and answer need 11 pages"):
+            services.generate([[5]], 170)
+        with ThreadPoolExecutor(2) as threads, services.held_decode():
+            futures = [threads.submit(services.generate, [[5 + n]]) for n in range(2)]
+            wait_until(lambda: services.client.loads().waiting == 2)
+            code, message = raw(services, decode_pb2.GenerateRequest(segments=[segment(ids=[5])]))
+        assert code is Code.RESOURCE_EXHAUSTED and "2 requests are waiting" in message
+        assert all(future.result(20).token_ids for future in futures)
+        services.check_idle()
+
+
+def test_modes_that_the_model_does_not_allow(tmp_path: Path) -> None:
+    folder = model_dir(tmp_path / "gpt2", "gpt2-learned-positions")
+    with pair(loaded(folder, "prefill"), loaded(folder, "decode"), tmp_path / "s") as services:
+        chunk, query = tokens(3, 20), tokens(4, 5)
+        expected, _ = oracle.greedy(oracle_model(folder), [chunk], query, "exact", 5)
+        assert list(services.generate([chunk, query], 5).token_ids) == expected
+        modes = {mode.mode: mode for mode in services.client.loads().modes}
+        for mode in ("anchored", "independent"):
+            assert not modes[mode].supported
+            with pytest.raises(cairn.Unsupported) as caught:
+                services.generate([chunk, query], reuse=mode)
+            assert modes[mode].reason in caught.value.message and "use exact" in caught.value.message
+
+
+def test_a_chunk_of_another_tokenizer(services: Pair, store: Path, tmp_path: Path) -> None:
+    folder = model_dir(tmp_path / "other", "qwen3-ratio2")
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.add_tokens(["cairnstone"])
+    tokenizer.save_pretrained(folder)
+    with pair(loaded(folder, "prefill"), loaded(folder, "decode"), store) as other:
+        theirs = other.client.prefill("A heap of stones.")
+    with pytest.raises(cairn.Unsupported, match="tokenizer"):
+        services.generate([theirs, [5]])
+
+
+def test_a_prefill_service_of_another_model(folder: Path, tmp_path: Path) -> None:
+    other = model_dir(tmp_path / "other", seed=5)
+    with pair(loaded(other, "prefill"), loaded(folder, "decode"), tmp_path / "s") as services:
+        with pytest.raises(cairn.Unsupported, match="another model identity"):
+            services.generate([tokens(5, 20), [5]])
+        assert services.generate([tokens(5, 20), [5]], cache="bypass").token_ids
+        services.check_idle()
+
+
+def test_salts_keep_tenants_apart(services: Pair) -> None:
+    parts = [tokens(6, 20), [5]]
+    first = services.generate(parts, salt="a")
+    other = services.generate(parts, salt="b")
+    again = services.generate(parts, salt="b")
+    assert [r.reuse.segments[0].source for r in (first, other, again)] == ["computed", "computed", "device"]
+    assert other.reuse.segments[0].miss_reason == "salt_differs"
+    assert first.token_ids == other.token_ids == again.token_ids
+
+
+def test_the_salt_of_a_token_wins_over_what_is_asked_for(folder: Path, tmp_path: Path) -> None:
+    file = tmp_path / "tokens"
+    file.write_text("services-word\nword-of-a salt-a\nword-of-b salt-b\n")
+    with pair(loaded(folder, "prefill"), loaded(folder, "decode"), tmp_path / "s", token_file=file) as services:
+        addresses = services.prefill_address, services.decode_address
+        services.client.close()
+        services.client = Client(*addresses, token="services-word", timeout_s=20)
+        parts, sources = [tokens(7, 20), [5]], []
+        for word, salt in (("word-of-a", "salt-b"), ("word-of-b", "salt-b"), ("word-of-b", ""), ("word-of-a", "")):
+            with Client(*addresses, token=word, timeout_s=20) as client:
+                sources.append(client.generate(parts, salt=salt, max_tokens=2).finish().reuse.segments[0].source)
+        assert sources == ["computed", "computed", "device", "device"]
+        for token in (None, "wrong"):
+            with Client(*addresses, token=token, timeout_s=20) as client, pytest.raises(cairn.Unauthorized):
+                client.generate(parts).finish()
+        services.check_idle()
