@@ -21,9 +21,11 @@ class Piece:
 class AnswerText:
     """Turns tokens into text, holding back what may be the beginning of a stop string."""
 
-    def __init__(self, stream: TextStream, stop: Sequence[str]) -> None:
+    def __init__(self, stream: TextStream, stop: Sequence[str], min_tokens: int = 0) -> None:
+        """Stop strings that are complete before ``min_tokens`` tokens are text like any other."""
         self._stream = stream
         self._stop = tuple(stop)
+        self._min_tokens = min_tokens
         self._held = ""
         self.tokens = 0
 
@@ -33,6 +35,9 @@ class AnswerText:
         for count, choice in enumerate(choices, start=1):
             self.tokens += 1
             self._held += self._stream.push(choice.token_id)
+            if self.tokens < self._min_tokens:
+                text, self._held = text + self._held, ""
+                continue
             found = [at for at in (self._held.find(stop) for stop in self._stop) if at >= 0]
             if found:
                 text += self._held[: min(found)]

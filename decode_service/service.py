@@ -84,7 +84,9 @@ class DecodeService(decode_pb2_grpc.DecodeServiceServicer):  # type: ignore[misc
         set_request_id(request_id)
         try:
             sequence, events = await self._submit(request, context, request_id, clock)
-            answer = AnswerText(self._codec.stream(request.sampling.keep_special_tokens), request.sampling.stop)
+            sampling = request.sampling
+            stream = self._codec.stream(sampling.keep_special_tokens)
+            answer = AnswerText(stream, sampling.stop, sampling.min_tokens)
             async for reply in self._stream(sequence, events, answer):
                 yield reply
         finally:

@@ -14,6 +14,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
+import grpc
+
 from cairn import Client, Result
 from decode_service.__main__ import FULL_NAME as DECODE
 from decode_service.__main__ import build
@@ -22,6 +24,7 @@ from decode_service.service import DecodeService
 from prefill_service.__main__ import make_service
 from prefill_service.service import FULL_NAME as PREFILL
 from prefill_service.service import PrefillService
+from protos import decode_pb2, decode_pb2_grpc
 from serving.loading import Loaded
 from serving.options import ServiceOptions
 from serving.server import RpcServer
@@ -148,6 +151,20 @@ class Pair:
             yield
         finally:
             release.set()
+
+
+def raw_status(
+    services: Pair, request: decode_pb2.GenerateRequest, method: str = "Generate"
+) -> tuple[grpc.StatusCode, str]:
+    """The status that a request is refused with; the client would not even send some, and try others again."""
+    with grpc.insecure_channel(services.decode_address, [("grpc.max_send_message_length", -1)]) as channel:
+        call = getattr(decode_pb2_grpc.DecodeServiceStub(channel), method)
+        try:
+            reply = call(request, timeout=20)
+            found = list(reply) if method == "Generate" else reply
+        except grpc.RpcError as error:
+            return error.code(), error.details()
+    raise AssertionError(f"was answered: {found}")
 
 
 def wait_until(holds: Callable[[], bool], timeout_s: float = 10.0) -> None:

@@ -12,24 +12,14 @@ from transformers import AutoTokenizer
 
 import cairn
 from cairn import Client
-from protos import chunks_pb2, decode_pb2, decode_pb2_grpc
+from protos import chunks_pb2, decode_pb2
 from tests import oracle
 from tests.decode_service.models import CONTEXT_LENGTH, loaded, model_dir, oracle_model, tokens
 from tests.decode_service.pair import Pair, pair, wait_until
+from tests.decode_service.pair import raw_status as raw
 from tests.models_for_tests import VOCABULARY
 
 Code = grpc.StatusCode
-
-
-def raw(services: Pair, request: decode_pb2.GenerateRequest, method: str = "Generate") -> tuple[grpc.StatusCode, str]:
-    """The status of a request that the client would not even send."""
-    with grpc.insecure_channel(services.decode_address, [("grpc.max_send_message_length", -1)]) as channel:
-        call = getattr(decode_pb2_grpc.DecodeServiceStub(channel), method)
-        with pytest.raises(grpc.RpcError) as caught:
-            reply = call(request, timeout=20)
-            if method == "Generate":
-                list(reply)
-        return caught.value.code(), caught.value.details()
 
 
 def segment(**fields: Any) -> decode_pb2.Segment:
