@@ -95,9 +95,11 @@ def block_count(sizes: Sequence[int], block_nbytes: int) -> int:
 
 def header_nbytes(header: EntryHeader) -> int:
     """Bytes before the data in this version's encoding; known before the data is."""
-    sizes = header.layout.buffer_nbytes(len(header.token_ids))
-    blank = (0,) * block_count(sizes, BLOCK_NBYTES)
-    return len(encode_header(header, blank))
+    blocks = block_count(header.layout.buffer_nbytes(len(header.token_ids)), BLOCK_NBYTES)
+    texts = (header.key, header.chunk_id, header.model, header.layout.canonical(), header.salt_digest)
+    fields = sum(len(text.encode()) for text in texts) + 4 * len(header.token_ids) + _U32.size + 8 * blocks
+    context = sum(_U32.size + len(key.encode()) for key in header.context)
+    return _aligned(_PREFIX.size + FIELDS * _U32.size + fields + context)
 
 
 def encode_header(header: EntryHeader, checksums: Sequence[int]) -> bytes:

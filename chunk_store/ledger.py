@@ -111,10 +111,10 @@ class Ledger(Protocol):
     def renew_claim(self, key: ChunkKey, nonce: str, ttl_s: float) -> None:
         """Raises ``ClaimLost``."""
 
-    def reserve(self, key: ChunkKey, nonce: str, nbytes: int) -> list[str]:
+    def reserve(self, key: ChunkKey, nonce: str, nbytes: int, removed: Sequence[str]) -> list[str]:
         """Reserves space for a claim's blob. Empty when reserved; otherwise the garbage to remove first.
 
-        Raises ``StoreFull``, ``ClaimLost``.
+        ``removed`` is the garbage that is gone since the last call. Raises ``StoreFull``, ``ClaimLost``.
         """
 
     def evict(self, nbytes: int) -> list[str]:

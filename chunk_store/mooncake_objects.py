@@ -33,11 +33,14 @@ class MooncakeObjects:
     def remove(self, names: Sequence[str]) -> bool:
         """Without regard to Mooncake's own leases: the ledger knows who reads. False when a writer died in the middle
         of a value, which Mooncake itself removes, but only after a time."""
-        codes = [self._client.remove(name, True) for name in names]
-        failed = set(codes) - {0, OBJECT_NOT_FOUND, REPLICA_IS_NOT_READY}
-        if failed:
-            raise StoreUnavailable(f"mooncake: remove failed with codes {sorted(failed)}; the master does not answer")
-        return REPLICA_IS_NOT_READY not in codes
+        complete = True
+        for name in names:
+            code = self._client.remove(name, True)
+            if code == REPLICA_IS_NOT_READY:
+                complete = False
+            elif code not in (0, OBJECT_NOT_FOUND):
+                raise StoreUnavailable(f"mooncake: remove failed with code {code}; the master does not answer")
+        return complete
 
     def close(self) -> None:
         self._client.close()

@@ -148,8 +148,8 @@ class RedisLedger:
     def renew_claim(self, key: ChunkKey, nonce: str, ttl_s: float) -> None:
         _check_claim(key, bool(self._redis.run(scripts.RENEW_CLAIM, key, nonce, ttl_s)))
 
-    def reserve(self, key: ChunkKey, nonce: str, nbytes: int) -> list[str]:
-        answer = self._redis.run(scripts.RESERVE, key, nonce, nbytes, WRITE_TTL_S, self._capacity_nbytes)
+    def reserve(self, key: ChunkKey, nonce: str, nbytes: int, removed: Sequence[str]) -> list[str]:
+        answer = self._redis.run(scripts.RESERVE, key, nonce, nbytes, WRITE_TTL_S, self._capacity_nbytes, *removed)
         outcome, *rest = [part.decode() for part in answer]
         _check_claim(key, outcome != "lost")
         if outcome == "large":

@@ -108,6 +108,14 @@ local function drop_doomed(key)
   if redis.call('SISMEMBER', P..'doomed', key) == 1 and not leased(key) then drop_entry(key) end
 end
 
+local function discard(blob)
+  local nbytes = redis.call('HGET', P..'garbage', blob)
+  if nbytes then
+    redis.call('HDEL', P..'garbage', blob)
+    add('garbage_nbytes', -tonumber(nbytes))
+  end
+end
+
 local function claim_is(key, nonce) return redis.call('HGET', P..'claim:'..key, 'nonce') == nonce end
 
 local function end_claim(key)
@@ -307,10 +315,11 @@ redis.call('ZADD', P..'claims', num(now + ARGV[3]), ARGV[1])
 return 1
 """
 
-# ARGV: key, nonce, bytes, seconds, capacity if none is set.
+# ARGV: key, nonce, bytes, seconds, capacity if none is set, blobs that are gone...
 # Returns {'lost'}, {'large', capacity}, {'full'}, {'reserved'}, or {'garbage', blobs...}.
 RESERVE = r"""
 local key, nbytes, capacity = ARGV[1], tonumber(ARGV[3]), setting('capacity_nbytes') or tonumber(ARGV[5])
+for i = 6, #ARGV do discard(ARGV[i]) end
 if not claim_is(key, ARGV[2]) then return {'lost'} end
 if nbytes > capacity then return {'large', int(capacity)} end
 local over = space() + nbytes - capacity
@@ -437,13 +446,7 @@ return {#dead, records, entries - total('entries'), int(nbytes - total('entry_nb
 
 # ARGV: blobs that are gone from the medium.
 DISCARD = r"""
-for _, blob in ipairs(ARGV) do
-  local nbytes = redis.call('HGET', P..'garbage', blob)
-  if nbytes then
-    redis.call('HDEL', P..'garbage', blob)
-    add('garbage_nbytes', -tonumber(nbytes))
-  end
-end
+for _, blob in ipairs(ARGV) do discard(blob) end
 return 1
 """
 

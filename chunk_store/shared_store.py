@@ -238,11 +238,12 @@ class SharedPublication:
                 raise  # an error that is already on its way tells more
 
     def _reserve(self, nbytes: int) -> None:
+        removed: list[str] = []
         for _ in range(RESERVE_ATTEMPTS_MAX):
-            garbage = self._ledger.reserve(self._key, self._nonce, nbytes)
+            garbage = self._ledger.reserve(self._key, self._nonce, nbytes, removed)
             if not garbage:
                 return
-            self._ledger.discard(self._blobs.remove(garbage))
+            removed = self._blobs.remove(garbage)
         raise StoreFull(f"no room for {nbytes} bytes: other writers took what was evicted; try again")
 
     def _make_room(self, blob: str, nbytes: int, cause: NoSpace) -> None:

@@ -139,9 +139,10 @@ class SqliteLedger:
             _check_claim(connection, key, nonce)
             connection.execute("UPDATE claims SET expires_at = ? WHERE key = ?", (time.time() + ttl_s, key))
 
-    def reserve(self, key: ChunkKey, nonce: str, nbytes: int) -> list[str]:
+    def reserve(self, key: ChunkKey, nonce: str, nbytes: int, removed: Sequence[str]) -> list[str]:
         now = time.time()
         with self._write() as connection:
+            _discard(connection, removed)
             _check_claim(connection, key, nonce)
             capacity = _setting(connection, "capacity_nbytes")
             if nbytes > capacity:
@@ -229,7 +230,7 @@ class SqliteLedger:
     def discard(self, blobs: Sequence[str]) -> None:
         if blobs:
             with self._write() as connection:
-                connection.executemany("DELETE FROM garbage WHERE blob = ?", [(blob,) for blob in blobs])
+                _discard(connection, blobs)
 
     def placed(self) -> list[Placed]:
         with self._database.read() as connection:
@@ -329,6 +330,10 @@ def _space(connection: sqlite3.Connection) -> int:
 
 def _garbage(connection: sqlite3.Connection) -> list[str]:
     return [row[0] for row in connection.execute("SELECT blob FROM garbage")]
+
+
+def _discard(connection: sqlite3.Connection, blobs: Sequence[str]) -> None:
+    connection.executemany("DELETE FROM garbage WHERE blob = ?", [(blob,) for blob in blobs])
 
 
 def _evict_over(connection: sqlite3.Connection, over: int, nbytes: int, now: float) -> None:

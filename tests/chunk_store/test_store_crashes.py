@@ -94,7 +94,7 @@ def test_writers_and_readers_killed_together(file_place: FilePlace) -> None:
     keys = 60
     delays = random.Random(2)
     right = 0
-    for round_number in range(8):
+    for round_number in range(6):
         with ExitStack() as stack:
             writers = [
                 stack.enter_context(child(publish_until_killed, file_place.url(), 10 * round_number + seed, keys))

@@ -69,7 +69,7 @@ def check_counts(total: Counter[str]) -> None:
 
 @pytest.mark.parametrize("place", ["file", "redis"], indirect=True)
 def test_eight_writers_and_sixteen_readers_for_some_seconds(place: Place) -> None:
-    check_counts(run_stress(place, seconds=4.0))
+    check_counts(run_stress(place, seconds=3.0))
 
 
 @pytest.mark.slow
