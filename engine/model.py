@@ -18,6 +18,7 @@ from transformers.modeling_utils import AttentionInterface
 
 from engine.attention import Scores
 from engine.pool import TORCH_DTYPES
+from engine.rotary import rotary_modules
 
 # Called once a layer, in order: layer, q (rows, heads, k_dim), k and v (rows, kv_heads, dim), scores; returns
 # (rows, heads, v_dim).
@@ -42,6 +43,8 @@ class BorrowedModel:
         self.config: Any = module.config
         self._attend: AttendFunction | None = None
         self._calls = 0
+        self.defers_rotation = False  # if so, queries and keys reach ``attend`` as they are before rotation
+        self._rotary = rotary_modules(module)
         self._takes_rows = "logits_to_keep" in inspect.signature(module.forward).parameters
         # One name a model: the interface has no other way to tell models of one process apart, and some
         # models refuse extra keyword arguments. No mask function bears the name, so no mask is built.
@@ -85,6 +88,8 @@ class BorrowedModel:
         if self.config._attn_implementation != self._interface:
             self.module.set_attn_implementation(self._interface)  # type: ignore[operator]
         self._attend, self._calls = attend, 0
+        # Only for this forward: outside of it the module is the model as it came.
+        hooks = [m.register_forward_hook(_no_rotation) for m in self._rotary] if self.defers_rotation else []
         try:
             extra = {"logits_to_keep": logit_rows} if self._takes_rows else {}
             output = self.module(
@@ -92,6 +97,8 @@ class BorrowedModel:
             )
         finally:
             self._attend = None
+            for hook in hooks:
+                hook.remove()
         logits: Tensor = output.logits[0]
         return (logits if self._takes_rows else logits[logit_rows]).float()
 
@@ -129,3 +136,11 @@ class BorrowedModel:
         out = self._attend(self._calls, q, k, v, scores)
         self._calls += 1
         return out[None], None
+
+
+def _no_rotation(module: nn.Module, arguments: Any, output: Any) -> Any:
+    """What a rotary module gives for position 0 without its factor: it turns nothing."""
+    if isinstance(output, tuple):
+        cos, sin = output
+        return torch.ones_like(cos), torch.zeros_like(sin)
+    return torch.ones_like(output)  # cos + i sin as one complex tensor

@@ -34,13 +34,17 @@ class LayerCall:
 
 @dataclass(frozen=True)
 class Findings:
-    """What a model was seen to do. ``rotation_refusal`` is "" if every layer's rotation is known."""
+    """What a model was seen to do. ``rotation_refusal`` is "" if every layer's rotation is known.
+
+    ``deferred``: the model's own rotation was taken out; whoever attends turns queries and keys.
+    """
 
     layout: KVLayout
     rotations: tuple[Rotation | None, ...]
     rotation_refusal: str
     context_length_max: int
     window: int | None
+    deferred: bool
 
 
 def examine(borrowed: BorrowedModel) -> Findings:
@@ -67,8 +71,11 @@ def examine(borrowed: BorrowedModel) -> Findings:
         refusal = f"rope type {changing[0]!r}: its frequencies depend on the length of the whole prompt"
     windows = [call.scores.window for call in base if call.scores.window]
     window = min([*windows, *_chunked_attention(text_config)], default=None)
+    # Turned once more by us, a query would be rounded twice: nothing in float32, but not in a shorter dtype.
+    wanted = borrowed.dtype_name != "float32" and borrowed.device.type == "cpu" and not refusal
+    deferred = wanted and _defer(borrowed, base, rotations)
     limits = [_position_limit(text_config), window, changing[1] if changing else None]
-    return Findings(layout, rotations, refusal, min(limit for limit in limits if limit), window)
+    return Findings(layout, rotations, refusal, min(limit for limit in limits if limit), window, deferred)
 
 
 def _single_token(borrowed: BorrowedModel, position: int) -> list[LayerCall]:
@@ -110,10 +117,31 @@ def _rotations(borrowed: BorrowedModel, base: list[LayerCall]) -> tuple[tuple[Ro
     return tuple(rotations), ""
 
 
+def _defer(borrowed: BorrowedModel, base: list[LayerCall], rotations: tuple[Rotation | None, ...]) -> bool:
+    """Takes the model's rotation out, if its queries and keys are then those of position 0, unscaled."""
+    tolerance = ROTATION_TOLERANCE[borrowed.dtype_name]
+    borrowed.defers_rotation = True
+    for position in (0, PROBE_POSITIONS[-1]):
+        for before, raw, rotation in zip(base, _single_token(borrowed, position), rotations, strict=True):
+            for seen, plain in ((before.q, raw.q), (before.k, raw.k)):
+                expected = plain if rotation is None else _scaled(plain, rotation)
+                difference = float((expected.float() - seen.float()).abs().max())
+                if difference > tolerance * (float(seen.float().abs().max()) + 1e-30):
+                    borrowed.defers_rotation = False
+    return borrowed.defers_rotation
+
+
+def _scaled(x: Tensor, rotation: Rotation) -> Tensor:
+    """``x`` (heads, dim) as the model has it at position 0: the turned dimensions times the scale."""
+    cos, sin = rotation.whole_table(torch.tensor([0]))
+    return rotation.turn_back(x.cpu().float()[None], cos, sin)[0].to(x.device)
+
+
 def _same(a: Rotation | None, b: Rotation | None) -> bool:
     if a is None or b is None:
         return a is b
-    return a.interleaved == b.interleaved and a.first_dim == b.first_dim and torch.equal(a.inv_freq, b.inv_freq)
+    shape = (a.interleaved, a.first_dim, a.scale) == (b.interleaved, b.first_dim, b.scale)
+    return shape and torch.equal(a.inv_freq, b.inv_freq)
 
 
 def _shared(rotation: Rotation | None, known: list[Rotation]) -> Rotation | None:

@@ -2,7 +2,9 @@
 
 A chunk computed at positions ``j`` and placed ``offset`` further on needs no other keys: RoPE is a rotation, so
 ``<R(P) q, R(offset + j) k> = <R(P - offset) q, R(j) k>`` (RoFormer, arXiv:2104.09864, section 3.2.2). Here
-the query is turned back by its offset, per chunk, in fp32 with a table built in fp64.
+the query is turned back by its offset, per chunk, in fp32 with a table built in fp64. Where that would round a
+query twice (any dtype but float32), the model's own rotation is taken out (``BorrowedModel.defers_rotation``) and
+queries and keys are turned here, once.
 
 Models differ in which dimensions turn (partial rotary), how pairs are laid out (halves or neighbours), and
 which layers turn at all. Instead of reading configurations, ``fit_rotation`` compares what the model made of
@@ -26,11 +28,17 @@ class Rotation:
     inv_freq: Tensor
     interleaved: bool  # pairs are (2i, 2i+1) instead of (i, i + pairs)
     first_dim: int  # the turned dimensions are first_dim .. first_dim + 2 * pairs - 1
+    scale: float = 1.0  # what the model multiplies the turned dimensions by (YaRN's attention factor)
 
     def table(self, offsets: Tensor, device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:
         """cos and sin of ``offset * inv_freq``: fp32 ``(rows, 1, pairs)``, computed in fp64."""
         angles = offsets.to("cpu", torch.float64)[:, None, None] * self.inv_freq
         return angles.cos().to(device, torch.float32), angles.sin().to(device, torch.float32)
+
+    def whole_table(self, angles: Tensor, device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:
+        """The table of a rotation done here instead of in the model: with the model's scale in it."""
+        cos, sin = self.table(angles, device)
+        return cos * self.scale, sin * self.scale
 
     def turn_back(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         """``x`` (rows, heads, dim) turned by minus the table's angles, in fp32, returned in ``x``'s dtype."""
@@ -53,20 +61,35 @@ class RotationUnknown(ValueError):
     """No rotation of a known form explains what the layer does with positions."""
 
 
-def frequency_tables(model: nn.Module) -> list[Tensor]:
-    """Every distinct inverse-frequency buffer of the model, fp64 ``(pairs,)``."""
-    tables: list[Tensor] = []
-    for name, buffer in model.named_buffers():
-        if "inv_freq" not in name.rsplit(".", 1)[-1] or buffer is None or buffer.dim() != 1:
-            continue
-        table = buffer.detach().to("cpu", torch.float64)
-        if not any(torch.equal(table, known) for known in tables):
-            tables.append(table)
+@dataclass(frozen=True)
+class FrequencyTable:
+    """An inverse-frequency buffer of a model, fp64 ``(pairs,)``, and the factor that goes with it."""
+
+    inv_freq: Tensor
+    scale: float
+
+
+def rotary_modules(model: nn.Module) -> list[nn.Module]:
+    """The modules that make cos and sin: those with inverse frequencies of their own."""
+    return [m for m in model.modules() if any("inv_freq" in name for name, _ in m.named_buffers(recurse=False))]
+
+
+def frequency_tables(model: nn.Module) -> list[FrequencyTable]:
+    """Every distinct inverse-frequency buffer of the model."""
+    tables: list[FrequencyTable] = []
+    for module in rotary_modules(model):
+        for name, buffer in module.named_buffers(recurse=False):
+            if "inv_freq" not in name or buffer.dim() != 1:
+                continue
+            scale = float(getattr(module, name.replace("inv_freq", "attention_scaling"), 1.0))
+            table = FrequencyTable(buffer.detach().to("cpu", torch.float64), scale)
+            if not any(table.scale == t.scale and torch.equal(table.inv_freq, t.inv_freq) for t in tables):
+                tables.append(table)
     return tables
 
 
 def fit_rotation(
-    at_zero: Tensor, at_positions: Sequence[tuple[int, Tensor]], tables: Sequence[Tensor], *, tolerance: float
+    at_zero: Tensor, at_positions: Sequence[tuple[int, Tensor]], tables: Sequence[FrequencyTable], *, tolerance: float
 ) -> Rotation | None:
     """The rotation that turns ``at_zero`` (heads, dim) into each ``(position, (heads, dim))``.
 
@@ -78,12 +101,12 @@ def fit_rotation(
         return None
     dim = at_zero.shape[-1]
     for table in tables:
-        width = 2 * table.shape[0]
+        width = 2 * table.inv_freq.shape[0]
         if width > dim:
             continue
         for first_dim in sorted({0, dim - width}):
             for interleaved in (False, True):
-                rotation = Rotation(table, interleaved, first_dim)
+                rotation = Rotation(table.inv_freq, interleaved, first_dim, table.scale)
                 if _explains(rotation, at_zero, at_positions, tolerance * scale):
                     return rotation
     raise RotationUnknown("its queries and keys at two positions are not rotations of each other by a known table")

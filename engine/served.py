@@ -63,7 +63,7 @@ class ServedModel:
 
 def make_attention(pool: PagedKVPool, findings: Findings) -> Attention[Any]:
     """The attention backend for the pool's device."""
-    return TorchAttention(pool, findings.rotations)
+    return TorchAttention(pool, findings.rotations, deferred=findings.deferred)
 
 
 def serve(borrowed: BorrowedModel, *, piece_tokens: int = 512) -> ServedModel:

@@ -24,6 +24,7 @@ from engine.attention.torch_step import (
     prepare_long_tail,
     prepare_read,
     prepare_tail_classes,
+    turn_to_positions,
 )
 from engine.plan import CascadePlan, Levels
 from engine.pool import TORCH_DTYPES, PagedKVPool
@@ -33,12 +34,16 @@ Partial = tuple[Tensor, Tensor]  # out (rows, heads, v_dim) in q's dtype, lse (r
 
 
 class TorchAttention:
-    """Attention over ``pool``; ``rotations[layer]`` tells how that layer turns, None that it does not."""
+    """Attention over ``pool``; ``rotations[layer]`` tells how that layer turns, None that it does not.
+
+    ``deferred``: queries and keys come unturned, and are turned here, to each place once.
+    """
 
     name = "torch-2"
 
-    def __init__(self, pool: PagedKVPool, rotations: Sequence[Rotation | None]) -> None:
+    def __init__(self, pool: PagedKVPool, rotations: Sequence[Rotation | None], *, deferred: bool = False) -> None:
         self.pool = pool
+        self.deferred = deferred
         self.rotations = rotations
         self._distinct = list({id(r): r for r in rotations if r is not None}.values())
         self._prepared: tuple[Levels, int, int, tuple[Read, ...]] | None = None
@@ -46,6 +51,11 @@ class TorchAttention:
     def prepare(self, plan: CascadePlan, *, row_multiple: int = 1) -> TorchStep:
         rows, page_size, device = len(plan.slots), self.pool.page_size, self.pool.device
         reads = self._prepare_reads(plan.levels, rows, row_multiple)
+        own = {}
+        if self.deferred:
+            positions = torch.tensor(plan.positions)
+            own = {id(rotation): rotation.whole_table(-positions, device) for rotation in self._distinct}
+            reads = tuple(turn_to_positions(read, positions, self._distinct, device) for read in reads)
         short = [tail for tail in plan.tails if tail.rows == 1]
         dtype = TORCH_DTYPES[self.pool.layout.dtype]
         return TorchStep(
@@ -56,6 +66,7 @@ class TorchAttention:
             tail_classes=prepare_tail_classes(short, rows, page_size, dtype, device),
             long_tails=tuple(prepare_long_tail(tail, page_size, device) for tail in plan.tails if tail.rows > 1),
             aligned=is_aligned(plan, reads),
+            own=own,
         )
 
     def _prepare_reads(self, levels: Levels, rows: int, row_multiple: int) -> tuple[Read, ...]:
@@ -70,25 +81,30 @@ class TorchAttention:
         return reads
 
     def attend(self, step: TorchStep, layer: int, q: Tensor, k: Tensor, v: Tensor, scores: Scores) -> Tensor:
+        raw, rotation = q, self.rotations[layer]
+        if step.own and rotation is not None:
+            q, k = (rotation.turn_back(x, *step.own[id(rotation)]) for x in (q, k))
         self.pool.keys[layer].index_copy_(0, step.slots, k)
         self.pool.values[layer].index_copy_(0, step.slots, v)
         tail = self._attend_tails(step, layer, q, scores)
         if not step.reads and scores.sinks is None:
             return tail[0]
         if step.aligned:
-            partials = [tail, *(self._attend_chunk(read, layer, q, scores) for read in step.reads)]
+            partials = [tail, *(self._attend_chunk(read, layer, q, raw, scores) for read in step.reads)]
         else:
-            partials = [tail, *self._scatter_parts(step, layer, q, scores)]
+            partials = [tail, *self._scatter_parts(step, layer, q, raw, scores)]
         out = merge([out for out, _ in partials], [lse for _, lse in partials], scores.sinks)
         return out.to(q.dtype)
 
     # -- chunks -------------------------------------------------------------------------------------
-    def _attend_chunk(self, read: Read, layer: int, q: Tensor, scores: Scores) -> Partial:
-        """All pairs of a read over the chunk's slots, a view of the pool."""
+    def _attend_chunk(self, read: Read, layer: int, q: Tensor, raw: Tensor, scores: Scores) -> Partial:
+        """All pairs of a read over the chunk's slots, a view of the pool; what is turned is turned from ``raw``."""
+        rotation = self.rotations[layer]
+        turns = bool(read.tables) and rotation is not None
+        q = raw if turns else q
         if read.padded_rows is not None:
             q = q.index_select(0, read.padded_rows)
-        rotation = self.rotations[layer]
-        if read.tables and rotation is not None:
+        if turns and rotation is not None:
             q = rotation.turn_back(q, *read.tables[id(rotation)])
         k, v = self._views(read, layer)
         pairs, heads, width = q.shape
@@ -113,14 +129,14 @@ class TorchAttention:
             views = read.views[layer] = k, v
         return views
 
-    def _scatter_parts(self, step: TorchStep, layer: int, q: Tensor, scores: Scores) -> list[Partial]:
+    def _scatter_parts(self, step: TorchStep, layer: int, q: Tensor, raw: Tensor, scores: Scores) -> list[Partial]:
         """Each row's partial results at its own parts; parts a row does not have keep an lse of -inf."""
         rows, heads, _ = q.shape
         v_dim = self.pool.values[layer].shape[-1]
         outs = q.new_zeros(step.parts - 1, rows, heads, v_dim)
         lses = torch.full((step.parts - 1, rows, heads), float("-inf"), device=q.device)
         for read in step.reads:
-            out, lse = self._attend_chunk(read, layer, q, scores)
+            out, lse = self._attend_chunk(read, layer, q, raw, scores)
             if read.rows is None or read.parts is None:
                 outs[read.part], lses[read.part] = out, lse
             else:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -31,6 +31,7 @@ class Read:
     parts: Tensor | None
     padded_rows: Tensor | None
     part: int
+    offsets: Tensor | None  # (pairs padded,); None if all are 0
     tables: Tables  # empty: nothing is turned
     views: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)  # of the pool, by layer
 
@@ -57,7 +58,10 @@ class LongTail:
 
 @dataclass(frozen=True)
 class TorchStep:
-    """A prepared step. ``aligned``: each part is one tensor over all rows, nothing needs scattering."""
+    """A prepared step. ``aligned``: each part is one tensor over all rows, nothing needs scattering.
+
+    ``own`` turns the step's rows to their own positions where the model's rotation is deferred, else empty.
+    """
 
     rows: int
     parts: int
@@ -66,6 +70,7 @@ class TorchStep:
     tail_classes: tuple[TailClass, ...]
     long_tails: tuple[LongTail, ...]
     aligned: bool
+    own: Tables
 
 
 def prepare_read(
@@ -76,11 +81,11 @@ def prepare_read(
     padding = -len(read.rows) % row_multiple
     padded = read.rows + (read.rows[-1],) * padding
     tables: Tables = {}
-    if any(read.offsets):
-        offsets = torch.tensor(read.offsets + (read.offsets[-1],) * padding)
+    offsets = torch.tensor(read.offsets + (read.offsets[-1],) * padding) if any(read.offsets) else None
+    if offsets is not None:
         tables = {id(rotation): rotation.table(offsets, device) for rotation in rotations}
     if whole and not padding:
-        return Read(read.first_slot, read.tokens, None, None, None, read.parts[0], tables)
+        return Read(read.first_slot, read.tokens, None, None, None, read.parts[0], offsets, tables)
     return Read(
         read.first_slot,
         read.tokens,
@@ -88,8 +93,18 @@ def prepare_read(
         torch.tensor(read.parts, device=device),
         torch.tensor(padded, device=device),
         read.parts[0],
+        offsets,
         tables,
     )
+
+
+def turn_to_positions(read: Read, positions: Tensor, rotations: Sequence[Rotation], device: torch.device) -> Read:
+    """The read with tables that turn raw queries by position minus offset, at ``positions`` (rows,) of this step."""
+    if read.offsets is None:
+        return read
+    at = positions if read.padded_rows is None else positions[read.padded_rows.cpu()]
+    tables = {id(rotation): rotation.whole_table(read.offsets - at, device) for rotation in rotations}
+    return replace(read, tables=tables)
 
 
 def prepare_tail_classes(

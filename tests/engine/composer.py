@@ -60,9 +60,7 @@ class Composer:
         """Decodes all requests as one batch; greedy tokens and logits (count, vocabulary) of each."""
         running = [self._start(*request, count) for request in requests]
         for _ in range(count - 1):
-            steps = [
-                StepSequence(r.placed, r.pages, r.tail_tokens, 1, r.start + r.tail_tokens) for r in running
-            ]
+            steps = [StepSequence(r.placed, r.pages, r.tail_tokens, 1, r.start + r.tail_tokens) for r in running]
             logits, plan = self.runner.decode([r.generated[-1] for r in running], steps)
             self.plans.append(plan)
             for row, request in enumerate(running):
