@@ -194,3 +194,20 @@ def test_explain_of_a_repeated_chunk_says_what_generate_will(small: Pair, known:
     assert expected.bytes_to_load == (
         small.decode.worker.residents.pool.layout.nbytes(20) if known == "stored" and cache == "shared" else 0
     )
+
+
+def test_compaction_leaves_a_chunk_that_is_being_filled_where_it_is(small: Pair) -> None:
+    """A chunk of six pages would fit if the one being filled moved; its bytes are on their way to the old place."""
+    small.generate([tokens(17, 3 * PAGE), [5]], reuse="independent")
+    before = next(iter(small.decode.worker.residents._chunks))
+    filled, wide = tokens(18, 3 * PAGE), tokens(19, 6 * PAGE)
+    with small.held_prefill():
+        first = ask(small, [filled, [5]], reuse="independent", logprobs=True)
+        wait_until(lambda: small.client.loads().running == 1)
+        small.in_device_thread(lambda: small.decode.worker.residents.evict(before))
+        second = ask(small, [wide, [5]], reuse="independent", logprobs=True)
+        wait_until(lambda: small.client.loads().waiting == 1)
+        small.in_device_thread(lambda: None)
+    for parts, result in (([filled, [5]], first.result(10)), ([wide, [5]], second.result(10))):
+        bypass = small.generate(parts, reuse="independent", cache="bypass", logprobs=True)
+        assert (result.token_ids, result.logprobs) == (bypass.token_ids, bypass.logprobs)
