@@ -7,13 +7,11 @@ refused. The check runs a short random prompt in a small pool of its own.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from chunk_store.key import ModelIdentity
-from engine.attention import Attention
 from engine.model import BorrowedModel, ModelRefused
 from engine.plan import PlacedChunk, StepSequence
 from engine.pool import PagedKVPool
@@ -22,22 +20,23 @@ from engine.resident import ResidentChunks
 from engine.reuse import ReuseMode, key_composition, masked_sequence
 from engine.runner import ModelRunner
 
+PIECE_TOKENS = 12  # of the runner to check with
 CHUNK_TOKENS = (5, 18, 1, 16, 9)
 QUERY_TOKENS = 7
 # Largest difference of logits, relative to their standard deviation over the vocabulary.
 TOLERANCE = {"float32": 1e-3, "bfloat16": 0.25, "float16": 0.05}
 
-AttentionFactory = Callable[[PagedKVPool], Attention[Any]]
+RunnerFactory = Callable[[PagedKVPool], ModelRunner]
 
 
-def check_modes(borrowed: BorrowedModel, findings: Findings, make_attention: AttentionFactory) -> dict[ReuseMode, str]:
+def check_modes(borrowed: BorrowedModel, findings: Findings, make_runner: RunnerFactory) -> dict[ReuseMode, str]:
     """For each mode "" if it holds, otherwise why it is refused. Raises ``ModelRefused`` if EXACT fails."""
     refusals: dict[ReuseMode, str] = {}
     for mode in ReuseMode:
         if mode is not ReuseMode.EXACT and findings.rotation_refusal:
             refusals[mode] = f"chunks of this model cannot be moved: {findings.rotation_refusal}"
             continue
-        error = mode_error(borrowed, findings, make_attention, mode)
+        error = mode_error(borrowed, findings, make_runner, mode)
         tolerance = TOLERANCE[findings.layout.dtype]
         holds = error <= tolerance  # False for NaN too
         refusals[mode] = "" if holds else f"logits differ from eager attention by {error:.2g} standard deviations"
@@ -47,14 +46,14 @@ def check_modes(borrowed: BorrowedModel, findings: Findings, make_attention: Att
 
 
 @torch.inference_mode()
-def mode_error(borrowed: BorrowedModel, findings: Findings, make_attention: AttentionFactory, mode: ReuseMode) -> float:
+def mode_error(borrowed: BorrowedModel, findings: Findings, make_runner: RunnerFactory, mode: ReuseMode) -> float:
     """Largest difference of two steps' logits from eager attention, in standard deviations of the logits."""
     vocabulary = borrowed.config.get_text_config().vocab_size
     generator = torch.Generator().manual_seed(20)
     limit = findings.context_length_max - QUERY_TOKENS - 1
     chunks = [tuple(_random_tokens(n, vocabulary, generator)) for n in CHUNK_TOKENS if sum(CHUNK_TOKENS) <= limit]
     query = _random_tokens(QUERY_TOKENS + 1, vocabulary, generator)
-    ours = _two_steps(borrowed, findings, make_attention, mode, chunks, query)
+    ours = _two_steps(borrowed, findings, make_runner, mode, chunks, query)
     tokens = torch.tensor([t for chunk in chunks for t in chunk] + query, device=borrowed.device)
     plain = masked_sequence([*map(len, chunks), len(query)], mode)
     theirs = borrowed.eager_forward(tokens[plain.source], plain.positions.to(tokens.device), plain.allowed)[-2:]
@@ -69,16 +68,16 @@ def _random_tokens(count: int, vocabulary: int, generator: torch.Generator) -> l
 def _two_steps(
     borrowed: BorrowedModel,
     findings: Findings,
-    make_attention: AttentionFactory,
+    make_runner: RunnerFactory,
     mode: ReuseMode,
     chunks: list[tuple[int, ...]],
     query: list[int],
 ) -> Tensor:
     """Our logits of the query's last prompt token and of one decode step beside a second sequence."""
-    page_size = 8
+    page_size = 16
     pages = sum(-(-len(chunk) // page_size) for chunk in chunks)
     pool = PagedKVPool(findings.layout, pages=pages + 6, chunk_pages=pages, page_size=page_size, device=borrowed.device)
-    runner = ModelRunner(borrowed, pool, make_attention(pool), piece_tokens=12)
+    runner = make_runner(pool)
     residents = ResidentChunks(pool)
     placed: list[PlacedChunk] = []
     keyed = key_composition(ModelIdentity("self-check"), chunks, mode)

@@ -8,14 +8,21 @@ from typing import Any
 from chunk_store.key import ModelIdentity
 from chunk_store.layout import KVLayout
 from engine.attention import Attention
+from engine.attention.cascade_attention import AttentionUnavailable
 from engine.attention.torch_attention import TorchAttention
+from engine.cuda.attention import CudaAttention, cascade_refusal
+from engine.cuda.runner import FusedRunner
+from engine.cuda.steps import StepLimits
+from engine.cuda.weights import FusedWeights, fused_refusal, merge_weights
 from engine.identity import model_identity, numerics, weights_digest
 from engine.model import BorrowedModel
 from engine.pool import PagedKVPool
 from engine.probe import Findings, examine
 from engine.reuse import ReuseMode
 from engine.runner import ModelRunner
-from engine.selfcheck import check_modes
+from engine.selfcheck import PIECE_TOKENS, check_modes
+
+CUDA_PAGE_SIZES = (16, 32, 64)  # a page is one copy of the bulk copy engine, a block of 64 tokens whole pages
 
 
 @dataclass(frozen=True)
@@ -30,6 +37,7 @@ class ServedModel:
     identity: ModelIdentity
     refusals: dict[ReuseMode, str]
     piece_tokens: int
+    fused: FusedWeights | None = None  # on CUDA, for the families that ``fused_refusal`` lets pass
 
     @property
     def layout(self) -> KVLayout:
@@ -57,19 +65,62 @@ class ServedModel:
 
     def make_runner(self, pool: PagedKVPool, **options: Any) -> ModelRunner:
         """A runner over ``pool`` with this model's piece size; ``options`` as in ``ModelRunner``."""
-        attention = make_attention(pool, self.findings)
-        return ModelRunner(self.borrowed, pool, attention, piece_tokens=self.piece_tokens, **options)
+        return _make_runner(self.borrowed, self.findings, self.fused, pool, piece_tokens=self.piece_tokens, **options)
 
 
-def make_attention(pool: PagedKVPool, findings: Findings) -> Attention[Any]:
-    """The attention backend for the pool's device."""
-    return TorchAttention(pool, findings.rotations, deferred=findings.deferred)
+def _make_runner(
+    borrowed: BorrowedModel, findings: Findings, fused: FusedWeights | None, pool: PagedKVPool, **options: Any
+) -> ModelRunner:
+    attention = make_attention(pool, borrowed, findings)
+    if fused is None:
+        return ModelRunner(borrowed, pool, attention, **options)
+    return FusedRunner(borrowed, fused, pool, attention, positions=findings.context_length_max, **options)
+
+
+def make_attention(pool: PagedKVPool, borrowed: BorrowedModel, findings: Findings) -> Attention[Any]:
+    """The attention backend for the pool's device. Raises ``ValueError`` for pages it cannot read."""
+    heads = int(borrowed.config.get_text_config().num_attention_heads)
+    if pool.device.type != "cuda" or cascade_refusal(findings, heads):
+        return TorchAttention(pool, findings.rotations, deferred=findings.deferred)
+    if pool.page_size not in CUDA_PAGE_SIZES:
+        raise ValueError(f"page-size: {pool.page_size} is none of {CUDA_PAGE_SIZES}, which CUDA needs")
+    return CudaAttention(pool, findings.rotations, heads=heads, positions=findings.context_length_max)
+
+
+def _numerics_name(borrowed: BorrowedModel, findings: Findings, fused: FusedWeights | None) -> str:
+    """What computes, for the model identity: another way of computing rounds otherwise."""
+    heads = int(borrowed.config.get_text_config().num_attention_heads)
+    if borrowed.device.type != "cuda" or cascade_refusal(findings, heads):
+        return TorchAttention.name
+    return CudaAttention.name if fused is None else f"{FusedRunner.name} {CudaAttention.name}"
+
+
+def _check_triton() -> None:
+    try:
+        import triton  # noqa: F401
+    except ImportError as error:
+        raise AttentionUnavailable("device cuda needs Triton: pip install 'cairn[gpu]'") from error
 
 
 def serve(borrowed: BorrowedModel, *, piece_tokens: int = 512) -> ServedModel:
-    """Examines, names and checks a model. Raises ``ModelRefused`` with the reason if it cannot be exact."""
+    """Examines, names and checks a model; on CUDA its weights are merged where its family allows.
+
+    Raises ``ModelRefused`` with the reason if it cannot be exact, ``AttentionUnavailable`` on CUDA without Triton.
+    """
     findings = examine(borrowed)
-    refusals = check_modes(borrowed, findings, lambda pool: make_attention(pool, findings))
-    text = numerics(borrowed.device, TorchAttention.name, piece_tokens)
+    fused: FusedWeights | None = None
+    small: dict[str, Any] = {}
+    if borrowed.device.type == "cuda":
+        _check_triton()
+        if not fused_refusal(borrowed, findings):
+            fused = merge_weights(borrowed, findings)
+            # Pieces of the check are longer than 8 rows and shorter, so both ways of computing them are checked.
+            small = {"limits": StepLimits(rows=8, pairs=256, partials=512), "decode_buckets": (4,), "graphs": False}
+
+    def make_runner(pool: PagedKVPool) -> ModelRunner:
+        return _make_runner(borrowed, findings, fused, pool, piece_tokens=PIECE_TOKENS, **small)
+
+    refusals = check_modes(borrowed, findings, make_runner)
+    text = numerics(borrowed.device, _numerics_name(borrowed, findings, fused), piece_tokens)
     identity = model_identity(weights_digest(borrowed.module), borrowed.config, findings.layout, text)
-    return ServedModel(borrowed, findings, identity, refusals, piece_tokens)
+    return ServedModel(borrowed, findings, identity, refusals, piece_tokens, fused)

@@ -1,3 +1,4 @@
+# mypy: ignore-errors
 """What stands between the matrix products of a decoder layer, in Triton.
 
     embed        token ids (or tokens sampled a step ago, on the device) -> residual stream
