@@ -148,3 +148,36 @@ def answer_until_killed(url: str, reports: Connection) -> None:
         except StoreUnavailable as error:
             reports.send_bytes(f"unavailable {error}".encode())
         time.sleep(0.005)
+
+
+def worker_sample(number: int) -> Sample:
+    return sample(number, tokens=30)
+
+
+def compute_each_once(url: str, seed: int, keys: int, reports: Connection) -> None:
+    """What a prefill worker does with ``keys`` documents, in its own order; sends what it computed and could load."""
+    store = open_store(url)
+    order = list(range(keys))
+    random.Random(seed).shuffle(order)
+    computed = []
+    for number in order:
+        entry = worker_sample(number)
+        while True:
+            outcome = store.begin(entry.key)
+            if isinstance(outcome, Stored):
+                break
+            if isinstance(outcome, Busy):
+                time.sleep(outcome.retry_after_s)
+                continue
+            with outcome:
+                time.sleep(0.005)  # the forward pass
+                outcome.write(entry.header, entry.views)
+                outcome.commit()
+            computed.append(number)
+    loaded = 0
+    for number in range(keys):
+        entry = worker_sample(number)
+        buffers = blank(entry)
+        loaded += store.load(entry.key, entry.header.token_ids, views_of(buffers)) is None
+    reports.send({"computed": computed, "loaded": loaded})
+    time.sleep(60)  # the parent ends it
