@@ -1,0 +1,89 @@
+"""The two services as processes of their own, that can be killed and started again at the same address."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from cairn.processes import free_port
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+
+
+@dataclass
+class Process:
+    """One service: ``start`` waits until it is ready, ``kill`` is SIGKILL."""
+
+    module: str
+    arguments: list[str]
+    port: int
+    child: subprocess.Popen[str] | None = None
+    metrics_port: int = 0
+
+    @property
+    def address(self) -> str:
+        return f"127.0.0.1:{self.port}"
+
+    def launch(self) -> None:
+        argv = [sys.executable, "-m", self.module, "--port", str(self.port), *self.arguments]
+        self.child = subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, cwd=ROOT)
+
+    def wait_ready(self) -> None:
+        line = self.child.stdout.readline()
+        assert line, f"{self.module} did not start"
+        self.metrics_port = json.loads(line)["metrics_port"]
+
+    def kill(self) -> None:
+        self.child.kill()
+        self.child.wait(10)
+
+    def revive(self) -> None:
+        """Starts it again if an earlier test left it dead."""
+        if self.child.poll() is not None:
+            self.launch()
+            self.wait_ready()
+
+    def pause(self) -> None:
+        self.child.send_signal(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        self.child.send_signal(signal.SIGCONT)
+
+    def end(self) -> int:
+        """Asks it to end and returns its exit code."""
+        self.child.terminate()
+        return self.child.wait(30)
+
+
+@contextmanager
+def processes(model: Path, store: Path) -> Iterator[tuple[Process, Process]]:
+    """A prefill and a decode service, ready; whatever is left of them is killed at the end."""
+    shared = [
+        "--model",
+        str(model),
+        "--store",
+        f"file://{store}",
+        "--log-level",
+        "warning",
+        "--prefill-tokens-max",
+        "8",
+    ]
+    prefill = Process("prefill_service", shared, free_port("127.0.0.1"))
+    decode = Process("decode_service", [*shared, "--prefill", prefill.address], free_port("127.0.0.1"))
+    both = (prefill, decode)
+    try:
+        for process in both:
+            process.launch()
+        for process in both:
+            process.wait_ready()
+        yield both
+    finally:
+        for process in both:
+            if process.child is not None and process.child.poll() is None:
+                process.kill()

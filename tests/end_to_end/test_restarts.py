@@ -1,0 +1,118 @@
+"""Processes that die in the middle of their work: the other one goes on, and nobody waits for ever."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import grpc
+import pytest
+
+import cairn
+from cairn import Client, Result
+from cairn.requests import generate_request
+from tests.decode_service.models import model_dir, tokens
+from tests.decode_service.pair import wait_until
+from tests.end_to_end.processes import Process, processes
+
+PATIENCE_S = 15.0
+LONG = 1800  # tokens of a chunk that takes the prefill service some seconds: eight tokens a forward
+
+
+@pytest.fixture(scope="module")
+def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Process, Process]]:
+    folder = model_dir(tmp_path_factory.mktemp("models") / "tiny")
+    with processes(folder, tmp_path_factory.mktemp("store")) as both:
+        yield both
+
+
+@pytest.fixture
+def client(running: tuple[Process, Process]) -> Iterator[Client]:
+    prefill, decode = running
+    for process in running:
+        process.revive()
+    with Client(prefill.address, decode.address, timeout_s=60) as opened:
+        yield opened
+
+
+def later(client: Client, parts: list[list[int]], **options: object) -> Future[Result]:
+    threads = ThreadPoolExecutor(1)
+    future = threads.submit(lambda: client.generate(parts, max_tokens=4, ignore_eos=True, **options).finish())
+    threads.shutdown(wait=False)
+    return future
+
+
+def test_prefill_is_killed_while_it_computes(running: tuple[Process, Process], client: Client) -> None:
+    prefill, _ = running
+    warm = client.generate([tokens(1, 40), [5]], max_tokens=4, ignore_eos=True).finish()
+    waits = later(client, [tokens(2, LONG), [5]])
+    wait_until(lambda: client.loads().running == 1)
+    time.sleep(0.2)
+    prefill.kill()
+    again = client.generate([tokens(1, 40), [5]], max_tokens=4, ignore_eos=True).finish()
+    assert again.token_ids == warm.token_ids and again.usage.computed_tokens == 1
+    assert not waits.done()
+    prefill.launch()
+    prefill.wait_ready()
+    result = waits.result(60)
+    assert result.reuse.segments[0].source == "computed"
+    bypass = client.generate([tokens(2, LONG), [5]], max_tokens=4, ignore_eos=True, cache="bypass").finish()
+    assert bypass.token_ids == result.token_ids
+
+
+def test_prefill_stays_away(running: tuple[Process, Process], client: Client) -> None:
+    prefill, _ = running
+    stored = client.generate([tokens(3, 40), [5]], max_tokens=4, ignore_eos=True).finish()
+    prefill.kill()
+    begun = time.monotonic()
+    stub = client._stubs["decode"]  # the client would try again
+    waiting = [stub.Generate(generate_request([tokens(4, 40), [5 + n]]), timeout=60) for n in range(3)]
+    wait_until(lambda: client.loads().running == 3)
+    assert client.generate([tokens(3, 40), [5]], max_tokens=4, ignore_eos=True).finish().token_ids == stored.token_ids
+    assert client.explain([tokens(4, 40), [5]]).prompt_tokens == 41
+    for call in waiting:
+        with pytest.raises(grpc.RpcError) as caught:
+            next(call)
+        assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+        assert "prefill service" in caught.value.details() and "not there for 15 s" in caught.value.details()
+    assert PATIENCE_S - 1 < time.monotonic() - begun < PATIENCE_S + 5  # all of them together
+    assert client.loads().running == 0
+    prefill.launch()
+    prefill.wait_ready()
+    assert later(client, [tokens(4, 40), [5]]).result(30).token_ids
+
+
+def test_prefill_hangs(running: tuple[Process, Process], client: Client) -> None:
+    """Stopped, not dead: the caller's own deadline ends the request, warm requests go on, and it recovers."""
+    prefill, _ = running
+    client.generate([tokens(5, 40), [5]], max_tokens=4).finish()
+    prefill.pause()
+    waits = later(client, [tokens(6, 40), [5]], timeout_s=1.0)
+    assert client.generate([tokens(5, 40), [6]], max_tokens=4).finish().usage.computed_tokens == 1
+    with pytest.raises(cairn.DeadlineExceeded):
+        waits.result(20)
+    wait_until(lambda: client.loads().running == 0 and client.loads().pages_tails == 0)
+    prefill.resume()
+    assert later(client, [tokens(6, 40), [5]]).result(30).token_ids
+
+
+def test_decode_is_killed_and_finds_everything_in_the_store(running: tuple[Process, Process], client: Client) -> None:
+    _, decode = running
+    parts = [tokens(7, 40), tokens(8, 30), [5]]
+    before = client.generate(parts, max_tokens=4, ignore_eos=True).finish()
+    stream = client.generate(parts, max_tokens=1500, ignore_eos=True)
+    next(stream)
+    decode.kill()
+    with pytest.raises(cairn.Unavailable):
+        stream.finish()
+    decode.launch()
+    decode.wait_ready()
+    after = later(client, parts).result(60)
+    assert after.token_ids == before.token_ids
+    assert [segment.source for segment in after.reuse.segments] == ["store", "store", "computed"]
+
+
+def test_both_end_when_they_are_asked_to(running: tuple[Process, Process], client: Client) -> None:
+    client.close()
+    assert [process.end() for process in reversed(running)] == [0, 0]
