@@ -22,7 +22,8 @@ from torch import Tensor
 
 from bench.attention_reference import reference
 from chunk_store.layout import KVLayout, LayerLayout
-from engine.attention.cascade_launch import AttentionShape, CascadeWork, Limits, RotationTable, Tuning
+from engine.attention.cascade_launch import AttentionShape, CascadeWork, RotationTable, Tuning
+from engine.attention.cascade_work import Limits
 from engine.plan import CascadePlan, PlacedChunk, StepSequence, plan_levels, plan_step
 from engine.pool import PagedKVPool
 from engine.rotary import Rotation
@@ -107,7 +108,7 @@ def rotation_table(positions: int = 140_000) -> RotationTable:
 
 
 def replayed_ms(run: Callable[[int], None], layers: int, *, replays: int = 15) -> tuple[float, float]:
-    """Median and spread (max - min of the middle half) in ms of ``run(layer)``, over replays of a graph of all layers."""
+    """Median and spread (of the middle half) in ms of ``run(layer)``, over replays of a graph of all layers."""
     side = torch.cuda.Stream()
     with torch.cuda.stream(side):
         for layer in range(layers):
@@ -130,7 +131,9 @@ def replayed_ms(run: Callable[[int], None], layers: int, *, replays: int = 15) -
     return statistics.median(kept), middle[-1] - middle[0]
 
 
-def ours(case: Case, plan: CascadePlan, layers: Layers, table: RotationTable | None, tuning: Tuning) -> Callable[[int], None]:
+def ours(
+    case: Case, plan: CascadePlan, layers: Layers, table: RotationTable | None, tuning: Tuning
+) -> Callable[[int], None]:
     """A function of a layer that launches our kernels; its output is ``out_of(run)``."""
     shape = AttentionShape(HEADS, KV_HEADS, HEAD_DIM, torch.bfloat16, PAGE_SIZE)
     work = CascadeWork(shape, "cuda", LIMITS, tuning)
@@ -139,9 +142,7 @@ def ours(case: Case, plan: CascadePlan, layers: Layers, table: RotationTable | N
     out = torch.full_like(layers.q, float("nan"))
 
     def run(layer: int) -> None:
-        work.launch(
-            layers.keys[layer], layers.values[layer], layers.q, out, scaling=HEAD_DIM**-0.5, rotation=table
-        )
+        work.launch(layers.keys[layer], layers.values[layer], layers.q, out, scaling=HEAD_DIM**-0.5, rotation=table)
 
     run.out = out  # type: ignore[attr-defined]
     run.work = work  # type: ignore[attr-defined]

@@ -18,7 +18,13 @@ def turned(q: Tensor, angles: Tensor, table: RotationTable) -> Tensor:
 
 
 def reference(
-    plan: CascadePlan, keys: Tensor, values: Tensor, q: Tensor, table: RotationTable | None, scaling: float, page_size: int
+    plan: CascadePlan,
+    keys: Tensor,
+    values: Tensor,
+    q: Tensor,
+    table: RotationTable | None,
+    scaling: float,
+    page_size: int,
 ) -> Tensor:
     """(rows, heads, dim) fp32 attention of raw ``q`` over the plan; ``keys``, ``values`` (slots, kv_heads, dim)."""
     device = q.device

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from engine.attention import Scores
-from engine.attention.cascade_launch import AttentionShape, CascadeWork, Limits, RotationTable, Tuning
+from engine.attention.cascade_launch import AttentionShape, CascadeWork, RotationTable, Tuning
+from engine.attention.cascade_work import Limits
 from engine.plan import CascadePlan
 from engine.pool import TORCH_DTYPES, PagedKVPool
 from engine.rotary import Rotation

@@ -8,6 +8,7 @@ Programs are persistent: how many items there are is read from device memory, so
 while the lists change. Lists are laid out in ``cascade_work``. Importing this module needs Triton.
 """
 
+# mypy: disable-error-code="no-untyped-def, untyped-decorator, no-untyped-call"
 from __future__ import annotations
 
 import triton
@@ -75,7 +76,8 @@ def fold_in(scores, v, top, total, acc, scale):
 
 @triton.jit(do_not_specialize=["class_index"])
 def attend(
-    q, q_stride, keys, values, key_blocks, value_blocks, slot_stride, lists, dynamic, class_index, cos, sin, partial_out, partial_lse, scale,
+    q, q_stride, keys, values, key_blocks, value_blocks, slot_stride, lists, dynamic, class_index, cos, sin,
+    partial_out, partial_lse, scale,
     TURN: tl.constexpr, RATIO: tl.constexpr, KV_HEADS: tl.constexpr, D: tl.constexpr, TURN_PAIRS: tl.constexpr,
     M: tl.constexpr, N: tl.constexpr, PAGE: tl.constexpr, TENSOR: tl.constexpr, SPLIT_LOOP: tl.constexpr,
     OVERLAP: tl.constexpr,

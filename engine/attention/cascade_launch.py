@@ -57,6 +57,7 @@ class TileClass:
     tensor: bool = False
 
 
+DEFAULT_SPLITS = SplitRule()
 LONG_TAIL_CLASS = TileClass(64, 64, 4, 3, 2, (LONG_TAILS,))
 
 
@@ -71,7 +72,7 @@ class Tuning:
     narrow: tuple[TileClass, ...] = (LONG_TAIL_CLASS, TileClass(64, 64, 4, 3, 2, (CHUNKS, ROW_TAILS), stream=True))
     wide: tuple[TileClass, ...] = (LONG_TAIL_CLASS, TileClass(128, 64, 4, 4, 1, (CHUNKS, ROW_TAILS), stream=True))
     wide_share: float = 0.75
-    splits: SplitRule = SplitRule()
+    splits: SplitRule = DEFAULT_SPLITS
     partial_dtype: torch.dtype = torch.float32
     overlap: bool = True
     merge_parts: int = 8
@@ -165,8 +166,8 @@ class CascadeWork:
         self._blocks: dict[tuple[int, int, bool], Any] = {}
 
     def _lists_of(self, members: tuple[TileClass, ...]) -> ListShape:
-        tiles = (self.tuning.tiles(members, what) for what in (CHUNKS, ROW_TAILS, LONG_TAILS))
-        return ListShape(self.shape.ratio, *tiles, self.tuning.splits, self.limits)
+        chunks, row_tails, long_tails = (self.tuning.tiles(members, what) for what in (CHUNKS, ROW_TAILS, LONG_TAILS))
+        return ListShape(self.shape.ratio, chunks, row_tails, long_tails, self.tuning.splits, self.limits)
 
     def update(self, plan: CascadePlan) -> tuple[int, ...]:
         """Brings the plan's lists to the device; the shared part only if compositions or row count changed.
@@ -250,8 +251,8 @@ class CascadeWork:
             self._blocks_of(x, tile.tokens, False) if tile.tensor else x for x in (keys, values)
         )
         kernel.attend[grid](
-            q, q.stride(0), keys, values, key_blocks, value_blocks, keys.stride(0), self.lists, self._static_ints, index,
-            cos, sin, self.partial_out, self.partial_lse, scaling * LOG2_E,
+            q, q.stride(0), keys, values, key_blocks, value_blocks, keys.stride(0), self.lists, self._static_ints,
+            index, cos, sin, self.partial_out, self.partial_lse, scaling * LOG2_E,
             TURN=turn, RATIO=shape.ratio, KV_HEADS=shape.kv_heads, D=shape.head_dim, TURN_PAIRS=turn_pairs,
             M=tile.rows, N=tile.tokens, PAGE=page, TENSOR=tile.tensor, SPLIT_LOOP=tile.split_loop,
             OVERLAP=overlap, num_warps=tile.warps, num_stages=tile.stages, **_dependent(overlap),
@@ -298,7 +299,7 @@ class _Staging:
     def __init__(self, ints: int, pinned: bool) -> None:
         self._tensor = torch.zeros(ints, dtype=torch.int32, pin_memory=pinned)
         self._ints = self._tensor.numpy()
-        self._done = torch.cuda.Event() if pinned else None
+        self._done = torch.cuda.Event() if pinned else None  # type: ignore[no-untyped-call]
 
     def wait(self) -> None:
         if self._done is not None:

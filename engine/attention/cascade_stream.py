@@ -13,6 +13,7 @@ one copy a block) and of tails with one new row (one copy a page). Importing thi
 running it, compute capability 9.
 """
 
+# mypy: disable-error-code="no-untyped-def, untyped-decorator, no-untyped-call"
 from __future__ import annotations
 
 from triton.experimental import gluon
@@ -24,7 +25,6 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     warpgroup_mma,
     warpgroup_mma_wait,
 )
-
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from engine.attention import cascade_work as work
@@ -44,31 +44,43 @@ CONSUMER_REGISTERS = gl.constexpr(232)  # two warpgroups; a single one gets what
 
 
 @gluon.constexpr_function
-def _rows_layout(width):  # type: ignore[no-untyped-def]
+def _rows_layout(width):
     """Rows of ``width`` 16-bit elements over a warpgroup, 16 bytes a thread."""
     return gl.BlockedLayout([1, 8], [256 // width, width // 8], [4, 1], [1, 0])
 
 
 @gluon.jit
+def _rows_of(lists, pairs_at, row0, rows_end, RATIO: gl.constexpr, D: gl.constexpr):
+    """A warpgroup's packed rows: the query row of each, and its pair's offset."""
+    packed = row0 + gl.arange(0, ROWS, gl.SliceLayout(1, _rows_layout(D)))
+    live = packed < rows_end
+    pair = lists + pairs_at + (packed // RATIO) * PAIR
+    return gl.load(pair, mask=live, other=0), gl.load(pair + 1, mask=live, other=0)
+
+
+@gluon.jit
+def _angles_of(lists, dynamic, row, offset, TURN: gl.constexpr):
+    """By how many positions each row is turned. Rows that are not live are turned like row 0."""
+    if TURN == NOT_TURNED:
+        return offset
+    if TURN == TURNED_BACK:
+        return offset
+    return gl.load(lists + gl.load(lists + dynamic + AT_POSITIONS) + row) - offset
+
+
+@gluon.jit
 def _load_query(
-    q, q_stride, lists, dynamic, pairs_at, row0, rows_end, head, cos, sin,
+    q, q_stride, row, angle, row0, rows_end, head, cos, sin,
     TURN: gl.constexpr, RATIO: gl.constexpr, D: gl.constexpr, TURN_PAIRS: gl.constexpr,
 ):  # fmt: skip
     """A warpgroup's queries (ROWS, D), each turned by its pair's angle in fp32 and rounded once."""
-    layout: gl.constexpr = _rows_layout(D)
-    packed = row0 + gl.arange(0, ROWS, gl.SliceLayout(1, layout))
-    dim = gl.arange(0, D, gl.SliceLayout(0, layout))
+    packed = row0 + gl.arange(0, ROWS, gl.SliceLayout(1, _rows_layout(D)))
+    dim = gl.arange(0, D, gl.SliceLayout(0, _rows_layout(D)))
     live = packed < rows_end
-    pair = lists + pairs_at + (packed // RATIO) * PAIR
-    row = gl.load(pair, mask=live, other=0)
     base = row.to(gl.int64) * q_stride + (head * RATIO + packed % RATIO) * D
     x = gl.load(q + base[:, None] + dim[None, :], mask=live[:, None], other=0.0)
     if TURN == NOT_TURNED:
         return x
-    angle = gl.load(pair + 1, mask=live, other=0)
-    if TURN != TURNED_BACK:
-        positions = lists + gl.load(lists + dynamic + AT_POSITIONS)
-        angle = gl.load(positions + row, mask=live, other=0) - angle
     turns = dim < 2 * TURN_PAIRS
     first = dim < TURN_PAIRS
     partner = gl.where(turns, gl.where(first, dim + TURN_PAIRS, dim - TURN_PAIRS), dim)
@@ -77,10 +89,8 @@ def _load_query(
     known = live[:, None] & turns[None, :]
     c = gl.load(cos + at, mask=known, other=1.0)
     s = gl.load(sin + at, mask=known, other=0.0)
-    if TURN == TURNED_BACK:
-        other = gl.where(first[None, :], other, -other)
-    else:
-        other = gl.where(first[None, :], -other, other)
+    plus = first if TURN == TURNED_BACK else first == 0
+    other = gl.where(plus[None, :], other, -other)
     return (x.to(gl.float32) * c + other * s).to(x.dtype)
 
 
@@ -110,7 +120,8 @@ def _items(lists, dynamic, class_index):
     """How many items are static, how many there are, and where the static and the dynamic ones begin."""
     static_items = gl.load(lists + AT_COUNTS + class_index)
     items = static_items + gl.load(lists + dynamic + AT_COUNTS + class_index)
-    return static_items, items, gl.load(lists + AT_ITEMS + class_index), gl.load(lists + dynamic + AT_ITEMS + class_index)
+    static_at = gl.load(lists + AT_ITEMS + class_index)
+    return static_items, items, static_at, gl.load(lists + dynamic + AT_ITEMS + class_index)
 
 
 @gluon.jit
@@ -146,44 +157,66 @@ def _consume(
     static_items, items, static_at, dynamic_at = _items(lists, dynamic, class_index)
     if OVERLAP:
         gdc_wait()
+    # What an item's queries depend on is loaded while the item before it runs.
+    item = _item_at(gl.program_id(0) // KV_HEADS, lists, static_items, static_at, dynamic_at)
+    pairs_at, row0, rows_end, begin, end, split = _fields(item, gl.program_id(0) < items * KV_HEADS, GROUP)
+    row, offset = _rows_of(lists, pairs_at, row0, rows_end, RATIO, D)
+    angle = _angles_of(lists, dynamic, row, offset, TURN)
     for index in range(gl.program_id(0), items * KV_HEADS, gl.num_programs(0)):
-        item = _item_at(index // KV_HEADS, lists, static_items, static_at, dynamic_at)
-        row0 = gl.load(item + 1) + GROUP * ROWS
-        begin = gl.load(item + 4)
-        end = gl.load(item + 6)
+        following = index + gl.num_programs(0)
+        item = _item_at(following // KV_HEADS, lists, static_items, static_at, dynamic_at)
+        next_pairs_at, next_row0, next_rows_end, next_begin, next_end, next_split = _fields(
+            item, following < items * KV_HEADS, GROUP
+        )
         blocks = (end - begin + N - 1) // N
-        if row0 < gl.load(item + 2):
-            step = _attend_item(
-                q, q_stride, lists, dynamic, item, row0, index % KV_HEADS, begin, end, blocks, step, cos, sin,
+        if row0 < rows_end:
+            step, next_row, next_offset = _attend_item(
+                q, q_stride, lists, row, angle, pairs_at, row0, rows_end, split,
+                next_pairs_at, next_row0, next_rows_end, index % KV_HEADS, end - begin, blocks, step, cos, sin,
                 partial_out, partial_lse, scale, q_smem, k_smem, v_smem, k_full, k_empty, v_full, v_empty,
                 TURN, RATIO, KV_HEADS, D, TURN_PAIRS, N, STAGES,
             )  # fmt: skip
         else:
+            next_row, next_offset = _rows_of(lists, next_pairs_at, next_row0, next_rows_end, RATIO, D)
             step = _pass(blocks, step, k_full, k_empty, v_full, v_empty, STAGES)
+        row = next_row
+        angle = _angles_of(lists, dynamic, next_row, next_offset, TURN)
+        pairs_at, row0, rows_end = next_pairs_at, next_row0, next_rows_end
+        begin, end, split = next_begin, next_end, next_split
+
+
+@gluon.jit
+def _fields(item, known, GROUP: gl.constexpr):
+    """An item's fields as a warpgroup needs them; no rows if there is no such item."""
+    pairs_at = gl.load(item, mask=known, other=0)
+    row0 = gl.load(item + 1, mask=known, other=0) + GROUP * ROWS
+    rows_end = gl.load(item + 2, mask=known, other=0)
+    begin = gl.load(item + 4, mask=known, other=0)
+    end = gl.load(item + 6, mask=known, other=0)
+    return pairs_at, row0, rows_end, begin, end, gl.load(item + 7, mask=known, other=0)
 
 
 @gluon.jit
 def _attend_item(
-    q, q_stride, lists, dynamic, item, row0, head, begin, end, blocks, step, cos, sin,
-    partial_out, partial_lse, scale, q_smem, k_smem, v_smem, k_full, k_empty, v_full, v_empty,
+    q, q_stride, lists, row, angle, pairs_at, row0, rows_end, split, next_pairs_at, next_row0, next_rows_end,
+    head, tokens, blocks, step, cos, sin, partial_out, partial_lse, scale,
+    q_smem, k_smem, v_smem, k_full, k_empty, v_full, v_empty,
     TURN: gl.constexpr, RATIO: gl.constexpr, KV_HEADS: gl.constexpr, D: gl.constexpr, TURN_PAIRS: gl.constexpr,
     N: gl.constexpr, STAGES: gl.constexpr,
 ):  # fmt: skip
-    """One item for one warpgroup's rows, blocks from the last to the first; returns the ring's next step."""
+    """One item for one warpgroup's rows, blocks from the last to the first.
+
+    Returns the ring's next step, and the rows and offsets of the item that follows.
+    """
     S: gl.constexpr = gl.NVMMADistributedLayout(version=[3, 0], warps_per_cta=[4, 1], instr_shape=[16, N, 16])
     O: gl.constexpr = gl.NVMMADistributedLayout(version=[3, 0], warps_per_cta=[4, 1], instr_shape=[16, D, 16])  # noqa: E741
     P: gl.constexpr = gl.DotOperandLayout(operand_index=0, parent=O, k_width=2)
-    pairs_at = gl.load(item)
-    rows_end = gl.load(item + 2)
-    split = gl.load(item + 7)
-    x = _load_query(
-        q, q_stride, lists, dynamic, pairs_at, row0, rows_end, head, cos, sin, TURN, RATIO, D, TURN_PAIRS
-    )
+    x = _load_query(q, q_stride, row, angle, row0, rows_end, head, cos, sin, TURN, RATIO, D, TURN_PAIRS)
     gl.thread_barrier()
     q_smem.store(x)
     fence_async_shared()
     gl.thread_barrier()
-    valid = end - begin - (blocks - 1) * N
+    valid = tokens - (blocks - 1) * N
     zero = gl.zeros([ROWS, N], gl.float32, S)
     acc = gl.zeros([ROWS, D], gl.float32, O)
     at = step % STAGES
@@ -201,6 +234,7 @@ def _attend_item(
     mbarrier.wait(v_full.index(at), phase)
     if valid < N:
         _clear_behind(v_smem.index(at), valid, N, D)
+    next_row, next_offset = _rows_of(lists, next_pairs_at, next_row0, next_rows_end, RATIO, D)
     for _ in range(1, blocks):
         last, last_phase = at, phase
         step += 1
@@ -228,7 +262,7 @@ def _attend_item(
         acc, top * scale + gl.log2(total), total, partial_out, partial_lse, lists, pairs_at, row0, rows_end, head,
         split, RATIO, KV_HEADS, D,
     )  # fmt: skip
-    return step
+    return step, next_row, next_offset
 
 
 @gluon.jit
@@ -253,7 +287,8 @@ def _store(
 def _produce(
     key_blocks, value_blocks, key_pages, value_pages, lists, dynamic, class_index,
     k_smem, v_smem, k_full, k_empty, v_full, v_empty,
-    KV_HEADS: gl.constexpr, D: gl.constexpr, N: gl.constexpr, PAGE: gl.constexpr, STAGES: gl.constexpr, OVERLAP: gl.constexpr,
+    KV_HEADS: gl.constexpr, D: gl.constexpr, N: gl.constexpr, PAGE: gl.constexpr, STAGES: gl.constexpr,
+    OVERLAP: gl.constexpr,
 ):  # fmt: skip
     """One warp: copies the blocks of every item of this program, as stages become empty."""
     pages_at = gl.load(lists + dynamic + AT_PAGES)

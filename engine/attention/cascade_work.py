@@ -49,17 +49,13 @@ class WorkTooLarge(ValueError):
 class SplitRule:
     """Tokens of a split, by the length of what is split and nothing else."""
 
-    short: int = 1024
-    middle: int = 2048
-    long: int = 4096
-    middle_from: int = 2049
-    long_from: int = 16384
+    chunk: tuple[tuple[int, int], ...] = ((0, 1024), (2049, 2048), (16384, 4096), (65536, 8192))  # (from tokens, split)
     tail: int = 1024
 
     def chunk_splits(self, tokens: Ints) -> Ints:
         """Tokens of each split of chunks of ``tokens`` tokens."""
-        rest = np.where(tokens >= self.middle_from, self.middle, self.short)
-        return np.where(tokens >= self.long_from, self.long, rest).astype(np.int32)
+        starts, splits = (np.array(column, np.int32) for column in zip(*self.chunk, strict=True))
+        return splits[np.searchsorted(starts, tokens, side="right") - 1]
 
 
 @dataclass(frozen=True)

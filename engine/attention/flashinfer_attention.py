@@ -126,7 +126,9 @@ class FlashInferAttention:
             HEADS=self.heads, D=self._layer.v_dim, PARTS=8, ORDERED=True, OVERLAP=False, num_warps=1,
         )  # fmt: skip
 
-    def _plan(self, wrapper: Any, rows: list[int], pages: Sequence[Sequence[int]], tokens: list[int], *, causal: bool) -> None:
+    def _plan(
+        self, wrapper: Any, rows: list[int], pages: Sequence[Sequence[int]], tokens: list[int], *, causal: bool
+    ) -> None:
         page = self.pool.page_size
         wrapper.plan(
             torch.tensor(np.cumsum([0, *rows]), dtype=torch.int32),

@@ -1,0 +1,41 @@
+"""Small random models of real geometries in bf16 on the device, and their fp32 twins for the oracle."""
+
+from __future__ import annotations
+
+import copy
+import functools
+
+import torch
+from transformers import PreTrainedModel
+
+from engine.model import BorrowedModel
+from engine.served import ServedModel, serve
+from tests.architectures import build
+
+# name -> (transformers model type, configuration)
+GEOMETRIES = {
+    "qwen3-ratio4-128": ("qwen3", {"num_attention_heads": 8, "num_key_value_heads": 2, "head_dim": 128}),
+    "qwen2-ratio7-64": ("qwen2", {"num_attention_heads": 14, "num_key_value_heads": 2, "hidden_size": 896}),
+    "llama-ratio8-64": ("llama", {"num_attention_heads": 8, "num_key_value_heads": 1, "head_dim": 64}),
+    "llama-ratio1-64": ("llama", {"num_attention_heads": 4, "num_key_value_heads": 4, "head_dim": 64}),
+    "phi3-ratio2-64": ("phi3", {"num_attention_heads": 4, "num_key_value_heads": 2, "hidden_size": 256}),
+}
+FUSED = tuple(GEOMETRIES)[:4]
+
+
+@functools.cache
+def twins(name: str) -> tuple[PreTrainedModel, PreTrainedModel]:
+    """A model in fp32 with weights that bf16 holds exactly, and the same in bf16; both on the CPU."""
+    model = build(*GEOMETRIES[name]).to(torch.bfloat16)
+    return copy.deepcopy(model).float(), model
+
+
+@functools.cache
+def served(name: str, *, piece_tokens: int = 24) -> ServedModel:
+    """The bf16 twin, served on the device."""
+    model = copy.deepcopy(twins(name)[1]).to("cuda")
+    return serve(BorrowedModel(model, name=name), piece_tokens=piece_tokens)
+
+
+def tokens(seed: int, count: int) -> list[int]:
+    return torch.randint(0, 211, (count,), generator=torch.Generator().manual_seed(seed)).tolist()

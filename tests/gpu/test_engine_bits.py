@@ -1,0 +1,113 @@
+"""EXACT on the device: the same bits of KV and logits cold, warm, reloaded, alone and among others."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from tests.engine.composer import Composer, Request
+from tests.gpu.engine_models import served, tokens
+
+pytestmark = pytest.mark.gpu
+
+NAMES = ("qwen3-ratio4-128", "llama-ratio8-64")
+STRICT = {"decode_buckets": (32,)}
+
+
+def crowd() -> list[Request]:
+    """32 requests: shared and private chunks, several lengths of query, three modes."""
+    shared, pair = tokens(1, 70), [tokens(2, 33), tokens(3, 16)]
+    requests: list[Request] = []
+    for index in range(32):
+        chunks = [shared, pair[index % 2], tokens(10 + index // 4, 5 + index)]
+        mode = ("exact", "exact", "independent", "anchored")[index % 4]
+        requests.append((chunks, tokens(100 + index, 1 + index * 3), mode))
+    return requests
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_strict_gives_the_same_bits_alone_and_among_31_others(name: str) -> None:
+    together = Composer(served(name), pages=1024, **STRICT).generate(crowd(), 5)
+    composer = Composer(served(name), pages=1024, **STRICT)
+    for request, (ids, logits) in list(zip(crowd(), together, strict=True))[::5]:
+        alone_ids, alone = composer.generate([request], 5)[0]
+        assert alone_ids == ids
+        assert torch.equal(alone, logits)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_levels_do_not_change_the_bits(name: str) -> None:
+    reference = Composer(served(name), pages=1024, **STRICT).generate(crowd(), 4)
+    for levels in (1, 8):
+        folded = Composer(served(name), pages=1024, max_cascade_levels=levels, **STRICT).generate(crowd(), 4)
+        for (ids, logits), (folded_ids, folded_logits) in zip(reference, folded, strict=True):
+            assert ids == folded_ids
+            assert torch.equal(logits, folded_logits)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_kv_bits_do_not_depend_on_what_was_computed_before_or_where(name: str) -> None:
+    chunks = [tokens(1, 70), tokens(2, 333), tokens(3, 1)]
+
+    def entry(composer: Composer) -> list[list[torch.Tensor]]:
+        held, _ = composer.hold(chunks, "exact")
+        return [[part.cpu() for part in composer.pool.run_parts(c.run, c.tokens)] for c in held]
+
+    fresh = entry(Composer(served(name), pages=512))
+    busy = Composer(served(name), pages=512)
+    busy.generate(crowd()[:8], 3)
+    for mine, theirs in zip(fresh, entry(busy), strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(mine, theirs, strict=True))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_cold_warm_and_reloaded_answers_have_the_same_bits(name: str) -> None:
+    request: Request = ([tokens(1, 70), tokens(2, 333)], tokens(3, 20), "exact")
+    composer = Composer(served(name), pages=512)
+    cold = composer.generate([request], 4)[0]
+    warm = composer.generate([request], 4)[0]
+    held, _ = composer.hold(request[0], "exact")
+    kept = [[part.cpu() for part in composer.pool.run_parts(c.run, c.tokens)] for c in held]
+    for chunk, parts in zip(held, kept, strict=True):
+        for part, saved in zip(composer.pool.run_parts(chunk.run, chunk.tokens), parts, strict=True):
+            part.zero_()
+            part.copy_(saved)
+        composer.residents.release(chunk)
+    reloaded = composer.generate([request], 4)[0]
+    for other in (warm, reloaded):
+        assert other[0] == cold[0]
+        assert torch.equal(other[1], cold[1])
+
+
+def test_captured_and_eager_steps_have_the_same_bits() -> None:
+    name = NAMES[0]
+    captured = Composer(served(name), pages=1024).generate(crowd()[:7], 4)
+    eager = Composer(served(name), pages=1024, graphs=False).generate(crowd()[:7], 4)
+    for (ids, logits), (eager_ids, eager_logits) in zip(captured, eager, strict=True):
+        assert ids == eager_ids
+        assert torch.equal(logits, eager_logits)
+
+
+def test_a_pipelined_step_samples_what_a_waited_one_does() -> None:
+    from engine.plan import StepSequence
+
+    composer = Composer(served(NAMES[0]), pages=512)
+    held, placed = composer.hold([tokens(1, 70)], "exact")
+    pages = tuple(composer.pool.allocate_pages(2) or ())
+    first = int(composer.runner.prefill_tail(tokens(2, 5), placed, pages, start=70).argmax())
+
+    def step(at: int) -> list[StepSequence]:
+        return [StepSequence(placed, pages, 5 + at, 1, 75 + at)]
+
+    waited, token = [], first
+    for at in range(6):
+        logits, _ = composer.runner.decode([token], step(at))
+        token = int(logits[0].argmax())
+        waited.append(token)
+    handles = [composer.runner.launch([first], step(0))[0]]  # type: ignore[attr-defined]
+    pipelined = []
+    for at in range(1, 6):
+        handles.append(composer.runner.launch([~0], step(at))[0])  # type: ignore[attr-defined]
+        pipelined += handles.pop(0).wait()
+    assert [*pipelined, *handles[0].wait()] == waited
+    assert held
