@@ -7,6 +7,7 @@ from typing import Any
 
 from chunk_store.blobs import BlobUnreadable, NoSpace
 from chunk_store.mooncake_client import NO_AVAILABLE_HANDLE, OBJECT_NOT_FOUND, REPLICA_IS_NOT_READY, pinned_config
+from chunk_store.pieces import joined, scatter
 from chunk_store.store import StoreUnavailable
 
 
@@ -19,16 +20,31 @@ class MooncakeObjects:
         self._client = client
         self._config = pinned_config()
 
-    def put(self, values: Sequence[tuple[str, memoryview | bytes]]) -> None:
-        for name, value in values:
-            code = self._client.put(name, value, self._config)
+    def put(self, values: Sequence[tuple[str, Sequence[memoryview | bytes]]]) -> None:
+        for name, parts in values:
+            code = self._client.put(name, joined(parts), self._config)
             if code == NO_AVAILABLE_HANDLE:
                 raise NoSpace("mooncake: no owner has room (or none is running)")
             if code != 0:
                 raise StoreUnavailable(f"mooncake: put failed with code {code}; an owner or the master is gone")
 
-    def get(self, names: Sequence[str]) -> list[memoryview | bytes | None]:
-        return [self._get(name) for name in names]
+    def get(self, name: str) -> bytes | None:
+        value = self._get(name)
+        return None if value is None else bytes(value)
+
+    def read(
+        self, header: str, names: Sequence[str], targets: Sequence[Sequence[memoryview]]
+    ) -> tuple[bytes | None, list[int | None]]:
+        return self.get(header), self.read_more(names, targets)
+
+    def read_more(self, names: Sequence[str], targets: Sequence[Sequence[memoryview]]) -> list[int | None]:
+        sizes: list[int | None] = []
+        for name, spans in zip(names, targets, strict=True):
+            value = self._get(name)
+            sizes.append(None if value is None else value.nbytes)
+            if value is not None:
+                scatter(value, spans)
+        return sizes
 
     def remove(self, names: Sequence[str]) -> bool:
         """Without regard to Mooncake's own leases: the ledger knows who reads. False when a writer died in the middle

@@ -14,7 +14,7 @@ from typing import Protocol
 
 from chunk_store.blobs import BlobMissing, Expected, NoSpace
 from chunk_store.header import BLOCK_NBYTES, Frame, checksum, encode_header, header_nbytes, split_blocks
-from chunk_store.pieces import fill, framed, joined, pieces_of
+from chunk_store.pieces import check_piece, framed, pieces_of
 from chunk_store.redis_connection import RedisConnection, ServerFull
 from chunk_store.store import EntryHeader
 
@@ -28,11 +28,22 @@ class Objects(Protocol):
     def kind(self) -> str:
         """The backend's name in statistics."""
 
-    def put(self, values: Sequence[tuple[str, memoryview | bytes]]) -> None:
-        """Stores new values. Raises ``NoSpace`` or ``StoreUnavailable``."""
+    def put(self, values: Sequence[tuple[str, Sequence[memoryview | bytes]]]) -> None:
+        """Stores new values, each given in parts. Raises ``NoSpace`` or ``StoreUnavailable``."""
 
-    def get(self, names: Sequence[str]) -> list[memoryview | bytes | None]:
-        """Values by name, None where there is none. Raises ``BlobUnreadable``."""
+    def get(self, name: str) -> bytes | None:
+        """A small value, None where there is none. Raises ``BlobUnreadable``."""
+
+    def read(
+        self, header: str, names: Sequence[str], targets: Sequence[Sequence[memoryview]]
+    ) -> tuple[bytes | None, list[int | None]]:
+        """``header`` as ``get``, and the values of ``names`` into ``targets``; returns the values' sizes.
+
+        None where there is no value; a value of another size than its target is not read. Raises ``BlobUnreadable``.
+        """
+
+    def read_more(self, names: Sequence[str], targets: Sequence[Sequence[memoryview]]) -> list[int | None]:
+        """As ``read``, without a header."""
 
     def remove(self, names: Sequence[str]) -> bool:
         """Deletes; False when some cannot go yet. Raises ``StoreUnavailable``."""
@@ -61,33 +72,28 @@ class ObjectBlobs:
         while batch := list(islice(numbered, PIECES_IN_FLIGHT)):
             for _, spans in batch:
                 checksums += [checksum(block) for block in split_blocks(spans, BLOCK_NBYTES)]
-            values = [(self._name(blob, number), joined(spans)) for number, spans in batch]
-            if batch[-1][0] == len(pieces) - 1:
-                values.append((self._name(blob, "h"), encode_header(header, checksums)))
-            self._objects.put(values)
-        if not pieces:
-            self._objects.put([(self._name(blob, "h"), encode_header(header, checksums))])
+            self._objects.put([(self._name(blob, number), spans) for number, spans in batch])
+        self._objects.put([(self._name(blob, "h"), [encode_header(header, checksums)])])
 
     def read(self, blob: str, expected: Expected, views: Sequence[memoryview]) -> None:
         pieces = list(pieces_of(views))
-        batch = list(range(min(PIECES_IN_FLIGHT, len(pieces))))
-        names = [self._name(blob, "h"), *(self._name(blob, number) for number in batch)]
-        raw, *values = self._objects.get(names)
+        batches = [range(at, min(at + PIECES_IN_FLIGHT, len(pieces))) for at in range(0, len(pieces), PIECES_IN_FLIGHT)]
+        first = batches[0] if batches else range(0)
+        raw, sizes = self._objects.read(self._name(blob, "h"), self._names(blob, first), [pieces[n] for n in first])
         if raw is None:
             raise BlobMissing(blob)
         frame = framed(raw)
         expected.check(frame, views)
         checksums = iter(frame.checksums)
-        while batch:
-            for number, value in zip(batch, values, strict=True):
-                if value is None:
-                    raise BlobMissing(f"{blob}: piece {number} is gone")
-                fill(pieces[number], value, frame.block_nbytes, checksums)
-            batch = list(range(batch[-1] + 1, min(batch[-1] + 1 + PIECES_IN_FLIGHT, len(pieces))))
-            values = self._objects.get([self._name(blob, number) for number in batch]) if batch else []
+        for batch in batches:
+            targets = [pieces[number] for number in batch]
+            if batch is not first:
+                sizes = self._objects.read_more(self._names(blob, batch), targets)
+            for spans, size in zip(targets, sizes, strict=True):
+                check_piece(spans, size, frame.block_nbytes, checksums)
 
     def frame(self, blob: str) -> Frame:
-        (raw,) = self._objects.get([self._name(blob, "h")])
+        raw = self._objects.get(self._name(blob, "h"))
         if raw is None:
             raise BlobMissing(blob)
         return framed(raw)
@@ -100,7 +106,7 @@ class ObjectBlobs:
         gone = []
         for blob, entry in zip(blobs, listed, strict=True):
             pieces = int(entry.split()[0]) if entry else 0
-            if self._objects.remove([self._name(blob, "h"), *(self._name(blob, number) for number in range(pieces))]):
+            if self._objects.remove([self._name(blob, "h"), *self._names(blob, range(pieces))]):
                 gone.append(blob)
         if gone:
             with self._redis.errors():
@@ -121,6 +127,9 @@ class ObjectBlobs:
 
     def _name(self, blob: str, part: str | int) -> str:
         return f"{self._redis.prefix}blob:{blob}:{part}"
+
+    def _names(self, blob: str, numbers: range) -> list[str]:
+        return [self._name(blob, number) for number in numbers]
 
     def _note(self, blob: str, entry: str) -> None:
         try:

@@ -64,16 +64,18 @@ def _open_redis(url: str, capacity_nbytes: int | None, records_max: int | None) 
         from chunk_store.redis_connection import RedisConnection, parse_redis_url
         from chunk_store.redis_ledger import RedisLedger
         from chunk_store.redis_objects import RedisObjects
+        from chunk_store.redis_wire import RedisWire
     except ImportError as error:
         raise ValueError("store URL: redis:// needs the redis client: pip install 'cairn[redis]'") from error
-    connection = RedisConnection(parse_redis_url(url))
+    address = parse_redis_url(url)
+    connection = RedisConnection(address)
     ledger = RedisLedger(
         connection,
         capacity_nbytes=capacity_nbytes or CAPACITY_NBYTES_DEFAULT,
         records_max=records_max or RECORDS_MAX_DEFAULT,
     )
     ledger.set_limits(capacity_nbytes=capacity_nbytes, records_max=records_max)
-    return SharedStore(ledger, ObjectBlobs(RedisObjects(connection), connection))
+    return SharedStore(ledger, ObjectBlobs(RedisObjects(connection, RedisWire(address)), connection))
 
 
 def _open_mooncake(url: str, capacity_nbytes: int | None, records_max: int | None) -> SharedStore:

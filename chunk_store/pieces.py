@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from chunk_store.blobs import BlobBad
+from chunk_store.blobs import BlobBad, BlobMissing
 from chunk_store.header import FormatError, Frame, checksum, decode_header, split_blocks
 
 PIECE_NBYTES = 2 * 2**20
@@ -31,26 +31,36 @@ def pieces_of(views: Sequence[memoryview]) -> Iterator[list[memoryview]]:
         yield piece
 
 
-def joined(spans: Sequence[memoryview]) -> memoryview | bytes:
+def joined(spans: Sequence[memoryview | bytes]) -> memoryview | bytes:
     """A piece as one value; copied only when it has several spans."""
     return spans[0] if len(spans) == 1 else b"".join(spans)
 
 
-def fill(spans: Sequence[memoryview], raw: bytes | memoryview, block_nbytes: int, checksums: Iterator[int]) -> None:
-    """Copies a piece to where it belongs, each block compared with its checksum first. Raises ``BlobBad``."""
-    source = memoryview(raw)
+def scatter(value: memoryview, spans: Sequence[memoryview]) -> None:
+    """Copies a piece's value to where it belongs, if it has the right size."""
+    if value.nbytes != sum(span.nbytes for span in spans):
+        return
+    at = 0
+    for span in spans:
+        span[:] = value[at : at + span.nbytes]
+        at += span.nbytes
+
+
+def check_piece(spans: Sequence[memoryview], size: int | None, block_nbytes: int, checksums: Iterator[int]) -> None:
+    """Compares each block of a piece that was read with its checksum; ``size`` is what its value had.
+
+    Raises ``BlobMissing``, ``BlobBad``.
+    """
     wanted = sum(span.nbytes for span in spans)
-    if source.nbytes != wanted:
-        raise BlobBad(f"a piece has {source.nbytes} bytes, expected {wanted}")
+    if size is None:
+        raise BlobMissing("a piece is gone")
+    if size != wanted:
+        raise BlobBad(f"a piece has {size} bytes, expected {wanted}")
     if PIECE_NBYTES % block_nbytes:
         raise BlobBad(f"blocks of {block_nbytes} bytes do not fit pieces of {PIECE_NBYTES}")
-    at = 0
     for block in split_blocks(spans, block_nbytes):
-        part = source[at : at + block.nbytes]
-        if checksum(part) != next(checksums):
+        if checksum(block) != next(checksums):
             raise BlobBad("a block does not match its checksum")
-        block[:] = part
-        at += block.nbytes
 
 
 def framed(raw: bytes | memoryview) -> Frame:

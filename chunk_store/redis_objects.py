@@ -1,11 +1,13 @@
-"""Values in Redis: plain strings, several in flight in one pipeline."""
+"""Values in Redis: plain strings, several in flight, moved without copies (``redis_wire.py``)."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 from chunk_store.blobs import BlobUnreadable, NoSpace
 from chunk_store.redis_connection import RedisConnection, ServerFull
+from chunk_store.redis_wire import RedisWire
 from chunk_store.store import StoreUnavailable
 
 
@@ -14,27 +16,29 @@ class RedisObjects:
 
     kind = "redis"
 
-    def __init__(self, connection: RedisConnection) -> None:
+    def __init__(self, connection: RedisConnection, wire: RedisWire) -> None:
         self._redis = connection
+        self._wire = wire
 
-    def put(self, values: Sequence[tuple[str, memoryview | bytes]]) -> None:
+    def put(self, values: Sequence[tuple[str, Sequence[memoryview | bytes]]]) -> None:
         try:
-            with self._redis.errors(), self._redis.client.pipeline(transaction=False) as pipeline:
-                for name, value in values:
-                    pipeline.set(name, value)
-                pipeline.execute()
+            self._wire.set(values)
         except ServerFull as error:
             raise NoSpace(str(error)) from error
 
-    def get(self, names: Sequence[str]) -> list[memoryview | bytes | None]:
-        try:
-            with self._redis.errors(), self._redis.client.pipeline(transaction=False) as pipeline:
-                for name in names:
-                    pipeline.get(name)
-                found: list[memoryview | bytes | None] = pipeline.execute()
-                return found
-        except StoreUnavailable as error:
-            raise BlobUnreadable(str(error)) from error
+    def get(self, name: str) -> bytes | None:
+        with _reading():
+            return self._wire.get(name)
+
+    def read(
+        self, header: str, names: Sequence[str], targets: Sequence[Sequence[memoryview]]
+    ) -> tuple[bytes | None, list[int | None]]:
+        with _reading():
+            return self._wire.read(header, names, targets)
+
+    def read_more(self, names: Sequence[str], targets: Sequence[Sequence[memoryview]]) -> list[int | None]:
+        with _reading():
+            return self._wire.read_more(names, targets)
 
     def remove(self, names: Sequence[str]) -> bool:
         with self._redis.errors():
@@ -42,4 +46,13 @@ class RedisObjects:
         return True
 
     def close(self) -> None:
+        self._wire.close()
         self._redis.close()
+
+
+@contextmanager
+def _reading() -> Iterator[None]:
+    try:
+        yield
+    except StoreUnavailable as error:
+        raise BlobUnreadable(str(error)) from error
