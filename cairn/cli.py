@@ -10,12 +10,12 @@ import os
 import sys
 from collections.abc import Sequence
 
-from cairn.commands import chunks, demo, explain, generate, health, prefill, up
+from cairn.commands import chunks, demo, explain, generate, health, plan, prefill, store, up
 from cairn.connection import UsageError
 from cairn.errors import CairnError
 from cairn.terminal import Terminal
 
-COMMANDS = (up, demo, prefill, generate, explain, chunks, health)
+COMMANDS = (up, demo, prefill, generate, explain, chunks, health, store, plan)
 OK, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
 
 

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from itertools import islice
 
 from cairn.client import Client
-from cairn.connection import add_connection_flags, find_chunk, open_client
+from cairn.connection import UsageError, add_connection_flags, find_chunk, open_client
 from cairn.terminal import Terminal, human_bytes, short_id, table
 from cairn.types import CHUNK_TYPES, LIST_ORDERS, StoredChunk
 
@@ -25,13 +25,26 @@ def configure(parser: argparse.ArgumentParser) -> None:
     listing.add_argument("--type", choices=CHUNK_TYPES, default="")
     listing.add_argument("--tag", default="")
     listing.add_argument("--name", default="")
-    listing.add_argument("--order", choices=LIST_ORDERS, default="created", help="last_used: eviction order")
+    listing.add_argument(
+        *("--by", "--order"),
+        dest="order",
+        type=lambda word: word.replace("-", "_"),
+        choices=LIST_ORDERS,
+        default="created",
+        metavar="ORDER",
+        help="created (default), last-used (eviction order: the next to go first) or name",
+    )
     listing.add_argument("--limit", type=int, metavar="N", help="at most so many")
     showing = actions.add_parser("show", help="show one chunk")
     showing.add_argument("chunk", metavar="CHUNK")
     showing.add_argument("--text", action="store_true", help="its text too")
     showing.add_argument("--token-ids", action="store_true", help="its token ids too")
-    for action, words in (("rm", "remove chunks and their KV"), ("pin", "never evict"), ("unpin", "allow eviction")):
+    removing = actions.add_parser(
+        "rm", usage="cairn chunks rm [-h] [CHUNK ...] [--tag TAG] [options]", help="remove chunks and their KV"
+    )
+    removing.add_argument("chunk", nargs="*", metavar="CHUNK")
+    removing.add_argument("--tag", action="append", default=[], metavar="TAG", help="all that bear it; may be repeated")
+    for action, words in (("pin", "never evict"), ("unpin", "allow eviction")):
         several = actions.add_parser(action, help=words)
         several.add_argument("chunk", nargs="+", metavar="CHUNK")
     for subparser in actions.choices.values():
@@ -90,8 +103,15 @@ def _show(args: argparse.Namespace, terminal: Terminal, client: Client) -> None:
 
 
 def _remove(args: argparse.Namespace, terminal: Terminal, client: Client) -> None:
-    for word in args.chunk:
-        chunk = find_chunk(client, word)
+    if not args.chunk and not args.tag:
+        raise UsageError("rm: name chunks (CHUNK ...) or give --tag TAG")
+    chosen = {chunk.id: chunk for chunk in (find_chunk(client, word) for word in args.chunk)}
+    for tag in args.tag:
+        tagged = {chunk.id: chunk for chunk in client.chunks(tag=tag)} if tag else {}
+        if not tagged:
+            raise UsageError(f"--tag: no chunk bears {tag!r}; see: cairn chunks list")
+        chosen |= tagged
+    for chunk in chosen.values():
         freed = client.delete(chunk)
         terminal.result(
             {"id": chunk.id, "kv_entries": freed.kv_entries, "kv_bytes": freed.kv_bytes},

@@ -10,11 +10,9 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import os
 import signal
 import time
 from dataclasses import fields
-from pathlib import Path
 from typing import Any
 
 from rich.text import Text
@@ -22,6 +20,7 @@ from rich.text import Text
 from cairn.connection import add_json_flag, positive_seconds
 from cairn.processes import Command, Processes, ServiceFailed
 from cairn.services import Settings, service_commands
+from cairn.stores import add_store_flag
 from cairn.terminal import Terminal
 
 NAME = "up"
@@ -33,7 +32,7 @@ STYLES = {"prefill": "cyan", "decode": "magenta"}
 
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", required=True, metavar="PATH_OR_ID", help="a model directory or hub id")
-    parser.add_argument("--store", default=_default_store(), metavar="URL", help="file:///DIR (default %(default)s)")
+    add_store_flag(parser)
     parser.add_argument("--device", default="cpu", help="cpu (default) or cuda")
     parser.add_argument("--dtype", choices=("auto", "float32", "bfloat16"))
     parser.add_argument("--model-name", metavar="NAME", help="how metrics and replies name the model")
@@ -150,8 +149,3 @@ def _stop_on_signals(processes: Processes) -> asyncio.Event:
 
 def _log(terminal: Terminal, service: str, line: str) -> None:
     terminal.log(Text.assemble((f"{service:>7} | ", STYLES.get(service, "")), line))
-
-
-def _default_store() -> str:
-    cache = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
-    return f"file://{cache}/cairn/store"

@@ -13,7 +13,7 @@ import pytest
 
 from cairn import cli
 from cairn.terminal import human_bytes
-from protos import chunks_pb2
+from protos import chunks_pb2, prefill_pb2
 from tests.cairn.cairn_fakes import digits
 
 CHUNK_1 = digits("chunk 001")
@@ -36,8 +36,9 @@ def cairn(services, capsys, monkeypatch):
 
 @pytest.mark.parametrize(
     "command",
-    ["", "up", "demo", "prefill", "generate", "explain", "health", "chunks"]
-    + [f"chunks {action}" for action in ("list", "show", "rm", "pin", "unpin")],
+    ["", "up", "demo", "prefill", "generate", "explain", "health", "chunks", "store", "plan"]
+    + [f"chunks {action}" for action in ("list", "show", "rm", "pin", "unpin")]
+    + [f"store {action}" for action in ("stats", "verify", "gc", "export", "import", "rm")],
 )
 def test_help(cairn, command):
     code, out, _ = cairn(*command.split(), "--help")
@@ -60,6 +61,9 @@ def test_help(cairn, command):
         (["generate", ":missing", "--query", "q"], "'missing' stands for 0 chunks"),
         (["prefill", "t", "--token-file", "/nowhere"], "cannot read /nowhere"),
         (["chunks", "show", ""], "give a chunk's name"),
+        (["chunks", "list", "--by", "size"], "invalid choice: 'size'"),
+        (["chunks", "rm"], "name chunks (CHUNK ...) or give --tag TAG"),
+        (["chunks", "rm", "--tag", ""], "no chunk bears ''"),
     ],
 )
 def test_a_wrong_command_line_exits_with_2(cairn, services, argv, words):
@@ -159,6 +163,30 @@ def test_chunks_list(cairn):
     assert all(f"doc-{number}" in out for number in range(5)) and "2.0 KiB" in out
     code, out, _ = cairn("chunks", "list", "--json", "--limit", "2")
     assert [json.loads(line)["name"] for line in out.splitlines()] == ["doc-0", "doc-1"]
+
+
+@pytest.mark.parametrize(
+    ("word", "order"),
+    [
+        ("created", prefill_pb2.ListChunksRequest.ORDER_CREATED),
+        ("last-used", prefill_pb2.ListChunksRequest.ORDER_LAST_USED),
+        ("last_used", prefill_pb2.ListChunksRequest.ORDER_LAST_USED),
+        ("name", prefill_pb2.ListChunksRequest.ORDER_NAME),
+    ],
+)
+@pytest.mark.parametrize("flag", ["--by", "--order"])
+def test_chunks_list_by(cairn, services, flag, word, order):
+    assert cairn("chunks", "list", flag, word)[0] == 0
+    assert services.script.requests[-1].order == order
+
+
+def test_chunks_rm_by_tag(cairn, services):
+    code, out, _ = cairn("chunks", "rm", "doc-1", "--tag", "demo", "--json")
+    assert code == 0
+    removed = [json.loads(line)["id"] for line in out.splitlines()]
+    assert removed == [CHUNK_1, *(digits(f"chunk 00{number}") for number in (0, 2, 3, 4))], "each once"
+    asked = [request for request in services.script.requests if hasattr(request, "page_token")]
+    assert asked[-1].tag == "demo"
 
 
 def test_chunks_show_by_name_by_id_and_by_the_start_of_an_id(cairn):
