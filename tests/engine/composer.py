@@ -32,7 +32,8 @@ class Composer:
 
     def __init__(self, served: ServedModel, *, pages: int = 512, page_size: int = 16, **options: object) -> None:
         self.served = served
-        self.pool = PagedKVPool(served.layout, pages=pages, chunk_pages=pages // 2, page_size=page_size)
+        device = served.borrowed.device
+        self.pool = PagedKVPool(served.layout, pages=pages, chunk_pages=pages // 2, page_size=page_size, device=device)
         self.residents = ResidentChunks(self.pool)
         self.runner = served.make_runner(self.pool, **options)
         self.computed = 0  # chunk tokens run through the model

@@ -1,0 +1,169 @@
+"""The workloads of the GPU benchmark on the engine alone: decode steps and times to first token."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from bench.gpu_model import KV_TOKEN_NBYTES, PAGE_SIZE, WEIGHT_NBYTES_READ, Engine
+from engine.plan import PlacedChunk, StepSequence
+
+QUERY_TOKENS = 64
+
+
+@dataclass(frozen=True)
+class Result:
+    """One workload, in milliseconds: ours, the floor, what others reach, the first target and the goal."""
+
+    name: str
+    ours: float
+    floor: float
+    others: float
+    target: float
+    goal: float
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Tree:
+    """``rows`` decode rows, ``levels`` of (rows that share a chunk, its tokens), ``own`` tail tokens."""
+
+    rows: int
+    levels: tuple[tuple[int, int], ...]
+    own: int
+
+    @property
+    def tokens(self) -> int:
+        """KV tokens a step reads, each once."""
+        return sum(self.rows // group * tokens for group, tokens in self.levels) + self.rows * self.own
+
+
+def decode_floor_ms(tree: Tree, bytes_a_second: float) -> float:
+    """The fewest bytes of a decode step over the copy bandwidth."""
+    return (WEIGHT_NBYTES_READ + tree.tokens * KV_TOKEN_NBYTES) / bytes_a_second * 1e3
+
+
+def decode_ms(engine: Engine, tree: Tree, *, steps: int = 48) -> tuple[float, float]:
+    """Wall and host milliseconds a step: step n + 1 is prepared while step n runs, each token is read once."""
+    chunks, slot = _chunks(tree)
+    assert slot <= engine.pool.chunk_pages * PAGE_SIZE, "the pool is too small"
+    each = engine.pool.pages_for(tree.own + steps + 16)
+    pages = [tuple(engine.pool.allocate_pages(each) or ()) for _ in range(tree.rows)]
+    context = [sum(chunk.tokens for chunk in own) for own in chunks]
+
+    def sequences(step: int) -> list[StepSequence]:
+        own = tree.own + step
+        rows = zip(chunks, pages, context, strict=True)
+        return [StepSequence(c, p, own - 1, 1, start + own - 1) for c, p, start in rows]
+
+    runner, host = engine.runner, 0.0
+    pending, _ = runner.launch([1] * tree.rows, sequences(0))
+    for step in range(1, 9):
+        following, _ = runner.launch([~row for row in range(tree.rows)], sequences(step))
+        pending.wait()
+        pending = following
+    torch.cuda.synchronize()
+    started = time.perf_counter()
+    for step in range(9, 9 + steps - 8):
+        at = time.perf_counter()
+        following, _ = runner.launch([~row for row in range(tree.rows)], sequences(step))
+        host += time.perf_counter() - at
+        pending.wait()
+        pending = following
+    pending.wait()
+    wall = time.perf_counter() - started
+    for own in pages:
+        engine.pool.release_pages(own)
+    return wall / (steps - 8) * 1e3, host / (steps - 8) * 1e3
+
+
+def _chunks(tree: Tree) -> tuple[list[tuple[PlacedChunk, ...]], int]:
+    slot = 0
+    chunks: list[list[PlacedChunk]] = [[] for _ in range(tree.rows)]
+    for group, tokens in tree.levels:
+        for first in range(0, tree.rows, group):
+            for row in range(first, first + group):
+                chunks[row].append(PlacedChunk(slot, tokens, 0))
+            slot += -(-tokens // PAGE_SIZE) * PAGE_SIZE
+    return [tuple(own) for own in chunks], slot
+
+
+def random_tokens(count: int, seed: int) -> list[int]:
+    return torch.randint(0, 151936, (count,), generator=torch.Generator().manual_seed(seed)).tolist()
+
+
+def median_ms(run: Callable[[], object], *, repeats: int, warm: int = 2) -> float:
+    """Median wall milliseconds of ``run``, which ends with a token on the host."""
+    for _ in range(warm):
+        run()
+    times = []
+    for _ in range(repeats):
+        torch.cuda.synchronize()
+        started = time.perf_counter()
+        run()
+        times.append((time.perf_counter() - started) * 1e3)
+    return statistics.median(times)
+
+
+def first_token(engine: Engine, placed: Sequence[PlacedChunk], query: Sequence[int]) -> int:
+    """Prefills a query behind resident chunks and picks a token."""
+    start = sum(chunk.tokens for chunk in placed)
+    pages = engine.pool.allocate_pages(engine.pool.pages_for(len(query)))
+    assert pages is not None
+    token = int(engine.runner.prefill_tail(query, placed, pages, start=start).argmax())
+    engine.pool.release_pages(pages)
+    return token
+
+
+def warm_ms(engine: Engine, lengths: Sequence[int], *, moved: bool) -> float:
+    """Time to first token behind resident chunks; ``moved``: each was computed at position 0."""
+    placed, slot, start = [], 0, 0
+    for tokens in lengths:
+        placed.append(PlacedChunk(slot, tokens, start if moved else 0))
+        slot += -(-tokens // PAGE_SIZE) * PAGE_SIZE
+        start += tokens
+    query = random_tokens(QUERY_TOKENS, 3)
+    return median_ms(lambda: first_token(engine, placed, query), repeats=12)
+
+
+def cold_ms(engine: Engine, tokens: int, *, repeats: int = 3) -> float:
+    """Time to first token of a chunk that is nowhere yet and a query behind it."""
+    ids, query = random_tokens(tokens, 1), random_tokens(QUERY_TOKENS, 2)
+
+    def run() -> None:
+        chunk = engine.pool.allocate_run(tokens)
+        assert chunk is not None
+        engine.runner.prefill_chunk(ids, (), chunk)
+        first_token(engine, [PlacedChunk(chunk.first * PAGE_SIZE, tokens, 0)], query)
+        engine.pool.release_run(chunk)
+
+    return median_ms(run, repeats=repeats, warm=1)
+
+
+def copy_bandwidth() -> float:
+    """Bytes a second of a large device copy, read and written bytes counted."""
+    a = torch.empty(1 << 29, dtype=torch.int32, device="cuda").random_()
+    b = torch.empty_like(a)
+    start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    for _ in range(3):
+        b.copy_(a)
+    start.record()
+    for _ in range(10):
+        b.copy_(a)
+    end.record()
+    end.synchronize()
+    return 2 * a.nbytes * 10 / start.elapsed_time(end) * 1e3
+
+
+def decode_kernels(engine: Engine, tree: Tree, *, most: int = 16) -> str:
+    """A table of the kernels of three decode steps, by device time."""
+    from torch.profiler import ProfilerActivity, profile
+
+    with profile(activities=[ProfilerActivity.CUDA]) as seen:
+        decode_ms(engine, tree, steps=11)
+    rows = sorted(seen.key_averages(), key=lambda e: -e.device_time_total)[:most]
+    return "\n".join(f"{e.device_time_total / 1e3:9.2f} ms {e.count:6d} x {e.key[:100]}" for e in rows)
