@@ -15,6 +15,7 @@ import sys
 from asyncio.subprocess import PIPE, Process
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -35,11 +36,12 @@ class ServiceFailed(Exception):
 
 @dataclass(frozen=True)
 class Command:
-    """A service to start: its name, the command, and where it will serve."""
+    """A service to start: its name, the command, and where it will serve (with TLS if ``tls_ca`` is given)."""
 
     name: str
     argv: tuple[str, ...]
     address: str
+    tls_ca: Path | None = None
 
 
 @dataclass
@@ -47,6 +49,7 @@ class _Child:
     command: Command
     process: Process
     ready: asyncio.Future[dict[str, Any]]
+    refusal: str = ""  # why the last question for its health had no answer
     readers: list[asyncio.Task[None]] = field(default_factory=list)
 
 
@@ -90,7 +93,8 @@ class Processes:
             if died in done:
                 raise ServiceFailed(died.result())
             names = " and ".join(child.command.name for child in self._children)
-            raise ServiceFailed(f"{names} were not ready within {timeout_s:g} s")
+            why = "".join(f"; {child.command.name}: {child.refusal}" for child in self._children if child.refusal)
+            raise ServiceFailed(f"{names} were not ready within {timeout_s:g} s{why}")
         finally:
             for task in waits:
                 task.cancel()
@@ -132,7 +136,7 @@ class Processes:
 
     async def _announcement(self, child: _Child) -> dict[str, Any]:
         announced = await asyncio.shield(child.ready)
-        await _wait_for_serving(Peer(child.command.name, child.command.address))
+        await _wait_for_serving(child)
         return announced
 
     async def _read(self, child: _Child, stream: asyncio.StreamReader, announces: bool) -> None:
@@ -171,8 +175,9 @@ def _ready_event(line: str) -> dict[str, Any] | None:
     return event if event.get("event") == "ready" else None
 
 
-async def _wait_for_serving(peer: Peer) -> None:
+async def _wait_for_serving(child: _Child) -> None:
     """Poll grpc.health.v1 until the service says SERVING."""
+    peer = Peer(child.command.name, child.command.address, child.command.tls_ca)
     async with peer.open_async_channel() as channel:
         stub = health_pb2_grpc.HealthStub(channel)
         while True:
@@ -183,6 +188,7 @@ async def _wait_for_serving(peer: Peer) -> None:
             except grpc.RpcError as error:
                 if error.code() is grpc.StatusCode.UNIMPLEMENTED:
                     raise ServiceFailed(f"{peer.source} has no health service") from None
+                child.refusal = error.details() or ""
             await asyncio.sleep(POLL_S)
 
 

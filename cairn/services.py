@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import secrets
 import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 from cairn.processes import Command, free_port
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What ``cairn up`` was asked for. None leaves a value to the service's own default; port 0 is any free one."""
+    """What ``cairn up`` was asked for. None leaves a value to the service's own default; port 0 is any free one.
+
+    ``prefill_token_file`` holds what the prefill service accepts: the tokens of ``token_file``, and first the one that
+    the decode service comes with. ``tls_ca`` is the authority of ``tls_cert``.
+    """
 
     model: str
     store: str
@@ -36,6 +45,11 @@ class Settings:
     strict: bool = False
     drain_s: float | None = None
     log_level: str | None = None
+    token_file: Path | None = None
+    prefill_token_file: Path | None = None
+    tls_cert: Path | None = None
+    tls_key: Path | None = None
+    tls_ca: Path | None = None
 
 
 def service_commands(settings: Settings) -> tuple[Command, Command]:
@@ -44,14 +58,18 @@ def service_commands(settings: Settings) -> tuple[Command, Command]:
     decode_address = f"{settings.host}:{settings.decode_port or free_port(settings.host)}"
     prefill = {
         **_shared_flags(settings, prefill_address, settings.prefill_metrics_port),
+        "--token-file": settings.prefill_token_file,
         "--kv-pages": settings.prefill_pool_pages,
         "--registry-max": settings.registry_max,
         "--store-capacity": settings.store_capacity,
     }
     decode = {
         **_shared_flags(settings, decode_address, settings.decode_metrics_port),
+        "--token-file": settings.token_file,
         "--kv-pages": settings.pool_pages,
         "--prefill": prefill_address,
+        "--prefill-token-file": settings.prefill_token_file,
+        "--prefill-tls-ca": settings.tls_ca,
         "--chunk-page-ratio": settings.chunk_page_ratio,
         "--max-cascade-levels": settings.max_cascade_levels,
         "--max-batch": settings.max_batch,
@@ -59,9 +77,24 @@ def service_commands(settings: Settings) -> tuple[Command, Command]:
         "--strict": settings.strict,
     }
     return (
-        Command("prefill", _argv("prefill_service", prefill), prefill_address),
-        Command("decode", _argv("decode_service", decode), decode_address),
+        Command("prefill", _argv("prefill_service", prefill), prefill_address, settings.tls_ca),
+        Command("decode", _argv("decode_service", decode), decode_address, settings.tls_ca),
     )
+
+
+@contextmanager
+def private_tokens(token_file: Path | None) -> Iterator[Path | None]:
+    """A file of the same tokens behind a new one without a salt, which the decode service uses; gone at the end.
+
+    It must be a token of its own: one with a salt would keep every tenant's KV under that salt. None without a file.
+    """
+    if token_file is None:
+        yield None
+        return
+    with tempfile.TemporaryDirectory(prefix="cairn-") as directory:  # readable by this user only
+        path = Path(directory) / "tokens"
+        path.write_bytes(f"{secrets.token_urlsafe(32)}\n".encode() + token_file.read_bytes())
+        yield path
 
 
 def _shared_flags(settings: Settings, address: str, metrics_port: int) -> dict[str, object]:
@@ -79,6 +112,8 @@ def _shared_flags(settings: Settings, address: str, metrics_port: int) -> dict[s
         "--prefill-tokens-max": settings.prefill_tokens_max,
         "--drain-s": settings.drain_s,
         "--log-level": settings.log_level,
+        "--tls-cert": settings.tls_cert,
+        "--tls-key": settings.tls_key,
     }
 
 

@@ -3,6 +3,10 @@
 Prints a line when both serve. Ctrl-C or SIGTERM drains: running requests may finish, new ones are refused; a second
 Ctrl-C ends at once. If one service dies the other is stopped; nothing is restarted silently.
 
+With --token-file both services let in the callers whose tokens it holds; the decode service itself comes to the prefill
+service with a token that is made at the start. With --tls-cert and --tls-key both serve TLS; the certificate must name
+the address that they listen on.
+
 Exit codes: 0 stopped on request, 1 a service failed or had to be killed.
 """
 
@@ -12,14 +16,15 @@ import argparse
 import asyncio
 import signal
 import time
-from dataclasses import fields
+from dataclasses import fields, replace
+from pathlib import Path
 from typing import Any
 
 from rich.text import Text
 
-from cairn.connection import add_json_flag, positive_seconds
+from cairn.connection import UsageError, add_json_flag, positive_seconds
 from cairn.processes import Command, Processes, ServiceFailed
-from cairn.services import Settings, service_commands
+from cairn.services import Settings, private_tokens, service_commands
 from cairn.stores import add_store_flag
 from cairn.terminal import Terminal
 
@@ -44,6 +49,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
     ports.add_argument("--decode-port", type=int, default=50072, metavar="N", help="default %(default)s")
     ports.add_argument("--prefill-metrics-port", type=int, default=9471, metavar="N", help="default %(default)s")
     ports.add_argument("--decode-metrics-port", type=int, default=9472, metavar="N", help="default %(default)s")
+    access = parser.add_argument_group("access")
+    access.add_argument("--token-file", type=Path, metavar="FILE", help="bearer tokens, lines of TOKEN [SALT]")
+    access.add_argument("--tls-cert", type=Path, metavar="FILE", help="certificate chain, PEM")
+    access.add_argument("--tls-key", type=Path, metavar="FILE", help="private key, PEM")
+    access.add_argument("--tls-ca", type=Path, metavar="FILE", help="its authority, PEM (default: the certificate)")
     memory = parser.add_argument_group("memory")
     memory.add_argument("--page-size", type=int, metavar="N", help="tokens a page (default 16)")
     memory.add_argument("--pool-pages", type=int, metavar="N", help="pages of the decode service's KV pool")
@@ -65,8 +75,27 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace, terminal: Terminal) -> int:
-    settings = Settings(**{field.name: getattr(args, field.name) for field in fields(Settings)})
-    return asyncio.run(_serve(settings, args.start_timeout, args.drain_s + KILL_AFTER_S, terminal))
+    _check_access(args)
+    asked = {field.name: getattr(args, field.name) for field in fields(Settings) if field.name in args}
+    with private_tokens(args.token_file) as prefill_token_file:
+        settings = replace(Settings(**asked), prefill_token_file=prefill_token_file)
+        return asyncio.run(_serve(settings, args.start_timeout, args.drain_s + KILL_AFTER_S, terminal))
+
+
+def _check_access(args: argparse.Namespace) -> None:
+    """Raises ``UsageError`` for files that contradict each other or cannot be read; fills in the default authority."""
+    if (args.tls_cert is None) != (args.tls_key is None):
+        raise UsageError("--tls-cert and --tls-key: give both or neither")
+    if args.tls_ca is not None and args.tls_cert is None:
+        raise UsageError("--tls-ca: belongs to --tls-cert and --tls-key")
+    args.tls_ca = args.tls_ca or args.tls_cert
+    for name in ("token_file", "tls_cert", "tls_key", "tls_ca"):
+        path = getattr(args, name)
+        try:
+            _ = path is None or path.read_bytes()
+        except OSError as error:
+            flag = name.replace("_", "-")
+            raise UsageError(f"--{flag}: cannot read {path}: {error.strerror or error}") from error
 
 
 async def _serve(settings: Settings, start_timeout_s: float, grace_s: float, terminal: Terminal) -> int:

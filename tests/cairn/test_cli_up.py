@@ -149,6 +149,32 @@ def test_a_service_that_never_becomes_ready(up):
     assert json.loads(out)["reason"] == "prefill and decode were not ready within 1 s"
 
 
+def test_a_service_that_cannot_be_asked_over_tls_says_why(up, tmp_path):
+    for name in ("cert.pem", "key.pem"):  # the stand-ins serve in the clear
+        (tmp_path / name).write_text("")
+    process = up("--tls-cert", "cert.pem", "--tls-key", "key.pem", "--start-timeout", "2", "--drain-s", "1")
+    out, _ = process.communicate(timeout=20)
+    assert process.returncode == 1
+    reason = json.loads(out)["reason"]
+    assert reason.startswith("prefill and decode were not ready within 2 s; prefill: ") and "; decode: " in reason
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--tls-cert", "c"], "--tls-cert and --tls-key: give both or neither"),
+        (["--tls-ca", "c"], "--tls-ca: belongs to --tls-cert and --tls-key"),
+        (["--tls-cert", "/nowhere", "--tls-key", "/nowhere"], "--tls-cert: cannot read /nowhere"),
+        (["--token-file", "/nowhere"], "--token-file: cannot read /nowhere"),
+    ],
+)
+def test_files_that_cannot_be_used_stop_everything(up, flags, words):
+    process = up(*flags)
+    out, err = process.communicate(timeout=20)
+    assert (process.returncode, out) == (2, "")
+    assert words in err and "pid=" not in err
+
+
 def test_a_service_that_does_not_drain_is_killed(up):
     process = up("--drain-s", "0.5", FAKE_PREFILL="stubborn")
     assert _event(process)["event"] == "ready"

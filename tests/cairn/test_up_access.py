@@ -1,0 +1,136 @@
+"""``cairn up`` with TLS, bearer tokens and a store on Redis, used as two tenants would."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cairn import Client, Text, Unauthorized, Unavailable
+from cairn.services import Settings, private_tokens, service_commands
+from tests.chunk_store.servers import redis_server, redis_url
+from tests.models_for_tests import tiny_model_dir
+
+DOCUMENT = "The town of Crystalton is located in Nebulonia. " * 4
+QUERY = Text("Where is Crystalton located?", role="user")
+
+
+def make_certificate(directory: Path) -> tuple[Path, Path]:
+    cert, key = directory / "cert.pem", directory / "key.pem"
+    command = (
+        "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 1 -subj /CN=cairn "
+        f"-addext subjectAltName=IP:127.0.0.1 -keyout {key} -out {cert}"
+    )
+    subprocess.run(command.split(), check=True, capture_output=True)
+    return cert, key
+
+
+@pytest.fixture(scope="module")
+def up(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]]:
+    """Both services, started by ``cairn up``; they must drain cleanly."""
+    root = tmp_path_factory.mktemp("access")
+    cert, key = make_certificate(root)
+    (root / "tokens").write_text("# tenants\nstone red\nslate blue\n")
+    model = tiny_model_dir(root / "model")
+    redis = redis_server(root)
+    redis.start()
+    argv = [sys.executable, "-m", "cairn.cli", "up", "--json", "--model", str(model), "--store", redis_url(redis)]
+    argv += ["--tls-cert", str(cert), "--tls-key", str(key), "--token-file", str(root / "tokens")]
+    for port in ("--prefill-port", "--decode-port", "--prefill-metrics-port", "--decode-metrics-port"):
+        argv += [port, "0"]
+    temporary = root / "temporary"
+    temporary.mkdir()
+    log = (root / "up.log").open("w+")
+    process = subprocess.Popen(
+        argv, stdout=subprocess.PIPE, stderr=log, text=True, env={**os.environ, "TMPDIR": str(temporary)}
+    )
+    try:
+        assert process.stdout is not None
+        line = process.stdout.readline()
+        assert line and json.loads(line)["event"] == "ready", line + (root / "up.log").read_text()[-3000:]
+        yield {**json.loads(line), "cert": cert, "log": root / "up.log"}
+        process.terminate()
+        out, _ = process.communicate(timeout=60)
+        assert json.loads(out) == {"event": "stopped", "reason": "asked", "clean": True}
+        assert process.returncode == 0
+        assert not list(temporary.glob("cairn-*")), "the tokens made at the start are gone"
+    finally:
+        if process.poll() is None:
+            process.terminate()
+            process.wait(30)
+        redis.kill()
+
+
+def client(up: dict[str, Any], token: str | None, *, tls: bool = True) -> Client:
+    addresses = up["prefill"]["address"], up["decode"]["address"]
+    return Client(*addresses, token=token, tls=up["cert"] if tls else None, timeout_s=60)
+
+
+def test_each_tenant_has_a_cache_of_its_own(up: dict[str, Any]) -> None:
+    sources = {}
+    for token in ("stone", "slate"):
+        with client(up, token) as tenant:
+            # Given as text it is registered by the decode service, and its KV asked of the prefill service.
+            parts = [Text(DOCUMENT, role="document"), QUERY]
+            chunk = tenant.prefill(DOCUMENT, role="document")
+            first, again = (tenant.generate([chunk, QUERY], max_tokens=4).finish() for _ in range(2))
+            sources[token] = (chunk.computed_tokens, first.reuse.segments[0].source, again.reuse.segments[0].source)
+            assert first.token_ids == again.token_ids == tenant.generate(parts, max_tokens=4).finish().token_ids
+    tokens = sources["stone"][0]
+    assert tokens > 0
+    assert sources == {token: (tokens, "store", "device") for token in ("stone", "slate")}, "computed once for each"
+
+
+def test_the_decode_service_may_ask_for_any_tenant(up: dict[str, Any]) -> None:
+    """KV that is missing goes decode -> prefill under the tenant's salt, with a token that has none itself."""
+    with client(up, "slate") as tenant:
+        chunks = [tenant.prefill(f"Note {number} of the town.", role="document") for number in range(2)]
+        result = tenant.generate([*chunks, QUERY], max_tokens=2).finish()
+        assert [part.source for part in result.reuse.segments[:2]] == ["store", "computed"]
+
+
+def test_nobody_comes_in_without_a_token_or_without_tls(up: dict[str, Any]) -> None:
+    for token in (None, "pebble"):
+        with client(up, token) as stranger:
+            with pytest.raises(Unauthorized):
+                stranger.prefill("text")
+            with pytest.raises(Unauthorized):
+                stranger.generate(["text"]).finish()
+    with client(up, "stone", tls=False) as careless, pytest.raises(Unavailable):
+        careless.loads()
+
+
+def test_health_over_tls_and_nothing_secret_in_the_log(up: dict[str, Any]) -> None:
+    argv = [sys.executable, "-m", "cairn.cli", "health", up["prefill"]["address"], up["decode"]["address"]]
+    checked = subprocess.run([*argv, "--tls-ca", str(up["cert"])], capture_output=True, text=True, timeout=60)
+    assert (checked.returncode, checked.stdout.count("SERVING")) == (0, 2)
+    log = up["log"].read_text()
+    assert "s3cret" not in log and "stone" not in log and "slate" not in log
+
+
+def test_flags_of_access_reach_both_services(tmp_path: Path) -> None:
+    own, cert = tmp_path / "tokens", tmp_path / "cert.pem"
+    own.write_text("stone red\n")
+    with private_tokens(own) as private:
+        assert private is not None
+        lines = private.read_text().splitlines()
+        assert len(lines[0].split()) == 1 and len(lines[0]) > 30 and lines[1:] == ["stone red"]
+        assert private.parent.stat().st_mode & 0o077 == 0, "for this user only"
+        settings = Settings(
+            "m", "s", token_file=own, prefill_token_file=private, tls_cert=cert, tls_key=cert, tls_ca=cert
+        )
+        prefill, decode = (" ".join(command.argv) for command in service_commands(settings))
+    assert not private.exists()
+    assert f"--token-file {private}" in prefill and f"--token-file {own}" in decode
+    assert f"--prefill-token-file {private}" in decode and f"--prefill-tls-ca {cert}" in decode
+    assert "--prefill-t" not in prefill
+    for argv in (prefill, decode):
+        assert f"--tls-cert {cert} --tls-key {cert}" in argv
+    with private_tokens(None) as none:
+        assert none is None
