@@ -1,4 +1,4 @@
-"""Values in Mooncake: in the memory of owner processes, gone when their owner dies."""
+"""Values in Mooncake: in the memory of owner processes, gone when their owner dies. Headers are metadata: in Redis."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 from chunk_store.blobs import BlobUnreadable, NoSpace
 from chunk_store.mooncake_client import NO_AVAILABLE_HANDLE, OBJECT_NOT_FOUND, REPLICA_IS_NOT_READY, pinned_config
 from chunk_store.pieces import joined, scatter
+from chunk_store.redis_connection import RedisConnection, ServerFull
 from chunk_store.store import StoreUnavailable
 
 
@@ -16,8 +17,9 @@ class MooncakeObjects:
 
     kind = "mooncake"
 
-    def __init__(self, client: Any) -> None:
+    def __init__(self, client: Any, metadata: RedisConnection) -> None:
         self._client = client
+        self._redis = metadata
         self._config = pinned_config()
 
     def put(self, values: Sequence[tuple[str, Sequence[memoryview | bytes]]]) -> None:
@@ -28,14 +30,26 @@ class MooncakeObjects:
             if code != 0:
                 raise StoreUnavailable(f"mooncake: put failed with code {code}; an owner or the master is gone")
 
-    def get(self, name: str) -> bytes | None:
-        value = self._get(name)
-        return None if value is None else bytes(value)
+    def put_header(self, name: str, raw: bytes) -> None:
+        try:
+            with self._redis.errors():
+                self._redis.client.set(name, raw)
+        except ServerFull as error:
+            raise NoSpace(str(error)) from error
+
+    def header(self, name: str) -> bytes | None:
+        try:
+            with self._redis.errors():
+                found: bytes | None = self._redis.client.get(name)
+                return found
+        except StoreUnavailable as error:
+            raise BlobUnreadable(str(error)) from error
 
     def read(
         self, header: str, names: Sequence[str], targets: Sequence[Sequence[memoryview]]
     ) -> tuple[bytes | None, list[int | None]]:
-        return self.get(header), self.read_more(names, targets)
+        raw = self.header(header)
+        return raw, [] if raw is None else self.read_more(names, targets)
 
     def read_more(self, names: Sequence[str], targets: Sequence[Sequence[memoryview]]) -> list[int | None]:
         sizes: list[int | None] = []
@@ -46,9 +60,11 @@ class MooncakeObjects:
                 scatter(value, spans)
         return sizes
 
-    def remove(self, names: Sequence[str]) -> bool:
+    def remove(self, header: str, names: Sequence[str]) -> bool:
         """Without regard to Mooncake's own leases: the ledger knows who reads. False when a writer died in the middle
         of a value, which Mooncake itself removes, but only after a time."""
+        with self._redis.errors():
+            self._redis.client.delete(header)
         complete = True
         for name in names:
             code = self._client.remove(name, True)

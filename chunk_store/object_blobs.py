@@ -1,4 +1,4 @@
-"""Blobs in a store of named values: the header and each piece of at most 2 MiB is one value.
+"""Blobs on a server of named values: the header and each piece of at most 2 MiB is one value.
 
     BLOB:h   header      BLOB:0, BLOB:1, ...   pieces (chunk_store/pieces.py)
 
@@ -31,13 +31,16 @@ class Objects(Protocol):
     def put(self, values: Sequence[tuple[str, Sequence[memoryview | bytes]]]) -> None:
         """Stores new values, each given in parts. Raises ``NoSpace`` or ``StoreUnavailable``."""
 
-    def get(self, name: str) -> bytes | None:
-        """A small value, None where there is none. Raises ``BlobUnreadable``."""
+    def put_header(self, name: str, raw: bytes) -> None:
+        """Stores a header. Raises ``NoSpace`` or ``StoreUnavailable``."""
+
+    def header(self, name: str) -> bytes | None:
+        """A header, None where there is none. Raises ``BlobUnreadable``."""
 
     def read(
         self, header: str, names: Sequence[str], targets: Sequence[Sequence[memoryview]]
     ) -> tuple[bytes | None, list[int | None]]:
-        """``header`` as ``get``, and the values of ``names`` into ``targets``; returns the values' sizes.
+        """A header, and the values of ``names`` into ``targets``; returns the values' sizes.
 
         None where there is no value; a value of another size than its target is not read. Raises ``BlobUnreadable``.
         """
@@ -45,8 +48,8 @@ class Objects(Protocol):
     def read_more(self, names: Sequence[str], targets: Sequence[Sequence[memoryview]]) -> list[int | None]:
         """As ``read``, without a header."""
 
-    def remove(self, names: Sequence[str]) -> bool:
-        """Deletes; False when some cannot go yet. Raises ``StoreUnavailable``."""
+    def remove(self, header: str, names: Sequence[str]) -> bool:
+        """Deletes a header and values; False when some cannot go yet. Raises ``StoreUnavailable``."""
 
     def close(self) -> None:
         """Frees handles."""
@@ -73,7 +76,7 @@ class ObjectBlobs:
             for _, spans in batch:
                 checksums += [checksum(block) for block in split_blocks(spans, BLOCK_NBYTES)]
             self._objects.put([(self._name(blob, number), spans) for number, spans in batch])
-        self._objects.put([(self._name(blob, "h"), [encode_header(header, checksums)])])
+        self._objects.put_header(self._name(blob, "h"), encode_header(header, checksums))
 
     def read(self, blob: str, expected: Expected, views: Sequence[memoryview]) -> None:
         pieces = list(pieces_of(views))
@@ -93,7 +96,7 @@ class ObjectBlobs:
                 check_piece(spans, size, frame.block_nbytes, checksums)
 
     def frame(self, blob: str) -> Frame:
-        raw = self._objects.get(self._name(blob, "h"))
+        raw = self._objects.header(self._name(blob, "h"))
         if raw is None:
             raise BlobMissing(blob)
         return framed(raw)
@@ -106,7 +109,7 @@ class ObjectBlobs:
         gone = []
         for blob, entry in zip(blobs, listed, strict=True):
             pieces = int(entry.split()[0]) if entry else 0
-            if self._objects.remove([self._name(blob, "h"), *self._names(blob, range(pieces))]):
+            if self._objects.remove(self._name(blob, "h"), self._names(blob, range(pieces))):
                 gone.append(blob)
         if gone:
             with self._redis.errors():

@@ -98,4 +98,5 @@ def mooncake_store(client: Any, redis_url: str, ledger: Ledger) -> SharedStore:
     from chunk_store.object_blobs import ObjectBlobs
     from chunk_store.redis_connection import RedisConnection, parse_redis_url
 
-    return SharedStore(ledger, ObjectBlobs(MooncakeObjects(client), RedisConnection(parse_redis_url(redis_url))))
+    metadata = RedisConnection(parse_redis_url(redis_url))
+    return SharedStore(ledger, ObjectBlobs(MooncakeObjects(client, metadata), metadata))

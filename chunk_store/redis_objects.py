@@ -26,7 +26,10 @@ class RedisObjects:
         except ServerFull as error:
             raise NoSpace(str(error)) from error
 
-    def get(self, name: str) -> bytes | None:
+    def put_header(self, name: str, raw: bytes) -> None:
+        self.put([(name, [raw])])
+
+    def header(self, name: str) -> bytes | None:
         with _reading():
             return self._wire.get(name)
 
@@ -40,9 +43,9 @@ class RedisObjects:
         with _reading():
             return self._wire.read_more(names, targets)
 
-    def remove(self, names: Sequence[str]) -> bool:
+    def remove(self, header: str, names: Sequence[str]) -> bool:
         with self._redis.errors():
-            self._redis.client.unlink(*names)
+            self._redis.client.unlink(header, *names)
         return True
 
     def close(self) -> None:

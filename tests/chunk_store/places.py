@@ -111,18 +111,23 @@ class MooncakePlace:
         return store
 
     def damage(self, key: ChunkKey, how: Damage) -> None:
-        name = value_name(self.redis, key, damaged_part(how))
+        part = damaged_part(how)
+        name = value_name(self.redis, key, part)
+        if part == "h":
+            self.redis.client.set(name, damage_bytes(bytearray(self.redis.client.get(name)), how))
+            return
         raw = bytearray(self.client.get(name))
         assert self.client.remove(name, True) == 0
         if how is not Damage.MISSING:
             assert self.client.put(name, damage_bytes(raw, how)) == 0
 
     def replace_data(self, key: ChunkKey, other: ChunkKey) -> None:
-        for part in ("h", "0"):
-            mine, theirs = (value_name(self.redis, which, part) for which in (key, other))
-            raw = self.client.get(theirs)
-            assert self.client.remove(mine, True) == 0
-            assert self.client.put(mine, raw) == 0
+        mine, theirs = (value_name(self.redis, which, "h") for which in (key, other))
+        self.redis.client.set(mine, self.redis.client.get(theirs))
+        mine, theirs = (value_name(self.redis, which, "0") for which in (key, other))
+        raw = self.client.get(theirs)
+        assert self.client.remove(mine, True) == 0
+        assert self.client.put(mine, raw) == 0
 
     def close(self) -> None:
         for store in self._stores:
