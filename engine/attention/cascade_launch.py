@@ -66,7 +66,9 @@ class Tuning:
     """How the kernels run. Bits depend on it; one process uses one.
 
     A step runs either ``narrow`` or ``wide`` classes: wide if at least ``wide_share`` of the tokens it reads are in
-    chunks that more packed rows read than a narrow tile has. ``overlap``: programmatic dependent launch.
+    chunks that more packed rows read than a narrow tile has. A row's bits are the same in either if their stream
+    classes step alike. ``overlap``: programmatic dependent launch. ``backwards``: half of the programs of a stream
+    launch take their items from the last to the first.
     """
 
     narrow: tuple[TileClass, ...] = (LONG_TAIL_CLASS, TileClass(64, 64, 4, 3, 2, (CHUNKS, ROW_TAILS), stream=True))
@@ -75,6 +77,7 @@ class Tuning:
     splits: SplitRule = DEFAULT_SPLITS
     partial_dtype: torch.dtype = torch.float32
     overlap: bool = True
+    backwards: bool = True
     merge_parts: int = 8
     merge_warps: int = 1
 
@@ -89,7 +92,7 @@ class Tuning:
 
 
 _PORTABLE_CLASSES = (TileClass(16, 32, 4, 5, 4, split_loop=False), TileClass(64, 64, 4, 3, 2))
-# For devices without the bulk copy engine, and for Triton's interpreter.
+# For devices without the bulk copy engine, and for Triton's interpreter. Bits depend on how many rows share a chunk.
 PORTABLE = Tuning(narrow=_PORTABLE_CLASSES, wide=_PORTABLE_CLASSES, overlap=False)
 
 
@@ -136,6 +139,7 @@ class CascadeWork:
     """Work lists of one step at a time in fixed device buffers, and the launches over them.
 
     One thread, one current stream: ``update`` copies on the stream that is current and ``launch`` launches there.
+    Without ``tuning``, the device decides: ``Tuning()`` on compute capability 9, ``PORTABLE`` elsewhere.
     """
 
     def __init__(
@@ -146,9 +150,13 @@ class CascadeWork:
         tuning: Tuning | None = None,
     ) -> None:
         self.shape = shape
-        self.tuning = tuning or Tuning()
-        self.limits = limits or Limits()
         self.device = torch.device(device)
+        self._on_cuda = self.device.type == "cuda"
+        self.limits = limits or Limits()
+        self.tuning = tuning or self._default_tuning()
+        for tile in self.tuning.classes:
+            if tile.stream and (shape.page_size % 8 or tile.tokens % shape.page_size):
+                raise ValueError(f"page_size: {shape.page_size} is no multiple of 8 that divides {tile.tokens}")
         self._narrow, self._wide = (self._lists_of(members) for members in (self.tuning.narrow, self.tuning.wide))
         self.classes: tuple[int, ...] = ()
         self._static_ints = self.limits.static_ints
@@ -159,11 +167,14 @@ class CascadeWork:
             slots, shape.heads, shape.head_dim, dtype=self.tuning.partial_dtype, device=self.device
         )
         self.partial_lse = torch.zeros(slots, shape.heads, dtype=torch.float32, device=self.device)
-        self._on_cuda = self.device.type == "cuda"
         self._staging = deque(_Staging(ints, self._on_cuda) for _ in range(STAGING_BUFFERS))
         self._shared: tuple[Levels, int, ListShape, SharedLists] | None = None
         self._processors = torch.cuda.get_device_properties(self.device).multi_processor_count if self._on_cuda else 2
-        self._blocks: dict[tuple[int, int, bool], Any] = {}
+        self._blocks: dict[tuple[int, int, int, bool], Any] = {}
+
+    def _default_tuning(self) -> Tuning:
+        hopper = self._on_cuda and torch.cuda.get_device_capability(self.device)[0] == 9
+        return Tuning() if hopper else PORTABLE
 
     def _lists_of(self, members: tuple[TileClass, ...]) -> ListShape:
         chunks, row_tails, long_tails = (self.tuning.tiles(members, what) for what in (CHUNKS, ROW_TAILS, LONG_TAILS))
@@ -224,39 +235,50 @@ class CascadeWork:
 
         turn = kernel.AS_IS if rotation is None else kernel.BACK if turned else kernel.FORWARD
         for index in self.classes if classes is None else classes:
-            self._attend(kernel, index, keys, values, q, scaling, rotation, turn)
+            run = self._stream if self.tuning.classes[index].stream else self._attend
+            run(index, keys, values, q, scaling, rotation, turn)
         self._merge(kernel, out)
 
-    def _attend(
-        self, kernel: Any, index: int, keys: Tensor, values: Tensor, q: Tensor, scaling: float,
+    def _stream(
+        self, index: int, keys: Tensor, values: Tensor, q: Tensor, scaling: float,
         rotation: RotationTable | None, turn: int,
     ) -> None:  # fmt: skip
-        tile, shape = self.tuning.classes[index], self.shape
-        cos, sin = (self.partial_lse, self.partial_lse) if rotation is None else (rotation.cos, rotation.sin)
-        turn_pairs = 1 if rotation is None else cos.shape[1]
-        grid, page, overlap = (self._processors * tile.programs_per_sm,), shape.page_size, self.tuning.overlap
-        if tile.stream:
-            from engine.attention import cascade_stream
+        from engine.attention import cascade_stream
 
-            cascade_stream.stream[grid](
-                q, q.stride(0), *(self._blocks_of(x, n, True) for n in (tile.tokens, page) for x in (keys, values)),
-                self.lists, self._static_ints, index, cos, sin, self.partial_out, self.partial_lse, scaling * LOG2_E,
-                TURN=turn, RATIO=shape.ratio, KV_HEADS=shape.kv_heads, D=shape.head_dim, TURN_PAIRS=turn_pairs,
-                GROUPS=tile.rows // 64, N=tile.tokens, PAGE=page, STAGES=tile.stages, num_warps=4,
-                OVERLAP=overlap, **_dependent(overlap),
-                maxnreg=128 if tile.programs_per_sm > 1 else None,
-            )  # fmt: skip
-            return
-        key_blocks, value_blocks = (
-            self._blocks_of(x, tile.tokens, False) if tile.tensor else x for x in (keys, values)
-        )
-        kernel.attend[grid](
-            q, q.stride(0), keys, values, key_blocks, value_blocks, keys.stride(0), self.lists, self._static_ints,
+        tile, shape, overlap = self.tuning.classes[index], self.shape, self.tuning.overlap
+        cos, sin, turn_pairs = self._table(rotation)
+        sizes = (tile.tokens, shape.page_size)
+        cascade_stream.stream[(self._processors * tile.programs_per_sm,)](
+            q, q.stride(0), *(self._blocks_of(x, n, True) for n in sizes for x in (keys, values)),
+            self.lists, self._static_ints, index, cos, sin, self.partial_out, self.partial_lse, scaling * LOG2_E,
+            TURN=turn, RATIO=shape.ratio, KV_HEADS=shape.kv_heads, D=shape.head_dim, TURN_PAIRS=turn_pairs,
+            GROUPS=tile.rows // 64, N=tile.tokens, PAGE=shape.page_size, STAGES=tile.stages,
+            OVERLAP=overlap, BACKWARDS=self.tuning.backwards, num_warps=4,
+            maxnreg=128 if tile.programs_per_sm > 1 else None, **_dependent(overlap),
+        )  # fmt: skip
+
+    def _attend(
+        self, index: int, keys: Tensor, values: Tensor, q: Tensor, scaling: float,
+        rotation: RotationTable | None, turn: int,
+    ) -> None:  # fmt: skip
+        from engine.attention import cascade_kernel
+
+        tile, shape, overlap = self.tuning.classes[index], self.shape, self.tuning.overlap
+        cos, sin, turn_pairs = self._table(rotation)
+        blocks = (self._blocks_of(x, tile.tokens, False) if tile.tensor else x for x in (keys, values))
+        cascade_kernel.attend[(self._processors * tile.programs_per_sm,)](
+            q, q.stride(0), keys, values, *blocks, keys.stride(0), self.lists, self._static_ints,
             index, cos, sin, self.partial_out, self.partial_lse, scaling * LOG2_E,
             TURN=turn, RATIO=shape.ratio, KV_HEADS=shape.kv_heads, D=shape.head_dim, TURN_PAIRS=turn_pairs,
-            M=tile.rows, N=tile.tokens, PAGE=page, TENSOR=tile.tensor, SPLIT_LOOP=tile.split_loop,
+            M=tile.rows, N=tile.tokens, PAGE=shape.page_size, TENSOR=tile.tensor, SPLIT_LOOP=tile.split_loop,
             OVERLAP=overlap, num_warps=tile.warps, num_stages=tile.stages, **_dependent(overlap),
         )  # fmt: skip
+
+    def _table(self, rotation: RotationTable | None) -> tuple[Tensor, Tensor, int]:
+        """cos, sin and how many pairs turn; something to point at where nothing does."""
+        if rotation is None:
+            return self.partial_lse, self.partial_lse, 1
+        return rotation.cos, rotation.sin, rotation.cos.shape[1]
 
     def _merge(self, kernel: Any, out: Tensor) -> None:
         kernel.merge[(out.shape[0], self.shape.heads)](
@@ -267,7 +289,7 @@ class CascadeWork:
 
     def _blocks_of(self, pool: Tensor, tokens: int, stream: bool) -> Any:
         """A tensor descriptor of one layer's keys or values in blocks of ``tokens``; made once."""
-        key = (pool.data_ptr(), tokens, stream)
+        key = (pool.data_ptr(), pool.shape[0], tokens, stream)
         if key not in self._blocks:
             flat, block = pool.view(pool.shape[0], -1), [tokens, self.shape.head_dim]
             self._blocks[key] = _streamed(flat, block) if stream else _described(flat, block)

@@ -150,7 +150,7 @@ def _consume(
     q, q_stride, lists, dynamic, class_index, cos, sin, partial_out, partial_lse, scale,
     q_smem, k_smem, v_smem, k_full, k_empty, v_full, v_empty, GROUP: gl.constexpr,
     TURN: gl.constexpr, RATIO: gl.constexpr, KV_HEADS: gl.constexpr, D: gl.constexpr, TURN_PAIRS: gl.constexpr,
-    N: gl.constexpr, STAGES: gl.constexpr, OVERLAP: gl.constexpr,
+    N: gl.constexpr, STAGES: gl.constexpr, OVERLAP: gl.constexpr, BACKWARDS: gl.constexpr,
 ):  # fmt: skip
     """Warpgroup GROUP: its 64 rows of every item of this program."""
     step = 0
@@ -158,21 +158,24 @@ def _consume(
     if OVERLAP:
         gdc_wait()
     # What an item's queries depend on is loaded while the item before it runs.
-    item = _item_at(gl.program_id(0) // KV_HEADS, lists, static_items, static_at, dynamic_at)
-    pairs_at, row0, rows_end, begin, end, split = _fields(item, gl.program_id(0) < items * KV_HEADS, GROUP)
+    units = _units(items * KV_HEADS)
+    index = _unit_at(0, units, BACKWARDS)
+    item = _item_at(index // KV_HEADS, lists, static_items, static_at, dynamic_at)
+    pairs_at, row0, rows_end, begin, end, split = _fields(item, units > 0, GROUP)
     row, offset = _rows_of(lists, pairs_at, row0, rows_end, RATIO, D)
     angle = _angles_of(lists, dynamic, row, offset, TURN)
-    for index in range(gl.program_id(0), items * KV_HEADS, gl.num_programs(0)):
-        following = index + gl.num_programs(0)
+    for unit in range(units):
+        head = _unit_at(unit, units, BACKWARDS) % KV_HEADS
+        following = _unit_at(unit + 1, units, BACKWARDS)
         item = _item_at(following // KV_HEADS, lists, static_items, static_at, dynamic_at)
         next_pairs_at, next_row0, next_rows_end, next_begin, next_end, next_split = _fields(
-            item, following < items * KV_HEADS, GROUP
+            item, unit + 1 < units, GROUP
         )
         blocks = (end - begin + N - 1) // N
         if row0 < rows_end:
             step, next_row, next_offset = _attend_item(
                 q, q_stride, lists, row, angle, pairs_at, row0, rows_end, split,
-                next_pairs_at, next_row0, next_rows_end, index % KV_HEADS, end - begin, blocks, step, cos, sin,
+                next_pairs_at, next_row0, next_rows_end, head, end - begin, blocks, step, cos, sin,
                 partial_out, partial_lse, scale, q_smem, k_smem, v_smem, k_full, k_empty, v_full, v_empty,
                 TURN, RATIO, KV_HEADS, D, TURN_PAIRS, N, STAGES,
             )  # fmt: skip
@@ -183,6 +186,20 @@ def _consume(
         angle = _angles_of(lists, dynamic, next_row, next_offset, TURN)
         pairs_at, row0, rows_end = next_pairs_at, next_row0, next_rows_end
         begin, end, split = next_begin, next_end, next_split
+
+
+@gluon.jit
+def _units(total):
+    """How many (item, head) units this program has: every num_programs-th."""
+    return gl.maximum((total - gl.program_id(0) + gl.num_programs(0) - 1) // gl.num_programs(0), 0)
+
+
+@gluon.jit
+def _unit_at(number, units, BACKWARDS: gl.constexpr):
+    """This program's unit of that number. The second half of the programs goes backwards, tails first."""
+    if BACKWARDS:
+        number = gl.where(gl.program_id(0) * 2 >= gl.num_programs(0), units - 1 - number, number)
+    return gl.program_id(0) + number * gl.num_programs(0)
 
 
 @gluon.jit
@@ -288,7 +305,7 @@ def _produce(
     key_blocks, value_blocks, key_pages, value_pages, lists, dynamic, class_index,
     k_smem, v_smem, k_full, k_empty, v_full, v_empty,
     KV_HEADS: gl.constexpr, D: gl.constexpr, N: gl.constexpr, PAGE: gl.constexpr, STAGES: gl.constexpr,
-    OVERLAP: gl.constexpr,
+    OVERLAP: gl.constexpr, BACKWARDS: gl.constexpr,
 ):  # fmt: skip
     """One warp: copies the blocks of every item of this program, as stages become empty."""
     pages_at = gl.load(lists + dynamic + AT_PAGES)
@@ -296,7 +313,9 @@ def _produce(
     static_items, items, static_at, dynamic_at = _items(lists, dynamic, class_index)
     if OVERLAP:
         gdc_wait()
-    for index in range(gl.program_id(0), items * KV_HEADS, gl.num_programs(0)):
+    units = _units(items * KV_HEADS)
+    for unit in range(units):
+        index = _unit_at(unit, units, BACKWARDS)
         item = _item_at(index // KV_HEADS, lists, static_items, static_at, dynamic_at)
         column = index % KV_HEADS * D
         source = gl.load(item + 3)
@@ -340,7 +359,8 @@ def stream(
     q, q_stride, key_blocks, value_blocks, key_pages, value_pages, lists, dynamic, class_index, cos, sin,
     partial_out, partial_lse, scale,
     TURN: gl.constexpr, RATIO: gl.constexpr, KV_HEADS: gl.constexpr, D: gl.constexpr, TURN_PAIRS: gl.constexpr,
-    GROUPS: gl.constexpr, N: gl.constexpr, PAGE: gl.constexpr, STAGES: gl.constexpr, OVERLAP: gl.constexpr,
+    GROUPS: gl.constexpr, N: gl.constexpr, PAGE: gl.constexpr, STAGES: gl.constexpr,
+    OVERLAP: gl.constexpr, BACKWARDS: gl.constexpr,
 ):  # fmt: skip
     """All items of one tile class, of 64 * GROUPS packed rows, GROUPS 1 or 2. 4 warps."""
     if OVERLAP:
@@ -365,11 +385,11 @@ def stream(
             (_consume, (
                 q, q_stride, lists, dynamic, class_index, cos, sin, partial_out, partial_lse, scale,
                 q_smem.index(0), k_smem, v_smem, k_full, k_empty, v_full, v_empty, 0,
-                TURN, RATIO, KV_HEADS, D, TURN_PAIRS, N, STAGES, OVERLAP,
+                TURN, RATIO, KV_HEADS, D, TURN_PAIRS, N, STAGES, OVERLAP, BACKWARDS,
             )),
             (_produce, (
                 key_blocks, value_blocks, key_pages, value_pages, lists, dynamic, class_index,
-                k_smem, v_smem, k_full, k_empty, v_full, v_empty, KV_HEADS, D, N, PAGE, STAGES, OVERLAP,
+                k_smem, v_smem, k_full, k_empty, v_full, v_empty, KV_HEADS, D, N, PAGE, STAGES, OVERLAP, BACKWARDS,
             )),
         ], [1], [PRODUCER_REGISTERS])  # fmt: skip
     else:
@@ -377,15 +397,15 @@ def stream(
             (_consume, (
                 q, q_stride, lists, dynamic, class_index, cos, sin, partial_out, partial_lse, scale,
                 q_smem.index(0), k_smem, v_smem, k_full, k_empty, v_full, v_empty, 0,
-                TURN, RATIO, KV_HEADS, D, TURN_PAIRS, N, STAGES, OVERLAP,
+                TURN, RATIO, KV_HEADS, D, TURN_PAIRS, N, STAGES, OVERLAP, BACKWARDS,
             )),
             (_consume, (
                 q, q_stride, lists, dynamic, class_index, cos, sin, partial_out, partial_lse, scale,
                 q_smem.index(1), k_smem, v_smem, k_full, k_empty, v_full, v_empty, 1,
-                TURN, RATIO, KV_HEADS, D, TURN_PAIRS, N, STAGES, OVERLAP,
+                TURN, RATIO, KV_HEADS, D, TURN_PAIRS, N, STAGES, OVERLAP, BACKWARDS,
             )),
             (_produce, (
                 key_blocks, value_blocks, key_pages, value_pages, lists, dynamic, class_index,
-                k_smem, v_smem, k_full, k_empty, v_full, v_empty, KV_HEADS, D, N, PAGE, STAGES, OVERLAP,
+                k_smem, v_smem, k_full, k_empty, v_full, v_empty, KV_HEADS, D, N, PAGE, STAGES, OVERLAP, BACKWARDS,
             )),
         ], [4, 1], [CONSUMER_REGISTERS, PRODUCER_REGISTERS])  # fmt: skip
