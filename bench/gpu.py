@@ -26,6 +26,7 @@ from bench.gpu_workloads import (
     decode_floor_ms,
     decode_kernels,
     decode_ms,
+    stored_ms,
     warm_ms,
 )
 
@@ -44,6 +45,12 @@ def decode(engine: Engine, name: str, tree: Tree, bandwidth: float, figures: tup
 
 def workloads(engine: Engine, bandwidth: float) -> list[tuple[str, Callable[[], Result]]]:
     eight = [4096] * 8
+
+    def stored() -> Result:
+        ms = stored_ms(engine, eight)
+        note = f"load {ms.load_from_store:.0f}; from the host tier {ms.host:.0f}, of which load {ms.load_from_host:.0f}"
+        return Result("TTFT 8 x 4k reordered, tmpfs store", ms.store, 88.0, 1263, 300, 130, note)
+
     return [
         ("a", lambda: decode(engine, "decode 64: 32k shared + 256 own", SHARED, bandwidth, (49.5, 12, 8))),
         ("b", lambda: decode(engine, "decode 64: tree 2k, 8 x 8k, 512 own", TREE, bandwidth, (20.6, 12, 9.5))),
@@ -51,6 +58,7 @@ def workloads(engine: Engine, bandwidth: float) -> list[tuple[str, Callable[[], 
         ("d", lambda: Result("TTFT 32k resident + 64", warm_ms(engine, [32768], moved=False), 5.0, 22.7, 15, 8)),
         ("e", lambda: Result("TTFT 32k cold + 64", cold_ms(engine, 32768), COLD_FLOOR_MS, 1250, 1500, 1200)),
         ("f", lambda: Result("TTFT 8 x 4k reordered, resident", warm_ms(engine, eight, moved=True), 5.0, 1263, 30, 10)),
+        ("g", stored),
     ]
 
 

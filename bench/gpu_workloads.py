@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import statistics
+import tempfile
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
 from bench.gpu_model import KV_TOKEN_NBYTES, PAGE_SIZE, WEIGHT_NBYTES_READ, Engine
+from chunk_store.key import ChunkId, ChunkKey, digest
+from chunk_store.open import open_store
+from chunk_store.store import Busy, ChunkStore, EntryHeader, MissReason, Stored
+from engine.cuda.host_tier import HostTier
 from engine.plan import PlacedChunk, StepSequence
+from engine.pool import PageRun
 
 QUERY_TOKENS = 64
 
@@ -167,3 +175,67 @@ def decode_kernels(engine: Engine, tree: Tree, *, most: int = 16) -> str:
         decode_ms(engine, tree, steps=11)
     rows = sorted(seen.key_averages(), key=lambda e: -e.device_time_total)[:most]
     return "\n".join(f"{e.device_time_total / 1e3:9.2f} ms {e.count:6d} x {e.key[:100]}" for e in rows)
+
+
+@dataclass(frozen=True)
+class StoredMs:
+    """Times to first token of documents that are not resident, milliseconds."""
+
+    store: float
+    load_from_store: float
+    host: float
+    load_from_host: float
+
+
+def stored_ms(engine: Engine, lengths: Sequence[int], *, folder: str = "/dev/shm", loaders: int = 8) -> StoredMs:
+    """TTFT with chunks in a store of memory files, and with those chunks in the pinned host tier."""
+    runs = [engine.pool.allocate_run(tokens) for tokens in lengths]
+    assert all(run is not None for run in runs)
+    ids = [tuple(random_tokens(tokens, 10 + i)) for i, tokens in enumerate(lengths)]
+    keys = [ChunkKey(digest("cairn.bench", [str(i).encode()])) for i in range(len(lengths))]
+    placed, start = [], 0
+    for run, tokens in zip(runs, lengths, strict=True):
+        placed.append(PlacedChunk(run.first * PAGE_SIZE, tokens, start))  # type: ignore[union-attr]
+        start += tokens
+    query = random_tokens(QUERY_TOKENS, 3)
+    nbytes = sum(engine.findings.layout.nbytes(tokens) + (1 << 20) for tokens in lengths)
+    times: dict[str, list[float]] = {"store": [], "load_from_store": [], "host": [], "load_from_host": []}
+    with tempfile.TemporaryDirectory(dir=folder) as place, ThreadPoolExecutor(loaders) as pool:
+        store = open_store(f"file://{place}", capacity_nbytes=2 * nbytes)
+        for run, key, own in zip(runs, keys, ids, strict=True):
+            _publish(engine, store, run, key, own)  # type: ignore[arg-type]
+        for _ in range(4):
+            load = partial(_load, engine, store, HostTier(nbytes, "cuda"))
+            for source in ("store", "host"):
+                torch.cuda.synchronize()
+                at = time.perf_counter()
+                list(pool.map(load, runs, keys, ids))
+                loaded = time.perf_counter()
+                first_token(engine, placed, query)
+                times[source].append((time.perf_counter() - at) * 1e3)
+                times[f"load_from_{source}"].append((loaded - at) * 1e3)
+            del load
+        store.close()
+    for run in runs:
+        engine.pool.release_run(run)  # type: ignore[arg-type]
+    return StoredMs(**{name: statistics.median(seen[1:]) for name, seen in times.items()})
+
+
+def _load(
+    engine: Engine, store: ChunkStore, tier: HostTier, run: PageRun, key: ChunkKey, ids: tuple[int, ...]
+) -> None:
+    def read(buffers: Sequence[memoryview]) -> MissReason | None:
+        return store.load(key, ids, buffers)
+
+    _, reason = tier.load(key, engine.pool.run_parts(run, len(ids)), read)
+    if reason is not None:
+        raise RuntimeError(f"the store lost {key}: {reason}")
+
+
+def _publish(engine: Engine, store: ChunkStore, run: PageRun, key: ChunkKey, ids: tuple[int, ...]) -> None:
+    header = EntryHeader(key, ChunkId(key), engine.identity, engine.findings.layout, ids, ())
+    publication = store.begin(key)
+    assert not isinstance(publication, Busy | Stored)
+    parts = [part.cpu() for part in engine.pool.run_parts(run, len(ids))]
+    publication.write(header, [part.reshape(-1).view(torch.uint8).numpy().data.cast("B") for part in parts])
+    publication.commit()

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from engine.attention.cascade_launch import RotationTable
-from engine.cuda.prefill_attention import group_of
+from engine.cuda.prefill_attention import group_of, launch_options
 from engine.cuda.weights import FusedWeights, LayerWeights
 from engine.pool import PagedKVPool
 
@@ -65,6 +65,7 @@ class FusedForward:
         self.pool = pool
         self.table = RotationTable.of(weights.rotation, positions, pool.device)
         self.group = group_of(weights.heads, weights.kv_heads)
+        self.overlap = launch_options(pool.device)
 
     def layers(
         self, b: Buffers, sampled: Tensor, attend: Attend, *, turn: bool, last_row_only: bool, logits: Tensor | None
@@ -78,7 +79,9 @@ class FusedForward:
 
         w, rows = self.weights, b.sources.shape[0]
         block = _power_of_two(w.hidden)
-        kernels.embed[(rows,)](b.sources, sampled, w.embedding, b.residual, WIDTH=w.hidden, BLOCK=block, num_warps=4)
+        kernels.embed[(rows,)](
+            b.sources, sampled, w.embedding, b.residual, WIDTH=w.hidden, BLOCK=block, num_warps=4, **self.overlap
+        )
         last = len(w.layers) - 1
         q, turned, out = (
             b.qkv.view(rows, -1, w.head_dim)[:, : w.heads],
@@ -113,6 +116,7 @@ class FusedForward:
             self.table.cos, self.table.sin, b.positions, b.slots, self.pool.keys[index], self.pool.values[index],
             b.turned, w.eps,
             NORM=normed, TURN=turn, HEADS=w.heads, KV_HEADS=w.kv_heads, D=w.head_dim, GROUP=self.group, num_warps=4,
+            **self.overlap,
         )  # fmt: skip
 
     def _rest(self, b: Buffers, layer: LayerWeights) -> None:
@@ -124,7 +128,7 @@ class FusedForward:
         self.norm(b, layer.post_norm, add=True)
         torch.mm(b.normed, layer.gate_up.t(), out=b.gate_up)
         grid = (rows, -(-w.mlp // GATE_BLOCK))
-        kernels.gate[grid](b.gate_up, b.gated, WIDTH=w.mlp, BLOCK=GATE_BLOCK, num_warps=4)
+        kernels.gate[grid](b.gate_up, b.gated, WIDTH=w.mlp, BLOCK=GATE_BLOCK, num_warps=4, **self.overlap)
         torch.mm(b.gated, layer.down.t(), out=b.delta)
 
     def norm(self, b: Buffers, weight: Tensor, *, add: bool) -> None:
@@ -134,6 +138,7 @@ class FusedForward:
         kernels.add_norm[(b.residual.shape[0],)](
             b.residual, b.delta, weight, b.normed, self.weights.eps,
             ADD=add, WIDTH=width, BLOCK=_power_of_two(width), num_warps=8 if width >= 2048 else 4,
+            **self.overlap,
         )  # fmt: skip
 
     def turn_queries(self, q: Tensor, positions: Tensor, offset: int) -> Tensor:
@@ -145,6 +150,7 @@ class FusedForward:
         kernels.turn[(q.shape[0], w.heads // self.group)](
             q, q.stride(0), self.table.cos, self.table.sin, positions, offset, out,
             HEADS=w.heads, D=w.head_dim, GROUP=self.group, num_warps=4,
+            **self.overlap,
         )  # fmt: skip
         return out
 

@@ -10,17 +10,24 @@
 
 Sums and rotations are fp32; rounding to the model's dtype happens where transformers rounds. Each program writes
 rows that no other one writes, and a row's result does not depend on other rows. Importing this needs Triton.
+
+``OVERLAP``: programmatic dependent launch. A kernel lets the next one start at once, and waits for the one before it
+ahead of its first access to memory.
 """
 
 from __future__ import annotations
 
 import triton
 import triton.language as tl
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 
 @triton.jit
-def embed(source, sampled, table, out, WIDTH: tl.constexpr, BLOCK: tl.constexpr):
+def embed(source, sampled, table, out, WIDTH: tl.constexpr, BLOCK: tl.constexpr, OVERLAP: tl.constexpr):
     """out[row] = table[source[row]], or table[sampled[~source[row]]] where source is negative."""
+    if OVERLAP:
+        gdc_launch_dependents()
+        gdc_wait()
     row = tl.program_id(0)
     token = tl.load(source + row).to(tl.int64)
     if token < 0:
@@ -33,9 +40,12 @@ def embed(source, sampled, table, out, WIDTH: tl.constexpr, BLOCK: tl.constexpr)
 @triton.jit
 def add_norm(
     residual, delta, weight, out, eps,
-    ADD: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr,
+    ADD: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr, OVERLAP: tl.constexpr,
 ):  # fmt: skip
     """residual[row] += delta[row] if ADD, then out[row] = RMSNorm(residual[row]) * weight."""
+    if OVERLAP:
+        gdc_launch_dependents()
+        gdc_wait()
     row = tl.program_id(0).to(tl.int64) * WIDTH
     dim = tl.arange(0, BLOCK)
     inside = dim < WIDTH
@@ -54,12 +64,15 @@ def add_norm(
 def heads(
     qkv, q_weight, k_weight, cos, sin, positions, slots, keys, values, turned, eps,
     NORM: tl.constexpr, TURN: tl.constexpr, HEADS: tl.constexpr, KV_HEADS: tl.constexpr, D: tl.constexpr,
-    GROUP: tl.constexpr,
+    GROUP: tl.constexpr, OVERLAP: tl.constexpr,
 ):  # fmt: skip
     """Programs (row, GROUP heads). Queries are normed in place, and turned into ``turned`` if TURN.
 
     qkv (rows, HEADS + 2 KV_HEADS, D); keys, values (slots, KV_HEADS, D); cos, sin fp32 (positions, D / 2).
     """
+    if OVERLAP:
+        gdc_launch_dependents()
+        gdc_wait()
     row = tl.program_id(0).to(tl.int64)
     first = tl.program_id(1) * GROUP
     HALF: tl.constexpr = D // 2
@@ -107,9 +120,12 @@ def heads(
 @triton.jit
 def turn(
     q, q_stride, cos, sin, positions, offset, out,
-    HEADS: tl.constexpr, D: tl.constexpr, GROUP: tl.constexpr,
+    HEADS: tl.constexpr, D: tl.constexpr, GROUP: tl.constexpr, OVERLAP: tl.constexpr,
 ):  # fmt: skip
     """Programs (row, GROUP heads): raw queries turned to position - offset, (rows, HEADS, D)."""
+    if OVERLAP:
+        gdc_launch_dependents()
+        gdc_wait()
     row = tl.program_id(0).to(tl.int64)
     HALF: tl.constexpr = D // 2
     head = tl.program_id(1) * GROUP + tl.arange(0, GROUP)
@@ -126,8 +142,11 @@ def turn(
 
 
 @triton.jit
-def gate(both, out, WIDTH: tl.constexpr, BLOCK: tl.constexpr):
+def gate(both, out, WIDTH: tl.constexpr, BLOCK: tl.constexpr, OVERLAP: tl.constexpr):
     """Programs (row, block): both (rows, gate WIDTH | up WIDTH) -> out (rows, WIDTH)."""
+    if OVERLAP:
+        gdc_launch_dependents()
+        gdc_wait()
     row = tl.program_id(0).to(tl.int64)
     dim = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = dim < WIDTH
@@ -141,12 +160,15 @@ def gate(both, out, WIDTH: tl.constexpr, BLOCK: tl.constexpr):
 @triton.jit
 def fold(
     a, a_lse, b, b_lse, out, out_lse, rows,
-    HEADS: tl.constexpr, D: tl.constexpr, GROUP: tl.constexpr,
+    HEADS: tl.constexpr, D: tl.constexpr, GROUP: tl.constexpr, OVERLAP: tl.constexpr,
 ):  # fmt: skip
     """Programs (row, GROUP heads): two partial results (rows, HEADS, D) with natural lse (HEADS, rows) into one.
 
     ``out_lse`` may be ``a_lse``. Both are finite.
     """
+    if OVERLAP:
+        gdc_launch_dependents()
+        gdc_wait()
     row = tl.program_id(0).to(tl.int64)
     head = tl.program_id(1) * GROUP + tl.arange(0, GROUP)
     dim = tl.arange(0, D)

@@ -45,8 +45,10 @@ def prepare_piece(plan: CascadePlan, page_size: int, device: torch.device) -> Pi
     return PieceStep(tuple(reads), prepare_long_tail(plan.tails[0], page_size, device))
 
 
-def attend_piece(step: PieceStep, queries: Queries, keys: Tensor, values: Tensor, scaling: float) -> Tensor:
-    """Attention of the piece's rows, (rows, heads, dim) in q's dtype.
+def attend_piece(
+    step: PieceStep, queries: Queries, keys: Tensor, values: Tensor, scaling: float, into: Tensor | None = None
+) -> Tensor:
+    """Attention of the piece's rows, (rows, heads, dim) contiguous in q's dtype; in ``into`` if given.
 
     ``keys`` and ``values`` (slots, kv_heads, dim) hold the piece's own tokens already. ``queries(0)`` are turned to
     their positions.
@@ -66,9 +68,12 @@ def attend_piece(step: PieceStep, queries: Queries, keys: Tensor, values: Tensor
     out, lse = blocks[0]()
     for index in range(1, len(blocks)):
         other, other_lse = blocks[index]()
-        last = index == len(blocks) - 1
-        out = fold_into(out, lse, other, other_lse, q.dtype if last else torch.float32)
-    return out
+        if index < len(blocks) - 1:
+            target = torch.empty(out.shape, dtype=torch.float32, device=out.device)
+        else:
+            target = torch.empty_like(q) if into is None else into
+        out = fold_into(out, lse, other, other_lse, target)
+    return out if into is None or out is into else into.copy_(out)
 
 
 def _chunk(read: ChunkRead, queries: Queries, keys: Tensor, values: Tensor, scaling: float) -> Partial:
@@ -92,16 +97,16 @@ def block(q: Tensor, k: Tensor, v: Tensor, scaling: float, *, causal: bool) -> P
     return out[0].transpose(0, 1).contiguous(), lse.reshape(q.shape[1], q.shape[0])
 
 
-def fold_into(out: Tensor, lse: Tensor, other: Tensor, other_lse: Tensor, dtype: torch.dtype) -> Tensor:
-    """The two partial results as one, of ``dtype``; ``lse`` becomes the merged one."""
+def fold_into(out: Tensor, lse: Tensor, other: Tensor, other_lse: Tensor, merged: Tensor) -> Tensor:
+    """The two partial results as one, in ``merged``; ``lse`` becomes the merged one."""
     from engine.cuda import kernels
 
     rows, heads, dim = out.shape
-    merged = torch.empty(rows, heads, dim, dtype=dtype, device=out.device)
     group = group_of(heads)
     kernels.fold[(rows, heads // group)](
-        out, lse, other.contiguous(), other_lse, merged, lse, rows, HEADS=heads, D=dim, GROUP=group
-    )
+        out, lse, other.contiguous(), other_lse, merged, lse, rows, HEADS=heads, D=dim, GROUP=group,
+        **launch_options(out.device),
+    )  # fmt: skip
     return merged
 
 
@@ -111,3 +116,9 @@ def group_of(*counts: int, most: int = 8) -> int:
     while any(count % group for count in counts):
         group //= 2
     return group
+
+
+def launch_options(device: torch.device) -> dict[str, bool]:
+    """Programmatic dependent launch where the device has it, compute capability 9 on."""
+    capable = device.type == "cuda" and torch.cuda.get_device_capability(device)[0] >= 9
+    return {"OVERLAP": True, "launch_pdl": True} if capable else {"OVERLAP": False}

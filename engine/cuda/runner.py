@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from engine.attention import Attention
+from engine.attention.cascade_launch import Tuning
 from engine.attention.cascade_work import WorkTooLarge
 from engine.cuda.forward import Buffers, FusedForward
 from engine.cuda.prefill_attention import attend_piece, prepare_piece
@@ -51,6 +52,7 @@ class FusedRunner(ModelRunner):
         row_multiple: int = 1,
         max_cascade_levels: int = 3,
         limits: StepLimits | None = None,
+        tuning: Tuning | None = None,
         graphs: bool = True,
     ) -> None:
         super().__init__(
@@ -60,7 +62,7 @@ class FusedRunner(ModelRunner):
         self.weights = weights
         self.forward = FusedForward(weights, pool, positions=positions)
         limits = limits or StepLimits(rows=max(256, *decode_buckets))
-        self.steps = Steps(self.forward, limits=limits, graphs=graphs)
+        self.steps = Steps(self.forward, limits=limits, tuning=tuning, graphs=graphs)
         self._piece_buckets = tuple(b for b in PIECE_BUCKETS if b <= self.steps.limits.rows)
         self._buffers: Buffers | None = None
         self._nothing = torch.zeros(1, dtype=torch.int64, device=pool.device)
@@ -124,7 +126,7 @@ class FusedRunner(ModelRunner):
                 return turned if offset == 0 else self.forward.turn_queries(q, b.positions, offset)
 
             keys, values = self.pool.keys[layer], self.pool.values[layer]
-            out.copy_(attend_piece(step, queries, keys, values, self.weights.scaling))
+            attend_piece(step, queries, keys, values, self.weights.scaling, out)
 
         head = torch.empty(1, self.weights.vocabulary, dtype=self.weights.head.dtype, device=self.pool.device)
         wanted = head if logits else None

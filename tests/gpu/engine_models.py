@@ -25,8 +25,17 @@ FUSED = tuple(GEOMETRIES)[:4]
 
 @functools.cache
 def twins(name: str) -> tuple[PreTrainedModel, PreTrainedModel]:
-    """A model in fp32 with weights that bf16 holds exactly, and the same in bf16; both on the CPU."""
-    model = build(*GEOMETRIES[name]).to(torch.bfloat16)
+    """A model in fp32 with weights that bf16 holds exactly, and the same in bf16; both on the CPU.
+
+    Matrices are scaled to the width: in a wide model of large weights bf16 alone moves logits by their deviation.
+    """
+    kind, settings = GEOMETRIES[name]
+    model = build(kind, {**settings, "max_position_embeddings": 4096})
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() > 1:
+                parameter.mul_((64 / model.config.hidden_size) ** 0.5)
+    model = model.to(torch.bfloat16)
     return copy.deepcopy(model).float(), model
 
 
