@@ -1,0 +1,1 @@
+"""Several prefill and decode services on one store, as processes on loopback."""
