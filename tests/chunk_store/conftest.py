@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
@@ -11,7 +10,19 @@ from typing import Any
 import pytest
 from contract import Place
 from places import FilePlace, MooncakePlace, RedisPlace
-from servers import Mooncake, Server, mooncake, mooncake_url, redis_server, redis_url, tls_server, tls_url
+from servers import (
+    Mooncake,
+    Server,
+    mooncake,
+    mooncake_url,
+    need_mooncake,
+    need_redis,
+    redis_server,
+    redis_url,
+    running,
+    tls_server,
+    tls_url,
+)
 
 from chunk_store.mooncake_client import connect, parse_mooncake_url
 
@@ -44,24 +55,6 @@ def mooncake_client(shared_mooncake: Mooncake) -> Iterator[Any]:
     client = connect(parse_mooncake_url(mooncake_url(shared_mooncake)), segment_nbytes=0)
     yield client
     client.close()
-
-
-def need_redis() -> None:
-    if shutil.which("redis-server") is None:
-        pytest.skip("redis-server is not installed (Debian: apt-get install redis-server)")
-
-
-def need_mooncake() -> None:
-    try:
-        import mooncake.store  # noqa: F401
-    except ImportError as error:
-        pytest.skip(f"Mooncake's client does not load ({error}): pip install 'cairn[mooncake]', libibverbs1")
-
-
-def running(server: Server) -> Iterator[Server]:
-    server.start()
-    yield server
-    server.kill()
 
 
 @pytest.fixture(params=BACKENDS)

@@ -8,12 +8,33 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import quote
 
+import pytest
+
 ROOT = Path(__file__).parents[2]
 PASSWORD = "s3cret"
+
+
+def need_redis() -> None:
+    if shutil.which("redis-server") is None:
+        pytest.skip("redis-server is not installed (Debian: apt-get install redis-server)")
+
+
+def need_mooncake() -> None:
+    try:
+        import mooncake.store  # noqa: F401
+    except ImportError as error:
+        pytest.skip(f"Mooncake's client does not load ({error}): pip install 'cairn[mooncake]', libibverbs1")
+
+
+def running(server: Server) -> Iterator[Server]:
+    server.start()
+    yield server
+    server.kill()
 
 
 def free_port() -> int:

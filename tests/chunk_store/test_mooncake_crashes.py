@@ -8,10 +8,9 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
-from conftest import need_mooncake
 from contract import Sample, loads, publish, sample
 from processes import child
-from servers import Mooncake, Server, mooncake, mooncake_url
+from servers import Mooncake, Server, mooncake, mooncake_url, need_mooncake
 from workers import CRASH_TOKENS, publish_once_each
 
 from chunk_store.mooncake_client import parse_mooncake_url

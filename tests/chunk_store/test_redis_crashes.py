@@ -9,11 +9,10 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
-from conftest import need_redis, running
 from contract import loads, publish, sample
 from places import RedisPlace
 from processes import child
-from servers import PASSWORD, Server, redis_server, redis_url
+from servers import PASSWORD, Server, need_redis, redis_server, redis_url, running
 from workers import CRASH_TOKENS, answer_until_killed, publish_once_each
 
 from chunk_store.open import open_store
