@@ -14,7 +14,7 @@ COPY serving serving
 COPY prefill_service prefill_service
 COPY decode_service decode_service
 COPY cairn cairn
-RUN pip install --no-cache-dir .
+RUN pip install --no-cache-dir ".[redis]"
 COPY models/fable models/fable
 
 # The store's directory belongs to the user, so that a fresh named volume does too.
