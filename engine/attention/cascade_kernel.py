@@ -97,8 +97,7 @@ def attend(
     pages_at = tl.load(lists + dynamic + AT_PAGES)
     dim = tl.arange(0, D)
     for index in range(tl.program_id(0), items * KV_HEADS, tl.num_programs(0)):
-        number = index // KV_HEADS
-        head = index % KV_HEADS
+        number, head = index // KV_HEADS, index % KV_HEADS
         item = lists + tl.where(number < static_items, static_at + number * ITEM,
                                 dynamic_at + (number - static_items) * ITEM)  # fmt: skip
         pairs_at = tl.load(item)
