@@ -15,7 +15,7 @@ import redis
 from redis.backoff import ExponentialBackoff
 from redis.retry import Retry
 
-from chunk_store.redis_scripts import PRELUDE
+from chunk_store.redis_prelude import PRELUDE
 from chunk_store.store import StoreUnavailable
 
 TIMEOUT_S = 10.0

@@ -15,16 +15,16 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from chunk_store import owner
+from chunk_store import sqlite_claims as claims
 from chunk_store import sqlite_entries as entries
 from chunk_store import sqlite_records as records
 from chunk_store.key import ChunkId, ChunkKey, ModelIdentity
-from chunk_store.ledger import BUSY_RETRY_S, WRITE_TTL_S, Claimed, Placed, ReadTicket, blob_name
+from chunk_store.ledger import WRITE_TTL_S, Claimed, Placed, ReadTicket, blob_name
 from chunk_store.sqlite_database import Database
 from chunk_store.sqlite_schema import SCHEMA, TOTALS
 from chunk_store.store import (
     Busy,
     ChunkRecord,
-    ClaimLost,
     DeleteReport,
     EntryHeader,
     EntryInfo,
@@ -64,9 +64,9 @@ class SqliteLedger:
         now = time.time()
         with self._write() as connection:
             added = [records.put(connection, record, now) for record in new]
-            if _total(connection, "records") > _setting(connection, "records_max"):
-                _remove_expired(connection, now)
-            over = _total(connection, "records") - _setting(connection, "records_max")
+            if claims.total(connection, "records") > claims.setting(connection, "records_max"):
+                claims.remove_expired(connection, now)
+            over = claims.total(connection, "records") - claims.setting(connection, "records_max")
             if over > 0 and any(added):
                 raise StoreFull(f"the registry is full: {over} chunks too many; delete chunks or raise records_max")
             return added
@@ -121,14 +121,14 @@ class SqliteLedger:
     # -- claims ---------------------------------------------------------------------------------------
     def claim(self, key: ChunkKey, nonce: str, ttl_s: float) -> Claimed | Stored | Busy:
         with self._database.read() as connection:  # waiting writers poll: keep them off the write lock
-            answer = _answer(connection, key)
+            answer = claims.answer(connection, key)
         if answer is not None:
             return answer
         with self._write() as connection:
-            answer = _answer(connection, key)
+            answer = claims.answer(connection, key)
             if answer is not None:
                 return answer
-            _drop_claim(connection, key)
+            claims.drop(connection, key)
             connection.execute(
                 "INSERT INTO claims VALUES (?, ?, ?, ?, 0)", (key, nonce, owner.this_owner(), time.time() + ttl_s)
             )
@@ -136,21 +136,21 @@ class SqliteLedger:
 
     def renew_claim(self, key: ChunkKey, nonce: str, ttl_s: float) -> None:
         with self._write() as connection:
-            _check_claim(connection, key, nonce)
+            claims.check(connection, key, nonce)
             connection.execute("UPDATE claims SET expires_at = ? WHERE key = ?", (time.time() + ttl_s, key))
 
     def reserve(self, key: ChunkKey, nonce: str, nbytes: int, removed: Sequence[str]) -> list[str]:
         now = time.time()
         with self._write() as connection:
-            _discard(connection, removed)
-            _check_claim(connection, key, nonce)
-            capacity = _setting(connection, "capacity_nbytes")
+            claims.discard(connection, removed)
+            claims.check(connection, key, nonce)
+            capacity = claims.setting(connection, "capacity_nbytes")
             if nbytes > capacity:
                 raise StoreFull(f"an entry of {nbytes} bytes is larger than the store's capacity of {capacity}")
-            over = _space(connection) + nbytes - capacity
+            over = claims.space(connection) + nbytes - capacity
             if over > 0:
-                _evict_over(connection, over - _total(connection, "garbage_nbytes"), nbytes, now)
-                return _garbage(connection)
+                claims.evict_over(connection, over - claims.total(connection, "garbage_nbytes"), nbytes, now)
+                return claims.garbage(connection)
             connection.execute(
                 "UPDATE claims SET reserved_nbytes = ?, expires_at = MAX(expires_at, ?) WHERE key = ?",
                 (nbytes, now + WRITE_TTL_S, key),
@@ -160,11 +160,11 @@ class SqliteLedger:
     def evict(self, nbytes: int) -> list[str]:
         with self._write() as connection:
             entries.evict(connection, nbytes, time.time())
-            return _garbage(connection)
+            return claims.garbage(connection)
 
     def commit(self, key: ChunkKey, nonce: str, header: EntryHeader) -> EntryInfo:
         with self._write() as connection:
-            _check_claim(connection, key, nonce)
+            claims.check(connection, key, nonce)
             connection.execute("DELETE FROM claims WHERE key = ?", (key,))
             return entries.insert(connection, header, blob_name(key, nonce), time.time())
 
@@ -172,7 +172,7 @@ class SqliteLedger:
         with self._write() as connection:
             held = connection.execute("SELECT 1 FROM claims WHERE key = ? AND nonce = ?", (key, nonce)).fetchone()
             if held:
-                _drop_claim(connection, key)
+                claims.drop(connection, key)
             return bool(held)
 
     # -- leases ---------------------------------------------------------------------------------------
@@ -209,28 +209,32 @@ class SqliteLedger:
     def sweep(self) -> SweepReport:
         now = time.time()
         with self._write() as connection:
-            before = (_total(connection, "entries"), _total(connection, "entry_nbytes"))
+            before = (claims.total(connection, "entries"), claims.total(connection, "entry_nbytes"))
             rows = connection.execute("SELECT key, owner, expires_at FROM claims").fetchall()
             dead = [key for key, holder, expires_at in rows if expires_at <= now or owner.is_dead(holder)]
             for key in dead:
-                _drop_claim(connection, key)
+                claims.drop(connection, key)
             connection.execute("DELETE FROM leases WHERE expires_at <= ?", (now,))
             entries.delete_doomed(connection, now)
-            removed = _remove_expired(connection, now)
-            over = _space(connection) - _total(connection, "garbage_nbytes") - _setting(connection, "capacity_nbytes")
+            removed = claims.remove_expired(connection, now)
+            over = (
+                claims.space(connection)
+                - claims.total(connection, "garbage_nbytes")
+                - claims.setting(connection, "capacity_nbytes")
+            )
             if over > 0:
                 entries.evict(connection, over, now)
-            after = (_total(connection, "entries"), _total(connection, "entry_nbytes"))
+            after = (claims.total(connection, "entries"), claims.total(connection, "entry_nbytes"))
         return SweepReport(len(dead), removed, before[0] - after[0], before[1] - after[1])
 
     def garbage(self) -> list[str]:
         with self._database.read() as connection:
-            return _garbage(connection)
+            return claims.garbage(connection)
 
     def discard(self, blobs: Sequence[str]) -> None:
         if blobs:
             with self._write() as connection:
-                _discard(connection, blobs)
+                claims.discard(connection, blobs)
 
     def placed(self) -> list[Placed]:
         with self._database.read() as connection:
@@ -259,7 +263,7 @@ class SqliteLedger:
             problems = [f"index.sqlite: {row[0]}" for row in rows if row[0] != "ok"]
         with self._write() as connection:  # one consistent view of rows and totals
             for name, query in TOTALS.items():
-                stored, counted = _total(connection, name), connection.execute(query).fetchone()[0]
+                stored, counted = claims.total(connection, name), connection.execute(query).fetchone()[0]
                 if stored != counted:
                     problems.append(f"total {name} is {stored}, the rows say {counted}")
         return problems
@@ -274,15 +278,15 @@ class SqliteLedger:
             pinned, leased = entries.counts(connection, time.time())
             return StoreStats(
                 backend=backend,
-                records=_total(connection, "records"),
-                records_max=_setting(connection, "records_max"),
-                entries=_total(connection, "entries"),
-                nbytes=_space(connection),
-                capacity_nbytes=_setting(connection, "capacity_nbytes"),
+                records=claims.total(connection, "records"),
+                records_max=claims.setting(connection, "records_max"),
+                entries=claims.total(connection, "entries"),
+                nbytes=claims.space(connection),
+                capacity_nbytes=claims.setting(connection, "capacity_nbytes"),
                 pinned_entries=pinned,
                 leased_entries=leased,
-                evictions=_total(connection, "evictions"),
-                quarantined=_total(connection, "quarantined"),
+                evictions=claims.total(connection, "evictions"),
+                quarantined=claims.total(connection, "quarantined"),
             )
 
     def close(self) -> None:
@@ -313,68 +317,3 @@ class SqliteLedger:
         if self._used:
             with self._write():
                 pass
-
-
-def _total(connection: sqlite3.Connection, name: str) -> int:
-    return int(connection.execute("SELECT value FROM totals WHERE name = ?", (name,)).fetchone()[0])
-
-
-def _setting(connection: sqlite3.Connection, name: str) -> int:
-    return int(connection.execute("SELECT value FROM settings WHERE name = ?", (name,)).fetchone()[0])
-
-
-def _space(connection: sqlite3.Connection) -> int:
-    """Bytes that count toward capacity: entries, what writers reserved, what waits for removal."""
-    return sum(_total(connection, name) for name in ("entry_nbytes", "claim_nbytes", "garbage_nbytes"))
-
-
-def _garbage(connection: sqlite3.Connection) -> list[str]:
-    return [row[0] for row in connection.execute("SELECT blob FROM garbage")]
-
-
-def _discard(connection: sqlite3.Connection, blobs: Sequence[str]) -> None:
-    connection.executemany("DELETE FROM garbage WHERE blob = ?", [(blob,) for blob in blobs])
-
-
-def _evict_over(connection: sqlite3.Connection, over: int, nbytes: int, now: float) -> None:
-    """Evicts ``over`` bytes or raises ``StoreFull``, which undoes the transaction: in vain nothing is evicted."""
-    if over > 0 and entries.evict(connection, over, now) < over:
-        raise StoreFull(f"no room for {nbytes} bytes: the rest is pinned, leased or being written")
-
-
-def _answer(connection: sqlite3.Connection, key: ChunkKey) -> Stored | Busy | None:
-    """Why ``key`` cannot be claimed; None when it can."""
-    info = entries.find(connection, [key])[0]
-    if info is not None:
-        return Stored(info)
-    row = connection.execute("SELECT owner, expires_at FROM claims WHERE key = ?", (key,)).fetchone()
-    if row is None:
-        return None
-    remaining = row[1] - time.time()
-    if remaining <= 0 or owner.is_dead(row[0]):
-        return None
-    return Busy(min(BUSY_RETRY_S, remaining))
-
-
-def _check_claim(connection: sqlite3.Connection, key: ChunkKey, nonce: str) -> None:
-    row = connection.execute("SELECT nonce FROM claims WHERE key = ?", (key,)).fetchone()
-    if row is None or row[0] != nonce:
-        raise ClaimLost(f"the claim on {key} expired and was taken or swept; begin again")
-
-
-def _drop_claim(connection: sqlite3.Connection, key: ChunkKey) -> None:
-    """Ends somebody else's claim; its blob becomes garbage."""
-    row = connection.execute("SELECT nonce, reserved_nbytes FROM claims WHERE key = ?", (key,)).fetchone()
-    if row is not None:
-        connection.execute("DELETE FROM claims WHERE key = ?", (key,))
-        connection.execute("INSERT OR IGNORE INTO garbage VALUES (?, ?)", (blob_name(key, row[0]), row[1]))
-
-
-def _remove_expired(connection: sqlite3.Connection, now: float) -> int:
-    """Evicts entries of expired chunks, then drops the records that no entry needs; returns how many."""
-    removed = 0
-    for chunk_id in records.expired(connection, now):
-        entries.delete_expired(connection, chunk_id, now)
-        if not entries.is_needed(connection, chunk_id):
-            removed += connection.execute("DELETE FROM records WHERE chunk_id = ?", (chunk_id,)).rowcount
-    return removed

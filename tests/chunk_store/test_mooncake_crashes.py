@@ -77,8 +77,6 @@ def test_a_killed_master_is_unavailable_until_it_is_back(cluster: Mooncake) -> N
         publish(store, sample(1))
         cluster.kill()
         assert not loads(store, sample(1))
-        with pytest.raises(StoreError):
-            publish(store, sample(2))
         with pytest.raises(StoreUnavailable, match="master"):
             open_store(mooncake_url(cluster, "master killed"))
         cluster.start()
@@ -86,6 +84,18 @@ def test_a_killed_master_is_unavailable_until_it_is_back(cluster: Mooncake) -> N
         repair(store)
         report = verify(store)
         assert report.sound, report.findings
+
+
+@pytest.mark.slow  # each call to a dead master takes Mooncake's client four seconds to fail
+def test_publishing_without_a_master_fails_and_leaves_nothing(cluster: Mooncake) -> None:
+    with closing(open_store(mooncake_url(cluster, "no master"))) as store:
+        cluster.kill()
+        with pytest.raises(StoreError):
+            publish(store, sample(2))
+        cluster.start()
+        assert eventually(lambda: publishes(store, sample(3)), 30)
+        assert eventually(lambda: swept_clean(store), 60)
+        assert verify(store).sound
 
 
 def test_killed_writers(cluster: Mooncake) -> None:

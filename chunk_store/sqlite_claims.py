@@ -1,0 +1,79 @@
+"""Claims and space in the embedded index: who writes, what counts toward capacity. Functions of one connection."""
+
+from __future__ import annotations
+
+import sqlite3
+import time
+from collections.abc import Sequence
+
+from chunk_store import owner
+from chunk_store import sqlite_entries as entries
+from chunk_store import sqlite_records as records
+from chunk_store.key import ChunkKey
+from chunk_store.ledger import BUSY_RETRY_S, blob_name
+from chunk_store.store import Busy, ClaimLost, Stored, StoreFull
+
+
+def total(connection: sqlite3.Connection, name: str) -> int:
+    return int(connection.execute("SELECT value FROM totals WHERE name = ?", (name,)).fetchone()[0])
+
+
+def setting(connection: sqlite3.Connection, name: str) -> int:
+    return int(connection.execute("SELECT value FROM settings WHERE name = ?", (name,)).fetchone()[0])
+
+
+def space(connection: sqlite3.Connection) -> int:
+    """Bytes that count toward capacity: entries, what writers reserved, what waits for removal."""
+    return sum(total(connection, name) for name in ("entry_nbytes", "claim_nbytes", "garbage_nbytes"))
+
+
+def garbage(connection: sqlite3.Connection) -> list[str]:
+    return [row[0] for row in connection.execute("SELECT blob FROM garbage")]
+
+
+def discard(connection: sqlite3.Connection, blobs: Sequence[str]) -> None:
+    connection.executemany("DELETE FROM garbage WHERE blob = ?", [(blob,) for blob in blobs])
+
+
+def evict_over(connection: sqlite3.Connection, over: int, nbytes: int, now: float) -> None:
+    """Evicts ``over`` bytes or raises ``StoreFull``, which undoes the transaction: in vain nothing is evicted."""
+    if over > 0 and entries.evict(connection, over, now) < over:
+        raise StoreFull(f"no room for {nbytes} bytes: the rest is pinned, leased or being written")
+
+
+def answer(connection: sqlite3.Connection, key: ChunkKey) -> Stored | Busy | None:
+    """Why ``key`` cannot be claimed; None when it can."""
+    info = entries.find(connection, [key])[0]
+    if info is not None:
+        return Stored(info)
+    row = connection.execute("SELECT owner, expires_at FROM claims WHERE key = ?", (key,)).fetchone()
+    if row is None:
+        return None
+    remaining = row[1] - time.time()
+    if remaining <= 0 or owner.is_dead(row[0]):
+        return None
+    return Busy(min(BUSY_RETRY_S, remaining))
+
+
+def check(connection: sqlite3.Connection, key: ChunkKey, nonce: str) -> None:
+    row = connection.execute("SELECT nonce FROM claims WHERE key = ?", (key,)).fetchone()
+    if row is None or row[0] != nonce:
+        raise ClaimLost(f"the claim on {key} expired and was taken or swept; begin again")
+
+
+def drop(connection: sqlite3.Connection, key: ChunkKey) -> None:
+    """Ends somebody else's claim; its blob becomes garbage."""
+    row = connection.execute("SELECT nonce, reserved_nbytes FROM claims WHERE key = ?", (key,)).fetchone()
+    if row is not None:
+        connection.execute("DELETE FROM claims WHERE key = ?", (key,))
+        connection.execute("INSERT OR IGNORE INTO garbage VALUES (?, ?)", (blob_name(key, row[0]), row[1]))
+
+
+def remove_expired(connection: sqlite3.Connection, now: float) -> int:
+    """Evicts entries of expired chunks, then drops the records that no entry needs; returns how many."""
+    removed = 0
+    for chunk_id in records.expired(connection, now):
+        entries.delete_expired(connection, chunk_id, now)
+        if not entries.is_needed(connection, chunk_id):
+            removed += connection.execute("DELETE FROM records WHERE chunk_id = ?", (chunk_id,)).rowcount
+    return removed
