@@ -11,9 +11,8 @@ import uuid
 from collections import deque
 from dataclasses import dataclass, field
 
-import torch
-
 from chunk_store.key import ChunkKey
+from decode_service.pool_memory import PoolMemory
 from decode_service.sequence import ChunkOutcome, Sequence, Source
 from decode_service.source import Wanted
 from engine.resident import PoolFull, ResidentChunk, ResidentChunks
@@ -37,9 +36,10 @@ class Admitted:
 class Admission:
     """Acquires and releases what sequences hold. Belongs to the device thread."""
 
-    def __init__(self, residents: ResidentChunks) -> None:
+    def __init__(self, residents: ResidentChunks, *, host_nbytes: int = 0) -> None:
         self.residents = residents
         self.pool = residents.pool
+        self._memory = PoolMemory(residents.pool, host_nbytes=host_nbytes)
 
     def check_size(self, sequence: Sequence) -> None:
         """Raises ``TooLarge`` if the sequence could never be admitted."""
@@ -116,7 +116,7 @@ class Admission:
         if admitted.sequence.bypass:
             admitted.to_compute.append(index)
         else:
-            admitted.wanted.append(Wanted(index, run_buffers(self.residents, chunk)))
+            admitted.wanted.append(Wanted(index, self._memory.of(chunk)))
         return chunk
 
     def filled(self, admitted: Admitted) -> None:
@@ -143,9 +143,3 @@ class Admission:
             if sequence.bypass:
                 self.residents.evict(chunk.key)
         sequence.chunks = []
-
-
-def run_buffers(residents: ResidentChunks, chunk: ResidentChunk) -> list[memoryview]:
-    """The pool's memory for a chunk as bytes, parts in layout order."""
-    parts = residents.pool.run_parts(chunk.run, chunk.tokens)
-    return [part.reshape(-1).view(torch.uint8).numpy().data.cast("B") for part in parts]

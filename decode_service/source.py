@@ -1,7 +1,7 @@
 """Where the worker gets KV that is not resident: the chunk store, and the prefill service for what is missing.
 
 Runs in loader threads. One ``fetch`` brings in all that one composition lacks; it holds leases meanwhile,
-so nothing that it found is evicted before it is loaded. It does not know the pool: it fills the buffers given.
+so nothing that it found is evicted before it is loaded. It does not know the pool: it fills the memory given.
 """
 
 from __future__ import annotations
@@ -28,12 +28,31 @@ class FetchFailed(Exception):
         self.code = code
 
 
+Read = Callable[[Sequence[memoryview]], MissReason | None]
+
+
+class Memory(Protocol):
+    """Where a chunk's KV goes: pages of the pool, straight or through host memory."""
+
+    @property
+    def held(self) -> bool:
+        """Whether ``fill`` would need no reading now."""
+        ...
+
+    def fill(self, read: Read) -> tuple[Source, MissReason | None]:
+        """Brings the KV into the pages, by ``read`` into buffers of layout order if it must.
+
+        Returns where it was, and why it could not be read; the content of the pages is then undefined.
+        """
+        ...
+
+
 @dataclass(frozen=True)
 class Wanted:
-    """A chunk to fill: its place in the composition and the pool's memory for it, parts in layout order."""
+    """A chunk to fill: its place in the composition and the memory for it."""
 
     index: int
-    buffers: Sequence[memoryview]
+    memory: Memory
 
 
 @dataclass(frozen=True)
@@ -72,7 +91,7 @@ class StoreSource:
         salt_digest: str,
         abandoned: Abandoned = lambda: False,
     ) -> Fetched:
-        """Fills every wanted chunk. Raises ``FetchFailed``; then the content of the buffers is undefined."""
+        """Fills every wanted chunk. Raises ``FetchFailed``; then the content of the memory is undefined."""
 
         def ask(index: int) -> None:
             self._ask(composition, index, salt, abandoned)
@@ -92,7 +111,7 @@ class StoreSource:
             missing = {
                 want.index: self._why_missing(composition, want.index, salt_digest)
                 for want, info in zip(wanted, found, strict=True)
-                if info is None
+                if info is None and not want.memory.held
             }
             looked_up = time.monotonic_ns()
             if missing:
@@ -139,14 +158,18 @@ class StoreSource:
     ) -> ChunkOutcome:
         """Loads one chunk; what turns out unreadable is computed anew, once."""
         keyed = composition.chunks[want.index]
-        reason = self.store.load(keyed.key, keyed.token_ids, want.buffers)
+
+        def read(buffers: Sequence[memoryview]) -> MissReason | None:
+            return self.store.load(keyed.key, keyed.token_ids, buffers)
+
+        source, reason = want.memory.fill(read)
         if reason is not None:
             missed = missed or reason
             ask(want.index)
             lease.renew()
-            reason = self.store.load(keyed.key, keyed.token_ids, want.buffers)
+            _, reason = want.memory.fill(read)
         if reason is not None:
             raise FetchFailed(
                 "UNAVAILABLE", f"segments[{want.index}]: its KV was computed but cannot be loaded ({reason}); try again"
             )
-        return ChunkOutcome(Source.STORE if missed is None else Source.COMPUTED, missed)
+        return ChunkOutcome(source if missed is None else Source.COMPUTED, missed)

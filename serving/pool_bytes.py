@@ -17,7 +17,14 @@ from engine.pool import PagedKVPool, PageRun
 
 def outgoing(pool: PagedKVPool, run: PageRun, tokens: int) -> list[memoryview]:
     """The KV of a run as bytes, parts in layout order. On the CPU a view: it changes when the pages do."""
-    return [_bytes_of(part.cpu()) for part in pool.run_parts(run, tokens)]
+    parts = pool.run_parts(run, tokens)
+    if pool.device.type == "cpu":
+        return [_bytes_of(part) for part in parts]
+    staged = _staging(parts)
+    for part, target in zip(parts, staged, strict=True):
+        target.copy_(part, non_blocking=True)
+    torch.cuda.current_stream(pool.device).synchronize()
+    return [_bytes_of(part) for part in staged]
 
 
 @contextmanager
@@ -27,10 +34,16 @@ def incoming(pool: PagedKVPool, run: PageRun, tokens: int) -> Iterator[list[memo
     if pool.device.type == "cpu":
         yield [_bytes_of(part) for part in parts]
         return
-    staged = [torch.empty(part.shape, dtype=part.dtype) for part in parts]
+    staged = _staging(parts)
     yield [_bytes_of(part) for part in staged]
     for part, source in zip(parts, staged, strict=True):
-        part.copy_(source)
+        part.copy_(source, non_blocking=True)
+    torch.cuda.current_stream(pool.device).synchronize()
+
+
+def _staging(parts: list[Tensor]) -> list[Tensor]:
+    """Pinned memory of the parts' shapes: the bus takes it at full speed, and torch keeps it for the next chunk."""
+    return [torch.empty(part.shape, dtype=part.dtype, pin_memory=True) for part in parts]
 
 
 def _bytes_of(part: Tensor) -> memoryview:
