@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import pty
 import subprocess
 import sys
 
@@ -15,6 +13,7 @@ from cairn import cli
 from cairn.terminal import human_bytes
 from protos import chunks_pb2, prefill_pb2
 from tests.cairn.cairn_fakes import digits
+from tests.cairn.on_terminal import on_a_terminal
 
 CHUNK_1 = digits("chunk 001")
 
@@ -236,33 +235,10 @@ def test_health(cairn, services):
     assert code == 1 and "NOT_SERVING" in out
 
 
-def _on_a_terminal(argv: list[str], environment: dict[str, str]) -> bytes:
-    """What a command writes when its outputs are a terminal."""
-    parent, child = pty.openpty()
-    clean = {name: value for name, value in os.environ.items() if name not in ("NO_COLOR", "FORCE_COLOR")}
-    process = subprocess.Popen(
-        [sys.executable, "-m", "cairn.cli", *argv],
-        stdout=child,
-        stderr=child,
-        stdin=child,
-        env={**clean, "TERM": "xterm", **environment},
-    )
-    os.close(child)
-    written = b""
-    try:
-        while data := os.read(parent, 4096):
-            written += data
-    except OSError:  # Linux says EIO at the end of a terminal
-        pass
-    os.close(parent)
-    assert process.wait() == 0
-    return written
-
-
 def test_colours_only_on_a_terminal_and_not_with_no_color(services, cairn):
     argv = ["generate", "q", "--prefill", services.address, "--decode", services.address]
-    assert b"\x1b[1m" in _on_a_terminal(argv, {})
-    coloured = _on_a_terminal(["chunks", "list", *argv[2:]], {"NO_COLOR": "1"})
+    assert b"\x1b[1m" in on_a_terminal(argv, {})
+    coloured = on_a_terminal(["chunks", "list", *argv[2:]], {"NO_COLOR": "1"})
     assert b"\x1b[3" not in coloured
     _, out, err = cairn(*argv)
     assert "\x1b" not in out + err

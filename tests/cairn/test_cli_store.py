@@ -15,6 +15,7 @@ from cairn.stores import hidden
 from chunk_store.key import ChunkKey, chunk_key
 from chunk_store.open import open_store
 from chunk_store.store import EntryInfo
+from tests.cairn.on_terminal import on_a_terminal
 from tests.cairn.stored import LAYOUT, MODEL, OTHER_MODEL, TOKENS, fill, record
 from tests.chunk_store.servers import Server, redis_server, redis_url
 
@@ -256,3 +257,26 @@ def test_an_index_that_is_no_database_is_a_failed_request(cairn: Run, tmp_path: 
     code, out, err = cairn("store", "stats", "--store", url)
     assert (code, out) == (1, "")
     assert "database" in err and "Traceback" not in err
+
+
+def test_a_cut_archive_fails_and_says_so(cairn: Run, tmp_path: Path) -> None:
+    archive, url, other = tmp_path / "all.tar", f"file://{tmp_path}/store", f"file://{tmp_path}/elsewhere"
+    fill(url)
+    assert cairn("store", "export", str(archive), "--all", "--store", url)[0] == 0
+    whole = archive.read_bytes()
+    for size in (0, 700, len(whole) // 2, len(whole) * 3 // 4):
+        archive.write_bytes(whole[:size])
+        code, out, err = cairn("store", "import", str(archive), "--store", other)
+        assert (code, out) == (1, "") and ("cut" in err or "not an archive" in err or "manifest" in err), size
+    archive.write_bytes(whole)
+    assert cairn("store", "import", str(archive), "--store", other)[0] == 0, "what came before is no obstacle"
+    assert entries(other).keys() == entries(url).keys()
+
+
+def test_on_a_terminal_there_is_progress_and_colour(tmp_path: Path) -> None:
+    url = f"file://{tmp_path}/store"
+    fill(url)
+    written = on_a_terminal(["store", "verify", "--store", url], {})
+    assert b"Verifying: 0 of 4 entries" in written and b"sound: 4 entries" in written and b"\x1b[32m" in written
+    assert b"\x1b[32m" not in on_a_terminal(["store", "verify", "--store", url], {"NO_COLOR": "1"})
+    assert b"Verifying" not in on_a_terminal(["store", "verify", "--json", "--store", url], {})
