@@ -21,14 +21,13 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
-from torch import Tensor
-
 from chunk_store.key import ModelIdentity
 from decode_service.admission import Admission, Admitted
+from decode_service.decoding import Drawn, make_decoding
 from decode_service.metrics import DecodeMetrics
 from decode_service.sequence import Event, Failed, Finished, FinishReason, Load, Sequence, Tokens
 from decode_service.source import Fetched, FetchFailed, StoreSource
-from engine.plan import CascadePlan, PlacedChunk, StepSequence
+from engine.plan import PlacedChunk
 from engine.resident import ResidentChunks
 from engine.runner import ModelRunner
 from engine.sampling import Choice
@@ -74,6 +73,7 @@ class DecodeWorker:
         self.batch_max = batch_max
         self.waiting_max = waiting_max
         self._admission = Admission(residents)
+        self._decoding = make_decoding(runner, residents, metrics)
         self._source = source
         self._on_failure = on_failure
         # One for each request that can be filling, so that none waits for another one's prefill.
@@ -153,6 +153,8 @@ class DecodeWorker:
     def _pass(self) -> None:
         self._take_inbox()
         self._admit()
+        if self._ready:
+            self._guarded(self._drain, list(self._running))
         self._prefill_some()
         if self._running:
             self._guarded(self._decode_step, list(self._running))
@@ -342,44 +344,23 @@ class DecodeWorker:
         return rows
 
     def _decode_step(self) -> int:
-        """One token for every running sequence."""
-        page_size, moves = self.runner.pool.page_size, self.residents.moves
-        steps = [
-            StepSequence(
-                sequence.placed(page_size, moves),
-                sequence.tail_pages,
-                sequence.tail_tokens,
-                1,
-                sequence.composition.tail_start + sequence.tail_tokens,
-            )
-            for sequence in self._running
-        ]
-        batch = list(self._running)
-        logits, plan = self.runner.decode([sequence.generated[-1] for sequence in batch], steps)
-        self.metrics.stepped(plan, batch)
-        greedy = logits.argmax(dim=-1).tolist()
-        rows = None if all(s.params.plain_greedy and not s.params.logprobs for s in batch) else logits.cpu()
-        for row, sequence in enumerate(batch):
-            sequence.tail_tokens += 1
-            self._note_levels(sequence, plan, row)
-            if sequence.params.plain_greedy and not sequence.params.logprobs:
-                self._take_token(sequence, sequence.sampler.accept(greedy[row]))
-            else:
-                assert rows is not None
-                self._guarded(partial(self._choose, sequence, rows[row]), [sequence])
-        return len(batch)
+        """One token for every running sequence, as they come."""
+        drawn = self._decoding.step(self._running)
+        for each in drawn:
+            self._guarded(partial(self._choose, each), [each.sequence])
+        return len(drawn)
 
-    def _choose(self, sequence: Sequence, logits: Tensor) -> int:
-        self._take_token(sequence, sequence.sampler.choose(logits))
+    def _drain(self) -> int:
+        """Takes the tokens that are on their way: what a prefill runs must not come between two launched steps."""
+        drawn = self._decoding.drain()
+        for each in drawn:
+            self._guarded(partial(self._choose, each), [each.sequence])
+        return len(drawn)
+
+    def _choose(self, drawn: Drawn) -> int:
+        if not drawn.sequence.done:
+            self._take_token(drawn.sequence, drawn.choose())
         return 1
-
-    def _note_levels(self, sequence: Sequence, plan: CascadePlan, row: int) -> None:
-        """Remembers, at its first decode step, in which level each chunk of a sequence is read."""
-        if sequence.levels or not sequence.chunks:
-            return
-        page_size = self.runner.pool.page_size
-        sequence.levels = [plan.level_of(chunk.first_slot(page_size), row) for chunk in sequence.chunks]
-        sequence.tail_level = len(plan.levels)
 
     # -- tokens and ends ----------------------------------------------------------------------------
     def _take_token(self, sequence: Sequence, choice: Choice) -> None:

@@ -81,6 +81,11 @@ class Pair:
         with ThreadPoolExecutor(len(requests)) as threads:
             return list(threads.map(lambda parts: self.generate(parts, max_tokens, **options), requests))
 
+    def together_each(self, requests: Sequence[tuple[Sequence[Any], dict[str, Any]]]) -> list[Result]:
+        """The same, each with options of its own."""
+        with ThreadPoolExecutor(len(requests)) as threads:
+            return list(threads.map(lambda request: self.generate(request[0], **request[1]), requests))
+
     def in_device_thread(self, look: Callable[[], T]) -> T:
         """Runs ``look`` between two steps of the decode service."""
         results: list[T | BaseException] = []
