@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import suppress
 from dataclasses import dataclass
@@ -35,7 +36,8 @@ from chunk_store.store import EntryHeader, StoreUnavailable
 BATCH_NBYTES = 1024 * 1024
 BATCH_VIEWS_MAX = 512
 SHARE_NBYTES_MIN = 4 * 2**20  # below this a second thread costs more than it saves
-READERS_MAX = 4
+READERS_MAX = 16
+SHARES_MAX = 4  # processors that one read is shared out over
 QUARANTINE_MAX = 64
 INDEX_HEADROOM_NBYTES = 8 * 2**20  # what data leaves free on the disk: a full index could not even evict
 
@@ -146,20 +148,23 @@ class FileBlobs:
         return self._data / blob[:2] / blob
 
     def _read_spans(self, fd: int, frame: Frame, spans: list[Span]) -> None:
-        """Verification costs half as much as reading: a large entry is shared out over the processors."""
-        shares = min(self._helpers + 1, frame.stored_nbytes // SHARE_NBYTES_MIN)
-        if shares < 2:
-            _read_data(fd, frame, spans)
-            return
-        size = -(-len(spans) // shares)
-        parts = [spans[at : at + size] for at in range(0, len(spans), size)]
-        others = [self._pool.submit(_read_data, fd, frame, part) for part in parts[1:]]
+        """Verification costs half as much as reading: a large entry is shared out over the processors.
+
+        Whoever is free takes the next span, so that reads beside each other keep as many threads busy as there are.
+        """
+        shares = min(self._helpers + 1, SHARES_MAX, frame.stored_nbytes // SHARE_NBYTES_MIN)
+        left = _Shared(spans)
+        others = [self._pool.submit(_read_data, fd, frame, left) for _ in range(shares - 1)]
         try:
-            _read_data(fd, frame, parts[0])
+            _read_data(fd, frame, left)
         finally:
+            left.clear()
+            for other in others:
+                other.cancel()
             wait(others)  # nobody may write into the caller's memory after this call
         for other in others:
-            other.result()
+            if not other.cancelled():
+                other.result()
 
     def _create(self, blob: str) -> int:
         path = self._path(blob)
@@ -200,7 +205,25 @@ def _read_frame(fd: int) -> Frame:
     return frame
 
 
-def _read_data(fd: int, frame: Frame, spans: Sequence[Span]) -> None:
+class _Shared:
+    """Spans that several threads take one after another."""
+
+    def __init__(self, spans: Sequence[Span]) -> None:
+        self._spans = deque(spans)
+
+    def clear(self) -> None:
+        """Leaves nothing to take."""
+        self._spans.clear()
+
+    def __iter__(self) -> Iterator[Span]:
+        while True:
+            try:
+                yield self._spans.popleft()  # atomic
+            except IndexError:
+                return
+
+
+def _read_data(fd: int, frame: Frame, spans: Iterable[Span]) -> None:
     """Reads span by span and checks each block while it is still in the processor's cache."""
     for span in spans:
         if os.preadv(fd, span.blocks, span.offset) != span.nbytes:
