@@ -152,11 +152,16 @@ end
 
 local function remove_expired()
   local removed = 0
-  for _, id in ipairs(redis.call('ZRANGEBYSCORE', P..'expiring', '-inf', num(now))) do
+  local expired = redis.call('ZRANGEBYSCORE', P..'expiring', '-inf', num(now))
+  for _, id in ipairs(expired) do
     if not is_pinned(id) then
       for _, key in ipairs(redis.call('SMEMBERS', P..'chunk:'..id)) do
         if not leased(key) then evict_entry(key) end
       end
+    end
+  end
+  for _, id in ipairs(expired) do  -- only now is it known what the entries of others still need
+    if not is_pinned(id) then
       if redis.call('EXISTS', P..'chunk:'..id, P..'needs:'..id) == 0 then removed = removed + drop_record(id) end
     end
   end

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sqlite3
 import time
 from collections.abc import Sequence
@@ -11,7 +12,7 @@ from chunk_store import sqlite_entries as entries
 from chunk_store import sqlite_records as records
 from chunk_store.key import ChunkKey
 from chunk_store.ledger import BUSY_RETRY_S, blob_name
-from chunk_store.store import Busy, ClaimLost, Stored, StoreFull
+from chunk_store.store import Busy, ChunkRecord, ClaimLost, Stored, StoreFull
 
 
 def total(connection: sqlite3.Connection, name: str) -> int:
@@ -69,11 +70,23 @@ def drop(connection: sqlite3.Connection, key: ChunkKey) -> None:
         connection.execute("INSERT OR IGNORE INTO garbage VALUES (?, ?)", (blob_name(key, row[0]), row[1]))
 
 
+def records_over(connection: sqlite3.Connection, new: Sequence[ChunkRecord]) -> int:
+    """By how many records ``new`` exceeds the registry; 0 where all of it is known."""
+    ids = {record.chunk_id for record in new}
+    known = connection.execute(
+        "SELECT COUNT(*) FROM records WHERE chunk_id IN (SELECT value FROM json_each(?))", (json.dumps(list(ids)),)
+    ).fetchone()[0]
+    over = total(connection, "records") + len(ids) - known - setting(connection, "records_max")
+    return int(over) if len(ids) > known else 0
+
+
 def remove_expired(connection: sqlite3.Connection, now: float) -> int:
     """Evicts entries of expired chunks, then drops the records that no entry needs; returns how many."""
     removed = 0
-    for chunk_id in records.expired(connection, now):
+    expired = records.expired(connection, now)
+    for chunk_id in expired:
         entries.delete_expired(connection, chunk_id, now)
+    for chunk_id in expired:  # only now is it known what the entries of others still need
         if not entries.is_needed(connection, chunk_id):
             removed += connection.execute("DELETE FROM records WHERE chunk_id = ?", (chunk_id,)).rowcount
     return removed

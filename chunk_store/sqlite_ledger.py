@@ -62,14 +62,16 @@ class SqliteLedger:
     # -- content --------------------------------------------------------------------------------------
     def put_records(self, new: Sequence[ChunkRecord]) -> list[bool]:
         now = time.time()
-        with self._write() as connection:
-            added = [records.put(connection, record, now) for record in new]
-            if claims.total(connection, "records") > claims.setting(connection, "records_max"):
+        with self._database.read() as connection:
+            full = claims.records_over(connection, new) > 0
+        if full:
+            with self._write() as connection:
                 claims.remove_expired(connection, now)
-            over = claims.total(connection, "records") - claims.setting(connection, "records_max")
-            if over > 0 and any(added):
+        with self._write() as connection:
+            over = claims.records_over(connection, new)
+            if over > 0:
                 raise StoreFull(f"the registry is full: {over} chunks too many; delete chunks or raise records_max")
-            return added
+            return [records.put(connection, record, now) for record in new]
 
     def get_records(self, chunk_ids: Sequence[ChunkId]) -> list[ChunkRecord | None]:
         with self._database.read() as connection:

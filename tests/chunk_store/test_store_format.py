@@ -24,6 +24,7 @@ from chunk_store.header import (
 from chunk_store.key import ChunkId, ChunkKey, ModelIdentity
 from chunk_store.layout import KVLayout, LayerLayout
 from chunk_store.open import open_store
+from chunk_store.pieces import pieces_of
 from chunk_store.store import Busy, EntryHeader, MissReason, Stored
 
 GOLDEN = Path(__file__).parent / "golden" / "entry-v1.kv"
@@ -142,6 +143,14 @@ def test_blocks_cover_each_part_without_spanning_two() -> None:
     parts = [memoryview(bytes(size)) for size in (10, 0, 4, 9)]
     assert [block.nbytes for block in split_blocks(parts, 4)] == [4, 4, 2, 4, 4, 4, 1]
     assert block_count([10, 0, 4, 9], 4) == 7
+
+
+def test_pieces_are_cut_as_documented() -> None:
+    mib = 2**20
+    parts = [memoryview(bytes(size)) for size in (3 * mib, mib, 3 * mib // 2, 0, 7)]
+    cut = [[span.nbytes for span in piece] for piece in pieces_of(parts)]
+    assert cut == [[2 * mib], [mib, mib], [3 * mib // 2, 7]]
+    assert list(pieces_of([])) == []
 
 
 def test_buffers_are_used_as_they_are(file_place: FilePlace) -> None:
