@@ -105,3 +105,15 @@ def test_an_abandoned_stream_in_flight_gives_its_pages_back(pipelined: Pair) -> 
         stream.close()
     assert len(pipelined.generate([DOCUMENT, tokens(9, 4)], max_tokens=5).token_ids) == 5
     pipelined.check_idle()
+
+
+def test_a_request_that_joins_does_not_disturb_what_is_in_flight(pipelined: Pair, stepwise: Pair) -> None:
+    expected = stepwise.generate([DOCUMENT, tokens(70, 5)], 150)
+    stream = pipelined.client.generate([DOCUMENT, tokens(70, 5)], max_tokens=150, ignore_eos=True)
+    deltas = iter(stream)
+    next(deltas)
+    for index in range(10):
+        pipelined.generate([DOCUMENT, tokens(80 + index, 3)], 2)
+    ids = [token for delta in deltas for token in delta.token_ids]
+    assert stream.result.token_ids == expected.token_ids
+    assert len(ids) < 150
