@@ -41,6 +41,7 @@ class Service:
     port: int = 0
     metrics_port: int = 0
     child: subprocess.Popen[str] | None = None
+    inside: tuple[str, ...] = ()  # a command that starts it somewhere else, and ends it when it is killed
 
     @property
     def address(self) -> str:
@@ -52,7 +53,7 @@ class Service:
 
     def launch(self) -> None:
         self.port = self.port or free_port("127.0.0.1")
-        argv = [sys.executable, "-m", self.module, "--port", str(self.port), *self.arguments]
+        argv = [*self.inside, sys.executable, "-m", self.module, "--port", str(self.port), *self.arguments]
         environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
         with self.log.open("w") as log:
             self.child = subprocess.Popen(
@@ -96,12 +97,12 @@ class Cluster:
 
 
 @contextmanager
-def cluster(root: Path, store: str, *, each: int = 2) -> Iterator[Cluster]:
-    """``each`` prefill and decode services on ``store``, all serving; killed at the end."""
+def cluster(root: Path, store: str, *, each: int = 2, inside: tuple[str, ...] = ()) -> Iterator[Cluster]:
+    """``each`` prefill (started ``inside``) and decode services on ``store``, all serving; killed at the end."""
     model = tiny_model_dir(root / "model", **SLOW_MODEL)
     shared = ["--model", str(model), "--model-name", "tiny", "--store", store, "--prefill-tokens-max"]
     shared += [str(PIECE_TOKENS), "--kv-pages", "2048"]
-    prefill = [Service("prefill_service", shared, root) for _ in range(each)]
+    prefill = [Service("prefill_service", shared, root, inside=inside) for _ in range(each)]
     with ExitStack() as stack:
 
         def start(services: list[Service]) -> None:

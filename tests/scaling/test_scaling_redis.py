@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import itertools
 import shutil
+import subprocess
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 
@@ -122,3 +124,22 @@ def test_redis_is_killed_and_started_again(workers: Cluster, redis: Server) -> N
     assert [client.prefill(document(20)).outcome for client in workers.clients] == ["computed", "computed"]
     assert [answer(workers, which, document(20)).reuse.segments[0].source for which in (0, 1)] == ["computed"] * 2
     assert all(service.metric("cairn_store_up") == 1 for service in workers.prefill)
+
+
+@pytest.mark.slow
+def test_a_prefill_service_of_another_machine_dies(redis: Server, tmp_path: Path) -> None:
+    """Nobody here can see that it is dead, so its claim has to run out: 30 s, then the other one computes.
+
+    A process-id namespace of its own for each prefill service stands for a machine of its own.
+    """
+    alone = ("unshare", "--pid", "--fork", "--kill-child")
+    if shutil.which(alone[0]) is None or subprocess.run([*alone, "true"], check=False).returncode:
+        pytest.skip("process-id namespaces cannot be made here")
+    with cluster(tmp_path, redis_url(redis, "elsewhere"), inside=alone) as workers, ThreadPoolExecutor(1) as thread:
+        pending = thread.submit(answer, workers, 0, document(3000))
+        wait_until(lambda: bool(busy(workers)))
+        victim = busy(workers)[0]
+        victim.kill()
+        assert pending.result(90).reuse.segments[0].source == "computed"
+        (other,) = (service for service in workers.prefill if service is not victim)
+        assert other.metric("cairn_prefill_tokens_total", source="computed") == 3000
