@@ -9,7 +9,7 @@ from chunk_store.key import ChunkId, ChunkKey, ChunkType, ModelIdentity, Tokeniz
 from chunk_store.layout import KVLayout, LayerLayout
 from chunk_store.open import open_store
 from chunk_store.shared_store import SharedStore
-from chunk_store.store import ChunkRecord, EntryHeader, Stored
+from chunk_store.store import Busy, ChunkRecord, EntryHeader, Stored
 
 LAYOUT = KVLayout("bfloat16", (LayerLayout(2, 8, 8),) * 2)  # 128 bytes a token
 TOKENIZER = TokenizerIdentity("7" * 64)
@@ -25,15 +25,15 @@ def record(number: int, *tags: str, name: str = "") -> ChunkRecord:
 
 
 def publish(store: SharedStore, of: ChunkRecord, model: ModelIdentity, context: Sequence[ChunkKey] = ()) -> ChunkKey:
-    """Stores KV whose bytes are the last digit of nothing in particular, but the same for the same key."""
+    """Stores KV: every byte is the first byte of the key, so that a reader can tell whose it is."""
     key = chunk_key(model, context, of.token_ids)
     header = EntryHeader(key, of.chunk_id, model, LAYOUT, of.token_ids, tuple(context))
     parts = [memoryview(bytearray([int(key[:2], 16)]) * size) for size in LAYOUT.buffer_nbytes(TOKENS)]
     publication = store.begin(key)
-    assert not isinstance(publication, Stored)
-    with publication:  # type: ignore[union-attr]
-        publication.write(header, parts)  # type: ignore[union-attr]
-        publication.commit()  # type: ignore[union-attr]
+    assert not isinstance(publication, Stored | Busy)
+    with publication:
+        publication.write(header, parts)
+        publication.commit()
     return key
 
 

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -28,7 +29,7 @@ ROOT = Path(__file__).resolve().parents[2]
 CALL_S = 90.0
 # Many small forwards, so that a document of some thousand tokens takes seconds and can be interrupted.
 PIECE_TOKENS = 16
-SLOW_MODEL = {"num_hidden_layers": 8, "max_position_embeddings": 8192}
+SLOW_MODEL: dict[str, Any] = {"num_hidden_layers": 8, "max_position_embeddings": 8192}
 
 
 @dataclass

@@ -8,6 +8,7 @@ import subprocess
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -42,9 +43,9 @@ def document(tokens: int) -> Tokens:
     return Tokens([10 + (seed * 37 + place * (seed + 7)) % 350 for place in range(tokens)])
 
 
-def answer(workers: Cluster, which: int, *parts: object, **options: object) -> Result:
+def answer(workers: Cluster, which: int, *parts: Any, **options: Any) -> Result:
     chosen = {"max_tokens": 4, "ignore_eos": True, **options}
-    return workers.clients[which].generate([*parts, QUERY], **chosen).finish()  # type: ignore[arg-type]
+    return workers.clients[which].generate([*parts, QUERY], **chosen).finish()
 
 
 def test_a_document_prefilled_by_one_is_used_by_all(workers: Cluster) -> None:
