@@ -220,6 +220,22 @@ def test_chunks_are_listed_pinned_and_deleted(live):
     assert stats.chunks >= 4 and stats.kv_bytes > 0
 
 
+def test_eviction_order_is_listed_and_a_tag_removes(up, live):
+    made = [live.prefill(f"Entry {number} of the log.", name=f"entry-{number}", tags=["log"]) for number in range(3)]
+    live.generate([made[0], QUERY], max_tokens=1).finish()
+
+    def listed(by: str) -> list[str]:
+        done = run(up, "chunks", "list", "--tag", "log", "--by", by, "--json")
+        assert done.returncode == 0, done.stderr
+        return [json.loads(line)["name"] for line in done.stdout.splitlines()]
+
+    assert listed("created") == listed("name") == ["entry-0", "entry-1", "entry-2"]
+    assert listed("last-used") == ["entry-1", "entry-2", "entry-0"], "the next to be evicted comes first"
+    done = run(up, "chunks", "rm", "--tag", "log", "--json")
+    assert {json.loads(line)["id"] for line in done.stdout.splitlines()} == {chunk.id for chunk in made}
+    assert listed("created") == []
+
+
 def test_prefill_many(live):
     results = list(live.prefill_many(["First note.", [10**6], "Third note."], tags=["many"]))
     assert [isinstance(result, cairn.Chunk) for result in results] == [True, False, True]
