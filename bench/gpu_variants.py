@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import traceback
-from collections.abc import Callable
 from dataclasses import replace
 
 import torch
@@ -15,7 +14,11 @@ from bench.gpu import ALONE, SHARED, TREE
 from bench.gpu_model import Engine, make_engine
 from bench.gpu_workloads import cold_ms, decode_ms, warm_ms
 from engine.attention.cascade_launch import Tuning
+from engine.cuda.products import Products, RowTuning
 from engine.cuda.runner import FusedRunner
+
+
+SHAPES = ((8, 4, 1024, 4), (8, 8, 512, 4), (4, 2, 1024, 4), (4, 4, 1024, 2), (16, 8, 512, 8), (2, 2, 1024, 2))
 
 
 def variant(engine: Engine, *, tuning: Tuning | None = None, piece_tokens: int = 8192) -> Engine:
@@ -32,8 +35,8 @@ def splits(engine: Engine) -> None:
     rule = Tuning().splits
     for name, changed in (
         ("as is", rule),
-        ("long 2048", replace(rule, long=2048)),
-        ("long 1024, middle 1024", replace(rule, long=1024, middle=1024)),
+        ("2048 from 2049", replace(rule, chunk=((0, 1024), (2049, 2048)))),
+        ("4096 from 16384, no 8192", replace(rule, chunk=((0, 1024), (2049, 2048), (16384, 4096)))),
     ):
         try:
             changed_engine = variant(engine, tuning=replace(Tuning(), splits=changed))
@@ -46,19 +49,37 @@ def splits(engine: Engine) -> None:
 
 def pieces(engine: Engine) -> None:
     for piece_tokens in (4096, 8192, 16384, 32768):
-        guarded(lambda n=piece_tokens: print(f"piece {n}: {cold_ms(variant(engine, piece_tokens=n), 32768):.1f} ms"))  # type: ignore[misc]
+        try:
+            ms = cold_ms(variant(engine, piece_tokens=piece_tokens), 32768)
+            print(f"piece {piece_tokens}: {ms:.1f} ms", flush=True)
+        except Exception:
+            traceback.print_exc()
         torch.cuda.empty_cache()
 
 
-def guarded(run: Callable[[], None]) -> None:
-    try:
-        run()
-    except Exception:
-        traceback.print_exc()
+def single_rows(engine: Engine) -> None:
+    """Batch 1: cuBLAS, and the single-row kernels in several shapes."""
+    options = engine.runner.forward.overlap
+    shapes = [RowTuning(outs, gate, block, warps) for outs, gate, block, warps in SHAPES]
+    for tuning in (None, *shapes):
+        changed = variant(engine)
+        changed.runner.forward.products = CuBlas(options) if tuning is None else Products(options, tuning)
+        try:
+            print(f"batch 1, {tuning}: {decode_ms(changed, ALONE)[0]:.2f} ms", flush=True)
+        except Exception:
+            traceback.print_exc()
+
+
+class CuBlas(Products):
+    """Never the single-row kernels."""
+
+    def _block(self, x: torch.Tensor, width: int) -> int:
+        return 0
 
 
 if __name__ == "__main__":
     made = make_engine(pool_tokens=262_144)
     print("start-up, s:", made.seconds)
+    single_rows(made)
     splits(made)
     pieces(made)
