@@ -6,10 +6,13 @@ Two services, not four: the four on Redis show the rules, which are the same led
 from __future__ import annotations
 
 import importlib.util
+import json
 import shutil
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -57,6 +60,24 @@ def test_what_prefill_computes_decode_loads(workers: tuple[Cluster, Mooncake]) -
     )
     assert client.prefill(document).outcome == "already_stored"
     assert running.computed() == [100]
+
+
+def test_the_store_command_works_beside_the_services(workers: tuple[Cluster, Mooncake], tmp_path: Path) -> None:
+    running, lent = workers
+    chunk = running.clients[0].prefill(Tokens([12 + place * 5 % 300 for place in range(40)]))
+
+    def store(*argv: str) -> Any:
+        done = subprocess.run(
+            [sys.executable, "-m", "cairn.cli", "store", *argv, "--json"], capture_output=True, text=True, timeout=60
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        return json.loads(done.stdout)
+
+    url, archive, copy = mooncake_url(lent), str(tmp_path / "archive"), f"file://{tmp_path}/copy"
+    assert store("verify", "--store", url)["sound"] is True
+    assert store("export", archive, chunk.id, "--store", url)["entries"] == 1
+    assert store("import", archive, "--store", copy)["entries"] == 1
+    assert store("verify", "--store", copy)["entries"] == 1
 
 
 def test_the_owner_of_the_memory_dies_and_comes_back(workers: tuple[Cluster, Mooncake]) -> None:
