@@ -30,10 +30,11 @@ class MooncakeObjects:
             if code != 0:
                 raise StoreUnavailable(f"mooncake: put failed with code {code}; an owner or the master is gone")
 
-    def put_header(self, name: str, raw: bytes) -> None:
+    def finish(self, values: Sequence[tuple[str, Sequence[memoryview | bytes]]], header: tuple[str, bytes]) -> None:
+        self.put(values)
         try:
             with self._redis.errors():
-                self._redis.client.set(name, raw)
+                self._redis.client.set(*header)
         except ServerFull as error:
             raise NoSpace(str(error)) from error
 

@@ -9,7 +9,6 @@ written before the first value and dropped after the last one is removed. What h
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from itertools import islice
 from typing import Protocol
 
 from chunk_store.blobs import BlobMissing, Expected, NoSpace
@@ -31,8 +30,8 @@ class Objects(Protocol):
     def put(self, values: Sequence[tuple[str, Sequence[memoryview | bytes]]]) -> None:
         """Stores new values, each given in parts. Raises ``NoSpace`` or ``StoreUnavailable``."""
 
-    def put_header(self, name: str, raw: bytes) -> None:
-        """Stores a header. Raises ``NoSpace`` or ``StoreUnavailable``."""
+    def finish(self, values: Sequence[tuple[str, Sequence[memoryview | bytes]]], header: tuple[str, bytes]) -> None:
+        """Stores the last values and, after them, the header. Raises ``NoSpace`` or ``StoreUnavailable``."""
 
     def header(self, name: str) -> bytes | None:
         """A header, None where there is none. Raises ``BlobUnreadable``."""
@@ -71,12 +70,14 @@ class ObjectBlobs:
         pieces = list(pieces_of(views))
         self._note(blob, f"{len(pieces)} {header_nbytes(header) + header.nbytes}")
         checksums: list[int] = []
-        numbered = enumerate(pieces)
-        while batch := list(islice(numbered, PIECES_IN_FLIGHT)):
-            for _, spans in batch:
-                checksums += [checksum(block) for block in split_blocks(spans, BLOCK_NBYTES)]
-            self._objects.put([(self._name(blob, number), spans) for number, spans in batch])
-        self._objects.put_header(self._name(blob, "h"), encode_header(header, checksums))
+        waiting: list[tuple[str, Sequence[memoryview | bytes]]] = []
+        for number, spans in enumerate(pieces):
+            if len(waiting) == PIECES_IN_FLIGHT:
+                self._objects.put(waiting)
+                waiting = []
+            checksums += [checksum(block) for block in split_blocks(spans, BLOCK_NBYTES)]
+            waiting.append((self._name(blob, number), spans))
+        self._objects.finish(waiting, (self._name(blob, "h"), encode_header(header, checksums)))
 
     def read(self, blob: str, expected: Expected, views: Sequence[memoryview]) -> None:
         pieces = list(pieces_of(views))

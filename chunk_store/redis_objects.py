@@ -26,8 +26,9 @@ class RedisObjects:
         except ServerFull as error:
             raise NoSpace(str(error)) from error
 
-    def put_header(self, name: str, raw: bytes) -> None:
-        self.put([(name, [raw])])
+    def finish(self, values: Sequence[tuple[str, Sequence[memoryview | bytes]]], header: tuple[str, bytes]) -> None:
+        name, raw = header
+        self.put([*values, (name, [raw])])
 
     def header(self, name: str) -> bytes | None:
         with _reading():
