@@ -5,11 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from contract import Damage, blank, sample, views_of
+from contract import Damage, blank, loads, publish, sample, views_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from places import FilePlace, damage_bytes
 
+from chunk_store.file_blobs import SHARE_NBYTES_MIN, FileBlobs
 from chunk_store.header import (
     BLOCK_NBYTES,
     FormatError,
@@ -83,6 +84,27 @@ def test_any_flipped_byte_is_a_miss(tmp_path: Path) -> None:
         buffers = [memoryview(bytearray(len(part))) for part in golden_parts()]
         assert store.load(HEADER.key, HEADER.token_ids, buffers) is MissReason.VERIFY_FAILED, position
     assert len(list((place.root / "quarantine").iterdir())) == 64, "the quarantine is bounded"
+
+
+@pytest.mark.parametrize("helpers", [0, 1, 3])
+def test_a_large_entry_is_checked_whole_by_however_many_readers(file_place: FilePlace, helpers: int) -> None:
+    store = file_place.open()
+    assert isinstance(store.blobs, FileBlobs)
+    store.blobs._helpers = helpers
+    layout = KVLayout("float32", (LayerLayout(8, 128, 64), LayerLayout(8, 128, 64)))
+    entry = sample(1, tokens=1500, layout=layout)
+    assert entry.header.nbytes > 4 * SHARE_NBYTES_MIN
+    for share in range(5):
+        publish(store, entry)
+        assert loads(store, entry)
+        path = file_place.file(entry.key)
+        with open(path, "r+b") as file:
+            file.seek(path.stat().st_size - 1 - share * entry.header.nbytes // 5)
+            byte = file.read(1)[0]
+            file.seek(-1, 1)
+            file.write(bytes([byte ^ 1]))
+        reason = store.load(entry.key, entry.header.token_ids, views_of(blank(entry)))
+        assert reason is MissReason.VERIFY_FAILED, f"share {share} from the end"
 
 
 @pytest.mark.parametrize("length", [0, 1, 7, 8, 23, 24, 100, HEADER_END - 1])
