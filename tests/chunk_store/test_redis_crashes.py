@@ -30,6 +30,20 @@ def lasting(tmp_path: Path) -> Iterator[Server]:
     yield from running(redis_server(tmp_path, "--appendonly", "yes"))
 
 
+@pytest.fixture
+def forgetful(tmp_path: Path) -> Iterator[Server]:
+    """A server without persistence."""
+    need_redis()
+    yield from running(redis_server(tmp_path))
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> Iterator[Server]:
+    """A server with little memory that evicts nothing by itself."""
+    need_redis()
+    yield from running(redis_server(tmp_path, "--maxmemory", "12mb", "--maxmemory-policy", "noeviction"))
+
+
 def test_a_killed_server_keeps_what_was_committed(lasting: Server) -> None:
     with closing(RedisPlace(redis_url(lasting))) as place:
         store = place.open()
@@ -53,10 +67,9 @@ def test_a_killed_server_keeps_what_was_committed(lasting: Server) -> None:
         assert verify(store).sound
 
 
-def test_a_server_that_forgot_everything(tmp_path: Path, shared_redis: Server) -> None:
+def test_a_server_that_forgot_everything(forgetful: Server) -> None:
     """Without persistence a restart empties the store: misses, lost claims, and then it fills again."""
-    server = redis_server(tmp_path)
-    server.start()
+    server = forgetful
     with closing(RedisPlace(redis_url(server))) as place:
         store = place.open(capacity_nbytes=1_000_000)
         publish(store, sample(1))
@@ -71,7 +84,6 @@ def test_a_server_that_forgot_everything(tmp_path: Path, shared_redis: Server) -
         publish(store, sample(1))
         assert loads(store, sample(1))
         assert store.stats().capacity_nbytes == 1_000_000
-    server.kill()
 
 
 def test_services_recover_by_themselves(lasting: Server) -> None:
@@ -115,11 +127,9 @@ def test_killed_writers(shared_redis: Server) -> None:
         assert len(list(store.blobs.names())) == store.stats().entries
 
 
-def test_a_full_server_evicts_or_says_so(tmp_path: Path, shared_redis: Server) -> None:
+def test_a_full_server_evicts_or_says_so(small: Server) -> None:
     """The store's capacity is larger than the server's memory: it lives within what there is."""
-    server = redis_server(tmp_path, "--maxmemory", "12mb", "--maxmemory-policy", "noeviction")
-    server.start()
-    with closing(RedisPlace(redis_url(server))) as place:
+    with closing(RedisPlace(redis_url(small))) as place:
         store = place.open(capacity_nbytes=2**33)
         entries = [sample(number, tokens=CRASH_TOKENS) for number in range(50)]
         for entry in entries:
@@ -131,7 +141,6 @@ def test_a_full_server_evicts_or_says_so(tmp_path: Path, shared_redis: Server) -
         with store.lease([info.key for info in store.list_entries()]), pytest.raises(StoreFull):
             publish(store, extra)
         assert loads(store, entries[-1])
-    server.kill()
 
 
 def test_a_server_that_evicts_by_itself_only_costs_misses(shared_redis: Server) -> None:
