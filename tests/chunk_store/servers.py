@@ -75,7 +75,11 @@ class Server:
         with open(log, "wb") as output:
             environment = {**os.environ, "PYTHONPATH": str(ROOT)}
             self.process = subprocess.Popen(self.command, cwd=self.root, stdout=output, stderr=output, env=environment)
-        wait_until_up(self.port, self.says, self.process, log)
+        try:
+            wait_until_up(self.port, self.says, self.process, log)
+        except RuntimeError:
+            self.kill()
+            raise
 
     def kill(self) -> None:
         """kill -9"""
@@ -131,7 +135,11 @@ class Mooncake:
 
     def start(self) -> None:
         self.master.start()
-        self.owner.start()
+        try:
+            self.owner.start()
+        except RuntimeError:
+            self.master.kill()
+            raise
 
     def kill(self) -> None:
         self.owner.kill()
