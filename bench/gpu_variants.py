@@ -1,10 +1,11 @@
-"""What else was tried: split lengths of the cascade and piece lengths of prefill, on the same weights and pool.
+"""What else was tried: splits and partial results of the cascade, loads side by side, piece lengths of prefill.
 
-    python -m bench.gpu_variants
+    python -m bench.gpu_variants [--pieces]
 """
 
 from __future__ import annotations
 
+import sys
 import traceback
 from dataclasses import replace
 
@@ -12,13 +13,9 @@ import torch
 
 from bench.gpu import ALONE, SHARED, TREE
 from bench.gpu_model import Engine, make_engine
-from bench.gpu_workloads import cold_ms, decode_ms, warm_ms
+from bench.gpu_workloads import cold_ms, decode_ms, stored_ms, warm_ms
 from engine.attention.cascade_launch import Tuning
-from engine.cuda.products import Products, RowTuning
 from engine.cuda.runner import FusedRunner
-
-
-SHAPES = ((8, 4, 1024, 4), (8, 8, 512, 4), (4, 2, 1024, 4), (4, 4, 1024, 2), (16, 8, 512, 8), (2, 2, 1024, 2))
 
 
 def variant(engine: Engine, *, tuning: Tuning | None = None, piece_tokens: int = 8192) -> Engine:
@@ -33,18 +30,25 @@ def variant(engine: Engine, *, tuning: Tuning | None = None, piece_tokens: int =
 
 def splits(engine: Engine) -> None:
     rule = Tuning().splits
+    finer = replace(rule, chunk=((0, 1024), (2049, 2048)))
     for name, changed in (
-        ("as is", rule),
-        ("2048 from 2049", replace(rule, chunk=((0, 1024), (2049, 2048)))),
-        ("4096 from 16384, no 8192", replace(rule, chunk=((0, 1024), (2049, 2048), (16384, 4096)))),
+        ("as is", Tuning()),
+        ("2048 from 2049", replace(Tuning(), splits=finer)),
+        ("2048 from 2049, bf16 partials", replace(Tuning(), splits=finer, partial_dtype=torch.bfloat16)),
+        ("bf16 partials", replace(Tuning(), partial_dtype=torch.bfloat16)),
     ):
         try:
-            changed_engine = variant(engine, tuning=replace(Tuning(), splits=changed))
-            figures = [decode_ms(changed_engine, tree)[0] for tree in (SHARED, TREE, ALONE)]
-            figures += [warm_ms(changed_engine, [32768], moved=False), warm_ms(changed_engine, [4096] * 8, moved=True)]
-            print(f"splits {name:24}", *(f"{ms:8.2f}" for ms in figures), flush=True)
+            other = variant(engine, tuning=changed)
+            figures = [decode_ms(other, tree)[0] for tree in (SHARED, TREE, ALONE)]
+            figures += [warm_ms(other, [32768], moved=False), warm_ms(other, [4096] * 8, moved=True)]
+            print(f"{name:30}", *(f"{ms:8.2f}" for ms in figures), flush=True)
         except Exception:
             traceback.print_exc()
+
+
+def loaders(engine: Engine) -> None:
+    for count in (3, 4, 6):
+        print(f"loaders {count}:", stored_ms(engine, [4096] * 8, loaders=count), flush=True)
 
 
 def pieces(engine: Engine) -> None:
@@ -57,29 +61,10 @@ def pieces(engine: Engine) -> None:
         torch.cuda.empty_cache()
 
 
-def single_rows(engine: Engine) -> None:
-    """Batch 1: cuBLAS, and the single-row kernels in several shapes."""
-    options = engine.runner.forward.overlap
-    shapes = [RowTuning(outs, gate, block, warps) for outs, gate, block, warps in SHAPES]
-    for tuning in (None, *shapes):
-        changed = variant(engine)
-        changed.runner.forward.products = CuBlas(options) if tuning is None else Products(options, tuning)
-        try:
-            print(f"batch 1, {tuning}: {decode_ms(changed, ALONE)[0]:.2f} ms", flush=True)
-        except Exception:
-            traceback.print_exc()
-
-
-class CuBlas(Products):
-    """Never the single-row kernels."""
-
-    def _block(self, x: torch.Tensor, width: int) -> int:
-        return 0
-
-
 if __name__ == "__main__":
     made = make_engine(pool_tokens=262_144)
     print("start-up, s:", made.seconds)
-    single_rows(made)
     splits(made)
-    pieces(made)
+    loaders(made)
+    if "--pieces" in sys.argv:
+        pieces(made)

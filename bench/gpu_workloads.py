@@ -187,7 +187,7 @@ class StoredMs:
     load_from_host: float
 
 
-def stored_ms(engine: Engine, lengths: Sequence[int], *, folder: str = "/dev/shm", loaders: int = 8) -> StoredMs:
+def stored_ms(engine: Engine, lengths: Sequence[int], *, folder: str = "/dev/shm", loaders: int = 4) -> StoredMs:
     """TTFT with chunks in a store of memory files, and with those chunks in the pinned host tier."""
     runs = [engine.pool.allocate_run(tokens) for tokens in lengths]
     assert all(run is not None for run in runs)

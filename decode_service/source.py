@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -18,6 +19,9 @@ from decode_service.sequence import ChunkOutcome, Source
 from serving.heartbeat import heartbeat
 
 Abandoned = Callable[[], bool]  # whether nobody wants the KV any more
+
+
+LOADS_AT_ONCE = 4  # chunks, over all requests; each is read by several processors
 
 
 class FetchFailed(Exception):
@@ -82,6 +86,7 @@ class StoreSource:
         self.store = store
         self.prefiller = prefiller
         self.model = model
+        self._loads = ThreadPoolExecutor(LOADS_AT_ONCE, thread_name_prefix="cairn-load-part")
 
     def fetch(
         self,
@@ -118,11 +123,28 @@ class StoreSource:
                 with heartbeat(lease.renew):
                     self._compute(composition, missing, ask, lease)
             computed = time.monotonic_ns()
-            outcomes: dict[int, ChunkOutcome] = {}
-            for want in wanted:
-                outcomes[want.index] = self._load(composition, want, missing.get(want.index), ask, lease)
+
+            def load(want: Wanted) -> ChunkOutcome:
+                return self._load(composition, want, missing.get(want.index), ask, lease)
+
+            outcomes = self._load_all(wanted, load)
         loaded = time.monotonic_ns()
         return Fetched(outcomes, looked_up - started, computed - looked_up, loaded - computed)
+
+    def _load_all(self, wanted: Sequence[Wanted], load: Callable[[Wanted], ChunkOutcome]) -> dict[int, ChunkOutcome]:
+        """Loads side by side: one is read while another is verified or on its way to a device.
+
+        Returns or raises when none of them writes to its memory any more.
+        """
+        if len(wanted) == 1:
+            return {wanted[0].index: load(wanted[0])}
+        jobs = [self._loads.submit(load, want) for want in wanted]
+        try:
+            return {want.index: job.result() for want, job in zip(wanted, jobs, strict=True)}
+        finally:
+            for job in jobs:
+                job.cancel()
+            wait(jobs)
 
     def _why_missing(self, composition: Composition, index: int, salt_digest: str) -> MissReason:
         part, keyed = composition.parts[index], composition.chunks[index]

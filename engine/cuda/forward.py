@@ -1,4 +1,4 @@
-"""One forward of a plain decoder over rows of a step: matrix products, and everything between them fused.
+"""One forward of a plain decoder over rows of a step: matrix products by cuBLAS, everything between them fused.
 
 The rows' inputs and all intermediate results lie in buffers allocated once, so a forward can be captured. Attention
 is the caller's: it is called once a layer with raw queries, and turned ones where it asked for them.
@@ -14,9 +14,10 @@ from torch import Tensor
 
 from engine.attention.cascade_launch import RotationTable
 from engine.cuda.prefill_attention import group_of, launch_options
-from engine.cuda.products import Products
 from engine.cuda.weights import FusedWeights, LayerWeights
 from engine.pool import PagedKVPool
+
+GATE_BLOCK = 1024
 
 # layer, raw queries (rows, heads, dim; rows strided), turned queries (rows, heads, dim), out (rows, heads, dim)
 Attend = Callable[[int, Tensor, Tensor, Tensor], None]
@@ -65,7 +66,6 @@ class FusedForward:
         self.table = RotationTable.of(weights.rotation, positions, pool.device)
         self.group = group_of(weights.heads, weights.kv_heads)
         self.overlap = launch_options(pool.device)
-        self.products = Products(self.overlap)
 
     def layers(
         self, b: Buffers, sampled: Tensor, attend: Attend, *, turn: bool, last_row_only: bool, logits: Tensor | None
@@ -98,7 +98,7 @@ class FusedForward:
             self._rest(b, layer)
         assert logits is not None
         self.norm(b, w.final_norm, add=True)
-        self.products.into(b.normed, w.head, logits)
+        torch.mm(b.normed, w.head.t(), out=logits)
 
     def _project(self, b: Buffers, layer: LayerWeights, index: int, *, turn: bool) -> None:
         """Norm, q k v of the new tokens, K and V into the pool."""
@@ -106,7 +106,10 @@ class FusedForward:
 
         w, rows = self.weights, b.sources.shape[0]
         self.norm(b, layer.input_norm, add=index > 0)
-        self.products.into(b.normed, layer.qkv, b.qkv, layer.qkv_bias)
+        if layer.qkv_bias is None:
+            torch.mm(b.normed, layer.qkv.t(), out=b.qkv)
+        else:
+            torch.addmm(layer.qkv_bias, b.normed, layer.qkv.t(), out=b.qkv)
         normed = layer.q_norm is not None
         kernels.heads[(rows, (w.heads + 2 * w.kv_heads) // self.group)](
             b.qkv, layer.q_norm if normed else layer.input_norm, layer.k_norm if normed else layer.input_norm,
@@ -118,10 +121,15 @@ class FusedForward:
 
     def _rest(self, b: Buffers, layer: LayerWeights) -> None:
         """Output projection and MLP; the MLP's result stays in ``delta`` for the next norm to add."""
-        self.products.into(b.attended, layer.o, b.delta)
+        from engine.cuda import kernels
+
+        torch.mm(b.attended, layer.o.t(), out=b.delta)
         self.norm(b, layer.post_norm, add=True)
-        self.products.gated(b.normed, layer.gate_up, b.gate_up, b.gated)
-        self.products.into(b.gated, layer.down, b.delta)
+        torch.mm(b.normed, layer.gate_up.t(), out=b.gate_up)
+        mlp = self.weights.mlp
+        grid = (b.residual.shape[0], -(-mlp // GATE_BLOCK))
+        kernels.gate[grid](b.gate_up, b.gated, WIDTH=mlp, BLOCK=GATE_BLOCK, num_warps=4, **self.overlap)
+        torch.mm(b.gated, layer.down.t(), out=b.delta)
 
     def norm(self, b: Buffers, weight: Tensor, *, add: bool) -> None:
         from engine.cuda import kernels

@@ -7,7 +7,6 @@
     turn         raw queries turned to position - offset
     gate         silu(gate) * up
     fold         two partial attention results into one
-    row_product  one row times a matrix; row_gate two of them, gated: for steps of a single row
 
 Sums and rotations are fp32; rounding to the model's dtype happens where transformers rounds. Each program writes
 rows that no other one writes, and a row's result does not depend on other rows. Importing this needs Triton.
@@ -183,56 +182,3 @@ def fold(
     merged = (wide_a * wx[:, None] + wide_b * wy[:, None]) / total[:, None]
     tl.store(out + at, merged.to(out.dtype.element_ty))
     tl.store(out_lse + lse_at, top + tl.log(total))
-
-
-@triton.jit
-def row_product(
-    x, weight, bias, out,
-    BIAS: tl.constexpr, WIDTH: tl.constexpr, OUTS: tl.constexpr, BLOCK: tl.constexpr, OVERLAP: tl.constexpr,
-):  # fmt: skip
-    """Programs (OUTS outputs): out = weight (outputs, WIDTH) @ x (WIDTH,) + bias. BLOCK divides WIDTH.
-
-    Weights do not depend on the kernel before, so the first block of them is loaded while that one ends.
-    """
-    if OVERLAP:
-        gdc_launch_dependents()
-    index = tl.program_id(0).to(tl.int64) * OUTS + tl.arange(0, OUTS)
-    dim = tl.arange(0, BLOCK)
-    rows = weight + index[:, None] * WIDTH + dim[None, :]
-    w = tl.load(rows)
-    if OVERLAP:
-        gdc_wait()
-    acc = w.to(tl.float32) * tl.load(x + dim).to(tl.float32)[None, :]
-    for at in range(BLOCK, WIDTH, BLOCK):
-        acc += tl.load(rows + at).to(tl.float32) * tl.load(x + at + dim).to(tl.float32)[None, :]
-    result = tl.sum(acc, 1)
-    if BIAS:
-        result += tl.load(bias + index).to(tl.float32)
-    tl.store(out + index, result.to(out.dtype.element_ty))
-
-
-@triton.jit
-def row_gate(
-    x, weight, out, outputs,
-    WIDTH: tl.constexpr, OUTS: tl.constexpr, BLOCK: tl.constexpr, OVERLAP: tl.constexpr,
-):  # fmt: skip
-    """Programs (OUTS outputs): silu(gate @ x) * (up @ x); weight is gate (outputs, WIDTH) on up (outputs, WIDTH)."""
-    if OVERLAP:
-        gdc_launch_dependents()
-    index = tl.program_id(0).to(tl.int64) * OUTS + tl.arange(0, OUTS)
-    dim = tl.arange(0, BLOCK)
-    rows = weight + index[:, None] * WIDTH + dim[None, :]
-    below = rows + outputs.to(tl.int64) * WIDTH
-    w, v = tl.load(rows), tl.load(below)
-    if OVERLAP:
-        gdc_wait()
-    part = tl.load(x + dim).to(tl.float32)[None, :]
-    g, u = w.to(tl.float32) * part, v.to(tl.float32) * part
-    for at in range(BLOCK, WIDTH, BLOCK):
-        part = tl.load(x + at + dim).to(tl.float32)[None, :]
-        g += tl.load(rows + at).to(tl.float32) * part
-        u += tl.load(below + at).to(tl.float32) * part
-    wide = tl.sum(g, 1).to(out.dtype.element_ty).to(tl.float32)
-    activated = (wide / (1.0 + tl.exp(-wide))).to(out.dtype.element_ty).to(tl.float32)
-    up = tl.sum(u, 1).to(out.dtype.element_ty).to(tl.float32)
-    tl.store(out + index, (activated * up).to(out.dtype.element_ty))
