@@ -6,23 +6,17 @@
     network for a TTFT = tokens loaded * bytes a token / seconds allowed for loading
     worth loading      when the network is faster than bytes a token * prefill tokens a second
 
-This module reads a model's ``config.json`` as a mapping; it loads no model and knows no store.
+This module knows no model and no store; the geometry of a model comes as a ``KVLayout``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from chunk_store.header import ALIGN_NBYTES, BLOCK_NBYTES, block_count
-from chunk_store.layout import DTYPE_BYTES, KVLayout, LayerLayout
+from chunk_store.layout import KVLayout
 
 HEADER_FIXED_NBYTES = 400  # names, lengths and prefix of a header; tokens, context and checksums come on top
-
-
-class UnplannableModel(ValueError):
-    """The model's configuration does not say how large its KV is in a way this module knows."""
 
 
 @dataclass(frozen=True)
@@ -73,27 +67,6 @@ class Plan:
     def network_rate(self) -> float:
         """The network to buy: what one request needs and what all need together, whichever is more."""
         return max(self.first_token_rate, self.sustained_rate)
-
-
-def layout_of(config: Mapping[str, Any], dtype: str | None = None) -> KVLayout:
-    """The KV layout of a model's ``config.json``; ``dtype`` overrides the one it names.
-
-    Raises ``UnplannableModel`` for models whose KV has another shape (latent attention, linear attention).
-    """
-    text = config.get("text_config", config)
-    for name, what in (("kv_lora_rank", "latent attention"), ("ssm_cfg", "state-space layers")):
-        if text.get(name):
-            raise UnplannableModel(f"{name}: {what} keeps something else than K and V for each head")
-    try:
-        layers, heads = int(text["num_hidden_layers"]), int(text["num_attention_heads"])
-        kv_heads = int(text.get("num_key_value_heads") or heads)
-        head_dim = int(text.get("head_dim") or int(text["hidden_size"]) // heads)
-    except (KeyError, TypeError, ValueError) as error:
-        raise UnplannableModel(f"the configuration lacks or garbles {error}") from error
-    element = dtype or text.get("dtype") or text.get("torch_dtype") or config.get("torch_dtype") or "bfloat16"
-    if element not in DTYPE_BYTES:
-        raise UnplannableModel(f"dtype: {element!r} is not one of {sorted(DTYPE_BYTES)}")
-    return KVLayout(element, (LayerLayout(kv_heads, head_dim, head_dim),) * layers)
 
 
 def token_nbytes(layout: KVLayout) -> int:

@@ -5,14 +5,16 @@ Plain values in and out, no protobuf. Runs in a thread of its own: it tokenizes 
 
 from __future__ import annotations
 
+import threading
 import time
+from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from grpc import StatusCode
 
 from chunk_store.key import ChunkId, ChunkType, chunk_id
-from chunk_store.store import ChunkRecord, ChunkStore
+from chunk_store.store import ChunkRecord, ChunkStore, StoreUnavailable
 from decode_service.composition import Composition, Part, compose
 from engine.reuse import ReuseMode
 from engine.served import ServedModel
@@ -20,6 +22,7 @@ from engine.tokenizer import TextCodec
 from serving.errors import RequestError
 
 SEGMENTS_MAX = 1024
+RECORD_TOKENS_MAX = 1 << 20  # of records remembered for a time without the store, about 40 MB
 
 
 @dataclass(frozen=True)
@@ -33,6 +36,33 @@ class SegmentRequest:
     role: str = ""
 
 
+class RecordMemory:
+    """The records seen last, up to a number of tokens; thread-safe."""
+
+    def __init__(self, tokens_max: int) -> None:
+        self._tokens_max = tokens_max
+        self._tokens = 0
+        self._records: OrderedDict[ChunkId, ChunkRecord] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def find(self, name: ChunkId) -> ChunkRecord | None:
+        with self._lock:
+            return self._records.get(name)
+
+    def remember(self, name: ChunkId, record: ChunkRecord | None) -> None:
+        """Keeps a record as the newest; None forgets it, for it is no longer registered."""
+        with self._lock:
+            known = self._records.pop(name, None)
+            self._tokens -= len(known.token_ids) if known else 0
+            if record is None or len(record.token_ids) > self._tokens_max:
+                return
+            self._records[name] = record
+            self._tokens += len(record.token_ids)
+            while self._tokens > self._tokens_max:
+                _, oldest = self._records.popitem(last=False)
+                self._tokens -= len(oldest.token_ids)
+
+
 class Resolver:
     """Makes compositions out of segments, against one model and one store."""
 
@@ -40,6 +70,7 @@ class Resolver:
         self.served = served
         self.codec = codec
         self.store = store
+        self._records = RecordMemory(RECORD_TOKENS_MAX)
 
     def resolve(self, segments: Sequence[SegmentRequest], mode: ReuseMode, salt: str, *, register: bool) -> Composition:
         """The composition of a request; with ``register`` its inline chunks are put into the registry.
@@ -67,9 +98,22 @@ class Resolver:
 
     def _parts(self, segments: Sequence[SegmentRequest]) -> list[Part]:
         named = [ChunkId(segment.chunk_id) for segment in segments if segment.chunk_id is not None]
-        records = dict(zip(named, self.store.get_records(named), strict=True)) if named else {}
+        records = self._lookup(named) if named else {}
         last = len(segments) - 1
         return [self._part(index, segment, records, index == last) for index, segment in enumerate(segments)]
+
+    def _lookup(self, named: list[ChunkId]) -> dict[ChunkId, ChunkRecord | None]:
+        """Records by id. While the store is away those seen lately serve: content never changes under its id."""
+        try:
+            records = dict(zip(named, self.store.get_records(named), strict=True))
+        except StoreUnavailable:
+            remembered = {name: self._records.find(name) for name in named}
+            if None in remembered.values():
+                raise
+            return remembered
+        for name, record in records.items():
+            self._records.remember(name, record)
+        return records
 
     def _part(
         self, index: int, segment: SegmentRequest, records: dict[ChunkId, ChunkRecord | None], last: bool
@@ -107,7 +151,7 @@ class Resolver:
     def _register(self, parts: Sequence[Part]) -> None:
         """Registers inline chunks that are new; one that is known keeps its name, pin and TTL."""
         inline = {part.chunk_id: part for part in parts if not part.named_by_id}
-        known = self.store.get_records(list(inline)) if inline else []
+        known = self._lookup(list(inline)).values() if inline else []
         now = time.time()
         new = [
             ChunkRecord(part.chunk_id, self.codec.identity, part.type, part.token_ids, created_at=now, last_used_at=now)
@@ -116,3 +160,5 @@ class Resolver:
         ]
         if new:
             self.store.put_records(new)
+        for record in new:
+            self._records.remember(record.chunk_id, record)

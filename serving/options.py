@@ -50,7 +50,12 @@ class ServiceOptions:
 def add_service_options(parser: argparse.ArgumentParser) -> None:
     """Adds every shared option to ``parser``."""
     parser.add_argument("--model", required=True, metavar="PATH_OR_ID", help="a model directory or hub id")
-    parser.add_argument("--store", required=True, metavar="URL", help="the chunk store: file:///DIR")
+    parser.add_argument(
+        "--store",
+        required=True,
+        metavar="URL",
+        help="the chunk store: file:///DIR, redis://, rediss:// or mooncake:// (docs/scaling.md)",
+    )
     parser.add_argument("--device", default="cpu", help="cpu (default) or cuda")
     parser.add_argument("--dtype", choices=DTYPES, default="auto", help="of weights and KV (default %(default)s)")
     parser.add_argument("--model-name", default="", metavar="NAME", help="how metrics and replies name the model")

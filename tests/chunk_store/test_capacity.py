@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -11,11 +10,9 @@ import pytest
 from contract import sample
 
 from chunk_store.capacity import (
-    UnplannableModel,
     Workload,
     entries_that_fit,
     entry_nbytes,
-    layout_of,
     load_s,
     plan,
     token_nbytes,
@@ -24,17 +21,11 @@ from chunk_store.header import header_nbytes
 from chunk_store.layout import KVLayout, LayerLayout
 
 ROOT = Path(__file__).parents[2]
-QWEN3_8B = {
-    "num_hidden_layers": 36,
-    "num_attention_heads": 32,
-    "num_key_value_heads": 8,
-    "head_dim": 128,
-    "torch_dtype": "bfloat16",
-}
+QWEN3_8B = KVLayout("bfloat16", (LayerLayout(8, 128, 128),) * 36)
 
 
 def test_a_plan_by_hand() -> None:
-    layout = layout_of(QWEN3_8B)
+    layout = QWEN3_8B
     assert token_nbytes(layout) == 36 * 2 * 8 * 128 * 2 == 147_456
     workload = Workload(
         documents=10_000,
@@ -66,27 +57,10 @@ def test_an_entry_takes_what_the_plan_says(tokens: int) -> None:
 
 
 def test_how_many_fit() -> None:
-    layout = layout_of(QWEN3_8B)
+    layout = QWEN3_8B
     one = entry_nbytes(layout, 1000)
     assert entries_that_fit(layout, 1000, 10 * one) == 10
     assert entries_that_fit(layout, 1000, 10 * one - 1) == 9
-
-
-def test_defaults_of_configurations() -> None:
-    plain = {"num_hidden_layers": 2, "num_attention_heads": 4, "hidden_size": 64}
-    assert layout_of(plain) == KVLayout("bfloat16", (LayerLayout(4, 16, 16),) * 2)
-    assert layout_of({"text_config": plain, "torch_dtype": "float16"}).dtype == "float16"
-    assert layout_of(plain, dtype="float32").dtype == "float32"
-    fable = layout_of(json.loads((ROOT / "models" / "fable" / "config.json").read_text()), dtype="float32")
-    assert token_nbytes(fable) == 6 * 2 * 4 * 32 * 4
-
-
-@pytest.mark.parametrize(
-    "config", [{}, {"num_hidden_layers": 2}, {**QWEN3_8B, "kv_lora_rank": 512}, {**QWEN3_8B, "torch_dtype": "float8"}]
-)
-def test_what_cannot_be_planned_is_said(config: dict[str, object]) -> None:
-    with pytest.raises(UnplannableModel):
-        layout_of(config)
 
 
 @pytest.mark.parametrize("wrong", [{"documents": 0}, {"resident": 1.5}, {"load_s_max": 0}, {"requests_per_s": -1}])
@@ -94,7 +68,7 @@ def test_a_workload_has_limits(wrong: dict[str, float]) -> None:
     with pytest.raises(ValueError, match=next(iter(wrong))):
         Workload(**{"documents": 1, "tokens_per_document": 1, **wrong})  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="bytes_per_s"):
-        load_s(layout_of(QWEN3_8B), 1, 0)
+        load_s(QWEN3_8B, 1, 0)
 
 
 def test_the_table_in_the_documentation_is_computed_by_this_module() -> None:

@@ -101,9 +101,14 @@ def test_the_store_cannot_be_written(fresh: Pair, store: Path) -> None:
     with pytest.raises(cairn.CairnError) as caught:
         fresh.generate([tokens(3, 20), [5]], timeout_s=20)
     assert caught.value.code in ("UNAVAILABLE", "RESOURCE_EXHAUSTED") and str(store) in caught.value.message
+    for parts in (PARTS, [ids[0], *PARTS[1:]]):
+        resident = fresh.generate(parts)
+        assert resident.token_ids == first.token_ids
+        assert resident.reuse.segments[0].source == "device"
+    with pytest.raises(cairn.CairnError):
+        fresh.generate([cairn.ChunkRef("0" * 64), [5]], timeout_s=20)
     store.unlink()
     assert fresh.generate(PARTS).token_ids == first.token_ids
-    assert ids
 
 
 def test_evicted_from_a_small_store(folder: Path, store: Path) -> None:
