@@ -19,7 +19,7 @@ from decode_service.source import StoreSource
 from decode_service.worker import DecodeWorker
 from engine.pool import PagedKVPool
 from engine.resident import ResidentChunks
-from serving.loading import Loaded, pool_pages
+from serving.loading import Loaded, pool_nbytes_default, pool_pages
 from serving.logs import configure_logging
 from serving.process import run_main
 
@@ -33,7 +33,7 @@ def build(options: DecodeOptions, loaded: Loaded, on_failure: Callable[[], None]
     """
     served, shared = loaded.served, options.service
     tokens = options.max_batch * served.context_length_max
-    pages = shared.kv_pages or pool_pages(served.layout, shared.page_size, tokens)
+    pages = shared.kv_pages or pool_pages(served.layout, shared.page_size, tokens, pool_nbytes_default(shared.device))
     chunk_pages = min(pages - 1, max(1, round(pages * options.chunk_page_ratio)))
     pool = PagedKVPool(
         served.layout, pages=pages, chunk_pages=chunk_pages, page_size=shared.page_size, device=shared.device
@@ -44,6 +44,7 @@ def build(options: DecodeOptions, loaded: Loaded, on_failure: Callable[[], None]
         row_multiple=options.row_multiple,
         max_cascade_levels=options.max_cascade_levels,
     )
+    runner.prepare()
     store = open_store(shared.store)
     prefiller = RemotePrefiller(options.prefill, token=options.prefill_token, ca=options.prefill_ca)
     metrics = DecodeMetrics(CollectorRegistry(), model_name=loaded.model_name, token_nbytes=served.layout.nbytes(1))
@@ -56,6 +57,7 @@ def build(options: DecodeOptions, loaded: Loaded, on_failure: Callable[[], None]
         eos_token_ids=served.eos_token_ids,
         batch_max=options.max_batch,
         waiting_max=options.max_waiting,
+        host_nbytes=options.host_cache,
         on_failure=on_failure,
     )
     metrics.watch_worker(worker.load)

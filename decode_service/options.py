@@ -6,7 +6,7 @@ import argparse
 from dataclasses import dataclass
 from pathlib import Path
 
-from serving.options import ServiceOptions, add_service_options, positive, service_options
+from serving.options import ServiceOptions, add_service_options, nbytes, positive, service_options
 
 
 @dataclass(frozen=True)
@@ -23,6 +23,7 @@ class DecodeOptions:
     max_waiting: int
     strict: bool
     request_timeout_s: float
+    host_cache: int = 0
 
     @property
     def prefill_token(self) -> str:
@@ -70,11 +71,18 @@ def parse(arguments: list[str] | None = None) -> DecodeOptions:
     group.add_argument("--max-waiting", type=positive, default=256, help="requests that may wait (default 256)")
     group.add_argument("--strict", action="store_true", help="one batch size: equal bits whatever the batch")
     group.add_argument("--request-timeout-s", type=float, default=600.0, help="for a whole answer (default 600)")
+    group.add_argument(
+        "--host-cache", type=_size, default=0, metavar="SIZE", help="pinned memory for loaded KV, cuda only (default 0)"
+    )
     args = parser.parse_args(arguments)
     return DecodeOptions(
         service=service_options(parser, args),
         **{name: getattr(args, name) for name in DecodeOptions.__dataclass_fields__ if name != "service"},
     )
+
+
+def _size(text: str) -> int:
+    return 0 if text == "0" else nbytes(text)
 
 
 def _share(text: str) -> float:

@@ -63,16 +63,20 @@ class DecodeWorker:
         eos_token_ids: frozenset[int],
         batch_max: int = 32,
         waiting_max: int = 256,
+        host_nbytes: int = 0,
         on_failure: Callable[[], None] = lambda: None,
     ) -> None:
-        """``on_failure`` is called from the device thread when it ends because of a fault."""
+        """``on_failure`` is called from the device thread when it ends because of a fault.
+
+        ``host_nbytes`` of pinned host memory keep KV that was loaded to a device.
+        """
         self.runner = runner
         self.residents = residents
         self.metrics = metrics
         self.eos_token_ids = eos_token_ids
         self.batch_max = batch_max
         self.waiting_max = waiting_max
-        self._admission = Admission(residents)
+        self._admission = Admission(residents, host_nbytes=host_nbytes)
         self._decoding = make_decoding(runner, residents, metrics)
         self._source = source
         self._on_failure = on_failure

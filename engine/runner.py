@@ -46,6 +46,9 @@ class ModelRunner:
         self.max_cascade_levels = max_cascade_levels
         self._levels: tuple[tuple[tuple[PlacedChunk, ...], ...], Levels] | None = None
 
+    def prepare(self) -> None:
+        """Makes ready what the first forwards would otherwise wait for; here there is nothing of the kind."""
+
     def prefill_chunk(self, token_ids: Sequence[int], context: Sequence[PlacedChunk], run: PageRun) -> None:
         """Computes a chunk's KV into ``run``; its tokens stand behind ``context`` and attend to it.
 

@@ -14,7 +14,7 @@ from prefill_service.metrics import PrefillMetrics
 from prefill_service.prefiller import Prefiller
 from prefill_service.requests import Registrar
 from prefill_service.service import FULL_NAME, PrefillService
-from serving.loading import Loaded, pool_pages
+from serving.loading import Loaded, pool_nbytes_default, pool_pages
 from serving.logs import configure_logging
 from serving.options import ServiceOptions, add_service_options, nbytes, positive, service_options
 from serving.process import run_main
@@ -58,7 +58,10 @@ def make_service(
     served = loaded.served
     store = open_store(options.store, capacity_nbytes=capacity_nbytes, records_max=registry_max)
     pages = options.kv_pages or pool_pages(
-        served.layout, options.page_size, CONTEXTS_RESIDENT_DEFAULT * served.context_length_max
+        served.layout,
+        options.page_size,
+        CONTEXTS_RESIDENT_DEFAULT * served.context_length_max,
+        pool_nbytes_default(options.device),
     )
     pool = PagedKVPool(
         served.layout, pages=pages, chunk_pages=pages, page_size=options.page_size, device=options.device

@@ -14,6 +14,7 @@ from engine.tokenizer import TextCodec
 from serving.options import ServiceOptions
 
 POOL_NBYTES_DEFAULT = 1 << 30
+CUDA_POOL_SHARE = 0.4  # of the device memory that is free once the model is loaded; two services may share a device
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,14 @@ def load(options: ServiceOptions) -> Loaded:
     checked = time.perf_counter()
     seconds = {"load": round(loaded - started, 3), "check": round(checked - loaded, 3)}
     return Loaded(served, codec, borrowed.name, seconds)
+
+
+def pool_nbytes_default(device: str) -> int:
+    """Bytes of a pool whose size nobody gave: a share of what is free on a device, 1 GiB of host memory."""
+    if torch.device(device).type != "cuda":
+        return POOL_NBYTES_DEFAULT
+    free, _ = torch.cuda.mem_get_info(device)
+    return int(free * CUDA_POOL_SHARE)
 
 
 def pool_pages(layout: KVLayout, page_size: int, tokens: int, nbytes_max: int = POOL_NBYTES_DEFAULT) -> int:

@@ -165,7 +165,7 @@ class Steps:
         self._launch(rows, classes)
         torch.cuda.synchronize(self.forward.pool.device)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._memory):
+        with torch.cuda.graph(graph, pool=self._memory, capture_error_mode="thread_local"):  # loads go on meanwhile
             self._launch(rows, classes)
         self._memory = graph.pool()
         self._captured[rows, classes] = graph
