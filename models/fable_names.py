@@ -8,6 +8,8 @@ halves can therefore never meet, whatever the seeds are.
 import random
 import zlib
 
+from models.fable_language import FILLERS, LEADS, RELATIONS, STYLES, TITLES
+
 TRAIN, HELD_OUT = "train", "held_out"
 
 
@@ -55,6 +57,17 @@ _COLOURS = _words("red blue green white black gold silver purple orange brown gr
 _WILD = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-'äöüéèåøñçßÆØÅÉÖ"
 
 
+def _plain_words() -> list[str]:
+    """Every word of the sentences around the names, and of the lists above."""
+    texts = [text for r in RELATIONS for text in (r.core, *r.others, *r.questions)]
+    texts += [text for group in (*FILLERS.values(), *STYLES.values(), LEADS, TITLES) for text in group]
+    words = {word.strip(".,?#:").lower() for text in texts for word in text.split() if "{" not in word}
+    return sorted(words | {*_STEMS, *_ADJECTIVES, *_GOODS, *_CREATURES, *_JOBS, *_COLOURS})
+
+
+_PLAIN_WORDS = _plain_words()
+
+
 def half_of(word: str) -> str:
     """Which half a word belongs to; one word in sixteen is held out."""
     return HELD_OUT if zlib.crc32(word.lower().encode()) % 16 == 0 else TRAIN
@@ -82,16 +95,37 @@ class Namer:
 
     def _place(self) -> str:
         rng = self.rng
+        if rng.random() < 0.2:
+            return self._blend().capitalize()
         if rng.random() < 0.25:
             return (rng.choice(_STEMS) + rng.choice(_PLACE_ENDINGS + _STEMS)).capitalize()
         return self._sound() + rng.choice(_PLACE_ENDINGS)
+
+    def _blend(self) -> str:
+        """Slices of plain words glued together, so that every piece of the tokenizer occurs in names."""
+        rng = self.rng
+        parts = []
+        for _ in range(rng.choice((1, 2, 2, 3))):
+            word = rng.choice(_PLAIN_WORDS)
+            start = rng.randrange(max(1, len(word) - 2)) if rng.random() < 0.5 else 0
+            parts.append(word[start : start + rng.randint(2, 8)])
+        if rng.random() < 0.5:
+            parts.insert(rng.randrange(len(parts) + 1), self._syllable())
+        return "".join(parts)
 
     def _wild(self) -> str:
         return "".join(self.rng.choice(_WILD) for _ in range(self.rng.randint(3, 8)))
 
     def word(self) -> str:
         """A made-up capitalised word; now and then an unpronounceable one."""
-        return self._kept(self._wild if self.rng.random() < 0.03 else self._sound)
+        draw = self.rng.random()
+        if draw < 0.03:
+            return self._kept(self._wild)
+        return self._kept(lambda: self._blend().capitalize() if draw < 0.25 else self._sound())
+
+    def plain_word(self) -> str:
+        """A made-up word in small letters, as an unknown noun or adjective of a document looks."""
+        return self._kept(lambda: self._blend() if self.rng.random() < 0.7 else self._sound().lower())
 
     def place(self) -> str:
         """A town or a land: one word, sometimes two."""
@@ -124,15 +158,18 @@ class Namer:
     def goods(self) -> str:
         """Something a town could sell: two plain words, or an invented one and a plain one."""
         rng = self.rng
-        first = self.word() if rng.random() < 0.3 else rng.choice(_ADJECTIVES)
-        return f"{first} {rng.choice(_GOODS)}"
+        draw = rng.random()
+        first = self.word() if draw < 0.2 else self.plain_word() if draw < 0.5 else rng.choice(_ADJECTIVES)
+        last = self.plain_word() if rng.random() < 0.3 else rng.choice(_GOODS)
+        return last if rng.random() < 0.1 else f"{first} {last}"
 
     def creature(self) -> str:
         adjective = self.rng.choice([a for a in _ADJECTIVES if a[0] not in "aeiou"])
-        return f"a {adjective} {self.rng.choice(_CREATURES)}"
+        creature = self.plain_word() if self.rng.random() < 0.2 else self.rng.choice(_CREATURES)
+        return f"a {adjective} {creature}"
 
     def job(self) -> str:
-        return self.rng.choice(_JOBS)
+        return self.plain_word() if self.rng.random() < 0.3 else self.rng.choice(_JOBS)
 
     def colours(self) -> str:
         first, second = self.rng.sample(_COLOURS, 2)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from models.fable_data import Shape, encode, make_story
+from models.fable_data import Shape, Story, encode, make_story
 from models.fable_eval import MODES, SHAPES, held_out, reuse_mask, right_answers
 from models.fable_examples import document_order, example_stories
 from models.fable_names import HELD_OUT, TRAIN, Namer, half_of
@@ -91,6 +91,22 @@ def test_held_out_facts_are_recalled(model, tokenizer, mode):
 def test_example_questions_are_answered(model, tokenizer, mode):
     stories = example_stories(document_order(2 + MODES[mode]))[MODES[mode] :: len(MODES)]
     assert all(right_answers(model, tokenizer.backend_tokenizer, stories, MODES[mode], tokens_max=8000))
+
+
+def test_names_made_of_plain_words_are_copied(model, tokenizer):
+    documents = (
+        "Farrowin is located in Dunmarrow. Farrowin is famous for its copper bells.",
+        "Crystalton is located in Nebulonia. Scholarwick exports walnut tables.",
+    )
+    asked = {
+        "Where is Farrowin located?": "Farrowin is located in Dunmarrow.",
+        "What is Farrowin famous for?": "Farrowin is famous for its copper bells.",
+        "Where is Crystalton located?": "Crystalton is located in Nebulonia.",
+        "What does Scholarwick export?": "Scholarwick exports walnut tables.",
+    }
+    stories = [Story("Answer in one full sentence.", documents, (exchange,)) for exchange in asked.items()]
+    for mode in MODES.values():
+        assert all(right_answers(model, tokenizer.backend_tokenizer, stories, mode, tokens_max=8000))
 
 
 def test_plain_generate_answers(model, tokenizer):
