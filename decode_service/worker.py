@@ -18,28 +18,23 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 from chunk_store.key import ModelIdentity
 from decode_service.admission import Admission, Admitted
 from decode_service.decoding import Drawn, make_decoding
+from decode_service.fills import Fills
 from decode_service.metrics import DecodeMetrics
 from decode_service.sequence import Event, Failed, Finished, FinishReason, Load, Sequence, Tokens
-from decode_service.source import Fetched, FetchFailed, StoreSource
+from decode_service.source import StoreSource
 from engine.plan import PlacedChunk
 from engine.resident import ResidentChunks
 from engine.runner import ModelRunner
 from engine.sampling import Choice
-from serving.access import salt_digest
 
 log = logging.getLogger(__name__)
 
 IDLE_WAIT_S = 0.5
-
-
-# A fill that failed for one of these would fail for everyone; for any other, the others try for themselves.
-OUTAGES = ("UNAVAILABLE", "DEADLINE_EXCEEDED")
 
 
 class Overloaded(Exception):
@@ -80,11 +75,11 @@ class DecodeWorker:
         self._decoding = make_decoding(runner, residents, metrics)
         self._source = source
         self._on_failure = on_failure
-        # One for each request that can be filling, so that none waits for another one's prefill.
-        self._loaders = ThreadPoolExecutor(batch_max, thread_name_prefix="cairn-load")
         self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._waiting: deque[Sequence] = deque()
-        self._filling: list[Admitted] = []
+        self._fills = Fills(
+            source, self._admission, self._inbox.put, end=self._end, requeue=self._requeue, threads=batch_max
+        )
         self._ready: deque[Admitted] = deque()
         self._running: list[Sequence] = []
         self._outbox: list[tuple[Sequence, Event]] = []
@@ -106,7 +101,7 @@ class DecodeWorker:
         """Aborts what is left and ends the device thread."""
         self._inbox.put(self._stop)
         self._thread.join(timeout_s)
-        self._loaders.shutdown(wait=False, cancel_futures=True)
+        self._fills.stop()
 
     def submit(self, sequence: Sequence) -> None:
         """Queues a sequence. Raises ``Overloaded`` if ``waiting_max`` wait already, or ``WorkerEnded``."""
@@ -137,7 +132,7 @@ class DecodeWorker:
 
     def load(self) -> Load:
         """A snapshot, possibly one step old."""
-        active = len(self._running) + len(self._ready) + len(self._filling)
+        active = len(self._running) + len(self._ready) + len(self._fills)
         return Load(active, self._accepted, len(self.residents), self.residents.pool.count())
 
     # -- the loop -----------------------------------------------------------------------------------
@@ -210,8 +205,8 @@ class DecodeWorker:
         self._stopping = True
 
     def _everyone(self) -> list[Sequence]:
-        entries = [*self._filling, *self._ready]
-        return [*self._waiting, *(entry.sequence for entry in entries), *self._running]
+        ready = (entry.sequence for entry in self._ready)
+        return [*self._waiting, *self._fills.sequences, *ready, *self._running]
 
     def _end_by_id(self, request_id: str, reason: FinishReason) -> None:
         for sequence in self._everyone():
@@ -221,9 +216,9 @@ class DecodeWorker:
     # -- admission ----------------------------------------------------------------------------------
     def _admit(self) -> None:
         """Takes waiting requests in order while they fit; the first that does not holds back the rest."""
-        self._advance_filled()
+        self._ready += self._fills.take_ready()
         while self._waiting:
-            active = len(self._running) + len(self._ready) + len(self._filling)
+            active = len(self._running) + len(self._ready) + len(self._fills)
             if active >= self.batch_max:
                 return
             sequence = self._waiting[0]
@@ -232,77 +227,19 @@ class DecodeWorker:
                 return
             self._leave_queue(sequence)
             sequence.clock.admitted = time.monotonic_ns()
-            self._filling.append(admitted)
-            if admitted.wanted and not sequence.bypass:
-                self._loaders.submit(self._fetch, admitted)
-            self._advance_filled()
+            self._fills.begin(admitted)
+            self._ready += self._fills.take_ready()
 
     def _leave_queue(self, sequence: Sequence) -> None:
         self._waiting.remove(sequence)
         with self._lock:
             self._accepted -= 1
 
-    def _fetch(self, admitted: Admitted) -> None:
-        """In a loader thread: fills an admitted request's chunks and tells the device thread."""
-        sequence = admitted.sequence
-
-        def abandoned() -> bool:
-            # Read from another thread: should somebody join meanwhile, it is returned to the queue.
-            return sequence.done and all(chunk.holders <= 1 for chunk in admitted.fills)
-
-        try:
-            fetched = self._source.fetch(
-                sequence.composition, admitted.wanted, sequence.salt, salt_digest(sequence.salt), abandoned
-            )
-        except FetchFailed as error:
-            failure = Failed(error.code, str(error))
-            self._inbox.put(lambda: self._fetch_failed(admitted, failure))
-        except Exception as error:
-            log.exception("loading KV for request %s failed", sequence.request_id)
-            unexpected = Failed("INTERNAL", f"loading KV failed ({type(error).__name__}); see the log")
-            self._inbox.put(lambda: self._fetch_failed(admitted, unexpected))
-        else:
-            self._inbox.put(lambda: self._fetched(admitted, fetched))
-
-    def _fetched(self, admitted: Admitted, fetched: Fetched) -> None:
-        self._admission.filled(admitted)
-        if admitted in self._filling:  # else it has ended, or was returned to the queue
-            clock = admitted.sequence.clock
-            clock.lookup_ns, clock.prefill_ns, clock.load_ns = fetched.lookup_ns, fetched.prefill_ns, fetched.load_ns
-            for index, outcome in fetched.outcomes.items():
-                admitted.sequence.outcomes[index] = outcome
-        self._advance_filled()
-
-    def _fetch_failed(self, admitted: Admitted, failure: Failed) -> None:
-        """Ends the request. Those that wait for its chunks end with it or try for themselves."""
-        keys = self._admission.fill_failed(admitted)
-        if admitted in self._filling:
-            self._end(admitted.sequence, failure)
-        waiters = [e for e in self._filling if e is not admitted and not e.sequence.done and keys & e.awaited]
-        for entry in reversed(waiters):
-            if failure.code in OUTAGES:
-                self._end(entry.sequence, failure)
-            else:
-                self._return_to_queue(entry)
-
-    def _return_to_queue(self, entry: Admitted) -> None:
-        """Gives back what a filling request holds and puts it first in the queue. Its own fills go on."""
-        self._filling.remove(entry)
-        self._admission.release(entry.sequence)
-        entry.sequence.outcomes.clear()
-        self._waiting.appendleft(entry.sequence)
+    def _requeue(self, sequence: Sequence) -> None:
+        """Puts a request first in the queue that has to be admitted again."""
+        self._waiting.appendleft(sequence)
         with self._lock:
             self._accepted += 1
-
-    def _advance_filled(self) -> None:
-        """Moves requests whose chunks are all there, or are computed here, on to prefill."""
-        for entry in list(self._filling):
-            if entry.sequence.done:
-                self._filling.remove(entry)
-            elif entry.sequence.bypass or self._admission.all_ready(entry):
-                self._filling.remove(entry)
-                entry.sequence.clock.filled = time.monotonic_ns()
-                self._ready.append(entry)
 
     # -- forwards -----------------------------------------------------------------------------------
     def _prefill_some(self) -> None:
