@@ -58,9 +58,18 @@ def main() -> None:
             for at in range(i * EACH, (i + 1) * EACH, BLOCK):
                 library.XXH3_64bits(base + at, BLOCK)
 
+        def verified(i: int, step: int) -> None:
+            for at in range(0, EACH, step):
+                os.preadv(fd, [view[i * EACH + at : i * EACH + at + step]], at)
+                for block in range(i * EACH + at, i * EACH + at + step, BLOCK):
+                    xxhash.xxh3_64_intdigest(view[block : block + BLOCK])
+
         runs: dict[str, Callable[[int], None]] = {
             "preadv 1 MiB": lambda i: read(i, 1 << 20),
             "preadv 4 MiB": lambda i: read(i, 1 << 22),
+            "both, 256 KiB": lambda i: verified(i, 1 << 18),
+            "both, 512 KiB": lambda i: verified(i, 1 << 19),
+            "both, 1 MiB": lambda i: verified(i, 1 << 20),
             "xxhash function": digest,
             "xxhash object": digest_object,
             "xxhash by ctypes": digest_free,

@@ -4,8 +4,10 @@
     more                                               one eager forward, library attention     (prefill_attention.py)
 
 Which way a forward takes depends on its own rows and composition alone, so a chunk's bits never depend on what else
-is running. Decode steps may be pipelined: ``launch`` returns before the step has run, and the next one may name the
-tokens it samples.
+is running. A decode step's bits depend on its bucket (cuBLAS takes another kernel for another number of rows), not on
+what its other rows are; with one bucket, as ``--strict`` has, an answer is the same alone and among others. Stored KV
+does not depend on the buckets of decode steps. Decode steps may be pipelined: ``launch`` returns before the step has
+run, and the next one may name the tokens it samples.
 """
 
 from __future__ import annotations

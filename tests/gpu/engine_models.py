@@ -12,6 +12,8 @@ from engine.model import BorrowedModel
 from engine.served import ServedModel, serve
 from tests.architectures import build
 
+torch.set_num_threads(1)  # the oracle runs on the CPU, and tests run side by side
+
 # name -> (transformers model type, configuration)
 GEOMETRIES = {
     "qwen3-ratio4-128": ("qwen3", {"num_attention_heads": 8, "num_key_value_heads": 2, "head_dim": 128}),
