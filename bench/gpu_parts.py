@@ -1,6 +1,6 @@
 """Where a decode step's time goes: each matrix product by batch size, what stands between them, long attention.
 
-    python -m bench.gpu_parts
+python -m bench.gpu_parts
 """
 
 from __future__ import annotations

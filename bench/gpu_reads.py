@@ -1,6 +1,6 @@
 """What bounds loads from a store of memory files: checksums, reads and copies by number of threads, GB/s.
 
-    python -m bench.gpu_reads
+python -m bench.gpu_reads
 """
 
 from __future__ import annotations

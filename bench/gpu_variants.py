@@ -1,6 +1,6 @@
 """What else was tried: splits and partial results of the cascade, loads side by side, piece lengths of prefill.
 
-    python -m bench.gpu_variants [--pieces]
+python -m bench.gpu_variants [--pieces]
 """
 
 from __future__ import annotations

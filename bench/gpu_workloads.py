@@ -221,9 +221,7 @@ def stored_ms(engine: Engine, lengths: Sequence[int], *, folder: str = "/dev/shm
     return StoredMs(**{name: statistics.median(seen[1:]) for name, seen in times.items()})
 
 
-def _load(
-    engine: Engine, store: ChunkStore, tier: HostTier, run: PageRun, key: ChunkKey, ids: tuple[int, ...]
-) -> None:
+def _load(engine: Engine, store: ChunkStore, tier: HostTier, run: PageRun, key: ChunkKey, ids: tuple[int, ...]) -> None:
     def read(buffers: Sequence[memoryview]) -> MissReason | None:
         return store.load(key, ids, buffers)
 

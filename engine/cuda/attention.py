@@ -63,9 +63,7 @@ class CudaAttention:
 
     name = "cuda-1"
 
-    def __init__(
-        self, pool: PagedKVPool, rotations: Sequence[Rotation | None], *, heads: int, positions: int
-    ) -> None:
+    def __init__(self, pool: PagedKVPool, rotations: Sequence[Rotation | None], *, heads: int, positions: int) -> None:
         self.pool = pool
         self.rotations = rotations
         self._heads = heads
