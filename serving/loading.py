@@ -37,7 +37,7 @@ def load(options: ServiceOptions) -> Loaded:
     borrowed = BorrowedModel.load(options.model, dtype=options.dtype, device=options.device, name=options.model_name)
     codec = TextCodec.load(options.model)
     loaded = time.perf_counter()
-    served = serve(borrowed, piece_tokens=options.prefill_tokens_max)
+    served = serve(borrowed, piece_tokens=options.piece_tokens)
     checked = time.perf_counter()
     seconds = {"load": round(loaded - started, 3), "check": round(checked - loaded, 3)}
     return Loaded(served, codec, borrowed.name, seconds)

@@ -11,6 +11,7 @@ from serving.logs import LEVELS
 from serving.server import TlsFiles
 
 DTYPES = ("auto", "float32", "bfloat16")
+PIECE_TOKENS = {"cpu": 512, "cuda": 8192}
 
 
 @dataclass(frozen=True)
@@ -32,8 +33,13 @@ class ServiceOptions:
     log_level: str = "info"
     kv_pages: int | None = None
     page_size: int = 16
-    prefill_tokens_max: int = 512
+    prefill_tokens_max: int | None = None
     drain_s: float = 20.0
+
+    @property
+    def piece_tokens(self) -> int:
+        """Tokens of a prefill forward at most: as told, else what its device is fast with."""
+        return self.prefill_tokens_max or PIECE_TOKENS[self.device.partition(":")[0]]
 
     @property
     def tls(self) -> TlsFiles | None:
@@ -56,7 +62,7 @@ def add_service_options(parser: argparse.ArgumentParser) -> None:
         metavar="URL",
         help="the chunk store: file:///DIR, redis://, rediss:// or mooncake:// (docs/scaling.md)",
     )
-    parser.add_argument("--device", default="cpu", help="cpu (default) or cuda")
+    parser.add_argument("--device", type=device, default="cpu", help="cpu (default), cuda or cuda:N")
     parser.add_argument("--dtype", choices=DTYPES, default="auto", help="of weights and KV (default %(default)s)")
     parser.add_argument("--model-name", default="", metavar="NAME", help="how metrics and replies name the model")
     parser.add_argument("--threads", type=positive, default=1, metavar="N", help="compute threads (default 1)")
@@ -76,10 +82,9 @@ def add_service_options(parser: argparse.ArgumentParser) -> None:
     memory.add_argument(
         "--prefill-tokens-max",
         type=positive,
-        default=512,
         metavar="N",
         help="tokens of a prefill forward at most; part of the KV's identity, so the same in both services "
-        "(default %(default)s)",
+        "(default 512 on cpu, 8192 on cuda)",
     )
 
 
@@ -97,6 +102,13 @@ def positive(text: str) -> int:
     if number < 1:
         raise argparse.ArgumentTypeError(f"{number} is not at least 1")
     return number
+
+
+def device(text: str) -> str:
+    """A device that there is an engine for."""
+    if text.partition(":")[0] not in PIECE_TOKENS:
+        raise argparse.ArgumentTypeError(f"{text!r} is not one of {', '.join(PIECE_TOKENS)}")
+    return text
 
 
 def port(text: str) -> int:
