@@ -64,8 +64,11 @@ class FusedRunner(ModelRunner):
         self.weights = weights
         self.forward = FusedForward(weights, pool, positions=positions)
         limits = limits or StepLimits(rows=max(256, *decode_buckets))
-        self.steps = Steps(self.forward, limits=limits, tuning=tuning, graphs=graphs)
-        self._piece_buckets = tuple(b for b in PIECE_BUCKETS if b <= self.steps.limits.rows)
+        self._tuning, self._graphs = tuning, graphs
+        # Short pieces keep to their first lists: which way a piece takes must not depend on what came before.
+        self._pieces = Steps(self.forward, limits=limits, tuning=tuning, graphs=graphs)
+        self.steps = self._pieces
+        self._piece_buckets = tuple(b for b in PIECE_BUCKETS if b <= self._pieces.limits.rows)
         self._buffers: Buffers | None = None
         self._nothing = torch.zeros(1, dtype=torch.int64, device=pool.device)
 
@@ -109,7 +112,7 @@ class FusedRunner(ModelRunner):
         if bucket is not None:
             padded = plan.padded(bucket, self.pool.scratch_page, self.pool.page_size)
             try:
-                every = self.steps.run(padded, [*piece, *[0] * (bucket - len(piece))])
+                every = self._pieces.run(padded, [*piece, *[0] * (bucket - len(piece))])
                 return every[len(piece) - 1].float()
             except WorkTooLarge:  # decided by this sequence's lengths alone: always the same for the same chunk
                 pass
@@ -153,11 +156,25 @@ class FusedRunner(ModelRunner):
             raise ValueError("decode: one token and one row for each sequence")
         plan = plan_step(sequences, self._levels_of(sequences), page_size=self.pool.page_size)
         padded, _ = self._pad(plan, len(sequences))
-        return self.steps.run(padded, [*sources, *[0] * (len(padded.slots) - len(sources))]), plan
+        filled = [*sources, *[0] * (len(padded.slots) - len(sources))]
+        while True:
+            try:
+                return self.steps.run(padded, filled), plan
+            except WorkTooLarge:
+                self._grow()
+
+    def _grow(self) -> None:
+        """Decode steps of twice as many pairs and partial results; their graphs are captured anew as they come."""
+        torch.cuda.synchronize(self.pool.device)
+        limits = self.steps.limits
+        larger = StepLimits(limits.rows, 2 * limits.pairs, 2 * limits.partials)
+        grown = Steps(self.forward, limits=larger, tuning=self._tuning, graphs=self._graphs)
+        grown.adopt(self.steps)
+        self.steps = grown
 
     def prepare(self) -> None:
         """Compiles and captures every bucket, so that no request waits for it."""
         for rows in self.decode_buckets:
             self.steps.prepare(rows)
         for rows in self._piece_buckets:
-            self.steps.prepare(rows, piece=True)
+            self._pieces.prepare(rows, piece=True)

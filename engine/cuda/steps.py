@@ -109,6 +109,10 @@ class Steps:
         pinned[:rows].copy_(self._sampled[:rows], non_blocking=True)
         return Tokens(pinned, rows)
 
+    def adopt(self, other: Steps) -> None:
+        """Takes over what ``other`` sampled last, so that the next step may name its rows."""
+        self._sampled.copy_(other._sampled)
+
     @torch.inference_mode()
     def prepare(self, rows: int, *, piece: bool = False) -> None:
         """Compiles and captures the usual steps of ``rows`` rows: decode steps, or one sequence's if ``piece``."""
