@@ -114,7 +114,9 @@ def test_alone_and_among_31_others(folder: Path, tmp_path: Path, strict: bool) -
         with services.held_decode():  # so that all of them are there when the first step begins
             futures = _ask(services, [parts, *crowd()], 24)
         among, *others = [future.result() for future in futures]
-        assert services.metric("cairn_decode_steps_total") < 3 * 24  # of 33 * 24 tokens: they did run together
+        # They did run together: 33 answers took less than a third of the steps of one after another. (Not fewer:
+        # on a busy machine they join as their KV comes.)
+        assert services.metric("cairn_decode_steps_total") < 11 * 24
         assert among.token_ids == alone.token_ids
         # Without strict a batch of one takes other kernels: the tokens are the same, the last bits need not be.
         assert among.logprobs == (alone.logprobs if strict else pytest.approx(alone.logprobs, abs=1e-5))
