@@ -57,7 +57,7 @@ class DecodeService(decode_pb2_grpc.DecodeServiceServicer):  # type: ignore[misc
         self.request_timeout_s = request_timeout_s
         self._registry = registry
         self._close = close
-        self._active: set[str] = set()
+        self._active: dict[str, str] = {}  # request id -> the salt of the token that it came with
         self._aborted: set[str] = set()  # of the active ones; some of them are not with the worker yet
 
     # -- life ---------------------------------------------------------------------------------------
@@ -80,7 +80,7 @@ class DecodeService(decode_pb2_grpc.DecodeServiceServicer):  # type: ignore[misc
         self, request: decode_pb2.GenerateRequest, context: Context
     ) -> AsyncIterator[decode_pb2.GenerateResponse]:
         clock = StageClock()
-        request_id = self._claim_id(request.request_id)
+        request_id = self._claim_id(request.request_id, self._owner(context))
         set_request_id(request_id)
         try:
             sequence, events = await self._submit(request, context, request_id, clock)
@@ -92,14 +92,18 @@ class DecodeService(decode_pb2_grpc.DecodeServiceServicer):  # type: ignore[misc
         finally:
             # However the call ends (also cancelled, or the client is gone), its pages come back.
             self.worker.end(request_id, FinishReason.ABORT)
-            self._active.discard(request_id)
+            self._active.pop(request_id, None)
             self._aborted.discard(request_id)
 
     @property
     def _codec(self) -> TextCodec:
         return self.resolver.codec
 
-    def _claim_id(self, wanted: str) -> str:
+    def _owner(self, context: Context) -> str:
+        """Whose call it is, as far as tokens tell tenants apart."""
+        return self.access.salt_for(context.invocation_metadata(), "")
+
+    def _claim_id(self, wanted: str, owner: str) -> str:
         if len(wanted) > REQUEST_ID_CHARACTERS_MAX:
             raise RequestError(
                 StatusCode.INVALID_ARGUMENT, f"request_id: longer than {REQUEST_ID_CHARACTERS_MAX} characters"
@@ -107,7 +111,7 @@ class DecodeService(decode_pb2_grpc.DecodeServiceServicer):  # type: ignore[misc
         request_id = wanted or uuid.uuid4().hex
         if request_id in self._active:
             raise RequestError(StatusCode.ALREADY_EXISTS, f"request_id: {request_id!r} is running; use another one")
-        self._active.add(request_id)
+        self._active[request_id] = owner
         return request_id
 
     async def _submit(
@@ -234,7 +238,8 @@ class DecodeService(decode_pb2_grpc.DecodeServiceServicer):  # type: ignore[misc
         return self.resolver.store
 
     async def Abort(self, request: decode_pb2.AbortRequest, context: Context) -> decode_pb2.AbortResponse:
-        found = request.request_id in self._active
+        # Another tenant's request is as unknown as one that does not exist.
+        found = self._active.get(request.request_id) == self._owner(context)
         if found:
             self._aborted.add(request.request_id)
             self.worker.end(request.request_id, FinishReason.ABORT)

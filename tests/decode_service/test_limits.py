@@ -177,6 +177,14 @@ def test_the_salt_of_a_token_wins_over_what_is_asked_for(folder: Path, tmp_path:
             with Client(*addresses, token=word, timeout_s=20) as client:
                 sources.append(client.generate(parts, salt=salt, max_tokens=2).finish().reuse.segments[0].source)
         assert sources == ["computed", "computed", "device", "device"]
+        with (
+            Client(*addresses, token="word-of-a", timeout_s=20) as one,
+            Client(*addresses, token="word-of-b", timeout_s=20) as other,
+            one.generate([[5]], max_tokens=150, ignore_eos=True, request_id="of-a") as stream,
+        ):
+            next(iter(stream))
+            assert not other.abort("of-a")
+            assert len(stream.finish().token_ids) == 150
         for token in (None, "wrong"):
             with Client(*addresses, token=token, timeout_s=20) as client, pytest.raises(cairn.Unauthorized):
                 client.generate(parts).finish()
