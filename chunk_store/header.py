@@ -119,11 +119,6 @@ def encode_header(header: EntryHeader, checksums: Sequence[int]) -> bytes:
     return _padded(prefix + fields)
 
 
-def prefix_nbytes() -> int:
-    """Bytes that ``fields_end`` needs."""
-    return _PREFIX.size
-
-
 def fields_end(start: bytes | memoryview) -> int:
     """Where the fields end, from an entry's first bytes. Raises ``FormatError`` for a foreign format or version."""
     if len(start) < _PREFIX.size:

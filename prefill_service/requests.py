@@ -72,11 +72,6 @@ class Job:
         """Of the chunk itself."""
         return len(self.chunks[-1].token_ids)
 
-    @property
-    def tokens_needed(self) -> int:
-        """Of the chunk and of the context that it depends on."""
-        return sum(len(self.chunks[index].token_ids) for index in self.needed)
-
 
 class Registrar:
     """Registers content and says what KV it needs."""

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from contextvars import ContextVar
 
 LEVELS = ("debug", "info", "warning", "error")
@@ -13,18 +11,8 @@ LEVELS = ("debug", "info", "warning", "error")
 _request_id: ContextVar[str] = ContextVar("request_id", default="-")
 
 
-@contextmanager
-def request_logged(request_id: str) -> Iterator[None]:
-    """Log lines of this task and of what it starts bear ``request_id`` inside the block."""
-    token = _request_id.set(request_id or "-")
-    try:
-        yield
-    finally:
-        _request_id.reset(token)
-
-
 def set_request_id(request_id: str) -> None:
-    """The same for the rest of this task, for handlers that learn the id from their request."""
+    """Log lines of the rest of this task, and of what it starts, bear ``request_id``."""
     _request_id.set(request_id or "-")
 
 
