@@ -6,7 +6,7 @@ import asyncio
 import contextvars
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import TypeVar
 
@@ -47,7 +47,7 @@ class DeviceQueue:
     async def run(self, step: Callable[[], T], timer: StageTimer) -> T:
         """Runs ``step`` on the device thread after what was given before; its wait is the stage ``queue``.
 
-        Cancelled, it takes back a step that has not begun; one that has begun runs to its end.
+        Cancelled, it takes back a step that has not begun, and ends with one that has.
         """
         asked_ns = time.perf_counter_ns()
         context = contextvars.copy_context()
@@ -56,8 +56,19 @@ class DeviceQueue:
             timer.add("queue", time.perf_counter_ns() - asked_ns)
             return context.run(step)
 
-        return await asyncio.wrap_future(self._thread.submit(begin))
+        return await ended(self._thread.submit(begin))
 
     def close(self) -> None:
         """Drops steps that have not begun and waits for the one that has."""
         self._thread.shutdown(wait=True, cancel_futures=True)
+
+
+async def ended(work: Future[T]) -> T:
+    """The result of what a thread was given. Cancelled, it takes back what has not begun, else waits for its end."""
+    waiting = asyncio.wrap_future(work)
+    try:
+        return await asyncio.shield(waiting)
+    except asyncio.CancelledError:
+        if not work.cancel():
+            await asyncio.wait([waiting])
+        raise

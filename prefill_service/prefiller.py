@@ -16,7 +16,7 @@ from grpc import StatusCode
 from chunk_store.key import ChunkId
 from chunk_store.store import ChunkStore, DeleteReport
 from prefill_service.computer import Computer, Progress, Source
-from prefill_service.device_queue import DeviceQueue
+from prefill_service.device_queue import DeviceQueue, ended
 from prefill_service.metrics import PrefillMetrics
 from prefill_service.requests import ChunkRequest, Job, Registrar
 from serving.errors import RequestError
@@ -58,6 +58,7 @@ class Prefiller:
         self.queue = DeviceQueue(jobs_max)
         self.busy_wait_s_max = busy_wait_s_max
         self._store_threads = ThreadPoolExecutor(STORE_THREADS, thread_name_prefix="store")
+        self._works: set[asyncio.Task[Made]] = set()  # bounded by the queue's places and what the caller bounds
 
     async def in_store_thread(self, call: Callable[[], T]) -> T:
         """Runs a store call, or anything that may block, off the event loop."""
@@ -71,22 +72,42 @@ class Prefiller:
     async def make(self, job: Job, timer: StageTimer) -> Made:
         """Returns when the job's KV is stored. Raises ``RequestError``, ``PoolFull`` and what stores raise.
 
-        Cancelled, it lets the device thread go on to the end of the chunk it computes, no further.
+        Cancelled, it returns at once, while the device thread goes on to the end of the chunk it computes, no
+        further: until then the job keeps its place, and what is computed is counted.
         """
         progress = Progress(timer)
+        work = asyncio.create_task(self._work(job, progress))
+        self._works.add(work)
+        work.add_done_callback(self._forget)
+        try:
+            return await asyncio.shield(work)
+        except asyncio.CancelledError:
+            progress.cancelled.set()
+            work.cancel()
+            raise
+
+    def _forget(self, work: asyncio.Task[Made]) -> None:
+        self._works.discard(work)
+        if not work.cancelled():
+            work.exception()  # looked at, for nobody may wait for it any more
+
+    async def _work(self, job: Job, progress: Progress) -> Made:
+        """Ends when no thread touches the job's progress any more."""
         try:
             with self.queue.place():
                 await self._make(job, progress)
         finally:
-            progress.cancelled.set()
             tokens = progress.tokens(job)
             self.metrics.tokens_made(tokens)
             self.metrics.misses_met(progress.misses.values())
-        return Made(job, tokens[Source.COMPUTED], tokens[Source.STORE] + tokens[Source.DEVICE], timer.spent_ns())
+        return Made(
+            job, tokens[Source.COMPUTED], tokens[Source.STORE] + tokens[Source.DEVICE], progress.timer.spent_ns()
+        )
 
     async def _make(self, job: Job, progress: Progress) -> None:
         deadline = time.monotonic() + self.busy_wait_s_max
-        if not await self.in_store_thread(lambda: self.computer.find_missing(job, progress)):
+        looking = self._store_threads.submit(contextvars.copy_context().run, self.computer.find_missing, job, progress)
+        if not await ended(looking):
             return
         while True:
             wait_s = await self.queue.run(lambda: self.computer.attempt(job, progress), progress.timer)
@@ -108,7 +129,8 @@ class Prefiller:
         await self.queue.run(lambda: [self.computer.residents.evict(key) for key in keys], StageTimer())
         return report
 
-    def close(self) -> None:
+    async def stop(self) -> None:
         """Waits for the threads to end what they do."""
-        self.queue.close()
-        self._store_threads.shutdown(wait=True, cancel_futures=True)
+        await asyncio.to_thread(self.queue.close)
+        await asyncio.to_thread(self._store_threads.shutdown, wait=True, cancel_futures=True)
+        await asyncio.gather(*self._works, return_exceptions=True)

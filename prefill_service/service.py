@@ -54,7 +54,7 @@ class PrefillService(prefill_pb2_grpc.PrefillServiceServicer):  # type: ignore[m
             self._sweeper.cancel()
             with suppress(asyncio.CancelledError):
                 await self._sweeper
-        await asyncio.to_thread(self.prefiller.close)
+        await self.prefiller.stop()
         await asyncio.to_thread(self.store.close)
 
     async def _sweep(self) -> None:

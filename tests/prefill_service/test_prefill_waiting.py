@@ -143,6 +143,44 @@ def test_a_cancelled_call_stops_between_two_chunks(tiny: Loaded, store: Path, mo
     run(body)
 
 
+def test_a_cancelled_job_keeps_its_place_until_its_step_ends(
+    tiny: Loaded, store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The pool is in use until the device thread lets go of it; what it computes meanwhile is counted."""
+
+    async def body() -> None:
+        async with worker(tiny, store) as w:
+            prefiller, runner = w.service.prefiller, w.service.prefiller.computer.runner
+            real, go_on, begun = runner.prefill_chunk, threading.Event(), threading.Event()
+
+            def slow(*arguments: Any) -> None:
+                begun.set()
+                assert go_on.wait(20)
+                real(*arguments)
+
+            monkeypatch.setattr(runner, "prefill_chunk", slow)
+            call = w.stub.PrefillChunk(message(A))
+            assert await asyncio.to_thread(begun.wait, 10)
+            waiting = w.stub.PrefillChunk(message(B))
+            while prefiller.queue.jobs < 2:
+                await asyncio.sleep(0.01)
+            waiting.cancel()
+            call.cancel()
+            assert await w.server.gate.wait_idle(5)  # callers are told at once
+            while prefiller.queue.jobs > 1:  # what has not begun never does
+                await asyncio.sleep(0.01)
+            await asyncio.sleep(0.1)
+            assert (prefiller.queue.jobs, prefiller.computer.residents.held) == (1, 1)
+            assert w.value("cairn_prefill_tokens_total", source="computed") == 0
+            go_on.set()
+            while prefiller.queue.jobs:
+                await asyncio.sleep(0.01)
+            w.check_idle()
+            assert w.value("cairn_prefill_tokens_total", source="computed") == len(A)
+
+    run(body)
+
+
 def test_callers_are_cancelled_at_their_deadline(tiny: Loaded, store: Path) -> None:
     async def body() -> None:
         async with worker(tiny, store) as w:
