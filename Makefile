@@ -1,18 +1,23 @@
-# make demo, make test, make check; everything runs from .venv in the checkout.
+# make demo, make test, make check; everything runs from .venv in the checkout. On a fresh Debian: ./run demo, ./run test.
 PYTHON ?= python3
+TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+PIP := $(BIN)/pip --quiet --disable-pip-version-check
+TORCH := torch==2.13.0
 
 .PHONY: demo test check protos bench clean env
 
 env: $(STAMP)
 
-# torch goes first: with it installed nothing that asks for torch pulls a build of another kind.
+# torch goes first and as the CPU's build, which is a tenth of the other; where its index is out of reach, from pip's own.
 $(STAMP): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check "torch==2.13.0"
-	$(BIN)/pip install --quiet --disable-pip-version-check -e ".[dev,redis,mooncake]"
+	@echo "Installing Python packages into $(VENV) ..."
+	@$(PIP) install --retries 1 --timeout 30 --index-url $(TORCH_INDEX) $(TORCH) || \
+	  { echo "$(TORCH_INDEX) did not give $(TORCH); from pip's own index:"; $(PIP) install $(TORCH); }
+	@$(PIP) install -e ".[dev,redis,mooncake]"
 	@touch $(STAMP)
 
 demo: $(STAMP)
