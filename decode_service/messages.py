@@ -56,7 +56,9 @@ def max_tokens_in(sampling: decode_pb2.SamplingParams) -> int | None:
     return sampling.max_tokens if sampling.HasField("max_tokens") else None
 
 
-def sampling_in(sampling: decode_pb2.SamplingParams, max_tokens: int, vocabulary: int) -> SamplingParams:
+def sampling_in(
+    sampling: decode_pb2.SamplingParams, max_tokens: int, vocabulary: int, eos_token_ids: frozenset[int]
+) -> SamplingParams:
     """Sampling parameters with the field's defaults. Raises ``RequestError`` naming the field."""
     outside = max(sampling.stop_token_ids, default=0)
     if outside >= vocabulary:
@@ -65,7 +67,7 @@ def sampling_in(sampling: decode_pb2.SamplingParams, max_tokens: int, vocabulary
             f"sampling.stop_token_ids: {outside} is outside the model's vocabulary of {vocabulary}",
         )
     try:
-        return SamplingParams(
+        params = SamplingParams(
             temperature=sampling.temperature,
             top_p=sampling.top_p if sampling.HasField("top_p") else 1.0,
             top_k=sampling.top_k,
@@ -83,6 +85,13 @@ def sampling_in(sampling: decode_pb2.SamplingParams, max_tokens: int, vocabulary
         )
     except ValueError as error:
         raise RequestError(StatusCode.INVALID_ARGUMENT, str(error)) from error
+    if params.min_tokens and params.stops_at(eos_token_ids).issuperset(range(vocabulary)):
+        raise RequestError(
+            StatusCode.INVALID_ARGUMENT,
+            f"sampling.min_tokens: {params.min_tokens} cannot be reached: all {vocabulary} tokens end "
+            "the answer; name fewer stop_token_ids",
+        )
+    return params
 
 
 def usage_out(sequence: Sequence, completion_tokens: int) -> decode_pb2.Usage:

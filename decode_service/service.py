@@ -129,10 +129,10 @@ class DecodeService(decode_pb2_grpc.DecodeServiceServicer):  # type: ignore[misc
             )
         except ValueError as error:
             raise RequestError(StatusCode.INVALID_ARGUMENT, str(error)) from error
-        params = messages.sampling_in(request.sampling, max_tokens, served.vocabulary)
+        params = messages.sampling_in(request.sampling, max_tokens, served.vocabulary, served.eos_token_ids)
         prompt = [token for part in composition.parts for token in part.token_ids]
-        stops = params.stop_token_ids | served.eos_token_ids
-        sampler = Sampler(params, prompt, frozenset(token for token in stops if token < served.vocabulary))
+        stops = frozenset(token for token in params.stops_at(served.eos_token_ids) if token < served.vocabulary)
+        sampler = Sampler(params, prompt, stops)
         loop, events = asyncio.get_running_loop(), asyncio.Queue[list[Event]]()
 
         def deliver(batch: list[Event]) -> None:

@@ -77,6 +77,34 @@ def test_bad_sampling_fields(services: Pair, field: str) -> None:
         assert found[0] is Code.INVALID_ARGUMENT and f"sampling.{field}" in found[1], (value, found)
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_a_sampling_field_that_is_no_number(services: Pair, value: float) -> None:
+    floats = [name for name, field in decode_pb2.SamplingParams.DESCRIPTOR.fields_by_name.items() if field.type == 2]
+    assert len(floats) == 6
+    for field in floats:
+        sampling = decode_pb2.SamplingParams(**{field: value})
+        found = raw(services, decode_pb2.GenerateRequest(segments=[segment(ids=[5])], sampling=sampling))
+        assert found[0] is Code.INVALID_ARGUMENT and f"sampling.{field}" in found[1], found
+
+
+def test_a_minimum_that_no_token_can_reach(services: Pair) -> None:
+    request = decode_pb2.GenerateRequest(segments=[segment(ids=[5])])
+    request.sampling.stop_token_ids.extend(range(VOCABULARY))
+    request.sampling.max_tokens = request.sampling.min_tokens = 3
+    for temperature in (0.0, 1.0):
+        request.sampling.temperature = temperature
+        found = raw(services, request)
+        assert found[0] is Code.INVALID_ARGUMENT and "sampling.min_tokens" in found[1], found
+    assert services.generate([[5]], 3, stop_token_ids=range(VOCABULARY)).finish_reason == "stop"
+
+
+def test_extreme_penalties_have_an_answer(services: Pair) -> None:
+    for penalty, temperature, top_p in ((1e-38, 1.0, 0.9), (1e-45, 1e-45, 1e-45), (100.0, 100.0, 1.0)):
+        sampling = {"repetition_penalty": penalty, "temperature": temperature, "top_p": top_p}
+        answer = services.generate([[5, 6], [7]], 4, **sampling)
+        assert len(answer.token_ids) == 4
+
+
 def test_other_bad_fields(services: Pair) -> None:
     query = [segment(ids=[5])]
     assert raw(services, decode_pb2.GenerateRequest(segments=query, reuse_mode=4))[0] is Code.INVALID_ARGUMENT
