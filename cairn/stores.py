@@ -17,9 +17,11 @@ from cairn.connection import UsageError
 from cairn.errors import error_from_status
 from chunk_store.key import ChunkId, ModelIdentity
 from chunk_store.open import open_store
+from chunk_store.rebuild import INDEX, Renewed, renew_index
 from chunk_store.selection import chunks_with_tag, each_record
 from chunk_store.shared_store import SharedStore
-from chunk_store.store import ClaimLost, RecordQuery, StoreError, StoreFull, StoreUnavailable
+from chunk_store.sqlite_database import remedy
+from chunk_store.store import ClaimLost, RecordQuery, StoreError, StoreFull, StoreTooNew, StoreUnavailable
 
 _WHOLE_NAME = re.compile(r"[0-9a-f]{64}")
 _NAME_PREFIX = re.compile(r"[0-9a-f]{6,63}")
@@ -27,6 +29,7 @@ _CODES: tuple[tuple[type[StoreError], str], ...] = (
     (StoreUnavailable, "UNAVAILABLE"),
     (StoreFull, "RESOURCE_EXHAUSTED"),
     (ClaimLost, "ABORTED"),
+    (StoreTooNew, "FAILED_PRECONDITION"),
 )
 
 
@@ -54,9 +57,27 @@ def opened(url: str, *, create: bool = False) -> Iterator[SharedStore]:
     """
     if not create:
         _check_directory(url)
+    with _told(url), closing(open_store(url)) as store:
+        yield store
+
+
+def with_sound_index(url: str) -> Renewed | None:
+    """Puts an empty index where a directory's index is lost or damaged, before a repair; None where all is well.
+
+    Raises as ``opened``.
+    """
+    directory = _directory(url)
+    if directory is None or (not (directory / INDEX).exists() and not (directory / "data").exists()):
+        return None
+    with _told(url):
+        return renew_index(directory)
+
+
+@contextmanager
+def _told(url: str) -> Iterator[None]:
+    """A store's errors as commands report them."""
     try:
-        with closing(open_store(url)) as store:
-            yield store
+        yield
     except ValueError as error:
         raise UsageError(f"--store: {error}") from error
     except StoreError as error:
@@ -116,8 +137,17 @@ def _chunk(store: SharedStore, word: str) -> ChunkId:
 
 
 def _check_directory(url: str) -> None:
-    """A mistyped directory would otherwise become a new, empty store."""
+    """A mistyped directory would otherwise become a new, empty store, and a lost index an empty one."""
+    directory = _directory(url)
+    if directory is None or (directory / INDEX).exists():
+        return
+    if (directory / "data").exists():
+        raise UsageError(f"--store: {directory} has lost its index: {remedy(directory / INDEX)}")
+    raise UsageError(f"--store: {directory} holds no chunk store; check --store and CAIRN_STORE")
+
+
+def _directory(url: str) -> Path | None:
+    """Where a ``file://`` store is; None for every other URL."""
     parts = urlsplit(url)
     directory = Path(unquote(parts.path))
-    if parts.scheme == "file" and directory.is_absolute() and not (directory / "index.sqlite").exists():
-        raise UsageError(f"--store: {directory} holds no chunk store; check --store and CAIRN_STORE")
+    return directory if parts.scheme == "file" and directory.is_absolute() else None

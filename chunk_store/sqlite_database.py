@@ -1,37 +1,52 @@
 """One SQLite file that several processes share: transactions, waiting for each other, and coming back.
 
-The file may vanish while it is open (somebody deletes the store): each transaction first compares the inode under
-the path with the one that was opened, and starts over on a fresh file if they differ. A connection does not survive
-``fork`` (SQLite's own locks do not); the child is told to open its own. This module knows no tables.
+The files may vanish while they are open (somebody deletes the store): each transaction first compares the inodes under
+the paths with those that were opened, and starts over on fresh files if they differ. A connection does not survive
+``fork`` (SQLite's own locks do not); the child is told to open its own. An index of an older version is brought up to
+date when it is opened, a newer one is refused. This module knows no tables.
 """
 
 from __future__ import annotations
 
 import os
 import random
+import shlex
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from pathlib import Path
+from urllib.parse import quote
 
-from chunk_store.store import StoreFull, StoreUnavailable
+from chunk_store.store import StoreFull, StoreTooNew, StoreUnavailable
 
 BUSY_WAIT_S = 20.0
 PAUSE_S_MAX = 0.004
+SIBLINGS = ("", "-wal", "-shm")  # the files of one database, behind its name
+_DAMAGED = ("malformed", "is not a database", "no such table", "no such column", "decode", "file format")
+
+
+@dataclass(frozen=True)
+class Schema:
+    """How to make the tables of ``version``, and how to come from each older version to the next."""
+
+    version: int
+    create: str
+    migrations: Mapping[int, str] = field(default_factory=dict)
 
 
 class Database:
     """A connection that reopens itself. One thread at a time; others wait."""
 
-    def __init__(self, path: Path, schema: str, synchronous: str) -> None:
+    def __init__(self, path: Path, schema: Schema, synchronous: str) -> None:
         self._path = path
         self._schema = schema
         self._synchronous = synchronous
         self._lock = threading.RLock()
         self._connection: sqlite3.Connection | None = None
-        self._opened = (0, 0)  # device, inode
+        self._opened: tuple[tuple[int, int], ...] = ()  # device and inode of each file
         self._process = os.getpid()
         self._closed = False
 
@@ -73,12 +88,9 @@ class Database:
             self._connection = self._open()
         return self._connection
 
-    def _identity(self) -> tuple[int, int]:
-        try:
-            found = os.stat(self._path)
-        except OSError:
-            return 0, 0
-        return found.st_dev, found.st_ino
+    def _identity(self) -> tuple[tuple[int, int], ...]:
+        """Of all three files: whoever goes on with a log that others do not see would spoil the database."""
+        return tuple(_inode(f"{self._path}{suffix}") for suffix in SIBLINGS)
 
     def _open(self) -> sqlite3.Connection:
         try:
@@ -90,22 +102,27 @@ class Database:
             _patiently(lambda: connection.execute("PRAGMA journal_mode=WAL"))
             connection.execute(f"PRAGMA synchronous={self._synchronous}")
             connection.execute("PRAGMA journal_size_limit=8388608")
-            self._create(connection)
+            self._prepare(connection)
         except BaseException:
             connection.close()
             raise
         self._opened = self._identity()
         return connection
 
-    def _create(self, connection: sqlite3.Connection) -> None:
-        """Creates the tables unless they are there; ``user_version`` is set with them in one transaction."""
-        if connection.execute("PRAGMA user_version").fetchone()[0]:
+    def _prepare(self, connection: sqlite3.Connection) -> None:
+        """Creates the tables or brings them up to date, in one transaction with ``user_version``."""
+        if check_version(connection, self._schema.version, self._path) == self._schema.version:
             return
         _begin(connection)
         try:
-            if not connection.execute("PRAGMA user_version").fetchone()[0]:
-                for statement in self._schema.split(";;"):
+            found = check_version(connection, self._schema.version, self._path)
+            if not found and connection.execute("SELECT COUNT(*) FROM sqlite_master").fetchone()[0]:
+                raise sqlite3.DatabaseError("file is not a database of this store: it has other tables")
+            steps = range(found, self._schema.version)
+            for script in [self._schema.migrations[step] for step in steps] if found else [self._schema.create]:
+                for statement in script.split(";;"):
                     connection.execute(statement)
+            connection.execute(f"PRAGMA user_version = {self._schema.version}")
             connection.execute("COMMIT")
         except BaseException:
             with suppress(sqlite3.Error):
@@ -122,15 +139,42 @@ class Database:
     def _translated(self) -> Iterator[None]:
         try:
             yield
-        except sqlite3.DatabaseError as error:
+        except (sqlite3.DatabaseError, UnicodeDecodeError) as error:
             self._drop()
             text = str(error)
             if "is full" in text:
                 raise StoreFull(f"{self._path}: the disk is full") from error
-            if "malformed" in text or "not a database" in text:
-                remedy = "stop the services, move index.sqlite away and run `cairn store verify --repair`"
-                raise StoreUnavailable(f"{self._path} is damaged ({text}): {remedy}") from error
+            if any(words in text for words in _DAMAGED):
+                raise StoreUnavailable(f"{self._path} is damaged ({text}); {remedy(self._path)}") from error
             raise StoreUnavailable(f"{self._path}: {text}") from error
+
+
+def _inode(path: str) -> tuple[int, int]:
+    try:
+        found = os.stat(path)
+    except OSError:
+        return 0, 0
+    return found.st_dev, found.st_ino
+
+
+def check_version(connection: sqlite3.Connection, newest: int, path: Path) -> int:
+    """The version of the tables, 0 without any. Raises ``StoreTooNew``."""
+    found = int(connection.execute("PRAGMA user_version").fetchone()[0])
+    if found > newest:
+        raise StoreTooNew(
+            f"{path} has version {found}, written by newer software; this software reads up to version {newest}: "
+            "use the newer one, or another directory"
+        )
+    return found
+
+
+def remedy(path: Path) -> str:
+    """What to do about an index that is damaged or lost."""
+    return (
+        "stop the services and run `cairn store verify --repair --store "
+        f"{shlex.quote(f'file://{quote(str(path.parent))}')}`: it sets {path.name}, {path.name}-wal and "
+        f"{path.name}-shm aside and builds a new index from the data"
+    )
 
 
 def _begin(connection: sqlite3.Connection) -> None:

@@ -20,8 +20,8 @@ from chunk_store import sqlite_entries as entries
 from chunk_store import sqlite_records as records
 from chunk_store.key import ChunkId, ChunkKey, ModelIdentity
 from chunk_store.ledger import WRITE_TTL_S, Claimed, Placed, ReadTicket, blob_name
-from chunk_store.sqlite_database import Database
-from chunk_store.sqlite_schema import SCHEMA, TOTALS
+from chunk_store.sqlite_database import Database, Schema
+from chunk_store.sqlite_schema import MIGRATIONS, SCHEMA, SCHEMA_VERSION, TOTALS
 from chunk_store.store import (
     Busy,
     ChunkRecord,
@@ -46,7 +46,7 @@ class SqliteLedger:
 
     def __init__(self, path: Path, *, capacity_nbytes: int, records_max: int, synchronous: str) -> None:
         limits = f"INSERT INTO settings VALUES ('capacity_nbytes', {capacity_nbytes}), ('records_max', {records_max})"
-        self._database = Database(path, f"{SCHEMA};;{limits}", synchronous)
+        self._database = Database(path, Schema(SCHEMA_VERSION, f"{SCHEMA};;{limits}", MIGRATIONS), synchronous)
         self._used: dict[ChunkKey, float] = {}
         self._used_since = 0.0
         self._used_lock = threading.Lock()

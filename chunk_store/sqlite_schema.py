@@ -2,11 +2,18 @@
 
 ``totals`` is kept by triggers, so that counts and sizes cost the same for ten entries and a hundred thousand, and
 cannot drift from the rows they count.
+
+A change of the tables is a new version: ``SCHEMA`` makes it, ``MIGRATIONS`` brings an older index to it, and a newer
+index than this is refused.
 """
+
+from collections.abc import Mapping
 
 SCHEMA_VERSION = 1
 
-SCHEMA = f"""
+MIGRATIONS: Mapping[int, str] = {}  # from this version to the next; statements end with ``;;``
+
+SCHEMA = """
 CREATE TABLE settings (name TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID;;
 CREATE TABLE totals (name TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID;;
 INSERT INTO totals VALUES
@@ -72,9 +79,7 @@ CREATE TRIGGER garbage_out AFTER DELETE ON garbage BEGIN
 CREATE TRIGGER tombstones_in AFTER INSERT ON tombstones BEGIN
   UPDATE totals SET value = value + 1 WHERE name = 'tombstones'; END;;
 CREATE TRIGGER tombstones_out AFTER DELETE ON tombstones BEGIN
-  UPDATE totals SET value = value - 1 WHERE name = 'tombstones'; END;;
-
-PRAGMA user_version = {SCHEMA_VERSION}
+  UPDATE totals SET value = value - 1 WHERE name = 'tombstones'; END
 """
 
 TOTALS = {

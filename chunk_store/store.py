@@ -28,6 +28,10 @@ class StoreUnavailable(StoreError):
     """The backend cannot be reached or written now (disk gone, read-only, server down): try again later."""
 
 
+class StoreTooNew(StoreError):
+    """Newer software wrote the store; it stays as it is. The message says which versions."""
+
+
 class StoreFull(StoreError):
     """Nothing more can be evicted to make room: capacity is held by pins and leases, or one entry is too big."""
 

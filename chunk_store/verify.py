@@ -87,7 +87,7 @@ def repair(store: SharedStore, progress: Progress = lambda done, total: None) ->
     store.sweep()
     report = verify(store, progress)
     dropped = adopted = removed = left = 0
-    for finding in report.findings:
+    for finding in sorted(report.findings, key=lambda finding: _depth(store, finding)):
         if finding.problem in (Problem.DATA_MISSING, Problem.DATA_BAD):
             dropped += _drop(store, finding)
         elif finding.problem is Problem.STRAY:
@@ -100,6 +100,16 @@ def repair(store: SharedStore, progress: Progress = lambda done, total: None) ->
             left += 1
     store.sweep()  # what was adopted may exceed the capacity
     return RepairReport(report, dropped, adopted, removed, left)
+
+
+def _depth(store: SharedStore, finding: Finding) -> int:
+    """How much context a stray has: what others were computed under is adopted first, so that they find it."""
+    if finding.problem is not Problem.STRAY:
+        return 0
+    try:
+        return len(store.blobs.frame(finding.blob).header.context)
+    except (BlobMissing, BlobBad, BlobUnreadable):
+        return 0
 
 
 def _check_entry(store: SharedStore, entry: Placed) -> Finding | None:

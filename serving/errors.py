@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from grpc import StatusCode
 
-from chunk_store.store import ClaimLost, StoreFull, StoreUnavailable
+from chunk_store.store import ClaimLost, StoreFull, StoreTooNew, StoreUnavailable
 from engine.resident import PoolFull
 from engine.tokenizer import TextRefused
 
@@ -25,6 +25,7 @@ class RequestError(Exception):
 _STATUS: tuple[tuple[type[Exception], StatusCode], ...] = (
     (StoreUnavailable, StatusCode.UNAVAILABLE),
     (ClaimLost, StatusCode.UNAVAILABLE),
+    (StoreTooNew, StatusCode.FAILED_PRECONDITION),
     (StoreFull, StatusCode.RESOURCE_EXHAUSTED),
     (PoolFull, StatusCode.RESOURCE_EXHAUSTED),
     (TextRefused, StatusCode.INVALID_ARGUMENT),

@@ -19,6 +19,7 @@ from typing import Protocol
 import transformers
 from prometheus_client import CollectorRegistry
 
+from chunk_store.store import StoreError
 from serving.loading import Loaded, load
 from serving.metrics_endpoint import MetricsEndpoint
 from serving.options import ServiceOptions
@@ -107,7 +108,7 @@ def run_main(name: str, full_name: str, options: ServiceOptions, make: Callable[
     except KeyboardInterrupt:
         return 130
     except Exception as error:
-        if not isinstance(error, OSError | ValueError):
+        if not isinstance(error, OSError | ValueError | StoreError):
             log.error("the service failed", exc_info=error)
         print(f"{name} service: {error}", file=sys.stderr)
         return 1

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from cairn.connection import UsageError, add_json_flag
-from cairn.stores import add_store_flag, choose_chunks, choose_model, hidden, opened
+from cairn.stores import add_store_flag, choose_chunks, choose_model, hidden, opened, with_sound_index
 from cairn.terminal import Terminal, human_bytes, short_id, table
 from chunk_store.archive import export, import_
 from chunk_store.key import ChunkId
@@ -70,6 +70,8 @@ def run(args: argparse.Namespace, terminal: Terminal) -> int:
         "rm": _remove,
     }
     _check(args)
+    if args.action == "verify" and args.repair:
+        _renew_index(args, terminal)
     with opened(args.store, create=args.action == "import") as store:
         return actions[args.action](args, terminal, store)
 
@@ -146,6 +148,18 @@ def _verify(args: argparse.Namespace, terminal: Terminal, store: SharedStore) ->
     else:
         _say_verified(terminal, report, repaired)
     return 0 if report.sound or (repaired is not None and repaired.left == 0) else 1
+
+
+def _renew_index(args: argparse.Namespace, terminal: Terminal) -> None:
+    renewed = with_sound_index(args.store)
+    if renewed is None:
+        return
+    aside = f"set aside as {', '.join(path.name for path in renewed.aside)}; " if renewed.aside else ""
+    terminal.note(
+        f"the index cannot be used ({renewed.reason}): {aside}a new one is built from the data. Names, tags, pins, "
+        "TTLs and the list of registered chunks were in the old one: register the chunks again, their KV is found. "
+        f"The capacity is {human_bytes(renewed.capacity_nbytes)} until a service sets it"
+    )
 
 
 def _progress(status: Any) -> Progress:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
+import sqlite3
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
+from urllib.parse import quote
 
 import pytest
 
@@ -257,6 +260,46 @@ def test_an_index_that_is_no_database_is_a_failed_request(cairn: Run, tmp_path: 
     code, out, err = cairn("store", "stats", "--store", url)
     assert (code, out) == (1, "")
     assert "database" in err and "Traceback" not in err
+
+
+@pytest.mark.parametrize("harm", ["deleted", "deleted with its log", "cut", "garbage", "empty"])
+def test_repair_rebuilds_a_lost_index(cairn: Run, tmp_path: Path, harm: str) -> None:
+    """The command that every error names works as it stands there."""
+    url, root = f"file://{tmp_path}/my store", tmp_path / "my store"
+    fill(url)
+    index = root / "index.sqlite"
+    raw = index.read_bytes()
+    if harm.startswith("deleted"):
+        for path in root.glob("index.sqlite*" if "log" in harm else "index.sqlite"):
+            path.unlink()
+    else:
+        index.write_bytes({"cut": raw[:5000], "garbage": bytes(reversed(raw)), "empty": b""}[harm])
+    if harm != "empty":
+        code, out, err = cairn("store", "stats", "--store", url)
+        said = " ".join(err.split())
+        assert code in (1, 2) and "Traceback" not in err
+        assert "index.sqlite-wal" in said and "index.sqlite-shm" in said
+        command = shlex.split(said[said.index("cairn store verify") : said.rindex("`")])
+    else:
+        command = ["cairn", "store", "verify", "--repair", "--store", f"file://{quote(str(root))}"]
+    code, out, err = cairn(*command[1:])
+    assert code == 0 and "4 adopted" in out
+    assert "register the chunks again" in " ".join(err.split())
+    code, out, _ = cairn("store", "verify", "--store", url)
+    assert code == 0 and out.startswith("sound: 4 entries")
+    assert len(list(root.glob("index.sqlite.damaged-*"))) == (not harm.startswith("deleted"))
+
+
+def test_an_index_of_newer_software_is_refused(cairn: Run, tmp_path: Path) -> None:
+    url = f"file://{tmp_path}/store"
+    fill(url)
+    with closing(sqlite3.connect(tmp_path / "store" / "index.sqlite")) as index:
+        index.execute("PRAGMA user_version = 99")
+    for action in (["stats"], ["verify"], ["verify", "--repair"], ["gc"]):
+        code, out, err = cairn("store", *action, "--store", url, "--json")
+        error = json.loads(err)["error"]
+        assert (code, out, error["code"]) == (1, "", "FAILED_PRECONDITION")
+        assert "version 99, written by newer software" in error["message"]
 
 
 def test_a_cut_archive_fails_and_says_so(cairn: Run, tmp_path: Path) -> None:
