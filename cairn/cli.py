@@ -10,12 +10,13 @@ import os
 import sys
 from collections.abc import Sequence
 
-from cairn.commands import chunks, demo, explain, generate, health, plan, prefill, store, up
-from cairn.connection import UsageError
+from cairn.arguments import UsageError
+from cairn.commands import abort, chunks, demo, explain, generate, health, plan, prefill, store, up
 from cairn.errors import CairnError
+from cairn.hints import hint
 from cairn.terminal import Terminal
 
-COMMANDS = (up, demo, prefill, generate, explain, chunks, health, store, plan)
+COMMANDS = (up, demo, prefill, generate, explain, abort, chunks, health, store, plan)
 OK, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
 
 
@@ -53,13 +54,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         terminal.failed(error)
         return USAGE
     except CairnError as error:
-        terminal.failed(error)
+        terminal.failed(error, hint(error, _addresses(args), getattr(args, "tls_ca", None)))
         return FAILED
     except KeyboardInterrupt:
         return INTERRUPTED
     except BrokenPipeError:  # whoever read the output has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FAILED
+
+
+def _addresses(args: argparse.Namespace) -> tuple[str, ...]:
+    """The services that a command talks to; none for one that works without them."""
+    return tuple(getattr(args, name) for name in ("prefill", "decode") if isinstance(getattr(args, name, None), str))
 
 
 if __name__ == "__main__":

@@ -4,19 +4,11 @@ from __future__ import annotations
 
 import argparse
 import os
-import re
 from pathlib import Path
 
+from cairn.arguments import UsageError, read_file, seconds
 from cairn.client import DEFAULT_DECODE, DEFAULT_PREFILL, Client
-from cairn.requests import Part
-from cairn.types import ChunkRef, Text
-
-_CHUNK_ID = re.compile(r"[0-9a-f]{64}")
-_ID_PREFIX = re.compile(r"[0-9a-f]{6,63}")
-
-
-class UsageError(Exception):
-    """The command line cannot be carried out as it was typed; nothing was sent."""
+from serving.model_path import check_model
 
 
 def add_connection_flags(parser: argparse.ArgumentParser) -> None:
@@ -35,11 +27,16 @@ def add_connection_flags(parser: argparse.ArgumentParser) -> None:
         default=environment.get("CAIRN_DECODE") or DEFAULT_DECODE,
         help=f"decode service (environment: CAIRN_DECODE; default {DEFAULT_DECODE})",
     )
-    group.add_argument("--token-file", type=Path, metavar="FILE", help="bearer token (environment: CAIRN_TOKEN)")
+    group.add_argument(
+        "--token-file",
+        type=Path,
+        metavar="FILE",
+        help="its first token is sent; the services' own file will do (environment: CAIRN_TOKEN, the token itself)",
+    )
     group.add_argument("--tls-ca", type=Path, metavar="FILE", help="use TLS; PEM file of certificates to trust")
     group.add_argument("--salt", default="", help="keep this use apart from others in the cache")
     group.add_argument(
-        "--timeout", type=positive_seconds, default=300.0, metavar="SECONDS", help="deadline of a call (default 300)"
+        "--timeout", type=seconds, default=300.0, metavar="DURATION", help="deadline of a call, 90s or 5m (default 300)"
     )
     add_json_flag(parser)
 
@@ -61,50 +58,22 @@ def open_client(args: argparse.Namespace) -> Client:
 
 
 def read_token(token_file: Path | None) -> str | None:
-    """The bearer token of the file or of ``CAIRN_TOKEN``. Raises ``UsageError``."""
+    """The bearer token of the file or of ``CAIRN_TOKEN``; None if there is neither. Raises ``UsageError``.
+
+    The file may be the services' own (``TOKEN [SALT] ...`` a line, ``#`` begins a comment): its first token counts.
+    """
     if token_file is None:
         return os.environ.get("CAIRN_TOKEN") or None
-    return _read(token_file).strip()
+    for line in read_file(token_file).splitlines():
+        words = line.split()
+        if words and not words[0].startswith("#"):
+            return words[0]
+    raise UsageError(f"--token-file: {token_file} holds no token")
 
 
-def read_part(word: str, client: Client, role: str = "", type: str = "") -> Part:
-    """One part of a prompt from the command line: ``:NAME`` (or the start of an id), a whole chunk id, ``@FILE``,
-    or text. Raises ``UsageError``."""
-    if word.startswith(":"):
-        return find_chunk(client, word[1:])
-    if _CHUNK_ID.fullmatch(word):
-        return ChunkRef(word)
-    text = _read(Path(word[1:])) if word.startswith("@") else word
-    return Text(text, type=type, role=role)
-
-
-def find_chunk(client: Client, word: str) -> ChunkRef:
-    """The chunk that a name, a whole id or the start of an id (6 digits or more) stands for.
-
-    Raises ``UsageError`` unless it stands for exactly one.
-    """
-    if not word:
-        raise UsageError("give a chunk's name, its id, or the first 6 digits of its id")
-    if _CHUNK_ID.fullmatch(word):
-        return ChunkRef(word)
-    found = {chunk.id for chunk in client.chunks(name=word)}
-    if not found and _ID_PREFIX.fullmatch(word):
-        found = {chunk.id for chunk in client.chunks(page_size=1000) if chunk.id.startswith(word)}
-    if len(found) != 1:
-        raise UsageError(f"{word!r} stands for {len(found)} chunks; see: cairn chunks list")
-    return ChunkRef(found.pop())
-
-
-def positive_seconds(text: str) -> float:
-    """An argparse type: a positive number of seconds."""
-    seconds = float(text)
-    if not 0 < seconds < float("inf"):
-        raise argparse.ArgumentTypeError(f"must be a positive number of seconds, not {text}")
-    return seconds
-
-
-def _read(path: Path) -> str:
+def check_model_flag(model: str) -> None:
+    """Raises ``UsageError`` for a model that cannot be there: before two services load what they can to find out."""
     try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"cannot read {path}: {error}") from error
+        check_model(model)
+    except ValueError as error:
+        raise UsageError(f"--model: {error}") from error

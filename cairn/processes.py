@@ -100,6 +100,10 @@ class Processes:
                 task.cancel()
             await asyncio.gather(*waits, return_exceptions=True)
 
+    def not_ready(self) -> list[str]:
+        """The names of the children that have not announced themselves yet."""
+        return [child.command.name for child in self._children if not child.ready.done()]
+
     async def first_exit(self) -> str:
         """Wait until a child ends by itself, and say which one and how."""
         waits = {asyncio.create_task(child.process.wait()): child for child in self._children}

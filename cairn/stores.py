@@ -13,7 +13,7 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-from cairn.connection import UsageError
+from cairn.arguments import UsageError
 from cairn.errors import error_from_status
 from chunk_store.key import ChunkId, ModelIdentity
 from chunk_store.open import open_store

@@ -11,6 +11,7 @@ import json
 import sys
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from datetime import datetime
 from typing import Any
 
 from rich.console import Console
@@ -66,13 +67,28 @@ class Terminal:
             return nullcontext()
         return self._err.status(words)
 
-    def failed(self, error: Exception) -> None:
-        """Say on standard error why the command failed."""
+    def warn(self, words: str) -> None:
+        """Say on standard error, in every mode, that something may not be what was meant."""
+        self._err.print(Text.assemble(("cairn: ", "bold yellow"), words), soft_wrap=True)
+
+    def ask(self, question: str) -> bool | None:
+        """Put a question to the person at the terminal; Enter means yes. None if there is nobody to ask."""
+        if self.as_json or not (self._err.is_terminal and sys.stdin.isatty()):
+            return None
+        self._err.print(f"{question} [Y/n] ", end="")
+        return sys.stdin.readline().strip().lower() in ("", "y", "yes")
+
+    def failed(self, error: Exception, hint: str = "") -> None:
+        """Say on standard error why the command failed, and what to do about it if that is known."""
         if self.as_json and isinstance(error, CairnError):
             fields = {"code": error.code, "message": error.message, "source": error.source}
+            if hint:
+                fields["hint"] = hint
             print(json.dumps({"error": fields}), file=sys.stderr, flush=True)
         else:
             self._err.print(Text.assemble(("cairn: ", "bold red"), str(error)), soft_wrap=True)
+            if hint:
+                self._err.print(Text.assemble(("hint: ", "bold"), hint), soft_wrap=True)
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[object]], title: str = "") -> Table:
@@ -118,6 +134,30 @@ def human_bytes(count: int) -> str:
             return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
         size /= 1024
     return f"{size:.1f} TiB"
+
+
+def human_seconds(seconds: float) -> str:
+    """How long something took, such as ``3.2 ms``, ``1.5 s`` or ``2 min 5 s``."""
+    if seconds < 0.99995:
+        return f"{seconds * 1000:.1f} ms"
+    return f"{seconds:.1f} s" if seconds < 59.95 else human_age(seconds)
+
+
+def human_age(seconds: float) -> str:
+    """A span in whole seconds and at most two units, such as ``5 s``, ``2 min 5 s``, ``3 h 20 min`` or ``5 d``."""
+    whole = max(0, round(seconds))
+    for size, unit, part, below in ((86400, "d", 3600, "h"), (3600, "h", 60, "min"), (60, "min", 1, "s")):
+        if whole >= size:
+            rest = whole % size // part
+            return f"{whole // size} {unit} {rest} {below}" if rest else f"{whole // size} {unit}"
+    return f"{whole} s"
+
+
+def human_time(unix_s: float, now_s: float) -> str:
+    """A point in time by the clock of this machine, and how far it is from now."""
+    shown = datetime.fromtimestamp(unix_s).astimezone().strftime("%Y-%m-%d %H:%M:%S %Z")
+    gap = human_age(abs(now_s - unix_s))
+    return f"{shown} ({gap} ago)" if unix_s <= now_s else f"{shown} (in {gap})"
 
 
 def _console(stream: Any) -> Console:

@@ -74,7 +74,7 @@ class Peer:
             ("grpc.keepalive_time_ms", 30_000),
             ("grpc.keepalive_timeout_ms", 10_000),
         ]
-        if _is_loopback(self.address):
+        if is_loopback(self.address):
             options.append(("grpc.enable_http_proxy", 0))
         return options
 
@@ -111,7 +111,8 @@ def error_from_rpc(error: grpc.RpcError, peer: Peer) -> CairnError:
     return error_from_status(error.code().name, error.details() or "", peer.source)
 
 
-def _is_loopback(address: str) -> bool:
+def is_loopback(address: str) -> bool:
+    """Whether ``HOST:PORT`` is on this machine."""
     host = address.rpartition(":")[0].strip("[]")
     try:
         return ipaddress.ip_address(host).is_loopback

@@ -11,6 +11,7 @@ from chunk_store.layout import KVLayout
 from engine.model import BorrowedModel
 from engine.served import ServedModel, serve
 from engine.tokenizer import TextCodec
+from serving.model_path import check_model
 from serving.options import ServiceOptions
 
 POOL_NBYTES_DEFAULT = 1 << 30
@@ -32,6 +33,7 @@ def load(options: ServiceOptions) -> Loaded:
 
     Raises ``ModelRefused`` (a ``ValueError``) or ``ValueError`` with the reason.
     """
+    check_model(options.model)
     torch.set_num_threads(options.threads)
     started = time.perf_counter()
     borrowed = BorrowedModel.load(options.model, dtype=options.dtype, device=options.device, name=options.model_name)

@@ -1,6 +1,6 @@
 """List, show, pin, unpin and remove registered chunks.
 
-A CHUNK is its name, its id, or the first 6 digits of its id.
+A CHUNK is its name (or :NAME), its id, or the first 6 digits of its id.
 """
 
 from __future__ import annotations
@@ -10,9 +10,10 @@ import time
 from collections.abc import Callable
 from itertools import islice
 
+from cairn.arguments import UsageError, find_chunk
 from cairn.client import Client
-from cairn.connection import UsageError, add_connection_flags, find_chunk, open_client
-from cairn.terminal import Terminal, human_bytes, short_id, table
+from cairn.connection import add_connection_flags, open_client
+from cairn.terminal import Terminal, human_age, human_bytes, human_time, short_id, table
 from cairn.types import CHUNK_TYPES, LIST_ORDERS, StoredChunk
 
 NAME = "chunks"
@@ -86,7 +87,7 @@ def _row(chunk: StoredChunk) -> tuple[object, ...]:
         "yes" if chunk.pinned else "",
         chunk.kv_entries,
         human_bytes(chunk.kv_bytes),
-        f"{max(0.0, time.time() - chunk.last_used_unix_s):.0f} s ago",
+        f"{human_age(time.time() - chunk.last_used_unix_s)} ago",
     )
 
 
@@ -96,10 +97,26 @@ def _show(args: argparse.Namespace, terminal: Terminal, client: Client) -> None:
         terminal.json_line(chunk)
         return
     hidden = {"text"} if args.token_ids else {"text", "token_ids"}
-    rows = [(name, getattr(chunk, name)) for name in chunk.__dataclass_fields__ if name not in hidden]
+    rows = [(_label(name), _value(chunk, name)) for name in chunk.__dataclass_fields__ if name not in hidden]
     terminal.say(table(("field", "value"), rows))
     if args.text:
         terminal.say(chunk.text)
+
+
+def _label(field: str) -> str:
+    return field.removesuffix("_unix_s").replace("_", " ")
+
+
+def _value(chunk: StoredChunk, field: str) -> object:
+    """A field for a person: points in time by the clock, sizes in units, lists in words."""
+    value = getattr(chunk, field)
+    if field.endswith("_unix_s"):
+        return "never" if value is None else human_time(value, time.time())
+    if field.endswith("_bytes"):
+        return human_bytes(value)
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return ", ".join(value) if field == "tags" else value
 
 
 def _remove(args: argparse.Namespace, terminal: Terminal, client: Client) -> None:

@@ -19,8 +19,9 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from cairn.arguments import UsageError, seconds
 from cairn.async_client import AsyncClient
-from cairn.connection import UsageError, add_json_flag, positive_seconds
+from cairn.connection import add_json_flag, check_model_flag
 from cairn.examples import Examples, Exercise, plan_exercises
 from cairn.processes import LogLine, Processes, ServiceFailed
 from cairn.services import Settings, service_commands
@@ -51,12 +52,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--orders", type=int, default=3, metavar="N", help="document orders (default %(default)s)")
     parser.add_argument("--questions", type=int, default=2, metavar="N", help="in each order (default %(default)s)")
     parser.add_argument("--threads", type=int, default=1, metavar="N", help="of each process (default %(default)s)")
-    parser.add_argument("--start-timeout", type=positive_seconds, default=120.0, metavar="SECONDS")
+    parser.add_argument("--start-timeout", type=seconds, default=120.0, metavar="SECONDS")
     parser.add_argument("--verbose", action="store_true", help="show the services' logs")
     add_json_flag(parser)
 
 
 def run(args: argparse.Namespace, terminal: Terminal) -> int:
+    check_model_flag(args.model)
     if args.orders < 1 or args.questions < 1:
         raise UsageError("--orders and --questions must be at least 1")
     try:

@@ -1,11 +1,13 @@
 """Say what a request would reuse, compute and move, without running it.
 
-Each PART is a chunk (its id, or :NAME), @FILE or text, in order. The query comes last: --query, or the last PART.
+Each PART is a chunk (its id, the first digits of it, or :NAME), @FILE or text (text:WORDS if it looks like one of the
+others), in order. The query comes last: --query, or the last PART.
 """
 
 from __future__ import annotations
 
 import argparse
+from contextlib import ExitStack
 
 from cairn.commands.generate import add_prompt_flags, read_parts
 from cairn.connection import add_connection_flags, open_client
@@ -21,8 +23,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace, terminal: Terminal) -> int:
-    with open_client(args) as client, terminal.waiting("Looking up ..."):
-        plan = client.explain(read_parts(args, client), reuse=args.reuse, cache=args.cache, request_id=args.request_id)
+    with open_client(args) as client, ExitStack() as shown:
+        parts = read_parts(args, client, terminal)  # may ask
+        shown.enter_context(terminal.waiting("Looking up ..."))
+        plan = client.explain(parts, reuse=args.reuse, cache=args.cache, request_id=args.request_id)
     if terminal.as_json:
         terminal.json_line(plan)
         return 0

@@ -1,16 +1,18 @@
 """Stream an answer to a prompt built from parts, and say what was reused.
 
-Each PART is a chunk (its id, or :NAME), @FILE or text, in order. The query comes last: --query, or the last PART.
+Each PART is a chunk (its id, the first digits of it, or :NAME), @FILE or text (text:WORDS if it looks like one of the
+others), in order. The query comes last: --query, or the last PART.
 """
 
 from __future__ import annotations
 
 import argparse
 
+from cairn.arguments import UsageError, read_part
 from cairn.client import Client
-from cairn.connection import UsageError, add_connection_flags, open_client, read_part
+from cairn.connection import add_connection_flags, open_client
 from cairn.requests import Part
-from cairn.terminal import Terminal, reuse_table
+from cairn.terminal import Terminal, human_seconds, reuse_table
 from cairn.types import CACHE_USES, REUSE_MODES, Result
 
 NAME = "generate"
@@ -44,21 +46,21 @@ def add_prompt_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--request-id", metavar="ID", help="to find it again in the logs and to abort it")
 
 
-def read_parts(args: argparse.Namespace, client: Client) -> list[Part]:
+def read_parts(args: argparse.Namespace, client: Client, terminal: Terminal) -> list[Part]:
     """The prompt's parts, the query last. Raises ``UsageError`` without a query."""
     words = list(args.part)
     query = args.query if args.query is not None else (words.pop() if words else None)
     if query is None:
         raise UsageError("give a query: --query TEXT, or at least one PART")
-    parts = [read_part(word, client, role=args.part_role) for word in words]
-    return [*parts, read_part(query, client, role=args.query_role)]
+    parts = [read_part(word, client, terminal, role=args.part_role) for word in words]
+    return [*parts, read_part(query, client, terminal, role=args.query_role)]
 
 
 def run(args: argparse.Namespace, terminal: Terminal) -> int:
     with (
         open_client(args) as client,
         client.generate(
-            read_parts(args, client),
+            read_parts(args, client, terminal),
             max_tokens=args.max_tokens,
             reuse=args.reuse,
             cache=args.cache,
@@ -91,6 +93,6 @@ def _summary(result: Result) -> str:
     usage, timings = result.usage, result.timings
     return (
         f"{usage.prompt_tokens} prompt tokens ({usage.cached_tokens} cached, {usage.computed_tokens} computed), "
-        f"{usage.completion_tokens} generated, first token {timings.first_token_s * 1000:.1f} ms, "
-        f"total {timings.total_s * 1000:.1f} ms, {result.reuse.exactness}, ended by {result.finish_reason}"
+        f"{usage.completion_tokens} generated, first token {human_seconds(timings.first_token_s)}, "
+        f"total {human_seconds(timings.total_s)}, {result.reuse.exactness}, ended by {result.finish_reason}"
     )

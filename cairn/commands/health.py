@@ -12,6 +12,7 @@ import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from cairn.connection import add_connection_flags, read_token
+from cairn.hints import reachability
 from cairn.terminal import Terminal
 from cairn.transport import Peer
 
@@ -38,6 +39,8 @@ def run(args: argparse.Namespace, terminal: Terminal) -> int:
             status = _wait_for_serving(peer, ends_at, min(args.timeout, 5.0))
         serving = serving and status == "SERVING"
         terminal.result({"address": address, "status": status}, f"{address} {status}")
+        if status == "UNAVAILABLE" and (why := reachability(address, args.tls_ca)):
+            terminal.note(why)
     return 0 if serving else 1
 
 

@@ -12,7 +12,8 @@ import re
 from pathlib import Path
 from typing import Any
 
-from cairn.connection import UsageError, add_json_flag
+from cairn.arguments import UsageError
+from cairn.connection import add_json_flag
 from cairn.geometry import layout_from_config, read_config
 from cairn.terminal import Terminal, human_bytes, table
 from chunk_store.capacity import Workload, entries_that_fit, entry_nbytes, load_s, plan

@@ -1,6 +1,7 @@
 """Register chunks and compute their KV, so that the requests that use them find it.
 
-Each CONTENT is text, @FILE, or a chunk (its id, or :NAME) whose KV is wanted under another context.
+Each CONTENT is text, @FILE, or a chunk (its id, the first digits of it, or :NAME) whose KV is wanted under another
+context.
 """
 
 from __future__ import annotations
@@ -8,9 +9,11 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from cairn.arguments import find_chunk, read_part, seconds
 from cairn.client import Client
-from cairn.connection import add_connection_flags, find_chunk, open_client, positive_seconds, read_part
-from cairn.terminal import Terminal, short_id, table
+from cairn.connection import add_connection_flags, open_client
+from cairn.requests import Part
+from cairn.terminal import Terminal, human_seconds, short_id, table
 from cairn.types import CHUNK_TYPES, REUSE_MODES, Chunk, ChunkRef
 
 NAME = "prefill"
@@ -27,7 +30,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--context", action="append", default=[], metavar="CHUNK", help="id or name of a chunk before it, in order"
     )
     parser.add_argument("--reuse", choices=REUSE_MODES, default="exact", help="which of the context its KV depends on")
-    parser.add_argument("--ttl", type=positive_seconds, metavar="SECONDS", help="forget it after this time")
+    parser.add_argument("--ttl", type=seconds, metavar="DURATION", help="forget it after this time: 90, 15m, 2h, 7d")
     parser.add_argument("--pin", action="store_true", help="never evict it")
     add_connection_flags(parser)
 
@@ -36,24 +39,25 @@ def run(args: argparse.Namespace, terminal: Terminal) -> int:
     done = []
     with open_client(args) as client:
         context = [find_chunk(client, word) for word in args.context]
-        for number, word in enumerate(args.content, start=1):
-            with terminal.waiting(f"Prefilling {number} of {len(args.content)} ..."):
-                chunk = _prefill(client, args, word, context)
+        contents = [(word, read_part(word, client, terminal)) for word in args.content]  # may ask
+        for number, (word, content) in enumerate(contents, start=1):
+            with terminal.waiting(f"Prefilling {number} of {len(contents)} ..."):
+                chunk = _prefill(client, args, word, content, context)
             done.append(chunk)
             if terminal.as_json:
                 terminal.json_line(chunk)
     if not terminal.as_json:
-        columns = ("chunk", "name", "#tokens", "outcome", "#computed", "#reused", "#ms")
+        columns = ("chunk", "name", "#tokens", "outcome", "#computed", "#reused", "#time")
         terminal.say(table(columns, [_row(chunk) for chunk in done]))
         for chunk in done:
             terminal.note(chunk.id)
     return 0
 
 
-def _prefill(client: Client, args: argparse.Namespace, word: str, context: list[ChunkRef]) -> Chunk:
+def _prefill(client: Client, args: argparse.Namespace, word: str, content: Part, context: list[ChunkRef]) -> Chunk:
     name = args.name or (Path(word[1:]).name if word.startswith("@") else "")
     return client.prefill(
-        read_part(word, client),
+        content,
         type=args.type,
         role=args.role,
         name=name,
@@ -73,5 +77,5 @@ def _row(chunk: Chunk) -> tuple[object, ...]:
         chunk.outcome,
         chunk.computed_tokens,
         chunk.reused_tokens,
-        f"{chunk.timings.total_s * 1000:.1f}",
+        human_seconds(chunk.timings.total_s),
     )

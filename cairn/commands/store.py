@@ -15,7 +15,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from cairn.connection import UsageError, add_json_flag
+from cairn.arguments import UsageError
+from cairn.connection import add_json_flag
 from cairn.stores import add_store_flag, choose_chunks, choose_model, hidden, opened, with_sound_index
 from cairn.terminal import Terminal, human_bytes, short_id, table
 from chunk_store.archive import export, import_

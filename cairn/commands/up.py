@@ -22,15 +22,17 @@ from typing import Any
 
 from rich.text import Text
 
-from cairn.connection import UsageError, add_json_flag, positive_seconds
+from cairn.arguments import UsageError, seconds
+from cairn.connection import add_json_flag, check_model_flag
 from cairn.processes import Command, Processes, ServiceFailed
 from cairn.services import Settings, private_tokens, service_commands
 from cairn.stores import add_store_flag
-from cairn.terminal import Terminal
+from cairn.terminal import Terminal, human_age
 
 NAME = "up"
 HELP = "start the two services on this machine"
 
+PROGRESS_S = 1.0  # between two changes of what is shown while the services start
 KILL_AFTER_S = 3.0  # a service that has not ended so long after its drain time is killed
 STYLES = {"prefill": "cyan", "decode": "magenta"}
 
@@ -67,14 +69,15 @@ def configure(parser: argparse.ArgumentParser) -> None:
     work.add_argument("--max-waiting", type=int, metavar="N", help="requests that may wait; more are refused")
     work.add_argument("--prefill-tokens-max", type=int, metavar="N", help="tokens a prefill forward at most")
     work.add_argument("--strict", action="store_true", help="one batch size for every step: bits never change")
-    parser.add_argument("--start-timeout", type=positive_seconds, default=300.0, metavar="SECONDS")
+    parser.add_argument("--start-timeout", type=seconds, default=300.0, metavar="SECONDS")
     parser.add_argument(
-        "--drain-s", type=positive_seconds, default=20.0, metavar="SECONDS", help="for running requests at the end"
+        "--drain-s", type=seconds, default=20.0, metavar="SECONDS", help="for running requests at the end"
     )
     add_json_flag(parser)
 
 
 def run(args: argparse.Namespace, terminal: Terminal) -> int:
+    check_model_flag(args.model)
     _check_access(args)
     asked = {field.name: getattr(args, field.name) for field in fields(Settings) if field.name in args}
     with private_tokens(args.token_file) as prefill_token_file:
@@ -128,8 +131,12 @@ async def _until_asked(
     """Wait for readiness, say so, and wait for the end: "" if it was asked for, else what happened."""
     started = time.monotonic()
     ready = asyncio.create_task(processes.wait_ready(start_timeout_s))
-    with terminal.waiting("Starting the prefill and the decode service ..."):
-        await asyncio.wait({ready, asked}, return_when=asyncio.FIRST_COMPLETED)
+    with terminal.waiting("Starting the prefill and the decode service ...") as status:
+        while not (ready.done() or asked.done()):
+            await asyncio.wait({ready, asked}, timeout=PROGRESS_S, return_when=asyncio.FIRST_COMPLETED)
+            if status is not None:
+                names = " and ".join(processes.not_ready()) or "health checks"
+                status.update(f"Waiting for {names}, {human_age(time.monotonic() - started)} so far ...")
     if not ready.done():
         ready.cancel()
         return ""

@@ -35,7 +35,7 @@ def cairn(services, capsys, monkeypatch):
 
 @pytest.mark.parametrize(
     "command",
-    ["", "up", "demo", "prefill", "generate", "explain", "health", "chunks", "store", "plan"]
+    ["", "up", "demo", "prefill", "generate", "explain", "abort", "health", "chunks", "store", "plan"]
     + [f"chunks {action}" for action in ("list", "show", "rm", "pin", "unpin")]
     + [f"store {action}" for action in ("stats", "verify", "gc", "export", "import", "rm")],
 )
@@ -57,7 +57,7 @@ def test_help(cairn, command):
         (["generate", "q", "--timeout", "0"], "must be a positive number of seconds"),
         (["generate"], "give a query"),
         (["generate", "@/nowhere", "--query", "q"], "cannot read /nowhere"),
-        (["generate", ":missing", "--query", "q"], "'missing' stands for 0 chunks"),
+        (["generate", ":missing", "--query", "q"], "':missing' stands for 0 chunks"),
         (["prefill", "t", "--token-file", "/nowhere"], "cannot read /nowhere"),
         (["chunks", "show", ""], "give a chunk's name"),
         (["chunks", "list", "--by", "size"], "invalid choice: 'size'"),
@@ -222,6 +222,48 @@ def test_the_token_comes_from_the_environment_or_a_file(cairn, services, tmp_pat
     file.write_text("from-file\n")
     cairn("chunks", "list", "--token-file", str(file))
     assert services.script.metadata[-1]["authorization"] == "Bearer from-file"
+
+
+def test_the_services_own_token_file_will_do(cairn, services, tmp_path):
+    file = tmp_path / "tokens"
+    file.write_text("# tenants\n\nstone red\nslate blue\n")
+    cairn("chunks", "list", "--token-file", str(file))
+    assert services.script.metadata[-1]["authorization"] == "Bearer stone"
+    file.write_text("# nobody\n")
+    code, _, err = cairn("chunks", "list", "--token-file", str(file))
+    assert code == 2 and "holds no token" in err
+
+
+def test_abort(cairn):
+    code, out, _ = cairn("abort", "running", "gone")
+    assert (code, out) == (1, "running aborted\ngone is not waiting or running\n")
+    code, out, _ = cairn("abort", "running", "--json")
+    assert (code, json.loads(out)) == (0, {"request_id": "running", "found": True})
+
+
+def test_show_is_for_people(cairn):
+    code, out, _ = cairn("chunks", "show", ":doc-1")
+    assert code == 0
+    assert "2.0 KiB" in out and " ago)" in out and "never" in out
+    assert "1970-01-01" in out or "1969-12-31" in out, "by the clock of this machine"
+    assert "1000.0" not in out and "2048" not in out
+
+
+@pytest.mark.parametrize("command", ["generate", "explain"])
+def test_short_ids_in_prompts(cairn, services, command):
+    code, _, err = cairn(command, CHUNK_1[:18], "--query", "why?")
+    assert code == 0, err
+    assert services.script.requests[-1].segments[0].chunk_id == CHUNK_1
+    code, out, err = cairn(command, "0123456789ab", "--query", "why?")
+    assert (code, out) == (2, "") and "text:0123456789ab" in err
+    assert not hasattr(services.script.requests[-1], "segments"), "nothing is sent"
+
+
+def test_short_ids_to_prefill(cairn, services):
+    assert cairn("prefill", CHUNK_1[:18], "--context", CHUNK_1[:18], "--ttl", "2h")[0] == 0
+    request = services.script.requests[-1]
+    assert (request.chunk_id, list(request.context_chunk_ids), request.ttl_s) == (CHUNK_1, [CHUNK_1], 7200.0)
+    assert cairn("prefill", "0123456789ab")[0] == 2
 
 
 def test_health(cairn, services):

@@ -252,6 +252,9 @@ def test_the_readme_example_runs(up):
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith(ANSWER)
+    *_, tokens, cached, source, reason = next(line for line in done.stdout.splitlines() if "chronicle" in line).split()
+    assert (cached, reason) == (tokens, "None") or cached == tokens, "the first run shows a hit"
+    assert source in ("store", "device")
 
 
 def test_the_readme_commands_run(up):
@@ -321,6 +324,6 @@ def test_demo():
 def test_demo_of_a_model_that_is_not_there(tmp_path):
     argv = [sys.executable, "-m", "cairn.cli", "demo", "--model", str(tmp_path / "nowhere")]
     done = subprocess.run(argv, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 1
-    assert "cannot be loaded" in done.stderr and "ended with exit code 1" in done.stderr
+    assert done.returncode == 2
+    assert "nowhere does not exist" in done.stderr
     assert "Traceback" not in done.stderr

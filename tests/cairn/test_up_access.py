@@ -14,6 +14,7 @@ import pytest
 
 from cairn import Client, Text, Unauthorized, Unavailable
 from cairn.services import Settings, private_tokens, service_commands
+from tests.certificates import certificate
 from tests.chunk_store.servers import redis_server, redis_url
 from tests.models_for_tests import tiny_model_dir
 
@@ -21,21 +22,11 @@ DOCUMENT = "The town of Crystalton is located in Nebulonia. " * 4
 QUERY = Text("Where is Crystalton located?", role="user")
 
 
-def make_certificate(directory: Path) -> tuple[Path, Path]:
-    cert, key = directory / "cert.pem", directory / "key.pem"
-    command = (
-        "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 1 -subj /CN=cairn "
-        f"-addext subjectAltName=IP:127.0.0.1 -keyout {key} -out {cert}"
-    )
-    subprocess.run(command.split(), check=True, capture_output=True)
-    return cert, key
-
-
 @pytest.fixture(scope="module")
 def up(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]]:
     """Both services, started by ``cairn up``; they must drain cleanly."""
     root = tmp_path_factory.mktemp("access")
-    cert, key = make_certificate(root)
+    cert, key = certificate(root)
     (root / "tokens").write_text("# tenants\nstone red\nslate blue\n")
     model = tiny_model_dir(root / "model")
     redis = redis_server(root)

@@ -1,0 +1,139 @@
+"""What the words of a command line stand for."""
+
+from __future__ import annotations
+
+import argparse
+
+import pytest
+
+from cairn.arguments import UsageError, find_chunk, looks_like_id, read_part, seconds
+from cairn.terminal import Terminal, human_age, human_seconds
+from cairn.types import ChunkRef, Text
+from tests.cairn.cairn_fakes import digits
+
+CHUNK_1, CHUNK_2 = digits("chunk 001"), digits("chunk 002")
+
+
+class Asked(Terminal):
+    """A terminal with somebody at it who gives one answer; None: nobody is there."""
+
+    def __init__(self, answer: bool | None = None) -> None:
+        super().__init__()
+        self.answer = answer
+        self.warnings: list[str] = []
+
+    def warn(self, words: str) -> None:
+        self.warnings.append(words)
+
+    def ask(self, question: str) -> bool | None:
+        return self.answer
+
+
+@pytest.mark.parametrize(
+    ("word", "expected"),
+    [
+        ("0123ab", True),
+        ("0123AB", True),
+        (CHUNK_1, True),
+        ("abcdefabcdef", True),
+        ("123456", True),
+        ("facade", False),
+        ("decade", False),
+        ("12345", False),
+        ("0123ag", False),
+        (CHUNK_1 + "0", False),
+        ("Who governs?", False),
+    ],
+)
+def test_what_looks_like_an_id(word, expected):
+    assert looks_like_id(word) is expected
+
+
+@pytest.mark.parametrize("word", [CHUNK_1, CHUNK_1[:18], CHUNK_1[:18].upper(), CHUNK_1.upper(), ":doc-1"])
+def test_a_part_may_be_an_id_the_start_of_one_or_a_name(client, word):
+    assert read_part(word, client, Asked()) == ChunkRef(CHUNK_1)
+
+
+@pytest.mark.parametrize("word", ["0123456789ab", "123456", CHUNK_1[:10]])
+def test_a_word_that_looks_like_an_id_and_is_none_is_no_prompt_text(client, word):
+    with pytest.raises(UsageError, match=f"stands for [05] chunks; write text:{word} if it is text"):
+        read_part(word, client, Asked())
+
+
+def test_text_says_that_a_word_is_text(client):
+    assert read_part("text:123456", client, Asked(), role="user") == Text("123456", role="user")
+    assert read_part("text::doc-1", client, Asked()) == Text(":doc-1")
+
+
+@pytest.mark.parametrize("word", ["doc-1", ":doc-1", CHUNK_1, CHUNK_1[:18], CHUNK_1.upper()])
+def test_a_chunk_may_be_named_in_every_way(client, word):
+    assert find_chunk(client, word) == ChunkRef(CHUNK_1)
+
+
+@pytest.mark.parametrize("word", [":", "", ":nobody", "nobody", "fedcba", ":" + CHUNK_1[:18]])
+def test_a_chunk_that_is_not_there(client, word):
+    with pytest.raises(UsageError):
+        find_chunk(client, word)
+
+
+def test_a_file_without_its_sign(client, tmp_path):
+    file = tmp_path / "notes.txt"
+    file.write_text("Facts.")
+    assert read_part(str(file), client, Asked(True)) == Text("Facts.")
+    nobody = Asked(None)
+    assert read_part(str(file), client, nobody) == Text(str(file))
+    assert len(nobody.warnings) == 1 and f"write @{file}" in nobody.warnings[0]
+    refused = Asked(False)
+    assert read_part(str(file), client, refused) == Text(str(file)) and not refused.warnings
+
+
+@pytest.mark.parametrize("word", ["docs/chronicle.txt", "./notes", "../x.md", "~/nothing", "/etc/nothing-here"])
+def test_a_path_that_does_not_exist_is_sent_with_a_warning(client, word):
+    terminal = Asked(True)
+    assert read_part(word, client, terminal) == Text(word)
+    assert len(terminal.warnings) == 1 and "no such file" in terminal.warnings[0]
+
+
+@pytest.mark.parametrize("word", ["and/or", "Who governs Wendolin?", "see docs/a.txt now", "https://a.example/b.txt"])
+def test_ordinary_words_are_sent_without_one(client, word):
+    terminal = Asked(True)
+    assert read_part(word, client, terminal) == Text(word)
+    assert terminal.warnings == []
+
+
+@pytest.mark.parametrize("word", ["x" * 100_000, "nul\0character", "~nobodyhere42"])
+def test_words_that_no_path_can_be(client, word):
+    assert read_part(word, client, Asked(True)) == Text(word)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("90", 90),
+        ("1.5", 1.5),
+        ("500ms", 0.5),
+        ("15m", 900),
+        ("15min", 900),
+        ("2h", 7200),
+        ("7d", 604800),
+        ("1e2 s", 100),
+    ],
+)
+def test_durations(text, expected):
+    assert seconds(text) == expected
+
+
+@pytest.mark.parametrize("text", ["", "0", "-1", "inf", "nan", "2 weeks", "h", "1e400", "--", "0x9" * 1000])
+def test_durations_that_are_none(text):
+    with pytest.raises(argparse.ArgumentTypeError) as caught:
+        seconds(text)
+    assert len(str(caught.value)) < 300
+
+
+def test_times_for_people():
+    shown = [human_seconds(s) for s in (0.0, 0.0123, 0.99994, 0.99996, 1.0, 59.94, 59.96, 125, 12000, 446400)]
+    assert shown == [
+        *("0.0 ms", "12.3 ms", "999.9 ms", "1.0 s", "1.0 s", "59.9 s", "1 min"),
+        *("2 min 5 s", "3 h 20 min", "5 d 4 h"),
+    ]
+    assert [human_age(s) for s in (-1, 0.4, 3599.6, 86400)] == ["0 s", "0 s", "1 h", "1 d"]
