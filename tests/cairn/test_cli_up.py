@@ -55,6 +55,8 @@ def up(tmp_path):
         (tmp_path / name).mkdir()
         (tmp_path / name / "__init__.py").touch()
         (tmp_path / name / "__main__.py").write_text(STAND_IN)
+    (tmp_path / "m").mkdir()
+    (tmp_path / "m" / "config.json").write_text("{}")
     started: list[subprocess.Popen[str]] = []
 
     def start(*flags: str, **behaviour: str) -> subprocess.Popen[str]:
@@ -232,3 +234,14 @@ def test_flags_reach_the_service_they_are_for():
     assert decode.argv[decode.argv.index("--max-batch") + 1] == "8"
     assert decode.argv[decode.argv.index("--prefill") + 1] == prefill.address == f"127.0.0.1:{port}"
     assert "--dtype" not in decode.argv, "what was not asked for is left to the service"
+
+
+@pytest.mark.parametrize("word", ["modles", "./m2", "/nowhere"])
+def test_a_mistyped_model_path_fails_before_anything_starts(up, tmp_path, word):
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models" / "config.json").write_text("{}")
+    process = up("--model", word)
+    out, err = process.communicate(timeout=60)
+    assert (process.returncode, out) == (2, "")
+    assert err.startswith(f"cairn: --model: {word} does not exist") and len(err.splitlines()) == 1
+    assert ("did you mean models?" in err) == (word == "modles")
