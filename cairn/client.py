@@ -31,7 +31,8 @@ class Client:
 
     ``token`` is sent as a bearer token; ``tls`` is True (the system's certificates) or a PEM file; ``salt`` goes
     with every request that has none of its own. Every call ends within ``timeout_s`` seconds, its own or the
-    client's. Calls raise ``CairnError``; UNAVAILABLE is retried a few times where sending twice does no harm.
+    client's. Calls raise ``CairnError``; UNAVAILABLE, and an overload that says when to come again, are retried a few
+    times where sending twice does no harm.
     """
 
     def __init__(

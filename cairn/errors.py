@@ -8,7 +8,9 @@ from __future__ import annotations
 
 
 class CairnError(Exception):
-    """Base of every error that a client raises on purpose."""
+    """Base of every error that a client raises on purpose. ``retry_after_s``: when the service says to come again."""
+
+    retry_after_s: float | None = None
 
     def __init__(self, message: str, *, code: str = "UNKNOWN", source: str = "") -> None:
         super().__init__(message)

@@ -12,6 +12,7 @@ from typing import Any, TypeAlias
 import grpc
 
 from cairn.errors import CairnError, error_from_status, invalid
+from serving.retry_info import retry_after_s
 
 Tls: TypeAlias = bool | str | Path | None
 
@@ -97,18 +98,26 @@ class Attempts:
         return max(0.001, self._ends_at - time.monotonic())
 
     def delay_after(self, error: grpc.RpcError) -> float | None:
-        """Seconds to wait before the next attempt, or None to give up: only UNAVAILABLE is tried again, a few
-        times, with a random delay that doubles, and never past the deadline."""
+        """Seconds to wait before the next attempt, or None to give up.
+
+        UNAVAILABLE is tried again, and RESOURCE_EXHAUSTED from a service that says when (``RetryInfo``): a few
+        times, with a random delay that doubles and is no shorter than the service asks, never past the deadline.
+        """
         self._failed += 1
-        if not self.retry or error.code() is not grpc.StatusCode.UNAVAILABLE or self._failed >= ATTEMPTS_MAX:
+        asked_s = retry_after_s(error.trailing_metadata())
+        overloaded = error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED and asked_s is not None
+        again = overloaded or error.code() is grpc.StatusCode.UNAVAILABLE
+        if not self.retry or not again or self._failed >= ATTEMPTS_MAX:
             return None
-        delay_s = FIRST_DELAY_S * 2 ** (self._failed - 1) * random.uniform(1.0, 1.5)
+        delay_s = max(FIRST_DELAY_S * 2 ** (self._failed - 1), asked_s or 0.0) * random.uniform(1.0, 1.5)
         return delay_s if delay_s < self.remaining_s() else None
 
 
 def error_from_rpc(error: grpc.RpcError, peer: Peer) -> CairnError:
     """What a failed RPC means to the caller."""
-    return error_from_status(error.code().name, error.details() or "", peer.source)
+    failed = error_from_status(error.code().name, error.details() or "", peer.source)
+    failed.retry_after_s = retry_after_s(error.trailing_metadata())
+    return failed
 
 
 def is_loopback(address: str) -> bool:

@@ -117,8 +117,28 @@ class DecodeService(decode_pb2_grpc.DecodeServiceServicer):  # type: ignore[misc
     async def _submit(
         self, request: decode_pb2.GenerateRequest, context: Context, request_id: str, clock: StageClock
     ) -> tuple[Sequence, asyncio.Queue[list[Event]]]:
-        """Resolves the request and queues it with the worker."""
+        """Takes a place in the queue, or is refused at once; then resolves the request and hands it to the worker."""
         salt = self._salt_of(request, context)
+        try:
+            self.worker.take_place()
+        except Overloaded as error:
+            raise RequestError(StatusCode.RESOURCE_EXHAUSTED, str(error), retry_after_s=error.retry_after_s) from error
+        try:
+            sequence, events = await self._compose(request, salt, request_id, clock)
+            self.worker.submit(sequence)
+        except BaseException as error:
+            self.worker.leave_place()
+            if isinstance(error, WorkerEnded):
+                raise RequestError(StatusCode.UNAVAILABLE, str(error)) from error
+            raise
+        if request_id in self._aborted:
+            self.worker.end(request_id, FinishReason.ABORT)
+        return sequence, events
+
+    async def _compose(
+        self, request: decode_pb2.GenerateRequest, salt: str, request_id: str, clock: StageClock
+    ) -> tuple[Sequence, asyncio.Queue[list[Event]]]:
+        """The request as a sequence, and where its events come."""
         bypass = request.cache_use == decode_pb2.CACHE_USE_BYPASS
         composition = await self._resolve(request, salt, register=not bypass)
         clock.tokenize_ns = time.monotonic_ns() - clock.arrived
@@ -142,13 +162,8 @@ class DecodeService(decode_pb2_grpc.DecodeServiceServicer):  # type: ignore[misc
         sequence = Sequence(request_id, composition, params, sampler, salt, bypass, deliver, clock)
         try:
             self.worker.check_size(sequence)
-            self.worker.submit(sequence)
-        except (TooLarge, Overloaded) as error:
-            raise RequestError(StatusCode.RESOURCE_EXHAUSTED, str(error)) from error
-        except WorkerEnded as error:
-            raise RequestError(StatusCode.UNAVAILABLE, str(error)) from error
-        if request_id in self._aborted:
-            self.worker.end(request_id, FinishReason.ABORT)
+        except TooLarge as error:
+            raise RequestError(StatusCode.FAILED_PRECONDITION, str(error)) from error
         return sequence, events
 
     def _salt_of(self, request: decode_pb2.GenerateRequest, context: Context) -> str:

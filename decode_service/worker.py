@@ -35,10 +35,15 @@ from engine.sampling import Choice
 log = logging.getLogger(__name__)
 
 IDLE_WAIT_S = 0.5
+RETRY_AFTER_S_MIN, RETRY_AFTER_S_MAX = 0.5, 30.0  # what a refused request is told
 
 
 class Overloaded(Exception):
-    """The waiting queue is full."""
+    """The waiting queue is full; it may have room again after ``retry_after_s`` seconds."""
+
+    def __init__(self, message: str, retry_after_s: float) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
 
 
 class WorkerEnded(Exception):
@@ -85,7 +90,8 @@ class DecodeWorker:
         self._outbox: list[tuple[Sequence, Event]] = []
         self._stopping = False
         self._ended_because = ""  # guarded by the lock, as is the order of what enters the inbox
-        self._accepted = 0  # submitted and not yet admitted; guarded by the lock
+        self._accepted = 0  # places taken in the queue, by requests not yet admitted; guarded by the lock
+        self._last_wait_ns = 0
         self._lock = threading.Lock()
         self._thread = threading.Thread(target=self._loop, name="cairn-device", daemon=True)
 
@@ -103,14 +109,31 @@ class DecodeWorker:
         self._thread.join(timeout_s)
         self._fills.stop()
 
-    def submit(self, sequence: Sequence) -> None:
-        """Queues a sequence. Raises ``Overloaded`` if ``waiting_max`` wait already, or ``WorkerEnded``."""
-        sequence.clock.submitted = time.monotonic_ns()
+    def take_place(self) -> None:
+        """A place in the queue for a request that is about to be composed, until ``submit`` or ``leave_place``.
+
+        Costs next to nothing, so that a request which finds no place is refused before anything is done for it.
+        Raises ``Overloaded`` if ``waiting_max`` have one already.
+        """
         with self._lock:
             if self._accepted >= self.waiting_max:
-                raise Overloaded(f"{self.waiting_max} requests are waiting already; try again later")
-            self._put(lambda: self._waiting.append(sequence))
+                raise Overloaded(f"{self.waiting_max} requests are waiting already; try again later", self._wait_s())
             self._accepted += 1
+
+    def leave_place(self) -> None:
+        """Gives a place back that nothing was submitted to."""
+        with self._lock:
+            self._accepted -= 1
+
+    def _wait_s(self) -> float:
+        """How long whoever was admitted last had waited, within reason: what a new one must expect."""
+        return min(max(self._last_wait_ns / 1e9, RETRY_AFTER_S_MIN), RETRY_AFTER_S_MAX)
+
+    def submit(self, sequence: Sequence) -> None:
+        """Queues a sequence, whose place was taken before. Raises ``WorkerEnded``; it keeps its place then."""
+        sequence.clock.submitted = time.monotonic_ns()
+        with self._lock:
+            self._put(lambda: self._waiting.append(sequence))
 
     def end(self, request_id: str, reason: FinishReason) -> None:
         """Ends a request; its caller gets ``Finished(reason)``. One that has ended, or is unknown, is ignored."""
@@ -227,6 +250,7 @@ class DecodeWorker:
                 return
             self._leave_queue(sequence)
             sequence.clock.admitted = time.monotonic_ns()
+            self._last_wait_ns = sequence.clock.admitted - sequence.clock.submitted
             self._fills.begin(admitted)
             self._ready += self._fills.take_ready()
 

@@ -5,9 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
 from typing import TypeVar
 
 from grpc import StatusCode
@@ -16,6 +15,8 @@ from serving.errors import RequestError
 from serving.stages import StageTimer
 
 T = TypeVar("T")
+
+RETRY_AFTER_S = 1.0  # what a refused request is told
 
 
 class DeviceQueue:
@@ -31,18 +32,18 @@ class DeviceQueue:
         """Jobs that have a place now."""
         return self._jobs
 
-    @contextmanager
-    def place(self) -> Iterator[None]:
-        """A place in the line while the block runs. Raises ``RequestError`` (RESOURCE_EXHAUSTED) without one."""
+    def take_place(self) -> None:
+        """A place in the line, until ``leave_place``. Raises ``RequestError`` (RESOURCE_EXHAUSTED) without one."""
         if self._jobs >= self.jobs_max:
             raise RequestError(
-                StatusCode.RESOURCE_EXHAUSTED, f"{self._jobs} requests wait or run, at most {self.jobs_max}; try later"
+                StatusCode.RESOURCE_EXHAUSTED,
+                f"{self._jobs} requests wait or run, at most {self.jobs_max}; try later",
+                retry_after_s=RETRY_AFTER_S,
             )
         self._jobs += 1
-        try:
-            yield
-        finally:
-            self._jobs -= 1
+
+    def leave_place(self) -> None:
+        self._jobs -= 1
 
     async def run(self, step: Callable[[], T], timer: StageTimer) -> T:
         """Runs ``step`` on the device thread after what was given before; its wait is the stage ``queue``.

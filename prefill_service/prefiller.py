@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import TypeVar
 
 from grpc import StatusCode
@@ -58,7 +59,7 @@ class Prefiller:
         self.queue = DeviceQueue(jobs_max)
         self.busy_wait_s_max = busy_wait_s_max
         self._store_threads = ThreadPoolExecutor(STORE_THREADS, thread_name_prefix="store")
-        self._works: set[asyncio.Task[Made]] = set()  # bounded by the queue's places and what the caller bounds
+        self._works: set[asyncio.Task[None]] = set()  # each has a place in the queue
 
     async def in_store_thread(self, call: Callable[[], T]) -> T:
         """Runs a store call, or anything that may block, off the event loop."""
@@ -66,8 +67,17 @@ class Prefiller:
         return await asyncio.wrap_future(self._store_threads.submit(context.run, call))
 
     async def register(self, request: ChunkRequest, timer: StageTimer) -> Job:
-        """Registers the request's content. Raises ``RequestError`` and what stores raise."""
-        return await self.in_store_thread(lambda: self.registrar.register(request, timer))
+        """Takes a place for the request, or is refused at once; then registers its content.
+
+        What it returns must be given to ``make``, which gives the place back. Raises ``RequestError`` and what stores
+        raise; it leaves no place taken then.
+        """
+        self.queue.take_place()
+        try:
+            return await self.in_store_thread(lambda: self.registrar.register(request, timer))
+        except BaseException:
+            self.queue.leave_place()
+            raise
 
     async def make(self, job: Job, timer: StageTimer) -> Made:
         """Returns when the job's KV is stored. Raises ``RequestError``, ``PoolFull`` and what stores raise.
@@ -76,35 +86,29 @@ class Prefiller:
         further: until then the job keeps its place, and what is computed is counted.
         """
         progress = Progress(timer)
-        work = asyncio.create_task(self._work(job, progress))
+        work = asyncio.create_task(self._make(job, progress))
         self._works.add(work)
-        work.add_done_callback(self._forget)
+        work.add_done_callback(partial(self._made, job, progress))
         try:
-            return await asyncio.shield(work)
+            await asyncio.shield(work)
         except asyncio.CancelledError:
             progress.cancelled.set()
             work.cancel()
             raise
+        tokens = progress.tokens(job)
+        return Made(job, tokens[Source.COMPUTED], tokens[Source.STORE] + tokens[Source.DEVICE], timer.spent_ns())
 
-    def _forget(self, work: asyncio.Task[Made]) -> None:
+    def _made(self, job: Job, progress: Progress, work: asyncio.Task[None]) -> None:
+        """The job has ended, and no thread touches its progress any more."""
         self._works.discard(work)
+        self.queue.leave_place()
         if not work.cancelled():
             work.exception()  # looked at, for nobody may wait for it any more
-
-    async def _work(self, job: Job, progress: Progress) -> Made:
-        """Ends when no thread touches the job's progress any more."""
-        try:
-            with self.queue.place():
-                await self._make(job, progress)
-        finally:
-            tokens = progress.tokens(job)
-            self.metrics.tokens_made(tokens)
-            self.metrics.misses_met(progress.misses.values())
-        return Made(
-            job, tokens[Source.COMPUTED], tokens[Source.STORE] + tokens[Source.DEVICE], progress.timer.spent_ns()
-        )
+        self.metrics.tokens_made(progress.tokens(job))
+        self.metrics.misses_met(progress.misses.values())
 
     async def _make(self, job: Job, progress: Progress) -> None:
+        """Ends when no thread works for it any more, also when it is cancelled."""
         deadline = time.monotonic() + self.busy_wait_s_max
         looking = self._store_threads.submit(contextvars.copy_context().run, self.computer.find_missing, job, progress)
         if not await ended(looking):

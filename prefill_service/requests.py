@@ -176,7 +176,7 @@ class Registrar:
         pages = sum(self.pool.pages_for(length) for length in lengths)
         if pages > self.pool.chunk_pages:
             raise RequestError(
-                StatusCode.RESOURCE_EXHAUSTED,
+                StatusCode.FAILED_PRECONDITION,
                 f"chunk of {lengths[-1]} tokens with {sum(lengths[:-1])} tokens of context needs {pages} pages of "
                 f"{self.pool.page_size} tokens, the pool has {self.pool.chunk_pages}; raise --kv-pages",
             )

@@ -121,7 +121,7 @@ async def abort(context: grpc.aio.ServicerContext[Any, Any], error: Exception) -
         known = internal_error(error)
     else:
         log.info("refused: %s: %s", known.code.name, known.message)
-    await context.abort(known.code, known.message)
+    await context.abort(known.code, known.message, (*(context.trailing_metadata() or ()), *known.metadata))
     raise AssertionError("abort raises")
 
 

@@ -11,15 +11,25 @@ from grpc import StatusCode
 from chunk_store.store import ClaimLost, StoreFull, StoreTooNew, StoreUnavailable
 from engine.resident import PoolFull
 from engine.tokenizer import TextRefused
+from serving.retry_info import with_retry_info
 
 
 class RequestError(Exception):
-    """A request that is answered with ``code`` and ``message`` instead of a result."""
+    """A request that is answered with ``code`` and ``message`` instead of a result.
 
-    def __init__(self, code: StatusCode, message: str) -> None:
+    ``retry_after_s``: the same request may succeed after so many seconds; None where that is not known.
+    """
+
+    def __init__(self, code: StatusCode, message: str, *, retry_after_s: float | None = None) -> None:
         super().__init__(message)
         self.code = code
         self.message = message
+        self.retry_after_s = retry_after_s
+
+    @property
+    def metadata(self) -> tuple[tuple[str, bytes], ...]:
+        """What goes into the trailing metadata beside the status."""
+        return () if self.retry_after_s is None else with_retry_info(self.code, self.message, self.retry_after_s)
 
 
 _STATUS: tuple[tuple[type[Exception], StatusCode], ...] = (

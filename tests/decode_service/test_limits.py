@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from transformers import AutoTokenizer
 
 import cairn
 from cairn import Client
+from decode_service.worker import Overloaded
 from protos import chunks_pb2, decode_pb2
 from tests import oracle
 from tests.decode_service.models import CONTEXT_LENGTH, loaded, model_dir, oracle_model, tokens
@@ -136,16 +138,41 @@ def test_queue_and_pool_are_bounded(folder: Path, tmp_path: Path) -> None:
     with pair(
         loaded(folder, "prefill"), loaded(folder, "decode"), tmp_path / "s", kv_pages=20, max_waiting=2, max_batch=1
     ) as services:
-        with pytest.raises(cairn.Overloaded, match="segments: their chunks need 11 pages"):
+        with pytest.raises(cairn.Unsupported, match="segments: their chunks need 11 pages"):
             services.generate([tokens(2, 161), [5]])
-        with pytest.raises(cairn.Overloaded, match=r"sampling.max_tokens: query and answer need 11 pages"):
+        with pytest.raises(cairn.Unsupported, match=r"sampling.max_tokens: query and answer need 11 pages"):
             services.generate([[5]], 170)
         with ThreadPoolExecutor(2) as threads, services.held_decode():
             futures = [threads.submit(services.generate, [[5 + n]]) for n in range(2)]
             wait_until(lambda: services.client.loads().waiting == 2)
-            code, message = raw(services, decode_pb2.GenerateRequest(segments=[segment(ids=[5])]))
-        assert code is Code.RESOURCE_EXHAUSTED and "2 requests are waiting" in message
+            with pytest.MonkeyPatch.context() as patched:
+                patched.delattr(services.decode, "resolver")  # refused before anything is done for it
+                with pytest.raises(cairn.Overloaded, match="2 requests are waiting") as caught:
+                    services.generate([[5]], timeout_s=0.4)
+            assert caught.value.retry_after_s >= 0.5
         assert all(future.result(20).token_ids for future in futures)
+        services.check_idle()
+
+
+def test_the_client_comes_again_when_it_was_told_to(folder: Path, tmp_path: Path) -> None:
+    with pair(
+        loaded(folder, "prefill"), loaded(folder, "decode"), tmp_path / "s", max_waiting=1, max_batch=1
+    ) as services:
+        take, refused = services.decode.worker.take_place, threading.Event()
+
+        def noted() -> None:
+            try:
+                take()
+            except Overloaded:
+                refused.set()
+                raise
+
+        services.decode.worker.take_place = noted
+        with ThreadPoolExecutor(2) as threads:
+            with services.held_decode():
+                futures = [threads.submit(services.generate, [[5 + n]]) for n in range(2)]
+                assert refused.wait(20)
+            assert all(future.result(20).token_ids for future in futures)
         services.check_idle()
 
 

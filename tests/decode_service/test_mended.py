@@ -36,7 +36,7 @@ def small(folder: Path, tmp_path: Path):
 def test_a_repeated_chunk_that_bypasses_is_counted_each_time(small: Pair) -> None:
     """Six pages twice do not fit into ten: it was admitted to the queue, never fitted, and blocked everyone."""
     chunk = tokens(1, 6 * PAGE)
-    with pytest.raises(cairn.Overloaded, match="12 pages"):
+    with pytest.raises(cairn.Unsupported, match="12 pages"):
         small.generate([chunk, chunk, [5]], reuse="independent", cache="bypass", timeout_s=5)
     assert small.generate([chunk, chunk, [5]], reuse="independent").usage.cached_tokens == 6 * PAGE
 

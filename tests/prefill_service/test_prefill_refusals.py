@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import grpc
 import pytest
 from grpc import StatusCode
 from prefill_worker import ALREADY_STORED, COMPUTED, refusal, run, worker
@@ -17,6 +18,7 @@ from engine.reuse import ReuseMode
 from engine.tokenizer import TextCodec
 from protos import chunks_pb2, prefill_pb2
 from serving.loading import Loaded
+from serving.retry_info import retry_after_s
 from serving.stages import StageTimer
 
 BAD_REQUESTS: list[tuple[dict[str, Any], StatusCode, str]] = [
@@ -98,7 +100,7 @@ def test_bounds_of_pool_registry_store_and_queue(tiny: Loaded, store: Path) -> N
         async with worker(tiny, store, kv_pages=4, registry_max=2, jobs_max=1) as w:
             a = await w.prefill([1] * 40)
             code, text = await w.refused([2] * 17, context_chunk_ids=[a.chunk_id])
-            assert code is StatusCode.RESOURCE_EXHAUSTED and "needs 5 pages" in text and "--kv-pages" in text
+            assert code is StatusCode.FAILED_PRECONDITION and "needs 5 pages" in text and "--kv-pages" in text
             await w.prefill([3])
             code, text = await w.refused([4])
             assert code is StatusCode.RESOURCE_EXHAUSTED and "registry is full" in text
@@ -108,9 +110,13 @@ def test_bounds_of_pool_registry_store_and_queue(tiny: Loaded, store: Path) -> N
             first = asyncio.create_task(w.prefill([3], context_chunk_ids=[a.chunk_id]))
             while w.service.prefiller.queue.jobs == 0:
                 await asyncio.sleep(0.01)
-            code, text = await w.refused([1] * 40)
+            with pytest.MonkeyPatch.context() as patched:
+                patched.delattr(w.service.prefiller, "registrar")  # refused before anything is done for it
+                with pytest.raises(grpc.aio.AioRpcError) as caught:
+                    await w.prefill([1] * 40)
             done.set()
-            assert code is StatusCode.RESOURCE_EXHAUSTED and "at most 1" in text
+            assert caught.value.code() is StatusCode.RESOURCE_EXHAUSTED and "at most 1" in caught.value.details()
+            assert retry_after_s(caught.value.trailing_metadata()) == 1.0
             assert (await first).outcome == COMPUTED and await busy
         async with worker(tiny, store.with_name("small"), capacity_nbytes=1000) as w:
             code, text = await w.refused([1] * 40)
