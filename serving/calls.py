@@ -1,4 +1,4 @@
-"""Every call passes here on its way to its handler: gate, access, request id, status of what it raises.
+"""Every call passes here on its way to its handler: gate, access, status of what it raises.
 
     starting -> open -> draining        calls are let in only while it is open
 
@@ -19,7 +19,8 @@ from grpc import StatusCode
 
 from serving.access import Access
 from serving.errors import RequestError, internal_error, request_error
-from serving.logs import set_request_id
+from serving.handlers import behaviour_of, with_behaviour
+from serving.logs import printable
 
 HEALTH = "/grpc.health.v1.Health/"
 REFLECTION = "/grpc.reflection."
@@ -81,7 +82,6 @@ class CallGate(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # generic
         self._running += 1
         self._idle.clear()
         context.add_done_callback(cast(Any, self._leave))  # the stubs want a subclass where any callable does
-        set_request_id(_request_id_of(context))
 
     def _leave(self, _: grpc.aio.ServicerContext[Any, Any]) -> None:
         self._running -= 1
@@ -89,7 +89,7 @@ class CallGate(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # generic
             self._idle.set()
 
     def _guarded(self, handler: Any) -> grpc.RpcMethodHandler[Any, Any]:
-        behaviour = _behaviour(handler)
+        behaviour = behaviour_of(handler)
 
         async def one(request: Any, context: Any) -> Any:
             self._enter(context)
@@ -108,7 +108,7 @@ class CallGate(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # generic
             except Exception as error:
                 await abort(context, error)
 
-        return _with_behaviour(handler, many if handler.response_streaming else one)
+        return with_behaviour(handler, many if handler.response_streaming else one)
 
 
 async def abort(context: grpc.aio.ServicerContext[Any, Any], error: Exception) -> NoReturn:
@@ -120,17 +120,9 @@ async def abort(context: grpc.aio.ServicerContext[Any, Any], error: Exception) -
         log.error("a call failed", exc_info=error)
         known = internal_error(error)
     else:
-        log.info("refused: %s: %s", known.code.name, known.message)
+        log.info("refused: %s: %s", known.code.name, printable(known.message, 512))
     await context.abort(known.code, known.message, (*(context.trailing_metadata() or ()), *known.metadata))
     raise AssertionError("abort raises")
-
-
-def _request_id_of(context: grpc.aio.ServicerContext[Any, Any]) -> str:
-    """From the metadata ``x-request-id``; handlers that have one in their request set it themselves."""
-    for name, value in context.invocation_metadata() or ():
-        if name == "x-request-id" and isinstance(value, str):
-            return value
-    return ""
 
 
 def _refusal(handler: Any | None, error: RequestError) -> grpc.RpcMethodHandler[Any, Any]:
@@ -145,22 +137,4 @@ def _refusal(handler: Any | None, error: RequestError) -> grpc.RpcMethodHandler[
 
     if handler is None:
         return grpc.unary_unary_rpc_method_handler(one)
-    return _with_behaviour(handler, many if handler.response_streaming else one)
-
-
-def _behaviour(handler: Any) -> Callable[[Any, Any], Any]:
-    kinds = (handler.unary_unary, handler.unary_stream, handler.stream_unary, handler.stream_stream)
-    found: Callable[[Any, Any], Any] = next(kind for kind in kinds if kind is not None)
-    return found
-
-
-def _with_behaviour(handler: Any, behaviour: Callable[[Any, Any], Any]) -> grpc.RpcMethodHandler[Any, Any]:
-    makers: dict[tuple[bool, bool], Any] = {
-        (False, False): grpc.unary_unary_rpc_method_handler,
-        (False, True): grpc.unary_stream_rpc_method_handler,
-        (True, False): grpc.stream_unary_rpc_method_handler,
-        (True, True): grpc.stream_stream_rpc_method_handler,
-    }
-    make = makers[handler.request_streaming, handler.response_streaming]
-    made: grpc.RpcMethodHandler[Any, Any] = make(behaviour, handler.request_deserializer, handler.response_serializer)
-    return made
+    return with_behaviour(handler, many if handler.response_streaming else one)

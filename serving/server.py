@@ -16,7 +16,9 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from serving.access import Access
+from serving.arrival import Arrival
 from serving.calls import CallGate
+from serving.rpc_metrics import RpcMetrics
 
 MESSAGE_NBYTES_MAX = 16 * 1024 * 1024
 CALLS_MAX = 1024  # at once, health checks among them; more are answered RESOURCE_EXHAUSTED
@@ -61,9 +63,10 @@ class RpcServer:
     def __init__(self, access: Access, service_names: Sequence[str], *, calls_max: int = CALLS_MAX) -> None:
         """``service_names`` are the full names (``cairn.v1.PrefillService``) for health and reflection."""
         self.gate = CallGate(access)
+        self.metrics = RpcMetrics((*service_names, health.SERVICE_NAME))
         self._names = tuple(service_names)
         self._server = grpc.aio.server(
-            interceptors=[self.gate],
+            interceptors=[Arrival(self.metrics), self.gate],
             maximum_concurrent_rpcs=calls_max,
             options=[
                 ("grpc.max_receive_message_length", MESSAGE_NBYTES_MAX),
