@@ -1,5 +1,7 @@
 """``python -m bench.cpu``: decode rate and time to first token on the CPU, ours beside transformers' generate.
 
+Every figure depends on the processor: its name and features come first, and how fast it multiplies in each dtype.
+
 Prints what it measured, whatever that is. Rates are tokens a second of process time (the machine may be
 shared); ours and theirs alternate, and the ratio is the median of the pairs.
 """
@@ -18,7 +20,9 @@ import torch
 from bench.decode_rate import DecodeRate
 from bench.first_token import measure, theirs
 from bench.models import BenchModel, fable, qwen3_shape
+from engine.dtype import ROWS, product_rates
 from engine.model import BorrowedModel
+from engine.processor import read_processor
 from engine.served import serve
 
 GOALS = {(8, 2048): 3.0, (32, 2048): 5.0, (1, 256): 0.9, (1, 2048): 0.9}
@@ -71,12 +75,19 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("bench/results/cpu.json"))
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
+    processor = read_processor()
+    print(f"{processor}; products of {ROWS} rows, GFLOP/s: {_product_words()}", flush=True)
     results = [run(fable(), pairs=5, steps=40, documents=8, threads=args.threads)]
     if not args.quick:
         with tempfile.TemporaryDirectory(prefix="cairn-bench-") as folder:
             results.append(run(qwen3_shape(Path(folder)), pairs=2, steps=6, documents=3, threads=args.threads))
     args.out.parent.mkdir(parents=True, exist_ok=True)
-    args.out.write_text(json.dumps(results, indent=2) + "\n")
+    args.out.write_text(json.dumps({"processor": vars(processor), "results": results}, indent=2) + "\n")
+
+
+def _product_words() -> str:
+    rates = {dtype: product_rates(dtype) for dtype in ("float32", "bfloat16")}
+    return ", ".join(f"{dtype} {' and '.join(f'{rate:.0f}' for rate in pair)}" for dtype, pair in rates.items())
 
 
 if __name__ == "__main__":

@@ -8,6 +8,8 @@ from pathlib import Path
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from engine.dtype import choose_dtype
+
 FABLE = Path(__file__).parent.parent / "models" / "fable"
 
 QWEN3_0_6B = {
@@ -38,7 +40,10 @@ def fable() -> BenchModel:
 
 
 def qwen3_shape(folder: Path) -> BenchModel:
-    """A random model of Qwen3-0.6B's shape in bfloat16, saved into ``folder``; it has no tokenizer."""
+    """A random model of Qwen3-0.6B's shape, saved into ``folder`` in bfloat16, in the dtype that a service would take.
+
+    It has no tokenizer.
+    """
     path = folder / "qwen3-0.6b-shape"
     torch.manual_seed(0)
     torch.set_default_dtype(torch.bfloat16)
@@ -47,4 +52,5 @@ def qwen3_shape(folder: Path) -> BenchModel:
     finally:
         torch.set_default_dtype(torch.float32)
     model.save_pretrained(path)
-    return BenchModel("Qwen3-0.6B shape (bfloat16)", path, "bfloat16", QWEN3_0_6B["vocab_size"])
+    dtype = choose_dtype("bfloat16", model.num_parameters(), "cpu").dtype
+    return BenchModel(f"Qwen3-0.6B shape ({dtype})", path, dtype, QWEN3_0_6B["vocab_size"])

@@ -11,6 +11,7 @@ from typing import Any
 
 from chunk_store.layout import DTYPE_BYTES, KVLayout, LayerLayout
 
+STORED = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}  # as safetensors names them
 ATTENTION_LAYERS = {"full_attention", "sliding_attention", "chunked_attention"}
 
 
@@ -32,14 +33,16 @@ def read_config(path: Path) -> Any:
         raise GeometryUnknown(f"model: {file} is not a configuration that transformers reads: {words}") from error
 
 
-def layout_from_config(config: Any, dtype: str = "auto") -> KVLayout:
-    """Layers, KV heads and widths; ``auto`` takes the configuration's dtype, or float32. Raises ``GeometryUnknown``."""
+def layout_from_config(config: Any, dtype: str = "float32") -> KVLayout:
+    """Layers, KV heads and widths, in ``dtype``. Raises ``GeometryUnknown``."""
     text = config.get_text_config()
     layers = _count(text, "num_hidden_layers")
     others = set(getattr(text, "layer_types", None) or ()) - ATTENTION_LAYERS
     if others:
         raise GeometryUnknown(f"layer_types: {sorted(others)} keep state that is not KV; Cairn does not serve them")
-    return KVLayout(_dtype(config, text, dtype), (_layer(text),) * layers)
+    if dtype not in DTYPE_BYTES:
+        raise GeometryUnknown(f"dtype: {dtype} has no KV format; give --dtype {', '.join(DTYPE_BYTES)}")
+    return KVLayout(dtype, (_layer(text),) * layers)
 
 
 def _layer(text: Any) -> LayerLayout:
@@ -62,10 +65,41 @@ def _count(text: Any, field: str) -> int:
     return value
 
 
-def _dtype(config: Any, text: Any, dtype: str) -> str:
-    if dtype == "auto":
-        said = getattr(text, "dtype", None) or getattr(config, "dtype", None) or "float32"
-        dtype = str(said).removeprefix("torch.")
-    if dtype not in DTYPE_BYTES:
-        raise GeometryUnknown(f"dtype: {dtype} has no KV format; give --dtype {', '.join(DTYPE_BYTES)}")
-    return dtype
+def served_dtype(config: Any, path: Path, device: str) -> tuple[str, str]:
+    """The dtype that a service on this machine takes for ``--dtype auto``, and why.
+
+    Reads the configuration and the headers of the weights. Raises ``GeometryUnknown``.
+    """
+    from engine.dtype import choose_dtype  # torch takes a second, and only this command needs it here
+
+    choice = choose_dtype(_stored_dtype(config, path), _parameters(config), device)
+    return choice.dtype, choice.reason
+
+
+def _stored_dtype(config: Any, path: Path) -> str:
+    """The checkpoint's dtype as transformers finds it: the configuration's, else that of the first weights."""
+    text = config.get_text_config()
+    said = getattr(config, "dtype", None) or getattr(text, "dtype", None)
+    if said is not None:
+        return str(said).removeprefix("torch.")
+    file = next(iter(sorted(path.glob("*.safetensors"))), None) if path.is_dir() else None
+    if file is None:
+        return "float32"
+    from safetensors import safe_open
+
+    with safe_open(file, "pt") as weights:
+        stored = (weights.get_slice(name).get_dtype() for name in weights.keys())  # noqa: SIM118
+        return next((STORED[dtype] for dtype in stored if dtype in STORED), "float32")
+
+
+def _parameters(config: Any) -> int:
+    """How many parameters a model of this configuration has; no memory is taken for them."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    try:
+        with torch.device("meta"):
+            return int(AutoModelForCausalLM.from_config(config).num_parameters())
+    except (ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
+        words = str(error).strip().split("\n")[0]
+        raise GeometryUnknown(f"model: transformers makes no causal model of its configuration: {words}") from error

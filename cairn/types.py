@@ -218,3 +218,5 @@ class Loads:
     model_identity: str
     context_length_max: int
     modes: tuple[ModeSupport, ...] = field(default=())
+    dtype: str = ""
+    dtype_reason: str = ""

@@ -287,6 +287,8 @@ class DecodeService(decode_pb2_grpc.DecodeServiceServicer):  # type: ignore[misc
             model_name=self.model_name,
             model_identity=served.identity,
             context_length_max=served.context_length_max,
+            dtype=served.borrowed.dtype_name,
+            dtype_reason=served.borrowed.dtype_reason,
         )
         for mode, refusal in served.refusals.items():
             reply.modes.add(mode=wire.reuse_mode_out(mode), supported=not refusal, reason=refusal)

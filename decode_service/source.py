@@ -172,8 +172,9 @@ class StoreSource:
         if key != composition.chunks[index].key:
             raise FetchFailed(
                 "FAILED_PRECONDITION",
-                "the prefill service computes under another model identity (weights, dtype, device, versions or "
-                "threads differ); start both services with the same model and options",
+                "the prefill service computes under another model identity (weights, dtype, device, processor, "
+                "versions or threads differ); start both services with the same model and options, and give both a "
+                "--dtype if auto chose differently for them (their ready lines and logs say what and why)",
             )
 
     def _load(

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from chunk_store.key import ModelIdentity, TokenizerIdentity, digest
 from chunk_store.layout import KVLayout
+from engine.processor import read_processor
 
 NUMERICS_VERSION = "cairn-numerics-1"  # raise it when a change of ours alters KV bytes
 
@@ -52,8 +53,11 @@ def numerics(device: torch.device, attention: str, piece_tokens: int) -> str:
     if device.type == "cuda":
         hardware = torch.cuda.get_device_name(device)
     else:
-        # With more threads a matrix product of a few rows is cut elsewhere, which changes its last bits.
-        hardware = f"{platform.machine()}-{torch.backends.cpu.get_cpu_capability()} threads {torch.get_num_threads()}"
+        # With more threads a matrix product of a few rows is cut elsewhere, which changes its last bits; with other
+        # instructions (AVX-512 or AMX for bf16) it is summed in another order.
+        features = ",".join(read_processor().features)
+        capability = f"{torch.backends.cpu.get_cpu_capability()} {features}"
+        hardware = f"{platform.machine()}-{capability} threads {torch.get_num_threads()}"
     versions = f"torch {torch.__version__} transformers {transformers.__version__}"
     return f"{NUMERICS_VERSION} {versions} {hardware} {attention} piece {piece_tokens}"
 

@@ -17,6 +17,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.modeling_utils import AttentionInterface
 
 from engine.attention import Scores
+from engine.dtype import choose_dtype
 from engine.pool import TORCH_DTYPES
 from engine.rotary import rotary_modules
 
@@ -37,9 +38,11 @@ class BorrowedModel:
     ``forward`` is not re-entrant: one thread launches device work.
     """
 
-    def __init__(self, module: nn.Module, *, name: str) -> None:
+    def __init__(self, module: nn.Module, *, name: str, dtype_reason: str = "") -> None:
+        """``dtype_reason`` says why the weights have the dtype that they have."""
         self.module = module.eval()
         self.name = name
+        self.dtype_reason = dtype_reason
         self.config: Any = module.config
         self._attend: AttendFunction | None = None
         self._calls = 0
@@ -53,10 +56,9 @@ class BorrowedModel:
 
     @classmethod
     def load(cls, path_or_id: str, *, dtype: str = "auto", device: str = "cpu", name: str = "") -> BorrowedModel:
-        """Loads weights from a directory or hub id. ``dtype``: float32, bfloat16, float16 or auto.
+        """Loads weights from a directory or hub id. ``dtype``: float32, bfloat16, float16, or auto (``choose_dtype``).
 
-        "auto" is float32 on the CPU for models under 100 M parameters (faster there, and exact to compare),
-        the checkpoint's own otherwise. Raises ``ModelRefused`` if there is no causal model at the path.
+        Raises ``ModelRefused`` if there is no causal model at the path.
         """
         try:
             config = AutoConfig.from_pretrained(path_or_id)
@@ -65,9 +67,13 @@ class BorrowedModel:
             )
         except (OSError, ValueError, KeyError) as error:
             raise ModelRefused(f"model {path_or_id!r} cannot be loaded: {error}") from error
-        if dtype == "auto" and device == "cpu" and module.num_parameters() < 100_000_000:
-            module = module.float()
-        return cls(module.to(device), name=name or path_or_id.rstrip("/").rsplit("/", 1)[-1])
+        reason = "asked for"
+        if dtype == "auto":
+            choice = choose_dtype(dtype_name(module), module.num_parameters(), device)
+            reason = choice.reason
+            if choice.dtype != dtype_name(module):
+                module = module.to(TORCH_DTYPES[choice.dtype])
+        return cls(module.to(device), name=name or path_or_id.rstrip("/").rsplit("/", 1)[-1], dtype_reason=reason)
 
     @property
     def device(self) -> torch.device:
@@ -76,7 +82,7 @@ class BorrowedModel:
     @property
     def dtype_name(self) -> str:
         """The weights' dtype by its short name, as in the layout."""
-        return str(next(p.dtype for p in self.module.parameters() if p.is_floating_point())).removeprefix("torch.")
+        return dtype_name(self.module)
 
     @torch.inference_mode()
     def forward(self, token_ids: Tensor, positions: Tensor, attend: AttendFunction, logit_rows: Tensor) -> Tensor:
@@ -136,6 +142,11 @@ class BorrowedModel:
         out = self._attend(self._calls, q, k, v, scores)
         self._calls += 1
         return out[None], None
+
+
+def dtype_name(module: nn.Module) -> str:
+    """The dtype of a module's weights by its short name, for example "bfloat16"."""
+    return str(next(p.dtype for p in module.parameters() if p.is_floating_point())).removeprefix("torch.")
 
 
 def _no_rotation(module: nn.Module, arguments: Any, output: Any) -> Any:

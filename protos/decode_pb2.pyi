@@ -213,7 +213,7 @@ class GetLoadsRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class GetLoadsResponse(_message.Message):
-    __slots__ = ("running", "waiting", "waiting_max", "batch_max", "pages_total", "pages_free", "pages_chunks", "pages_tails", "chunks_resident", "page_size", "model_name", "model_identity", "context_length_max", "modes")
+    __slots__ = ("running", "waiting", "waiting_max", "batch_max", "pages_total", "pages_free", "pages_chunks", "pages_tails", "chunks_resident", "page_size", "model_name", "model_identity", "context_length_max", "modes", "dtype", "dtype_reason")
     RUNNING_FIELD_NUMBER: _ClassVar[int]
     WAITING_FIELD_NUMBER: _ClassVar[int]
     WAITING_MAX_FIELD_NUMBER: _ClassVar[int]
@@ -228,6 +228,8 @@ class GetLoadsResponse(_message.Message):
     MODEL_IDENTITY_FIELD_NUMBER: _ClassVar[int]
     CONTEXT_LENGTH_MAX_FIELD_NUMBER: _ClassVar[int]
     MODES_FIELD_NUMBER: _ClassVar[int]
+    DTYPE_FIELD_NUMBER: _ClassVar[int]
+    DTYPE_REASON_FIELD_NUMBER: _ClassVar[int]
     running: int
     waiting: int
     waiting_max: int
@@ -242,7 +244,9 @@ class GetLoadsResponse(_message.Message):
     model_identity: str
     context_length_max: int
     modes: _containers.RepeatedCompositeFieldContainer[ModeSupport]
-    def __init__(self, running: _Optional[int] = ..., waiting: _Optional[int] = ..., waiting_max: _Optional[int] = ..., batch_max: _Optional[int] = ..., pages_total: _Optional[int] = ..., pages_free: _Optional[int] = ..., pages_chunks: _Optional[int] = ..., pages_tails: _Optional[int] = ..., chunks_resident: _Optional[int] = ..., page_size: _Optional[int] = ..., model_name: _Optional[str] = ..., model_identity: _Optional[str] = ..., context_length_max: _Optional[int] = ..., modes: _Optional[_Iterable[_Union[ModeSupport, _Mapping]]] = ...) -> None: ...
+    dtype: str
+    dtype_reason: str
+    def __init__(self, running: _Optional[int] = ..., waiting: _Optional[int] = ..., waiting_max: _Optional[int] = ..., batch_max: _Optional[int] = ..., pages_total: _Optional[int] = ..., pages_free: _Optional[int] = ..., pages_chunks: _Optional[int] = ..., pages_tails: _Optional[int] = ..., chunks_resident: _Optional[int] = ..., page_size: _Optional[int] = ..., model_name: _Optional[str] = ..., model_identity: _Optional[str] = ..., context_length_max: _Optional[int] = ..., modes: _Optional[_Iterable[_Union[ModeSupport, _Mapping]]] = ..., dtype: _Optional[str] = ..., dtype_reason: _Optional[str] = ...) -> None: ...
 
 class ModeSupport(_message.Message):
     __slots__ = ("mode", "supported", "reason")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from dataclasses import dataclass
 
@@ -13,6 +14,8 @@ from engine.served import ServedModel, serve
 from engine.tokenizer import TextCodec
 from serving.model_path import check_model
 from serving.options import ServiceOptions
+
+log = logging.getLogger(__name__)
 
 POOL_NBYTES_DEFAULT = 1 << 30
 CUDA_POOL_SHARE = 0.4  # of the device memory that is free once the model is loaded; two services may share a device
@@ -37,6 +40,7 @@ def load(options: ServiceOptions) -> Loaded:
     torch.set_num_threads(options.threads)
     started = time.perf_counter()
     borrowed = BorrowedModel.load(options.model, dtype=options.dtype, device=options.device, name=options.model_name)
+    log.info("%s is served in %s: %s", borrowed.name, borrowed.dtype_name, borrowed.dtype_reason)
     codec = TextCodec.load(options.model)
     loaded = time.perf_counter()
     served = serve(borrowed, piece_tokens=options.piece_tokens)

@@ -1,7 +1,7 @@
 """The life of a service process: listen, load, announce, serve until told to stop, drain.
 
 The ready line is the only thing on stdout: ``{"event":"ready","service":...,"port":...,"metrics_port":...,
-"seconds":{...}}``. SIGTERM and SIGINT drain; a second one ends the draining at once.
+"dtype":...,"dtype_reason":...,"seconds":{...}}``. SIGTERM and SIGINT drain; a second one ends the draining at once.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ async def run_service(
         metrics = MetricsEndpoint.start(service.registry, options.host, options.metrics_port)
         ends.callback(metrics.stop)
         await server.open(service.add_to)
-        announce(name, port, metrics.port, {**loaded.seconds, "total": round(time.perf_counter() - started, 3)})
+        announce(name, port, metrics.port, loaded, round(time.perf_counter() - started, 3))
         await stopping.wait()
         log.info("draining: %d calls run, at most %g s", server.gate.running, options.drain_s)
         return await server.drain(options.drain_s)
@@ -75,9 +75,18 @@ def _make(options: ServiceOptions, make: Callable[[Loaded], Service]) -> tuple[L
     return loaded, make(loaded)
 
 
-def announce(name: str, port: int, metrics_port: int, seconds: dict[str, float]) -> None:
-    """Prints the ready line."""
-    line = {"event": "ready", "service": name, "port": port, "metrics_port": metrics_port, "seconds": seconds}
+def announce(name: str, port: int, metrics_port: int, loaded: Loaded, seconds: float) -> None:
+    """Prints the ready line; ``seconds`` is how long the whole start took."""
+    borrowed = loaded.served.borrowed
+    line = {
+        "event": "ready",
+        "service": name,
+        "port": port,
+        "metrics_port": metrics_port,
+        "dtype": borrowed.dtype_name,
+        "dtype_reason": borrowed.dtype_reason,
+        "seconds": {**loaded.seconds, "total": seconds},
+    }
     print(json.dumps(line), flush=True)
 
 

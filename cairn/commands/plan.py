@@ -1,6 +1,7 @@
 """Compute what a model's KV takes: bytes a token, what a store must hold, the network a time to first token needs.
 
-Reads the configuration of a model only, no weights; no service has to run. A request is --chunks chunks of --tokens
+Reads the configuration of a model only, no weights; no service has to run. KV is counted in the dtype that a service on
+this machine would take (--device, --dtype). A request is --chunks chunks of --tokens
 tokens each, none of them in the decode service's memory; --documents such chunks are stored, each under --contexts
 different contexts (1 in the reuse modes anchored and independent). Formulas: docs/scaling.md.
 """
@@ -14,7 +15,7 @@ from typing import Any
 
 from cairn.arguments import UsageError
 from cairn.connection import add_json_flag
-from cairn.geometry import layout_from_config, read_config
+from cairn.geometry import layout_from_config, read_config, served_dtype
 from cairn.terminal import Terminal, human_bytes, table
 from chunk_store.capacity import Workload, entries_that_fit, entry_nbytes, load_s, plan
 from chunk_store.layout import DTYPE_BYTES, KVLayout
@@ -28,7 +29,10 @@ _AMOUNT = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*(?:([kKMGT]i?)?(bit|B)(?:/s|ps)?)
 
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", type=Path, metavar="MODEL_DIR_OR_CONFIG", help="a model directory or its config.json")
-    parser.add_argument("--dtype", choices=("auto", *DTYPE_BYTES), default="auto", help="of KV (default: the model's)")
+    parser.add_argument(
+        "--dtype", choices=("auto", *DTYPE_BYTES), default="auto", help="of weights and KV (default: as the services)"
+    )
+    parser.add_argument("--device", default="cpu", help="that the services run on: cpu (default) or cuda")
     parser.add_argument("--chunks", type=_count, default=8, metavar="N", help="of a request (default %(default)s)")
     parser.add_argument("--tokens", type=_count, default=2048, metavar="N", help="of a chunk (default %(default)s)")
     time = parser.add_argument_group("network")
@@ -50,11 +54,25 @@ def run(args: argparse.Namespace, terminal: Terminal) -> int:
     try:
         with terminal.waiting("Reading the configuration ..."):
             config = read_config(args.model)
-        found = {"model_type": config.model_type, **_compute(args, layout_from_config(config, args.dtype))}
+            dtype, reason = _dtype(args, config)
+        found = {
+            **{"model_type": config.model_type, "device": args.device, "dtype_reason": reason},
+            **_compute(args, layout_from_config(config, dtype)),
+        }
     except ValueError as error:
         raise UsageError(str(error)) from error
     terminal.result(found, table(("what", "#value"), _rows(found)))
+    terminal.note(f"{dtype} on {args.device}: {reason}", "dim")
     return 0
+
+
+def _dtype(args: argparse.Namespace, config: Any) -> tuple[str, str]:
+    """The dtype that is served, and why: as told, else what the services choose here. Raises ``ValueError``."""
+    if args.device.partition(":")[0] not in ("cpu", "cuda"):
+        raise ValueError(f"--device: {args.device!r} is not cpu, cuda or cuda:N")
+    if args.dtype != "auto":
+        return args.dtype, "asked for"
+    return served_dtype(config, args.model, args.device)
 
 
 def _compute(args: argparse.Namespace, layout: KVLayout) -> dict[str, Any]:

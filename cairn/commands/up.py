@@ -142,6 +142,8 @@ async def _until_asked(
     if not ready.done():
         ready.cancel()
         return ""
+    if other := _dtypes_differ(ready.result()):
+        return other
     _say_ready(terminal, commands, ready.result(), time.monotonic() - started)
     died = asyncio.create_task(processes.first_exit())
     await asyncio.wait({died, asked}, return_when=asyncio.FIRST_COMPLETED)
@@ -158,13 +160,27 @@ def _say_ready(
         command.name: {"address": command.address, "metrics": _metrics_url(command, events[command.name])}
         for command in commands
     }
+    served = {name: events[commands[0].name].get(name, "") for name in ("dtype", "dtype_reason")}
     if terminal.as_json:
-        terminal.json_line({"event": "ready", **places, "seconds": round(seconds, 3)})
+        terminal.json_line({"event": "ready", **places, **served, "seconds": round(seconds, 3)})
         return
     terminal.say(
-        f"Ready in {seconds:.1f} s. "
+        f"Ready in {seconds:.1f} s{_words_for(served)}. "
         + " ".join(f"{name} {place['address']} (metrics {place['metrics']})" for name, place in places.items())
     )
+
+
+def _words_for(served: dict[str, str]) -> str:
+    return f" in {served['dtype']} ({served['dtype_reason']})" if served["dtype"] else ""
+
+
+def _dtypes_differ(events: dict[str, dict[str, Any]]) -> str:
+    """Why the services cannot work together, if each chose a dtype of its own; otherwise ""."""
+    chosen = {name: event.get("dtype", "") for name, event in events.items()}
+    if len(set(chosen.values())) < 2:
+        return ""
+    said = ", ".join(f"{name} {dtype}" for name, dtype in chosen.items())
+    return f"the services chose different dtypes ({said}); give --dtype"
 
 
 def _metrics_url(command: Command, event: dict[str, Any]) -> str:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from cairn.commands import up as up_command
 from cairn.processes import free_port
 from cairn.services import Settings, service_commands
 
@@ -245,3 +246,9 @@ def test_a_mistyped_model_path_fails_before_anything_starts(up, tmp_path, word):
     assert (process.returncode, out) == (2, "")
     assert err.startswith(f"cairn: --model: {word} does not exist") and len(err.splitlines()) == 1
     assert ("did you mean models?" in err) == (word == "modles")
+
+
+def test_services_that_chose_different_dtypes_are_not_kept():
+    assert not up_command._dtypes_differ({"prefill": {"dtype": "float32"}, "decode": {"dtype": "float32"}})
+    words = up_command._dtypes_differ({"prefill": {"dtype": "float32"}, "decode": {"dtype": "bfloat16"}})
+    assert words == "the services chose different dtypes (prefill float32, decode bfloat16); give --dtype"

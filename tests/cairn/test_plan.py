@@ -12,6 +12,7 @@ from transformers import AutoConfig
 from cairn import cli
 from cairn.geometry import GeometryUnknown, layout_from_config
 from engine.model import BorrowedModel
+from engine.pool import TORCH_DTYPES
 from engine.probe import examine
 from tests.architectures import ARCHITECTURES, EXACT_ONLY, REFUSED, build
 
@@ -57,7 +58,7 @@ def test_numbers_of_a_known_model(plan: Run, llama: str) -> None:
     code, out, err = plan(
         *(llama, "--chunks", "4", "--tokens", "1000", "--ttft-ms", "250", "--forward-ms", "50", "--json"),
         *("--bandwidth", "10Gbit/s", "--requests-per-s", "3", "--prefill-tokens-per-s", "10000"),
-        *("--documents", "10", "--contexts", "2", "--capacity", "10GiB"),
+        *("--documents", "10", "--contexts", "2", "--capacity", "10GiB", "--device", "cuda"),
     )
     assert (code, err) == (0, "")
     said = json.loads(out)
@@ -81,11 +82,36 @@ def test_a_table_for_people(plan: Run, llama: str) -> None:
     assert "TTFT over" not in out and "requests a second" not in out, "only what was asked for"
 
 
+@pytest.mark.parametrize("stored", ["bfloat16", "float32"])
+def test_the_dtype_is_the_one_that_a_service_takes(plan: Run, tmp_path: Path, stored: str) -> None:
+    model = build(*ARCHITECTURES["qwen3-ratio2"], seed=0).to(TORCH_DTYPES[stored])
+    model.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    unsaid = {name: value for name, value in config.items() if name not in ("dtype", "torch_dtype")}
+    for fields in (config, unsaid):  # the weights' headers say it too
+        (tmp_path / "config.json").write_text(json.dumps(fields))
+        served = BorrowedModel.load(str(tmp_path))
+        code, out, _ = plan(str(tmp_path), "--json")
+        said = json.loads(out)
+        assert (code, said["dtype"], said["dtype_reason"]) == (0, served.dtype_name, served.dtype_reason)
+        assert said["token_nbytes"] == examine(served).layout.nbytes(1)
+        assert json.loads(plan(str(tmp_path), "--device", "cuda:1", "--json")[1])["dtype"] == stored
+        assert json.loads(plan(str(tmp_path), "--dtype", "bfloat16", "--json")[1])["dtype"] == "bfloat16"
+
+
+def test_fable_takes_twice_its_checkpoints_bytes_on_the_cpu(plan: Run) -> None:
+    fable = str(Path(__file__).parents[2] / "models" / "fable")
+    assert json.loads(plan(fable, "--json")[1])["token_nbytes"] == 6144
+    assert json.loads(plan(fable, "--device", "cuda", "--json")[1])["token_nbytes"] == 3072
+    _, _, words = plan(fable)
+    assert "float32 on cpu: the model has 5.25 M parameters, fewer than 100 M" in words
+
+
 @pytest.mark.parametrize(
     ("rate", "expected"), [("8Gbit", 1e9), ("3GB/s", 3e9), ("800MiB/s", 800 * 2**20), ("1.5TB", 1.5e12)]
 )
 def test_bandwidths(plan: Run, llama: str, rate: str, expected: float) -> None:
-    _, out, _ = plan(llama, "--bandwidth", rate, "--json")
+    _, out, _ = plan(llama, "--bandwidth", rate, "--json", "--dtype", "float32")
     assert json.loads(out)["bandwidth"] == expected
 
 
@@ -93,13 +119,14 @@ def test_bandwidths(plan: Run, llama: str, rate: str, expected: float) -> None:
     ("argv", "words"),
     [
         (["/nowhere"], "/nowhere does not exist; name a model directory or a config.json"),
-        (["LLAMA", "--ttft-ms", "5", "--forward-ms", "5"], "leaves nothing of a TTFT of 5 ms"),
+        (["LLAMA", "--ttft-ms", "5", "--forward-ms", "5", "--dtype", "float32"], "leaves nothing of a TTFT of 5 ms"),
         (["LLAMA", "--bandwidth", "25Gb"], "is not a bandwidth; write for example 25Gbit/s or 3GB/s"),
         (["LLAMA", "--ttft-ms", "0"], "0 is not a positive number"),
         (["LLAMA", "--bandwidth", "25"], "is not a bandwidth"),
         (["LLAMA", "--capacity", "25Gbit"], "is not a size; write for example 16GiB"),
         (["LLAMA", "--capacity", "0GiB"], "is not a size"),
         (["LLAMA", "--chunks", "0"], "0 is not at least 1"),
+        (["LLAMA", "--device", "tpu"], "--device: 'tpu' is not cpu, cuda or cuda:N"),
         (["BROKEN"], "is not a configuration that transformers reads"),
     ],
 )

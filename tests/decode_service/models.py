@@ -27,9 +27,13 @@ def model_dir(path: Path, name: str = "qwen3-ratio2", *, seed: int = 0) -> Path:
 
 
 @functools.cache
-def loaded(folder: Path, role: str, prefill_tokens_max: int = 64) -> Loaded:
+def loaded(folder: Path, role: str, prefill_tokens_max: int = 64, dtype: str = "auto") -> Loaded:
     """The model as a service has it. Each ``role`` has its own: a model runs in one thread only."""
-    return load(ServiceOptions(model=str(folder), store="", model_name="tiny", prefill_tokens_max=prefill_tokens_max))
+    return load(
+        ServiceOptions(
+            model=str(folder), store="", model_name="tiny", prefill_tokens_max=prefill_tokens_max, dtype=dtype
+        )
+    )
 
 
 @functools.cache

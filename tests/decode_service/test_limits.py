@@ -210,6 +210,17 @@ def test_a_prefill_service_of_another_model(folder: Path, tmp_path: Path) -> Non
         services.check_idle()
 
 
+def test_a_prefill_service_in_another_dtype(folder: Path, tmp_path: Path) -> None:
+    """What two machines do on which auto chose differently: nothing is mixed, and the error says what to give."""
+    prefill, decode = loaded(folder, "prefill", dtype="bfloat16"), loaded(folder, "decode")
+    with pair(prefill, decode, tmp_path / "s") as services:
+        services.client.prefill(tokens(5, 20))
+        with pytest.raises(cairn.Unsupported, match=r"dtype.* give both a --dtype if auto chose differently"):
+            services.generate([tokens(5, 20), [5]])
+        loads = services.client.loads()
+        assert (loads.dtype, loads.dtype_reason) == ("float32", "the checkpoint's own")
+
+
 def test_salts_keep_tenants_apart(services: Pair) -> None:
     parts = [tokens(6, 20), [5]]
     first = services.generate(parts, salt="a")
