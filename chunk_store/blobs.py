@@ -71,11 +71,8 @@ class Blobs(Protocol):
     def remove(self, blobs: Sequence[str]) -> list[str]:
         """Deletes and returns those that are gone now, also those that never were. Raises ``StoreUnavailable``."""
 
-    def quarantine(self, blob: str) -> str:
-        """Takes a bad blob out of the way, keeping it for inspection where the medium allows. Never raises.
-
-        Returns where it is or was, in words for a log.
-        """
+    def quarantine(self, blob: str) -> None:
+        """Takes a bad blob out of the way, keeping it for inspection where the medium allows. Never raises."""
 
     def names(self) -> Iterator[tuple[str, int]]:
         """Every blob with its stored bytes; a snapshot without locks."""

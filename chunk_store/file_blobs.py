@@ -125,16 +125,13 @@ class FileBlobs:
                 raise StoreUnavailable(f"cannot remove {self._path(blob)}: {error.strerror}") from error
         return list(blobs)
 
-    def quarantine(self, blob: str) -> str:
-        place = self._path(blob)
+    def quarantine(self, blob: str) -> None:
         with suppress(OSError):
             self._quarantine.mkdir(parents=True, exist_ok=True)
-            os.replace(place, self._quarantine / blob)
-            place = self._quarantine / blob
+            os.replace(self._path(blob), self._quarantine / blob)
             kept = sorted(self._quarantine.iterdir(), key=lambda path: path.stat().st_ctime_ns)
             for path in kept[:-QUARANTINE_MAX]:
                 path.unlink(missing_ok=True)
-        return f"file {place}"
 
     def names(self) -> Iterator[tuple[str, int]]:
         with suppress(FileNotFoundError):

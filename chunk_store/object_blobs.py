@@ -117,9 +117,8 @@ class ObjectBlobs:
                 self._redis.client.hdel(self._catalogue, *gone)
         return gone
 
-    def quarantine(self, blob: str) -> str:
+    def quarantine(self, blob: str) -> None:
         """Nothing is kept: memory on a server is dear. The bad blob goes with the garbage."""
-        return f"{self.kind} object {self._name(blob, 'h')}, not kept"
 
     def names(self) -> Iterator[tuple[str, int]]:
         with self._redis.errors():

@@ -7,7 +7,6 @@ steps leaves a claim or garbage that any other process finishes off; never an en
 
 from __future__ import annotations
 
-import logging
 import secrets
 import threading
 from collections.abc import Callable, Sequence
@@ -37,8 +36,6 @@ from chunk_store.store import (
     StoreUnavailable,
     SweepReport,
 )
-
-log = logging.getLogger(__name__)
 
 RESERVE_ATTEMPTS_MAX = 64
 LOAD_ATTEMPTS_MAX = 3
@@ -118,19 +115,13 @@ class SharedStore:
         """Whether the answer stands, and the answer; it does not when the entry changed under the reader."""
         try:
             self.blobs.read(ticket.blob, expected, views)
-        except BlobMissing as error:
-            if not self.ledger.forget(ticket.key, ticket.blob, quarantined=False):
-                return False, MissReason.LOAD_FAILED
-            log.warning("load_failed: the data of key %s is gone (%s); the entry is dropped", ticket.key, error)
+        except BlobMissing:
+            return self.ledger.forget(ticket.key, ticket.blob, quarantined=False), MissReason.LOAD_FAILED
+        except BlobUnreadable:
             return True, MissReason.LOAD_FAILED
-        except BlobUnreadable as error:
-            log.warning("load_failed: key %s cannot be read now (%s)", ticket.key, error)
-            return True, MissReason.LOAD_FAILED
-        except BlobBad as error:
-            # Of all its readers in all processes one drops the entry: one line for each bad blob.
+        except BlobBad:
             if self.ledger.forget(ticket.key, ticket.blob, quarantined=True):
-                kept = self.blobs.quarantine(ticket.blob)
-                log.error("verify_failed: key %s: %s; quarantined, %s", ticket.key, error, kept)
+                self.blobs.quarantine(ticket.blob)
                 self._remove_garbage()
                 return True, MissReason.VERIFY_FAILED
             return False, MissReason.VERIFY_FAILED

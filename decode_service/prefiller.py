@@ -10,9 +10,7 @@ from chunk_store.key import ChunkKey
 from decode_service.composition import Composition
 from decode_service.source import Abandoned, FetchFailed
 from protos import prefill_pb2, prefill_pb2_grpc
-from serving.arrival import REQUEST_ID_KEY
-from serving.logs import current_request_id
-from serving.server import MESSAGE_NBYTES_MAX
+from serving.parsing import MESSAGE_NBYTES_MAX
 from serving.wire import reuse_mode_out
 
 RETRY_S = 0.25
@@ -75,8 +73,7 @@ class RemotePrefiller:
 
     def _call(self, request: prefill_pb2.PrefillChunkRequest, abandoned: Abandoned) -> prefill_pb2.PrefillChunkResponse:
         """One call, cancelled when nobody waits for it any more. Raises ``RpcError`` or ``FetchFailed``."""
-        metadata = (*self._metadata, (REQUEST_ID_KEY, current_request_id()))
-        call = self._stub.PrefillChunk.future(request, timeout=self._timeout_s, metadata=metadata)
+        call = self._stub.PrefillChunk.future(request, timeout=self._timeout_s, metadata=self._metadata)
         while True:
             try:
                 reply: prefill_pb2.PrefillChunkResponse = call.result(timeout=RETRY_S)

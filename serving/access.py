@@ -44,18 +44,22 @@ class Access:
             raise ValueError(f"{path}: no token in it; without --token-file everyone is let in")
         return cls(salts)
 
-    def check(self, metadata: Metadata | None) -> None:
-        """Raises ``RequestError`` (UNAUTHENTICATED) unless the caller may call."""
-        self._salt(metadata)
+    def check(self, metadata: Metadata | None) -> str:
+        """Who calls: the digest of the token, "" where none is asked for.
+
+        Raises ``RequestError`` (UNAUTHENTICATED) unless the caller may call.
+        """
+        return self._caller(metadata)
 
     def salt_for(self, metadata: Metadata | None, requested: str) -> str:
         """The salt that a call uses: the token's own, else the ``requested`` one.
 
         Raises ``RequestError`` (UNAUTHENTICATED) as ``check`` does.
         """
-        return self._salt(metadata) or requested
+        caller = self._caller(metadata)
+        return (self.salts[caller] if self.salts else "") or requested
 
-    def _salt(self, metadata: Metadata | None) -> str:
+    def _caller(self, metadata: Metadata | None) -> str:
         if self.salts is None:
             return ""
         values = [value for name, value in metadata or () if name == "authorization"]
@@ -65,10 +69,10 @@ class Access:
             )
         text = values[-1] if isinstance(values[-1], str) else values[-1].decode(errors="replace")
         scheme, _, token = text.partition(" ")
-        salt = self.salts.get(_digest(token.strip())) if scheme.lower() == "bearer" else None
-        if salt is None:
+        name = _digest(token.strip()) if scheme.lower() == "bearer" else ""
+        if name not in self.salts:
             raise RequestError(StatusCode.UNAUTHENTICATED, "authorization: not a bearer token that is known here")
-        return salt
+        return name
 
 
 def salt_digest(salt: str) -> str:

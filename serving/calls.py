@@ -1,9 +1,12 @@
-"""Every call passes here on its way to its handler: gate, access, status of what it raises.
+"""Every call passes here on its way to its handler: gate, access, bounds, deadlines, and the status of what it raises.
 
     starting -> open -> draining        calls are let in only while it is open
 
 Health and reflection pass at any time (health also without a token, as probes have none). What a handler raises
 becomes the status that ``serving.errors`` has for it, anything else INTERNAL with its traceback in the log.
+
+To grpc every handler here takes a stream of bytes: the one message of a unary call is then read by us, under a deadline
+and a bound, and bytes that are no message are the caller's fault and not an internal error.
 """
 
 from __future__ import annotations
@@ -11,52 +14,58 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import aclosing
-from typing import Any, NoReturn, cast
+from contextlib import aclosing, asynccontextmanager
+from typing import Any, NoReturn
 
 import grpc
 from grpc import StatusCode
 
 from serving.access import Access
 from serving.errors import RequestError, internal_error, request_error
-from serving.handlers import behaviour_of, with_behaviour
-from serving.logs import printable
+from serving.logs import set_request_id
+from serving.open_calls import Caller, CallKind, CallLimits, OpenCall, OpenCalls
+from serving.parsing import MESSAGE_NBYTES_MAX
+from serving.streams import ClientStream, MessageKinds
 
 HEALTH = "/grpc.health.v1.Health/"
 REFLECTION = "/grpc.reflection."
+WATCH = HEALTH + "Watch"
 
 log = logging.getLogger(__name__)
 
 
 class CallGate(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # generic in the stubs only
-    """The interceptor, and how many calls of the service itself run now."""
+    """The interceptor, and which calls are open now."""
 
-    def __init__(self, access: Access) -> None:
+    def __init__(self, access: Access, kinds: MessageKinds, limits: CallLimits | None = None) -> None:
+        """``kinds`` are the request messages by method."""
         self._access = access
+        self._kinds = kinds
         self._closed_because = "the service is starting; try again"
-        self._running = 0
-        self._idle = asyncio.Event()
-        self._idle.set()
+        self.calls = OpenCalls(limits or CallLimits())
+        self.message_nbytes_max = MESSAGE_NBYTES_MAX
 
     def open(self) -> None:
         """Lets calls in."""
         self._closed_because = ""
 
     def close(self) -> None:
-        """Refuses new calls with UNAVAILABLE; those that run go on."""
+        """Refuses new calls with UNAVAILABLE and ends those that wait for their client; those that work go on."""
         self._closed_because = "the service is shutting down; try another one"
+        self.calls.end_idle(RequestError(StatusCode.UNAVAILABLE, self._closed_because))
 
     async def wait_idle(self, timeout_s: float) -> bool:
-        """Waits until no call runs, at most ``timeout_s`` seconds; False if some still do."""
+        """Waits until no call of the service runs, at most ``timeout_s`` seconds; False if some still do."""
         try:
-            await asyncio.wait_for(self._idle.wait(), timeout_s)
+            await asyncio.wait_for(self.calls.no_work.wait(), timeout_s)
         except TimeoutError:
             return False
         return True
 
     @property
     def running(self) -> int:
-        return self._running
+        """Calls of the service itself."""
+        return self.calls.count(CallKind.WORK)
 
     async def intercept_service(
         self,
@@ -66,49 +75,64 @@ class CallGate(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # generic
         """The handler that answers; None where there is none, which grpc answers with UNIMPLEMENTED."""
         method = handler_call_details.method
         handler: Any | None = await continuation(handler_call_details)
-        if method.startswith(HEALTH):
-            return handler
+        kind, token = _kind(method), ""
+        if not method.startswith(HEALTH):
+            try:
+                token = self._access.check(handler_call_details.invocation_metadata)
+                if self._closed_because and kind is CallKind.WORK:
+                    raise RequestError(StatusCode.UNAVAILABLE, self._closed_because)
+            except RequestError as error:
+                return _refusal(handler, error)
+        return None if handler is None else self._guarded(handler, method, kind, token)
+
+    @asynccontextmanager
+    async def _open(self, kind: CallKind, token: str, context: Any) -> AsyncIterator[OpenCall]:
+        """A call while its handler runs; what goes wrong in the block ends it with a status."""
+        call: OpenCall | None = None
         try:
-            self._access.check(handler_call_details.invocation_metadata)
-            if self._closed_because and not method.startswith(REFLECTION):
-                raise RequestError(StatusCode.UNAVAILABLE, self._closed_because)
-        except RequestError as error:
-            return _refusal(handler, error)
-        if handler is None or method.startswith(REFLECTION):
-            return handler
-        return self._guarded(handler)
+            async with asyncio.timeout(None) as deadline:
+                call = OpenCall(kind, Caller(context.peer(), token), deadline)
+                self.calls.enter(call)
+                context.add_done_callback(lambda _: self.calls.leave(call))
+                set_request_id(_request_id_of(context))
+                yield call
+        except Exception as error:
+            if call is None:
+                raise
+            self.calls.finishing(call)
+            expired = isinstance(error, TimeoutError) and call.deadline.expired()
+            await abort(context, call.ending if expired and call.ending is not None else error)
+        self.calls.finishing(call)
 
-    def _enter(self, context: grpc.aio.ServicerContext[Any, Any]) -> None:
-        self._running += 1
-        self._idle.clear()
-        context.add_done_callback(cast(Any, self._leave))  # the stubs want a subclass where any callable does
+    def _guarded(self, handler: Any, method: str, kind: CallKind, token: str) -> grpc.RpcMethodHandler[Any, Any]:
+        behaviour = _behaviour(handler)
+        streaming = handler.request_streaming
 
-    def _leave(self, _: grpc.aio.ServicerContext[Any, Any]) -> None:
-        self._running -= 1
-        if self._running == 0:
-            self._idle.set()
+        def client(call: OpenCall, context: Any) -> ClientStream:
+            message = self._kinds.of(method, handler, self.message_nbytes_max)
+            return ClientStream(call, context, self.calls.limits, message, streaming=streaming)
 
-    def _guarded(self, handler: Any) -> grpc.RpcMethodHandler[Any, Any]:
-        behaviour = behaviour_of(handler)
+        async def one(_: Any, context: Any) -> Any:
+            async with self._open(kind, token, context) as call:
+                stream = client(call, context)
+                return await behaviour(stream if streaming else await stream.only(), context)
 
-        async def one(request: Any, context: Any) -> Any:
-            self._enter(context)
-            try:
-                return await behaviour(request, context)
-            except Exception as error:
-                await abort(context, error)
-
-        async def many(request: Any, context: Any) -> AsyncIterator[Any]:
-            self._enter(context)
-            try:
+        async def many(_: Any, context: Any) -> None:
+            async with self._open(kind, token, context) as call:
+                stream = client(call, context)
+                requests = stream if streaming else await stream.only()
                 # A call that ends early closes the handler's generator here and now, not when it is collected.
-                async with aclosing(behaviour(request, context)) as replies:
+                async with aclosing(behaviour(requests, context)) as replies:
                     async for reply in replies:
-                        yield reply
-            except Exception as error:
-                await abort(context, error)
+                        await stream.write(reply)
 
-        return with_behaviour(handler, many if handler.response_streaming else one)
+        return _taking_bytes(handler, many if handler.response_streaming else one)
+
+
+def _kind(method: str) -> CallKind:
+    if method.startswith(HEALTH):
+        return CallKind.WATCH if method == WATCH else CallKind.CHECK
+    return CallKind.REFLECTION if method.startswith(REFLECTION) else CallKind.WORK
 
 
 async def abort(context: grpc.aio.ServicerContext[Any, Any], error: Exception) -> NoReturn:
@@ -120,21 +144,37 @@ async def abort(context: grpc.aio.ServicerContext[Any, Any], error: Exception) -
         log.error("a call failed", exc_info=error)
         known = internal_error(error)
     else:
-        log.info("refused: %s: %s", known.code.name, printable(known.message, 512))
+        log.info("refused: %s: %s", known.code.name, known.message)
     await context.abort(known.code, known.message, (*(context.trailing_metadata() or ()), *known.metadata))
     raise AssertionError("abort raises")
 
 
+def _request_id_of(context: grpc.aio.ServicerContext[Any, Any]) -> str:
+    """From the metadata ``x-request-id``; handlers that have one in their request set it themselves."""
+    for name, value in context.invocation_metadata() or ():
+        if name == "x-request-id" and isinstance(value, str):
+            return value
+    return ""
+
+
 def _refusal(handler: Any | None, error: RequestError) -> grpc.RpcMethodHandler[Any, Any]:
-    """A handler of the same kind that only answers ``error``."""
+    """A handler of the same kind that only answers ``error``, without waiting for a message."""
 
-    async def one(_: Any, context: Any) -> Any:
-        await context.abort(error.code, error.message)
+    async def refuse(_: Any, context: Any) -> Any:
+        await context.abort(error.code, error.message, error.metadata)
 
-    async def many(_: Any, context: Any) -> AsyncIterator[Any]:
-        await context.abort(error.code, error.message)
-        yield  # what makes this a generator
+    return _taking_bytes(handler, refuse)
 
-    if handler is None:
-        return grpc.unary_unary_rpc_method_handler(one)
-    return with_behaviour(handler, many if handler.response_streaming else one)
+
+def _behaviour(handler: Any) -> Callable[[Any, Any], Any]:
+    kinds = (handler.unary_unary, handler.unary_stream, handler.stream_unary, handler.stream_stream)
+    found: Callable[[Any, Any], Any] = next(kind for kind in kinds if kind is not None)
+    return found
+
+
+def _taking_bytes(handler: Any | None, behaviour: Callable[[Any, Any], Any]) -> grpc.RpcMethodHandler[Any, Any]:
+    """A handler that reads a stream of bytes itself and answers as ``handler`` does."""
+    many = handler is not None and handler.response_streaming
+    make: Any = grpc.stream_stream_rpc_method_handler if many else grpc.stream_unary_rpc_method_handler
+    made: grpc.RpcMethodHandler[Any, Any] = make(behaviour, None, handler.response_serializer if handler else None)
+    return made

@@ -12,20 +12,35 @@ from pathlib import Path
 from typing import Any
 
 import grpc
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from google.protobuf import descriptor_pool, message_factory
+from google.protobuf.message import Message
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from serving.access import Access
-from serving.arrival import Arrival
 from serving.calls import CallGate
-from serving.rpc_metrics import RpcMetrics
+from serving.health import Health
+from serving.open_calls import CallLimits
+from serving.parsing import MESSAGE_NBYTES_MAX
+from serving.streams import MessageKinds
 
-MESSAGE_NBYTES_MAX = 16 * 1024 * 1024
-CALLS_MAX = 1024  # at once, health checks among them; more are answered RESOURCE_EXHAUSTED
 CANCEL_S = 1.0  # what cancelled calls get to clean up
+HEALTH_NAME = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
 
-_SERVING = health_pb2.HealthCheckResponse.SERVING
-_NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
+# What one connection can hold open, and how long it may be of no use. The bounds in ``CallLimits`` are narrower where
+# they should be; these hold before any code of ours runs.
+CONNECTION_OPTIONS = [
+    ("grpc.max_concurrent_streams", 1024),
+    ("grpc.server_handshake_timeout_ms", 10_000),
+    ("grpc.max_connection_idle_ms", 300_000),
+    # Connections are renewed now and then: with it ends what a client that takes nothing has left unread.
+    ("grpc.max_connection_age_ms", 3_600_000),
+    ("grpc.max_connection_age_grace_ms", 900_000),
+    ("grpc.keepalive_time_ms", 30_000),
+    ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
+]
 
 
 @dataclass(frozen=True)
@@ -60,29 +75,34 @@ class LateHandlers(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # generic
 class RpcServer:
     """Made inside the event loop that it serves in."""
 
-    def __init__(self, access: Access, service_names: Sequence[str], *, calls_max: int = CALLS_MAX) -> None:
-        """``service_names`` are the full names (``cairn.v1.PrefillService``) for health and reflection."""
-        self.gate = CallGate(access)
-        self.metrics = RpcMetrics((*service_names, health.SERVICE_NAME))
+    def __init__(
+        self,
+        access: Access,
+        service_names: Sequence[str],
+        *,
+        limits: CallLimits | None = None,
+        message_nbytes_max: int = MESSAGE_NBYTES_MAX,
+    ) -> None:
+        """``service_names`` are the full names (``cairn.v1.PrefillService``) for health and reflection.
+
+        grpc takes no message of more than ``message_nbytes_max`` bytes.
+        """
         self._names = tuple(service_names)
+        self.gate = CallGate(access, _message_kinds((*self._names, HEALTH_NAME)), limits)
         self._server = grpc.aio.server(
-            interceptors=[Arrival(self.metrics), self.gate],
-            maximum_concurrent_rpcs=calls_max,
+            interceptors=[self.gate],
             options=[
-                ("grpc.max_receive_message_length", MESSAGE_NBYTES_MAX),
+                ("grpc.max_receive_message_length", message_nbytes_max),
                 ("grpc.max_send_message_length", MESSAGE_NBYTES_MAX),
-                ("grpc.keepalive_time_ms", 30_000),
-                ("grpc.keepalive_timeout_ms", 10_000),
-                ("grpc.keepalive_permit_without_calls", 1),
-                ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
+                *CONNECTION_OPTIONS,
                 ("grpc.so_reuseport", 0),  # a port in use is an error, not a second server
             ],
         )
         self._late = LateHandlers()
         self._server.add_generic_rpc_handlers((self._late,))
-        self._health = health.aio.HealthServicer()  # type: ignore[attr-defined]
+        self._health = Health(("", *self._names))
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
-        reflection.enable_server_reflection((*self._names, health.SERVICE_NAME, reflection.SERVICE_NAME), self._server)
+        reflection.enable_server_reflection((*self._names, HEALTH_NAME, reflection.SERVICE_NAME), self._server)
 
     async def start(self, host: str, port: int, tls: TlsFiles | None = None) -> int:
         """Listens, with every call refused until ``open``; returns the port (a free one for 0).
@@ -97,18 +117,20 @@ class RpcServer:
                 bound = self._server.add_secure_port(address, tls.credentials())
         except RuntimeError as error:
             raise OSError(f"cannot listen on {address}: {error}; is the port in use?") from error
-        await self._set_health(_NOT_SERVING)
         await self._server.start()
         return bound
 
-    async def open(self, add_services: Callable[[LateHandlers], None]) -> None:
+    async def open(self, add_services: Callable[[LateHandlers], None], message_nbytes_max: int | None = None) -> None:
         """Adds the services, lets calls in and reports SERVING.
 
-        ``add_services`` is given what the generated ``add_...Servicer_to_server`` functions take for a server.
+        ``add_services`` is given what the generated ``add_...Servicer_to_server`` functions take for a server. From
+        here on no message may have more than ``message_nbytes_max`` bytes.
         """
+        if message_nbytes_max is not None:
+            self.gate.message_nbytes_max = message_nbytes_max
         add_services(self._late)
         self.gate.open()
-        await self._set_health(_SERVING)
+        self._health.set(True)
 
     async def drain(self, deadline_s: float) -> bool:
         """Reports NOT_SERVING, refuses new calls, waits for those that run, stops.
@@ -117,7 +139,7 @@ class RpcServer:
         """
         started = time.monotonic()
         self.gate.close()
-        await self._health.enter_graceful_shutdown()
+        self._health.set(False)
         clean = await self.gate.wait_idle(deadline_s)
         # Health watches never end by themselves: what is left now is cancelled.
         await self._server.stop(None)
@@ -125,6 +147,11 @@ class RpcServer:
             await self.gate.wait_idle(max(CANCEL_S, deadline_s - (time.monotonic() - started)))
         return clean
 
-    async def _set_health(self, status: health_pb2.HealthCheckResponse.ServingStatus.ValueType) -> None:
-        for name in ("", *self._names):
-            await self._health.set(name, status)
+
+def _message_kinds(services: Iterable[str]) -> MessageKinds:
+    """The request messages of these services, as the generated modules have registered them."""
+    found: dict[str, type[Message]] = {}
+    for name in services:
+        for method in descriptor_pool.Default().FindServiceByName(name).methods:
+            found[f"/{name}/{method.name}"] = message_factory.GetMessageClass(method.input_type)
+    return MessageKinds(found)

@@ -20,7 +20,8 @@ from protos import chunks_pb2, prefill_pb2, prefill_pb2_grpc
 from serving.access import Access
 from serving.errors import RequestError
 from serving.logs import current_request_id
-from serving.server import MESSAGE_NBYTES_MAX, RpcServer, TlsFiles
+from serving.parsing import MESSAGE_NBYTES_MAX
+from serving.server import RpcServer, TlsFiles
 
 NAME = "cairn.v1.PrefillService"
 SERVING = health_pb2.HealthCheckResponse.SERVING
