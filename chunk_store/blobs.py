@@ -23,6 +23,10 @@ class BlobBad(Exception):
     """The data is there and wrong: cut, foreign, another entry's, or a checksum differs."""
 
 
+class BlobOtherVersion(BlobBad):
+    """The data is in the format of older or newer software: of no use here, and not damaged."""
+
+
 class BlobUnreadable(Exception):
     """The data could not be read now (I/O error, server away); it may be fine."""
 
@@ -63,7 +67,8 @@ class Blobs(Protocol):
         """
 
     def read(self, blob: str, expected: Expected, views: Sequence[memoryview]) -> None:
-        """Reads into ``views`` and verifies. Raises ``BlobMissing``, ``BlobBad`` or ``BlobUnreadable``."""
+        """Reads into ``views`` and verifies. Raises ``BlobMissing``, ``BlobBad`` (``BlobOtherVersion``
+        where that is all) or ``BlobUnreadable``."""
 
     def frame(self, blob: str) -> Frame:
         """The decoded header alone. Raises as ``read`` does."""
@@ -71,8 +76,11 @@ class Blobs(Protocol):
     def remove(self, blobs: Sequence[str]) -> list[str]:
         """Deletes and returns those that are gone now, also those that never were. Raises ``StoreUnavailable``."""
 
-    def quarantine(self, blob: str) -> None:
-        """Takes a bad blob out of the way, keeping it for inspection where the medium allows. Never raises."""
+    def quarantine(self, blob: str) -> str:
+        """Takes a bad blob out of the way, keeping it for inspection where the medium allows. Never raises.
+
+        Returns where it is or was, in words for a log.
+        """
 
     def names(self) -> Iterator[tuple[str, int]]:
         """Every blob with its stored bytes; a snapshot without locks."""

@@ -18,12 +18,13 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
-from chunk_store.blobs import BlobBad, BlobMissing, BlobUnreadable, Expected, NoSpace
+from chunk_store.blobs import BlobBad, BlobMissing, BlobOtherVersion, BlobUnreadable, Expected, NoSpace
 from chunk_store.header import (
     ALIGN_NBYTES,
     BLOCK_NBYTES,
     FormatError,
     Frame,
+    OtherVersion,
     checksum,
     decode_header,
     encode_header,
@@ -125,13 +126,16 @@ class FileBlobs:
                 raise StoreUnavailable(f"cannot remove {self._path(blob)}: {error.strerror}") from error
         return list(blobs)
 
-    def quarantine(self, blob: str) -> None:
+    def quarantine(self, blob: str) -> str:
+        place = self._path(blob)
         with suppress(OSError):
             self._quarantine.mkdir(parents=True, exist_ok=True)
-            os.replace(self._path(blob), self._quarantine / blob)
+            os.replace(place, self._quarantine / blob)
+            place = self._quarantine / blob
             kept = sorted(self._quarantine.iterdir(), key=lambda path: path.stat().st_ctime_ns)
             for path in kept[:-QUARANTINE_MAX]:
                 path.unlink(missing_ok=True)
+        return f"file {place}"
 
     def names(self) -> Iterator[tuple[str, int]]:
         with suppress(FileNotFoundError):
@@ -197,6 +201,8 @@ def _read_frame(fd: int) -> Frame:
         if end > len(raw):
             raw += os.pread(fd, end - len(raw), len(raw))
         frame = decode_header(raw)
+    except OtherVersion as error:
+        raise BlobOtherVersion(str(error)) from error
     except FormatError as error:
         raise BlobBad(str(error)) from error
     size = os.fstat(fd).st_size

@@ -38,6 +38,10 @@ class FormatError(ValueError):
     """The bytes are not an entry that this version reads; the message says why."""
 
 
+class OtherVersion(FormatError):
+    """The bytes are an entry in the format of older or newer software: nothing is wrong with them."""
+
+
 @dataclass(frozen=True)
 class Frame:
     """A decoded header: what the entry says of itself, and how to check its data."""
@@ -127,7 +131,10 @@ def fields_end(start: bytes | memoryview) -> int:
     if magic != MAGIC:
         raise FormatError(f"the entry starts with {magic!r}, not {MAGIC!r}: not written by this store")
     if version != VERSION:
-        raise FormatError(f"format version {version}; this software reads version {VERSION}")
+        age = "older" if version < VERSION else "newer"
+        raise OtherVersion(
+            f"format version {version}, written by {age} software; this software reads version {VERSION}"
+        )
     if length > HEADER_NBYTES_MAX:
         raise FormatError(f"the header claims {length} bytes, over the limit of {HEADER_NBYTES_MAX}")
     return _PREFIX.size + int(length)

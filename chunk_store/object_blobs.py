@@ -117,8 +117,9 @@ class ObjectBlobs:
                 self._redis.client.hdel(self._catalogue, *gone)
         return gone
 
-    def quarantine(self, blob: str) -> None:
+    def quarantine(self, blob: str) -> str:
         """Nothing is kept: memory on a server is dear. The bad blob goes with the garbage."""
+        return f"{self.kind} object {self._name(blob, 'h')}, not kept"
 
     def names(self) -> Iterator[tuple[str, int]]:
         with self._redis.errors():

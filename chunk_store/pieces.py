@@ -11,8 +11,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from chunk_store.blobs import BlobBad, BlobMissing
-from chunk_store.header import FormatError, Frame, checksum, decode_header, split_blocks
+from chunk_store.blobs import BlobBad, BlobMissing, BlobOtherVersion
+from chunk_store.header import FormatError, Frame, OtherVersion, checksum, decode_header, split_blocks
 
 PIECE_NBYTES = 2 * 2**20
 
@@ -67,6 +67,8 @@ def framed(raw: bytes | memoryview) -> Frame:
     """A header kept by itself. Raises ``BlobBad``."""
     try:
         frame = decode_header(raw)
+    except OtherVersion as error:
+        raise BlobOtherVersion(str(error)) from error
     except FormatError as error:
         raise BlobBad(str(error)) from error
     if len(raw) != frame.data_offset:

@@ -7,13 +7,14 @@ steps leaves a claim or garbage that any other process finishes off; never an en
 
 from __future__ import annotations
 
+import logging
 import secrets
 import threading
 from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Self
 
-from chunk_store.blobs import BlobBad, BlobMissing, Blobs, BlobUnreadable, Expected, NoSpace
+from chunk_store.blobs import BlobBad, BlobMissing, BlobOtherVersion, Blobs, BlobUnreadable, Expected, NoSpace
 from chunk_store.header import flat_views, header_nbytes, writable_views
 from chunk_store.key import ChunkId, ChunkKey, ModelIdentity
 from chunk_store.ledger import Ledger, ReadTicket, blob_name, check_key
@@ -36,6 +37,8 @@ from chunk_store.store import (
     StoreUnavailable,
     SweepReport,
 )
+
+log = logging.getLogger(__name__)
 
 RESERVE_ATTEMPTS_MAX = 64
 LOAD_ATTEMPTS_MAX = 3
@@ -115,13 +118,25 @@ class SharedStore:
         """Whether the answer stands, and the answer; it does not when the entry changed under the reader."""
         try:
             self.blobs.read(ticket.blob, expected, views)
-        except BlobMissing:
-            return self.ledger.forget(ticket.key, ticket.blob, quarantined=False), MissReason.LOAD_FAILED
-        except BlobUnreadable:
+        except BlobMissing as error:
+            if not self.ledger.forget(ticket.key, ticket.blob, quarantined=False):
+                return False, MissReason.LOAD_FAILED
+            log.warning("load_failed: the data of key %s is gone (%s); the entry is dropped", ticket.key, error)
             return True, MissReason.LOAD_FAILED
-        except BlobBad:
+        except BlobUnreadable as error:
+            log.warning("load_failed: key %s cannot be read now (%s)", ticket.key, error)
+            return True, MissReason.LOAD_FAILED
+        except BlobOtherVersion as error:
+            if not self.ledger.forget(ticket.key, ticket.blob, quarantined=False):
+                return False, MissReason.FORMAT_DIFFERS
+            log.warning("format_differs: key %s: %s; it will be computed and stored anew", ticket.key, error)
+            self._remove_garbage()
+            return True, MissReason.FORMAT_DIFFERS
+        except BlobBad as error:
+            # Of all its readers in all processes one drops the entry: one line for each bad blob.
             if self.ledger.forget(ticket.key, ticket.blob, quarantined=True):
-                self.blobs.quarantine(ticket.blob)
+                kept = self.blobs.quarantine(ticket.blob)
+                log.error("verify_failed: key %s: %s; quarantined, %s", ticket.key, error, kept)
                 self._remove_garbage()
                 return True, MissReason.VERIFY_FAILED
             return False, MissReason.VERIFY_FAILED

@@ -48,6 +48,7 @@ class MissReason(StrEnum):
     EVICTED = "evicted"
     LOAD_FAILED = "load_failed"
     VERIFY_FAILED = "verify_failed"
+    FORMAT_DIFFERS = "format_differs"  # stored by older or newer software; it is computed and stored again
     SALT_DIFFERS = "salt_differs"
 
 
@@ -254,7 +255,8 @@ class ChunkStore(Protocol):
         """Reads an entry into ``buffers`` (writable, parts in layout order) and verifies it.
 
         Returns None when every checksum and the token ids match, otherwise the reason; the content of
-        ``buffers`` is then undefined and a bad entry has been quarantined. Marks the entry as used.
+        ``buffers`` is then undefined and a bad entry has been quarantined; one in another format (FORMAT_DIFFERS)
+        makes way for its replacement. Marks the entry as used.
         """
 
     def lease(self, keys: Sequence[ChunkKey], *, ttl_s: float = 30.0) -> Lease:

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
 
-from chunk_store.blobs import BlobBad, BlobMissing, BlobUnreadable, Expected
+from chunk_store.blobs import BlobBad, BlobMissing, BlobOtherVersion, BlobUnreadable, Expected
 from chunk_store.ledger import Placed, key_of
 from chunk_store.shared_store import SharedStore
 
@@ -22,6 +22,7 @@ class Problem(StrEnum):
     DATA_MISSING = "data_missing"  # an entry without bytes: the entry is dropped
     DATA_BAD = "data_bad"  # bytes that fail verification: quarantined, the entry dropped
     DATA_UNREADABLE = "data_unreadable"  # an I/O error: left alone
+    OTHER_VERSION = "other_version"  # written by older or newer software: kept until it is wanted and stored anew
     STRAY = "stray"  # bytes without an entry: adopted if they verify, otherwise removed
     LEDGER = "ledger"  # counts that do not add up: counted again
 
@@ -48,13 +49,17 @@ class VerifyReport:
 
 @dataclass(frozen=True)
 class RepairReport:
-    """What ``repair`` found and what became of it. ``left`` could not be mended now."""
+    """What ``repair`` found and what became of it.
+
+    ``left`` could not be mended now; ``kept`` is in the format of other software and nothing is wrong with it.
+    """
 
     found: VerifyReport
     dropped: int
     adopted: int
     removed: int
     left: int
+    kept: int
 
 
 def verify(store: SharedStore, progress: Progress = lambda done, total: None) -> VerifyReport:
@@ -86,7 +91,7 @@ def repair(store: SharedStore, progress: Progress = lambda done, total: None) ->
     """
     store.sweep()
     report = verify(store, progress)
-    dropped = adopted = removed = left = 0
+    dropped = adopted = removed = left = kept = 0
     for finding in sorted(report.findings, key=lambda finding: _depth(store, finding)):
         if finding.problem in (Problem.DATA_MISSING, Problem.DATA_BAD):
             dropped += _drop(store, finding)
@@ -96,10 +101,12 @@ def repair(store: SharedStore, progress: Progress = lambda done, total: None) ->
             removed += not taken
         elif finding.problem is Problem.LEDGER:
             store.ledger.recount()
+        elif finding.problem is Problem.OTHER_VERSION:
+            kept += 1
         else:
             left += 1
     store.sweep()  # what was adopted may exceed the capacity
-    return RepairReport(report, dropped, adopted, removed, left)
+    return RepairReport(report, dropped, adopted, removed, left, kept)
 
 
 def _depth(store: SharedStore, finding: Finding) -> int:
@@ -124,6 +131,8 @@ def _check_entry(store: SharedStore, entry: Placed) -> Finding | None:
         if not _is_current(store, entry):
             return None
         return Finding(Problem.DATA_MISSING, entry.blob, "the entry's data does not exist")
+    except BlobOtherVersion as error:
+        return Finding(Problem.OTHER_VERSION, entry.blob, str(error))
     except BlobBad as error:
         return Finding(Problem.DATA_BAD, entry.blob, str(error))
     except BlobUnreadable as error:
@@ -136,6 +145,8 @@ def _check_stray(store: SharedStore, blob: str) -> list[Finding]:
         return [Finding(Problem.STRAY, blob, "complete data without an entry")]
     except BlobMissing:
         return []
+    except BlobOtherVersion as error:
+        return [Finding(Problem.OTHER_VERSION, blob, f"data without an entry: {error}")]
     except BlobBad as error:
         return [Finding(Problem.STRAY, blob, f"data without an entry: {error}")]
     except BlobUnreadable as error:

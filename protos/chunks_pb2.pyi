@@ -39,6 +39,7 @@ class MissReason(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     MISS_REASON_LOAD_FAILED: _ClassVar[MissReason]
     MISS_REASON_VERIFY_FAILED: _ClassVar[MissReason]
     MISS_REASON_SALT_DIFFERS: _ClassVar[MissReason]
+    MISS_REASON_FORMAT_DIFFERS: _ClassVar[MissReason]
 CHUNK_TYPE_UNSPECIFIED: ChunkType
 CHUNK_TYPE_SYSTEM_PROMPT: ChunkType
 CHUNK_TYPE_CONTEXT: ChunkType
@@ -60,6 +61,7 @@ MISS_REASON_EVICTED: MissReason
 MISS_REASON_LOAD_FAILED: MissReason
 MISS_REASON_VERIFY_FAILED: MissReason
 MISS_REASON_SALT_DIFFERS: MissReason
+MISS_REASON_FORMAT_DIFFERS: MissReason
 
 class TokenIds(_message.Message):
     __slots__ = ("ids",)

@@ -188,7 +188,8 @@ def _say_verified(terminal: Terminal, report: VerifyReport, repaired: RepairRepo
         return
     terminal.say(
         f"{len(report.findings)} findings in {read}; repaired: {repaired.dropped} entries dropped, "
-        f"{repaired.adopted} adopted, {repaired.removed} stray data removed, {repaired.left} left as they are",
+        f"{repaired.adopted} adopted, {repaired.removed} stray data removed, {repaired.left} left as they are, "
+        f"{repaired.kept} of another format version kept",
         "bold red" if repaired.left else "",
     )
 

@@ -27,6 +27,7 @@ class Damage(StrEnum):
     FLIPPED_HEADER = "flipped header"
     CUT = "cut"
     FOREIGN = "foreign"
+    OLDER_VERSION = "older version"
     NEWER_VERSION = "newer version"
     MISSING = "missing"
 

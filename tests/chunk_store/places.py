@@ -179,6 +179,6 @@ def damage_bytes(raw: bytearray, how: Damage) -> bytes:
         del raw[-3:]
     elif how is Damage.FOREIGN:
         raw[:8] = b"\x80\x04pickle"
-    elif how is Damage.NEWER_VERSION:
-        raw[8:12] = (2).to_bytes(4, "little")
+    elif how in (Damage.OLDER_VERSION, Damage.NEWER_VERSION):
+        raw[8:12] = (0 if how is Damage.OLDER_VERSION else 2).to_bytes(4, "little")
     return bytes(raw)

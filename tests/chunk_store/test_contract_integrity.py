@@ -7,9 +7,10 @@ from contract import Damage, Place, blank, loads, publish, sample, views_of
 
 from chunk_store.layout import KVLayout, LayerLayout
 from chunk_store.store import MissReason
+from chunk_store.verify import Problem, repair, verify
 
 
-@pytest.mark.parametrize("how", [damage for damage in Damage if damage is not Damage.MISSING])
+@pytest.mark.parametrize("how", [Damage.FLIPPED_DATA, Damage.FLIPPED_HEADER, Damage.CUT, Damage.FOREIGN])
 def test_a_damaged_entry_is_quarantined_and_can_be_stored_again(place: Place, how: Damage) -> None:
     store = place.open()
     entry = sample(1)
@@ -24,6 +25,27 @@ def test_a_damaged_entry_is_quarantined_and_can_be_stored_again(place: Place, ho
     assert store.stats().entries == 1
     publish(store, entry)
     assert loads(store, entry) and loads(store, sample(2))
+
+
+@pytest.mark.parametrize("how", [Damage.OLDER_VERSION, Damage.NEWER_VERSION])
+def test_an_entry_of_other_software_is_no_corruption(place: Place, how: Damage) -> None:
+    """It is named as what it is, kept by a repair, and replaced when somebody wants it; never quarantined."""
+    store = place.open()
+    entry = sample(1)
+    publish(store, entry)
+    publish(store, sample(2))
+    place.damage(entry.key, how)
+    words = (
+        "format version 0, written by older" if how is Damage.OLDER_VERSION else "format version 2, written by newer"
+    )
+    for report in (verify(store), repair(store).found, verify(store)):
+        (finding,) = report.findings
+        assert finding.problem is Problem.OTHER_VERSION and words in finding.detail
+    assert store.load(entry.key, entry.header.token_ids, views_of(blank(entry))) is MissReason.FORMAT_DIFFERS
+    assert (store.stats().quarantined, store.stats().entries) == (0, 1)
+    assert verify(store).sound, "nothing is left behind"
+    publish(store, entry)
+    assert loads(store, entry)
 
 
 def test_missing_data_is_a_failed_load(place: Place) -> None:
