@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import tarfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -25,6 +26,7 @@ from chunk_store.header import (
     split_blocks,
 )
 from chunk_store.key import ChunkId, ChunkKey, ChunkType, TokenizerIdentity, chunk_id
+from chunk_store.private_files import create_file
 from chunk_store.shared_store import SharedStore
 from chunk_store.store import Busy, ChunkRecord, EntryInfo, Stored, StoreError
 
@@ -61,8 +63,8 @@ class ImportReport:
 def export(store: SharedStore, path: Path, chunk_ids: Sequence[ChunkId]) -> ExportReport:
     """Writes the chunks, their entries, and all that those were computed under (records and KV) to ``path``.
 
-    The file appears when it is complete. Raises ``ArchiveError`` for an entry that cannot be read,
-    ``StoreUnavailable``, or ``OSError`` from writing ``path``.
+    The file appears when it is complete, for its owner alone to read. Raises ``ArchiveError`` for an entry that cannot
+    be read, ``StoreUnavailable``, or ``OSError`` from writing ``path``.
     """
     entries = _with_context(store, store.list_entries(chunk_ids) if chunk_ids else [])
     wanted = list(dict.fromkeys([*chunk_ids, *(info.chunk_id for info in entries)]))
@@ -70,7 +72,12 @@ def export(store: SharedStore, path: Path, chunk_ids: Sequence[ChunkId]) -> Expo
     partial = path.with_name(path.name + ".partial")
     nbytes = 0
     try:
-        with store.lease([info.key for info in entries], ttl_s=3600), tarfile.open(partial, "w") as archive:
+        partial.unlink(missing_ok=True)
+        with (
+            store.lease([info.key for info in entries], ttl_s=3600),
+            os.fdopen(create_file(partial, os.O_EXCL | os.O_WRONLY), "wb") as file,
+            tarfile.open(fileobj=file, mode="w") as archive,
+        ):
             _add(archive, "manifest.json", _manifest(len(records) + len(entries)))
             for record in records:
                 _add(archive, f"records/{record.chunk_id}.json", _encode_record(record))

@@ -3,6 +3,8 @@
     DIR/data/ab/abcd....nonce     one file per blob; the header goes in last, so a cut file has no magic
     DIR/quarantine/               the latest bad blobs, kept for inspection and bounded in number
 
+All of it is readable by its owner alone (``private_files.py``).
+
 This module knows nothing of claims, leases or capacity.
 """
 
@@ -32,6 +34,7 @@ from chunk_store.header import (
     header_nbytes,
     split_blocks,
 )
+from chunk_store.private_files import close_to_others, create_file, make_directory
 from chunk_store.store import EntryHeader, StoreUnavailable
 
 BATCH_NBYTES = 1024 * 1024
@@ -74,6 +77,8 @@ class FileBlobs:
         self._data = root / "data"
         self._quarantine = root / "quarantine"
         self._durability = durability
+        for folder in (self._data, self._quarantine):
+            close_to_others(folder)
         self._helpers = min(READERS_MAX, len(os.sched_getaffinity(0))) - 1
         self._pool = ThreadPoolExecutor(max(1, self._helpers), thread_name_prefix="chunk-store-read")
 
@@ -129,7 +134,7 @@ class FileBlobs:
     def quarantine(self, blob: str) -> str:
         place = self._path(blob)
         with suppress(OSError):
-            self._quarantine.mkdir(parents=True, exist_ok=True)
+            make_directory(self._quarantine)
             os.replace(place, self._quarantine / blob)
             place = self._quarantine / blob
             kept = sorted(self._quarantine.iterdir(), key=lambda path: path.stat().st_ctime_ns)
@@ -172,12 +177,13 @@ class FileBlobs:
 
     def _create(self, blob: str) -> int:
         path = self._path(blob)
-        flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY
+        flags = os.O_EXCL | os.O_WRONLY
         try:
-            return os.open(path, flags, 0o644)
+            return create_file(path, flags)
         except FileNotFoundError:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            return os.open(path, flags, 0o644)
+            for folder in (self._data.parent, self._data, path.parent):
+                make_directory(folder)
+            return create_file(path, flags)
 
     def _fill(self, fd: int, header: EntryHeader, views: Sequence[memoryview]) -> None:
         checksums: list[int] = []

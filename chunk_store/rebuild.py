@@ -4,7 +4,8 @@ Every entry says in its header which key, tokens, context and model it has, so `
 empty index. Names, tags, pins, TTLs and the token ids behind a chunk id are in the index alone: they are lost with it.
 
 Safe beside running services: an index that another process has open is not touched, and services find the new index
-under the old name and go on with it.
+under the old name and go on with it. Not for a process that has the store open itself: closing a file ends the locks
+that the process has on it.
 """
 
 from __future__ import annotations

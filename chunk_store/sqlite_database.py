@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import quote
 
+from chunk_store.private_files import close_to_others, create_file, make_directory
 from chunk_store.store import StoreFull, StoreTooNew, StoreUnavailable
 
 BUSY_WAIT_S = 20.0
@@ -94,9 +95,13 @@ class Database:
 
     def _open(self) -> sqlite3.Connection:
         try:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
+            make_directory(self._path.parent)
         except OSError as error:
             raise StoreUnavailable(f"cannot create {self._path.parent}: {error.strerror}") from error
+        with suppress(OSError):  # SQLite says it better; an existing one is not opened: closing it would end its locks
+            os.close(create_file(self._path, os.O_RDWR | os.O_EXCL))
+        for suffix in SIBLINGS:  # SQLite gives new ones the mode of the first
+            close_to_others(Path(f"{self._path}{suffix}"))
         connection = sqlite3.connect(self._path, timeout=0.0, isolation_level=None, check_same_thread=False)
         try:
             _patiently(lambda: connection.execute("PRAGMA journal_mode=WAL"))
