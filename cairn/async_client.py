@@ -58,15 +58,17 @@ class AsyncClient:
         """Prefill each of ``contents``, in order; one that failed is a ``CairnError`` value. See ``Client``."""
         sent = [calls.prefill_request(content, {"salt": self._salt, **options}) for content in contents]
         attempts = self._attempts(timeout_s, retry=False, calls=len(sent))
-        peer = self._peers["prefill"]
+        peer = self._peers["prefill"].for_request()
         method = self._stub("prefill").PrefillChunks
         call = method(iter(sent), timeout=attempts.remaining_s(), metadata=peer.metadata)
         try:
             for request in sent:
                 reply = await call.read()
                 if reply is END:
-                    raise error_from_status("INTERNAL", "the stream ended with requests unanswered", peer.source)
-                yield replies.parse_chunk_or_error(reply, request, peer.source)
+                    raise error_from_status(
+                        "INTERNAL", "the stream ended with requests unanswered", peer.source, peer.request_id
+                    )
+                yield replies.parse_chunk_or_error(reply, request, peer.source, peer.request_id)
         except grpc.RpcError as error:
             raise error_from_rpc(error, peer) from None
         finally:
@@ -77,7 +79,7 @@ class AsyncClient:
     ) -> AsyncGeneration:
         """Stream an answer to ``parts``, the query last. Call it inside the running loop. See ``GenerateOptions``."""
         request = calls.generate_request(parts, {"salt": self._salt, **options})
-        peer, method = self._peers["decode"], self._stub("decode").Generate
+        peer, method = self._peers["decode"].for_request(request.request_id), self._stub("decode").Generate
 
         def start(remaining_s: float) -> Any:
             return method(request, timeout=remaining_s, metadata=peer.metadata)
@@ -153,7 +155,10 @@ class AsyncClient:
         return Attempts((self._timeout_s if timeout_s is None else timeout_s) * max(1, calls), retry)
 
     async def _run(self, call: Call[T], timeout_s: float | None) -> T:
-        peer, method = self._peers[call.service], getattr(self._stub(call.service), call.method)
+        peer, method = (
+            self._peers[call.service].for_request(call.request_id),
+            getattr(self._stub(call.service), call.method),
+        )
         attempts = self._attempts(timeout_s, call.retry)
         while True:
             try:

@@ -76,6 +76,7 @@ class Call(Generic[T]):
     request: Any
     parse: Callable[[Any], T]
     retry: bool = True
+    request_id: str = ""  # the caller's; "" for a new one
 
 
 def stub(service: str, channel: Any) -> Any:
@@ -85,7 +86,13 @@ def stub(service: str, channel: Any) -> Any:
 
 
 def prefill(request: Any) -> Call[Chunk]:
-    return Call("prefill", "PrefillChunk", request, lambda reply: replies.parse_chunk(reply, request))
+    return Call(
+        "prefill",
+        "PrefillChunk",
+        request,
+        lambda reply: replies.parse_chunk(reply, request),
+        request_id=request.request_id,
+    )
 
 
 def get(chunk: ChunkName, token_ids: bool, text: bool) -> Call[StoredChunk]:
@@ -125,7 +132,7 @@ def loads() -> Call[Loads]:
 
 
 def explain(request: Any) -> Call[Explanation]:
-    return Call("decode", "Explain", request, replies.parse_explanation)
+    return Call("decode", "Explain", request, replies.parse_explanation, request_id=request.request_id)
 
 
 def abort(request_id: str) -> Call[bool]:

@@ -69,7 +69,7 @@ class Client:
         """
         sent = [calls.prefill_request(content, {"salt": self._salt, **options}) for content in contents]
         attempts = self._attempts(timeout_s, retry=False, calls=len(sent))
-        peer = self._peers["prefill"]
+        peer = self._peers["prefill"].for_request()
         call = self._stubs["prefill"].PrefillChunks(iter(sent), timeout=attempts.remaining_s(), metadata=peer.metadata)
         return _in_order(call, sent, peer)
 
@@ -78,7 +78,7 @@ class Client:
     ) -> Generation:
         """Stream an answer to the chunks, texts or token ids of ``parts``, the query last. See ``GenerateOptions``."""
         request = calls.generate_request(parts, {"salt": self._salt, **options})
-        peer, method = self._peers["decode"], self._stubs["decode"].Generate
+        peer, method = self._peers["decode"].for_request(request.request_id), self._stubs["decode"].Generate
 
         def start(remaining_s: float) -> Any:
             return method(request, timeout=remaining_s, metadata=peer.metadata)
@@ -146,7 +146,10 @@ class Client:
         return Attempts((self._timeout_s if timeout_s is None else timeout_s) * max(1, calls), retry)
 
     def _run(self, call: Call[T], timeout_s: float | None) -> T:
-        peer, method = self._peers[call.service], getattr(self._stubs[call.service], call.method)
+        peer, method = (
+            self._peers[call.service].for_request(call.request_id),
+            getattr(self._stubs[call.service], call.method),
+        )
         attempts = self._attempts(timeout_s, call.retry)
         while True:
             try:
@@ -164,8 +167,10 @@ def _in_order(call: Any, sent: list[Any], peer: Peer) -> Iterator[Chunk | CairnE
         for request in sent:
             reply = next(call, None)
             if reply is None:
-                raise error_from_status("INTERNAL", "the stream ended with requests unanswered", peer.source)
-            yield replies.parse_chunk_or_error(reply, request, peer.source)
+                raise error_from_status(
+                    "INTERNAL", "the stream ended with requests unanswered", peer.source, peer.request_id
+                )
+            yield replies.parse_chunk_or_error(reply, request, peer.source, peer.request_id)
     except grpc.RpcError as error:
         raise error_from_rpc(error, peer) from None
     finally:

@@ -1,7 +1,7 @@
 """What a request can fail with. One class for what a caller would do about it; this module knows no gRPC.
 
-Every error keeps the status code's name (``code``), the service's own words (``message``) and which service at
-which address said so (``source``).
+Every error keeps the status code's name (``code``), the service's own words (``message``), which service at which
+address said so (``source``), and the request's id (``request_id``), under which the services' logs have it.
 """
 
 from __future__ import annotations
@@ -12,15 +12,17 @@ class CairnError(Exception):
 
     retry_after_s: float | None = None
 
-    def __init__(self, message: str, *, code: str = "UNKNOWN", source: str = "") -> None:
+    def __init__(self, message: str, *, code: str = "UNKNOWN", source: str = "", request_id: str = "") -> None:
         super().__init__(message)
         self.message = message
         self.code = code
         self.source = source
+        self.request_id = request_id
 
     def __str__(self) -> str:
         place = f" from the {self.source}" if self.source else ""
-        return f"{self.code}{place}: {self.message}"
+        request = f" (request {self.request_id})" if self.request_id else ""
+        return f"{self.code}{place}: {self.message}{request}"
 
 
 class InvalidRequest(CairnError, ValueError):
@@ -83,9 +85,11 @@ _CLASSES: dict[str, type[CairnError]] = {
 }
 
 
-def error_from_status(code: str, message: str, source: str = "") -> CairnError:
+def error_from_status(code: str, message: str, source: str = "", request_id: str = "") -> CairnError:
     """The error for a gRPC status code's name, such as ``"NOT_FOUND"``."""
-    return _CLASSES.get(code, CairnError)(message or "no details given", code=code, source=source)
+    return _CLASSES.get(code, CairnError)(
+        message or "no details given", code=code, source=source, request_id=request_id
+    )
 
 
 def invalid(field: str, complaint: str) -> InvalidRequest:

@@ -40,7 +40,8 @@ class _Assembly:
     def end(self) -> None:
         """The stream is over. Raises ``ServerError`` if its final message never came."""
         if self.result is None:
-            raise error_from_status("INTERNAL", "the stream ended before its final message", self._peer.source)
+            message = "the stream ended before its final message"
+            raise error_from_status("INTERNAL", message, self._peer.source, self._peer.request_id)
 
 
 class _Stream:

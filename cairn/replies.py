@@ -44,11 +44,12 @@ def parse_chunk(reply: Any, request: Any) -> Chunk:
     )
 
 
-def parse_chunk_or_error(reply: Any, request: Any, source: str) -> Chunk | CairnError:
+def parse_chunk_or_error(reply: Any, request: Any, source: str, request_id: str) -> Chunk | CairnError:
     """One item of ``prefill_many``: a failed one is an error *value*, for the stream goes on."""
     if reply.WhichOneof("result") == "response":
         return parse_chunk(reply.response, request)
-    return error_from_status(_STATUS_NAMES.get(reply.error.code, "UNKNOWN"), reply.error.message, source)
+    code = _STATUS_NAMES.get(reply.error.code, "UNKNOWN")
+    return error_from_status(code, reply.error.message, source, request.request_id or request_id)
 
 
 def parse_stored_chunk(reply: Any) -> StoredChunk:

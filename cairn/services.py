@@ -45,6 +45,7 @@ class Settings:
     strict: bool = False
     drain_s: float | None = None
     log_level: str | None = None
+    log_format: str | None = None
     token_file: Path | None = None
     prefill_token_file: Path | None = None
     tls_cert: Path | None = None
@@ -112,6 +113,7 @@ def _shared_flags(settings: Settings, address: str, metrics_port: int) -> dict[s
         "--prefill-tokens-max": settings.prefill_tokens_max,
         "--drain-s": settings.drain_s,
         "--log-level": settings.log_level,
+        "--log-format": settings.log_format,
         "--tls-cert": settings.tls_cert,
         "--tls-key": settings.tls_key,
     }

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import ipaddress
 import random
+import re
 import time
-from dataclasses import dataclass
+import uuid
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -20,6 +22,7 @@ END: object = grpc.aio.EOF  # type: ignore[attr-defined]  # what read() returns 
 MESSAGE_BYTES_MAX = 64 * 2**20
 ATTEMPTS_MAX = 4
 FIRST_DELAY_S = 0.1
+_UNFIT = re.compile(r"[^\x21-\x7e]")  # what cannot stand in metadata
 
 
 @dataclass(frozen=True)
@@ -31,6 +34,11 @@ class Peer:
     address: str
     tls: Tls = None
     token: str | None = None
+    request_id: str = ""
+
+    def for_request(self, request_id: str = "") -> Peer:
+        """The same for one request. Its id, a new one for "", stands in the logs of both services and in errors."""
+        return replace(self, request_id=request_id or uuid.uuid4().hex)
 
     @property
     def source(self) -> str:
@@ -38,7 +46,8 @@ class Peer:
 
     @property
     def metadata(self) -> tuple[tuple[str, str], ...]:
-        return (("authorization", f"Bearer {self.token}"),) if self.token else ()
+        named = (("x-request-id", _UNFIT.sub("_", self.request_id)),) if self.request_id else ()
+        return (("authorization", f"Bearer {self.token}"), *named) if self.token else named
 
     def open_channel(self) -> grpc.Channel:
         """A channel for threads. Connects on the first call."""
@@ -115,7 +124,7 @@ class Attempts:
 
 def error_from_rpc(error: grpc.RpcError, peer: Peer) -> CairnError:
     """What a failed RPC means to the caller."""
-    failed = error_from_status(error.code().name, error.details() or "", peer.source)
+    failed = error_from_status(error.code().name, error.details() or "", peer.source, peer.request_id)
     failed.retry_after_s = retry_after_s(error.trailing_metadata())
     return failed
 

@@ -79,7 +79,7 @@ def build(options: DecodeOptions, loaded: Loaded, on_failure: Callable[[], None]
 
 def main() -> int:
     options = parse()
-    configure_logging(options.service.log_level)
+    configure_logging(options.service.log_level, options.service.log_format, "decode")
     failed: list[bool] = []
 
     def on_failure() -> None:

@@ -16,6 +16,7 @@ from decode_service.admission import Admission, Admitted
 from decode_service.sequence import Failed, Sequence
 from decode_service.source import Fetched, FetchFailed, StoreSource
 from serving.access import salt_digest
+from serving.logs import bearing
 
 log = logging.getLogger(__name__)
 
@@ -61,7 +62,7 @@ class Fills:
         """Takes a request in and starts fetching what it wants."""
         self._filling.append(admitted)
         if admitted.wanted and not admitted.sequence.bypass:
-            self._loaders.submit(self._fetch, admitted)
+            self._loaders.submit(self._fetch_bearing_id, admitted)
 
     def take_ready(self) -> list[Admitted]:
         """The requests whose chunks are all there, or are computed here; those that have ended are dropped."""
@@ -79,6 +80,10 @@ class Fills:
         """Starts nothing more; fetches that run end by themselves."""
         self._loaders.shutdown(wait=False, cancel_futures=True)
 
+    def _fetch_bearing_id(self, admitted: Admitted) -> None:
+        with bearing(admitted.sequence.request_id):
+            self._fetch(admitted)
+
     def _fetch(self, admitted: Admitted) -> None:
         """In a loader thread: fills an admitted request's chunks and tells the device thread."""
         sequence = admitted.sequence
@@ -94,7 +99,7 @@ class Fills:
         except FetchFailed as error:
             self._post(partial(self._failed, admitted, Failed(error.code, str(error))))
         except Exception as error:
-            log.exception("loading KV for request %s failed", sequence.request_id)
+            log.exception("loading KV failed")
             unexpected = Failed("INTERNAL", f"loading KV failed ({type(error).__name__}); see the log")
             self._post(partial(self._failed, admitted, unexpected))
         else:

@@ -10,6 +10,8 @@ from chunk_store.key import ChunkKey
 from decode_service.composition import Composition
 from decode_service.source import Abandoned, FetchFailed
 from protos import prefill_pb2, prefill_pb2_grpc
+from serving.arrival import REQUEST_ID_KEY
+from serving.logs import current_request_id
 from serving.parsing import MESSAGE_NBYTES_MAX
 from serving.wire import reuse_mode_out
 
@@ -73,7 +75,8 @@ class RemotePrefiller:
 
     def _call(self, request: prefill_pb2.PrefillChunkRequest, abandoned: Abandoned) -> prefill_pb2.PrefillChunkResponse:
         """One call, cancelled when nobody waits for it any more. Raises ``RpcError`` or ``FetchFailed``."""
-        call = self._stub.PrefillChunk.future(request, timeout=self._timeout_s, metadata=self._metadata)
+        metadata = (*self._metadata, (REQUEST_ID_KEY, current_request_id()))
+        call = self._stub.PrefillChunk.future(request, timeout=self._timeout_s, metadata=metadata)
         while True:
             try:
                 reply: prefill_pb2.PrefillChunkResponse = call.result(timeout=RETRY_S)

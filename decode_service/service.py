@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 import uuid
 from collections.abc import AsyncIterator, Callable
@@ -28,8 +29,11 @@ from engine.tokenizer import TextCodec
 from protos import decode_pb2, decode_pb2_grpc
 from serving import wire
 from serving.access import Access
+from serving.arrival import adopt_request_id, arrived_ns
 from serving.errors import RequestError
-from serving.logs import set_request_id
+from serving.logs import current_request_id
+
+log = logging.getLogger(__name__)
 
 REQUEST_ID_CHARACTERS_MAX = 256
 SALT_CHARACTERS_MAX = 256
@@ -79,9 +83,9 @@ class DecodeService(decode_pb2_grpc.DecodeServiceServicer):  # type: ignore[misc
     async def Generate(
         self, request: decode_pb2.GenerateRequest, context: Context
     ) -> AsyncIterator[decode_pb2.GenerateResponse]:
-        clock = StageClock()
+        clock = StageClock(arrived=arrived_ns())
+        adopt_request_id(context, request.request_id)
         request_id = self._claim_id(request.request_id, self._owner(context))
-        set_request_id(request_id)
         try:
             sequence, events = await self._submit(request, context, request_id, clock)
             sampling = request.sampling
@@ -108,7 +112,9 @@ class DecodeService(decode_pb2_grpc.DecodeServiceServicer):  # type: ignore[misc
             raise RequestError(
                 StatusCode.INVALID_ARGUMENT, f"request_id: longer than {REQUEST_ID_CHARACTERS_MAX} characters"
             )
-        request_id = wanted or uuid.uuid4().hex
+        request_id = wanted or current_request_id()
+        if not wanted and request_id in self._active:  # tried again while the first attempt still ends
+            request_id = uuid.uuid4().hex
         if request_id in self._active:
             raise RequestError(StatusCode.ALREADY_EXISTS, f"request_id: {request_id!r} is running; use another one")
         self._active[request_id] = owner
@@ -164,6 +170,10 @@ class DecodeService(decode_pb2_grpc.DecodeServiceServicer):  # type: ignore[misc
             self.worker.check_size(sequence)
         except TooLarge as error:
             raise RequestError(StatusCode.FAILED_PRECONDITION, str(error)) from error
+        log.info(
+            "accepted: %d prompt tokens, %d chunks, at most %d tokens of answer, %s",
+            *(len(prompt), len(composition.chunks), max_tokens, composition.mode.value),
+        )
         return sequence, events
 
     def _salt_of(self, request: decode_pb2.GenerateRequest, context: Context) -> str:
@@ -228,6 +238,7 @@ class DecodeService(decode_pb2_grpc.DecodeServiceServicer):  # type: ignore[misc
 
     # -- the other RPCs -----------------------------------------------------------------------------
     async def Explain(self, request: decode_pb2.GenerateRequest, context: Context) -> decode_pb2.ExplainResponse:
+        adopt_request_id(context, request.request_id)
         salt = self._salt_of(request, context)
         composition = await self._resolve(request, salt, register=False)
         bypass = request.cache_use == decode_pb2.CACHE_USE_BYPASS

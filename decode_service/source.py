@@ -6,6 +6,8 @@ so nothing that it found is evicted before it is loaded. It does not know the po
 
 from __future__ import annotations
 
+import contextvars
+import logging
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
@@ -17,6 +19,8 @@ from chunk_store.store import ChunkStore, Lease, MissReason, StoreError
 from decode_service.composition import Composition
 from decode_service.sequence import ChunkOutcome, Source
 from serving.heartbeat import heartbeat
+
+log = logging.getLogger(__name__)
 
 Abandoned = Callable[[], bool]  # whether nobody wants the KV any more
 
@@ -138,7 +142,8 @@ class StoreSource:
         """
         if len(wanted) == 1:
             return {wanted[0].index: load(wanted[0])}
-        jobs = [self._loads.submit(load, want) for want in wanted]
+        # Each with a context of its own, for its log lines bear the request.
+        jobs = [self._loads.submit(contextvars.copy_context().run, load, want) for want in wanted]
         try:
             return {want.index: job.result() for want, job in zip(wanted, jobs, strict=True)}
         finally:
@@ -162,6 +167,7 @@ class StoreSource:
                 covered.update(composition.chunks[index].context)
 
     def _ask(self, composition: Composition, index: int, salt: str, abandoned: Abandoned) -> None:
+        log.info("chunk %d has to be computed: asking the prefill service", index)
         key = self.prefiller.compute(composition, index, salt, abandoned)
         if key != composition.chunks[index].key:
             raise FetchFailed(

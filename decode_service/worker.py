@@ -21,6 +21,7 @@ from collections.abc import Callable
 from functools import partial
 
 from chunk_store.key import ModelIdentity
+from decode_service import request_log
 from decode_service.admission import Admission, Admitted
 from decode_service.decoding import Drawn, make_decoding
 from decode_service.fills import Fills
@@ -31,6 +32,7 @@ from engine.plan import PlacedChunk
 from engine.resident import ResidentChunks
 from engine.runner import ModelRunner
 from engine.sampling import Choice
+from serving.logs import NO_REQUEST, bearing
 
 log = logging.getLogger(__name__)
 
@@ -201,6 +203,7 @@ class DecodeWorker:
                 sequence.done = True
                 sequence.clock.finished = time.monotonic_ns()
                 self.metrics.ended(sequence, failure)
+                request_log.ended(sequence, failure)
                 self._outbox.append((sequence, failure))
         self._deliver()
 
@@ -219,7 +222,8 @@ class DecodeWorker:
         try:
             return step()
         except Exception as error:  # anything a forward can raise: out of memory, a kernel's failure
-            log.exception("a step failed; %d requests end with INTERNAL", len(involved))
+            with bearing(involved[0].request_id if len(involved) == 1 else NO_REQUEST):
+                log.exception("a step failed; %d requests end with INTERNAL", len(involved))
             for sequence in involved:
                 self._end(sequence, Failed("INTERNAL", f"a forward failed ({type(error).__name__}); see the log"))
             return 0
@@ -251,6 +255,7 @@ class DecodeWorker:
             self._leave_queue(sequence)
             sequence.clock.admitted = time.monotonic_ns()
             self._last_wait_ns = sequence.clock.admitted - sequence.clock.submitted
+            request_log.admitted(sequence, len(admitted.wanted))
             self._fills.begin(admitted)
             self._ready += self._fills.take_ready()
 
@@ -305,6 +310,7 @@ class DecodeWorker:
             self._running.append(sequence)
             sequence.clock.first_token = time.monotonic_ns()
             self.metrics.prefilled(sequence)
+            request_log.first_token(sequence)
             self._take_token(sequence, sequence.sampler.choose(logits.cpu()))
         return rows
 
@@ -351,6 +357,7 @@ class DecodeWorker:
         elif sequence in self._waiting:
             self._leave_queue(sequence)
         self.metrics.ended(sequence, event)
+        request_log.ended(sequence, event)
         self._outbox.append((sequence, event))
 
     def _deliver(self) -> None:

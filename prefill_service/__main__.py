@@ -35,7 +35,7 @@ def main() -> int:
     )
     args = parser.parse_args()
     options = service_options(parser, args)
-    configure_logging(options.log_level)
+    configure_logging(options.log_level, options.log_format, "prefill")
     make = partial(
         make_service,
         options=options,

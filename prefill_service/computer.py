@@ -11,6 +11,7 @@ it has done is stored or resident by then. Belongs to the thread that launches d
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -27,6 +28,8 @@ from serving.pool_bytes import incoming, outgoing
 from serving.stages import StageTimer
 
 CLAIM_LOST_RETRY_S = 0.05
+
+log = logging.getLogger(__name__)
 
 
 class Source(StrEnum):
@@ -206,6 +209,7 @@ class _Attempt:
         page_size = self.residents.pool.page_size
         behind = [self.held[i] for i in keyed.context]  # places as they are after making room
         context = [PlacedChunk(c.first_slot(page_size), c.tokens, 0) for c in behind]
+        log.debug("computing %d tokens behind %d chunks", len(keyed.token_ids), len(context))
         with self.progress.timer.stage("prefill"):
             self.computer.runner.prefill_chunk(keyed.token_ids, context, chunk.run)
         chunk.ready = True

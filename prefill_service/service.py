@@ -18,6 +18,7 @@ from prefill_service.prefiller import Prefiller
 from prefill_service.requests import Job, unknown_chunk
 from protos import chunks_pb2, prefill_pb2, prefill_pb2_grpc
 from serving.access import Access
+from serving.arrival import adopt_request_id
 from serving.errors import RequestError, internal_error, request_error
 from serving.logs import set_request_id
 from serving.server import LateHandlers
@@ -68,6 +69,7 @@ class PrefillService(prefill_pb2_grpc.PrefillServiceServicer):  # type: ignore[m
 
     # -- prefill ------------------------------------------------------------------------------------
     async def PrefillChunk(self, request: prefill_pb2.PrefillChunkRequest, context: Any) -> Any:
+        adopt_request_id(context, request.request_id)
         timer = StageTimer()
         try:
             return await self._finish(await self._register(request, context, timer), timer)
@@ -98,6 +100,8 @@ class PrefillService(prefill_pb2_grpc.PrefillServiceServicer):  # type: ignore[m
         self, request: prefill_pb2.PrefillChunkRequest, context: Any, registered: asyncio.Event
     ) -> prefill_pb2.PrefillChunksResponse:
         """One request of a stream; what goes wrong with it becomes its entry."""
+        if request.request_id:
+            set_request_id(request.request_id)
         timer = StageTimer()
         try:
             job = await self._register(request, context, timer)
@@ -116,14 +120,16 @@ class PrefillService(prefill_pb2_grpc.PrefillServiceServicer):  # type: ignore[m
             registered.set()  # or refused
 
     async def _register(self, request: prefill_pb2.PrefillChunkRequest, context: Any, timer: StageTimer) -> Job:
-        if request.request_id:
-            set_request_id(request.request_id)
         salt = self.access.salt_for(context.invocation_metadata(), request.salt)
         return await self.prefiller.register(messages.chunk_request(request, salt), timer)
 
     async def _finish(self, job: Job, timer: StageTimer) -> prefill_pb2.PrefillChunkResponse:
         made = await self.prefiller.make(job, timer)
         outcome = "computed" if made.computed_tokens else "already_stored"
+        log.info(
+            "%s: chunk %s of %d tokens; %d tokens computed, %d reused, %.1f ms",
+            *(outcome, job.chunk_id, job.tokens, made.computed_tokens, made.reused_tokens, timer.elapsed_ns() / 1e6),
+        )
         self.prefiller.metrics.request_ended(outcome, timer.elapsed_ns() / 1e9)
         return messages.prefill_response(made, self.model_identity)
 

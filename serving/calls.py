@@ -22,7 +22,8 @@ from grpc import StatusCode
 
 from serving.access import Access
 from serving.errors import RequestError, internal_error, request_error
-from serving.logs import set_request_id
+from serving.handlers import behaviour_of
+from serving.logs import printable
 from serving.open_calls import Caller, CallKind, CallLimits, OpenCall, OpenCalls
 from serving.parsing import MESSAGE_NBYTES_MAX
 from serving.streams import ClientStream, MessageKinds
@@ -94,7 +95,6 @@ class CallGate(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # generic
                 call = OpenCall(kind, Caller(context.peer(), token), deadline)
                 self.calls.enter(call)
                 context.add_done_callback(lambda _: self.calls.leave(call))
-                set_request_id(_request_id_of(context))
                 yield call
         except Exception as error:
             if call is None:
@@ -105,7 +105,7 @@ class CallGate(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # generic
         self.calls.finishing(call)
 
     def _guarded(self, handler: Any, method: str, kind: CallKind, token: str) -> grpc.RpcMethodHandler[Any, Any]:
-        behaviour = _behaviour(handler)
+        behaviour = behaviour_of(handler)
         streaming = handler.request_streaming
 
         def client(call: OpenCall, context: Any) -> ClientStream:
@@ -125,6 +125,9 @@ class CallGate(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # generic
                 async with aclosing(behaviour(requests, context)) as replies:
                     async for reply in replies:
                         await stream.write(reply)
+                if streaming:
+                    # Requests end alike when the caller has sent all and when it has left: the latter is told next.
+                    await asyncio.sleep(0)
 
         return _taking_bytes(handler, many if handler.response_streaming else one)
 
@@ -144,17 +147,9 @@ async def abort(context: grpc.aio.ServicerContext[Any, Any], error: Exception) -
         log.error("a call failed", exc_info=error)
         known = internal_error(error)
     else:
-        log.info("refused: %s: %s", known.code.name, known.message)
+        log.info("refused: %s: %s", known.code.name, printable(known.message, 512))
     await context.abort(known.code, known.message, (*(context.trailing_metadata() or ()), *known.metadata))
     raise AssertionError("abort raises")
-
-
-def _request_id_of(context: grpc.aio.ServicerContext[Any, Any]) -> str:
-    """From the metadata ``x-request-id``; handlers that have one in their request set it themselves."""
-    for name, value in context.invocation_metadata() or ():
-        if name == "x-request-id" and isinstance(value, str):
-            return value
-    return ""
 
 
 def _refusal(handler: Any | None, error: RequestError) -> grpc.RpcMethodHandler[Any, Any]:
@@ -164,12 +159,6 @@ def _refusal(handler: Any | None, error: RequestError) -> grpc.RpcMethodHandler[
         await context.abort(error.code, error.message, error.metadata)
 
     return _taking_bytes(handler, refuse)
-
-
-def _behaviour(handler: Any) -> Callable[[Any, Any], Any]:
-    kinds = (handler.unary_unary, handler.unary_stream, handler.stream_unary, handler.stream_stream)
-    found: Callable[[Any, Any], Any] = next(kind for kind in kinds if kind is not None)
-    return found
 
 
 def _taking_bytes(handler: Any | None, behaviour: Callable[[Any, Any], Any]) -> grpc.RpcMethodHandler[Any, Any]:

@@ -11,6 +11,7 @@ from grpc import StatusCode
 from chunk_store.store import ClaimLost, StoreFull, StoreTooNew, StoreUnavailable
 from engine.resident import PoolFull
 from engine.tokenizer import TextRefused
+from serving.logs import current_request_id
 from serving.retry_info import with_retry_info
 
 
@@ -55,4 +56,7 @@ def request_error(error: Exception) -> RequestError | None:
 
 def internal_error(error: Exception) -> RequestError:
     """What the caller is told of a fault of ours: its kind, not its text, which may quote somebody's prompt."""
-    return RequestError(StatusCode.INTERNAL, f"internal error ({type(error).__name__}); the service's log has it")
+    return RequestError(
+        StatusCode.INTERNAL,
+        f"internal error ({type(error).__name__}); the service's log has it under request id {current_request_id()}",
+    )

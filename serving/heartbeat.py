@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextvars
 import logging
 import threading
 from collections.abc import Callable, Iterator
@@ -30,7 +31,8 @@ def heartbeat(renew: Callable[[], None], every_s: float = EVERY_S) -> Iterator[N
             except StoreError as error:
                 log.warning("a claim or lease could not be renewed: %s", error)
 
-    thread = threading.Thread(target=beat, name="heartbeat", daemon=True)
+    context = contextvars.copy_context()  # its lines bear the request that it is for
+    thread = threading.Thread(target=context.run, args=(beat,), name="heartbeat", daemon=True)
     thread.start()
     try:
         yield

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from serving.access import Access
-from serving.logs import LEVELS
+from serving.logs import FORMATS, LEVELS
 from serving.server import TlsFiles
 
 DTYPES = ("auto", "float32", "bfloat16")
@@ -31,6 +31,7 @@ class ServiceOptions:
     tls_cert: Path | None = None
     tls_key: Path | None = None
     log_level: str = "info"
+    log_format: str = "text"
     kv_pages: int | None = None
     page_size: int = 16
     prefill_tokens_max: int | None = None
@@ -67,6 +68,7 @@ def add_service_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model-name", default="", metavar="NAME", help="how metrics and replies name the model")
     parser.add_argument("--threads", type=positive, default=1, metavar="N", help="compute threads (default 1)")
     parser.add_argument("--log-level", choices=LEVELS, default="info", help="default %(default)s")
+    parser.add_argument("--log-format", choices=FORMATS, default="text", help="of the lines on stderr (default text)")
     parser.add_argument("--drain-s", type=float, default=20.0, metavar="S", help="for running calls at the end")
     address = parser.add_argument_group("addresses (port 0: any free one)")
     address.add_argument("--host", default="127.0.0.1", help="address to listen on (default %(default)s)")

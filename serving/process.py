@@ -10,7 +10,6 @@ import asyncio
 import json
 import logging
 import signal
-import sys
 import time
 from collections.abc import Callable
 from contextlib import AsyncExitStack
@@ -61,6 +60,7 @@ async def run_service(
         loaded, service = await asyncio.to_thread(_make, options, make)
         ends.push_async_callback(service.stop)
         await service.start()
+        service.registry.register(server.metrics)
         metrics = MetricsEndpoint.start(service.registry, options.host, options.metrics_port)
         ends.callback(metrics.stop)
         await server.open(service.add_to)
@@ -117,7 +117,6 @@ def run_main(name: str, full_name: str, options: ServiceOptions, make: Callable[
     except KeyboardInterrupt:
         return 130
     except Exception as error:
-        if not isinstance(error, OSError | ValueError | StoreError):
-            log.error("the service failed", exc_info=error)
-        print(f"{name} service: {error}", file=sys.stderr)
+        expected = isinstance(error, OSError | ValueError | StoreError)
+        log.error("%s service: %s", name, error, exc_info=None if expected else error)
         return 1

@@ -18,10 +18,12 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from serving.access import Access
+from serving.arrival import Arrival
 from serving.calls import CallGate
 from serving.health import Health
 from serving.open_calls import CallLimits
 from serving.parsing import MESSAGE_NBYTES_MAX
+from serving.rpc_metrics import RpcMetrics
 from serving.streams import MessageKinds
 
 CANCEL_S = 1.0  # what cancelled calls get to clean up
@@ -88,9 +90,10 @@ class RpcServer:
         grpc takes no message of more than ``message_nbytes_max`` bytes.
         """
         self._names = tuple(service_names)
+        self.metrics = RpcMetrics((*self._names, HEALTH_NAME))
         self.gate = CallGate(access, _message_kinds((*self._names, HEALTH_NAME)), limits)
         self._server = grpc.aio.server(
-            interceptors=[self.gate],
+            interceptors=[Arrival(self.metrics), self.gate],
             options=[
                 ("grpc.max_receive_message_length", message_nbytes_max),
                 ("grpc.max_send_message_length", MESSAGE_NBYTES_MAX),

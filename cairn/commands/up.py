@@ -45,6 +45,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model-name", metavar="NAME", help="how metrics and replies name the model")
     parser.add_argument("--threads", type=int, metavar="N", help="compute threads of each service")
     parser.add_argument("--log-level", help="of both services, for example debug")
+    parser.add_argument("--log-format", choices=("text", "json"), help="json: the services' own lines, one object each")
     ports = parser.add_argument_group("addresses (port 0: any free one)")
     ports.add_argument("--host", default="127.0.0.1", help="address to listen on (default %(default)s)")
     ports.add_argument("--prefill-port", type=int, default=50071, metavar="N", help="default %(default)s")
@@ -103,7 +104,8 @@ def _check_access(args: argparse.Namespace) -> None:
 
 async def _serve(settings: Settings, start_timeout_s: float, grace_s: float, terminal: Terminal) -> int:
     commands = service_commands(settings)
-    processes = Processes(lambda service, line: _log(terminal, service, line))
+    as_json = settings.log_format == "json"  # then nothing stands in front of a line
+    processes = Processes(lambda service, line: _log(terminal, "" if as_json else service, line))
     stopping = _stop_on_signals(processes)
     asked = asyncio.create_task(stopping.wait())
     failure = ""
@@ -200,4 +202,4 @@ def _stop_on_signals(processes: Processes) -> asyncio.Event:
 
 
 def _log(terminal: Terminal, service: str, line: str) -> None:
-    terminal.log(Text.assemble((f"{service:>7} | ", STYLES.get(service, "")), line))
+    terminal.log(Text.assemble((f"{service:>7} | " if service else "", STYLES.get(service, "")), line))

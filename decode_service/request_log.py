@@ -1,0 +1,43 @@
+"""One line for each stage that a request reaches in the worker, under the request's id; no text of anybody's."""
+
+from __future__ import annotations
+
+import logging
+
+from decode_service.sequence import Failed, Finished, Sequence
+from serving.logs import bearing
+
+log = logging.getLogger(__name__)
+
+
+def admitted(sequence: Sequence, wanted: int) -> None:
+    """It has its pages; ``wanted`` of its chunks have to be fetched."""
+    if log.isEnabledFor(logging.DEBUG):
+        with bearing(sequence.request_id):
+            waited = _ms(sequence.clock.admitted - sequence.clock.submitted)
+            log.debug("admitted after %s ms; %d of %d chunks to fetch", waited, wanted, len(sequence.chunks))
+
+
+def first_token(sequence: Sequence) -> None:
+    if log.isEnabledFor(logging.DEBUG):
+        with bearing(sequence.request_id):
+            log.debug("first token %s ms after its arrival", _ms(sequence.clock.first_token - sequence.clock.arrived))
+
+
+def ended(sequence: Sequence, event: Finished | Failed) -> None:
+    clock = sequence.clock
+    took = _ms(clock.finished - clock.arrived)
+    with bearing(sequence.request_id):
+        if isinstance(event, Failed):
+            log.warning("failed with %s after %s ms: %s", event.code, took, event.message)
+            return
+        cached = sum(sequence.cached_tokens(index) for index in range(len(sequence.outcomes)))
+        log.info(
+            "finished (%s) after %s ms, first token after %s ms: %d prompt tokens, %d of them cached, %d generated",
+            *(event.reason.value, took, _ms(clock.first_token - clock.arrived) if clock.first_token else "-"),
+            *(sequence.composition.prompt_tokens, cached if clock.first_token else 0, len(sequence.generated)),
+        )
+
+
+def _ms(nanoseconds: int) -> str:
+    return f"{nanoseconds / 1e6:.1f}"
