@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 PIP := $(BIN)/pip --quiet --disable-pip-version-check
 TORCH := torch==2.13.0
 
-.PHONY: demo test check protos bench clean env
+.PHONY: demo test test-containers check protos bench clean env
 
 env: $(STAMP)
 
@@ -25,6 +25,10 @@ demo: $(STAMP)
 
 test: $(STAMP)
 	$(BIN)/python -m pytest
+
+# The containers with a real engine (DOCKER_HOST or /var/run/docker.sock); skipped where none answers.
+test-containers: $(STAMP)
+	$(BIN)/python -m pytest -m containers -rs tests/containers
 
 check: $(STAMP)
 	$(BIN)/ruff check .

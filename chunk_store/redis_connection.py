@@ -1,13 +1,15 @@
 """One Redis server: connecting from a URL, running scripts, and one kind of error for everything that goes wrong.
 
 redis://[user:password@]host[:port][/db][?prefix=NAME]       rediss:// for TLS, with ?ca=FILE for a private CA
+A password that must not stand on a command line is read from a file: redis://host?password-file=FILE.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
@@ -20,7 +22,7 @@ from chunk_store.store import StoreUnavailable
 
 TIMEOUT_S = 10.0
 RETRIES = 2  # a pooled connection that died with the server; every script may run twice
-_OPTIONS = {"prefix", "ca"}
+_OPTIONS = {"prefix", "ca", "password-file"}
 
 
 class ServerFull(StoreUnavailable):
@@ -35,14 +37,14 @@ class RedisAddress:
     port: int
     db: int
     username: str | None
-    password: str | None
+    password: str | None = field(repr=False)
     tls: bool
     ca_file: str | None
     prefix: str
 
 
 def parse_redis_url(url: str) -> RedisAddress:
-    """Raises ``ValueError`` that names the part that is wrong."""
+    """Reads the password file that the URL names. Raises ``ValueError`` that names the part that is wrong."""
     parts = urlsplit(url)
     options = parse_qs(parts.query, keep_blank_values=True)
     path = parts.path.strip("/")
@@ -58,11 +60,26 @@ def parse_redis_url(url: str) -> RedisAddress:
         port=parts.port or 6379,
         db=int(path or 0),
         username=unquote(parts.username) if parts.username else None,
-        password=unquote(parts.password) if parts.password else None,
+        password=_password(parts.password, options.get("password-file", [None])[0]),
         tls=parts.scheme == "rediss",
         ca_file=options.get("ca", [None])[0],
         prefix=options.get("prefix", ["cairn"])[0],
     )
+
+
+def _password(in_url: str | None, file: str | None) -> str | None:
+    """The password in the URL or the first line of the file; None without either. Raises ``ValueError``."""
+    if file is None:
+        return unquote(in_url) if in_url else None
+    if in_url:
+        raise ValueError("store URL: a password and password-file; give one of them")
+    try:
+        password = Path(file).read_text().partition("\n")[0].strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"store URL: password-file: cannot read {file!r}: {error}") from error
+    if not password:
+        raise ValueError(f"store URL: password-file: {file!r} begins with an empty line")
+    return password
 
 
 class RedisConnection:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -45,9 +46,10 @@ def test_functions_are_short_and_modules_say_what_they_are(path: Path) -> None:
 
 
 def test_no_path_of_a_machine_and_no_registry_is_tracked() -> None:
-    files = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    git = shutil.which("git")
+    files = subprocess.run([git or "false", "ls-files"], cwd=ROOT, capture_output=True, text=True, timeout=60)
     if files.returncode:
-        pytest.skip("not a git checkout")
+        pytest.skip("not a git checkout" if git else "git is not installed")
     registry = re.compile(r"py" r"pi\.org|files\.python" r"hosted|registry\.npm" r"js|deb\.deb" r"ian\.org")
     for name in files.stdout.split():
         path = ROOT / name

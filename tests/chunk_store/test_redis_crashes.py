@@ -190,6 +190,20 @@ def test_redis_urls() -> None:
     assert parse_redis_url("redis://h").port == 6379
 
 
+def test_a_redis_password_may_stand_in_a_file(tmp_path: Path) -> None:
+    file = tmp_path / "password"
+    file.write_text("qu@rtz 7\n")
+    found = parse_redis_url(f"redis://redis:6379/0?password-file={file}")
+    assert found.password == "qu@rtz 7" and "qu@rtz" not in repr(found)
+    with pytest.raises(ValueError, match="password-file; give one of them"):
+        parse_redis_url(f"redis://:other@redis/0?password-file={file}")
+    with pytest.raises(ValueError, match="password-file: cannot read"):
+        parse_redis_url(f"redis://redis/0?password-file={tmp_path / 'none'}")
+    file.write_text("\n")
+    with pytest.raises(ValueError, match="empty line"):
+        parse_redis_url(f"redis://redis/0?password-file={file}")
+
+
 def test_two_stores_share_a_server_by_prefix(shared_redis: Server) -> None:
     with (
         closing(RedisPlace(redis_url(shared_redis, "one"))) as first,

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-import os
+import re
 import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
+import redis
 import yaml
+from redis.backoff import ConstantBackoff
+from redis.retry import Retry
 
 from chunk_store.redis_connection import parse_redis_url
 from decode_service.options import parse
@@ -20,9 +23,7 @@ FILES = ("-f", "compose.yaml", "-f", "deploy/compose.redis.yaml")
 
 @pytest.fixture(scope="module")
 def services() -> dict[str, Any]:
-    environment = {**os.environ, "CAIRN_REDIS_PASSWORD": "quartz7"}
-    resolved = run(tool("docker-compose"), *FILES, "config", cwd=ROOT, env=environment)
-    found: dict[str, Any] = yaml.safe_load(resolved)["services"]
+    found: dict[str, Any] = yaml.safe_load(run(tool("docker-compose"), *FILES, "config", cwd=ROOT))["services"]
     return found
 
 
@@ -30,22 +31,51 @@ def flag(command: list[str], name: str) -> str:
     return next(word.split("=", 1)[1] for word in command if word.startswith(f"{name}="))
 
 
-def test_a_password_must_be_chosen() -> None:
-    environment = {name: value for name, value in os.environ.items() if name != "CAIRN_REDIS_PASSWORD"}
-    argv = [tool("docker-compose"), *FILES, "config"]
-    done = subprocess.run(argv, capture_output=True, text=True, timeout=60, cwd=ROOT, env=environment)
-    assert done.returncode != 0 and "choose a password for Redis" in done.stderr
-
-
-def test_all_services_are_on_one_redis(services: dict[str, Any]) -> None:
+def test_all_services_are_on_one_redis(services: dict[str, Any], tmp_path: Path) -> None:
     workers = ("prefill", "prefill2", "decode", "decode2")
     (url,) = {flag(services[name]["command"], "--store") for name in workers}
-    address = parse_redis_url(url)
+    password = tmp_path / "redis_password"
+    password.write_text("quartz7\n")
+    address = parse_redis_url(url.replace("/run/secrets/redis_password", str(password)))
     assert (address.host, address.port, address.password) == ("redis", 6379, "quartz7")
-    command = services["redis"]["command"]
-    assert command[command.index("--requirepass") + 1] == "quartz7"
-    assert command[command.index("--appendonly") + 1] == "yes"
-    assert command[command.index("--maxmemory-policy") + 1] == "noeviction"
+    script = services["redis"]["entrypoint"][-1]
+    assert "--appendonly yes" in script and "--maxmemory-policy noeviction" in script
+
+
+def test_secrets_are_files_which_every_service_that_names_them_gets(services: dict[str, Any]) -> None:
+    for name in ("redis", "prefill", "prefill2", "decode", "decode2"):
+        service = services[name]
+        given = {str(secret["source"] if isinstance(secret, dict) else secret) for secret in service.get("secrets", [])}
+        assert set(re.findall(r"/run/secrets/(\w+)", str(service))) == given, name
+    for name in ("prefill", "prefill2", "decode", "decode2"):
+        assert flag(services[name]["command"], "--token-file") == "/run/secrets/tokens"
+    top = yaml.safe_load(run(tool("docker-compose"), *FILES, "config", cwd=ROOT))["secrets"]
+    assert {"redis_password", "tokens"} <= set(top)
+    assert all(Path(secret["file"]).parent.name == "secrets" for secret in top.values())
+
+
+@pytest.mark.parametrize("password", ["", "plain", 'qu"ar\\tz 7 $HOME'])
+def test_redis_takes_any_password_and_refuses_none(services: dict[str, Any], tmp_path: Path, password: str) -> None:
+    """Its entrypoint, with Redis itself: on a socket of the test's own and without a port."""
+    secret, configuration = tmp_path / "redis_password", tmp_path / "redis.conf"
+    secret.write_text(f"{password}\n")
+    script = services["redis"]["entrypoint"][-1].replace("$$", "$").replace("/run/secrets/redis_password", str(secret))
+    script = script.replace("/tmp/redis.conf", str(configuration)).replace("/data", str(tmp_path))
+    socket = tmp_path / "redis.sock"
+    argv = ["sh", "-c", f"{script.rstrip()} --port 0 --unixsocket {socket}"]
+    with subprocess.Popen(argv, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as server:
+        try:
+            if not password:
+                assert server.wait(30) != 0 and server.stderr is not None
+                assert "secrets/redis_password: no password" in server.stderr.read()
+                return
+            assert redis.Redis(
+                unix_socket_path=str(socket), password=password, retry=Retry(ConstantBackoff(0.1), 100)
+            ).ping()
+            with pytest.raises(redis.exceptions.AuthenticationError):
+                redis.Redis(unix_socket_path=str(socket), password="another").ping()
+        finally:
+            server.kill()
 
 
 def test_decode_services_reach_both_prefill_services(services: dict[str, Any]) -> None:
