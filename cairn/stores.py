@@ -102,7 +102,7 @@ def choose_chunks(store: SharedStore, words: Sequence[str], tags: Sequence[str])
     for tag in tags:
         if not tag:
             raise UsageError("--tag: must not be empty")
-        tagged = chunks_with_tag(store, tag)
+        tagged = chunks_with_tag(store, tag, None)
         if not tagged:
             raise UsageError(f"--tag: no chunk in the store bears {tag!r}; see: cairn chunks list")
         chosen += tagged
@@ -113,7 +113,7 @@ def choose_model(store: SharedStore, word: str) -> ModelIdentity:
     """The model with stored KV that an identity, or its first 6 digits or more, stands for. Raises ``UsageError``."""
     if _WHOLE_NAME.fullmatch(word) is None and _NAME_PREFIX.fullmatch(word) is None:
         raise UsageError(f"--model: {word!r} is not a model identity nor its first 6 digits; see: cairn store stats")
-    found = {info.model for info in store.list_entries() if info.model.startswith(word)}
+    found = {info.model for info in store.list_entries(tenants=None) if info.model.startswith(word)}
     if len(found) != 1:
         raise UsageError(f"--model: {word!r} stands for {len(found)} models with stored KV; see: cairn store stats")
     return found.pop()
@@ -125,12 +125,16 @@ def _chunk(store: SharedStore, word: str) -> ChunkId:
     if not name:
         raise UsageError("give a chunk's name, its id, or the first 6 digits of its id")
     if not named and _WHOLE_NAME.fullmatch(name):
-        if store.get_records([ChunkId(name)])[0] is None:
+        if store.get_records([ChunkId(name)], None)[0] is None:
             raise UsageError(f"no chunk {name} in the store (or it has expired); see: cairn chunks list")
         return ChunkId(name)
-    found = {record.chunk_id for record in each_record(store, RecordQuery(name=name))}
+    found = {record.chunk_id for record in each_record(store, RecordQuery(name=name, tenants=None))}
     if not found and not named and _NAME_PREFIX.fullmatch(name):
-        found = {record.chunk_id for record in each_record(store, RecordQuery()) if record.chunk_id.startswith(name)}
+        found = {
+            record.chunk_id
+            for record in each_record(store, RecordQuery(tenants=None))
+            if record.chunk_id.startswith(name)
+        }
     if len(found) != 1:
         raise UsageError(f"{word!r} stands for {len(found)} chunks; see: cairn chunks list")
     return found.pop()

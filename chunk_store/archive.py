@@ -29,6 +29,7 @@ from chunk_store.key import ChunkId, ChunkKey, ChunkType, TokenizerIdentity, chu
 from chunk_store.private_files import create_file
 from chunk_store.shared_store import SharedStore
 from chunk_store.store import Busy, ChunkRecord, EntryInfo, Stored, StoreError
+from chunk_store.tenant import DEFAULT_TENANT, Tenant
 
 ARCHIVE_FORMAT = "cairn-archive"
 ARCHIVE_VERSION = 1
@@ -63,12 +64,14 @@ class ImportReport:
 def export(store: SharedStore, path: Path, chunk_ids: Sequence[ChunkId]) -> ExportReport:
     """Writes the chunks, their entries, and all that those were computed under (records and KV) to ``path``.
 
-    The file appears when it is complete, for its owner alone to read. Raises ``ArchiveError`` for an entry that cannot
-    be read, ``StoreUnavailable``, or ``OSError`` from writing ``path``.
+    It is the operator's: whoever the chunks belong to, and each record and entry keeps its owner. The file appears when
+    it is complete, for its owner alone to read. Raises ``ArchiveError`` for an entry that cannot be read,
+    ``StoreUnavailable``, or ``OSError`` from writing ``path``.
     """
-    entries = _with_context(store, store.list_entries(chunk_ids) if chunk_ids else [])
+    entries = _with_context(store, store.list_entries(chunk_ids, None) if chunk_ids else [])
     wanted = list(dict.fromkeys([*chunk_ids, *(info.chunk_id for info in entries)]))
-    records = [record for record in store.get_records(wanted) if record is not None]
+    found = (store.get_records(wanted, [tenant]) for tenant in store.tenants())
+    records = [record for mine in found for record in mine if record is not None]
     partial = path.with_name(path.name + ".partial")
     nbytes = 0
     try:
@@ -80,7 +83,7 @@ def export(store: SharedStore, path: Path, chunk_ids: Sequence[ChunkId]) -> Expo
         ):
             _add(archive, "manifest.json", _manifest(len(records) + len(entries)))
             for record in records:
-                _add(archive, f"records/{record.chunk_id}.json", _encode_record(record))
+                _add(archive, _member_of(record), _encode_record(record))
             for info in entries:
                 raw = _entry_bytes(store, info.key)
                 if raw is None:
@@ -90,8 +93,8 @@ def export(store: SharedStore, path: Path, chunk_ids: Sequence[ChunkId]) -> Expo
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
-    found = {record.chunk_id for record in records}
-    return ExportReport(len(records), len(entries), nbytes, tuple(name for name in chunk_ids if name not in found))
+    known = {record.chunk_id for record in records}
+    return ExportReport(len(records), len(entries), nbytes, tuple(name for name in chunk_ids if name not in known))
 
 
 def import_(store: SharedStore, path: Path) -> ImportReport:
@@ -137,7 +140,7 @@ def _import_member(
 def _import_record(store: SharedStore, raw: bytes) -> bool:
     """A record the store knows keeps its own name, tags and pin."""
     record = _decode_record(raw)
-    if store.get_records([record.chunk_id])[0] is not None:
+    if store.get_records([record.chunk_id], [record.tenant])[0] is not None:
         return False
     store.put_records([record])
     return True
@@ -226,6 +229,11 @@ def _check_manifest(archive: tarfile.TarFile) -> int:
     return members
 
 
+def _member_of(record: ChunkRecord) -> str:
+    owner = f"{record.tenant}/" if record.tenant else ""
+    return f"records/{owner}{record.chunk_id}.json"
+
+
 def _encode_record(record: ChunkRecord) -> bytes:
     return json.dumps(asdict(record)).encode()
 
@@ -245,6 +253,7 @@ def _decode_record(raw: bytes) -> ChunkRecord:
             created_at=float(fields["created_at"]),
             last_used_at=float(fields["last_used_at"]),
             expires_at=None if fields["expires_at"] is None else float(fields["expires_at"]),
+            tenant=Tenant(str(fields.get("tenant", DEFAULT_TENANT))),  # an older archive names none
         )
         expected = chunk_id(record.tokenizer, record.type, record.token_ids)
     except (ValueError, TypeError, KeyError) as error:

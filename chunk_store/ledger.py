@@ -22,12 +22,14 @@ from chunk_store.store import (
     EntryHeader,
     EntryInfo,
     MissReason,
+    QuotaFull,
     RecordPage,
     RecordQuery,
     Stored,
     StoreStats,
     SweepReport,
 )
+from chunk_store.tenant import DEFAULT_ONLY, DEFAULT_TENANT, NO_LIMITS, Tenant, TenantLimits, Tenants, TenantUsage
 
 TOMBSTONES_MAX = 65_536
 CAPACITY_NBYTES_DEFAULT = 16 * 2**30
@@ -77,24 +79,59 @@ class Placed:
     stored_nbytes: int
 
 
+@dataclass(frozen=True)
+class Space:
+    """Bytes that a blob will take, whose it is, and how many its owner may have in all (None: any number)."""
+
+    nbytes: int
+    tenant: Tenant = DEFAULT_TENANT
+    tenant_nbytes_max: int | None = None
+
+
+def too_many(quota: str, limit: int, remedy: str) -> QuotaFull:
+    """What a tenant is told whose ``quota`` is full."""
+    return QuotaFull(f"quota {quota}: the tenant may have {limit}, and this would be more; {remedy}")
+
+
+def full_records(limit: int) -> QuotaFull:
+    return too_many("chunks", limit, "delete chunks (DeleteChunk) or have the quota raised")
+
+
+def full_pins(limit: int) -> QuotaFull:
+    return too_many("pins", limit, "unpin chunks (UnpinChunk) or have the quota raised")
+
+
+def full_bytes(limit: int) -> QuotaFull:
+    return too_many("bytes", limit, "delete chunks with their KV (DeleteChunk) or have the quota raised")
+
+
 class Ledger(Protocol):
     """Metadata of one store. Thread-safe. Every method may raise ``StoreUnavailable``."""
 
     # -- content; see ChunkStore ----------------------------------------------------------------------
-    def put_records(self, records: Sequence[ChunkRecord]) -> list[bool]: ...
+    def put_records(self, records: Sequence[ChunkRecord], *, limits: TenantLimits = NO_LIMITS) -> list[bool]: ...
 
-    def get_records(self, chunk_ids: Sequence[ChunkId]) -> list[ChunkRecord | None]: ...
+    def get_records(
+        self, chunk_ids: Sequence[ChunkId], tenants: Tenants = DEFAULT_ONLY
+    ) -> list[ChunkRecord | None]: ...
 
     def list_records(self, query: RecordQuery) -> RecordPage: ...
 
-    def set_pinned(self, chunk_ids: Sequence[ChunkId], pinned: bool) -> list[bool]: ...
+    def set_pinned(
+        self,
+        chunk_ids: Sequence[ChunkId],
+        pinned: bool,
+        tenant: Tenant = DEFAULT_TENANT,
+        *,
+        limits: TenantLimits = NO_LIMITS,
+    ) -> list[bool]: ...
 
     # -- entries --------------------------------------------------------------------------------------
     def find(self, keys: Sequence[ChunkKey]) -> list[EntryInfo | None]: ...
 
-    def list_entries(self, chunk_ids: Sequence[ChunkId]) -> list[EntryInfo]: ...
+    def list_entries(self, chunk_ids: Sequence[ChunkId], tenants: Tenants = DEFAULT_ONLY) -> list[EntryInfo]: ...
 
-    def miss_reason(self, key: ChunkKey, chunk_id: ChunkId, model: ModelIdentity, salt_digest: str) -> MissReason: ...
+    def miss_reason(self, key: ChunkKey, chunk_id: ChunkId, model: ModelIdentity, tenant: Tenant) -> MissReason: ...
 
     def begin_read(self, key: ChunkKey) -> ReadTicket | MissReason:
         """The blob to read, marked as used; NOT_STORED or EVICTED without one."""
@@ -111,10 +148,10 @@ class Ledger(Protocol):
     def renew_claim(self, key: ChunkKey, nonce: str, ttl_s: float) -> None:
         """Raises ``ClaimLost``."""
 
-    def reserve(self, key: ChunkKey, nonce: str, nbytes: int, removed: Sequence[str]) -> list[str]:
+    def reserve(self, key: ChunkKey, nonce: str, space: Space, removed: Sequence[str]) -> list[str]:
         """Reserves space for a claim's blob. Empty when reserved; otherwise the garbage to remove first.
 
-        ``removed`` is the garbage that is gone since the last call. Raises ``StoreFull``, ``ClaimLost``.
+        ``removed`` is the garbage that is gone since the last call. Raises ``StoreFull``, ``QuotaFull``, ``ClaimLost``.
         """
 
     def evict(self, nbytes: int) -> list[str]:
@@ -134,7 +171,7 @@ class Ledger(Protocol):
         """Ends a lease on ``keys``."""
 
     # -- removal and upkeep ---------------------------------------------------------------------------
-    def delete_chunks(self, chunk_ids: Sequence[ChunkId]) -> DeleteReport: ...
+    def delete_chunks(self, chunk_ids: Sequence[ChunkId], tenants: Tenants = DEFAULT_ONLY) -> DeleteReport: ...
 
     def delete_model(self, model: ModelIdentity) -> DeleteReport: ...
 
@@ -165,5 +202,9 @@ class Ledger(Protocol):
         """Sets counts and sizes from the rows they count."""
 
     def stats(self, backend: str) -> StoreStats: ...
+
+    def tenants(self) -> list[Tenant]: ...
+
+    def usage(self, tenant: Tenant) -> TenantUsage: ...
 
     def close(self) -> None: ...

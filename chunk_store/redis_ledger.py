@@ -7,7 +7,7 @@ what the server is configured for: with ``appendonly yes`` nothing committed is 
 from __future__ import annotations
 
 import secrets
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from chunk_store import owner, redis_records
 from chunk_store import redis_scripts as scripts
@@ -19,7 +19,11 @@ from chunk_store.ledger import (
     Claimed,
     Placed,
     ReadTicket,
+    Space,
     blob_name,
+    full_bytes,
+    full_pins,
+    full_records,
 )
 from chunk_store.redis_connection import RedisConnection
 from chunk_store.store import (
@@ -35,12 +39,15 @@ from chunk_store.store import (
     Stored,
     StoreFull,
     StoreStats,
+    StoreTooNew,
     SweepReport,
 )
+from chunk_store.tenant import DEFAULT_ONLY, DEFAULT_TENANT, NO_LIMITS, Tenant, TenantLimits, Tenants, TenantUsage
 
 READ_TTL_S = 30.0
 STEP_ENTRIES = 500
-_INFO = ("chunk", "model", "tokens", "nbytes", "created")
+SCHEMA_VERSION = 2
+_INFO = ("chunk", "model", "tokens", "nbytes", "created", "salt")
 
 
 class RedisLedger:
@@ -52,32 +59,52 @@ class RedisLedger:
         self._records_max = records_max
 
     def set_limits(self, *, capacity_nbytes: int | None, records_max: int | None) -> None:
-        """Changes the store's limits, for every process that uses it; None leaves one as it is."""
+        """Changes the store's limits, for every process that uses it; None leaves one as it is.
+
+        Before that brings an older store to this version. Raises ``StoreTooNew``, ``StoreUnavailable``.
+        """
         limits = {"capacity_nbytes": capacity_nbytes, "records_max": records_max}
         given = {name: value for name, value in limits.items() if value is not None}
         with self._redis.errors():
             self._redis.client.ping()
+        version = self._redis.run(scripts.UPGRADE, SCHEMA_VERSION)
+        if version != SCHEMA_VERSION:
+            raise StoreTooNew(
+                f"the store has version {version}, this software reads up to {SCHEMA_VERSION}: use the newer one"
+            )
+        with self._redis.errors():
             if given:
                 self._redis.client.hset(self._redis.name("settings"), mapping=given)
 
     # -- content --------------------------------------------------------------------------------------
-    def put_records(self, records: Sequence[ChunkRecord]) -> list[bool]:
+    def put_records(self, records: Sequence[ChunkRecord], *, limits: TenantLimits = NO_LIMITS) -> list[bool]:
         if not records:
             return []
         fields = [field for record in records for field in redis_records.arguments(record)]
-        added = self._redis.run(scripts.PUT_RECORDS, self._records_max, *fields)
-        if added == -1:
+        most = (_number(limits.records), _number(limits.pinned))
+        added = self._redis.run(scripts.PUT_RECORDS, self._records_max, *most, *fields)
+        if added == b"full":
             raise StoreFull("the registry is full: delete chunks or raise records_max")
+        _check_quota(added, limits)
         return [bool(new) for new in added]
 
-    def get_records(self, chunk_ids: Sequence[ChunkId]) -> list[ChunkRecord | None]:
-        return redis_records.get(self._redis, chunk_ids)
+    def get_records(self, chunk_ids: Sequence[ChunkId], tenants: Tenants = DEFAULT_ONLY) -> list[ChunkRecord | None]:
+        return redis_records.get(self._redis, chunk_ids, tenants)
 
     def list_records(self, query: RecordQuery) -> RecordPage:
         return redis_records.page(self._redis, query)
 
-    def set_pinned(self, chunk_ids: Sequence[ChunkId], pinned: bool) -> list[bool]:
-        return [bool(known) for known in self._redis.run(scripts.SET_PINNED, int(pinned), *chunk_ids)]
+    def set_pinned(
+        self,
+        chunk_ids: Sequence[ChunkId],
+        pinned: bool,
+        tenant: Tenant = DEFAULT_TENANT,
+        *,
+        limits: TenantLimits = NO_LIMITS,
+    ) -> list[bool]:
+        answer = self._redis.run(scripts.SET_PINNED, int(pinned), tenant, _number(limits.pinned), *chunk_ids)
+        _check_quota(answer, limits)
+        return [bool(known) for known in answer]
 
     # -- entries --------------------------------------------------------------------------------------
     def find(self, keys: Sequence[ChunkKey]) -> list[EntryInfo | None]:
@@ -96,26 +123,22 @@ class RedisLedger:
             for key, fields, at, gone in zip(keys, found, used, doomed, strict=True)
         ]
 
-    def list_entries(self, chunk_ids: Sequence[ChunkId]) -> list[EntryInfo]:
-        keys = self._keys_of(chunk_ids) if chunk_ids else self._all_keys()
+    def list_entries(self, chunk_ids: Sequence[ChunkId], tenants: Tenants = DEFAULT_ONLY) -> list[EntryInfo]:
+        owners = set(redis_records.named(self._redis, tenants))
+        keys = self._keys_of(chunk_ids, owners) if chunk_ids else self._all_keys()
         found: list[EntryInfo] = []
         for at in range(0, len(keys), STEP_ENTRIES):
-            found += [info for info in self.find(keys[at : at + STEP_ENTRIES]) if info is not None]
+            infos = self.find(keys[at : at + STEP_ENTRIES])
+            found += [info for info in infos if info is not None and info.tenant in owners]
         return sorted(found, key=lambda info: (info.last_used_at, info.key))
 
-    def miss_reason(self, key: ChunkKey, chunk_id: ChunkId, model: ModelIdentity, salt_digest: str) -> MissReason:
+    def miss_reason(self, key: ChunkKey, chunk_id: ChunkId, model: ModelIdentity, tenant: Tenant) -> MissReason:
         with self._redis.errors():
             if self._redis.client.hexists(self._redis.name("buried"), key):
                 return MissReason.EVICTED
-        others = [other for other in self.find(self._keys_of([chunk_id])) if other and other.key != key]
-        with self._redis.errors(), self._redis.client.pipeline(transaction=False) as pipeline:
-            for other in others:
-                if other.model == model:
-                    pipeline.hget(self._redis.name(f"entry:{other.key}"), "salt")
-            salts = {salt.decode() for salt in pipeline.execute() if salt is not None}
-        if salt_digest in salts:
-            return MissReason.CONTEXT_DIFFERS
-        return MissReason.SALT_DIFFERS if salts else MissReason.NOT_STORED
+        others = self.find(self._keys_of([chunk_id], {tenant}))
+        differs = any(other is not None and other.key != key and other.model == model for other in others)
+        return MissReason.CONTEXT_DIFFERS if differs else MissReason.NOT_STORED
 
     def begin_read(self, key: ChunkKey) -> ReadTicket | MissReason:
         token = f"read-{secrets.token_hex(8)}"
@@ -148,10 +171,13 @@ class RedisLedger:
     def renew_claim(self, key: ChunkKey, nonce: str, ttl_s: float) -> None:
         _check_claim(key, bool(self._redis.run(scripts.RENEW_CLAIM, key, nonce, ttl_s)))
 
-    def reserve(self, key: ChunkKey, nonce: str, nbytes: int, removed: Sequence[str]) -> list[str]:
-        answer = self._redis.run(scripts.RESERVE, key, nonce, nbytes, WRITE_TTL_S, self._capacity_nbytes, *removed)
-        outcome, *rest = [part.decode() for part in answer]
+    def reserve(self, key: ChunkKey, nonce: str, space: Space, removed: Sequence[str]) -> list[str]:
+        nbytes, most = space.nbytes, space.tenant_nbytes_max
+        fixed = (key, nonce, nbytes, WRITE_TTL_S, self._capacity_nbytes, space.tenant, _number(most))
+        outcome, *rest = [part.decode() for part in self._redis.run(scripts.RESERVE, *fixed, *removed)]
         _check_claim(key, outcome != "lost")
+        if outcome == "quota":
+            raise full_bytes(most or 0)
         if outcome == "large":
             raise StoreFull(f"an entry of {nbytes} bytes is larger than the store's capacity of {rest[0]}")
         if outcome == "full":
@@ -166,7 +192,8 @@ class RedisLedger:
         _check_claim(key, bool(times))
         created_at, last_used_at = (float(at) for at in times)
         tokens = len(header.token_ids)
-        return EntryInfo(key, header.chunk_id, header.model, tokens, header.nbytes, created_at, last_used_at)
+        sizes = (tokens, header.nbytes, created_at, last_used_at)
+        return EntryInfo(key, header.chunk_id, header.model, *sizes, header.tenant)
 
     def drop_claim(self, key: ChunkKey, nonce: str) -> bool:
         return bool(self._redis.run(scripts.DROP_CLAIM, key, nonce))
@@ -179,8 +206,10 @@ class RedisLedger:
         self._redis.run(scripts.UNHOLD, lease, *keys)
 
     # -- removal and upkeep ---------------------------------------------------------------------------
-    def delete_chunks(self, chunk_ids: Sequence[ChunkId]) -> DeleteReport:
-        return DeleteReport(*(int(count) for count in self._redis.run(scripts.DELETE_CHUNKS, *chunk_ids)))
+    def delete_chunks(self, chunk_ids: Sequence[ChunkId], tenants: Tenants = DEFAULT_ONLY) -> DeleteReport:
+        places = [(tenant, name) for tenant in redis_records.named(self._redis, tenants) for name in chunk_ids]
+        sids = [redis_records.sid(tenant, name) for tenant, name in places]
+        return DeleteReport(*(int(count) for count in self._redis.run(scripts.DELETE_CHUNKS, *sids)))
 
     def delete_model(self, model: ModelIdentity) -> DeleteReport:
         return DeleteReport(0, *(int(count) for count in self._redis.run(scripts.DELETE_MODEL, model)))
@@ -247,13 +276,28 @@ class RedisLedger:
             quarantined=totals.get("quarantined", 0),
         )
 
+    def tenants(self) -> list[Tenant]:
+        return list(redis_records.named(self._redis, None))
+
+    def usage(self, tenant: Tenant) -> TenantUsage:
+        fields = [f"entries@{tenant}", f"entry_nbytes@{tenant}"]
+        with self._redis.errors(), self._redis.client.pipeline(transaction=False) as pipeline:
+            pipeline.hmget(self._redis.name("totals"), fields)
+            pipeline.zcard(redis_records.index_name(self._redis, tenant, "records_created"))
+            pipeline.scard(redis_records.index_name(self._redis, tenant, "pinned"))
+            counts, records, pinned = pipeline.execute()
+        entries, nbytes = (int(count or 0) for count in counts)
+        pinned_entries, leased = self._redis.run(scripts.COUNTS, tenant)
+        return TenantUsage(records, pinned, entries, nbytes, pinned_entries, leased)
+
     def close(self) -> None:
         self._redis.close()
 
-    def _keys_of(self, chunk_ids: Sequence[ChunkId]) -> list[ChunkKey]:
+    def _keys_of(self, chunk_ids: Sequence[ChunkId], tenants: Iterable[Tenant]) -> list[ChunkKey]:
         with self._redis.errors(), self._redis.client.pipeline(transaction=False) as pipeline:
-            for chunk_id in chunk_ids:
-                pipeline.smembers(self._redis.name(f"chunk:{chunk_id}"))
+            for tenant in tenants:
+                for chunk_id in chunk_ids:
+                    pipeline.smembers(self._redis.name(f"chunk:{redis_records.sid(tenant, chunk_id)}"))
             return [ChunkKey(key.decode()) for members in pipeline.execute() for key in members]
 
     def _all_keys(self) -> list[ChunkKey]:
@@ -281,9 +325,9 @@ class RedisLedger:
 def _entry_arguments(header: EntryHeader) -> list[str | int]:
     stored_nbytes = header_nbytes(header) + header.nbytes
     return [
-        header.chunk_id,
+        redis_records.sid(header.tenant, header.chunk_id),
         header.model,
-        header.salt_digest,
+        header.tenant,
         len(header.token_ids),
         header.nbytes,
         stored_nbytes,
@@ -292,8 +336,22 @@ def _entry_arguments(header: EntryHeader) -> list[str | int]:
 
 
 def _info(key: ChunkKey, fields: list[bytes], used: float) -> EntryInfo:
-    chunk, model, tokens, nbytes, created = (field.decode() for field in fields)
-    return EntryInfo(key, ChunkId(chunk), ModelIdentity(model), int(tokens), int(nbytes), float(created), used)
+    chunk, model, tokens, nbytes, created, tenant = (field.decode() for field in fields)
+    chunk_id = ChunkId(chunk.rpartition("/")[2])
+    sizes = (int(tokens), int(nbytes), float(created), used)
+    return EntryInfo(key, chunk_id, ModelIdentity(model), *sizes, Tenant(tenant))
+
+
+def _number(limit: int | None) -> str:
+    """A limit as scripts take it."""
+    return "" if limit is None else str(limit)
+
+
+def _check_quota(answer: object, limits: TenantLimits) -> None:
+    if answer == b"records":
+        raise full_records(limits.records or 0)
+    if answer == b"pins":
+        raise full_pins(limits.pinned or 0)
 
 
 def _check_claim(key: ChunkKey, held: bool) -> None:

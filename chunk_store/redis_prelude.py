@@ -3,14 +3,20 @@
 Names under the prefix:
 
     settings, totals                     hashes
-    record:ID                            hash; records_created, records_used, records_named, expiring: sorted sets
-    pinned, tag:TAG                      sets of chunk ids
-    entry:KEY                            hash; used: sorted set (eviction order); chunk:ID, model:M, needs:ID: sets
+    record:SID                           hash; expiring: sorted set of SIDs
+    records_created, records_used,
+    records_named, pinned, tag:TAG       of one tenant, of chunk ids: sorted sets and sets
+    entry:KEY                            hash; used: sorted set (eviction order); chunk:SID, model:M, needs:SID: sets
     doomed                               set of keys that were deleted under a lease
     claim:KEY                            hash; claims: sorted set by expiry
     leases:KEY                           sorted set lease -> expiry; leased: sorted set of keys by expiry
     garbage                              hash blob -> bytes
     tombstones, buried                   sorted set and hash of evicted keys
+    tenants                              set of the tenants that have anything, but the default one
+
+A chunk of the default tenant is known by its id, of another by TENANT/ID: the SID above. The names of what belongs to
+one tenant have @TENANT behind their first word, for the default tenant nothing; so the names of a store from before
+there were tenants are those of the default tenant. ``totals`` has entries@TENANT and entry_nbytes@TENANT for all.
 """
 
 from chunk_store.ledger import TOMBSTONES_MAX
@@ -28,7 +34,18 @@ local function total(name) return tonumber(redis.call('HGET', P..'totals', name)
 local function add(name, by) redis.call('HINCRBY', P..'totals', name, int(by)) end
 local function setting(name) return tonumber(redis.call('HGET', P..'settings', name)) end
 local function leased(key) return redis.call('ZCOUNT', P..'leases:'..key, '('..num(now), '+inf') > 0 end
-local function is_pinned(chunk) return redis.call('SISMEMBER', P..'pinned', chunk) == 1 end
+local function tenant_of(sid) return string.match(sid, '^(.*)/') or '' end
+local function bare(sid) return string.match(sid, '^.*/(.*)$') or sid end
+local function sid_of(tenant, id) return tenant == '' and id or tenant..'/'..id end
+local function of(tenant, name) return P..name..(tenant == '' and '' or '@'..tenant) end
+local function is_pinned(sid) return redis.call('SISMEMBER', of(tenant_of(sid), 'pinned'), bare(sid)) == 1 end
+local function add_for(tenant, name, by) add(name, by); add(name..'@'..tenant, by) end
+local function tenants()
+  local all = redis.call('SMEMBERS', P..'tenants')
+  all[#all + 1] = ''
+  return all
+end
+local function note(tenant) if tenant ~= '' then redis.call('SADD', P..'tenants', tenant) end end
 local function space() return total('entry_nbytes') + total('claim_nbytes') + total('garbage_nbytes') end
 local function garbage() return redis.call('HKEYS', P..'garbage') end
 
@@ -52,7 +69,7 @@ local function bury(key, chunk)
 end
 
 local function drop_entry(key)
-  local e = redis.call('HMGET', P..'entry:'..key, 'blob', 'chunk', 'model', 'stored', 'nbytes', 'needs')
+  local e = redis.call('HMGET', P..'entry:'..key, 'blob', 'chunk', 'model', 'stored', 'nbytes', 'needs', 'salt')
   if not e[1] then return nil end
   for chunk in string.gmatch(e[6], '%S+') do redis.call('SREM', P..'needs:'..chunk, key) end
   redis.call('SREM', P..'chunk:'..e[2], key)
@@ -61,8 +78,8 @@ local function drop_entry(key)
   redis.call('ZREM', P..'used', key)
   redis.call('ZREM', P..'leased', key)
   redis.call('DEL', P..'entry:'..key, P..'leases:'..key)
-  add('entries', -1)
-  add('entry_nbytes', -tonumber(e[4]))
+  add_for(e[7], 'entries', -1)
+  add_for(e[7], 'entry_nbytes', -tonumber(e[4]))
   trash(e[1], tonumber(e[4]))
   return {chunk = e[2], stored = tonumber(e[4]), nbytes = tonumber(e[5])}
 end
@@ -130,22 +147,23 @@ local function break_claim(key)
   end
 end
 
-local function drop_record(id)
-  local r = redis.call('HMGET', P..'record:'..id, 'name', 'tags')
+local function drop_record(sid)
+  local r = redis.call('HMGET', P..'record:'..sid, 'name', 'tags')
   if not r[1] then return 0 end
-  for _, tag in ipairs(cjson.decode(r[2])) do redis.call('SREM', P..'tag:'..tag, id) end
-  redis.call('ZREM', P..'records_created', id)
-  redis.call('ZREM', P..'records_used', id)
-  redis.call('ZREM', P..'records_named', r[1]..'\0'..id)
-  redis.call('ZREM', P..'expiring', id)
-  redis.call('SREM', P..'pinned', id)
-  redis.call('DEL', P..'record:'..id)
+  local tenant, id = tenant_of(sid), bare(sid)
+  for _, tag in ipairs(cjson.decode(r[2])) do redis.call('SREM', of(tenant, 'tag')..':'..tag, id) end
+  redis.call('ZREM', of(tenant, 'records_created'), id)
+  redis.call('ZREM', of(tenant, 'records_used'), id)
+  redis.call('ZREM', of(tenant, 'records_named'), r[1]..'\0'..id)
+  redis.call('SREM', of(tenant, 'pinned'), id)
+  redis.call('ZREM', P..'expiring', sid)
+  redis.call('DEL', P..'record:'..sid)
   add('records', -1)
   return 1
 end
 
-local function is_live(id)
-  local r = redis.call('HMGET', P..'record:'..id, 'pinned', 'expires')
+local function is_live(sid)
+  local r = redis.call('HMGET', P..'record:'..sid, 'pinned', 'expires')
   if not r[1] then return false end
   return r[1] == '1' or r[2] == '' or tonumber(r[2]) > now
 end
@@ -166,6 +184,15 @@ local function remove_expired()
     end
   end
   return removed
+end
+
+local function reserved_by(tenant, but)
+  local sum = 0
+  for _, key in ipairs(redis.call('ZRANGE', P..'claims', 0, -1)) do
+    local c = redis.call('HMGET', P..'claim:'..key, 'reserved', 'tenant')
+    if key ~= but and (c[2] or '') == tenant then sum = sum + tonumber(c[1] or 0) end
+  end
+  return sum
 end
 
 local function delete_entries(set)

@@ -7,9 +7,10 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from chunk_store.key import ChunkId, ChunkType, TokenizerIdentity, pack_token_ids, unpack_token_ids
-from chunk_store.records import LIST_LIMIT_MAX, decode_cursor, encode_cursor
+from chunk_store.records import After, merged_page, sort_value
 from chunk_store.redis_connection import RedisConnection
 from chunk_store.store import ChunkRecord, RecordOrder, RecordPage, RecordQuery
+from chunk_store.tenant import DEFAULT_TENANT, Tenant, Tenants
 
 _INDEX = {RecordOrder.CREATED: "records_created", RecordOrder.LAST_USED: "records_used"}
 STEP_RECORDS = 200
@@ -18,7 +19,7 @@ STEP_RECORDS = 200
 def arguments(record: ChunkRecord) -> list[str | bytes]:
     """A record as ``PUT_RECORDS`` wants it."""
     return [
-        record.chunk_id,
+        sid(record.tenant, record.chunk_id),
         record.tokenizer,
         record.type.value,
         pack_token_ids(record.token_ids),
@@ -31,68 +32,109 @@ def arguments(record: ChunkRecord) -> list[str | bytes]:
     ]
 
 
-def get(connection: RedisConnection, chunk_ids: Sequence[ChunkId]) -> list[ChunkRecord | None]:
-    """Records by id in one round trip; None where unknown or expired by the server's clock."""
+def sid(tenant: Tenant, chunk_id: str) -> str:
+    """How the scripts know a tenant's chunk."""
+    return f"{tenant}/{chunk_id}" if tenant else chunk_id
+
+
+def index_name(connection: RedisConnection, tenant: Tenant, name: str) -> str:
+    """The key of what belongs to one tenant."""
+    return connection.name(f"{name}@{tenant}" if tenant else name)
+
+
+def named(connection: RedisConnection, tenants: Tenants) -> Sequence[Tenant]:
+    """The tenants themselves: those given, or all that there are."""
+    if tenants is not None:
+        return tenants
+    with connection.errors():
+        others = connection.client.smembers(connection.name("tenants"))
+    return [DEFAULT_TENANT, *sorted(Tenant(name.decode()) for name in others)]
+
+
+def get(connection: RedisConnection, chunk_ids: Sequence[ChunkId], tenants: Tenants) -> list[ChunkRecord | None]:
+    """Of each id the record of the first tenant that has one, in one round trip; None where unknown or expired by
+    the server's clock."""
+    places = [(tenant, chunk_id) for tenant in named(connection, tenants) for chunk_id in chunk_ids]
     with connection.errors(), connection.client.pipeline(transaction=False) as pipeline:
         pipeline.time()
-        for chunk_id in chunk_ids:
-            pipeline.hgetall(connection.name(f"record:{chunk_id}"))
-            pipeline.zscore(connection.name("records_used"), chunk_id)
+        for tenant, chunk_id in places:
+            pipeline.hgetall(connection.name(f"record:{sid(tenant, chunk_id)}"))
+            pipeline.zscore(index_name(connection, tenant, "records_used"), chunk_id)
         clock, *answers = pipeline.execute()
     now = clock[0] + clock[1] / 1e6
-    found = zip(chunk_ids, answers[::2], answers[1::2], strict=True)
-    return [_record(chunk_id, fields, used, now) for chunk_id, fields, used in found]
+    found: dict[ChunkId, ChunkRecord] = {}
+    for (tenant, chunk_id), fields, used in zip(places, answers[::2], answers[1::2], strict=True):
+        record = _record(tenant, chunk_id, fields, used, now)
+        if record is not None:
+            found.setdefault(chunk_id, record)
+    return [found.get(chunk_id) for chunk_id in chunk_ids]
 
 
 def page(connection: RedisConnection, query: RecordQuery) -> RecordPage:
-    """A page by keyset: walks the index of its order from the cursor on."""
-    if not 1 <= query.limit <= LIST_LIMIT_MAX:
-        raise ValueError(f"limit: {query.limit} is not in 1..{LIST_LIMIT_MAX}")
-    after = decode_cursor(query.cursor, query.order) if query.cursor else None
-    tagged = _tagged(connection, query.tag)
-    found: list[ChunkRecord] = []
-    for batch in _walk(connection, query.order, after):
-        wanted = [chunk_id for chunk_id in batch if tagged is None or chunk_id in tagged]
-        for record in get(connection, wanted):
-            if record is not None and _matches(record, query):
-                found.append(record)
-        if len(found) > query.limit:
-            break
-    records = tuple(found[: query.limit])
-    return RecordPage(records, encode_cursor(query.order, records[-1]) if len(found) > query.limit else "")
+    """A page by keyset: walks the indexes of its order from the cursor on."""
+
+    def walk(tenant: Tenant, after: After | None, at_too: bool) -> Iterator[ChunkRecord]:
+        return _matching(connection, query, tenant, after, at_too)
+
+    return merged_page(query, named(connection, query.tenants), walk)
 
 
-def _matches(record: ChunkRecord, query: RecordQuery) -> bool:
-    return (query.type is None or record.type is query.type) and query.name in ("", record.name)
+def _matching(
+    connection: RedisConnection, query: RecordQuery, tenant: Tenant, after: After | None, at_too: bool
+) -> Iterator[ChunkRecord]:
+    tagged = _tagged(connection, tenant, query.tag)
+    place = None if after is None else (after.value, after.chunk_id)
+    if after is not None and at_too:
+        yield from _wanted(connection, query, tenant, [ChunkId(after.chunk_id)], tagged, place)
+    for batch in _walk(connection, tenant, query.order, place):
+        yield from _wanted(connection, query, tenant, batch, tagged, None)
 
 
-def _tagged(connection: RedisConnection, tag: str) -> set[str] | None:
+def _wanted(
+    connection: RedisConnection,
+    query: RecordQuery,
+    tenant: Tenant,
+    batch: Sequence[ChunkId],
+    tagged: set[str] | None,
+    place: tuple[float | str, str] | None,
+) -> Iterator[ChunkRecord]:
+    """Of ``batch`` the records that match; with ``place`` only one that stands exactly there."""
+    chosen = [chunk_id for chunk_id in batch if tagged is None or chunk_id in tagged]
+    for record in get(connection, chosen, [tenant]):
+        if record is None or query.type not in (None, record.type) or query.name not in ("", record.name):
+            continue
+        if place is None or place[0] == sort_value(query.order, record):
+            yield record
+
+
+def _tagged(connection: RedisConnection, tenant: Tenant, tag: str) -> set[str] | None:
     if not tag:
         return None
     with connection.errors():
-        return {member.decode() for member in connection.client.smembers(connection.name(f"tag:{tag}"))}
+        members = connection.client.smembers(f"{index_name(connection, tenant, 'tag')}:{tag}")
+    return {member.decode() for member in members}
 
 
 def _walk(
-    connection: RedisConnection, order: RecordOrder, after: tuple[float | str, str] | None
+    connection: RedisConnection, tenant: Tenant, order: RecordOrder, after: tuple[float | str, str] | None
 ) -> Iterator[list[ChunkId]]:
     """Ids in order behind ``after``, in batches."""
     while True:
         if order is RecordOrder.NAME:
-            batch, after = _named(connection, after)
+            batch, after = _named(connection, index_name(connection, tenant, "records_named"), after)
         else:
-            batch, after = _scored(connection, _INDEX[order], after)
+            batch, after = _scored(connection, index_name(connection, tenant, _INDEX[order]), after)
         if not batch:
             return
         yield batch
 
 
 def _named(
-    connection: RedisConnection, after: tuple[float | str, str] | None
+    connection: RedisConnection, index: str, after: tuple[float | str, str] | None
 ) -> tuple[list[ChunkId], tuple[float | str, str] | None]:
     low = b"-" if after is None else b"(" + f"{after[0]}\0{after[1]}".encode()
     with connection.errors():
-        members = connection.client.zrangebylex(connection.name("records_named"), low, b"+", start=0, num=STEP_RECORDS)
+        members = connection.client.zrangebylex(index, low, b"+", start=0, num=STEP_RECORDS)
     pairs = [member.decode().rpartition("\0") for member in members]
     return [ChunkId(pair[2]) for pair in pairs], (pairs[-1][0], pairs[-1][2]) if pairs else None
 
@@ -104,9 +146,7 @@ def _scored(
     low, last, skip = ("-inf", "", 0) if after is None else (repr(after[0]), after[1], 0)
     while True:
         with connection.errors():
-            members = connection.client.zrangebyscore(
-                connection.name(index), low, "+inf", start=skip, num=STEP_RECORDS, withscores=True
-            )
+            members = connection.client.zrangebyscore(index, low, "+inf", start=skip, num=STEP_RECORDS, withscores=True)
         fresh = [
             (member.decode(), score)
             for member, score in members
@@ -118,7 +158,9 @@ def _scored(
     return [ChunkId(member) for member, _ in fresh], (fresh[-1][1], fresh[-1][0]) if fresh else None
 
 
-def _record(chunk_id: ChunkId, fields: dict[bytes, bytes], used: float | None, now: float) -> ChunkRecord | None:
+def _record(
+    tenant: Tenant, chunk_id: ChunkId, fields: dict[bytes, bytes], used: float | None, now: float
+) -> ChunkRecord | None:
     if not fields:
         return None
     text: dict[str, Any] = {name.decode(): value for name, value in fields.items()}
@@ -137,4 +179,5 @@ def _record(chunk_id: ChunkId, fields: dict[bytes, bytes], used: float | None, n
         created_at=float(text["created"]),
         last_used_at=float(used or 0.0),
         expires_at=expires_at,
+        tenant=tenant,
     )

@@ -7,11 +7,13 @@ builds the other names from it: one Redis server, not a cluster. What they share
 ``redis_prelude.py``.
 """
 
-# ARGV: records_max, then for each record: id, tokenizer, type, token ids, name, tags (JSON), pinned, created, used,
-# expires ("" for none). Returns -1 when the registry is full, else 1 for new and 0 for known, one each.
+# ARGV: records_max, a tenant's records and pins at most ("" for any number), then for each record: SID, tokenizer,
+# type, token ids, name, tags (JSON), pinned, created, used, expires ("" for none).
+# Returns 'full', 'records' or 'pins' when there is no room for all, else 1 for new and 0 for known, one each.
 PUT_RECORDS = r"""
-local width, added, news = 10, {}, {}
-for at = 2, #ARGV, width do
+local width, first, added, news = 10, 4, {}, {}
+local records_max, pins_max = tonumber(ARGV[2]), tonumber(ARGV[3])
+for at = first, #ARGV, width do
   if not is_live(ARGV[at]) and not news[ARGV[at]] then news[ARGV[at]] = true; added[#added + 1] = 1
   else added[#added + 1] = 0 end
 end
@@ -21,50 +23,78 @@ local function over()
   return extra > 0 and total('records') + extra > (setting('records_max') or tonumber(ARGV[1]))
 end
 if over() then remove_expired() end
-if over() then return -1 end
+if over() then return 'full' end
+local more_records, more_pins, seen_pin = {}, {}, {}
+for at = first, #ARGV, width do
+  local sid, tenant = ARGV[at], tenant_of(ARGV[at])
+  if news[sid] and redis.call('EXISTS', P..'record:'..sid) == 0 and not seen_pin[sid] then
+    more_records[tenant] = (more_records[tenant] or 0) + 1
+  end
+  if ARGV[at+6] == '1' and not is_pinned(sid) and not seen_pin[sid] then
+    more_pins[tenant] = (more_pins[tenant] or 0) + 1
+  end
+  seen_pin[sid] = true
+end
+for tenant, more in pairs(more_records) do
+  if records_max and redis.call('ZCARD', of(tenant, 'records_created')) + more > records_max then return 'records' end
+end
+for tenant, more in pairs(more_pins) do
+  if pins_max and redis.call('SCARD', of(tenant, 'pinned')) + more > pins_max then return 'pins' end
+end
 local i = 0
-for at = 2, #ARGV, width do
+for at = first, #ARGV, width do
   i = i + 1
-  local id, name, tags, pin, expires = ARGV[at], ARGV[at+4], cjson.decode(ARGV[at+5]), ARGV[at+6], ARGV[at+9]
-  local record = P..'record:'..id
+  local sid, name, tags, pin, expires = ARGV[at], ARGV[at+4], cjson.decode(ARGV[at+5]), ARGV[at+6], ARGV[at+9]
+  local tenant, id = tenant_of(sid), bare(sid)
+  local record = P..'record:'..sid
+  note(tenant)
   local seen, merged = {}, {}
   if added[i] == 1 then
-    drop_record(id)
+    drop_record(sid)
     local created = ARGV[at+7]
     if tonumber(created) == 0 then created = num(now) end
     local used = ARGV[at+8]
     if tonumber(used) == 0 then used = created end
     redis.call('HSET', record, 'tokenizer', ARGV[at+1], 'type', ARGV[at+2], 'tokens', ARGV[at+3], 'created', created)
-    redis.call('ZADD', P..'records_created', created, id)
-    redis.call('ZADD', P..'records_used', used, id)
+    redis.call('ZADD', of(tenant, 'records_created'), created, id)
+    redis.call('ZADD', of(tenant, 'records_used'), used, id)
     add('records', 1)
   else
     local old = redis.call('HMGET', record, 'name', 'tags')
-    redis.call('ZREM', P..'records_named', old[1]..'\0'..id)
+    redis.call('ZREM', of(tenant, 'records_named'), old[1]..'\0'..id)
     if name == '' then name = old[1] end
     for _, tag in ipairs(cjson.decode(old[2])) do seen[tag] = true; merged[#merged + 1] = tag end
   end
   for _, tag in ipairs(tags) do
     if not seen[tag] then seen[tag] = true; merged[#merged + 1] = tag end
-    redis.call('SADD', P..'tag:'..tag, id)
+    redis.call('SADD', of(tenant, 'tag')..':'..tag, id)
   end
   local text = #merged == 0 and '[]' or cjson.encode(merged)
   redis.call('HSET', record, 'name', name, 'tags', text, 'pinned', pin, 'expires', expires)
-  redis.call('ZADD', P..'records_named', 0, name..'\0'..id)
-  if pin == '1' then redis.call('SADD', P..'pinned', id) else redis.call('SREM', P..'pinned', id) end
-  if expires == '' then redis.call('ZREM', P..'expiring', id) else redis.call('ZADD', P..'expiring', expires, id) end
+  redis.call('ZADD', of(tenant, 'records_named'), 0, name..'\0'..id)
+  redis.call(pin == '1' and 'SADD' or 'SREM', of(tenant, 'pinned'), id)
+  if expires == '' then redis.call('ZREM', P..'expiring', sid) else redis.call('ZADD', P..'expiring', expires, sid) end
 end
 return added
 """
 
-# ARGV: 1 or 0, chunk ids. Returns 1 or 0 for each: known.
+# ARGV: 1 or 0, the tenant, its pins at most ("" for any number), chunk ids.
+# Returns 1 or 0 for each: known; or 'pins' when there would be too many.
 SET_PINNED = r"""
-local known = {}
-for i = 2, #ARGV do
-  known[i - 1] = is_live(ARGV[i]) and 1 or 0
-  if known[i - 1] == 1 then
-    redis.call('HSET', P..'record:'..ARGV[i], 'pinned', ARGV[1])
-    redis.call(ARGV[1] == '1' and 'SADD' or 'SREM', P..'pinned', ARGV[i])
+local tenant, known, more = ARGV[2], {}, {}
+local added = 0
+for i = 4, #ARGV do
+  local sid = sid_of(tenant, ARGV[i])
+  known[i - 3] = is_live(sid) and 1 or 0
+  if known[i - 3] == 1 and not is_pinned(sid) and not more[sid] then more[sid] = true; added = added + 1 end
+end
+local most = tonumber(ARGV[3])
+local full = most and redis.call('SCARD', of(tenant, 'pinned')) + added > most
+if ARGV[1] == '1' and added > 0 and full then return 'pins' end
+for i = 4, #ARGV do
+  if known[i - 3] == 1 then
+    redis.call('HSET', P..'record:'..sid_of(tenant, ARGV[i]), 'pinned', ARGV[1])
+    redis.call(ARGV[1] == '1' and 'SADD' or 'SREM', of(tenant, 'pinned'), ARGV[i])
   end
 end
 return known
@@ -77,7 +107,9 @@ local e = redis.call('HMGET', P..'entry:'..key, 'blob', 'chunk')
 local readable = e[1] and (redis.call('SISMEMBER', P..'doomed', key) == 0 or leased(key))
 if not readable then return {0, redis.call('HEXISTS', P..'buried', key) == 1 and 'EVICTED' or 'NOT_STORED'} end
 redis.call('ZADD', P..'used', num(now), key)
-if redis.call('EXISTS', P..'record:'..e[2]) == 1 then redis.call('ZADD', P..'records_used', num(now), e[2]) end
+if redis.call('EXISTS', P..'record:'..e[2]) == 1 then
+  redis.call('ZADD', of(tenant_of(e[2]), 'records_used'), num(now), bare(e[2]))
+end
 redis.call('ZADD', P..'leases:'..key, num(now + ARGV[3]), ARGV[2])
 redis.call('ZADD', P..'leased', 'GT', num(now + ARGV[3]), key)
 return {1, e[1]}
@@ -142,12 +174,15 @@ redis.call('ZADD', P..'claims', num(now + ARGV[3]), ARGV[1])
 return 1
 """
 
-# ARGV: key, nonce, bytes, seconds, capacity if none is set, blobs that are gone...
-# Returns {'lost'}, {'large', capacity}, {'full'}, {'reserved'}, or {'garbage', blobs...}.
+# ARGV: key, nonce, bytes, seconds, capacity if none is set, the tenant, its bytes at most ("" for any number),
+# blobs that are gone...
+# Returns {'lost'}, {'quota'}, {'large', capacity}, {'full'}, {'reserved'}, or {'garbage', blobs...}.
 RESERVE = r"""
 local key, nbytes, capacity = ARGV[1], tonumber(ARGV[3]), setting('capacity_nbytes') or tonumber(ARGV[5])
-for i = 6, #ARGV do discard(ARGV[i]) end
+local tenant, most = ARGV[6], tonumber(ARGV[7])
+for i = 8, #ARGV do discard(ARGV[i]) end
 if not claim_is(key, ARGV[2]) then return {'lost'} end
+if most and total('entry_nbytes@'..tenant) + reserved_by(tenant, key) + nbytes > most then return {'quota'} end
 if nbytes > capacity then return {'large', int(capacity)} end
 local over = space() + nbytes - capacity
 if over > 0 then
@@ -163,7 +198,7 @@ if over > 0 then
 end
 add('claim_nbytes', nbytes - tonumber(redis.call('HGET', P..'claim:'..key, 'reserved')))
 local expires = math.max(tonumber(redis.call('HGET', P..'claim:'..key, 'expires')), now + ARGV[4])
-redis.call('HSET', P..'claim:'..key, 'reserved', int(nbytes), 'expires', num(expires))
+redis.call('HSET', P..'claim:'..key, 'reserved', int(nbytes), 'expires', num(expires), 'tenant', tenant)
 redis.call('ZADD', P..'claims', num(expires), key)
 return {'reserved'}
 """
@@ -175,7 +210,7 @@ return garbage()
 """
 
 # Makes a blob the entry of its key. Local function of COMMIT and ADOPT.
-# ARGV from 3 on: blob, chunk, model, salt digest, tokens, bytes, bytes stored, context keys...
+# ARGV from 3 on: blob, chunk (SID), model, tenant, tokens, bytes, bytes stored, context keys...
 PUT_ENTRY = r"""
 local function put_entry(key)
   local blob, chunk, model = ARGV[3], ARGV[4], ARGV[5]
@@ -198,8 +233,9 @@ local function put_entry(key)
     redis.call('ZADD', P..'used', num(now), key)
     redis.call('SADD', P..'chunk:'..chunk, key)
     redis.call('SADD', P..'model:'..model, key)
-    add('entries', 1)
-    add('entry_nbytes', tonumber(ARGV[9]))
+    note(ARGV[6])
+    add_for(ARGV[6], 'entries', 1)
+    add_for(ARGV[6], 'entry_nbytes', tonumber(ARGV[9]))
   end
   unbury(key)
 end
@@ -238,7 +274,7 @@ break_claim(ARGV[1])
 return 1
 """
 
-# ARGV: chunk ids. Returns records, entries, bytes.
+# ARGV: SIDs. Returns records, entries, bytes.
 DELETE_CHUNKS = r"""
 local records, entries, nbytes = 0, 0, 0
 for _, id in ipairs(ARGV) do
@@ -266,6 +302,12 @@ for _, key in ipairs(redis.call('ZRANGEBYSCORE', P..'leased', '-inf', num(now)))
 end
 for _, key in ipairs(redis.call('SMEMBERS', P..'doomed')) do drop_doomed(key) end
 local records = remove_expired()
+for _, tenant in ipairs(redis.call('SMEMBERS', P..'tenants')) do
+  if redis.call('EXISTS', of(tenant, 'records_created')) == 0 and total('entries@'..tenant) == 0 then
+    redis.call('SREM', P..'tenants', tenant)
+    redis.call('HDEL', P..'totals', 'entries@'..tenant, 'entry_nbytes@'..tenant)
+  end
+end
 local over = total('entry_nbytes') + total('claim_nbytes') - (setting('capacity_nbytes') or tonumber(ARGV[1]))
 if over > 0 then evict(over) end
 return {#dead, records, entries - total('entries'), int(nbytes - total('entry_nbytes'))}
@@ -277,22 +319,36 @@ for _, blob in ipairs(ARGV) do discard(blob) end
 return 1
 """
 
-# No ARGV. Returns pinned entries, leased entries.
+# ARGV: tenants, or none for all. Returns pinned entries, leased entries.
 COUNTS = r"""
-local pinned, held = 0, 0
-for _, id in ipairs(redis.call('SMEMBERS', P..'pinned')) do pinned = pinned + redis.call('SCARD', P..'chunk:'..id) end
+local pinned, held, wanted = 0, 0, {}
+for _, tenant in ipairs(#ARGV == 0 and tenants() or ARGV) do
+  wanted[tenant] = true
+  for _, id in ipairs(redis.call('SMEMBERS', of(tenant, 'pinned'))) do
+    pinned = pinned + redis.call('SCARD', P..'chunk:'..sid_of(tenant, id))
+  end
+end
 for _, key in ipairs(redis.call('ZRANGEBYSCORE', P..'leased', '('..num(now), '+inf')) do
-  held = held + redis.call('EXISTS', P..'entry:'..key)
+  local tenant = redis.call('HGET', P..'entry:'..key, 'salt')
+  if tenant and wanted[tenant] then held = held + 1 end
 end
 return {pinned, held}
 """
 
 # ARGV: 1 to correct. Returns name, stored, counted for each total that does not add up.
 RECOUNT = r"""
-local counted = {records = redis.call('ZCARD', P..'records_created'), entries = redis.call('ZCARD', P..'used')}
+local counted = {records = 0, entries = redis.call('ZCARD', P..'used')}
 local sums = {entry_nbytes = 0, claim_nbytes = 0, garbage_nbytes = 0}
+for _, tenant in ipairs(tenants()) do
+  counted.records = counted.records + redis.call('ZCARD', of(tenant, 'records_created'))
+  sums['entries@'..tenant], sums['entry_nbytes@'..tenant] = 0, 0
+end
 for _, key in ipairs(redis.call('ZRANGE', P..'used', 0, -1)) do
-  sums.entry_nbytes = sums.entry_nbytes + tonumber(redis.call('HGET', P..'entry:'..key, 'stored') or 0)
+  local e = redis.call('HMGET', P..'entry:'..key, 'stored', 'salt')
+  local stored, tenant = tonumber(e[1] or 0), e[2] or ''
+  sums.entry_nbytes = sums.entry_nbytes + stored
+  sums['entries@'..tenant] = (sums['entries@'..tenant] or 0) + 1
+  sums['entry_nbytes@'..tenant] = (sums['entry_nbytes@'..tenant] or 0) + stored
 end
 for _, key in ipairs(redis.call('ZRANGE', P..'claims', 0, -1)) do
   sums.claim_nbytes = sums.claim_nbytes + tonumber(redis.call('HGET', P..'claim:'..key, 'reserved') or 0)
@@ -311,4 +367,35 @@ for name, value in pairs(counted) do
   end
 end
 return wrong
+"""
+
+# ARGV: version. Brings a store of before tenants (no version) to this one: entries under a salt go from their chunk's
+# sets to those of their tenant's chunk, and each tenant's entries are counted. Returns the version that was there.
+UPGRADE = r"""
+local version = redis.call('HGET', P..'settings', 'version')
+if version then return tonumber(version) end
+local counts, sizes = {}, {}
+for _, key in ipairs(redis.call('ZRANGE', P..'used', 0, -1)) do
+  local e = redis.call('HMGET', P..'entry:'..key, 'chunk', 'salt', 'stored', 'needs')
+  local tenant = e[2]
+  if tenant ~= '' and not string.find(e[1], '/', 1, true) then
+    note(tenant)
+    redis.call('SREM', P..'chunk:'..e[1], key)
+    redis.call('SADD', P..'chunk:'..sid_of(tenant, e[1]), key)
+    local needs = {}
+    for id in string.gmatch(e[4], '%S+') do
+      redis.call('SREM', P..'needs:'..id, key)
+      redis.call('SADD', P..'needs:'..sid_of(tenant, id), key)
+      needs[#needs + 1] = sid_of(tenant, id)
+    end
+    redis.call('HSET', P..'entry:'..key, 'chunk', sid_of(tenant, e[1]), 'needs', table.concat(needs, ' '))
+  end
+  counts[tenant] = (counts[tenant] or 0) + 1
+  sizes[tenant] = (sizes[tenant] or 0) + tonumber(e[3])
+end
+for tenant, count in pairs(counts) do
+  redis.call('HSET', P..'totals', 'entries@'..tenant, int(count), 'entry_nbytes@'..tenant, int(sizes[tenant]))
+end
+redis.call('HSET', P..'settings', 'version', ARGV[1])
+return tonumber(ARGV[1])
 """

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from chunk_store.key import ChunkId
 from chunk_store.store import ChunkRecord, ChunkStore, RecordQuery
+from chunk_store.tenant import DEFAULT_ONLY, Tenants
 
 PAGE_RECORDS = 1000
 
@@ -22,8 +23,8 @@ def each_record(store: ChunkStore, query: RecordQuery) -> Iterator[ChunkRecord]:
         query = replace(query, cursor=page.next_cursor)
 
 
-def chunks_with_tag(store: ChunkStore, tag: str) -> list[ChunkId]:
-    """Ids of the chunks that carry ``tag``; give them to ``delete_chunks`` to delete by tag."""
+def chunks_with_tag(store: ChunkStore, tag: str, tenants: Tenants = DEFAULT_ONLY) -> list[ChunkId]:
+    """Ids of the chunks of ``tenants`` that carry ``tag``; give them to ``delete_chunks`` to delete by tag."""
     if not tag:
         raise ValueError("tag: must not be empty (an empty tag would choose every chunk)")
-    return [record.chunk_id for record in each_record(store, RecordQuery(tag=tag))]
+    return [record.chunk_id for record in each_record(store, RecordQuery(tag=tag, tenants=tenants))]

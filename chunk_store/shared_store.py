@@ -17,7 +17,7 @@ from typing import Self
 from chunk_store.blobs import BlobBad, BlobMissing, BlobOtherVersion, Blobs, BlobUnreadable, Expected, NoSpace
 from chunk_store.header import flat_views, header_nbytes, writable_views
 from chunk_store.key import ChunkId, ChunkKey, ModelIdentity
-from chunk_store.ledger import Ledger, ReadTicket, blob_name, check_key
+from chunk_store.ledger import Ledger, ReadTicket, Space, blob_name, check_key
 from chunk_store.store import (
     Busy,
     ChunkRecord,
@@ -37,6 +37,7 @@ from chunk_store.store import (
     StoreUnavailable,
     SweepReport,
 )
+from chunk_store.tenant import DEFAULT_ONLY, DEFAULT_TENANT, NO_LIMITS, Tenant, TenantLimits, Tenants, TenantUsage
 
 log = logging.getLogger(__name__)
 
@@ -54,20 +55,27 @@ class SharedStore:
         self._lock = threading.Lock()
         self._open_claims: set[SharedPublication] = set()
 
-    def put_records(self, records: Sequence[ChunkRecord]) -> list[bool]:
-        return self.ledger.put_records(records)
+    def put_records(self, records: Sequence[ChunkRecord], *, limits: TenantLimits = NO_LIMITS) -> list[bool]:
+        return self.ledger.put_records(records, limits=limits)
 
-    def get_records(self, chunk_ids: Sequence[ChunkId]) -> list[ChunkRecord | None]:
-        return self.ledger.get_records(chunk_ids)
+    def get_records(self, chunk_ids: Sequence[ChunkId], tenants: Tenants = DEFAULT_ONLY) -> list[ChunkRecord | None]:
+        return self.ledger.get_records(chunk_ids, tenants)
 
     def list_records(self, query: RecordQuery) -> RecordPage:
         return self.ledger.list_records(query)
 
-    def set_pinned(self, chunk_ids: Sequence[ChunkId], pinned: bool) -> list[bool]:
-        return self.ledger.set_pinned(chunk_ids, pinned)
+    def set_pinned(
+        self,
+        chunk_ids: Sequence[ChunkId],
+        pinned: bool,
+        tenant: Tenant = DEFAULT_TENANT,
+        *,
+        limits: TenantLimits = NO_LIMITS,
+    ) -> list[bool]:
+        return self.ledger.set_pinned(chunk_ids, pinned, tenant, limits=limits)
 
-    def delete_chunks(self, chunk_ids: Sequence[ChunkId]) -> DeleteReport:
-        report = self.ledger.delete_chunks(chunk_ids)
+    def delete_chunks(self, chunk_ids: Sequence[ChunkId], tenants: Tenants = DEFAULT_ONLY) -> DeleteReport:
+        report = self.ledger.delete_chunks(chunk_ids, tenants)
         self._remove_garbage()
         return report
 
@@ -79,11 +87,11 @@ class SharedStore:
     def lookup(self, keys: Sequence[ChunkKey]) -> list[EntryInfo | None]:
         return self.ledger.find(keys)
 
-    def miss_reason(self, key: ChunkKey, chunk_id: ChunkId, model: ModelIdentity, salt_digest: str) -> MissReason:
-        return self.ledger.miss_reason(key, chunk_id, model, salt_digest)
+    def miss_reason(self, key: ChunkKey, chunk_id: ChunkId, model: ModelIdentity, tenant: Tenant) -> MissReason:
+        return self.ledger.miss_reason(key, chunk_id, model, tenant)
 
-    def list_entries(self, chunk_ids: Sequence[ChunkId] = ()) -> list[EntryInfo]:
-        return self.ledger.list_entries(chunk_ids)
+    def list_entries(self, chunk_ids: Sequence[ChunkId] = (), tenants: Tenants = DEFAULT_ONLY) -> list[EntryInfo]:
+        return self.ledger.list_entries(chunk_ids, tenants)
 
     def begin(self, key: ChunkKey, *, ttl_s: float = 30.0) -> Publication | Stored | Busy:
         check_key(key)
@@ -155,6 +163,12 @@ class SharedStore:
     def stats(self) -> StoreStats:
         return self.ledger.stats(self.blobs.kind)
 
+    def tenants(self) -> list[Tenant]:
+        return self.ledger.tenants()
+
+    def usage(self, tenant: Tenant) -> TenantUsage:
+        return self.ledger.usage(tenant)
+
     def close(self) -> None:
         with self._lock:
             claims = list(self._open_claims)
@@ -201,7 +215,7 @@ class SharedPublication:
         self._check_open()
         self._ledger.renew_claim(self._key, self._nonce, self._ttl_s)
 
-    def write(self, header: EntryHeader, buffers: Sequence[memoryview]) -> None:
+    def write(self, header: EntryHeader, buffers: Sequence[memoryview], *, limits: TenantLimits = NO_LIMITS) -> None:
         self._check_open()
         if self._header is not None:
             raise StoreError("write was already called for this publication")
@@ -210,7 +224,7 @@ class SharedPublication:
         views = flat_views(buffers, header.layout.buffer_nbytes(len(header.token_ids)))
         nbytes = header_nbytes(header) + header.nbytes
         blob = blob_name(self._key, self._nonce)
-        self._reserve(nbytes)
+        self._reserve(Space(nbytes, header.tenant, limits.nbytes))
         for _ in range(WRITE_ATTEMPTS_MAX):
             try:
                 self._blobs.write(blob, header, views)
@@ -252,14 +266,14 @@ class SharedPublication:
             if error is None:
                 raise  # an error that is already on its way tells more
 
-    def _reserve(self, nbytes: int) -> None:
+    def _reserve(self, space: Space) -> None:
         removed: list[str] = []
         for _ in range(RESERVE_ATTEMPTS_MAX):
-            garbage = self._ledger.reserve(self._key, self._nonce, nbytes, removed)
+            garbage = self._ledger.reserve(self._key, self._nonce, space, removed)
             if not garbage:
                 return
             removed = self._blobs.remove(garbage)
-        raise StoreFull(f"no room for {nbytes} bytes: other writers took what was evicted; try again")
+        raise StoreFull(f"no room for {space.nbytes} bytes: other writers took what was evicted; try again")
 
     def _make_room(self, blob: str, nbytes: int, cause: NoSpace) -> None:
         """Evicts as much as is to be written. Raises ``StoreFull`` when there is nothing to evict."""

@@ -10,9 +10,10 @@ from collections.abc import Sequence
 from chunk_store import owner
 from chunk_store import sqlite_entries as entries
 from chunk_store import sqlite_records as records
-from chunk_store.key import ChunkKey
-from chunk_store.ledger import BUSY_RETRY_S, blob_name
+from chunk_store.key import ChunkId, ChunkKey
+from chunk_store.ledger import BUSY_RETRY_S, Space, blob_name, full_bytes, full_pins, full_records
 from chunk_store.store import Busy, ChunkRecord, ClaimLost, Stored, StoreFull
+from chunk_store.tenant import Tenant, TenantLimits
 
 
 def total(connection: sqlite3.Connection, name: str) -> int:
@@ -72,21 +73,63 @@ def drop(connection: sqlite3.Connection, key: ChunkKey) -> None:
 
 def records_over(connection: sqlite3.Connection, new: Sequence[ChunkRecord]) -> int:
     """By how many records ``new`` exceeds the registry; 0 where all of it is known."""
-    ids = {record.chunk_id for record in new}
-    known = connection.execute(
-        "SELECT COUNT(*) FROM records WHERE chunk_id IN (SELECT value FROM json_each(?))", (json.dumps(list(ids)),)
+    added = sum(_unknown(connection, new).values())
+    return max(0, total(connection, "records") + added - setting(connection, "records_max")) if added else 0
+
+
+def _unknown(connection: sqlite3.Connection, new: Sequence[ChunkRecord]) -> dict[Tenant, int]:
+    """How many of ``new`` have no row yet, by tenant."""
+    ids: dict[Tenant, set[ChunkId]] = {}
+    for record in new:
+        ids.setdefault(record.tenant, set()).add(record.chunk_id)
+    counted = "SELECT COUNT(*) FROM records WHERE tenant = ? AND chunk_id IN (SELECT value FROM json_each(?))"
+    return {
+        tenant: len(mine) - connection.execute(counted, (tenant, json.dumps(list(mine)))).fetchone()[0]
+        for tenant, mine in ids.items()
+    }
+
+
+def check_new_records(connection: sqlite3.Connection, new: Sequence[ChunkRecord], limits: TenantLimits) -> None:
+    """Raises ``QuotaFull`` if a tenant would have more records than ``limits`` allow."""
+    if limits.records is None:
+        return
+    for tenant, added in _unknown(connection, new).items():
+        if added and tenant_counts(connection, tenant)["records"] + added > limits.records:
+            raise full_records(limits.records)
+
+
+def check_pins(connection: sqlite3.Connection, tenant: Tenant, before: int, limits: TenantLimits) -> None:
+    """Raises ``QuotaFull`` if a tenant has more pins now than ``before`` and than ``limits`` allow."""
+    pinned = tenant_counts(connection, tenant)["pinned"]
+    if limits.pinned is not None and pinned > max(before, limits.pinned):
+        raise full_pins(limits.pinned)
+
+
+def check_bytes(connection: sqlite3.Connection, key: ChunkKey, space: Space) -> None:
+    """Raises ``QuotaFull`` if the tenant's entries, and what it writes, leave no room for ``space``."""
+    if space.tenant_nbytes_max is None:
+        return
+    reserved = connection.execute(
+        "SELECT COALESCE(SUM(reserved_nbytes), 0) FROM claims WHERE tenant = ? AND key != ?", (space.tenant, key)
     ).fetchone()[0]
-    over = total(connection, "records") + len(ids) - known - setting(connection, "records_max")
-    return int(over) if len(ids) > known else 0
+    if tenant_counts(connection, space.tenant)["nbytes"] + reserved + space.nbytes > space.tenant_nbytes_max:
+        raise full_bytes(space.tenant_nbytes_max)
+
+
+def tenant_counts(connection: sqlite3.Connection, tenant: Tenant) -> dict[str, int]:
+    """Records, pinned records, entries and their bytes of one tenant."""
+    names = ("records", "pinned", "entries", "nbytes")
+    row = connection.execute(f"SELECT {', '.join(names)} FROM tenants WHERE tenant = ?", (tenant,)).fetchone()
+    return dict(zip(names, row or (0, 0, 0, 0), strict=True))
 
 
 def remove_expired(connection: sqlite3.Connection, now: float) -> int:
     """Evicts entries of expired chunks, then drops the records that no entry needs; returns how many."""
     removed = 0
     expired = records.expired(connection, now)
-    for chunk_id in expired:
-        entries.delete_expired(connection, chunk_id, now)
-    for chunk_id in expired:  # only now is it known what the entries of others still need
-        if not entries.is_needed(connection, chunk_id):
-            removed += connection.execute("DELETE FROM records WHERE chunk_id = ?", (chunk_id,)).rowcount
+    for tenant, chunk_id in expired:
+        entries.delete_expired(connection, tenant, chunk_id, now)
+    for place in expired:  # only now is it known what the entries of others still need
+        if not entries.is_needed(connection, *place):
+            removed += connection.execute("DELETE FROM records WHERE tenant = ? AND chunk_id = ?", place).rowcount
     return removed

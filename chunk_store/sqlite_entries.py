@@ -13,11 +13,16 @@ from collections.abc import Iterator, Sequence
 from chunk_store.header import header_nbytes
 from chunk_store.key import ChunkId, ChunkKey, ModelIdentity
 from chunk_store.ledger import TOMBSTONES_MAX, Placed
+from chunk_store.sqlite_records import named
 from chunk_store.store import EntryHeader, EntryInfo, MissReason
+from chunk_store.tenant import Tenant, Tenants
 
-_INFO = "key, chunk_id, model, tokens, nbytes, created_at, last_used_at"
+_INFO = "key, chunk_id, model, tokens, nbytes, created_at, last_used_at, tenant"
 _LEASED = "EXISTS (SELECT 1 FROM leases WHERE leases.key = entries.key AND leases.expires_at > :now)"
-_PINNED = "EXISTS (SELECT 1 FROM records WHERE records.chunk_id = entries.chunk_id AND records.pinned)"
+_PINNED = (
+    "EXISTS (SELECT 1 FROM records WHERE records.tenant = entries.tenant "
+    "AND records.chunk_id = entries.chunk_id AND records.pinned)"
+)
 _EVICTABLE = f"NOT {_LEASED} AND NOT {_PINNED}"
 
 
@@ -30,14 +35,17 @@ def find(connection: sqlite3.Connection, keys: Sequence[ChunkKey]) -> list[Entry
     return [found.get(key) for key in keys]
 
 
-def listed(connection: sqlite3.Connection, chunk_ids: Sequence[ChunkId]) -> list[EntryInfo]:
+def listed(connection: sqlite3.Connection, chunk_ids: Sequence[ChunkId], tenants: Tenants) -> list[EntryInfo]:
     """Entries in eviction order; of ``chunk_ids``, or all without any."""
     chosen = "AND chunk_id IN (SELECT value FROM json_each(?))" if chunk_ids else ""
     values = (json.dumps(list(chunk_ids)),) if chunk_ids else ()
-    rows = connection.execute(
-        f"SELECT {_INFO} FROM entries WHERE NOT doomed {chosen} ORDER BY last_used_at, key", values
-    )
-    return [EntryInfo(*row) for row in rows]
+    found: list[EntryInfo] = []
+    for tenant in named(connection, tenants):
+        rows = connection.execute(
+            f"SELECT {_INFO} FROM entries WHERE tenant = ? AND NOT doomed {chosen}", (tenant, *values)
+        )
+        found += [EntryInfo(*row) for row in rows]
+    return sorted(found, key=lambda info: (info.last_used_at, info.key))
 
 
 def placed(connection: sqlite3.Connection) -> list[Placed]:
@@ -62,18 +70,15 @@ def was_evicted(connection: sqlite3.Connection, key: ChunkKey) -> bool:
 
 
 def miss_reason(
-    connection: sqlite3.Connection, key: ChunkKey, chunk_id: ChunkId, model: ModelIdentity, salt_digest: str
+    connection: sqlite3.Connection, key: ChunkKey, chunk_id: ChunkId, model: ModelIdentity, tenant: Tenant
 ) -> MissReason:
     if was_evicted(connection, key):
         return MissReason.EVICTED
-    rows = connection.execute(
-        "SELECT DISTINCT salt_digest FROM entries WHERE chunk_id = ? AND model = ? AND key != ? AND NOT doomed",
-        (chunk_id, model, key),
-    )
-    salts = {row[0] for row in rows}
-    if salt_digest in salts:
-        return MissReason.CONTEXT_DIFFERS
-    return MissReason.SALT_DIFFERS if salts else MissReason.NOT_STORED
+    other = connection.execute(
+        "SELECT 1 FROM entries WHERE tenant = ? AND chunk_id = ? AND model = ? AND key != ? AND NOT doomed LIMIT 1",
+        (tenant, chunk_id, model, key),
+    ).fetchone()
+    return MissReason.CONTEXT_DIFFERS if other else MissReason.NOT_STORED
 
 
 def insert(connection: sqlite3.Connection, header: EntryHeader, blob: str, now: float) -> EntryInfo:
@@ -84,11 +89,12 @@ def insert(connection: sqlite3.Connection, header: EntryHeader, blob: str, now: 
         connection.execute("INSERT OR IGNORE INTO garbage VALUES (?, ?)", old)
     else:
         _insert_row(connection, header, blob, now)
-    _bury(connection, header.key, None)
+    _unbury(connection, header.key)
     for key in header.context:
         connection.execute(
-            "INSERT OR IGNORE INTO needs (chunk_id, key) SELECT chunk_id, :mine FROM entries WHERE key = :key "
-            "UNION SELECT chunk_id, :mine FROM tombstones WHERE key = :key",
+            "INSERT OR IGNORE INTO needs (tenant, chunk_id, key) "
+            "SELECT tenant, chunk_id, :mine FROM entries WHERE key = :key "
+            "UNION SELECT tenant, chunk_id, :mine FROM tombstones WHERE key = :key",
             {"mine": header.key, "key": key},
         )
     info = find(connection, [header.key])[0]
@@ -98,14 +104,14 @@ def insert(connection: sqlite3.Connection, header: EntryHeader, blob: str, now: 
 
 def _insert_row(connection: sqlite3.Connection, header: EntryHeader, blob: str, now: float) -> None:
     connection.execute(
-        "INSERT INTO entries (key, blob, chunk_id, model, salt_digest, tokens, nbytes, stored_nbytes, created_at, "
+        "INSERT INTO entries (key, blob, chunk_id, model, tenant, tokens, nbytes, stored_nbytes, created_at, "
         "last_used_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
         (
             header.key,
             blob,
             header.chunk_id,
             header.model,
-            header.salt_digest,
+            header.tenant,
             len(header.token_ids),
             header.nbytes,
             header_nbytes(header) + header.nbytes,
@@ -119,29 +125,29 @@ def evict(connection: sqlite3.Connection, nbytes: int, now: float) -> int:
     """Evicts least recently used entries until ``nbytes`` are free or nothing evictable is left; returns the sum."""
     freed = 0
     victims = []
-    for key, chunk_id, stored_nbytes in _evictable(connection, now):
+    for key, stored_nbytes in _evictable(connection, now):
         if freed >= nbytes:
             break
-        victims.append((key, chunk_id))
+        victims.append(key)
         freed += stored_nbytes
-    for key, chunk_id in victims:
-        remove_evicted(connection, key, chunk_id)
+    for key in victims:
+        remove_evicted(connection, key)
     return freed
 
 
-def remove_evicted(connection: sqlite3.Connection, key: ChunkKey, chunk_id: ChunkId) -> None:
+def remove_evicted(connection: sqlite3.Connection, key: ChunkKey) -> None:
     """Turns an entry into garbage and remembers that it was there."""
+    _bury(connection, key)
     connection.execute("DELETE FROM entries WHERE key = ?", (key,))
     connection.execute("UPDATE totals SET value = value + 1 WHERE name = 'evictions'")
-    _bury(connection, key, chunk_id)
 
 
-def delete(connection: sqlite3.Connection, condition: str, value: str, now: float) -> tuple[int, int]:
+def delete(connection: sqlite3.Connection, condition: str, values: Sequence[str], now: float) -> tuple[int, int]:
     """Deletes entries, those under a lease when it ends; returns how many and their KV bytes."""
     count, nbytes = connection.execute(
-        f"SELECT COUNT(*), COALESCE(SUM(nbytes), 0) FROM entries WHERE {condition} AND NOT doomed", (value,)
+        f"SELECT COUNT(*), COALESCE(SUM(nbytes), 0) FROM entries WHERE {condition} AND NOT doomed", values
     ).fetchone()
-    connection.execute(f"UPDATE entries SET doomed = 1 WHERE {condition}", (value,))
+    connection.execute(f"UPDATE entries SET doomed = 1 WHERE {condition}", values)
     delete_doomed(connection, now)
     return count, nbytes
 
@@ -151,24 +157,23 @@ def delete_doomed(connection: sqlite3.Connection, now: float) -> None:
     connection.execute(f"DELETE FROM entries WHERE doomed AND NOT {_LEASED}", {"now": now})
 
 
-def delete_expired(connection: sqlite3.Connection, chunk_id: ChunkId, now: float) -> tuple[int, int]:
-    """Evicts the entries of an expired chunk except leased ones; returns how many and their KV bytes."""
+def delete_expired(connection: sqlite3.Connection, tenant: Tenant, chunk_id: ChunkId, now: float) -> None:
+    """Evicts the entries of an expired chunk except leased ones."""
     rows = connection.execute(
-        f"SELECT key, nbytes FROM entries WHERE chunk_id = :chunk_id AND NOT {_LEASED}",
-        {"chunk_id": chunk_id, "now": now},
+        f"SELECT key FROM entries WHERE tenant = :tenant AND chunk_id = :chunk_id AND NOT {_LEASED}",
+        {"tenant": tenant, "chunk_id": chunk_id, "now": now},
     ).fetchall()
-    for key, _ in rows:
-        remove_evicted(connection, key, chunk_id)
-    return len(rows), sum(nbytes for _, nbytes in rows)
+    for (key,) in rows:
+        remove_evicted(connection, key)
 
 
-def is_needed(connection: sqlite3.Connection, chunk_id: ChunkId) -> bool:
+def is_needed(connection: sqlite3.Connection, tenant: Tenant, chunk_id: ChunkId) -> bool:
     """Whether an entry of this chunk, or one computed under it, is stored."""
     return bool(
         connection.execute(
-            "SELECT EXISTS (SELECT 1 FROM entries WHERE chunk_id = :id) OR EXISTS (SELECT 1 FROM needs "
-            "WHERE chunk_id = :id)",
-            {"id": chunk_id},
+            "SELECT EXISTS (SELECT 1 FROM entries WHERE tenant = :tenant AND chunk_id = :id) OR EXISTS "
+            "(SELECT 1 FROM needs WHERE tenant = :tenant AND chunk_id = :id)",
+            {"tenant": tenant, "id": chunk_id},
         ).fetchone()[0]
     )
 
@@ -179,34 +184,40 @@ def touch(connection: sqlite3.Connection, used: dict[ChunkKey, float]) -> None:
         connection.execute("UPDATE entries SET last_used_at = MAX(last_used_at, ?) WHERE key = ?", (at, key))
         connection.execute(
             "UPDATE records SET last_used_at = MAX(last_used_at, ?) "
-            "WHERE chunk_id = (SELECT chunk_id FROM entries WHERE key = ?)",
+            "WHERE (tenant, chunk_id) = (SELECT tenant, chunk_id FROM entries WHERE key = ?)",
             (at, key),
         )
 
 
-def counts(connection: sqlite3.Connection, now: float) -> tuple[int, int]:
-    """How many entries are pinned, and how many are leased."""
+def counts(connection: sqlite3.Connection, now: float, tenant: Tenant | None = None) -> tuple[int, int]:
+    """How many entries are pinned, and how many are leased; of one tenant or of all."""
+    mine = "" if tenant is None else "AND entries.tenant = :tenant"
+    values = {"now": now, "tenant": tenant}
     (pinned,) = connection.execute(
-        "SELECT COUNT(*) FROM records JOIN entries USING (chunk_id) WHERE records.pinned"
+        f"SELECT COUNT(*) FROM records JOIN entries USING (tenant, chunk_id) WHERE records.pinned {mine}", values
     ).fetchone()
     (leased,) = connection.execute(
-        "SELECT COUNT(DISTINCT key) FROM leases JOIN entries USING (key) WHERE leases.expires_at > ?", (now,)
+        f"SELECT COUNT(DISTINCT key) FROM leases JOIN entries USING (key) WHERE leases.expires_at > :now {mine}", values
     ).fetchone()
     return pinned, leased
 
 
-def _evictable(connection: sqlite3.Connection, now: float) -> Iterator[tuple[ChunkKey, ChunkId, int]]:
+def _evictable(connection: sqlite3.Connection, now: float) -> Iterator[tuple[ChunkKey, int]]:
     yield from connection.execute(
-        f"SELECT key, chunk_id, stored_nbytes FROM entries WHERE {_EVICTABLE} ORDER BY last_used_at, key",
-        {"now": now},
+        f"SELECT key, stored_nbytes FROM entries WHERE {_EVICTABLE} ORDER BY last_used_at, key", {"now": now}
     )
 
 
-def _bury(connection: sqlite3.Connection, key: ChunkKey, chunk_id: ChunkId | None) -> None:
-    """Replaces the tombstone of ``key``; removes it without a chunk. The oldest over the bound go."""
+def _bury(connection: sqlite3.Connection, key: ChunkKey) -> None:
+    """Makes a new tombstone of an entry. The oldest over the bound go."""
+    _unbury(connection, key)
+    connection.execute(
+        "INSERT INTO tombstones (key, tenant, chunk_id) SELECT key, tenant, chunk_id FROM entries WHERE key = ?", (key,)
+    )
+    connection.execute(
+        "DELETE FROM tombstones WHERE number <= (SELECT MAX(number) FROM tombstones) - ?", (TOMBSTONES_MAX,)
+    )
+
+
+def _unbury(connection: sqlite3.Connection, key: ChunkKey) -> None:
     connection.execute("DELETE FROM tombstones WHERE key = ?", (key,))
-    if chunk_id is not None:
-        connection.execute("INSERT INTO tombstones (key, chunk_id) VALUES (?, ?)", (key, chunk_id))
-        connection.execute(
-            "DELETE FROM tombstones WHERE number <= (SELECT MAX(number) FROM tombstones) - ?", (TOMBSTONES_MAX,)
-        )

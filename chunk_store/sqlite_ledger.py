@@ -19,9 +19,10 @@ from chunk_store import sqlite_claims as claims
 from chunk_store import sqlite_entries as entries
 from chunk_store import sqlite_records as records
 from chunk_store.key import ChunkId, ChunkKey, ModelIdentity
-from chunk_store.ledger import WRITE_TTL_S, Claimed, Placed, ReadTicket, blob_name
+from chunk_store.ledger import WRITE_TTL_S, Claimed, Placed, ReadTicket, Space, blob_name
 from chunk_store.sqlite_database import Database, Schema
-from chunk_store.sqlite_schema import MIGRATIONS, SCHEMA, SCHEMA_VERSION, TOTALS
+from chunk_store.sqlite_schema import SCHEMA, SCHEMA_VERSION, TENANTS, TOTALS
+from chunk_store.sqlite_upgrade import MIGRATIONS
 from chunk_store.store import (
     Busy,
     ChunkRecord,
@@ -37,6 +38,7 @@ from chunk_store.store import (
     StoreStats,
     SweepReport,
 )
+from chunk_store.tenant import DEFAULT_ONLY, DEFAULT_TENANT, NO_LIMITS, Tenant, TenantLimits, Tenants, TenantUsage
 
 TOUCH_DELAY_S_MAX = 1.0
 
@@ -60,7 +62,7 @@ class SqliteLedger:
                     connection.execute("INSERT OR REPLACE INTO settings VALUES (?, ?)", (name, value))
 
     # -- content --------------------------------------------------------------------------------------
-    def put_records(self, new: Sequence[ChunkRecord]) -> list[bool]:
+    def put_records(self, new: Sequence[ChunkRecord], *, limits: TenantLimits = NO_LIMITS) -> list[bool]:
         now = time.time()
         with self._database.read() as connection:
             full = claims.records_over(connection, new) > 0
@@ -71,34 +73,49 @@ class SqliteLedger:
             over = claims.records_over(connection, new)
             if over > 0:
                 raise StoreFull(f"the registry is full: {over} chunks too many; delete chunks or raise records_max")
-            return [records.put(connection, record, now) for record in new]
+            claims.check_new_records(connection, new, limits)
+            before = {record.tenant: claims.tenant_counts(connection, record.tenant)["pinned"] for record in new}
+            added = [records.put(connection, record, now) for record in new]
+            for tenant, pinned in before.items():
+                claims.check_pins(connection, tenant, pinned, limits)
+            return added
 
-    def get_records(self, chunk_ids: Sequence[ChunkId]) -> list[ChunkRecord | None]:
+    def get_records(self, chunk_ids: Sequence[ChunkId], tenants: Tenants = DEFAULT_ONLY) -> list[ChunkRecord | None]:
         with self._database.read() as connection:
-            return records.get(connection, chunk_ids, time.time())
+            return records.get(connection, chunk_ids, time.time(), tenants)
 
     def list_records(self, query: RecordQuery) -> RecordPage:
         self._flush()
         with self._database.read() as connection:
             return records.page(connection, query, time.time())
 
-    def set_pinned(self, chunk_ids: Sequence[ChunkId], pinned: bool) -> list[bool]:
+    def set_pinned(
+        self,
+        chunk_ids: Sequence[ChunkId],
+        pinned: bool,
+        tenant: Tenant = DEFAULT_TENANT,
+        *,
+        limits: TenantLimits = NO_LIMITS,
+    ) -> list[bool]:
         with self._write() as connection:
-            return records.set_pinned(connection, chunk_ids, pinned, time.time())
+            before = claims.tenant_counts(connection, tenant)["pinned"]
+            known = records.set_pinned(connection, chunk_ids, pinned, tenant, time.time())
+            claims.check_pins(connection, tenant, before, limits)
+            return known
 
     # -- entries --------------------------------------------------------------------------------------
     def find(self, keys: Sequence[ChunkKey]) -> list[EntryInfo | None]:
         with self._database.read() as connection:
             return entries.find(connection, keys)
 
-    def list_entries(self, chunk_ids: Sequence[ChunkId]) -> list[EntryInfo]:
+    def list_entries(self, chunk_ids: Sequence[ChunkId], tenants: Tenants = DEFAULT_ONLY) -> list[EntryInfo]:
         self._flush()
         with self._database.read() as connection:
-            return entries.listed(connection, chunk_ids)
+            return entries.listed(connection, chunk_ids, tenants)
 
-    def miss_reason(self, key: ChunkKey, chunk_id: ChunkId, model: ModelIdentity, salt_digest: str) -> MissReason:
+    def miss_reason(self, key: ChunkKey, chunk_id: ChunkId, model: ModelIdentity, tenant: Tenant) -> MissReason:
         with self._database.read() as connection:
-            return entries.miss_reason(connection, key, chunk_id, model, salt_digest)
+            return entries.miss_reason(connection, key, chunk_id, model, tenant)
 
     def begin_read(self, key: ChunkKey) -> ReadTicket | MissReason:
         now = time.time()
@@ -132,7 +149,7 @@ class SqliteLedger:
                 return answer
             claims.drop(connection, key)
             connection.execute(
-                "INSERT INTO claims VALUES (?, ?, ?, ?, 0)", (key, nonce, owner.this_owner(), time.time() + ttl_s)
+                "INSERT INTO claims VALUES (?, ?, ?, ?, 0, '')", (key, nonce, owner.this_owner(), time.time() + ttl_s)
             )
             return Claimed()
 
@@ -141,11 +158,12 @@ class SqliteLedger:
             claims.check(connection, key, nonce)
             connection.execute("UPDATE claims SET expires_at = ? WHERE key = ?", (time.time() + ttl_s, key))
 
-    def reserve(self, key: ChunkKey, nonce: str, nbytes: int, removed: Sequence[str]) -> list[str]:
-        now = time.time()
+    def reserve(self, key: ChunkKey, nonce: str, space: Space, removed: Sequence[str]) -> list[str]:
+        now, nbytes = time.time(), space.nbytes
         with self._write() as connection:
             claims.discard(connection, removed)
             claims.check(connection, key, nonce)
+            claims.check_bytes(connection, key, space)
             capacity = claims.setting(connection, "capacity_nbytes")
             if nbytes > capacity:
                 raise StoreFull(f"an entry of {nbytes} bytes is larger than the store's capacity of {capacity}")
@@ -154,8 +172,8 @@ class SqliteLedger:
                 claims.evict_over(connection, over - claims.total(connection, "garbage_nbytes"), nbytes, now)
                 return claims.garbage(connection)
             connection.execute(
-                "UPDATE claims SET reserved_nbytes = ?, expires_at = MAX(expires_at, ?) WHERE key = ?",
-                (nbytes, now + WRITE_TTL_S, key),
+                "UPDATE claims SET reserved_nbytes = ?, tenant = ?, expires_at = MAX(expires_at, ?) WHERE key = ?",
+                (nbytes, space.tenant, now + WRITE_TTL_S, key),
             )
             return []
 
@@ -193,19 +211,19 @@ class SqliteLedger:
             entries.delete_doomed(connection, time.time())
 
     # -- removal and upkeep ---------------------------------------------------------------------------
-    def delete_chunks(self, chunk_ids: Sequence[ChunkId]) -> DeleteReport:
+    def delete_chunks(self, chunk_ids: Sequence[ChunkId], tenants: Tenants = DEFAULT_ONLY) -> DeleteReport:
         now = time.time()
         removed = count = nbytes = 0
         with self._write() as connection:
-            for chunk_id in chunk_ids:
-                removed += connection.execute("DELETE FROM records WHERE chunk_id = ?", (chunk_id,)).rowcount
-                found = entries.delete(connection, "chunk_id = ?", chunk_id, now)
+            for place in [(tenant, name) for tenant in records.named(connection, tenants) for name in chunk_ids]:
+                removed += connection.execute("DELETE FROM records WHERE tenant = ? AND chunk_id = ?", place).rowcount
+                found = entries.delete(connection, "tenant = ? AND chunk_id = ?", place, now)
                 count, nbytes = count + found[0], nbytes + found[1]
         return DeleteReport(removed, count, nbytes)
 
     def delete_model(self, model: ModelIdentity) -> DeleteReport:
         with self._write() as connection:
-            count, nbytes = entries.delete(connection, "model = ?", model, time.time())
+            count, nbytes = entries.delete(connection, "model = ?", [model], time.time())
         return DeleteReport(0, count, nbytes)
 
     def sweep(self) -> SweepReport:
@@ -219,6 +237,7 @@ class SqliteLedger:
             connection.execute("DELETE FROM leases WHERE expires_at <= ?", (now,))
             entries.delete_doomed(connection, now)
             removed = claims.remove_expired(connection, now)
+            connection.execute("DELETE FROM tenants WHERE records = 0 AND entries = 0")
             over = (
                 claims.space(connection)
                 - claims.total(connection, "garbage_nbytes")
@@ -268,12 +287,17 @@ class SqliteLedger:
                 stored, counted = claims.total(connection, name), connection.execute(query).fetchone()[0]
                 if stored != counted:
                     problems.append(f"total {name} is {stored}, the rows say {counted}")
+            kept = connection.execute("SELECT * FROM tenants WHERE records != 0 OR entries != 0 ORDER BY tenant")
+            if kept.fetchall() != connection.execute(f"{TENANTS} ORDER BY tenant").fetchall():
+                problems.append("the counts of tenants do not agree with their rows")
         return problems
 
     def recount(self) -> None:
         with self._write() as connection:
             for name, query in TOTALS.items():
                 connection.execute(f"UPDATE totals SET value = ({query}) WHERE name = ?", (name,))
+            connection.execute("DELETE FROM tenants")
+            connection.execute(f"INSERT INTO tenants {TENANTS}")
 
     def stats(self, backend: str) -> StoreStats:
         with self._database.read() as connection:
@@ -290,6 +314,16 @@ class SqliteLedger:
                 evictions=claims.total(connection, "evictions"),
                 quarantined=claims.total(connection, "quarantined"),
             )
+
+    def tenants(self) -> list[Tenant]:
+        with self._database.read() as connection:
+            return list(records.named(connection, None))
+
+    def usage(self, tenant: Tenant) -> TenantUsage:
+        with self._database.read() as connection:
+            counts = claims.tenant_counts(connection, tenant)
+            pinned, leased = entries.counts(connection, time.time(), tenant)
+            return TenantUsage(**counts, pinned_entries=pinned, leased_entries=leased)
 
     def close(self) -> None:
         with suppress(StoreError):

@@ -1,17 +1,13 @@
 """The tables of the embedded store's index. ``docs/store_format.md`` explains them; statements end with ``;;``.
 
-``totals`` is kept by triggers, so that counts and sizes cost the same for ten entries and a hundred thousand, and
-cannot drift from the rows they count.
+``totals`` and ``tenants`` are kept by triggers, so that counts and sizes cost the same for ten entries and a hundred
+thousand, and cannot drift from the rows they count.
 
-A change of the tables is a new version: ``SCHEMA`` makes it, ``MIGRATIONS`` brings an older index to it, and a newer
-index than this is refused.
+A change of the tables is a new version: ``SCHEMA`` makes it, ``sqlite_upgrade.py`` brings an older index to it, and a
+newer index than this is refused.
 """
 
-from collections.abc import Mapping
-
-SCHEMA_VERSION = 1
-
-MIGRATIONS: Mapping[int, str] = {}  # from this version to the next; statements end with ``;;``
+SCHEMA_VERSION = 2
 
 SCHEMA = """
 CREATE TABLE settings (name TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID;;
@@ -19,51 +15,64 @@ CREATE TABLE totals (name TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWI
 INSERT INTO totals VALUES
   ('records', 0), ('entries', 0), ('entry_nbytes', 0), ('claim_nbytes', 0), ('garbage_nbytes', 0),
   ('evictions', 0), ('quarantined', 0), ('tombstones', 0);;
+CREATE TABLE tenants (
+  tenant TEXT PRIMARY KEY, records INTEGER NOT NULL DEFAULT 0, pinned INTEGER NOT NULL DEFAULT 0,
+  entries INTEGER NOT NULL DEFAULT 0, nbytes INTEGER NOT NULL DEFAULT 0) WITHOUT ROWID;;
 
 CREATE TABLE records (
-  chunk_id TEXT PRIMARY KEY, tokenizer TEXT NOT NULL, type TEXT NOT NULL, token_ids BLOB NOT NULL,
+  tenant TEXT NOT NULL, chunk_id TEXT NOT NULL, tokenizer TEXT NOT NULL, type TEXT NOT NULL, token_ids BLOB NOT NULL,
   name TEXT NOT NULL, tags TEXT NOT NULL, pinned INTEGER NOT NULL,
-  created_at REAL NOT NULL, last_used_at REAL NOT NULL, expires_at REAL);;
-CREATE INDEX records_created ON records (created_at, chunk_id);;
-CREATE INDEX records_used ON records (last_used_at, chunk_id);;
-CREATE INDEX records_named ON records (name, chunk_id);;
+  created_at REAL NOT NULL, last_used_at REAL NOT NULL, expires_at REAL, PRIMARY KEY (tenant, chunk_id));;
+CREATE INDEX records_created ON records (tenant, created_at, chunk_id);;
+CREATE INDEX records_used ON records (tenant, last_used_at, chunk_id);;
+CREATE INDEX records_named ON records (tenant, name, chunk_id);;
 CREATE INDEX records_expiring ON records (expires_at) WHERE expires_at IS NOT NULL;;
-CREATE INDEX records_pinned ON records (chunk_id) WHERE pinned;;
-CREATE TABLE tags (tag TEXT NOT NULL, chunk_id TEXT NOT NULL, PRIMARY KEY (tag, chunk_id)) WITHOUT ROWID;;
-CREATE INDEX tags_chunk ON tags (chunk_id);;
+CREATE INDEX records_pinned ON records (tenant, chunk_id) WHERE pinned;;
+CREATE TABLE tags (
+  tenant TEXT NOT NULL, tag TEXT NOT NULL, chunk_id TEXT NOT NULL, PRIMARY KEY (tenant, tag, chunk_id)) WITHOUT ROWID;;
+CREATE INDEX tags_chunk ON tags (tenant, chunk_id);;
 
 CREATE TABLE entries (
-  key TEXT PRIMARY KEY, blob TEXT NOT NULL, chunk_id TEXT NOT NULL, model TEXT NOT NULL, salt_digest TEXT NOT NULL,
+  key TEXT PRIMARY KEY, blob TEXT NOT NULL, chunk_id TEXT NOT NULL, model TEXT NOT NULL, tenant TEXT NOT NULL,
   tokens INTEGER NOT NULL, nbytes INTEGER NOT NULL, stored_nbytes INTEGER NOT NULL,
   created_at REAL NOT NULL, last_used_at REAL NOT NULL, doomed INTEGER NOT NULL DEFAULT 0);;
 CREATE INDEX entries_used ON entries (last_used_at, key);;
-CREATE INDEX entries_chunk ON entries (chunk_id, model);;
+CREATE INDEX entries_chunk ON entries (tenant, chunk_id, model);;
 CREATE INDEX entries_model ON entries (model);;
 CREATE INDEX entries_doomed ON entries (key) WHERE doomed;;
 CREATE TABLE needs (
-  chunk_id TEXT NOT NULL, key TEXT NOT NULL, PRIMARY KEY (chunk_id, key)) WITHOUT ROWID;;
+  tenant TEXT NOT NULL, chunk_id TEXT NOT NULL, key TEXT NOT NULL, PRIMARY KEY (tenant, chunk_id, key)) WITHOUT ROWID;;
 CREATE INDEX needs_key ON needs (key);;
 
 CREATE TABLE claims (
   key TEXT PRIMARY KEY, nonce TEXT NOT NULL, owner TEXT NOT NULL, expires_at REAL NOT NULL,
-  reserved_nbytes INTEGER NOT NULL);;
+  reserved_nbytes INTEGER NOT NULL, tenant TEXT NOT NULL DEFAULT '');;
 CREATE TABLE leases (
   lease TEXT NOT NULL, key TEXT NOT NULL, expires_at REAL NOT NULL, PRIMARY KEY (key, lease)) WITHOUT ROWID;;
 CREATE INDEX leases_expiring ON leases (expires_at);;
 CREATE TABLE garbage (blob TEXT PRIMARY KEY, nbytes INTEGER NOT NULL) WITHOUT ROWID;;
 CREATE TABLE tombstones (
-  number INTEGER PRIMARY KEY AUTOINCREMENT, key TEXT NOT NULL UNIQUE, chunk_id TEXT NOT NULL);;
+  number INTEGER PRIMARY KEY AUTOINCREMENT, key TEXT NOT NULL UNIQUE, tenant TEXT NOT NULL, chunk_id TEXT NOT NULL);;
 
 CREATE TRIGGER records_in AFTER INSERT ON records BEGIN
-  UPDATE totals SET value = value + 1 WHERE name = 'records'; END;;
+  UPDATE totals SET value = value + 1 WHERE name = 'records';
+  INSERT INTO tenants (tenant) SELECT NEW.tenant WHERE NOT EXISTS (SELECT 1 FROM tenants WHERE tenant = NEW.tenant);
+  UPDATE tenants SET records = records + 1, pinned = pinned + NEW.pinned WHERE tenant = NEW.tenant; END;;
+CREATE TRIGGER records_pin AFTER UPDATE OF pinned ON records BEGIN
+  UPDATE tenants SET pinned = pinned + NEW.pinned - OLD.pinned WHERE tenant = NEW.tenant; END;;
 CREATE TRIGGER records_out AFTER DELETE ON records BEGIN
-  UPDATE totals SET value = value - 1 WHERE name = 'records'; DELETE FROM tags WHERE chunk_id = OLD.chunk_id; END;;
+  UPDATE totals SET value = value - 1 WHERE name = 'records';
+  UPDATE tenants SET records = records - 1, pinned = pinned - OLD.pinned WHERE tenant = OLD.tenant;
+  DELETE FROM tags WHERE tenant = OLD.tenant AND chunk_id = OLD.chunk_id; END;;
 CREATE TRIGGER entries_in AFTER INSERT ON entries BEGIN
   UPDATE totals SET value = value + 1 WHERE name = 'entries';
-  UPDATE totals SET value = value + NEW.stored_nbytes WHERE name = 'entry_nbytes'; END;;
+  UPDATE totals SET value = value + NEW.stored_nbytes WHERE name = 'entry_nbytes';
+  INSERT INTO tenants (tenant) SELECT NEW.tenant WHERE NOT EXISTS (SELECT 1 FROM tenants WHERE tenant = NEW.tenant);
+  UPDATE tenants SET entries = entries + 1, nbytes = nbytes + NEW.stored_nbytes WHERE tenant = NEW.tenant; END;;
 CREATE TRIGGER entries_out AFTER DELETE ON entries BEGIN
   UPDATE totals SET value = value - 1 WHERE name = 'entries';
   UPDATE totals SET value = value - OLD.stored_nbytes WHERE name = 'entry_nbytes';
+  UPDATE tenants SET entries = entries - 1, nbytes = nbytes - OLD.stored_nbytes WHERE tenant = OLD.tenant;
   INSERT OR IGNORE INTO garbage VALUES (OLD.blob, OLD.stored_nbytes);
   DELETE FROM needs WHERE key = OLD.key; DELETE FROM leases WHERE key = OLD.key; END;;
 CREATE TRIGGER claims_in AFTER INSERT ON claims BEGIN
@@ -90,3 +99,10 @@ TOTALS = {
     "garbage_nbytes": "SELECT COALESCE(SUM(nbytes), 0) FROM garbage",
     "tombstones": "SELECT COUNT(*) FROM tombstones",
 }
+
+TENANTS = """
+SELECT tenant, SUM(records), SUM(pinned), SUM(entries), SUM(nbytes) FROM (
+  SELECT tenant, COUNT(*) AS records, SUM(pinned) AS pinned, 0 AS entries, 0 AS nbytes FROM records GROUP BY tenant
+  UNION ALL SELECT tenant, 0, 0, COUNT(*), SUM(stored_nbytes) FROM entries GROUP BY tenant)
+GROUP BY tenant
+"""

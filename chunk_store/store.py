@@ -18,6 +18,7 @@ from typing import Protocol, Self
 
 from chunk_store.key import ChunkId, ChunkKey, ChunkType, ModelIdentity, TokenizerIdentity
 from chunk_store.layout import KVLayout
+from chunk_store.tenant import DEFAULT_ONLY, DEFAULT_TENANT, NO_LIMITS, Tenant, TenantLimits, Tenants, TenantUsage
 
 
 class StoreError(Exception):
@@ -36,6 +37,10 @@ class StoreFull(StoreError):
     """Nothing more can be evicted to make room: capacity is held by pins and leases, or one entry is too big."""
 
 
+class QuotaFull(StoreFull):
+    """A tenant holds what it may hold. The message names the quota, its limit and the remedy."""
+
+
 class ClaimLost(StoreError):
     """A publication's claim expired and was taken or swept; its data was not published."""
 
@@ -49,7 +54,6 @@ class MissReason(StrEnum):
     LOAD_FAILED = "load_failed"
     VERIFY_FAILED = "verify_failed"
     FORMAT_DIFFERS = "format_differs"  # stored by older or newer software; it is computed and stored again
-    SALT_DIFFERS = "salt_differs"
 
 
 class RecordOrder(StrEnum):
@@ -62,7 +66,10 @@ class RecordOrder(StrEnum):
 
 @dataclass(frozen=True)
 class ChunkRecord:
-    """A registered chunk. Times are Unix seconds; ``expires_at`` None means no TTL."""
+    """A registered chunk of one tenant. Times are Unix seconds; ``expires_at`` None means no TTL.
+
+    Two tenants that register the same content have two records under one chunk id, which know nothing of each other.
+    """
 
     chunk_id: ChunkId
     tokenizer: TokenizerIdentity
@@ -74,11 +81,12 @@ class ChunkRecord:
     created_at: float = 0.0
     last_used_at: float = 0.0
     expires_at: float | None = None
+    tenant: Tenant = DEFAULT_TENANT
 
 
 @dataclass(frozen=True)
 class RecordQuery:
-    """Filter and page of ``list_records``. ``cursor`` is a page's ``next_cursor``; "" starts."""
+    """Filter and page of ``list_records``, over ``tenants``. ``cursor`` is a page's ``next_cursor``; "" starts."""
 
     type: ChunkType | None = None
     tag: str = ""
@@ -86,6 +94,7 @@ class RecordQuery:
     order: RecordOrder = RecordOrder.CREATED
     limit: int = 100
     cursor: str = ""
+    tenants: Tenants = DEFAULT_ONLY
 
 
 @dataclass(frozen=True)
@@ -98,8 +107,7 @@ class RecordPage:
 class EntryHeader:
     """What describes an entry; stored with its data and compared when it is loaded.
 
-    ``salt_digest`` is a digest of the salt, "" without one: enough to tell why a lookup missed, not
-    enough to forge a key.
+    ``salt_digest`` is the tenant (``chunk_store.tenant``): a digest of the salt, "" without one.
     """
 
     key: ChunkKey
@@ -109,6 +117,10 @@ class EntryHeader:
     token_ids: tuple[int, ...]
     context: tuple[ChunkKey, ...]
     salt_digest: str = ""
+
+    @property
+    def tenant(self) -> Tenant:
+        return Tenant(self.salt_digest)
 
     @property
     def nbytes(self) -> int:
@@ -127,6 +139,7 @@ class EntryInfo:
     nbytes: int  # KV data, without header
     created_at: float
     last_used_at: float
+    tenant: Tenant = DEFAULT_TENANT
 
 
 @dataclass(frozen=True)
@@ -152,8 +165,11 @@ class Publication(Protocol):
     def renew(self) -> None:
         """Extends the claim by its TTL. Raises ``ClaimLost``."""
 
-    def write(self, header: EntryHeader, buffers: Sequence[memoryview]) -> None:
-        """Stores header and data (parts in layout order); still unreadable. Raises ``StoreFull``, ``ClaimLost``."""
+    def write(self, header: EntryHeader, buffers: Sequence[memoryview], *, limits: TenantLimits = NO_LIMITS) -> None:
+        """Stores header and data (parts in layout order); still unreadable.
+
+        Raises ``StoreFull``, ``QuotaFull`` when the header's tenant would exceed ``limits``, ``ClaimLost``.
+        """
 
     def commit(self) -> EntryInfo:
         """Makes the entry readable, atomically. Raises ``ClaimLost``; then nothing was published."""
@@ -216,27 +232,42 @@ class StoreStats:
 
 
 class ChunkStore(Protocol):
-    """One store, many processes. Every backend passes the same contract suite."""
+    """One store, many processes. Every backend passes the same contract suite.
+
+    Content has an owner (``chunk_store.tenant``): a call that names tenants sees and changes theirs, and for a chunk
+    of anybody else does what it does for a chunk that nobody has.
+    """
 
     # -- content ------------------------------------------------------------------------------------
-    def put_records(self, records: Sequence[ChunkRecord]) -> list[bool]:
-        """Registers content, idempotently; True where the chunk was new.
+    def put_records(self, records: Sequence[ChunkRecord], *, limits: TenantLimits = NO_LIMITS) -> list[bool]:
+        """Registers content under its records' tenants, idempotently; True where the tenant's chunk was new.
 
         For a known chunk the non-empty name, the union of tags, ``pinned`` and ``expires_at`` are updated.
-        Raises ``StoreFull`` when the registry holds its maximum, and then registers none of ``records``.
+        Raises ``StoreFull`` when the registry holds its maximum, ``QuotaFull`` when a tenant would exceed ``limits``,
+        and then registers none of ``records``.
         """
 
-    def get_records(self, chunk_ids: Sequence[ChunkId]) -> list[ChunkRecord | None]:
-        """Records by id; None where unknown or expired."""
+    def get_records(self, chunk_ids: Sequence[ChunkId], tenants: Tenants = DEFAULT_ONLY) -> list[ChunkRecord | None]:
+        """Records by id, each of the first of ``tenants`` that has it; None where unknown or expired."""
 
     def list_records(self, query: RecordQuery) -> RecordPage:
         """A page of records; stable under concurrent inserts. Raises ``ValueError`` for a foreign cursor."""
 
-    def set_pinned(self, chunk_ids: Sequence[ChunkId], pinned: bool) -> list[bool]:
-        """Pins or unpins chunks (record and all their entries stay); True where the chunk is known."""
+    def set_pinned(
+        self,
+        chunk_ids: Sequence[ChunkId],
+        pinned: bool,
+        tenant: Tenant = DEFAULT_TENANT,
+        *,
+        limits: TenantLimits = NO_LIMITS,
+    ) -> list[bool]:
+        """Pins or unpins a tenant's chunks (record and all their entries stay); True where the chunk is known.
 
-    def delete_chunks(self, chunk_ids: Sequence[ChunkId]) -> DeleteReport:
-        """Removes records and their entries. Leased entries disappear when their last lease ends."""
+        Raises ``QuotaFull`` when the tenant would exceed ``limits``, and then pins none.
+        """
+
+    def delete_chunks(self, chunk_ids: Sequence[ChunkId], tenants: Tenants = DEFAULT_ONLY) -> DeleteReport:
+        """Removes records of ``tenants`` and their entries. Leased entries disappear when their last lease ends."""
 
     def delete_model(self, model: ModelIdentity) -> DeleteReport:
         """Removes all entries of one model; records stay."""
@@ -245,8 +276,8 @@ class ChunkStore(Protocol):
     def lookup(self, keys: Sequence[ChunkKey]) -> list[EntryInfo | None]:
         """Committed entries by key, in one round trip. Does not change eviction order."""
 
-    def miss_reason(self, key: ChunkKey, chunk_id: ChunkId, model: ModelIdentity, salt_digest: str) -> MissReason:
-        """Why ``key`` is not stored: EVICTED, CONTEXT_DIFFERS, SALT_DIFFERS or NOT_STORED."""
+    def miss_reason(self, key: ChunkKey, chunk_id: ChunkId, model: ModelIdentity, tenant: Tenant) -> MissReason:
+        """Why ``key`` is not stored: EVICTED, CONTEXT_DIFFERS (the tenant's own KV of the chunk) or NOT_STORED."""
 
     def begin(self, key: ChunkKey, *, ttl_s: float = 30.0) -> Publication | Stored | Busy:
         """Claims ``key`` for writing, so that it is computed once across all workers."""
@@ -262,15 +293,21 @@ class ChunkStore(Protocol):
     def lease(self, keys: Sequence[ChunkKey], *, ttl_s: float = 30.0) -> Lease:
         """Leases the entries that exist among ``keys`` against eviction and deletion."""
 
-    def list_entries(self, chunk_ids: Sequence[ChunkId] = ()) -> list[EntryInfo]:
-        """Entries of the given chunks, or all of them, next to be evicted first."""
+    def list_entries(self, chunk_ids: Sequence[ChunkId] = (), tenants: Tenants = DEFAULT_ONLY) -> list[EntryInfo]:
+        """Entries of ``tenants``, of the given chunks or all of them, next to be evicted first."""
 
     # -- upkeep -------------------------------------------------------------------------------------
     def sweep(self) -> SweepReport:
         """Removes leftovers of dead writers, expired records and leases, entries over capacity."""
 
     def stats(self) -> StoreStats:
-        """Counts and sizes now."""
+        """Counts and sizes now, of everybody's content."""
+
+    def tenants(self) -> list[Tenant]:
+        """Every tenant that has something here, for the operator."""
+
+    def usage(self, tenant: Tenant) -> TenantUsage:
+        """Counts and sizes of one tenant's content now."""
 
     def close(self) -> None:
         """Frees handles. Claims of this store object are aborted; leases run out."""

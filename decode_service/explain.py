@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 from chunk_store.key import ChunkKey
 from chunk_store.store import ChunkStore, MissReason
+from chunk_store.tenant import tenant_of
 from decode_service.composition import Composition
 from decode_service.sequence import ChunkOutcome, Source
 from decode_service.worker import DecodeWorker
-from serving.access import salt_digest
 
 SNAPSHOT_S = 10.0  # a step, at most, passes before the device thread looks
 
@@ -51,7 +51,7 @@ def explain(
             outcomes.append(ChunkOutcome(Source.STORE))
         else:
             chunk_id = composition.parts[index].chunk_id
-            missing[index] = store.miss_reason(chunk.key, chunk_id, model, salt_digest(salt))
+            missing[index] = store.miss_reason(chunk.key, chunk_id, model, tenant_of(salt))
             outcomes.append(ChunkOutcome(Source.COMPUTED))
         met.add(chunk.key)
     return _weigh(worker, composition, tuple(outcomes), missing, in_use)

@@ -12,10 +12,10 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
+from chunk_store.tenant import tenant_of
 from decode_service.admission import Admission, Admitted
 from decode_service.sequence import Failed, Sequence
 from decode_service.source import Fetched, FetchFailed, StoreSource
-from serving.access import salt_digest
 from serving.logs import bearing
 
 log = logging.getLogger(__name__)
@@ -94,7 +94,7 @@ class Fills:
 
         try:
             fetched = self._source.fetch(
-                sequence.composition, admitted.wanted, sequence.salt, salt_digest(sequence.salt), abandoned
+                sequence.composition, admitted.wanted, sequence.salt, tenant_of(sequence.salt), abandoned
             )
         except FetchFailed as error:
             self._post(partial(self._failed, admitted, Failed(error.code, str(error))))

@@ -16,6 +16,7 @@ from typing import Protocol
 
 from chunk_store.key import ChunkId, ChunkKey, ModelIdentity
 from chunk_store.store import ChunkStore, Lease, MissReason, StoreError
+from chunk_store.tenant import Tenant
 from decode_service.composition import Composition
 from decode_service.sequence import ChunkOutcome, Source
 from serving.heartbeat import heartbeat
@@ -97,7 +98,7 @@ class StoreSource:
         composition: Composition,
         wanted: Sequence[Wanted],
         salt: str,
-        salt_digest: str,
+        tenant: Tenant,
         abandoned: Abandoned = lambda: False,
     ) -> Fetched:
         """Fills every wanted chunk. Raises ``FetchFailed``; then the content of the memory is undefined."""
@@ -106,19 +107,19 @@ class StoreSource:
             self._ask(composition, index, salt, abandoned)
 
         try:
-            return self._fetch(composition, wanted, salt_digest, ask)
+            return self._fetch(composition, wanted, tenant, ask)
         except StoreError as error:
             raise FetchFailed("UNAVAILABLE", f"chunk store: {error}") from error
 
     def _fetch(
-        self, composition: Composition, wanted: Sequence[Wanted], salt_digest: str, ask: Callable[[int], None]
+        self, composition: Composition, wanted: Sequence[Wanted], tenant: Tenant, ask: Callable[[int], None]
     ) -> Fetched:
         keys = [composition.chunks[want.index].key for want in wanted]
         started = time.monotonic_ns()
         with self.store.lease(keys) as lease:
             found = self.store.lookup(keys)
             missing = {
-                want.index: self._why_missing(composition, want.index, salt_digest)
+                want.index: self._why_missing(composition, want.index, tenant)
                 for want, info in zip(wanted, found, strict=True)
                 if info is None and not want.memory.held
             }
@@ -151,9 +152,9 @@ class StoreSource:
                 job.cancel()
             wait(jobs)
 
-    def _why_missing(self, composition: Composition, index: int, salt_digest: str) -> MissReason:
+    def _why_missing(self, composition: Composition, index: int, tenant: Tenant) -> MissReason:
         part, keyed = composition.parts[index], composition.chunks[index]
-        return self.store.miss_reason(keyed.key, ChunkId(part.chunk_id), self.model, salt_digest)
+        return self.store.miss_reason(keyed.key, ChunkId(part.chunk_id), self.model, tenant)
 
     def _compute(
         self, composition: Composition, missing: dict[int, MissReason], ask: Callable[[int], None], lease: Lease

@@ -83,7 +83,7 @@ class Computer:
             for index in missing:
                 if index not in progress.misses:
                     progress.misses[index] = self.store.miss_reason(
-                        job.chunks[index].key, job.chunk_ids[index], self.served.identity, job.salt_digest
+                        job.chunks[index].key, job.chunk_ids[index], self.served.identity, job.tenant
                     )
         for index in set(job.needed) - set(missing):
             progress.sources.setdefault(index, Source.STORE)
@@ -186,7 +186,7 @@ class _Attempt:
             layout=self.computer.served.layout,
             token_ids=keyed.token_ids,
             context=tuple(self.job.chunks[i].key for i in keyed.context),
-            salt_digest=self.job.salt_digest,
+            salt_digest=self.job.tenant,
         )
         publication.write(header, outgoing(self.residents.pool, chunk.run, chunk.tokens))
         publication.commit()

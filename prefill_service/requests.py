@@ -15,11 +15,11 @@ from grpc import StatusCode
 
 from chunk_store.key import ChunkId, ChunkKey, ChunkType, chunk_id
 from chunk_store.store import ChunkRecord, ChunkStore
+from chunk_store.tenant import Tenant, tenant_of
 from engine.pool import PagedKVPool
 from engine.reuse import KeyedChunk, ReuseMode, key_composition
 from engine.served import ServedModel
 from engine.tokenizer import TextCodec
-from serving.access import salt_digest
 from serving.errors import RequestError
 from serving.stages import StageTimer
 
@@ -56,7 +56,7 @@ class Job:
     chunk_ids: tuple[ChunkId, ...]
     chunks: tuple[KeyedChunk, ...]
     needed: tuple[int, ...]
-    salt_digest: str
+    tenant: Tenant
     newly_registered: bool
 
     @property
@@ -104,7 +104,7 @@ class Registrar:
         with timer.stage("lookup"):
             added = self._put(request, record, known)
         ids = (*(chunk.chunk_id for chunk in context), record.chunk_id)
-        return Job(ids, tuple(keyed), needed, salt_digest(request.salt), added)
+        return Job(ids, tuple(keyed), needed, tenant_of(request.salt), added)
 
     def record_of(self, name: str, field: str = "chunk_id") -> ChunkRecord:
         """A registered chunk, of any tokenizer. Raises ``RequestError`` (NOT_FOUND)."""

@@ -14,7 +14,6 @@ from pathlib import Path
 
 from grpc import StatusCode
 
-from chunk_store.key import digest
 from serving.errors import RequestError
 
 Metadata = Iterable[tuple[str, str | bytes]]
@@ -73,11 +72,6 @@ class Access:
         if name not in self.salts:
             raise RequestError(StatusCode.UNAUTHENTICATED, "authorization: not a bearer token that is known here")
         return name
-
-
-def salt_digest(salt: str) -> str:
-    """What the store may know of a salt: enough to tell why a lookup missed, "" without a salt."""
-    return digest("cairn.salt.v1", [salt.encode()]) if salt else ""
 
 
 def _digest(token: str) -> str:

@@ -1,5 +1,7 @@
 """Look after a chunk store: stats, verify, gc, export, import, rm. Services may go on; none has to run.
 
+For whoever owns the store: what it shows and does is about every tenant's chunks.
+
 A CHUNK is its id, the first 6 digits of its id, its name, or :NAME.
 
 Exit codes: 0 it worked, 1 something is wrong with the store or the archive and was not put right, 2 the command line
@@ -96,7 +98,7 @@ def _check(args: argparse.Namespace) -> None:
 
 def _stats(args: argparse.Namespace, terminal: Terminal, store: SharedStore) -> int:
     stats = store.stats()
-    models = _by_model(store.list_entries())
+    models = _by_model(store.list_entries(tenants=None))
     if terminal.as_json:
         terminal.json_line({"store": hidden(args.store), **asdict(stats), "models": models})
         return 0
@@ -223,7 +225,7 @@ def _export(args: argparse.Namespace, terminal: Terminal, store: SharedStore) ->
 
 
 def _everything(store: SharedStore) -> list[ChunkId]:
-    return [record.chunk_id for record in each_record(store, RecordQuery())]
+    return [record.chunk_id for record in each_record(store, RecordQuery(tenants=None))]
 
 
 def _import(args: argparse.Namespace, terminal: Terminal, store: SharedStore) -> int:
@@ -249,7 +251,7 @@ def _remove(args: argparse.Namespace, terminal: Terminal, store: SharedStore) ->
         what = f"KV of model {short_id(model)}"
     else:
         chosen = choose_chunks(store, args.chunk, args.tag)
-        report = store.delete_chunks(chosen)
+        report = store.delete_chunks(chosen, None)
         what = f"{report.records} chunks"
     terminal.result(report, _removed(what, report))
     return 0

@@ -16,6 +16,7 @@ from chunk_store.key import ChunkId, ChunkKey, ChunkType, ModelIdentity, Tokeniz
 from chunk_store.layout import KVLayout, LayerLayout
 from chunk_store.shared_store import SharedStore
 from chunk_store.store import Busy, ChunkRecord, EntryHeader, EntryInfo, Stored
+from chunk_store.tenant import tenant_of
 
 TOKENIZER = TokenizerIdentity("tokenizer-1")
 MODEL = ModelIdentity("model-1")
@@ -67,12 +68,13 @@ class Sample:
         return [memoryview(part) for part in self.data]
 
     def record(self, **changes: Any) -> ChunkRecord:
+        """The record of this entry's chunk, of the same tenant."""
         return ChunkRecord(
             chunk_id=self.chunk_id,
             tokenizer=TOKENIZER,
             type=ChunkType.CONTEXT,
             token_ids=self.header.token_ids,
-            **changes,
+            **{"tenant": self.header.tenant, **changes},
         )
 
 
@@ -94,7 +96,7 @@ def sample(
         layout=layout,
         token_ids=token_ids,
         context=tuple(context),
-        salt_digest=f"digest of {salt}" if salt else "",
+        salt_digest=tenant_of(salt),
     )
     noise = random.Random(key)
     return Sample(header, tuple(noise.randbytes(size) for size in layout.buffer_nbytes(tokens)))

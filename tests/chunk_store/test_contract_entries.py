@@ -12,6 +12,7 @@ from chunk_store.header import header_nbytes
 from chunk_store.key import ChunkKey, ModelIdentity
 from chunk_store.layout import KVLayout, LayerLayout
 from chunk_store.store import Busy, ClaimLost, MissReason, Publication, Stored, StoreError, StoreFull
+from chunk_store.tenant import DEFAULT_TENANT
 
 STORED_NBYTES = header_nbytes(sample(1).header) + sample(1).header.nbytes
 
@@ -232,15 +233,13 @@ def test_miss_reasons(place: Place) -> None:
     store = place.open()
     parent = sample(1)
     under_parent, alone = sample(2, context=[parent.key]), sample(2)
-    salted = sample(2, salt="tenant")
 
-    def reason(entry_key: ChunkKey, model: ModelIdentity = MODEL, salt: str = "") -> MissReason:
-        return store.miss_reason(entry_key, alone.chunk_id, model, salt)
+    def reason(entry_key: ChunkKey, model: ModelIdentity = MODEL) -> MissReason:
+        return store.miss_reason(entry_key, alone.chunk_id, model, DEFAULT_TENANT)
 
     assert reason(alone.key) is MissReason.NOT_STORED
     publish(store, under_parent)
     assert reason(alone.key) is MissReason.CONTEXT_DIFFERS
-    assert reason(salted.key, salt="digest of tenant") is MissReason.SALT_DIFFERS
     assert reason(alone.key, model=ModelIdentity("another")) is MissReason.NOT_STORED
 
 
@@ -249,7 +248,7 @@ def test_an_evicted_entry_is_remembered_until_it_is_stored_again(place: Place) -
     for number in range(3):
         publish(store, sample(number))
     gone = sample(0)
-    assert store.miss_reason(gone.key, gone.chunk_id, MODEL, "") is MissReason.EVICTED
+    assert store.miss_reason(gone.key, gone.chunk_id, MODEL, DEFAULT_TENANT) is MissReason.EVICTED
     assert store.load(gone.key, gone.header.token_ids, views_of(blank(gone))) is MissReason.EVICTED
     publish(store, gone)
     assert loads(store, gone)

@@ -13,11 +13,13 @@ from contract import MODEL, Sample, blank, sample, views_of
 from places import FilePlace, RedisPlace
 from servers import Server, redis_url
 
-from chunk_store.key import ModelIdentity
+from chunk_store.key import ChunkId, ModelIdentity
 from chunk_store.shared_store import SharedStore
 from chunk_store.store import Busy, Lease, RecordOrder, RecordQuery, Stored, StoreFull
+from chunk_store.tenant import DEFAULT_TENANT, NO_LIMITS, Tenant, TenantLimits, tenant_of
 
 STEPS = 250
+TENANTS = (DEFAULT_TENANT, tenant_of("tenant"), tenant_of("b"))
 OTHER_MODEL = ModelIdentity("model-2")
 
 
@@ -27,7 +29,8 @@ def entries() -> list[Sample]:
     under = [sample(number, context=[plain[number - 1].key]) for number in range(1, 5)]
     deep = [sample(5, context=[plain[0].key, under[0].key])]
     other = [sample(number, model=OTHER_MODEL) for number in range(2)]
-    return [*plain, *under, *deep, *other, sample(3, salt="tenant")]
+    first = sample(3, salt="tenant")
+    return [*plain, *under, *deep, *other, first, sample(4, context=[first.key], salt="tenant"), sample(3, salt="b")]
 
 
 class Player:
@@ -37,25 +40,31 @@ class Player:
         self.store = store
         self.leases: list[Lease] = []
 
-    def publish(self, entry: Sample) -> str:
+    def publish(self, entry: Sample, limits: TenantLimits) -> str:
         outcome = self.store.begin(entry.key)
         if isinstance(outcome, Stored | Busy):
             return type(outcome).__name__
         with outcome:
             try:
-                outcome.write(entry.header, entry.views)
-            except StoreFull:
-                return "full"
+                outcome.write(entry.header, entry.views, limits=limits)
+            except StoreFull as error:
+                return str(error)
             return str(outcome.commit().nbytes)
 
     def load(self, entry: Sample) -> str:
         return str(self.store.load(entry.key, entry.header.token_ids, views_of(blank(entry))))
 
-    def register(self, entry: Sample, changes: dict[str, Any]) -> str:
+    def register(self, entry: Sample, changes: dict[str, Any], limits: TenantLimits) -> str:
         try:
-            return str(self.store.put_records([entry.record(**changes)]))
-        except StoreFull:
-            return "full"
+            return str(self.store.put_records([entry.record(**changes)], limits=limits))
+        except StoreFull as error:
+            return type(error).__name__
+
+    def pin(self, chunk_ids: list[ChunkId], pinned: bool, tenant: Tenant, limits: TenantLimits) -> str:
+        try:
+            return str(self.store.set_pinned(chunk_ids, pinned, tenant, limits=limits))
+        except StoreFull as error:
+            return str(error)
 
     def lease(self, chosen: list[Sample]) -> str:
         self.leases.append(self.store.lease([entry.key for entry in chosen], ttl_s=60))
@@ -69,16 +78,19 @@ class Player:
     def view(self) -> tuple[object, ...]:
         """All that can be seen of a store, but for times."""
         stats = self.store.stats()
+        queries = [RecordQuery(order=order, tenants=owners) for order in RecordOrder for owners in (TENANTS, None)]
         pages = [
-            [record.chunk_id for record in self.store.list_records(RecordQuery(order=order)).records]
-            for order in RecordOrder
+            [(record.chunk_id, record.tenant) for record in self.store.list_records(query).records] for query in queries
         ]
         records = sorted(
-            (record.chunk_id, record.name, sorted(record.tags), record.pinned)
-            for record in self.store.list_records(RecordQuery()).records
+            (record.tenant, record.chunk_id, record.name, sorted(record.tags), record.pinned)
+            for record in self.store.list_records(RecordQuery(tenants=TENANTS)).records
         )
         return (
-            [info.key for info in self.store.list_entries()],
+            [info.key for info in self.store.list_entries(tenants=None)],
+            [[info.key for info in self.store.list_entries(tenants=[tenant])] for tenant in TENANTS],
+            [self.store.usage(tenant) for tenant in TENANTS],
+            self.store.ledger.audit(),
             pages,
             records,
             (stats.records, stats.entries, stats.nbytes, stats.pinned_entries, stats.leased_entries, stats.evictions),
@@ -93,18 +105,19 @@ def choose_step(chooser: random.Random, everything: list[Sample]) -> Callable[[P
         "pinned": chooser.random() < 0.2,
         "expires_at": chooser.choice([None, None, 1.0]),
     }
-    flag, salt = chooser.random() < 0.5, chooser.choice(["", "digest of tenant"])
+    flag, tenant = chooser.random() < 0.5, chooser.choice(TENANTS)
+    limits = chooser.choice([NO_LIMITS, NO_LIMITS, TenantLimits(records=2, pinned=1, nbytes=9000)])
     steps: list[tuple[int, Callable[[Player], str]]] = [
-        (30, lambda player: player.publish(entry)),
+        (30, lambda player: player.publish(entry, limits)),
         (15, lambda player: player.load(entry)),
-        (12, lambda player: player.register(entry, changes)),
+        (12, lambda player: player.register(entry, changes, limits)),
         (6, lambda player: player.lease(some)),
         (7, lambda player: player.release()),
-        (4, lambda player: str(player.store.set_pinned([one.chunk_id for one in some], flag))),
-        (4, lambda player: str(player.store.delete_chunks([entry.chunk_id, entry.chunk_id]))),
+        (4, lambda player: player.pin([one.chunk_id for one in some], flag, tenant, limits)),
+        (4, lambda player: str(player.store.delete_chunks([entry.chunk_id, entry.chunk_id], [tenant]))),
         (1, lambda player: str(player.store.delete_model(OTHER_MODEL))),
         (4, lambda player: str(player.store.sweep())),
-        (9, lambda player: str(player.store.miss_reason(entry.key, entry.chunk_id, MODEL, salt))),
+        (9, lambda player: str(player.store.miss_reason(entry.key, entry.chunk_id, MODEL, tenant))),
         (4, lambda player: str([info is not None for info in player.store.lookup([one.key for one in some])])),
     ]
     return chooser.choices([step for _, step in steps], [weight for weight, _ in steps])[0]

@@ -18,6 +18,7 @@ from workers import CRASH_TOKENS, answer_until_killed, publish_once_each
 from chunk_store.open import open_store
 from chunk_store.redis_connection import parse_redis_url
 from chunk_store.store import Busy, MissReason, Stored, StoreFull, StoreUnavailable
+from chunk_store.tenant import DEFAULT_TENANT
 from chunk_store.verify import repair, verify
 
 KILLS = 40
@@ -152,7 +153,10 @@ def test_a_server_that_evicts_by_itself_only_costs_misses(shared_redis: Server) 
         for number in (1, 2):
             place.redis.client.delete(place.value(sample(number).key, "h"))
         assert not loads(store, sample(1))
-        assert store.miss_reason(sample(1).key, sample(1).chunk_id, sample(1).header.model, "") is MissReason.NOT_STORED
+        assert (
+            store.miss_reason(sample(1).key, sample(1).chunk_id, sample(1).header.model, DEFAULT_TENANT)
+            is MissReason.NOT_STORED
+        )
         assert repair(store).dropped == 1
         assert verify(store).sound
         assert loads(store, sample(0)) and loads(store, sample(3))
