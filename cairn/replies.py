@@ -139,6 +139,7 @@ def _segment(reply: Any) -> SegmentReport:
         offset=reply.offset,
         exactness=_exactness(reply.exactness),
         miss_reason=_name(chunks_pb2.MissReason, reply.miss_reason, "MISS_REASON_"),
+        unpublished=_name(decode_pb2.Unpublished, reply.unpublished, "UNPUBLISHED_"),
     )
 
 

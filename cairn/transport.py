@@ -14,7 +14,7 @@ from typing import Any, TypeAlias
 import grpc
 
 from cairn.errors import CairnError, error_from_status, invalid
-from serving.retry_info import retry_after_s
+from serving.details import retry_after_s
 
 Tls: TypeAlias = bool | str | Path | None
 

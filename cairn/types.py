@@ -120,7 +120,8 @@ class Usage:
 @dataclass(frozen=True)
 class SegmentReport:
     """Where the KV of one part of the prompt came from. ``offset`` is where it stands minus where it was
-    computed, in tokens; ``miss_reason`` is empty for a hit."""
+    computed, in tokens; ``miss_reason`` is empty for a hit. ``unpublished`` says why KV that was computed did not go
+    to the store (``"store_full"``, ``"store_unavailable"``), empty otherwise."""
 
     chunk_id: str
     name: str
@@ -132,6 +133,7 @@ class SegmentReport:
     offset: int
     exactness: str
     miss_reason: str
+    unpublished: str = ""
 
 
 @dataclass(frozen=True)

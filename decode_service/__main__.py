@@ -49,10 +49,11 @@ def build(options: DecodeOptions, loaded: Loaded, on_failure: Callable[[], None]
     prefiller = RemotePrefiller(options.prefill, token=options.prefill_token, ca=options.prefill_ca)
     metrics = DecodeMetrics(CollectorRegistry(), model_name=loaded.model_name, token_nbytes=served.layout.nbytes(1))
     residents = ResidentChunks(pool)
+    resolver = Resolver(served, loaded.codec, store)
     worker = DecodeWorker(
         runner,
         residents,
-        StoreSource(store, prefiller, served.identity),
+        StoreSource(store, prefiller, served.identity, resolver.register),
         metrics,
         eos_token_ids=served.eos_token_ids,
         batch_max=options.max_batch,
@@ -68,7 +69,7 @@ def build(options: DecodeOptions, loaded: Loaded, on_failure: Callable[[], None]
 
     return DecodeService(
         worker,
-        Resolver(served, loaded.codec, store),
+        resolver,
         shared.load_access(),
         metrics.registry,
         model_name=loaded.model_name,

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import uuid
 from collections import deque
+from collections.abc import Collection
 from dataclasses import dataclass, field
 
 from chunk_store.key import ChunkKey
+from decode_service.line import FillRoom, Misfit, Stay
 from decode_service.pool_memory import PoolMemory
 from decode_service.sequence import ChunkOutcome, Sequence, Source
 from decode_service.source import Wanted
@@ -24,20 +26,36 @@ class TooLarge(ValueError):
 
 @dataclass
 class Admitted:
-    """A request with its pages. ``wanted`` are the chunks it must fetch, ``awaited`` those others fetch."""
+    """A request with its pages. ``wanted`` are the chunks it must fetch, ``awaited`` those others fetch.
+
+    ``filling`` are the chunks whose fetch holds them, by index; ``to_compute`` the indices of those that are computed
+    here, of the first of which ``computed`` tokens are done.
+    """
 
     sequence: Sequence
     wanted: list[Wanted]
     awaited: set[ChunkKey]
-    fills: list[ResidentChunk] = field(default_factory=list)  # held by the fetch
+    filling: dict[int, ResidentChunk] = field(default_factory=dict)
     to_compute: deque[int] = field(default_factory=deque)
+    computed: int = 0
+    stay: Stay | None = None
+
+    @property
+    def takes(self) -> Misfit | None:
+        """Which room to wait for KV in it takes."""
+        return None if self.stay is None else _room_of(self.stay)
+
+
+def _room_of(stay: Stay) -> Misfit:
+    return Misfit.ASK if stay.long else Misfit.LOAD
 
 
 class Admission:
     """Acquires and releases what sequences hold. Belongs to the device thread."""
 
-    def __init__(self, residents: ResidentChunks, *, host_nbytes: int = 0) -> None:
+    def __init__(self, residents: ResidentChunks, room: FillRoom, *, host_nbytes: int = 0) -> None:
         self.residents = residents
+        self.room = room
         self.pool = residents.pool
         self._memory = PoolMemory(residents.pool, host_nbytes=host_nbytes)
 
@@ -59,8 +77,37 @@ class Admission:
                 "tails (lower max_tokens, raise kv-pages or lower chunk-page-ratio)"
             )
 
-    def admit(self, sequence: Sequence) -> Admitted | None:
-        """Holds every chunk and tail page of a sequence, or None and nothing if they do not fit now."""
+    def admit(self, sequence: Sequence, kept: Collection[Misfit] = ()) -> Admitted | Misfit:
+        """Holds every chunk and tail page of a sequence, and its part of the room to fill in; or nothing at all.
+
+        ``kept``: rooms that it must not enter.
+        """
+        stay = self._stay_of(sequence)
+        if stay is not None and (_room_of(stay) in kept or not self.room.enter(stay)):
+            return _room_of(stay)
+        admitted = self._hold(sequence)
+        if admitted is None:
+            if stay is not None:
+                stay.waiting = False
+                self.room.end_if_over(stay)
+            return Misfit.PAGES
+        admitted.stay = stay
+        return admitted
+
+    def _stay_of(self, sequence: Sequence) -> Stay | None:
+        """What the sequence would take of the room to fill in; None if its KV is here, or is computed with it."""
+        if sequence.bypass:
+            return None
+        found = {c.key: (self.residents.find(c.key), len(c.token_ids)) for c in sequence.composition.chunks}
+        absent = [tokens for chunk, tokens in found.values() if chunk is None]
+        joins = any(chunk is not None and not chunk.ready for chunk, _ in found.values())
+        if not absent and not joins:
+            return None
+        chunk_pages = sum(self.pool.pages_for(tokens) for tokens in absent)
+        tail_pages = self.pool.pages_for(sequence.tail_tokens_max)
+        return Stay(chunk_pages, tail_pages, long=joins or sequence.cold)
+
+    def _hold(self, sequence: Sequence) -> Admitted | None:
         pages = self.pool.allocate_pages(self.pool.pages_for(sequence.tail_tokens_max))
         if pages is None:
             return None
@@ -95,9 +142,8 @@ class Admission:
             return None
         sequence.chunks = [chunk for chunk in held if chunk is not None]
         sequence.outcomes = [ChunkOutcome(Source.COMPUTED if sequence.bypass else Source.DEVICE) for _ in held]
-        if not sequence.bypass:
-            for chunk in admitted.fills:
-                self.residents.acquire(chunk.key)
+        for chunk in admitted.filling.values():
+            self.residents.acquire(chunk.key)
         return admitted
 
     def _check_room(self, sequence: Sequence, absent: dict[ChunkKey, int]) -> None:
@@ -112,27 +158,31 @@ class Admission:
         if repeated is not None:
             return repeated
         chunk = self.residents.reserve(key, len(admitted.sequence.composition.chunks[index].token_ids))
-        admitted.fills.append(chunk)
         if admitted.sequence.bypass:
             admitted.to_compute.append(index)
         else:
+            admitted.filling[index] = chunk
             admitted.wanted.append(Wanted(index, self._memory.of(chunk)))
         return chunk
 
-    def filled(self, admitted: Admitted) -> None:
-        """The fetch is done: its chunks can be read, by this request and by those that waited."""
-        for chunk in admitted.fills:
-            chunk.ready = True
-            self.residents.release(chunk)
+    def filled(self, admitted: Admitted, index: int) -> None:
+        """A chunk's KV is all there: it can be read, by this request and by those that waited."""
+        chunk = admitted.filling.pop(index)
+        chunk.ready = True
+        self.residents.release(chunk)
 
     def fill_failed(self, admitted: Admitted) -> set[ChunkKey]:
-        """The fetch failed: its chunks leave the pool with their holders. Returns their keys."""
-        for chunk in admitted.fills:
+        """What is not filled yet never will be: its chunks leave the pool with their holders. Returns their keys."""
+        failed = list(admitted.filling.values())
+        admitted.filling.clear()
+        for chunk in failed:
             self.residents.release(chunk)
-        return {chunk.key for chunk in admitted.fills}
+        return {chunk.key for chunk in failed}
 
     def all_ready(self, admitted: Admitted) -> bool:
-        return all(chunk.ready for chunk in admitted.sequence.chunks)
+        """Whether all KV is there but what is computed here."""
+        chunks = enumerate(admitted.sequence.chunks)
+        return all(chunk.ready or index in admitted.to_compute for index, chunk in chunks)
 
     def release(self, sequence: Sequence) -> None:
         """Gives back the pages and holds of a sequence; what bypassed the caches leaves the pool at once."""

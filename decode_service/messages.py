@@ -11,7 +11,7 @@ from chunk_store.key import ChunkType
 from chunk_store.store import MissReason
 from decode_service.composition import Composition
 from decode_service.requests import SegmentRequest
-from decode_service.sequence import ChunkOutcome, Sequence, Source, StageClock
+from decode_service.sequence import ChunkOutcome, Sequence, Source, StageClock, Unpublished
 from engine.reuse import Exactness
 from engine.sampling import SamplingParams
 from protos import chunks_pb2, decode_pb2
@@ -26,6 +26,12 @@ _SOURCES = {
     Source.HOST: decode_pb2.KV_SOURCE_HOST,
     Source.STORE: decode_pb2.KV_SOURCE_STORE,
     Source.COMPUTED: decode_pb2.KV_SOURCE_COMPUTED,
+}
+
+_UNPUBLISHED = {
+    None: decode_pb2.UNPUBLISHED_UNSPECIFIED,
+    Unpublished.STORE_FULL: decode_pb2.UNPUBLISHED_STORE_FULL,
+    Unpublished.STORE_UNAVAILABLE: decode_pb2.UNPUBLISHED_STORE_UNAVAILABLE,
 }
 
 
@@ -134,6 +140,7 @@ def reuse_out(
                 offset=composition.chunks[index].offset if is_chunk else 0,
                 exactness=wire.exactness_out(kinds[index]),
                 miss_reason=wire.miss_reason_out(outcome.miss_reason),
+                unpublished=_UNPUBLISHED[outcome.unpublished],
             )
         )
     return report

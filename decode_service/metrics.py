@@ -8,7 +8,7 @@ from functools import partial
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
-from decode_service.sequence import Failed, Finished, Load, Sequence, Source
+from decode_service.sequence import Failed, Finished, Load, Sequence, Source, Unpublished
 from engine.plan import CascadePlan
 
 _FIRST_TOKEN_S = (
@@ -40,6 +40,9 @@ class DecodeMetrics:
         self._prompt_tokens = counter("prompt_tokens", "Prompt tokens of requests that reached their first token")
         self._by_source = counter("prompt_tokens_by_source", "Prompt tokens by where their KV came from", "source")
         self._misses = counter("cache_misses", "Chunks whose KV had to be computed, by reason", "reason")
+        self._unpublished = counter("unpublished_chunks", "Chunks computed here that the store did not take", "reason")
+        for reason in Unpublished:
+            self._unpublished.labels(model_name, reason.value)
         self._generated = counter("generation_tokens", "Tokens generated")
         self._success = counter("request_success", "Answers by how they ended", "finished_reason")
         self._failures = counter("request_failure", "Requests that ended with an error, by status", "code")
@@ -75,6 +78,8 @@ class DecodeMetrics:
             by_source[outcome.source] += sequence.cached_tokens(index)
             if outcome.miss_reason is not None:
                 self._misses.labels(self._model, outcome.miss_reason.value).inc()
+            if outcome.unpublished is not None:
+                self._unpublished.labels(self._model, outcome.unpublished.value).inc()
         by_source[Source.COMPUTED] = composition.prompt_tokens - sum(by_source.values())
         for source, tokens in by_source.items():
             self._by_source.labels(self._model, source.value).inc(tokens)

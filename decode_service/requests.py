@@ -72,8 +72,8 @@ class Resolver:
         self.store = store
         self._records = RecordMemory(RECORD_TOKENS_MAX)
 
-    def resolve(self, segments: Sequence[SegmentRequest], mode: ReuseMode, salt: str, *, register: bool) -> Composition:
-        """The composition of a request; with ``register`` its inline chunks are put into the registry.
+    def resolve(self, segments: Sequence[SegmentRequest], mode: ReuseMode, salt: str) -> Composition:
+        """The composition of a request.
 
         Raises ``RequestError`` naming the segment and the remedy.
         """
@@ -92,8 +92,6 @@ class Resolver:
             composition = compose(self.served, parts, mode, salt)
         except ValueError as error:
             raise RequestError(StatusCode.INVALID_ARGUMENT, str(error)) from error
-        if register:
-            self._register(parts[:-1])
         return composition
 
     def _parts(self, segments: Sequence[SegmentRequest]) -> list[Part]:
@@ -148,9 +146,12 @@ class Resolver:
         except ValueError as error:
             raise RequestError(StatusCode.INVALID_ARGUMENT, f"segments[{index}].{error}") from error
 
-    def _register(self, parts: Sequence[Part]) -> None:
-        """Registers inline chunks that are new; one that is known keeps its name, pin and TTL."""
-        inline = {part.chunk_id: part for part in parts if not part.named_by_id}
+    def register(self, composition: Composition) -> None:
+        """Registers inline chunks that are new; one that is known keeps its name, pin and TTL.
+
+        Called when the prefill service is about to be asked for one of them. Raises what stores raise.
+        """
+        inline = {part.chunk_id: part for part in composition.parts[:-1] if not part.named_by_id}
         known = self._lookup(list(inline)).values() if inline else []
         now = time.time()
         new = [

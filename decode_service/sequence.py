@@ -5,6 +5,7 @@ A sequence is touched by the device thread only, from ``submit`` to its last eve
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -32,12 +33,20 @@ class FinishReason(StrEnum):
     ABORT = "abort"
 
 
+class Unpublished(StrEnum):
+    """Why KV that was computed for a request did not go to the store."""
+
+    STORE_FULL = "store_full"
+    STORE_UNAVAILABLE = "store_unavailable"
+
+
 @dataclass(frozen=True)
 class ChunkOutcome:
-    """How one chunk of a composition came into the pool."""
+    """How one chunk of a composition came into the pool. ``unpublished``: it was computed here, for this pool only."""
 
     source: Source
     miss_reason: MissReason | None = None
+    unpublished: Unpublished | None = None
 
 
 @dataclass(frozen=True)
@@ -100,6 +109,9 @@ class Sequence:
     tail_tokens: int = 0  # in the pool
     generated: list[int] = field(default_factory=list)
     done: bool = False
+    deadline: float = math.inf  # by the monotonic clock, seconds; nobody waits for the answer after it
+    cold: bool = False  # its KV was not in the store when it was looked for
+    passed: int = 0  # how often another request was admitted before it
     tail_level: int = 0
     _placed: tuple[int, tuple[PlacedChunk, ...]] = (-1, ())
 

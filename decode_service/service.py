@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
 import uuid
 from collections.abc import AsyncIterator, Callable
@@ -131,6 +132,8 @@ class DecodeService(decode_pb2_grpc.DecodeServiceServicer):  # type: ignore[misc
             raise RequestError(StatusCode.RESOURCE_EXHAUSTED, str(error), retry_after_s=error.retry_after_s) from error
         try:
             sequence, events = await self._compose(request, salt, request_id, clock)
+            left_s = context.time_remaining()
+            sequence.deadline = time.monotonic() + min(self.request_timeout_s, math.inf if left_s is None else left_s)
             self.worker.submit(sequence)
         except BaseException as error:
             self.worker.leave_place()
@@ -146,7 +149,7 @@ class DecodeService(decode_pb2_grpc.DecodeServiceServicer):  # type: ignore[misc
     ) -> tuple[Sequence, asyncio.Queue[list[Event]]]:
         """The request as a sequence, and where its events come."""
         bypass = request.cache_use == decode_pb2.CACHE_USE_BYPASS
-        composition = await self._resolve(request, salt, register=not bypass)
+        composition = await self._resolve(request, salt)
         clock.tokenize_ns = time.monotonic_ns() - clock.arrived
         served = self.resolver.served
         try:
@@ -181,10 +184,10 @@ class DecodeService(decode_pb2_grpc.DecodeServiceServicer):  # type: ignore[misc
             raise RequestError(StatusCode.INVALID_ARGUMENT, f"salt: longer than {SALT_CHARACTERS_MAX} characters")
         return self.access.salt_for(context.invocation_metadata(), request.salt)
 
-    async def _resolve(self, request: decode_pb2.GenerateRequest, salt: str, *, register: bool) -> Composition:
+    async def _resolve(self, request: decode_pb2.GenerateRequest, salt: str) -> Composition:
         segments = messages.segments_in(request.segments)
         mode: ReuseMode = wire.reuse_mode(request.reuse_mode)
-        return await asyncio.to_thread(self.resolver.resolve, segments, mode, salt, register=register)
+        return await asyncio.to_thread(self.resolver.resolve, segments, mode, salt)
 
     async def _stream(
         self, sequence: Sequence, events: asyncio.Queue[list[Event]], answer: AnswerText
@@ -240,7 +243,7 @@ class DecodeService(decode_pb2_grpc.DecodeServiceServicer):  # type: ignore[misc
     async def Explain(self, request: decode_pb2.GenerateRequest, context: Context) -> decode_pb2.ExplainResponse:
         adopt_request_id(context, request.request_id)
         salt = self._salt_of(request, context)
-        composition = await self._resolve(request, salt, register=False)
+        composition = await self._resolve(request, salt)
         bypass = request.cache_use == decode_pb2.CACHE_USE_BYPASS
         try:
             found: Explanation = await asyncio.to_thread(

@@ -1,32 +1,34 @@
 """Where the worker gets KV that is not resident: the chunk store, and the prefill service for what is missing.
 
 Runs in loader threads. One ``fetch`` brings in all that one composition lacks; it holds leases meanwhile,
-so nothing that it found is evicted before it is loaded. It does not know the pool: it fills the memory given.
+so nothing that it found is evicted before it is loaded. It does not know the pool: it fills the memory given. What
+the store cannot take or give, it leaves to whoever asked to compute.
 """
 
 from __future__ import annotations
 
 import contextvars
 import logging
+import math
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from chunk_store.key import ChunkId, ChunkKey, ModelIdentity
-from chunk_store.store import ChunkStore, Lease, MissReason, StoreError
-from chunk_store.tenant import Tenant
+from chunk_store.store import ChunkStore, Lease, MissReason, StoreError, StoreFull, StoreUnavailable
+from chunk_store.tenant import tenant_of
 from decode_service.composition import Composition
-from decode_service.sequence import ChunkOutcome, Source
+from decode_service.sequence import ChunkOutcome, Source, Unpublished
 from serving.heartbeat import heartbeat
 
 log = logging.getLogger(__name__)
 
-Abandoned = Callable[[], bool]  # whether nobody wants the KV any more
-
-
 LOADS_AT_ONCE = 4  # chunks, over all requests; each is read by several processors
+FULL_FOR_S = 5.0  # how long a store that was full is taken to be
+
+LoadedT = TypeVar("LoadedT")
 
 
 class FetchFailed(Exception):
@@ -35,6 +37,24 @@ class FetchFailed(Exception):
     def __init__(self, code: str, message: str) -> None:
         super().__init__(message)
         self.code = code
+
+
+class NoRoomToAsk(Exception):
+    """KV has to be computed, and enough requests wait for that already."""
+
+
+@dataclass(frozen=True)
+class Caller:
+    """For whom KV is fetched. ``deadline``: by the monotonic clock, in seconds.
+
+    ``abandoned``: whether nobody wants the KV any more. ``may_ask``: whether KV may be asked for that is computed
+    elsewhere; once it may, it may for the rest of the fetch.
+    """
+
+    salt: str
+    deadline: float = math.inf
+    abandoned: Callable[[], bool] = lambda: False
+    may_ask: Callable[[], bool] = lambda: True
 
 
 Read = Callable[[Sequence[memoryview]], MissReason | None]
@@ -66,7 +86,10 @@ class Wanted:
 
 @dataclass(frozen=True)
 class Fetched:
-    """How the wanted chunks came, by index in the composition, and nanoseconds spent a stage."""
+    """How the wanted chunks came, by index in the composition, and nanoseconds spent a stage.
+
+    The memory of those that are ``unpublished`` is not filled: they are to be computed there.
+    """
 
     outcomes: dict[int, ChunkOutcome]
     lookup_ns: int
@@ -74,69 +97,80 @@ class Fetched:
     load_ns: int
 
 
+@dataclass(frozen=True)
+class Asked:
+    """What the prefill service made of a chunk: it is stored under ``key``, or is ``unpublished``."""
+
+    key: ChunkKey
+    unpublished: Unpublished | None = None
+
+
 class Prefiller(Protocol):
     """Asks a prefill service for KV."""
 
-    def compute(self, composition: Composition, index: int, salt: str, abandoned: Abandoned) -> ChunkKey:
-        """Makes the KV of chunk ``index`` and of its context exist in the store; returns the chunk's key.
+    def compute(self, composition: Composition, index: int, caller: Caller) -> Asked:
+        """Makes the KV of chunk ``index`` and of its context exist in the store.
 
-        Raises ``FetchFailed``, soon once it is ``abandoned``.
+        Raises ``FetchFailed``, soon once the caller has ``abandoned`` it, and not after its deadline.
         """
 
 
 class StoreSource:
-    """Fetches from ``store``, and through ``prefiller`` what the store does not have."""
+    """Fetches from ``store``, and through ``prefiller`` what the store does not have.
 
-    def __init__(self, store: ChunkStore, prefiller: Prefiller, model: ModelIdentity) -> None:
+    ``register`` puts a composition's content into the registry, where the prefill service looks for it.
+    """
+
+    def __init__(
+        self,
+        store: ChunkStore,
+        prefiller: Prefiller,
+        model: ModelIdentity,
+        register: Callable[[Composition], None],
+    ) -> None:
         self.store = store
         self.prefiller = prefiller
         self.model = model
+        self.register = register
         self._loads = ThreadPoolExecutor(LOADS_AT_ONCE, thread_name_prefix="cairn-load-part")
+        self._full_until = 0.0  # by the monotonic clock: before that nothing is asked for that could not be stored
 
-    def fetch(
-        self,
-        composition: Composition,
-        wanted: Sequence[Wanted],
-        salt: str,
-        tenant: Tenant,
-        abandoned: Abandoned = lambda: False,
-    ) -> Fetched:
-        """Fills every wanted chunk. Raises ``FetchFailed``; then the content of the memory is undefined."""
+    def fetch(self, composition: Composition, wanted: Sequence[Wanted], caller: Caller) -> Fetched:
+        """Fills every wanted chunk, but for those that it reports as unpublished.
 
-        def ask(index: int) -> None:
-            self._ask(composition, index, salt, abandoned)
-
+        Raises ``FetchFailed`` or ``NoRoomToAsk``; then the content of the memory is undefined.
+        """
+        fetch = _Fetch(self, composition, wanted, caller)
         try:
-            return self._fetch(composition, wanted, tenant, ask)
+            fetch.run()
+        except StoreUnavailable as error:
+            fetch.go_without(Unpublished.STORE_UNAVAILABLE, error)
+        except StoreFull as error:
+            fetch.go_without(Unpublished.STORE_FULL, error)
         except StoreError as error:
             raise FetchFailed("UNAVAILABLE", f"chunk store: {error}") from error
+        return fetch.fetched()
 
-    def _fetch(
-        self, composition: Composition, wanted: Sequence[Wanted], tenant: Tenant, ask: Callable[[int], None]
-    ) -> Fetched:
-        keys = [composition.chunks[want.index].key for want in wanted]
-        started = time.monotonic_ns()
-        with self.store.lease(keys) as lease:
-            found = self.store.lookup(keys)
-            missing = {
-                want.index: self._why_missing(composition, want.index, tenant)
-                for want, info in zip(wanted, found, strict=True)
-                if info is None and not want.memory.held
-            }
-            looked_up = time.monotonic_ns()
-            if missing:
-                with heartbeat(lease.renew):
-                    self._compute(composition, missing, ask, lease)
-            computed = time.monotonic_ns()
+    def ask(self, composition: Composition, index: int, caller: Caller) -> Unpublished | None:
+        """Has a chunk's KV computed and stored; why it could not be stored otherwise. Raises as ``fetch`` does."""
+        if time.monotonic() < self._full_until:
+            return Unpublished.STORE_FULL
+        if not caller.may_ask():
+            raise NoRoomToAsk
+        log.info("chunk %d has to be computed: asking the prefill service", index)
+        asked = self.prefiller.compute(composition, index, caller)
+        if asked.unpublished is Unpublished.STORE_FULL:
+            self._full_until = time.monotonic() + FULL_FOR_S
+        if asked.unpublished is None and asked.key != composition.chunks[index].key:
+            raise FetchFailed(
+                "FAILED_PRECONDITION",
+                "the prefill service computes under another model identity (weights, dtype, device, processor, "
+                "versions or threads differ); start both services with the same model and options, and give both a "
+                "--dtype if auto chose differently for them (their ready lines and logs say what and why)",
+            )
+        return asked.unpublished
 
-            def load(want: Wanted) -> ChunkOutcome:
-                return self._load(composition, want, missing.get(want.index), ask, lease)
-
-            outcomes = self._load_all(wanted, load)
-        loaded = time.monotonic_ns()
-        return Fetched(outcomes, looked_up - started, computed - looked_up, loaded - computed)
-
-    def _load_all(self, wanted: Sequence[Wanted], load: Callable[[Wanted], ChunkOutcome]) -> dict[int, ChunkOutcome]:
+    def load_all(self, wanted: Sequence[Wanted], load: Callable[[Wanted], LoadedT]) -> dict[int, LoadedT]:
         """Loads side by side: one is read while another is verified or on its way to a device.
 
         Returns or raises when none of them writes to its memory any more.
@@ -152,54 +186,108 @@ class StoreSource:
                 job.cancel()
             wait(jobs)
 
-    def _why_missing(self, composition: Composition, index: int, tenant: Tenant) -> MissReason:
-        part, keyed = composition.parts[index], composition.chunks[index]
-        return self.store.miss_reason(keyed.key, ChunkId(part.chunk_id), self.model, tenant)
 
-    def _compute(
-        self, composition: Composition, missing: dict[int, MissReason], ask: Callable[[int], None], lease: Lease
-    ) -> None:
-        """Asks for the deepest missing chunks; a chunk's missing context is computed with it."""
-        covered: set[int] = set()
-        for index in sorted(missing, reverse=True):
-            if index not in covered:
-                ask(index)
-                lease.renew()  # at once: it covers what has just been computed, too, while the rest is
-                covered.update(composition.chunks[index].context)
+class _Fetch:
+    """One fetch: what is known of each wanted chunk, and what has come of it."""
 
-    def _ask(self, composition: Composition, index: int, salt: str, abandoned: Abandoned) -> None:
-        log.info("chunk %d has to be computed: asking the prefill service", index)
-        key = self.prefiller.compute(composition, index, salt, abandoned)
-        if key != composition.chunks[index].key:
-            raise FetchFailed(
-                "FAILED_PRECONDITION",
-                "the prefill service computes under another model identity (weights, dtype, device, processor, "
-                "versions or threads differ); start both services with the same model and options, and give both a "
-                "--dtype if auto chose differently for them (their ready lines and logs say what and why)",
-            )
-
-    def _load(
+    def __init__(
         self,
+        source: StoreSource,
         composition: Composition,
-        want: Wanted,
-        missed: MissReason | None,
-        ask: Callable[[int], None],
-        lease: Lease,
-    ) -> ChunkOutcome:
-        """Loads one chunk; what turns out unreadable is computed anew, once."""
-        keyed = composition.chunks[want.index]
+        wanted: Sequence[Wanted],
+        caller: Caller,
+    ) -> None:
+        self._source = source
+        self._store = source.store
+        self._composition = composition
+        self._wanted = wanted
+        self._caller = caller
+        self._tenant = tenant_of(caller.salt)
+        self._missed: dict[int, MissReason] = {}
+        self._outcomes: dict[int, ChunkOutcome] = {}
+        self._ended_ns = [time.monotonic_ns()]  # of the stages: begun, looked up, computed, loaded
 
-        def read(buffers: Sequence[memoryview]) -> MissReason | None:
-            return self.store.load(keyed.key, keyed.token_ids, buffers)
+    def fetched(self) -> Fetched:
+        began, looked_up, computed, loaded = (self._ended_ns + [time.monotonic_ns()] * 3)[:4]
+        return Fetched(self._outcomes, looked_up - began, computed - looked_up, loaded - computed)
 
-        source, reason = want.memory.fill(read)
-        if reason is not None:
-            missed = missed or reason
-            ask(want.index)
-            lease.renew()
-            _, reason = want.memory.fill(read)
-        if reason is not None:
-            raise FetchFailed(
-                "UNAVAILABLE", f"segments[{want.index}]: its KV was computed but cannot be loaded ({reason}); try again"
-            )
-        return ChunkOutcome(source if missed is None else Source.COMPUTED, missed)
+    def run(self) -> None:
+        """Raises what stores raise, ``FetchFailed`` and ``NoRoomToAsk``."""
+        keys = [self._composition.chunks[want.index].key for want in self._wanted]
+        with self._store.lease(keys) as lease:
+            found = self._store.lookup(keys)
+            absent = [w for w, info in zip(self._wanted, found, strict=True) if info is None and not w.memory.held]
+            for want in absent:
+                self._missed[want.index] = self._why_missing(want.index)
+            self._ended_ns.append(time.monotonic_ns())
+            if absent:
+                self._compute(absent, lease)
+            self._ended_ns.append(time.monotonic_ns())
+            unreadable = self._load([want for want in self._wanted if want.index not in self._outcomes])
+            if unreadable:  # computed anew, once
+                self._compute(unreadable, lease)
+                unreadable = self._load([want for want in unreadable if want.index not in self._outcomes])
+            for want in unreadable:
+                raise FetchFailed(
+                    "UNAVAILABLE",
+                    f"segments[{want.index}]: its KV was computed but cannot be loaded "
+                    f"({self._missed[want.index]}); try again",
+                )
+
+    def go_without(self, why: Unpublished, error: StoreError) -> None:
+        """The store is of no use now: what is not in host memory is left to be computed."""
+        log.warning("KV is computed without the chunk store: %s", error)
+        for want in self._wanted:
+            if want.index in self._outcomes:
+                continue
+            if want.memory.held:
+                source, reason = want.memory.fill(lambda _: MissReason.LOAD_FAILED)
+                if reason is None:
+                    self._outcomes[want.index] = ChunkOutcome(source)
+                    continue
+            self._leave(want.index, why)
+
+    def _leave(self, index: int, why: Unpublished) -> None:
+        missed = self._missed.get(index, MissReason.LOAD_FAILED)
+        self._outcomes[index] = ChunkOutcome(Source.COMPUTED, missed, why)
+
+    def _compute(self, absent: Sequence[Wanted], lease: Lease) -> None:
+        """Asks for the deepest missing chunks; a chunk's missing context is computed with it."""
+        covered: dict[int, Unpublished | None] = {}
+        try:
+            self._source.register(self._composition)
+        except StoreFull as error:  # what is stored can still be loaded
+            log.warning("content is not registered: %s", error)
+            for want in absent:
+                self._leave(want.index, Unpublished.STORE_FULL)
+            return
+        with heartbeat(lease.renew):
+            for index in sorted((want.index for want in absent), reverse=True):
+                if index not in covered:
+                    answer = self._source.ask(self._composition, index, self._caller)
+                    lease.renew()  # at once: it covers what has just been computed, too, while the rest is
+                    covered |= dict.fromkeys((index, *self._composition.chunks[index].context), answer)
+                why = covered[index]
+                if why is not None:
+                    self._leave(index, why)
+
+    def _load(self, wanted: Sequence[Wanted]) -> list[Wanted]:
+        """Loads what can be loaded; the rest, with the reason noted."""
+
+        def load(want: Wanted) -> tuple[Source, MissReason | None]:
+            keyed = self._composition.chunks[want.index]
+            return want.memory.fill(lambda buffers: self._store.load(keyed.key, keyed.token_ids, buffers))
+
+        unreadable = []
+        for index, (source, reason) in self._source.load_all(wanted, load).items() if wanted else ():
+            if reason is not None:
+                self._missed.setdefault(index, reason)
+                unreadable.append(next(want for want in wanted if want.index == index))
+            else:
+                missed = self._missed.get(index)
+                self._outcomes[index] = ChunkOutcome(source if missed is None else Source.COMPUTED, missed)
+        return unreadable
+
+    def _why_missing(self, index: int) -> MissReason:
+        part, keyed = self._composition.parts[index], self._composition.chunks[index]
+        return self._store.miss_reason(keyed.key, ChunkId(part.chunk_id), self._source.model, self._tenant)

@@ -3,11 +3,13 @@
 One loop owns the pool, the resident chunks and every sequence; nothing else touches them. Others talk to it
 through an inbox of callables, run between steps. A pass of the loop:
 
-    inbox -> admit -> prefill (up to one piece budget) -> one decode step -> deliver events
+    inbox -> admit -> prefill (a piece at most, every few steps) -> one decode step -> deliver events
 
     waiting --admit--> filling --KV there--> ready --prefill--> running --> done
                |          loader threads        |     pieces        |  one row a step
-               pages reserved                   bypass: chunks are computed here
+               pages reserved                   chunks that bypass the caches, or that the store cannot take
+
+Who is admitted and when a piece runs is decided in ``line.py``.
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ from decode_service import request_log
 from decode_service.admission import Admission, Admitted
 from decode_service.decoding import Drawn, make_decoding
 from decode_service.fills import Fills
+from decode_service.line import FillRoom, Line, Turns
 from decode_service.metrics import DecodeMetrics
 from decode_service.sequence import Event, Failed, Finished, FinishReason, Load, Sequence, Tokens
 from decode_service.source import StoreSource
@@ -78,15 +81,17 @@ class DecodeWorker:
         self.eos_token_ids = eos_token_ids
         self.batch_max = batch_max
         self.waiting_max = waiting_max
-        self._admission = Admission(residents, host_nbytes=host_nbytes)
+        pool = residents.pool
+        room = FillRoom(batch_max, chunk_pages=pool.chunk_pages, tail_pages=pool.pages - pool.chunk_pages)
+        self._admission = Admission(residents, room, host_nbytes=host_nbytes)
         self._decoding = make_decoding(runner, residents, metrics)
         self._source = source
         self._on_failure = on_failure
         self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
-        self._waiting: deque[Sequence] = deque()
-        self._fills = Fills(
-            source, self._admission, self._inbox.put, end=self._end, requeue=self._requeue, threads=batch_max
-        )
+        self._line = Line()
+        self._line_moved = False  # whether somebody may fit who did not before
+        self._turns = Turns(runner.piece_tokens)
+        self._fills = Fills(source, self._admission, self._inbox.put, end=self._end, requeue=self._requeue)
         self._ready: deque[Admitted] = deque()
         self._running: list[Sequence] = []
         self._outbox: list[tuple[Sequence, Event]] = []
@@ -135,7 +140,7 @@ class DecodeWorker:
         """Queues a sequence, whose place was taken before. Raises ``WorkerEnded``; it keeps its place then."""
         sequence.clock.submitted = time.monotonic_ns()
         with self._lock:
-            self._put(lambda: self._waiting.append(sequence))
+            self._put(lambda: self._line.add(sequence))
 
     def end(self, request_id: str, reason: FinishReason) -> None:
         """Ends a request; its caller gets ``Finished(reason)``. One that has ended, or is unknown, is ignored."""
@@ -177,11 +182,12 @@ class DecodeWorker:
     def _pass(self) -> None:
         self._take_inbox()
         self._admit()
-        if self._ready:
+        if self._ready and self._turns.may_prefill(decoding=bool(self._running)):
             self._guarded(self._drain, list(self._running))
-        self._prefill_some()
+            self._turns.prefilled(self._prefill_some())
         if self._running:
             self._guarded(self._decode_step, list(self._running))
+            self._turns.stepped()
         self._deliver()
 
     def _close(self, because: str) -> None:
@@ -213,7 +219,7 @@ class DecodeWorker:
         try:
             while True:
                 self._inbox.get(block=idle, timeout=IDLE_WAIT_S if idle else None)()
-                idle = False
+                idle, self._line_moved = False, True
         except queue.Empty:
             return
 
@@ -233,7 +239,7 @@ class DecodeWorker:
 
     def _everyone(self) -> list[Sequence]:
         ready = (entry.sequence for entry in self._ready)
-        return [*self._waiting, *self._fills.sequences, *ready, *self._running]
+        return [*self._line, *self._fills.sequences, *ready, *self._running]
 
     def _end_by_id(self, request_id: str, reason: FinishReason) -> None:
         for sequence in self._everyone():
@@ -242,49 +248,61 @@ class DecodeWorker:
 
     # -- admission ----------------------------------------------------------------------------------
     def _admit(self) -> None:
-        """Takes waiting requests in order while they fit; the first that does not holds back the rest."""
-        self._ready += self._fills.take_ready()
-        while self._waiting:
-            active = len(self._running) + len(self._ready) + len(self._fills)
-            if active >= self.batch_max:
-                return
-            sequence = self._waiting[0]
-            admitted = self._admission.admit(sequence)
+        """Takes waiting requests in while there are places to decode; one that waits for KV takes none of them."""
+        self._ready += self._fills.take_ready(self._places())
+        self._admission.room.asks_wait = self._line.asks
+        while self._line_moved and self._places() > self._fills.filled:
+            admitted = self._line.next(self._admission.admit)
             if admitted is None:
+                self._line_moved = False
                 return
-            self._leave_queue(sequence)
-            sequence.clock.admitted = time.monotonic_ns()
-            self._last_wait_ns = sequence.clock.admitted - sequence.clock.submitted
-            request_log.admitted(sequence, len(admitted.wanted))
+            self.leave_place()
+            clock = admitted.sequence.clock
+            clock.admitted = time.monotonic_ns()
+            self._last_wait_ns = clock.admitted - clock.submitted
+            request_log.admitted(admitted.sequence, len(admitted.wanted))
             self._fills.begin(admitted)
-            self._ready += self._fills.take_ready()
+            self._ready += self._fills.take_ready(self._places())
 
-    def _leave_queue(self, sequence: Sequence) -> None:
-        self._waiting.remove(sequence)
-        with self._lock:
-            self._accepted -= 1
+    def _places(self) -> int:
+        """How many more could decode."""
+        return self.batch_max - len(self._running) - len(self._ready)
 
     def _requeue(self, sequence: Sequence) -> None:
-        """Puts a request first in the queue that has to be admitted again."""
-        self._waiting.appendleft(sequence)
+        """Puts a request back into the queue that has to be admitted again."""
+        self._line.put_back(sequence)
+        self._line_moved = True
         with self._lock:
             self._accepted += 1
 
     # -- forwards -----------------------------------------------------------------------------------
-    def _prefill_some(self) -> None:
-        """Forwards over requests' own tokens, at least one piece and at most a piece's worth of rows."""
-        budget = self.runner.piece_tokens
-        while self._ready and budget > 0:
+    def _prefill_some(self) -> int:
+        """Forwards over requests' own tokens, at least one piece and at most a piece's worth of rows; the rows."""
+        done = 0
+        while self._ready:
             entry = self._ready[0]
             if entry.sequence.done:
                 self._ready.popleft()
+                self._fills.give_up(entry)
                 continue
-            work = self._compute_chunk if entry.to_compute else self._prefill_piece
-            budget -= self._guarded(partial(work, entry), [entry.sequence])
+            if done and done + self._rows_next(entry) > self.runner.piece_tokens:
+                break
+            work = self._compute_piece if entry.to_compute else self._prefill_piece
+            done += self._guarded(partial(work, entry), [entry.sequence])
+        return done
 
-    def _compute_chunk(self, entry: Admitted) -> int:
-        """Bypass: computes the next chunk of a composition into pages that nobody else will find."""
-        index = entry.to_compute.popleft()
+    def _rows_next(self, entry: Admitted) -> int:
+        """Rows of the next piece that an entry needs."""
+        sequence = entry.sequence
+        if entry.to_compute:
+            tokens = len(sequence.composition.chunks[entry.to_compute[0]].token_ids) - entry.computed
+        else:
+            tokens = len(sequence.composition.tail) - sequence.tail_tokens
+        return min(self.runner.piece_tokens, tokens)
+
+    def _compute_piece(self, entry: Admitted) -> int:
+        """A piece of the next chunk that is computed here: for this request alone, or because nobody could store it."""
+        index, rows = entry.to_compute[0], self._rows_next(entry)
         sequence = entry.sequence
         keyed, resident = sequence.composition.chunks[index], sequence.chunks[index]
         page_size = self.runner.pool.page_size
@@ -292,9 +310,16 @@ class DecodeWorker:
             PlacedChunk(chunk.first_slot(page_size), chunk.tokens, 0)
             for chunk in (sequence.chunks[i] for i in keyed.context)
         ]
-        self.runner.prefill_chunk(keyed.token_ids, context, resident.run)
-        resident.ready = True
-        return len(keyed.token_ids)
+        self.runner.prefill_chunk_piece(keyed.token_ids, entry.computed, context, resident.run)
+        entry.computed += rows
+        if entry.computed == len(keyed.token_ids):
+            entry.to_compute.popleft()
+            entry.computed = 0
+            if sequence.bypass:
+                resident.ready = True
+            else:
+                self._admission.filled(entry, index)
+        return rows
 
     def _prefill_piece(self, entry: Admitted) -> int:
         sequence = entry.sequence
@@ -303,7 +328,7 @@ class DecodeWorker:
         logits = self.runner.prefill_piece(
             tail, sequence.tail_tokens, placed, sequence.tail_pages, start=sequence.composition.tail_start
         )
-        rows = min(self.runner.piece_tokens, len(tail) - sequence.tail_tokens)
+        rows = self._rows_next(entry)
         sequence.tail_tokens += rows
         if sequence.tail_tokens == len(tail):
             self._ready.popleft()
@@ -354,8 +379,10 @@ class DecodeWorker:
         self._admission.release(sequence)
         if sequence in self._running:
             self._running.remove(sequence)
-        elif sequence in self._waiting:
-            self._leave_queue(sequence)
+        elif sequence in self._line:
+            self._line.remove(sequence)
+            self.leave_place()
+        self._line_moved = True
         self.metrics.ended(sequence, event)
         request_log.ended(sequence, event)
         self._outbox.append((sequence, event))

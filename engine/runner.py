@@ -19,6 +19,13 @@ from engine.plan import CascadePlan, Levels, PlacedChunk, StepSequence, plan_lev
 from engine.pool import PagedKVPool, PageRun
 
 
+def chunk_pages(context: Sequence[PlacedChunk], run: PageRun) -> tuple[int, ...]:
+    """The pages of a chunk that is computed under ``context``. Raises ``ValueError`` for context that was moved."""
+    if any(chunk.offset for chunk in context):
+        raise ValueError("context: chunks that a chunk is computed under stand at their computed places")
+    return tuple(range(run.first, run.first + run.pages))
+
+
 class ModelRunner:
     """Forwards over one pool.
 
@@ -54,10 +61,14 @@ class ModelRunner:
 
         In every reuse mode the context of a chunk stands where it was computed: all offsets are 0.
         """
-        if any(chunk.offset for chunk in context):
-            raise ValueError("context: chunks that a chunk is computed under stand at their computed places")
-        pages = tuple(range(run.first, run.first + run.pages))
-        self.prefill_tail(token_ids, context, pages, start=sum(chunk.tokens for chunk in context))
+        for first in range(0, len(token_ids), self.piece_tokens):
+            self.prefill_chunk_piece(token_ids, first, context, run)
+
+    def prefill_chunk_piece(
+        self, token_ids: Sequence[int], first: int, context: Sequence[PlacedChunk], run: PageRun
+    ) -> None:
+        """One forward of ``prefill_chunk``: the tokens from ``first`` on, at most ``piece_tokens`` of them."""
+        self.prefill_piece(token_ids, first, context, chunk_pages(context, run), start=sum(c.tokens for c in context))
 
     def prefill_tail(
         self, token_ids: Sequence[int], context: Sequence[PlacedChunk], pages: Sequence[int], *, start: int

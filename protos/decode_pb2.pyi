@@ -21,6 +21,12 @@ class KvSource(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     KV_SOURCE_HOST: _ClassVar[KvSource]
     KV_SOURCE_STORE: _ClassVar[KvSource]
     KV_SOURCE_COMPUTED: _ClassVar[KvSource]
+
+class Unpublished(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    UNPUBLISHED_UNSPECIFIED: _ClassVar[Unpublished]
+    UNPUBLISHED_STORE_FULL: _ClassVar[Unpublished]
+    UNPUBLISHED_STORE_UNAVAILABLE: _ClassVar[Unpublished]
 CACHE_USE_UNSPECIFIED: CacheUse
 CACHE_USE_SHARED: CacheUse
 CACHE_USE_BYPASS: CacheUse
@@ -29,6 +35,9 @@ KV_SOURCE_DEVICE: KvSource
 KV_SOURCE_HOST: KvSource
 KV_SOURCE_STORE: KvSource
 KV_SOURCE_COMPUTED: KvSource
+UNPUBLISHED_UNSPECIFIED: Unpublished
+UNPUBLISHED_STORE_FULL: Unpublished
+UNPUBLISHED_STORE_UNAVAILABLE: Unpublished
 
 class Segment(_message.Message):
     __slots__ = ("chunk_id", "text", "token_ids", "type", "role")
@@ -125,7 +134,7 @@ class Usage(_message.Message):
     def __init__(self, prompt_tokens: _Optional[int] = ..., cached_tokens: _Optional[int] = ..., computed_tokens: _Optional[int] = ..., completion_tokens: _Optional[int] = ...) -> None: ...
 
 class SegmentReport(_message.Message):
-    __slots__ = ("chunk_id", "name", "type", "tokens", "cached_tokens", "source", "level", "offset", "exactness", "miss_reason")
+    __slots__ = ("chunk_id", "name", "type", "tokens", "cached_tokens", "source", "level", "offset", "exactness", "miss_reason", "unpublished")
     CHUNK_ID_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
     TYPE_FIELD_NUMBER: _ClassVar[int]
@@ -136,6 +145,7 @@ class SegmentReport(_message.Message):
     OFFSET_FIELD_NUMBER: _ClassVar[int]
     EXACTNESS_FIELD_NUMBER: _ClassVar[int]
     MISS_REASON_FIELD_NUMBER: _ClassVar[int]
+    UNPUBLISHED_FIELD_NUMBER: _ClassVar[int]
     chunk_id: str
     name: str
     type: _chunks_pb2.ChunkType
@@ -146,7 +156,8 @@ class SegmentReport(_message.Message):
     offset: int
     exactness: _chunks_pb2.Exactness
     miss_reason: _chunks_pb2.MissReason
-    def __init__(self, chunk_id: _Optional[str] = ..., name: _Optional[str] = ..., type: _Optional[_Union[_chunks_pb2.ChunkType, str]] = ..., tokens: _Optional[int] = ..., cached_tokens: _Optional[int] = ..., source: _Optional[_Union[KvSource, str]] = ..., level: _Optional[int] = ..., offset: _Optional[int] = ..., exactness: _Optional[_Union[_chunks_pb2.Exactness, str]] = ..., miss_reason: _Optional[_Union[_chunks_pb2.MissReason, str]] = ...) -> None: ...
+    unpublished: Unpublished
+    def __init__(self, chunk_id: _Optional[str] = ..., name: _Optional[str] = ..., type: _Optional[_Union[_chunks_pb2.ChunkType, str]] = ..., tokens: _Optional[int] = ..., cached_tokens: _Optional[int] = ..., source: _Optional[_Union[KvSource, str]] = ..., level: _Optional[int] = ..., offset: _Optional[int] = ..., exactness: _Optional[_Union[_chunks_pb2.Exactness, str]] = ..., miss_reason: _Optional[_Union[_chunks_pb2.MissReason, str]] = ..., unpublished: _Optional[_Union[Unpublished, str]] = ...) -> None: ...
 
 class ReuseReport(_message.Message):
     __slots__ = ("reuse_mode", "exactness", "segments")

@@ -11,27 +11,36 @@ from grpc import StatusCode
 from chunk_store.store import ClaimLost, StoreFull, StoreTooNew, StoreUnavailable
 from engine.resident import PoolFull
 from engine.tokenizer import TextRefused
+from serving.details import details_metadata
 from serving.logs import current_request_id
-from serving.retry_info import with_retry_info
 
 
 class RequestError(Exception):
     """A request that is answered with ``code`` and ``message`` instead of a result.
 
-    ``retry_after_s``: the same request may succeed after so many seconds; None where that is not known.
+    ``retry_after_s``: the same request may succeed after so many seconds; None where that is not known. ``reason`` is
+    a word for programs, where one acts on it.
     """
 
-    def __init__(self, code: StatusCode, message: str, *, retry_after_s: float | None = None) -> None:
+    def __init__(self, code: StatusCode, message: str, *, retry_after_s: float | None = None, reason: str = "") -> None:
         super().__init__(message)
         self.code = code
         self.message = message
         self.retry_after_s = retry_after_s
+        self.reason = reason
 
     @property
     def metadata(self) -> tuple[tuple[str, bytes], ...]:
         """What goes into the trailing metadata beside the status."""
-        return () if self.retry_after_s is None else with_retry_info(self.code, self.message, self.retry_after_s)
+        return details_metadata(self.code, self.message, retry_after_s=self.retry_after_s, reason=self.reason)
 
+
+STORE_FULL, STORE_UNAVAILABLE = "STORE_FULL", "STORE_UNAVAILABLE"  # who is told so computes for himself
+_REASONS: tuple[tuple[type[Exception], str], ...] = (
+    (StoreUnavailable, STORE_UNAVAILABLE),
+    (StoreTooNew, STORE_UNAVAILABLE),
+    (StoreFull, STORE_FULL),
+)
 
 _STATUS: tuple[tuple[type[Exception], StatusCode], ...] = (
     (StoreUnavailable, StatusCode.UNAVAILABLE),
@@ -50,7 +59,8 @@ def request_error(error: Exception) -> RequestError | None:
         return error
     for kind, code in _STATUS:
         if isinstance(error, kind):
-            return RequestError(code, str(error) or kind.__name__)
+            reason = next((reason for kind, reason in _REASONS if isinstance(error, kind)), "")
+            return RequestError(code, str(error) or kind.__name__, reason=reason)
     return None
 
 

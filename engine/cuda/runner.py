@@ -28,7 +28,7 @@ from engine.cuda.weights import FusedWeights
 from engine.model import BorrowedModel
 from engine.plan import CascadePlan, PlacedChunk, StepSequence, plan_levels, plan_step
 from engine.pool import PagedKVPool, PageRun
-from engine.runner import ModelRunner
+from engine.runner import ModelRunner, chunk_pages
 
 PIECE_BUCKETS = (8, 64, 128, 256)
 
@@ -73,13 +73,11 @@ class FusedRunner(ModelRunner):
         self._nothing = torch.zeros(1, dtype=torch.int64, device=pool.device)
 
     # -- prefill ------------------------------------------------------------------------------------
-    def prefill_chunk(self, token_ids: Sequence[int], context: Sequence[PlacedChunk], run: PageRun) -> None:
-        if any(chunk.offset for chunk in context):
-            raise ValueError("context: chunks that a chunk is computed under stand at their computed places")
-        pages = tuple(range(run.first, run.first + run.pages))
+    def prefill_chunk_piece(
+        self, token_ids: Sequence[int], first: int, context: Sequence[PlacedChunk], run: PageRun
+    ) -> None:
         start = sum(chunk.tokens for chunk in context)
-        for first in range(0, len(token_ids), self.piece_tokens):
-            self._piece(token_ids, first, context, pages, start, logits=False)
+        self._piece(token_ids, first, context, chunk_pages(context, run), start, logits=False)
 
     def prefill_piece(
         self,

@@ -16,7 +16,6 @@ from tests.decode_service.models import model_dir, tokens
 from tests.decode_service.pair import wait_until
 from tests.end_to_end.processes import Process, processes
 
-PATIENCE_S = 15.0
 LONG = 1800  # tokens of a chunk that takes the prefill service some seconds: eight tokens a forward
 
 
@@ -62,12 +61,12 @@ def test_prefill_is_killed_while_it_computes(running: tuple[Process, Process], c
 
 
 def test_prefill_stays_away(running: tuple[Process, Process], client: Client) -> None:
+    """It is waited for as long as the callers have time, and they are told before that is over."""
     prefill, _ = running
     stored = client.generate([tokens(3, 40), [5]], max_tokens=4, ignore_eos=True).finish()
     prefill.kill()
-    begun = time.monotonic()
     stub = client._stubs["decode"]  # the client would try again
-    waiting = [stub.Generate(generate_request([tokens(4, 40), [5 + n]]), timeout=60) for n in range(3)]
+    waiting = [stub.Generate(generate_request([tokens(4, 40), [5 + n]]), timeout=8) for n in range(3)]
     wait_until(lambda: client.loads().running == 3)
     assert client.generate([tokens(3, 40), [5]], max_tokens=4, ignore_eos=True).finish().token_ids == stored.token_ids
     assert client.explain([tokens(4, 40), [5]]).prompt_tokens == 41
@@ -75,8 +74,7 @@ def test_prefill_stays_away(running: tuple[Process, Process], client: Client) ->
         with pytest.raises(grpc.RpcError) as caught:
             next(call)
         assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
-        assert "prefill service" in caught.value.details() and "not there for 15 s" in caught.value.details()
-    assert PATIENCE_S - 1 < time.monotonic() - begun < PATIENCE_S + 5  # all of them together
+        assert "prefill service" in caught.value.details() and "was not there for" in caught.value.details()
     assert client.loads().running == 0
     prefill.launch()
     prefill.wait_ready()

@@ -17,8 +17,8 @@ from prefill_worker import ALREADY_STORED, COMPUTED, refusal, run, worker
 from engine.reuse import ReuseMode
 from engine.tokenizer import TextCodec
 from protos import chunks_pb2, prefill_pb2
+from serving.details import retry_after_s
 from serving.loading import Loaded
-from serving.retry_info import retry_after_s
 from serving.stages import StageTimer
 
 BAD_REQUESTS: list[tuple[dict[str, Any], StatusCode, str]] = [

@@ -1,0 +1,181 @@
+"""Who goes next: every rule by which requests are admitted and the device thread's time is shared out.
+
+    Line       first come first served; one that does not fit lets others pass, so many times and no more
+    FillRoom   how many may wait for KV, and how many pages they may hold meanwhile
+    Turns      how many decode steps come between two pieces of prefill
+
+It knows requests and numbers; it neither holds pages nor runs anything.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from enum import Enum
+from typing import Protocol, TypeVar
+
+from decode_service.sequence import Sequence
+
+PASSES_MAX = 16  # how often a request that does not fit lets another one go first
+MISFITS_MAX = 8  # requests too large for now that are tried before the rest have to wait
+STEPS_A_PIECE = 3  # decode steps after a piece of prefill: most gaps between two tokens have no piece in them
+SHORT_PIECE = 8  # pieces below this part of the largest one cost about a decode step, and may come with each
+
+
+class Misfit(Enum):
+    """Why a request is not admitted now."""
+
+    PAGES = "pages"  # the pool has not enough
+    LOAD = "load"  # its KV has to be read, and there are enough who wait for that
+    ASK = "ask"  # its KV has to be computed elsewhere, and there are enough who wait for that
+
+
+class Entered(Protocol):
+    """What admitting a request makes of it."""
+
+    @property
+    def takes(self) -> Misfit | None:
+        """Which room to wait for KV in it takes: LOAD or ASK, None if its KV is here."""
+
+
+EnteredT = TypeVar("EnteredT", bound=Entered)
+
+
+class Line:
+    """The requests that wait to be admitted, in the order in which they came."""
+
+    def __init__(self) -> None:
+        self._waiting: list[Sequence] = []
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    def __iter__(self) -> Iterator[Sequence]:
+        return iter(self._waiting)
+
+    def add(self, sequence: Sequence) -> None:
+        self._waiting.append(sequence)
+
+    def put_back(self, sequence: Sequence) -> None:
+        """Takes a request in that has been admitted before: where it stood."""
+        later = (at for at, other in enumerate(self._waiting) if other.clock.submitted > sequence.clock.submitted)
+        self._waiting.insert(next(later, len(self._waiting)), sequence)
+
+    def remove(self, sequence: Sequence) -> None:
+        self._waiting.remove(sequence)
+
+    @property
+    def asks(self) -> bool:
+        """Whether somebody waits to wait for KV that is computed elsewhere."""
+        return any(sequence.cold for sequence in self._waiting)
+
+    def next(self, admit: Callable[[Sequence, set[Misfit]], EnteredT | Misfit]) -> EnteredT | None:
+        """The next request, taken out, as ``admit`` made it enter; None if nobody can now.
+
+        ``admit`` is given a request and the rooms that are kept for requests before it.
+        """
+        passed: list[tuple[Sequence, Misfit]] = []
+        kept: set[Misfit] = set()
+        for sequence in self._waiting:
+            found = admit(sequence, kept)
+            if not isinstance(found, Misfit):
+                for other, misfit in passed:
+                    other.passed += misfit in (Misfit.PAGES, found.takes)
+                self._waiting.remove(sequence)
+                return found
+            passed.append((sequence, found))
+            if sequence.passed >= PASSES_MAX:
+                kept.add(found)
+            if Misfit.PAGES in kept or sum(misfit is Misfit.PAGES for _, misfit in passed) == MISFITS_MAX:
+                return None
+        return None
+
+
+@dataclass(eq=False)
+class Stay:
+    """One request's part of the ``FillRoom``: from its admission until it neither waits nor is fetched for."""
+
+    chunk_pages: int
+    tail_pages: int
+    long: bool = False  # it waits for KV that is being computed, not only read
+    fetching: bool = False
+    waiting: bool = True
+
+
+@dataclass(frozen=True)
+class Share:
+    """What requests that wait for KV may take together; the first of them may take whatever it needs."""
+
+    requests: int
+    chunk_pages: int
+    tail_pages: int
+
+    def has_room(self, stays: Iterable[Stay], stay: Stay) -> bool:
+        there = list(stays)
+        chunk_pages = stay.chunk_pages + sum(other.chunk_pages for other in there)
+        tail_pages = stay.tail_pages + sum(other.tail_pages for other in there)
+        fits = chunk_pages <= self.chunk_pages and tail_pages <= self.tail_pages
+        return not there or (fits and len(there) < self.requests)
+
+
+class FillRoom:
+    """Bounds of what waits for KV. Thread-safe: loaders find out that KV has to be computed, and ask here.
+
+    At most ``requests_max`` are read for, in a quarter of either region of the pool, and as many wait for KV that is
+    computed elsewhere, which may take as long as it likes, in half of either: the rest stays for requests whose KV
+    is here.
+    """
+
+    def __init__(self, requests_max: int, *, chunk_pages: int, tail_pages: int) -> None:
+        self.threads = 2 * requests_max  # that can be busy with stays at once
+        self._loads = Share(requests_max, chunk_pages // 4, tail_pages // 4)
+        self._asks = Share(requests_max, chunk_pages // 2, tail_pages // 2)
+        self._stays: set[Stay] = set()
+        self.asks_wait = False  # others asked before and were put off
+        self._lock = threading.Lock()
+
+    def enter(self, stay: Stay) -> bool:
+        """Takes a stay in; False, and nothing, if there is no room for it now."""
+        with self._lock:
+            has_room = self._has_room(stay)
+            if has_room:
+                self._stays.add(stay)
+            return has_room
+
+    def may_ask(self, stay: Stay) -> bool:
+        """Whether what this stay waits for may be computed; it is a long one then."""
+        with self._lock:
+            if not stay.long and not self.asks_wait:
+                stay.long = self._asks.has_room((other for other in self._stays if other.long), stay)
+            return stay.long
+
+    def end_if_over(self, stay: Stay) -> None:
+        """Lets go of a stay that neither waits nor is fetched for."""
+        if not stay.waiting and not stay.fetching:
+            with self._lock:
+                self._stays.discard(stay)
+
+    def _has_room(self, stay: Stay) -> bool:
+        share = self._asks if stay.long else self._loads
+        return share.has_room((other for other in self._stays if other.long == stay.long), stay)
+
+
+class Turns:
+    """Shares the device thread between pieces of prefill and decode steps; ``piece_tokens`` is the largest piece."""
+
+    def __init__(self, piece_tokens: int) -> None:
+        self._short = piece_tokens // SHORT_PIECE
+        self._steps_owed = 0
+
+    def may_prefill(self, decoding: bool) -> bool:
+        """Whether a piece may run now; ``decoding``: somebody waits for the next token meanwhile."""
+        return not decoding or self._steps_owed == 0
+
+    def prefilled(self, rows: int) -> None:
+        """Pieces of so many rows have run."""
+        self._steps_owed = STEPS_A_PIECE if rows > self._short else 1 if rows else 0
+
+    def stepped(self) -> None:
+        """A decode step has run."""
+        self._steps_owed = max(0, self._steps_owed - 1)
