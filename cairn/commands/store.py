@@ -22,11 +22,14 @@ from cairn.connection import add_json_flag
 from cairn.stores import add_store_flag, choose_chunks, choose_model, hidden, opened, with_sound_index
 from cairn.terminal import Terminal, human_bytes, short_id, table
 from chunk_store.archive import export, import_
+from chunk_store.archive_file import read_sign_key
 from chunk_store.key import ChunkId
 from chunk_store.selection import each_record
 from chunk_store.shared_store import SharedStore
 from chunk_store.store import DeleteReport, EntryInfo, RecordQuery
+from chunk_store.tenant import Tenant, tenant_of
 from chunk_store.verify import Progress, RepairReport, VerifyReport, repair, verify
+from serving.access import Access
 
 NAME = "store"
 HELP = "look after a chunk store: stats, verify, gc, export, import, rm"
@@ -43,14 +46,21 @@ def configure(parser: argparse.ArgumentParser) -> None:
     actions.add_parser("gc", help="remove what dead writers left, what has expired, what exceeds the capacity")
     exporting = actions.add_parser(
         "export",
-        usage="cairn store export [-h] FILE [CHUNK ...] [--tag TAG] [--all] [--store URL] [--json]",
+        usage="cairn store export [-h] FILE [CHUNK ...] [--tag TAG] [--all] [--sign-key FILE] [--store URL] [--json]",
         help="write chunks, their KV and their contexts to one archive",
     )
     exporting.add_argument("file", type=Path, metavar="FILE", help="the archive to write; an existing one is replaced")
     _add_chunk_flags(exporting)
     exporting.add_argument("--all", action="store_true", help="every chunk of the store")
+    exporting.add_argument("--sign-key", type=Path, metavar="FILE", help="sign with the secret in FILE (as FILE.sig)")
     importing = actions.add_parser("import", help="add what an archive holds and the store does not")
     importing.add_argument("file", type=Path, metavar="FILE", help="an archive that `cairn store export` wrote")
+    importing.add_argument(
+        "--verify-key", type=Path, metavar="FILE", help="refuse an archive that is not signed with the secret in FILE"
+    )
+    importing.add_argument(
+        "--token-file", type=Path, metavar="FILE", help="the services' token file: import KV under the salts in it, too"
+    )
     removing = actions.add_parser(
         "rm",
         usage="cairn store rm [-h] [CHUNK ...] [--tag TAG] [--model IDENTITY] [--store URL] [--json]",
@@ -211,7 +221,7 @@ def _export(args: argparse.Namespace, terminal: Terminal, store: SharedStore) ->
     with terminal.waiting(f"Exporting to {args.file} ..."):
         chosen = _everything(store) if args.all else choose_chunks(store, args.chunk, args.tag)
         try:
-            report = export(store, args.file, chosen)
+            report = export(store, args.file, chosen, sign_key=_secret("--sign-key", args.sign_key))
         except OSError as error:
             raise UsageError(f"cannot write {args.file}: {error.strerror or error}") from error
     terminal.result(
@@ -231,17 +241,44 @@ def _everything(store: SharedStore) -> list[ChunkId]:
 def _import(args: argparse.Namespace, terminal: Terminal, store: SharedStore) -> int:
     with terminal.waiting(f"Importing {args.file} ..."):
         try:
-            report = import_(store, args.file)
+            report = import_(
+                store, args.file, verify_key=_secret("--verify-key", args.verify_key), salts=_salts(args.token_file)
+            )
         except OSError as error:
             raise UsageError(f"cannot read {args.file}: {error.strerror or error}") from error
     terminal.result(
-        {"file": str(args.file), **asdict(report)},
+        {"file": str(args.file), "signature": "verified" if args.verify_key else "not asked for", **asdict(report)},
         f"imported {report.records} chunks and {report.entries} KV entries, {human_bytes(report.nbytes)}; "
         f"{report.known} were there already, {len(report.refused)} refused",
     )
     for words in report.refused[:FINDINGS_SHOWN]:
         terminal.note(f"refused {words}", "bold red")
     return 1 if report.refused else 0
+
+
+def _secret(flag: str, path: Path | None) -> bytes | None:
+    """The signing key in ``path``. Raises ``UsageError``."""
+    if path is None:
+        return None
+    try:
+        return read_sign_key(path)
+    except OSError as error:
+        raise UsageError(f"{flag}: cannot read {path}: {error.strerror or error}") from error
+    except ValueError as error:
+        raise UsageError(f"{flag}: {error}") from error
+
+
+def _salts(path: Path | None) -> dict[Tenant, str]:
+    """The salts of a token file by the tenants they make. Raises ``UsageError``."""
+    if path is None:
+        return {}
+    try:
+        salts = Access.from_file(path).salts or {}
+    except OSError as error:
+        raise UsageError(f"--token-file: cannot read {path}: {error.strerror or error}") from error
+    except ValueError as error:
+        raise UsageError(f"--token-file: {error}") from error
+    return {tenant_of(salt): salt for salt in salts.values()}
 
 
 def _remove(args: argparse.Namespace, terminal: Terminal, store: SharedStore) -> int:

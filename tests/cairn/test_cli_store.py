@@ -302,6 +302,22 @@ def test_an_index_of_newer_software_is_refused(cairn: Run, tmp_path: Path) -> No
         assert "version 99, written by newer software" in error["message"]
 
 
+def test_an_archive_is_signed_and_verified(cairn: Run, tmp_path: Path) -> None:
+    url, archive, key = f"file://{tmp_path}/store", tmp_path / "all.cairn", tmp_path / "key"
+    other = f"file://{tmp_path}/elsewhere"
+    fill(url)
+    key.write_text("5" * 64 + "\n")
+    assert cairn("store", "export", str(archive), "--all", "--sign-key", str(key), "--store", url)[0] == 0
+    code, out, _ = cairn("store", "import", str(archive), "--verify-key", str(key), "--store", other, "--json")
+    assert (code, json.loads(out)["signature"], json.loads(out)["entries"]) == (0, "verified", 4)
+    archive.write_bytes(archive.read_bytes()[:-1] + b"1")
+    code, out, err = cairn("store", "import", str(archive), "--verify-key", str(key), "--store", other)
+    assert (code, out) == (1, "") and "the signature does not fit" in err and "Traceback" not in err
+    for flag, words in (("--verify-key", "cannot read"), ("--token-file", "cannot read")):
+        code, _, err = cairn("store", "import", str(archive), flag, str(tmp_path / "nowhere"), "--store", other)
+        assert code == 2 and words in err and flag in err
+
+
 def test_a_cut_archive_fails_and_says_so(cairn: Run, tmp_path: Path) -> None:
     archive, url, other = tmp_path / "all.tar", f"file://{tmp_path}/store", f"file://{tmp_path}/elsewhere"
     fill(url)
