@@ -9,11 +9,13 @@ from __future__ import annotations
 import asyncio
 import ctypes
 import json
+import random
 import signal
 import socket
 import sys
 from asyncio.subprocess import PIPE, Process
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,6 +27,7 @@ from cairn.transport import Peer
 
 POLL_S = 0.1
 READ_BYTES = 65536
+PORTS = range(20_000, 32_000)
 _PR_SET_PDEATHSIG = 1
 
 LogLine = Callable[[str, str], None]  # service, line
@@ -163,7 +166,14 @@ class Processes:
 
 
 def free_port(host: str) -> int:
-    """A TCP port that nothing listens on now."""
+    """A TCP port that nothing listens on now.
+
+    It lies below the ports that systems give to outgoing connections, so that none of those takes it before a service
+    does, or while one restarts.
+    """
+    for port in random.SystemRandom().sample(PORTS, 100):
+        with suppress(OSError), socket.create_server((host, port)):
+            return port
     with socket.create_server((host, 0)) as listener:
         return int(listener.getsockname()[1])
 

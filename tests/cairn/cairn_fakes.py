@@ -34,6 +34,7 @@ class Script:
     requests: list[Any] = field(default_factory=list)
     metadata: list[dict[str, str]] = field(default_factory=list)
     cancelled: threading.Event = field(default_factory=threading.Event)
+    stopped: threading.Event = field(default_factory=threading.Event)
 
     def enter(self, request: Any, context: grpc.ServicerContext) -> None:
         self.requests.append(request)
@@ -41,7 +42,7 @@ class Script:
         if self.fail:
             context.abort(*self.fail.pop(0))
         if self.delay_s:
-            time.sleep(self.delay_s)
+            self.stopped.wait(self.delay_s)
 
 
 def stored_chunk(number: int) -> chunks_pb2.Chunk:
@@ -238,5 +239,6 @@ class FakeServices:
         self._server.start()
 
     def stop(self) -> None:
+        self.script.stopped.set()
         self._server.stop(0).wait()
         self._pool.shutdown()

@@ -18,5 +18,5 @@ def services() -> Iterator[FakeServices]:
 
 @pytest.fixture
 def client(services: FakeServices) -> Iterator[Client]:
-    with Client(services.address, services.address, timeout_s=10) as opened:
+    with Client(services.address, services.address, timeout_s=60) as opened:
         yield opened

@@ -90,7 +90,7 @@ def up(tmp_path):
     for process in started:
         if process.poll() is None:
             process.terminate()
-            process.communicate(timeout=20)
+            process.communicate(timeout=60)
 
 
 def _event(process: subprocess.Popen[str]) -> dict[str, object]:
@@ -119,7 +119,7 @@ def test_ready_then_drained(up, number):
     checked = subprocess.run([sys.executable, "-m", "cairn.cli", "health", prefill, decode], capture_output=True)
     assert checked.returncode == 0
     process.send_signal(number)
-    out, err = process.communicate(timeout=20)
+    out, err = process.communicate(timeout=60)
     assert process.returncode == 0
     assert json.loads(out) == {"event": "stopped", "reason": "asked", "clean": True}
     assert "prefill | prefill drained" in err and " decode | decode drained" in err
@@ -139,7 +139,7 @@ def test_ready_then_drained(up, number):
 )
 def test_one_death_stops_the_other(up, behaviour, words):
     process = up(**behaviour)
-    out, err = process.communicate(timeout=20)
+    out, err = process.communicate(timeout=60)
     assert process.returncode == 1
     assert json.loads(out.splitlines()[-1])["reason"] == words
     assert not any(_alive(pid) for pid in _pids(err))
@@ -147,7 +147,7 @@ def test_one_death_stops_the_other(up, behaviour, words):
 
 def test_a_service_that_never_becomes_ready(up):
     process = up("--start-timeout", "1", "--drain-s", "1", FAKE_DECODE="hangs")
-    out, _ = process.communicate(timeout=20)
+    out, _ = process.communicate(timeout=60)
     assert process.returncode == 1
     assert json.loads(out)["reason"] == "prefill and decode were not ready within 1 s"
 
@@ -155,11 +155,11 @@ def test_a_service_that_never_becomes_ready(up):
 def test_a_service_that_cannot_be_asked_over_tls_says_why(up, tmp_path):
     for name in ("cert.pem", "key.pem"):  # the stand-ins serve in the clear
         (tmp_path / name).write_text("")
-    process = up("--tls-cert", "cert.pem", "--tls-key", "key.pem", "--start-timeout", "2", "--drain-s", "1")
-    out, _ = process.communicate(timeout=20)
+    process = up("--tls-cert", "cert.pem", "--tls-key", "key.pem", "--start-timeout", "8", "--drain-s", "1")
+    out, _ = process.communicate(timeout=60)
     assert process.returncode == 1
     reason = json.loads(out)["reason"]
-    assert reason.startswith("prefill and decode were not ready within 2 s; prefill: ") and "; decode: " in reason
+    assert reason.startswith("prefill and decode were not ready within 8 s; prefill: ") and "; decode: " in reason
 
 
 @pytest.mark.parametrize(
@@ -173,7 +173,7 @@ def test_a_service_that_cannot_be_asked_over_tls_says_why(up, tmp_path):
 )
 def test_files_that_cannot_be_used_stop_everything(up, flags, words):
     process = up(*flags)
-    out, err = process.communicate(timeout=20)
+    out, err = process.communicate(timeout=60)
     assert (process.returncode, out) == (2, "")
     assert words in err and "pid=" not in err
 
@@ -182,21 +182,20 @@ def test_a_service_that_does_not_drain_is_killed(up):
     process = up("--drain-s", "0.5", FAKE_PREFILL="stubborn")
     assert _event(process)["event"] == "ready"
     process.terminate()
-    out, err = process.communicate(timeout=20)
+    out, err = process.communicate(timeout=60)
     assert process.returncode == 1
     assert json.loads(out) == {"event": "stopped", "reason": "asked", "clean": False}
     assert not any(_alive(pid) for pid in _pids(err))
 
 
 def test_a_second_signal_kills_at_once(up):
-    process = up("--drain-s", "30", FAKE_PREFILL="stubborn")
+    process = up("--drain-s", "300", FAKE_PREFILL="stubborn")
     _event(process)
-    begin = time.monotonic()
     process.send_signal(signal.SIGINT)
-    time.sleep(0.5)
+    assert process.stderr is not None
+    assert any("decode drained" in line for line in process.stderr)  # the first one has been heard
     process.send_signal(signal.SIGINT)
-    process.communicate(timeout=20)
-    assert time.monotonic() - begin < 10
+    process.communicate(timeout=100)
 
 
 def test_interrupted_while_starting(up):
@@ -205,7 +204,7 @@ def test_interrupted_while_starting(up):
     process.stderr.readline()
     time.sleep(0.3)
     process.send_signal(signal.SIGINT)
-    out, _ = process.communicate(timeout=20)
+    out, _ = process.communicate(timeout=60)
     assert process.returncode == 0
     assert json.loads(out)["reason"] == "asked"
 
@@ -215,8 +214,8 @@ def test_the_services_end_when_up_is_killed(up):
     process = up()
     _event(process)
     process.kill()
-    _, err = process.communicate(timeout=20)
-    ends_at = time.monotonic() + 10
+    _, err = process.communicate(timeout=60)
+    ends_at = time.monotonic() + 60
     while any(_alive(pid) for pid in _pids(err)) and time.monotonic() < ends_at:
         time.sleep(0.05)
     assert len(_pids(err)) == 2

@@ -95,7 +95,7 @@ def test_an_abandoned_stream_is_cancelled(client, services, how):
             next(stream)
     del stream
     gc.collect()
-    assert services.script.cancelled.wait(5)
+    assert services.script.cancelled.wait(60)
 
 
 def test_breaking_out_of_the_loop_cancels(client, services):
@@ -104,7 +104,7 @@ def test_breaking_out_of_the_loop_cancels(client, services):
         assert delta.text
         break
     gc.collect()
-    assert services.script.cancelled.wait(5)
+    assert services.script.cancelled.wait(60)
 
 
 def test_a_finished_stream_was_not_cancelled(client, services):
@@ -119,7 +119,7 @@ def test_close_from_another_thread_ends_the_loop(client, services):
     next(stream)
     threading.Timer(0.1, stream.close).start()
     assert sum(1 for _ in stream) >= 0
-    assert services.script.cancelled.wait(5)
+    assert services.script.cancelled.wait(60)
 
 
 @pytest.mark.parametrize(
@@ -208,21 +208,19 @@ def test_nobody_there_is_unavailable_soon():
     begin = time.monotonic()
     with Client(f"127.0.0.1:{port}", f"127.0.0.1:{port}") as client, pytest.raises(cairn.Unavailable):
         client.generate(["q"]).finish()
-    assert time.monotonic() - begin < 5
+    assert time.monotonic() - begin < 60  # the deadline is 300 s
 
 
 @pytest.mark.parametrize("call", ["stats", "generate", "prefill_many"])
 def test_every_call_has_a_deadline(client, services, call):
-    services.script.delay_s = 1.0
+    services.script.delay_s = 60.0
     calls = {
         "stats": lambda: client.stats(timeout_s=0.2),
         "generate": lambda: client.generate(["q"], timeout_s=0.2).finish(),
         "prefill_many": lambda: list(client.prefill_many(["a"], timeout_s=0.2)),
     }
-    begin = time.monotonic()
-    with pytest.raises(cairn.DeadlineExceeded):
+    with pytest.raises(cairn.DeadlineExceeded):  # and not the answer that comes later
         calls[call]()
-    assert time.monotonic() - begin < 0.9
 
 
 def test_the_clients_own_deadline_holds_for_an_endless_stream(services):
@@ -268,7 +266,7 @@ def test_explain_stats_and_loads(client, services):
 
 
 def test_token_and_salt_go_with_every_request(services):
-    with Client(services.address, services.address, token="secret", salt="tenant", timeout_s=5) as client:
+    with Client(services.address, services.address, token="secret", salt="tenant", timeout_s=60) as client:
         client.prefill("a")
         client.generate(["q"]).finish()
         client.explain(["q"], salt="other")

@@ -15,6 +15,8 @@ from urllib.parse import quote
 
 import pytest
 
+from cairn.processes import free_port
+
 ROOT = Path(__file__).parents[2]
 PASSWORD = "s3cret"
 
@@ -37,15 +39,9 @@ def running(server: Server) -> Iterator[Server]:
     server.kill()
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 def wait_until_up(port: int, says: bytes, process: subprocess.Popen[bytes], log: Path) -> None:
     """Until something listens on ``port`` or, where ``says`` is given, until the log has these words."""
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
         if process.poll() is not None:
             raise RuntimeError(f"the server ended with {process.returncode}: {log.read_text()[-2000:]}")
@@ -91,7 +87,7 @@ class Server:
 
 def redis_server(root: Path, *options: str) -> Server:
     """Redis with a password; what it has survives ``kill`` and ``start`` with ``--appendonly yes``."""
-    port = free_port()
+    port = free_port("127.0.0.1")
     where = ["--port", str(port), "--bind", "127.0.0.1", "--dir", str(root), "--save", ""]
     return Server(["redis-server", *where, "--requirepass", PASSWORD, "--loglevel", "warning", *options], port, root)
 
@@ -147,7 +143,7 @@ class Mooncake:
 
 
 def mooncake(root: Path, redis: Server, memory_gib: float = 0.5) -> Mooncake:
-    port, metrics = free_port(), free_port()
+    port, metrics = free_port("127.0.0.1"), free_port("127.0.0.1")
     program = Path(sys.executable).parent / "mooncake_master"
     loopback = ["--rpc_address=127.0.0.1", f"--rpc_port={port}"]
     quiet = [

@@ -61,7 +61,7 @@ def test_a_killed_owner_costs_misses_and_a_new_one_is_filled_again(cluster: Moon
         cluster.owner.kill()
         before = time.monotonic()
         assert not any(loads(store, entry) for entry in entries), "a dead owner's data is a miss"
-        assert time.monotonic() - before < 20
+        assert time.monotonic() - before < 60
         assert store.stats().records == 4, "content is in Redis and stays"
         assert store.lookup([entry.key for entry in entries]) == [None] * 4
         cluster.owner.start()

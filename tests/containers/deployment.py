@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlsplit
 
+from cairn.processes import free_port
+
 ROOT = Path(__file__).resolve().parent.parent.parent
 PORTS = ("CAIRN_PREFILL_PORT", "CAIRN_DECODE_PORT", "CAIRN_DECODE2_PORT", "CAIRN_PROMETHEUS_PORT")
 START_S = 300.0
@@ -66,7 +68,7 @@ class Deployment:
     ) -> None:
         self.engine = engine
         self.project = f"cairn-test-{os.getpid()}-{time.monotonic_ns() % 10**6}"
-        self.ports = {name: free_port() for name in PORTS}
+        self.ports = {name: free_port("127.0.0.1") for name in PORTS}
         ports = {name: str(port) for name, port in self.ports.items()}
         self.environment = {**os.environ, **ports, **(environment or {})}
         self.files = [word for file in files for word in ("-f", str(file))]
@@ -144,9 +146,3 @@ def compose_command() -> list[str]:
     if shutil.which("docker") and not subprocess.run(["docker", "compose", "version"], capture_output=True).returncode:
         return ["docker", "compose"]
     return []
-
-
-def free_port() -> int:
-    with closing(socket.socket()) as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

@@ -172,7 +172,7 @@ def raw_status(
     raise AssertionError(f"was answered: {found}")
 
 
-def wait_until(holds: Callable[[], bool], timeout_s: float = 10.0) -> None:
+def wait_until(holds: Callable[[], bool], timeout_s: float = 60.0) -> None:
     """Waits for a condition; fails the test if it does not come."""
     ends_at = time.monotonic() + timeout_s
     while not holds():

@@ -13,8 +13,10 @@ from transformers import AutoTokenizer
 
 import cairn
 from cairn import Client
+from cairn.requests import generate_request
 from decode_service.worker import Overloaded
 from protos import chunks_pb2, decode_pb2
+from serving.details import retry_after_s
 from tests import oracle
 from tests.decode_service.models import CONTEXT_LENGTH, loaded, model_dir, oracle_model, tokens
 from tests.decode_service.pair import Pair, pair, wait_until
@@ -147,10 +149,12 @@ def test_queue_and_pool_are_bounded(folder: Path, tmp_path: Path) -> None:
             wait_until(lambda: services.client.loads().waiting == 2)
             with pytest.MonkeyPatch.context() as patched:
                 patched.delattr(services.decode, "resolver")  # refused before anything is done for it
-                with pytest.raises(cairn.Overloaded, match="2 requests are waiting") as caught:
-                    services.generate([[5]], timeout_s=0.4)
-            assert caught.value.retry_after_s >= 0.5
-        assert all(future.result(20).token_ids for future in futures)
+                with pytest.raises(grpc.RpcError) as caught:  # the client would come again
+                    next(services.client._stubs["decode"].Generate(generate_request([[5]]), timeout=60))
+            assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+            assert "2 requests are waiting" in caught.value.details()
+            assert (retry_after_s(caught.value.trailing_metadata()) or 0.0) >= 0.5
+        assert all(future.result(60).token_ids for future in futures)
         services.check_idle()
 
 
@@ -172,7 +176,7 @@ def test_the_client_comes_again_when_it_was_told_to(folder: Path, tmp_path: Path
             with services.held_decode():
                 futures = [threads.submit(services.generate, [[5 + n]]) for n in range(2)]
                 assert refused.wait(20)
-            assert all(future.result(20).token_ids for future in futures)
+            assert all(future.result(60).token_ids for future in futures)
         services.check_idle()
 
 

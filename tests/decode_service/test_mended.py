@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -46,7 +45,7 @@ def test_abort_while_waiting_ends_with_a_report(small: Pair) -> None:
         running = ask(small, [tokens(2, 20), [5]], request_id="waits")
         wait_until(lambda: small.client.loads().waiting == 1)
         assert small.client.abort("waits")
-    result = running.result(10)
+    result = running.result(60)
     assert (result.finish_reason, result.token_ids) == ("abort", ())
     assert result.usage == cairn.Usage(0, 0, 0, 0)
 
@@ -56,7 +55,7 @@ def test_abort_while_filling_claims_no_reuse(small: Pair) -> None:
         running = ask(small, [tokens(3, 20), [5]], request_id="fills")
         wait_until(lambda: small.client.loads().running == 1)
         assert small.client.abort("fills")
-        result = running.result(10)
+        result = running.result(60)
     assert result.usage == cairn.Usage(0, 0, 0, 0)
     assert all(segment.cached_tokens == 0 for segment in result.reuse.segments)
 
@@ -68,16 +67,16 @@ def test_abort_before_the_request_is_queued(small: Pair) -> None:
 
     def slow(*args, **kwargs):
         reached.set()
-        release.wait(10)
+        release.wait(60)
         return resolve(*args, **kwargs)
 
     resolver.resolve = slow
     try:
         running = ask(small, [tokens(4, 20), [5]], max_tokens=100, request_id="early")
-        assert reached.wait(10)
+        assert reached.wait(60)
         assert small.client.abort("early")
         release.set()
-        assert running.result(10).finish_reason == "abort"
+        assert running.result(60).finish_reason == "abort"
     finally:
         resolver.resolve = resolve
 
@@ -92,19 +91,20 @@ def test_one_who_waits_for_a_fill_does_not_fail_for_what_it_did_not_ask(small: P
         wait_until(lambda: small.client.loads().waiting == 2)
         small.client.delete(doomed)
     with pytest.raises(cairn.NotFound):
-        filler.result(10)
-    assert waiter.result(10).usage.prompt_tokens == 21
+        filler.result(60)
+    assert waiter.result(60).usage.prompt_tokens == 21
 
 
-def test_what_is_held_back_by_compaction_is_tried_again_at_once(small: Pair) -> None:
+def test_what_is_held_back_by_compaction_is_tried_again_at_once(small: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
     """[X, A, B] with X in the middle of the region needs one compaction; that is no reason to wait for a timer."""
+    monkeypatch.setattr("decode_service.worker.IDLE_WAIT_S", 60.0)
     small.generate([tokens(7, 3 * PAGE), [5]], reuse="independent")
     small.generate([tokens(8, 2 * PAGE), [5]], reuse="independent")
     residents = small.decode.worker.residents
     first = next(iter(residents._chunks))
     small.in_device_thread(lambda: residents.evict(first))
     result = small.generate([tokens(8, 2 * PAGE), tokens(9, 4 * PAGE), tokens(10, 4 * PAGE), [5]], reuse="independent")
-    assert result.timings.queue_s < 0.25
+    assert result.timings.queue_s < 30.0
     assert result.reuse.segments[0].source == "device"
 
 
@@ -141,8 +141,8 @@ def test_a_sampler_that_fails_ends_its_own_request_only(small: Pair) -> None:
 
         worker.call(sabotage)
     with pytest.raises(cairn.ServerError, match="ValueError"):
-        bad.result(10)
-    assert len(good.result(10).token_ids) == 20
+        bad.result(60)
+    assert len(good.result(60).token_ids) == 20
 
 
 def test_the_device_thread_dies(folder: Path, tmp_path: Path) -> None:
@@ -156,13 +156,11 @@ def test_the_device_thread_dies(folder: Path, tmp_path: Path) -> None:
 
         services.decode.worker.call(break_it)
         with pytest.raises(cairn.ServerError, match="RuntimeError"):
-            running.result(10)
-        begun = time.monotonic()
+            running.result(60)
+        with pytest.raises(cairn.CairnError, match="restart"):  # and not the deadline
+            services.generate([tokens(14, 20), [5]], timeout_s=60)
         with pytest.raises(cairn.CairnError, match="restart"):
-            services.generate([tokens(14, 20), [5]], timeout_s=20)
-        with pytest.raises(cairn.CairnError, match="restart"):
-            services.client.explain([tokens(14, 20), [5]], timeout_s=20)
-        assert time.monotonic() - begun < 15
+            services.client.explain([tokens(14, 20), [5]], timeout_s=60)
 
 
 def test_inline_content_leaves_a_pin_and_a_ttl_alone(small: Pair) -> None:
@@ -208,7 +206,7 @@ def test_compaction_leaves_a_chunk_that_is_being_filled_where_it_is(small: Pair)
         second = ask(small, [wide, [5]], reuse="independent", logprobs=True)
         wait_until(lambda: small.client.loads().waiting == 1)
         small.in_device_thread(lambda: None)
-    for parts, result in (([filled, [5]], first.result(10)), ([wide, [5]], second.result(10))):
+    for parts, result in (([filled, [5]], first.result(60)), ([wide, [5]], second.result(60))):
         bypass = small.generate(parts, reuse="independent", cache="bypass", logprobs=True)
         assert result.token_ids == bypass.token_ids
         assert result.logprobs == pytest.approx(bypass.logprobs, abs=1e-5)
@@ -228,7 +226,7 @@ def test_a_chunk_that_moves_while_it_is_read(small: Pair) -> None:
         wait_until(lambda: small.client.loads().waiting == 1)
         assert (small.client.loads().running, residents.moves) == (1, 0)
     moved = stream.finish()
-    assert wide.result(10).token_ids and residents.moves == 1
+    assert wide.result(60).token_ids and residents.moves == 1
     bypass = small.generate(parts, 120, cache="bypass", **options)
     assert moved.token_ids == bypass.token_ids
     assert moved.logprobs == pytest.approx(bypass.logprobs, abs=1e-5)  # two rows meanwhile: other kernels

@@ -173,7 +173,7 @@ def test_a_lease_is_kept_while_another_chunk_is_computed(fresh: Pair, monkeypatc
     lose(fresh)
     monkeypatch.setattr("serving.heartbeat.heartbeat.__wrapped__.__defaults__", (0.05,))
     lease = source.store.lease
-    monkeypatch.setattr(source.store, "lease", lambda keys: lease(keys, ttl_s=0.3))
+    monkeypatch.setattr(source.store, "lease", lambda keys: lease(keys, ttl_s=2.0))
     with fresh.held_prefill():
         results: list[Result] = []
         thread = threading.Thread(
@@ -181,7 +181,7 @@ def test_a_lease_is_kept_while_another_chunk_is_computed(fresh: Pair, monkeypatc
         )
         thread.start()
         wait_until(lambda: fresh.client.loads().running == 1)
-        threading.Event().wait(0.8)
+        threading.Event().wait(2.5)
         source.store.ledger.evict(1 << 30)
-    thread.join(20)
+    thread.join(60)
     assert [segment.source for segment in results[0].reuse.segments] == ["store", "computed", "computed"]
