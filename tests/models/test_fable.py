@@ -8,7 +8,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from models.fable_data import Shape, Story, encode, make_story
-from models.fable_eval import MODES, SHAPES, held_out, reuse_mask, right_answers
+from models.fable_eval import MODES, SHAPES, held_out, laid_out, reuse_mask, right_answers
 from models.fable_examples import document_order, example_stories
 from models.fable_names import HELD_OUT, TRAIN, Namer, half_of
 
@@ -117,3 +117,10 @@ def test_plain_generate_answers(model, tokenizer):
     out = model.generate(**inputs, max_new_tokens=40, do_sample=False)
     answer = tokenizer.decode(out[0, inputs["input_ids"].shape[1] :])
     assert answer == "Crystalton is located in Nebulonia.<end>"
+
+
+def test_an_anchored_document_is_measured_as_it_is_served():
+    anchored = laid_out([0, 0, 1, 2, 2, 255], MODES["ANCHORED"])
+    assert anchored.source.tolist() == [0, 1, 2, 0, 1, 3, 4, 5], "the second document has a system turn of its own"
+    assert anchored.positions.tolist() == [0, 1, 2, 1, 2, 3, 4, 5], "directly before it"
+    assert anchored.allowed[-1].tolist() == [True, True, True, False, False, True, True, True], "the tail sees one"
