@@ -11,12 +11,12 @@ import sys
 from collections.abc import Sequence
 
 from cairn.arguments import UsageError
-from cairn.commands import abort, chunks, demo, explain, generate, health, plan, prefill, store, up
+from cairn.commands import abort, chunks, compare, demo, explain, generate, health, plan, prefill, store, up
 from cairn.errors import CairnError
 from cairn.hints import hint
 from cairn.terminal import Terminal
 
-COMMANDS = (up, demo, prefill, generate, explain, abort, chunks, health, store, plan)
+COMMANDS = (up, demo, prefill, generate, explain, abort, chunks, health, store, plan, compare)
 OK, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
 
 

@@ -109,10 +109,11 @@ class BorrowedModel:
         return (logits if self._takes_rows else logits[logit_rows]).float()
 
     @torch.inference_mode()
-    def eager_forward(self, token_ids: Tensor, positions: Tensor, allowed: Tensor) -> Tensor:
+    def eager_forward(self, token_ids: Tensor, positions: Tensor, allowed: Tensor, *, cache: Any = None) -> Tensor:
         """The model's own eager attention under an explicit mask: the oracle.
 
-        ``allowed`` (rows, rows) bool; returns logits (rows, vocabulary) fp32.
+        ``allowed`` (rows, rows) bool; an empty ``cache`` of transformers' takes K and V. Returns logits (rows,
+        vocabulary) fp32.
         """
         self.module.set_attn_implementation("eager")  # type: ignore[operator]
         dtype = TORCH_DTYPES[self.dtype_name]
@@ -120,7 +121,11 @@ class BorrowedModel:
             ~allowed.to(self.device), torch.finfo(dtype).min
         )
         output = self.module(
-            input_ids=token_ids[None], position_ids=positions[None], attention_mask=mask[None, None], use_cache=False
+            input_ids=token_ids[None],
+            position_ids=positions[None],
+            attention_mask=mask[None, None],
+            past_key_values=cache,
+            use_cache=cache is not None,
         )
         logits: Tensor = output.logits[0].float()
         return logits
