@@ -39,6 +39,10 @@ class Composition:
     def prompt_tokens(self) -> int:
         return sum(len(part.token_ids) for part in self.parts)
 
+    def token_ids(self) -> list[int]:
+        """The whole prompt."""
+        return [token for part in self.parts for token in part.token_ids]
+
     @property
     def full_hit(self) -> bool:
         """Whether the query itself is a chunk with KV of its own, so that only its last token is computed."""

@@ -17,9 +17,13 @@ from engine.sampling import SamplingParams
 from protos import chunks_pb2, decode_pb2
 from serving import wire
 from serving.errors import RequestError
+from serving.field_bounds import ContentBudget, check_count, check_id, check_label
 
 MAX_TOKENS_DEFAULT = 128
 SEED_BITS = 62
+SEGMENTS_MAX = 1024
+STOPS_MAX = 16
+STOP_TOKEN_IDS_MAX = 4096
 
 _SOURCES = {
     Source.DEVICE: decode_pb2.KV_SOURCE_DEVICE,
@@ -35,26 +39,39 @@ _UNPUBLISHED = {
 }
 
 
-def segments_in(segments: Items[decode_pb2.Segment]) -> list[SegmentRequest]:
-    """Segments as plain values. Raises ``RequestError`` for one without content."""
-    read: list[SegmentRequest] = []
-    for index, segment in enumerate(segments):
-        content = segment.WhichOneof("content")
-        if content is None:
-            raise RequestError(
-                StatusCode.INVALID_ARGUMENT, f"segments[{index}]: give one of chunk_id, text and token_ids"
-            )
-        last = index == len(segments) - 1
-        read.append(
-            SegmentRequest(
-                text=segment.text if content == "text" else None,
-                token_ids=tuple(segment.token_ids.ids) if content == "token_ids" else None,
-                chunk_id=segment.chunk_id if content == "chunk_id" else None,
-                type=wire.chunk_type(segment.type, unspecified=ChunkType.QUERY if last else ChunkType.CONTEXT),
-                role=segment.role,
-            )
-        )
-    return read
+def segments_in(segments: Items[decode_pb2.Segment], budget: ContentBudget) -> list[SegmentRequest]:
+    """Segments as plain values, within ``budget``. Raises ``RequestError`` naming the one that is not acceptable."""
+    check_count("segments", segments, SEGMENTS_MAX, "join some")
+    return [_segment_in(index, segment, budget, len(segments)) for index, segment in enumerate(segments)]
+
+
+def _segment_in(index: int, segment: decode_pb2.Segment, budget: ContentBudget, count: int) -> SegmentRequest:
+    content, field = segment.WhichOneof("content"), f"segments[{index}]"
+    if content is None:
+        raise RequestError(StatusCode.INVALID_ARGUMENT, f"{field}: give one of chunk_id, text and token_ids")
+    check_label(f"{field}.role", segment.role)
+    text = token_ids = name = None
+    if content == "text":
+        text = segment.text
+        budget.take_text(f"{field}.text", text)
+    elif content == "token_ids":
+        budget.take_tokens(f"{field}.token_ids", segment.token_ids.ids)
+        token_ids = tuple(segment.token_ids.ids)
+    else:
+        name = segment.chunk_id
+        check_id(f"{field}.chunk_id", name)
+    unspecified = ChunkType.QUERY if index == count - 1 else ChunkType.CONTEXT
+    return SegmentRequest(text, token_ids, name, wire.chunk_type(segment.type, unspecified=unspecified), segment.role)
+
+
+def check_sampling(sampling: decode_pb2.SamplingParams) -> None:
+    """Counts and lengths. Raises ``RequestError`` naming the field, without what stands in it."""
+    check_count("sampling.stop_token_ids", sampling.stop_token_ids, STOP_TOKEN_IDS_MAX)
+    check_count("sampling.stop", sampling.stop, STOPS_MAX)
+    for index, text in enumerate(sampling.stop):
+        check_label(f"sampling.stop[{index}]", text)
+        if not text:
+            raise RequestError(StatusCode.INVALID_ARGUMENT, f"sampling.stop[{index}]: is empty; leave it out")
 
 
 def max_tokens_in(sampling: decode_pb2.SamplingParams) -> int | None:

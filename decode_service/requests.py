@@ -21,7 +21,6 @@ from engine.served import ServedModel
 from engine.tokenizer import TextCodec
 from serving.errors import RequestError
 
-SEGMENTS_MAX = 1024
 RECORD_TOKENS_MAX = 1 << 20  # of records remembered for a time without the store, about 40 MB
 
 
@@ -77,10 +76,6 @@ class Resolver:
 
         Raises ``RequestError`` naming the segment and the remedy.
         """
-        if len(segments) > SEGMENTS_MAX:
-            raise RequestError(
-                StatusCode.INVALID_ARGUMENT, f"segments: {len(segments)} are more than {SEGMENTS_MAX}; join some"
-            )
         refusal = self.served.refusals[mode]
         if refusal:
             raise RequestError(

@@ -9,7 +9,7 @@ import time
 import uuid
 from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
-from typing import Any
+from typing import Any, TypeVar
 
 import grpc
 from grpc import StatusCode
@@ -25,20 +25,21 @@ from decode_service.requests import Resolver
 from decode_service.sequence import Event, Failed, Finished, FinishReason, Sequence, StageClock, Tokens
 from decode_service.worker import DecodeWorker, Overloaded, WorkerEnded
 from engine.reuse import ReuseMode
-from engine.sampling import Sampler
+from engine.sampling import Sampler, SamplingParams
 from engine.tokenizer import TextCodec
 from protos import decode_pb2, decode_pb2_grpc
 from serving import wire
 from serving.access import Access
 from serving.arrival import adopt_request_id, arrived_ns
 from serving.errors import RequestError
+from serving.field_bounds import ContentBudget, check_label, check_request_id
 from serving.logs import current_request_id
+from serving.text_lanes import TextLanes
 
 log = logging.getLogger(__name__)
 
-REQUEST_ID_CHARACTERS_MAX = 256
-SALT_CHARACTERS_MAX = 256
 Context = grpc.aio.ServicerContext[Any, Any]
+T = TypeVar("T")
 
 
 class DecodeService(decode_pb2_grpc.DecodeServiceServicer):  # type: ignore[misc]  # generated without annotations
@@ -61,6 +62,7 @@ class DecodeService(decode_pb2_grpc.DecodeServiceServicer):  # type: ignore[misc
         self.model_name = model_name
         self.request_timeout_s = request_timeout_s
         self._registry = registry
+        self._lanes = TextLanes()
         self._close = close
         self._active: dict[str, str] = {}  # request id -> the salt of the token that it came with
         self._aborted: set[str] = set()  # of the active ones; some of them are not with the worker yet
@@ -109,10 +111,7 @@ class DecodeService(decode_pb2_grpc.DecodeServiceServicer):  # type: ignore[misc
         return self.access.salt_for(context.invocation_metadata(), "")
 
     def _claim_id(self, wanted: str, owner: str) -> str:
-        if len(wanted) > REQUEST_ID_CHARACTERS_MAX:
-            raise RequestError(
-                StatusCode.INVALID_ARGUMENT, f"request_id: longer than {REQUEST_ID_CHARACTERS_MAX} characters"
-            )
+        check_request_id(wanted)
         request_id = wanted or current_request_id()
         if not wanted and request_id in self._active:  # tried again while the first attempt still ends
             request_id = uuid.uuid4().hex
@@ -149,19 +148,10 @@ class DecodeService(decode_pb2_grpc.DecodeServiceServicer):  # type: ignore[misc
     ) -> tuple[Sequence, asyncio.Queue[list[Event]]]:
         """The request as a sequence, and where its events come."""
         bypass = request.cache_use == decode_pb2.CACHE_USE_BYPASS
-        composition = await self._resolve(request, salt)
+        composition, params, sampler = await self._resolve(
+            request, salt, lambda composition: self._sampling(request, composition)
+        )
         clock.tokenize_ns = time.monotonic_ns() - clock.arrived
-        served = self.resolver.served
-        try:
-            max_tokens = answer_tokens(
-                served, composition, messages.max_tokens_in(request.sampling), messages.MAX_TOKENS_DEFAULT
-            )
-        except ValueError as error:
-            raise RequestError(StatusCode.INVALID_ARGUMENT, str(error)) from error
-        params = messages.sampling_in(request.sampling, max_tokens, served.vocabulary, served.eos_token_ids)
-        prompt = [token for part in composition.parts for token in part.token_ids]
-        stops = frozenset(token for token in params.stops_at(served.eos_token_ids) if token < served.vocabulary)
-        sampler = Sampler(params, prompt, stops)
         loop, events = asyncio.get_running_loop(), asyncio.Queue[list[Event]]()
 
         def deliver(batch: list[Event]) -> None:
@@ -175,19 +165,37 @@ class DecodeService(decode_pb2_grpc.DecodeServiceServicer):  # type: ignore[misc
             raise RequestError(StatusCode.FAILED_PRECONDITION, str(error)) from error
         log.info(
             "accepted: %d prompt tokens, %d chunks, at most %d tokens of answer, %s",
-            *(len(prompt), len(composition.chunks), max_tokens, composition.mode.value),
+            *(composition.prompt_tokens, len(composition.chunks), params.max_tokens, composition.mode.value),
         )
         return sequence, events
 
     def _salt_of(self, request: decode_pb2.GenerateRequest, context: Context) -> str:
-        if len(request.salt) > SALT_CHARACTERS_MAX:
-            raise RequestError(StatusCode.INVALID_ARGUMENT, f"salt: longer than {SALT_CHARACTERS_MAX} characters")
+        check_label("salt", request.salt)
         return self.access.salt_for(context.invocation_metadata(), request.salt)
 
-    async def _resolve(self, request: decode_pb2.GenerateRequest, salt: str) -> Composition:
-        segments = messages.segments_in(request.segments)
+    async def _resolve(self, request: decode_pb2.GenerateRequest, salt: str, then: Callable[[Composition], T]) -> T:
+        """What ``then`` makes of the request's composition, both in a thread: a prompt can be long."""
+        messages.check_sampling(request.sampling)
+        budget = ContentBudget(self.resolver.served.context_length_max)
+        segments = messages.segments_in(request.segments, budget)
         mode: ReuseMode = wire.reuse_mode(request.reuse_mode)
-        return await asyncio.to_thread(self.resolver.resolve, segments, mode, salt)
+        async with self._lanes.lane(budget.characters):
+            return await asyncio.to_thread(lambda: then(self.resolver.resolve(segments, mode, salt)))
+
+    def _sampling(
+        self, request: decode_pb2.GenerateRequest, composition: Composition
+    ) -> tuple[Composition, SamplingParams, Sampler]:
+        """The composition with how its answer is drawn. Raises ``RequestError``."""
+        served = self.resolver.served
+        try:
+            max_tokens = answer_tokens(
+                served, composition, messages.max_tokens_in(request.sampling), messages.MAX_TOKENS_DEFAULT
+            )
+        except ValueError as error:
+            raise RequestError(StatusCode.INVALID_ARGUMENT, str(error)) from error
+        params = messages.sampling_in(request.sampling, max_tokens, served.vocabulary, served.eos_token_ids)
+        stops = frozenset(token for token in params.stops_at(served.eos_token_ids) if token < served.vocabulary)
+        return composition, params, Sampler(params, composition.token_ids(), stops)
 
     async def _stream(
         self, sequence: Sequence, events: asyncio.Queue[list[Event]], answer: AnswerText
@@ -243,7 +251,7 @@ class DecodeService(decode_pb2_grpc.DecodeServiceServicer):  # type: ignore[misc
     async def Explain(self, request: decode_pb2.GenerateRequest, context: Context) -> decode_pb2.ExplainResponse:
         adopt_request_id(context, request.request_id)
         salt = self._salt_of(request, context)
-        composition = await self._resolve(request, salt)
+        composition = await self._resolve(request, salt, lambda composition: composition)
         bypass = request.cache_use == decode_pb2.CACHE_USE_BYPASS
         try:
             found: Explanation = await asyncio.to_thread(
@@ -267,6 +275,7 @@ class DecodeService(decode_pb2_grpc.DecodeServiceServicer):  # type: ignore[misc
         return self.resolver.store
 
     async def Abort(self, request: decode_pb2.AbortRequest, context: Context) -> decode_pb2.AbortResponse:
+        check_request_id(request.request_id)
         # Another tenant's request is as unknown as one that does not exist.
         found = self._active.get(request.request_id) == self._owner(context)
         if found:

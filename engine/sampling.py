@@ -57,7 +57,10 @@ class SamplingParams:
         )
         for name, holds, remedy in checks:
             if not holds:  # False for NaN too
-                raise ValueError(f"sampling.{name}: {getattr(self, name)!r} must be {remedy}")
+                found = (
+                    "" if name == "stop" else f"{getattr(self, name)!r} "
+                )  # stop strings are the caller's own affair
+                raise ValueError(f"sampling.{name}: {found}must be {remedy}")
 
     def stops_at(self, eos_token_ids: frozenset[int]) -> frozenset[int]:
         """The tokens that end an answer of a model with these end tokens; none may come before ``min_tokens``."""

@@ -29,6 +29,7 @@ TOKENIZER_FILES = (
 )
 
 ROLES_CHECKED_MAX = 64  # roles are the caller's words: what is remembered about them is bounded
+LONG_TOKENS = 1024
 _BYTE_TOKEN = re.compile(r"<0x[0-9A-Fa-f]{2}>")
 
 
@@ -105,14 +106,17 @@ class TextCodec:
             text = self._render([(role, text)], generation_prompt)
         elif generation_prompt:
             raise TextRefused("generation_prompt: needs a role, it belongs to the chat template")
-        return tuple(self._backend.encode(text, add_special_tokens=False).ids)
+        # A batch of one: it leaves the interpreter to others while it works, as a plain ``encode`` does not.
+        return tuple(self._backend.encode_batch_fast([text], add_special_tokens=False)[0].ids)
 
     def decode(self, ids: Sequence[int], keep_special: bool = False) -> str:
         """Text of token ids; ids the tokenizer does not know are left out. Raises ``TextRefused`` without one."""
         if self._backend is None:
             self._refuse_text()
-        text: str = self._backend.decode(list(ids), skip_special_tokens=not keep_special)
-        return text
+        skip = not keep_special
+        if len(ids) > LONG_TOKENS:  # leaves the interpreter to others while it works
+            return str(self._backend.decode_batch([list(ids)], skip_special_tokens=skip)[0])
+        return str(self._backend.decode(list(ids), skip_special_tokens=skip))
 
     def stream(self, keep_special: bool = False) -> TextStream:
         """A fresh ``TextStream``; without a tokenizer all its text is empty."""

@@ -13,9 +13,13 @@ from prefill_service.requests import ChunkRequest
 from protos import chunks_pb2, prefill_pb2
 from serving import wire
 from serving.errors import RequestError
+from serving.field_bounds import ContentBudget, check_count, check_id, check_label
 
 LIST_PAGE_DEFAULT = 100
 LIST_PAGE_MAX = 1000
+TAGS_MAX = 64
+CONTEXT_CHUNKS_MAX = 1024
+PAGE_TOKEN_CHARACTERS_MAX = 4096
 
 _ORDERS = {
     prefill_pb2.ListChunksRequest.ORDER_UNSPECIFIED: RecordOrder.CREATED,
@@ -25,11 +29,16 @@ _ORDERS = {
 }
 
 
-def chunk_request(message: prefill_pb2.PrefillChunkRequest, salt: str) -> ChunkRequest:
-    """The request as plain values, under the caller's ``salt``. Raises ``RequestError``."""
+def chunk_request(message: prefill_pb2.PrefillChunkRequest, salt: str, budget: ContentBudget) -> ChunkRequest:
+    """The request as plain values within ``budget``, under the caller's ``salt``. Raises ``RequestError``."""
     content = message.WhichOneof("content")
     if content is None:
         raise RequestError(StatusCode.INVALID_ARGUMENT, "content: missing; give text, token_ids or chunk_id")
+    _check_fields(message)
+    if content == "text":
+        budget.take_text("text", message.text)
+    elif content == "token_ids":
+        budget.take_tokens("token_ids", message.token_ids.ids)
     return ChunkRequest(
         text=message.text if content == "text" else None,
         token_ids=tuple(message.token_ids.ids) if content == "token_ids" else None,
@@ -44,6 +53,19 @@ def chunk_request(message: prefill_pb2.PrefillChunkRequest, salt: str) -> ChunkR
         role=message.role,
         salt=salt,
     )
+
+
+def _check_fields(message: prefill_pb2.PrefillChunkRequest) -> None:
+    """Counts and lengths of everything but the content."""
+    for field in ("name", "role", "salt"):
+        check_label(field, getattr(message, field))
+    check_id("chunk_id", message.chunk_id)
+    check_count("tags", message.tags, TAGS_MAX)
+    check_count("context_chunk_ids", message.context_chunk_ids, CONTEXT_CHUNKS_MAX, "join some")
+    for index, tag in enumerate(message.tags):
+        check_label(f"tags[{index}]", tag)
+    for index, name in enumerate(message.context_chunk_ids):
+        check_id(f"context_chunk_ids[{index}]", name)
 
 
 def prefill_response(made: Made, model_identity: str) -> prefill_pb2.PrefillChunkResponse:
@@ -67,6 +89,9 @@ def record_query(message: prefill_pb2.ListChunksRequest) -> RecordQuery:
         raise RequestError(StatusCode.INVALID_ARGUMENT, f"page_size: {message.page_size} is more than {LIST_PAGE_MAX}")
     if message.order not in _ORDERS:
         raise RequestError(StatusCode.INVALID_ARGUMENT, f"order: {message.order} is unknown to this server")
+    check_label("name", message.name)
+    check_label("tag", message.tag)
+    check_label("page_token", message.page_token, PAGE_TOKEN_CHARACTERS_MAX)
     unfiltered = message.type == chunks_pb2.CHUNK_TYPE_UNSPECIFIED
     return RecordQuery(
         type=None if unfiltered else wire.chunk_type(message.type),
@@ -117,4 +142,5 @@ def chunk_id_of(text: str) -> ChunkId:
     """The id that an administrative request names. Raises ``RequestError`` for an empty one."""
     if not text:
         raise RequestError(StatusCode.INVALID_ARGUMENT, "chunk_id: missing")
+    check_id("chunk_id", text)
     return ChunkId(text)

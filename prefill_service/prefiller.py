@@ -22,6 +22,7 @@ from prefill_service.metrics import PrefillMetrics
 from prefill_service.requests import ChunkRequest, Job, Registrar
 from serving.errors import RequestError
 from serving.stages import StageTimer
+from serving.text_lanes import TextLanes
 
 STORE_THREADS = 4
 BUSY_WAIT_S_MAX = 120.0
@@ -59,6 +60,7 @@ class Prefiller:
         self.queue = DeviceQueue(jobs_max)
         self.busy_wait_s_max = busy_wait_s_max
         self._store_threads = ThreadPoolExecutor(STORE_THREADS, thread_name_prefix="store")
+        self._lanes = TextLanes()
         self._works: set[asyncio.Task[None]] = set()  # each has a place in the queue
 
     async def in_store_thread(self, call: Callable[[], T]) -> T:
@@ -74,7 +76,8 @@ class Prefiller:
         """
         self.queue.take_place()
         try:
-            return await self.in_store_thread(lambda: self.registrar.register(request, timer))
+            async with self._lanes.lane(len(request.text or "")):
+                return await self.in_store_thread(lambda: self.registrar.register(request, timer))
         except BaseException:
             self.queue.leave_place()
             raise

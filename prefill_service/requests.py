@@ -23,10 +23,6 @@ from engine.tokenizer import TextCodec
 from serving.errors import RequestError
 from serving.stages import StageTimer
 
-LABEL_CHARACTERS_MAX = 256  # of a name, a tag, a role or a salt
-TAGS_MAX = 64
-CONTEXT_CHUNKS_MAX = 4096
-
 
 @dataclass(frozen=True)
 class ChunkRequest:
@@ -115,10 +111,6 @@ class Registrar:
 
     def _known(self, names: Sequence[str], field: str) -> list[ChunkRecord]:
         """Registered chunks that this model can read."""
-        if len(names) > CONTEXT_CHUNKS_MAX:
-            raise RequestError(
-                StatusCode.INVALID_ARGUMENT, f"{field}: {len(names)} chunks are more than {CONTEXT_CHUNKS_MAX}"
-            )
         records = self.store.get_records([ChunkId(name) for name in names]) if names else []
         for name, record in zip(names, records, strict=True):
             if record is None:
@@ -208,14 +200,7 @@ def unknown_chunk(field: str, name: str) -> RequestError:
 
 
 def _check_labels(request: ChunkRequest) -> None:
-    """Bounds on what is only stored or compared."""
-    labels = {"name": request.name, "role": request.role, "salt": request.salt}
-    labels |= {f"tags[{index}]": tag for index, tag in enumerate(request.tags)}
-    for field, text in labels.items():
-        if len(text) > LABEL_CHARACTERS_MAX:
-            _refuse(f"{field}: {len(text)} characters are more than {LABEL_CHARACTERS_MAX}")
-    if len(request.tags) > TAGS_MAX:
-        _refuse(f"tags: {len(request.tags)} are more than {TAGS_MAX}")
+    """Values that mean nothing; counts and lengths were checked in the message."""
     if "" in request.tags:
         _refuse("tags: an empty tag means nothing; leave it out")
     if not math.isfinite(request.ttl_s) or request.ttl_s < 0:

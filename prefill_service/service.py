@@ -20,6 +20,7 @@ from protos import chunks_pb2, prefill_pb2, prefill_pb2_grpc
 from serving.access import Access
 from serving.arrival import adopt_request_id
 from serving.errors import RequestError, internal_error, request_error
+from serving.field_bounds import ContentBudget, check_request_id
 from serving.logs import set_request_id
 from serving.server import LateHandlers
 from serving.stages import StageTimer
@@ -121,7 +122,10 @@ class PrefillService(prefill_pb2_grpc.PrefillServiceServicer):  # type: ignore[m
 
     async def _register(self, request: prefill_pb2.PrefillChunkRequest, context: Any, timer: StageTimer) -> Job:
         salt = self.access.salt_for(context.invocation_metadata(), request.salt)
-        return await self.prefiller.register(messages.chunk_request(request, salt), timer)
+        budget = ContentBudget(self.prefiller.computer.served.context_length_max, "chunk")
+        check_request_id(request.request_id)
+        asked = messages.chunk_request(request, salt, budget)
+        return await self.prefiller.register(asked, timer)
 
     async def _finish(self, job: Job, timer: StageTimer) -> prefill_pb2.PrefillChunkResponse:
         made = await self.prefiller.make(job, timer)

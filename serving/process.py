@@ -22,6 +22,7 @@ from chunk_store.store import StoreError
 from serving.loading import Loaded, load
 from serving.metrics_endpoint import MetricsEndpoint
 from serving.options import ServiceOptions
+from serving.parsing import message_nbytes_max
 from serving.server import LateHandlers, RpcServer
 
 log = logging.getLogger(__name__)
@@ -63,7 +64,7 @@ async def run_service(
         service.registry.register(server.metrics)
         metrics = MetricsEndpoint.start(service.registry, options.host, options.metrics_port)
         ends.callback(metrics.stop)
-        await server.open(service.add_to)
+        await server.open(service.add_to, message_nbytes_max(loaded.served.context_length_max))
         announce(name, port, metrics.port, loaded, round(time.perf_counter() - started, 3))
         await stopping.wait()
         log.info("draining: %d calls run, at most %g s", server.gate.running, options.drain_s)

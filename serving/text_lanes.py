@@ -1,0 +1,62 @@
+"""Long texts become tokens one at a time: they take seconds of a thread, and the threads are for everybody."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from grpc import StatusCode
+
+from serving.errors import RequestError
+
+LONG_CHARACTERS = 64 * 1024
+WAITING_MAX = 64
+WAIT_S = 60.0
+
+
+class TextLanes:
+    """One lane for requests with long texts, which wait for each other; short ones pass beside it."""
+
+    def __init__(self, *, waiting_max: int = WAITING_MAX, wait_s: float = WAIT_S) -> None:
+        self._free = asyncio.Semaphore(1)
+        self._waiting = 0
+        self._waiting_max = waiting_max
+        self._wait_s = wait_s
+
+    @asynccontextmanager
+    async def lane(self, characters: int) -> AsyncIterator[None]:
+        """Inside the block a request with texts of so many characters, all together, may be tokenized.
+
+        Raises ``RequestError`` (RESOURCE_EXHAUSTED) if too many wait, or it waited too long.
+        """
+        if characters <= LONG_CHARACTERS:
+            yield
+            return
+        await self._enter()
+        try:
+            yield
+        finally:
+            self._free.release()
+
+    async def _enter(self) -> None:
+        if not self._free.locked():
+            await self._free.acquire()  # does not wait
+            return
+        if self._waiting >= self._waiting_max:
+            raise self._refusal(f"{self._waiting} requests with long texts wait already")
+        self._waiting += 1
+        try:
+            await asyncio.wait_for(self._free.acquire(), self._wait_s)
+        except TimeoutError:
+            raise self._refusal(f"requests with long texts waited {self._wait_s:g} s for each other") from None
+        finally:
+            self._waiting -= 1
+
+    def _refusal(self, because: str) -> RequestError:
+        return RequestError(
+            StatusCode.RESOURCE_EXHAUSTED,
+            f"text: {because}, and those of more than {LONG_CHARACTERS} characters become tokens one at a time; try "
+            "later, or send token_ids",
+            retry_after_s=self._wait_s / 4,
+        )

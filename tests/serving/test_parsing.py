@@ -1,0 +1,148 @@
+"""Sizes and counts are checked before a message is made of bytes; long texts become tokens one at a time."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+from grpc import StatusCode
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from protos import decode_pb2, prefill_pb2
+from serving.errors import RequestError
+from serving.field_bounds import ContentBudget, check_request_id
+from serving.parsing import FIELDS_MAX, MESSAGE_NBYTES_MAX, message_nbytes_max, parse, text_nbytes_max
+from serving.text_lanes import LONG_CHARACTERS, TextLanes
+
+
+def never(kind: Any) -> Any:
+    """A message class that nothing may be parsed into."""
+
+    class Unparsed:
+        DESCRIPTOR = kind.DESCRIPTOR
+
+        @staticmethod
+        def FromString(raw: bytes) -> None:
+            raise AssertionError("was parsed")
+
+    return Unparsed
+
+
+MIB = 1 << 20
+GENERATE, PREFILL = decode_pb2.GenerateRequest, prefill_pb2.PrefillChunkRequest
+HOSTILE: dict[str, tuple[Any, bytes, str]] = {
+    "empty segments": (GENERATE, b"\x12\x00" * (2 * MIB), "segments"),
+    "segments with empty texts": (GENERATE, b"\x12\x02\x12\x00" * MIB, "segments"),
+    "stop strings": (GENERATE, (lambda s: b"\x1a\x84\x80\x80\x01" + s)(b"\x52\x00" * MIB + b"\x52\x02ab"), "stop"),
+    "one number again and again": (GENERATE, b"\x20\x00" * MIB, "reuse_mode"),
+    "unknown fields": (GENERATE, b"\xf8\x07\x01" * MIB, "message"),
+    "unknown groups": (GENERATE, b"\xfb\x07\xfc\x07" * MIB, "message"),
+    "numbers that are not packed": (GENERATE, b"\x12\x82\x80\x80\x01\x1a\xfe\xff\x7f" + b"\x08\x05" * MIB, "ids"),
+    "tags": (PREFILL, b"\x42\x00" * (8 * MIB), "tags"),
+    "context chunks": (PREFILL, b"\x2a\x01a" * MIB, "context_chunk_ids"),
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_too_many_fields_are_refused_unparsed(name: str) -> None:
+    kind, raw, field = HOSTILE[name]
+    with pytest.raises(RequestError) as caught:
+        parse(never(kind), raw)
+    assert caught.value.code is StatusCode.INVALID_ARGUMENT
+    assert caught.value.message.startswith(f"{field}: the message has more than {FIELDS_MAX} fields")
+
+
+def test_too_many_bytes_are_refused_unparsed() -> None:
+    most = message_nbytes_max(2048)
+    with pytest.raises(RequestError) as caught:
+        parse(never(GENERATE), b"\x0a" + bytes(most), most)
+    assert caught.value.code is StatusCode.RESOURCE_EXHAUSTED and str(most) in caught.value.message
+
+
+def test_what_a_model_can_need_fits_its_message_limit() -> None:
+    for context in (1, 128, 2048, 131072, 900_000):
+        most = message_nbytes_max(context)
+        tokens = GENERATE(segments=[{"token_ids": {"ids": [2**32 - 1] * context}}])
+        assert len(tokens.SerializeToString()) <= most
+        text = GENERATE(segments=[{"text": "x" * text_nbytes_max(context)}])
+        assert len(text.SerializeToString()) <= most
+        named = PREFILL(context_chunk_ids=["f" * 64] * 1024, text="x" * text_nbytes_max(context))
+        assert len(named.SerializeToString()) <= most
+        assert parse(PREFILL, named.SerializeToString(), most) == named
+    assert message_nbytes_max(1 << 30) == MESSAGE_NBYTES_MAX
+
+
+def test_many_segments_within_the_bounds_are_parsed() -> None:
+    message = GENERATE(segments=[{"text": "word " * 20, "role": "user"}] * 1024)
+    assert parse(GENERATE, message.SerializeToString()) == message
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.binary(max_size=200), st.integers(0, 120))
+def test_any_bytes_are_a_message_or_refused(raw: bytes, repeats: int) -> None:
+    for kind in (GENERATE, PREFILL):
+        try:
+            parse(kind, raw * (repeats + 1))
+        except RequestError as error:
+            assert error.code is StatusCode.INVALID_ARGUMENT and len(error.message) < 300
+
+
+def test_the_budget_of_a_request_counts_before_anything_is_copied() -> None:
+    budget = ContentBudget(100)
+    budget.take_tokens("segments[0].token_ids", range(60))
+    with pytest.raises(RequestError, match=r"segments\[1\].token_ids: a prompt of 101 tokens"):
+        budget.take_tokens("segments[1].token_ids", range(41))
+    budget = ContentBudget(100)
+    budget.take_text("text", "x" * text_nbytes_max(100))
+    with pytest.raises(RequestError, match=f"a prompt of {text_nbytes_max(100) + 1} characters"):
+        budget.take_text("text", "x")
+
+
+@pytest.mark.parametrize("text", ["a\nb", "a\x1b[31m", "a\u2028b", "a\x00", "\u202eabc", "x" * 257])
+def test_request_ids_that_cannot_stand_in_a_log(text: str) -> None:
+    with pytest.raises(RequestError) as caught:
+        check_request_id(text)
+    assert caught.value.message.isprintable() and len(caught.value.message) < 200
+
+
+def test_long_texts_wait_for_each_other_and_short_ones_do_not() -> None:
+    async def main() -> None:
+        lanes, inside, most = TextLanes(waiting_max=2), 0, 0
+        release = asyncio.Event()
+
+        async def one(characters: int) -> None:
+            nonlocal inside, most
+            async with lanes.lane(characters):
+                inside += 1
+                most = max(most, inside)
+                await release.wait()
+                inside -= 1
+
+        long = [asyncio.create_task(one(LONG_CHARACTERS + 1)) for _ in range(3)]
+        await asyncio.sleep(0)
+        assert inside == 1
+        with pytest.raises(RequestError) as caught:
+            await one(LONG_CHARACTERS + 1)
+        assert caught.value.code is StatusCode.RESOURCE_EXHAUSTED and caught.value.retry_after_s
+        async with lanes.lane(LONG_CHARACTERS):
+            pass
+        release.set()
+        await asyncio.gather(*long)
+        assert most == 1
+
+    asyncio.run(asyncio.wait_for(main(), 30))
+
+
+def test_waiting_for_the_lane_has_an_end() -> None:
+    async def main() -> None:
+        lanes = TextLanes(wait_s=0.05)
+        async with lanes.lane(LONG_CHARACTERS + 1):
+            with pytest.raises(RequestError, match=r"waited 0\.05 s"):
+                async with lanes.lane(LONG_CHARACTERS + 1):
+                    pass
+        async with lanes.lane(LONG_CHARACTERS + 1):
+            pass
+
+    asyncio.run(asyncio.wait_for(main(), 30))
