@@ -16,7 +16,7 @@ from urllib.parse import unquote, urlsplit
 from cairn.arguments import UsageError
 from cairn.errors import error_from_status
 from chunk_store.key import ChunkId, ModelIdentity
-from chunk_store.open import open_store
+from chunk_store.open import hidden, open_store
 from chunk_store.rebuild import INDEX, Renewed, renew_index
 from chunk_store.selection import chunks_with_tag, each_record
 from chunk_store.shared_store import SharedStore
@@ -83,14 +83,6 @@ def _told(url: str) -> Iterator[None]:
     except StoreError as error:
         code = next((code for kind, code in _CODES if isinstance(error, kind)), "DATA_LOSS")
         raise error_from_status(code, str(error), f"chunk store {hidden(url)}") from error
-
-
-def hidden(url: str) -> str:
-    """``url`` without passwords, to be shown."""
-    scheme, separator, rest = url.partition("://")
-    place, mark, options = rest.partition("?")
-    metadata = f"{mark}..." if scheme == "mooncake" and mark else mark + options
-    return f"{scheme}{separator}{place.rpartition('@')[2]}{metadata}"
 
 
 def choose_chunks(store: SharedStore, words: Sequence[str], tags: Sequence[str]) -> list[ChunkId]:

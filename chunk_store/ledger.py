@@ -34,6 +34,7 @@ from chunk_store.tenant import DEFAULT_ONLY, DEFAULT_TENANT, NO_LIMITS, Tenant, 
 TOMBSTONES_MAX = 65_536
 CAPACITY_NBYTES_DEFAULT = 16 * 2**30
 RECORDS_MAX_DEFAULT = 100_000
+IDENTITY_BITS = 63  # of a store's name; both kinds of ledger keep it as a signed number
 BUSY_RETRY_S = 0.05
 WRITE_TTL_S = 30.0  # how long writing one entry may take from its reservation on
 
@@ -200,6 +201,9 @@ class Ledger(Protocol):
 
     def recount(self) -> None:
         """Sets counts and sizes from the rows they count."""
+
+    def identity(self) -> str:
+        """Names this store and no other, in every process that uses it: drawn when it is first asked for."""
 
     def stats(self, backend: str) -> StoreStats: ...
 

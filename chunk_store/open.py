@@ -43,6 +43,14 @@ def open_store(
     raise ValueError(f"store URL: {url!r} starts with none of {known}; for a directory write file:///DIR")
 
 
+def hidden(url: str) -> str:
+    """``url`` without passwords, to be shown."""
+    scheme, separator, rest = url.partition("://")
+    place, mark, options = rest.partition("?")
+    metadata = f"{mark}..." if scheme == "mooncake" and mark else mark + options
+    return f"{scheme}{separator}{place.rpartition('@')[2]}{metadata}"
+
+
 def _open_file(url: str, capacity_nbytes: int | None, records_max: int | None, durability: Durability) -> SharedStore:
     parts = urlsplit(url)
     if parts.netloc not in ("", "localhost") or not parts.path.startswith("/") or parts.query or parts.fragment:

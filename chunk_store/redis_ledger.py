@@ -15,6 +15,7 @@ from chunk_store.header import header_nbytes
 from chunk_store.key import ChunkId, ChunkKey, ModelIdentity
 from chunk_store.ledger import (
     BUSY_RETRY_S,
+    IDENTITY_BITS,
     WRITE_TTL_S,
     Claimed,
     Placed,
@@ -253,6 +254,15 @@ class RedisLedger:
 
     def recount(self) -> None:
         self._redis.run(scripts.RECOUNT, 1)
+
+    def identity(self) -> str:
+        name = self._redis.name("totals")
+        with self._redis.errors():
+            number = self._redis.client.hget(name, "identity")
+            if number is None:  # of several processes one draws
+                self._redis.client.hsetnx(name, "identity", secrets.randbits(IDENTITY_BITS))
+                number = self._redis.client.hget(name, "identity")
+        return f"{int(number or 0):016x}"
 
     def stats(self, backend: str) -> StoreStats:
         with self._redis.errors(), self._redis.client.pipeline(transaction=False) as pipeline:

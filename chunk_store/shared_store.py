@@ -169,6 +169,10 @@ class SharedStore:
     def usage(self, tenant: Tenant) -> TenantUsage:
         return self.ledger.usage(tenant)
 
+    def identity(self) -> str:
+        """Names this store and no other, in every process that uses it. Raises ``StoreUnavailable``."""
+        return self.ledger.identity()
+
     def close(self) -> None:
         with self._lock:
             claims = list(self._open_claims)

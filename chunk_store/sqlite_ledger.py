@@ -7,6 +7,7 @@ evicted is leased.
 
 from __future__ import annotations
 
+import secrets
 import sqlite3
 import threading
 import time
@@ -19,7 +20,7 @@ from chunk_store import sqlite_claims as claims
 from chunk_store import sqlite_entries as entries
 from chunk_store import sqlite_records as records
 from chunk_store.key import ChunkId, ChunkKey, ModelIdentity
-from chunk_store.ledger import WRITE_TTL_S, Claimed, Placed, ReadTicket, Space, blob_name
+from chunk_store.ledger import IDENTITY_BITS, WRITE_TTL_S, Claimed, Placed, ReadTicket, Space, blob_name
 from chunk_store.sqlite_database import Database, Schema
 from chunk_store.sqlite_schema import SCHEMA, SCHEMA_VERSION, TENANTS, TOTALS
 from chunk_store.sqlite_upgrade import MIGRATIONS
@@ -298,6 +299,16 @@ class SqliteLedger:
                 connection.execute(f"UPDATE totals SET value = ({query}) WHERE name = ?", (name,))
             connection.execute("DELETE FROM tenants")
             connection.execute(f"INSERT INTO tenants {TENANTS}")
+
+    def identity(self) -> str:
+        with self._database.read() as connection:
+            drawn = connection.execute("SELECT value FROM totals WHERE name = 'identity'").fetchone()
+        if drawn is None:
+            with self._write() as connection:  # of several processes one draws
+                number = secrets.randbits(IDENTITY_BITS)
+                connection.execute("INSERT OR IGNORE INTO totals VALUES ('identity', ?)", (number,))
+                drawn = connection.execute("SELECT value FROM totals WHERE name = 'identity'").fetchone()
+        return f"{drawn[0]:016x}"
 
     def stats(self, backend: str) -> StoreStats:
         with self._database.read() as connection:

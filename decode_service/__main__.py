@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import sys
+
+from serving.logs import adopt_library_loggers, begin_logging
+
+if __name__ == "__main__":
+    begin_logging("decode", sys.argv[1:])
+
 import os
 import signal
-import sys
 from collections.abc import Callable
 
 from prometheus_client import CollectorRegistry
 
-from chunk_store.open import open_store
+from chunk_store.open import hidden, open_store
 from decode_service.metrics import DecodeMetrics
 from decode_service.options import DecodeOptions, parse
 from decode_service.prefiller import RemotePrefiller
@@ -20,8 +26,10 @@ from decode_service.worker import DecodeWorker
 from engine.pool import PagedKVPool
 from engine.resident import ResidentChunks
 from serving.loading import Loaded, pool_nbytes_default, pool_pages
-from serving.logs import configure_logging
+from serving.metered_store import MeteredStore, StoreMeter
 from serving.process import run_main
+from serving.startup import gigabytes
+from serving.store_gauges import StoreGauges
 
 FULL_NAME = "cairn.v1.DecodeService"
 
@@ -35,19 +43,23 @@ def build(options: DecodeOptions, loaded: Loaded, on_failure: Callable[[], None]
     tokens = options.max_batch * served.context_length_max
     pages = shared.kv_pages or pool_pages(served.layout, shared.page_size, tokens, pool_nbytes_default(shared.device))
     chunk_pages = min(pages - 1, max(1, round(pages * options.chunk_page_ratio)))
-    pool = PagedKVPool(
-        served.layout, pages=pages, chunk_pages=chunk_pages, page_size=shared.page_size, device=shared.device
-    )
-    runner = served.make_runner(
-        pool,
-        decode_buckets=options.decode_buckets,
-        row_multiple=options.row_multiple,
-        max_cascade_levels=options.max_cascade_levels,
-    )
-    runner.prepare()
-    store = open_store(shared.store)
-    prefiller = RemotePrefiller(options.prefill, token=options.prefill_token, ca=options.prefill_ca)
+    size = gigabytes(pages * served.layout.nbytes(shared.page_size))
+    with loaded.startup.stage("pool", f"preparing the KV pool: {pages} pages, {size}"):
+        pool = PagedKVPool(
+            served.layout, pages=pages, chunk_pages=chunk_pages, page_size=shared.page_size, device=shared.device
+        )
+        runner = served.make_runner(
+            pool,
+            decode_buckets=options.decode_buckets,
+            row_multiple=options.row_multiple,
+            max_cascade_levels=options.max_cascade_levels,
+        )
+        runner.prepare()
     metrics = DecodeMetrics(CollectorRegistry(), model_name=loaded.model_name, token_nbytes=served.layout.nbytes(1))
+    with loaded.startup.stage("store", f"opening the store {hidden(shared.store)}"):
+        store = MeteredStore(open_store(shared.store), StoreMeter(metrics.registry, loaded.model_name))
+    metrics.registry.register(StoreGauges(store, loaded.model_name))
+    prefiller = RemotePrefiller(options.prefill, token=options.prefill_token, ca=options.prefill_ca)
     residents = ResidentChunks(pool)
     resolver = Resolver(served, loaded.codec, store)
     worker = DecodeWorker(
@@ -80,7 +92,7 @@ def build(options: DecodeOptions, loaded: Loaded, on_failure: Callable[[], None]
 
 def main() -> int:
     options = parse()
-    configure_logging(options.service.log_level, options.service.log_format, "decode")
+    adopt_library_loggers()
     failed: list[bool] = []
 
     def on_failure() -> None:

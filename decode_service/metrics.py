@@ -3,23 +3,18 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 
+from grpc import StatusCode
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
-from decode_service.sequence import Failed, Finished, Load, Sequence, Source, Unpublished
+from chunk_store.store import MissReason
+from decode_service.sequence import Failed, Finished, FinishReason, Load, Sequence, Source, StageClock, Unpublished
 from engine.plan import CascadePlan
+from serving.metrics_endpoint import SECONDS_BUCKETS, SHORT_SECONDS_BUCKETS, TOKENS_BUCKETS
 
-_FIRST_TOKEN_S = (
-    *(0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75),
-    *(1.0, 2.5, 5.0, 7.5, 10.0, 20.0, 40.0, 80.0),
-)
-_INTER_TOKEN_S = (
-    *(0.0005, 0.001, 0.002, 0.003, 0.004, 0.006, 0.008, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5),
-    *(0.75, 1.0, 2.5, 5.0, 7.5, 10.0, 20.0, 40.0, 80.0),
-)
-_REQUEST_S = (0.01, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0, 40.0, 80.0, 160.0, 320.0)
+BATCH_BUCKETS = (1.0, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0, 16.0, 24.0, 32.0, 48.0, 64.0, 96.0, 128.0, 256.0, 512.0)
 
 
 class DecodeMetrics:
@@ -34,27 +29,51 @@ class DecodeMetrics:
         def counter(name: str, text: str, *labels: str) -> Counter:
             return Counter(f"cairn_{name}", text, ("model_name", *labels), registry=registry)
 
-        def histogram(name: str, text: str, buckets: tuple[float, ...]) -> Histogram:
-            return Histogram(f"cairn_{name}_seconds", text, ("model_name",), buckets=buckets, registry=registry)
+        def histogram(name: str, text: str, buckets: tuple[float, ...] = SECONDS_BUCKETS) -> Histogram:
+            return Histogram(f"cairn_{name}", text, ("model_name",), buckets=buckets, registry=registry)
 
         self._prompt_tokens = counter("prompt_tokens", "Prompt tokens of requests that reached their first token")
         self._by_source = counter("prompt_tokens_by_source", "Prompt tokens by where their KV came from", "source")
-        self._misses = counter("cache_misses", "Chunks whose KV had to be computed, by reason", "reason")
+        self._misses = counter("cache_misses", "Chunks of answered prompts whose KV had to be computed", "reason")
         self._unpublished = counter("unpublished_chunks", "Chunks computed here that the store did not take", "reason")
-        for reason in Unpublished:
-            self._unpublished.labels(model_name, reason.value)
         self._generated = counter("generation_tokens", "Tokens generated")
         self._success = counter("request_success", "Answers by how they ended", "finished_reason")
-        self._failures = counter("request_failure", "Requests that ended with an error, by status", "code")
+        self._failures = counter("request_failure", "Admitted requests that ended with an error", "code")
         self._bytes_read = counter("decode_bytes_read", "KV bytes that decode steps read")
         self._bytes_flat = counter("decode_bytes_flat", "KV bytes that a cache without sharing would have read")
         self._steps = counter("decode_steps", "Decode steps")
-        self._ttft = histogram("time_to_first_token", "Arrival to first token", _FIRST_TOKEN_S)
-        self._inter_token = histogram("inter_token_latency", "Between two tokens of a request", _INTER_TOKEN_S)
-        self._e2e = histogram("e2e_request_latency", "Arrival to last token", _REQUEST_S)
-        self._queue = histogram("request_queue_time", "Submission to admission", _FIRST_TOKEN_S)
-        self._prefill = histogram("request_prefill_time", "Admission to first token", _FIRST_TOKEN_S)
-        self._decode = histogram("request_decode_time", "First to last token", _REQUEST_S)
+        self._ttft = histogram("time_to_first_token_seconds", "Arrival of the RPC to its first token on the way back")
+        self._inter_token = histogram(
+            "inter_token_latency_seconds", "Between two tokens of a request", SHORT_SECONDS_BUCKETS
+        )
+        self._e2e = histogram("e2e_request_latency_seconds", "Arrival to last token")
+        self._queue = histogram("request_queue_time_seconds", "Submission to admission", SHORT_SECONDS_BUCKETS)
+        self._prefill = histogram("request_prefill_time_seconds", "Admission to first token")
+        self._decode = histogram("request_decode_time_seconds", "First to last token")
+        self._prompt_length = histogram("request_prompt_tokens", "Tokens of a prompt", TOKENS_BUCKETS)
+        self._answer_length = histogram("request_generation_tokens", "Tokens of an answer", TOKENS_BUCKETS)
+        self._batch = histogram("decode_batch_size", "Requests in a decode step", BATCH_BUCKETS)
+        self._begin_at_zero()
+
+    def _begin_at_zero(self) -> None:
+        """Every label value is there before anything happens: ``increase()`` does not see a series being born."""
+        each: tuple[tuple[Counter, Iterable[str]], ...] = (
+            (self._by_source, Source),
+            (self._misses, MissReason),
+            (self._unpublished, Unpublished),
+            (self._success, FinishReason),
+            (self._failures, (code.name for code in StatusCode if code is not StatusCode.OK)),
+        )
+        for counter, values in each:
+            for value in values:
+                counter.labels(self._model, str(value))
+        plain: tuple[Counter | Histogram, ...] = (
+            *(self._prompt_tokens, self._generated, self._bytes_read, self._bytes_flat, self._steps),
+            *(self._ttft, self._inter_token, self._e2e, self._queue, self._prefill, self._decode),
+            *(self._prompt_length, self._answer_length, self._batch),
+        )
+        for metric in plain:
+            metric.labels(self._model)
 
     def watch_worker(self, load: Callable[[], Load]) -> None:
         """Gauges of what the worker is doing, read when Prometheus asks."""
@@ -84,11 +103,15 @@ class DecodeMetrics:
         for source, tokens in by_source.items():
             self._by_source.labels(self._model, source.value).inc(tokens)
         self._prompt_tokens.labels(self._model).inc(composition.prompt_tokens)
-        self._ttft.labels(self._model).observe((clock.first_token - clock.arrived) / 1e9)
+        self._prompt_length.labels(self._model).observe(composition.prompt_tokens)
         self._queue.labels(self._model).observe((clock.admitted - clock.submitted) / 1e9)
         self._prefill.labels(self._model).observe((clock.first_token - clock.admitted) / 1e9)
         self._generated.labels(self._model).inc()
         self._last_token[id(sequence)] = time.monotonic()
+
+    def first_token_sent(self, clock: StageClock) -> None:
+        """A first token is handed to the transport: until here its caller waits for us."""
+        self._ttft.labels(self._model).observe((time.monotonic_ns() - clock.arrived) / 1e9)
 
     def stepped(self, plan: CascadePlan, sequences: list[Sequence]) -> None:
         """A decode step gave each sequence one token."""
@@ -96,6 +119,7 @@ class DecodeMetrics:
         self._bytes_flat.labels(self._model).inc(plan.tokens_flat * self._token_nbytes)
         self._steps.labels(self._model).inc()
         self._generated.labels(self._model).inc(len(sequences))
+        self._batch.labels(self._model).observe(len(sequences))
         now, observe = time.monotonic(), self._inter_token.labels(self._model).observe
         for sequence in sequences:
             observe(now - self._last_token[id(sequence)])
@@ -111,4 +135,5 @@ class DecodeMetrics:
         self._success.labels(self._model, event.reason.value).inc()
         self._e2e.labels(self._model).observe((clock.finished - clock.arrived) / 1e9)
         if clock.first_token:
+            self._answer_length.labels(self._model).observe(len(sequence.generated))
             self._decode.labels(self._model).observe((clock.finished - clock.first_token) / 1e9)

@@ -207,6 +207,8 @@ class DecodeService(decode_pb2_grpc.DecodeServiceServicer):  # type: ignore[misc
             batch = await self._next_events(events, deadline)
             choices = [choice for event in batch if isinstance(event, Tokens) for choice in event.choices]
             if choices and reason is None:
+                if not answer.tokens:
+                    self.worker.metrics.first_token_sent(sequence.clock)
                 piece = answer.push(choices)
                 yield delta(piece.text, piece.choices)
                 if piece.stopped:

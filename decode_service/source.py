@@ -157,7 +157,7 @@ class StoreSource:
             return Unpublished.STORE_FULL
         if not caller.may_ask():
             raise NoRoomToAsk
-        log.info("chunk %d has to be computed: asking the prefill service", index)
+        log.info("asking the prefill service for chunk %d and what it attends to", index)
         asked = self.prefiller.compute(composition, index, caller)
         if asked.unpublished is Unpublished.STORE_FULL:
             self._full_until = time.monotonic() + FULL_FOR_S
@@ -221,6 +221,7 @@ class _Fetch:
                 self._missed[want.index] = self._why_missing(want.index)
             self._ended_ns.append(time.monotonic_ns())
             if absent:
+                log.info("not stored: %s", ", ".join(f"chunk {at} ({why})" for at, why in self._missed.items()))
                 self._compute(absent, lease)
             self._ended_ns.append(time.monotonic_ns())
             unreadable = self._load([want for want in self._wanted if want.index not in self._outcomes])

@@ -185,6 +185,7 @@ class DecodeWorker:
         if self._ready and self._turns.may_prefill(decoding=bool(self._running)):
             self._guarded(self._drain, list(self._running))
             self._turns.prefilled(self._prefill_some())
+            self._deliver()  # a first token does not wait for the others' step
         if self._running:
             self._guarded(self._decode_step, list(self._running))
             self._turns.stepped()

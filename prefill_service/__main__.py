@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
+
+from serving.logs import adopt_library_loggers, begin_logging
+
+if __name__ == "__main__":
+    begin_logging("prefill", sys.argv[1:])
+
+import argparse
 from functools import partial
 
-from chunk_store.open import open_store
+from chunk_store.open import hidden, open_store
 from engine.pool import PagedKVPool
 from engine.resident import ResidentChunks
 from prefill_service.computer import Computer
@@ -15,9 +21,11 @@ from prefill_service.prefiller import Prefiller
 from prefill_service.requests import Registrar
 from prefill_service.service import FULL_NAME, PrefillService
 from serving.loading import Loaded, pool_nbytes_default, pool_pages
-from serving.logs import configure_logging
+from serving.metered_store import MeteredStore, StoreMeter
 from serving.options import ServiceOptions, add_service_options, nbytes, positive, service_options
 from serving.process import run_main
+from serving.startup import gigabytes
+from serving.store_gauges import StoreGauges
 
 JOBS_MAX_DEFAULT = 256
 CONTEXTS_RESIDENT_DEFAULT = 2  # the default pool holds this many contexts of the model's full length
@@ -35,7 +43,7 @@ def main() -> int:
     )
     args = parser.parse_args()
     options = service_options(parser, args)
-    configure_logging(options.log_level, options.log_format, "prefill")
+    adopt_library_loggers()
     make = partial(
         make_service,
         options=options,
@@ -56,22 +64,26 @@ def make_service(
 ) -> PrefillService:
     """The service around a loaded model. Raises ``ValueError`` or ``StoreUnavailable`` for the store's URL."""
     served = loaded.served
-    store = open_store(options.store, capacity_nbytes=capacity_nbytes, records_max=registry_max)
+    metrics = PrefillMetrics(loaded.model_name)
+    with loaded.startup.stage("store", f"opening the store {hidden(options.store)}"):
+        opened = open_store(options.store, capacity_nbytes=capacity_nbytes, records_max=registry_max)
+    store = MeteredStore(opened, StoreMeter(metrics.registry, loaded.model_name))
+    metrics.registry.register(StoreGauges(store, loaded.model_name))
     pages = options.kv_pages or pool_pages(
         served.layout,
         options.page_size,
         CONTEXTS_RESIDENT_DEFAULT * served.context_length_max,
         pool_nbytes_default(options.device),
     )
-    pool = PagedKVPool(
-        served.layout, pages=pages, chunk_pages=pages, page_size=options.page_size, device=options.device
-    )
+    size = gigabytes(pages * served.layout.nbytes(options.page_size))
+    with loaded.startup.stage("pool", f"preparing the KV pool: {pages} pages, {size}"):
+        pool = PagedKVPool(
+            served.layout, pages=pages, chunk_pages=pages, page_size=options.page_size, device=options.device
+        )
     computer = Computer(served, served.make_runner(pool), ResidentChunks(pool), store)
-    metrics = PrefillMetrics(loaded.model_name)
     registrar = Registrar(store, served, loaded.codec, pool)
     prefiller = Prefiller(registrar, computer, store, metrics, jobs_max=jobs_max)
     metrics.watch(lambda: prefiller.queue.jobs, pool.count)
-    metrics.watch_store(store.stats)
     return PrefillService(prefiller, store, options.load_access(), loaded.model_name)
 
 

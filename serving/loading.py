@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import time
 from dataclasses import dataclass
 
 import torch
@@ -14,6 +13,7 @@ from engine.served import ServedModel, serve
 from engine.tokenizer import TextCodec
 from serving.model_path import check_model
 from serving.options import ServiceOptions
+from serving.startup import Startup, weights_on_disk
 
 log = logging.getLogger(__name__)
 
@@ -23,12 +23,12 @@ CUDA_POOL_SHARE = 0.4  # of the device memory that is free once the model is loa
 
 @dataclass(frozen=True)
 class Loaded:
-    """A model that is ready, its text codec, and how long that took in seconds by step."""
+    """A model that is ready, its text codec, and the start that it is part of."""
 
     served: ServedModel
     codec: TextCodec
     model_name: str
-    seconds: dict[str, float]
+    startup: Startup
 
 
 def load(options: ServiceOptions) -> Loaded:
@@ -38,15 +38,18 @@ def load(options: ServiceOptions) -> Loaded:
     """
     check_model(options.model)
     torch.set_num_threads(options.threads)
-    started = time.perf_counter()
-    borrowed = BorrowedModel.load(options.model, dtype=options.dtype, device=options.device, name=options.model_name)
+    startup = Startup()
+    with startup.stage("tokenizer", f"loading the tokenizer of {options.model}"):
+        codec = TextCodec.load(options.model)
+    size = weights_on_disk(options.model)
+    with startup.stage("load", f"loading the weights{size and f', {size} on disk'}, to {options.device}"):
+        borrowed = BorrowedModel.load(
+            options.model, dtype=options.dtype, device=options.device, name=options.model_name
+        )
     log.info("%s is served in %s: %s", borrowed.name, borrowed.dtype_name, borrowed.dtype_reason)
-    codec = TextCodec.load(options.model)
-    loaded = time.perf_counter()
-    served = serve(borrowed, piece_tokens=options.piece_tokens)
-    checked = time.perf_counter()
-    seconds = {"load": round(loaded - started, 3), "check": round(checked - loaded, 3)}
-    return Loaded(served, codec, borrowed.name, seconds)
+    with startup.stage("check", f"checking {borrowed.dtype_name} weights: every reuse mode against the model itself"):
+        served = serve(borrowed, piece_tokens=options.piece_tokens)
+    return Loaded(served, codec, borrowed.name, startup)
 
 
 def pool_nbytes_default(device: str) -> int:

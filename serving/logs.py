@@ -6,13 +6,14 @@ marked, and everything is bounded. So nothing that a caller sends can look like 
 
 from __future__ import annotations
 
+import argparse
 import json
 import logging
 import re
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from datetime import UTC, datetime
@@ -122,11 +123,30 @@ def configure_logging(level: str, log_format: str = "text", service: str = "") -
     logging.captureWarnings(True)
     sys.excepthook = _logged(sys.excepthook)
     threading.excepthook = _log_thread_failure
-    adopt_library_loggers()
+
+
+def begin_logging(service: str, words: Sequence[str]) -> None:
+    """``configure_logging`` by ``--log-level`` and ``--log-format`` among ``words``, and a first line.
+
+    For the first moment of a service, before it imports what takes seconds and before its own parser, which comes to
+    be with those imports and complains about bad values.
+    """
+    if {"-h", "--help"} & set(words):
+        return
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--log-level", default="info")
+    parser.add_argument("--log-format", default="text")
+    known, _ = parser.parse_known_args(words)
+    level = known.log_level if known.log_level in LEVELS else "info"
+    configure_logging(level, known.log_format, service)
+    logging.getLogger(__name__).info("%s service: importing torch and transformers", service)
 
 
 def adopt_library_loggers() -> None:
-    """Loggers that print for themselves (torch's, transformers') hand their lines to ours instead."""
+    """Loggers that print for themselves (torch's, transformers') hand their lines to ours instead.
+
+    For once they are imported: they add their handlers then.
+    """
     for logger in list(logging.root.manager.loggerDict.values()):
         if isinstance(logger, logging.Logger) and any(type(h) is logging.StreamHandler for h in logger.handlers):
             logger.handlers = [h for h in logger.handlers if type(h) is not logging.StreamHandler]

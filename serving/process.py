@@ -10,7 +10,6 @@ import asyncio
 import json
 import logging
 import signal
-import time
 from collections.abc import Callable
 from contextlib import AsyncExitStack
 from typing import Protocol
@@ -20,10 +19,13 @@ from prometheus_client import CollectorRegistry
 
 from chunk_store.store import StoreError
 from serving.loading import Loaded, load
+from serving.logs import adopt_library_loggers
 from serving.metrics_endpoint import MetricsEndpoint
 from serving.options import ServiceOptions
 from serving.parsing import message_nbytes_max
+from serving.process_metrics import add_process_metrics
 from serving.server import LateHandlers, RpcServer
+from serving.startup import say, seconds_since_start
 
 log = logging.getLogger(__name__)
 
@@ -53,19 +55,21 @@ async def run_service(
     ``name`` is what the ready line says, ``full_name`` the protobuf service. ``make`` runs in a thread. Raises
     ``OSError`` (addresses, files), ``ValueError`` (model, options) or ``StoreUnavailable`` while it starts.
     """
-    started = time.perf_counter()
     server = RpcServer(options.load_access(), [full_name])
     port = await server.start(options.host, options.port, options.tls)
+    say(f"listening on {options.host}:{port}, not serving yet")
     async with AsyncExitStack() as ends:
         ends.push_async_callback(server.drain, 0.0)  # again: harmless
         loaded, service = await asyncio.to_thread(_make, options, make)
         ends.push_async_callback(service.stop)
         await service.start()
         service.registry.register(server.metrics)
+        add_process_metrics(service.registry, name, loaded)
         metrics = MetricsEndpoint.start(service.registry, options.host, options.metrics_port)
         ends.callback(metrics.stop)
         await server.open(service.add_to, message_nbytes_max(loaded.served.context_length_max))
-        announce(name, port, metrics.port, loaded, round(time.perf_counter() - started, 3))
+        say(f"ready: {full_name} on {options.host}:{port}, metrics on {options.host}:{metrics.port}")
+        announce(name, port, metrics.port, loaded, round(seconds_since_start(), 3))
         await stopping.wait()
         log.info("draining: %d calls run, at most %g s", server.gate.running, options.drain_s)
         return await server.drain(options.drain_s)
@@ -73,6 +77,7 @@ async def run_service(
 
 def _make(options: ServiceOptions, make: Callable[[Loaded], Service]) -> tuple[Loaded, Service]:
     loaded = load(options)
+    adopt_library_loggers()  # of what was imported meanwhile
     return loaded, make(loaded)
 
 
@@ -86,7 +91,7 @@ def announce(name: str, port: int, metrics_port: int, loaded: Loaded, seconds: f
         "metrics_port": metrics_port,
         "dtype": borrowed.dtype_name,
         "dtype_reason": borrowed.dtype_reason,
-        "seconds": {**loaded.seconds, "total": seconds},
+        "seconds": {**loaded.startup.seconds, "total": seconds},
     }
     print(json.dumps(line), flush=True)
 

@@ -19,11 +19,12 @@ from typing import Any
 
 from cairn.arguments import UsageError
 from cairn.connection import add_json_flag
-from cairn.stores import add_store_flag, choose_chunks, choose_model, hidden, opened, with_sound_index
+from cairn.stores import add_store_flag, choose_chunks, choose_model, opened, with_sound_index
 from cairn.terminal import Terminal, human_bytes, short_id, table
 from chunk_store.archive import export, import_
 from chunk_store.archive_file import read_sign_key
 from chunk_store.key import ChunkId
+from chunk_store.open import hidden
 from chunk_store.selection import each_record
 from chunk_store.shared_store import SharedStore
 from chunk_store.store import DeleteReport, EntryInfo, RecordQuery

@@ -14,9 +14,8 @@ from urllib.parse import quote
 import pytest
 
 from cairn import cli
-from cairn.stores import hidden
 from chunk_store.key import ChunkKey, chunk_key
-from chunk_store.open import open_store
+from chunk_store.open import hidden, open_store
 from chunk_store.store import EntryInfo
 from tests.cairn.on_terminal import on_a_terminal
 from tests.cairn.stored import LAYOUT, MODEL, OTHER_MODEL, TOKENS, fill, record

@@ -112,7 +112,7 @@ def test_damaged_entries_are_counted_and_recomputed(tiny: Loaded, store: Path) -
         async with worker(tiny, store) as w:
             b = await w.prefill(B, context_chunk_ids=[a.chunk_id])
             assert (b.computed_tokens, b.reused_tokens) == (len(A) + len(B), 0)
-            assert w.value("cairn_cache_misses_total", reason="verify_failed") == 1
+            assert w.value("cairn_prefill_misses_total", reason="verify_failed") == 1
             assert stored_bytes(tiny, store, a.key, A) == good
             stats = await w.stub.StoreStats(prefill_pb2.StoreStatsRequest())
             assert (stats.quarantined, stats.model_name) == (1, "tiny")
@@ -152,7 +152,7 @@ def test_salts_keep_tenants_apart(tiny: Loaded, store: Path, tmp_path: Path) -> 
             a = await call("ta")
             b = await call("tb", salt="salt-a")  # asks for another tenant's salt, and gets its own
             assert a.key != b.key and b.outcome == COMPUTED
-            assert w.value("cairn_cache_misses_total", reason="not_stored") == 2
+            assert w.value("cairn_prefill_misses_total", reason="not_stored") == 2
             assert (await call("free", salt="salt-a")).outcome == ALREADY_STORED
             assert (await call("free")).outcome == COMPUTED
 
