@@ -69,13 +69,12 @@ def compare(a: Trace, b: Trace) -> Divergence:
     """The differences of two traces of one composition. Raises ``ValueError`` if their shapes differ."""
     both = a.seen & b.seen
     sides = {"K": (a.keys, b.keys), "V": (a.values, b.values), "hidden": (a.hidden, b.hidden)}
-    everywhere = torch.ones_like(both)
-    layers = max(len(side) for pair in sides.values() for side in pair)
-    nothing = torch.full((layers, len(both)), float("nan"))
+    everywhere = torch.ones_like(both[0])
+    nothing = torch.full(both.shape, float("nan"))
     differences = {
         kind: torch.stack(
             [
-                _difference(x, y, both if kind == "hidden" else everywhere, f"{kind} of layer {layer}")
+                _difference(x, y, both[layer] if kind == "hidden" else everywhere, f"{kind} of layer {layer}")
                 for layer, (x, y) in enumerate(zip(*pair, strict=True))
             ]
         )

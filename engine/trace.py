@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 
 from chunk_store.key import ChunkKey
+from engine.cuda.runner import FusedRunner
 from engine.plan import PlacedChunk
 from engine.pool import PagedKVPool, PageRun
 from engine.resident import ResidentChunk, ResidentChunks
@@ -38,9 +39,9 @@ class Trace:
     """Everything on the CPU in fp32, of all tokens of the chunks and the query.
 
     ``keys[layer]`` is (tokens, kv_heads, k_dim), ``values[layer]`` (tokens, kv_heads, v_dim), ``hidden[layer]``
-    (tokens, width) what the layer hands on; a list is empty where they cannot be seen. Rows of tokens whose hidden
-    states were not computed (their KV was loaded) are not in ``seen`` (tokens,). ``logits`` (vocabulary,) follow the
-    last token. ``sources[i]`` says where the KV of chunk i came from.
+    (tokens, width) what the layer hands on, where ``seen`` (layers, tokens) says that it was computed: that of loaded
+    chunks is not. Keys and values are empty where they cannot be seen. ``logits`` (vocabulary,) follow the last token.
+    ``sources[i]`` says where the KV of chunk i came from.
     """
 
     keys: list[Tensor]
@@ -52,38 +53,63 @@ class Trace:
 
 
 class HiddenStates:
-    """What the decoder layers hand on while ``watch`` is open: (rows, width) fp32 by layer, in the order they came."""
+    """What the decoder layers hand on while ``watch`` is open, whichever code runs them."""
 
     def __init__(self, module: nn.Module, layers: int) -> None:
-        self._layers = decoder_layers(module, layers)
-        self._rows: list[list[Tensor]] = [[] for _ in self._layers]
+        self._module = module
+        self._rows: list[list[Tensor]] = [[] for _ in range(layers)]
 
     @contextmanager
-    def watch(self) -> Iterator[None]:
-        hooks = [layer.register_forward_hook(self._note(rows)) for layer, rows in self._pairs()]
+    def watch(self, runner: ModelRunner | None = None) -> Iterator[None]:
+        """For forwards of ``runner``, or of the module itself."""
+        if isinstance(runner, FusedRunner):
+            runner.forward.watch = self._note
+            try:
+                yield
+            finally:
+                runner.forward.watch = None
+            return
+        layers = enumerate(decoder_layers(self._module, len(self._rows)))
+        hooks = [layer.register_forward_hook(self._hook(index)) for index, layer in layers]
         try:
             yield
         finally:
             for hook in hooks:
                 hook.remove()
 
-    def take(self) -> list[Tensor]:
-        """The rows seen since the last time, by layer; no layers if none passed through the model's own code."""
-        taken = [torch.cat(rows) for rows in self._rows if rows]
+    def take(self, pieces: Sequence[int]) -> tuple[list[Tensor], Tensor]:
+        """The rows since the last time, of forwards of so many tokens each.
+
+        By layer (tokens, width) fp32, and which of them there are (layers, tokens): rows that fill up a forward are
+        dropped, and a last layer may have its last row alone, or none.
+        """
+        found = [_laid(rows, pieces) for rows in self._rows]
         for rows in self._rows:
             rows.clear()
-        return taken
+        return [states for states, _ in found], torch.stack([seen for _, seen in found])
 
-    def _pairs(self) -> Iterator[tuple[nn.Module, list[Tensor]]]:
-        return zip(self._layers, self._rows, strict=True)
+    def _note(self, layer: int, hidden: Tensor) -> None:
+        self._rows[layer].append(hidden.detach().reshape(-1, hidden.shape[-1]).float().cpu())
 
-    @staticmethod
-    def _note(rows: list[Tensor]) -> Callable[[nn.Module, Any, Any], None]:
+    def _hook(self, index: int) -> Callable[[nn.Module, Any, Any], None]:
         def note(module: nn.Module, arguments: Any, output: Any) -> None:
-            hidden = output[0] if isinstance(output, tuple) else output
-            rows.append(hidden.detach().reshape(-1, hidden.shape[-1]).float().cpu())
+            self._note(index, output[0] if isinstance(output, tuple) else output)
 
         return note
+
+
+def _laid(rows: Sequence[Tensor], pieces: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """One layer's rows of several forwards behind each other, and which of them there are."""
+    states = torch.zeros(sum(pieces), rows[0].shape[-1] if rows else 1)
+    seen = torch.zeros(len(states), dtype=torch.bool)
+    end = 0
+    for index, piece in enumerate(pieces):
+        end += piece
+        given = rows[index][:piece] if len(rows) == len(pieces) else states[:0]
+        if len(given):
+            states[end - len(given) : end] = given
+            seen[end - len(given) : end] = True
+    return states, seen
 
 
 def decoder_layers(module: nn.Module, count: int) -> list[nn.Module]:
@@ -116,7 +142,7 @@ def trace_engine(
     pages = chunk_pages + -(-len(query) // PAGE_SIZE)
     device = served.borrowed.device
     pool = PagedKVPool(served.layout, pages=pages, chunk_pages=chunk_pages, page_size=PAGE_SIZE, device=device)
-    runner = (make_runner or served.make_runner)(pool)
+    runner = make_runner(pool) if make_runner else served.make_runner(pool, **_seen_into(served))
     hidden = HiddenStates(served.borrowed.module, len(served.layout.layers))
     residents = ResidentChunks(pool)
     held: list[_Held] = []
@@ -124,17 +150,16 @@ def trace_engine(
         held.append(_hold(chunk, held, residents, runner, hidden, load))
     placed = [PlacedChunk(h.resident.first_slot(PAGE_SIZE), h.resident.tokens, h.keyed.offset) for h in held]
     tail = pool.allocate_pages(pool.pages_for(len(query))) or []
-    with hidden.watch():
+    with hidden.watch(runner):
         logits = runner.prefill_tail(query, placed, tail, start=sum(map(len, chunks)))
-    rows = [*(h.hidden for h in held), hidden.take()]
-    lengths = [*map(len, chunks), len(query)]
+    states = [*(h.hidden for h in held), hidden.take(_pieces(runner, len(query)))]
     slots = [page * PAGE_SIZE + at for page in tail for at in range(PAGE_SIZE)][: len(query)]
     keys, values = _gather(served, pool, held, slots)
     return Trace(
         keys=keys,
         values=values,
-        hidden=_join(rows, lengths, len(served.layout.layers)),
-        seen=torch.cat([torch.full((length,), bool(part)) for part, length in zip(rows, lengths, strict=True)]),
+        hidden=_join([of_part for of_part, _ in states]),
+        seen=torch.cat([seen for _, seen in states], dim=1),
         logits=logits.float().cpu(),
         sources=[h.source for h in held],
     )
@@ -144,7 +169,7 @@ def trace_engine(
 class _Held:
     keyed: KeyedChunk
     resident: ResidentChunk
-    hidden: list[Tensor]
+    hidden: tuple[list[Tensor], Tensor]
     source: str
 
 
@@ -164,11 +189,22 @@ def _hold(
     resident.ready = True
     missing = "" if load is None else load(keyed.key, keyed.token_ids, residents.pool, resident.run)
     if load is not None and not missing:
-        return _Held(keyed, resident, [], STORED)
+        return _Held(keyed, resident, hidden.take([len(keyed.token_ids)]), STORED)
     context = [PlacedChunk(held[i].resident.first_slot(PAGE_SIZE), held[i].resident.tokens, 0) for i in keyed.context]
-    with hidden.watch():
+    with hidden.watch(runner):
         runner.prefill_chunk(keyed.token_ids, context, resident.run)
-    return _Held(keyed, resident, hidden.take(), f"{COMPUTED} ({missing})" if missing else COMPUTED)
+    states = hidden.take(_pieces(runner, len(keyed.token_ids)))
+    return _Held(keyed, resident, states, f"{COMPUTED} ({missing})" if missing else COMPUTED)
+
+
+def _seen_into(served: ServedModel) -> dict[str, Any]:
+    """Options of a runner that can be watched: a captured step runs without us."""
+    return {"graphs": False} if served.fused is not None else {}
+
+
+def _pieces(runner: ModelRunner, tokens: int) -> list[int]:
+    """Tokens of each forward of a prefill."""
+    return [min(runner.piece_tokens, tokens - first) for first in range(0, tokens, runner.piece_tokens)]
 
 
 def _gather(
@@ -195,15 +231,13 @@ def _moved(served: ServedModel, layer: int, k: Tensor, offset: int) -> Tensor:
     return rotation.turn_back(k, *rotation.table(torch.tensor([-offset])))
 
 
-def _join(rows: list[list[Tensor]], lengths: list[int], layers: int) -> list[Tensor]:
-    """Hidden states of all parts by layer; zeros for a part that has none."""
-    width = next((part[0].shape[-1] for part in rows if part), 1)
-    return [
-        torch.cat(
-            [part[layer] if part else torch.zeros(length, width) for part, length in zip(rows, lengths, strict=True)]
-        )
-        for layer in range(layers)
-    ]
+def _join(parts: list[list[Tensor]]) -> list[Tensor]:
+    """Hidden states of all parts by layer; a part that has none takes the others' width."""
+    joined = []
+    for of_layer in zip(*parts, strict=True):
+        width = max(part.shape[-1] for part in of_layer)
+        joined.append(torch.cat([part if part.shape[-1] == width else part.expand(-1, width) for part in of_layer]))
+    return joined
 
 
 @torch.inference_mode()
@@ -219,6 +253,7 @@ def trace_eager(served: ServedModel, chunks: Sequence[tuple[int, ...]], query: S
         logits = served.borrowed.eager_forward(
             tokens[plain.source.to(device)], plain.positions.to(device), plain.allowed, cache=cache
         )
+    states, seen = hidden.take([len(plain.source)])
     rows = plain.allowed[-1].nonzero()[:, 0]  # all but the copies that a moved chunk sees of its context
     keys = [layer.keys[0].transpose(0, 1) for layer in cache.layers]
     ours = [(layer.kv_heads, layer.k_dim) for layer in served.layout.layers]
@@ -226,8 +261,8 @@ def trace_eager(served: ServedModel, chunks: Sequence[tuple[int, ...]], query: S
     return Trace(
         keys=[k.float().cpu()[rows] for k in keys] if same else [],
         values=[layer.values[0].transpose(0, 1).float().cpu()[rows] for layer in cache.layers] if same else [],
-        hidden=[states[rows] for states in hidden.take()],
-        seen=torch.ones(len(rows), dtype=torch.bool),
+        hidden=[of_layer[rows] for of_layer in states],
+        seen=seen[:, rows],
         logits=logits[-1].cpu(),
         sources=[COMPUTED] * len(chunks),
     )

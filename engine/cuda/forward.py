@@ -66,6 +66,7 @@ class FusedForward:
         self.table = RotationTable.of(weights.rotation, positions, pool.device)
         self.group = group_of(weights.heads, weights.kv_heads)
         self.overlap = launch_options(pool.device)
+        self.watch: Callable[[int, Tensor], None] | None = None  # called with what each layer hands on; not in a graph
 
     def layers(
         self, b: Buffers, sampled: Tensor, attend: Attend, *, turn: bool, last_row_only: bool, logits: Tensor | None
@@ -96,6 +97,8 @@ class FusedForward:
             if index == last and last_row_only:
                 b = _last_row(b)
             self._rest(b, layer)
+            if self.watch is not None:
+                self.watch(index, b.residual + b.delta)
         assert logits is not None
         self.norm(b, w.final_norm, add=True)
         torch.mm(b.normed, w.head.t(), out=logits)

@@ -221,7 +221,7 @@ def test_a_chunk_twice_is_traced_twice() -> None:
     chunks, query = composition(served)
     twice = [chunks[1], chunks[1], chunks[3]]
     a, b = (way(served, twice, query, ReuseMode.INDEPENDENT) for way in (trace_engine, trace_eager))
-    assert len(a.seen) == len(b.seen) == 2 * LENGTHS[1] + LENGTHS[3] + QUERY_TOKENS
+    assert a.seen.shape[1] == b.seen.shape[1] == 2 * LENGTHS[1] + LENGTHS[3] + QUERY_TOKENS
     assert compare(a, b).first(TOLERANCE["float32"]) is None
 
 
