@@ -123,7 +123,10 @@ def parse_stats(reply: Any) -> StoreStats:
 
 
 def parse_loads(reply: Any) -> Loads:
-    modes = tuple(ModeSupport(_reuse_mode(mode.mode), mode.supported, mode.reason) for mode in reply.modes)
+    modes = tuple(
+        ModeSupport(_reuse_mode(mode.mode), mode.supported, mode.reason, mode.context_length_max)
+        for mode in reply.modes
+    )
     return Loads(**{name: getattr(reply, name) for name in Loads.__dataclass_fields__ if name != "modes"}, modes=modes)
 
 

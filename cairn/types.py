@@ -195,11 +195,12 @@ class StoreStats:
 
 @dataclass(frozen=True)
 class ModeSupport:
-    """Whether the decode service's model allows a reuse mode, and if not, why."""
+    """Whether the decode service's model allows a reuse mode, up to which context, and if not, why."""
 
     mode: str
     supported: bool
     reason: str
+    context_length_max: int = 0
 
 
 @dataclass(frozen=True)
@@ -219,6 +220,8 @@ class Loads:
     model_name: str
     model_identity: str
     context_length_max: int
+    context_length_declared: int
+    context_length_reason: str
     modes: tuple[ModeSupport, ...] = field(default=())
     dtype: str = ""
     dtype_reason: str = ""

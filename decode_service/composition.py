@@ -92,18 +92,18 @@ def answer_tokens(served: ServedModel, composition: Composition, max_tokens: int
 
     An unset ``max_tokens`` takes ``default`` or what is left; a set one is never shortened silently.
     """
-    limit, prompt = served.context_length_max, composition.prompt_tokens
-    room = limit - prompt
+    limit, prompt = served.limit(composition.mode), composition.prompt_tokens
+    room = limit.tokens - prompt
     if room < 1:
         raise ValueError(
-            f"segments: {prompt} prompt tokens leave no room for an answer in the model's context of {limit} tokens; "
+            f"segments: {prompt} prompt tokens leave no room for an answer in the model's context, limited to {limit}; "
             "use fewer or shorter chunks"
         )
     if max_tokens is None:
         return min(default, room)
     if max_tokens > room:
         raise ValueError(
-            f"sampling.max_tokens: {max_tokens} with {prompt} prompt tokens exceeds the model's context of {limit} "
-            f"tokens; at most {room} are left"
+            f"sampling.max_tokens: {max_tokens} with {prompt} prompt tokens exceeds the model's context; at most "
+            f"{room} are left (limited to {limit})"
         )
     return max_tokens

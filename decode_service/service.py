@@ -303,9 +303,17 @@ class DecodeService(decode_pb2_grpc.DecodeServiceServicer):  # type: ignore[misc
             context_length_max=served.context_length_max,
             dtype=served.borrowed.dtype_name,
             dtype_reason=served.borrowed.dtype_reason,
+            context_length_declared=served.limit().declared,
+            context_length_reason=served.limit().because,
         )
         for mode, refusal in served.refusals.items():
-            reply.modes.add(mode=wire.reuse_mode_out(mode), supported=not refusal, reason=refusal)
+            limit = served.limit(mode)
+            reply.modes.add(
+                mode=wire.reuse_mode_out(mode),
+                supported=not refusal,
+                reason=refusal or limit.because,
+                context_length_max=0 if refusal else limit.tokens,
+            )
         return reply
 
 

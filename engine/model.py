@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM
+from transformers.masking_utils import AttentionMaskInterface
 from transformers.modeling_utils import AttentionInterface
 
 from engine.attention import Scores
@@ -24,6 +25,9 @@ from engine.rotary import rotary_modules
 # Called once a layer, in order: layer, q (rows, heads, k_dim), k and v (rows, kv_heads, dim), scores; returns
 # (rows, heads, v_dim).
 AttendFunction = Callable[[int, Tensor, Tensor, Tensor, Scores], Tensor]
+
+# (batch, head, query, key) -> whether that query may attend to that key; over tensors of indices
+MaskFunction = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 
 _names = itertools.count()
 
@@ -53,6 +57,7 @@ class BorrowedModel:
         # models refuse extra keyword arguments. No mask function bears the name, so no mask is built.
         self._interface = f"cairn_{next(_names)}"
         AttentionInterface.register(self._interface, self._attention)
+        self.attention_modules: list[nn.Module] = []  # of the last forward, by layer
 
     @classmethod
     def load(cls, path_or_id: str, *, dtype: str = "auto", device: str = "cpu", name: str = "") -> BorrowedModel:
@@ -94,6 +99,7 @@ class BorrowedModel:
         if self.config._attn_implementation != self._interface:
             self.module.set_attn_implementation(self._interface)  # type: ignore[operator]
         self._attend, self._calls = attend, 0
+        self.attention_modules = []
         # Only for this forward: outside of it the module is the model as it came.
         hooks = [m.register_forward_hook(_no_rotation) for m in self._rotary] if self.defers_rotation else []
         try:
@@ -109,26 +115,53 @@ class BorrowedModel:
         return (logits if self._takes_rows else logits[logit_rows]).float()
 
     @torch.inference_mode()
-    def eager_forward(self, token_ids: Tensor, positions: Tensor, allowed: Tensor, *, cache: Any = None) -> Tensor:
+    def eager_forward(
+        self,
+        token_ids: Tensor,
+        positions: Tensor | None = None,
+        allowed: Tensor | None = None,
+        logit_rows: Tensor | None = None,
+        *,
+        cache: Any = None,
+    ) -> Tensor:
         """The model's own eager attention under an explicit mask: the oracle.
 
-        ``allowed`` (rows, rows) bool; an empty ``cache`` of transformers' takes K and V. Returns logits (rows,
-        vocabulary) fp32.
+        ``allowed`` (rows, rows) bool; without ``positions`` and ``allowed`` the model chooses both. An empty
+        ``cache`` of transformers' takes K and V. Returns logits (rows, vocabulary) fp32, of ``logit_rows`` or of all.
         """
         self.module.set_attn_implementation("eager")  # type: ignore[operator]
-        dtype = TORCH_DTYPES[self.dtype_name]
-        mask = torch.zeros(allowed.shape, dtype=dtype, device=self.device).masked_fill_(
-            ~allowed.to(self.device), torch.finfo(dtype).min
-        )
-        output = self.module(
-            input_ids=token_ids[None],
-            position_ids=positions[None],
-            attention_mask=mask[None, None],
-            past_key_values=cache,
-            use_cache=cache is not None,
-        )
-        logits: Tensor = output.logits[0].float()
-        return logits
+        given: dict[str, Tensor] = {} if positions is None else {"position_ids": positions[None]}
+        kept = logit_rows is not None and self._takes_rows
+        if kept:
+            given["logits_to_keep"] = logit_rows  # type: ignore[assignment]
+        if allowed is not None:
+            dtype = TORCH_DTYPES[self.dtype_name]
+            mask = torch.zeros(allowed.shape, dtype=dtype, device=self.device).masked_fill_(
+                ~allowed.to(self.device), torch.finfo(dtype).min
+            )
+            given["attention_mask"] = mask[None, None]
+        output = self.module(input_ids=token_ids[None], past_key_values=cache, use_cache=cache is not None, **given)
+        logits: Tensor = output.logits[0]
+        return (logits if kept or logit_rows is None else logits[logit_rows]).float()
+
+    @torch.inference_mode()
+    def masks(self) -> list[MaskFunction]:
+        """What the model would hide besides later tokens: the mask functions that it makes for a plain forward.
+
+        They take indices of any length, so they can be asked about contexts that nobody runs.
+        """
+        made: list[MaskFunction] = []
+
+        def record(**arguments: Any) -> None:
+            made.append(arguments["mask_function"])
+
+        name = f"{self._interface}_masks"
+        AttentionInterface.register(name, _values_alone)
+        AttentionMaskInterface.register(name, record)
+        self.module.set_attn_implementation(name)  # type: ignore[operator]
+        ids = torch.zeros(1, 1, dtype=torch.int64, device=self.device)
+        self.module(input_ids=ids, position_ids=torch.zeros_like(ids), use_cache=False)
+        return made
 
     def _attention(
         self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any, **options: Any
@@ -136,6 +169,12 @@ class BorrowedModel:
         """transformers' attention interface: query (1, heads, rows, dim) -> ((1, rows, heads, dim), None)."""
         if self._attend is None:
             raise RuntimeError("attention called outside of BorrowedModel.forward")
+        if attention_mask is not None:
+            raise ModelRefused(
+                f"model {self.name} cannot be served exactly: {type(module).__name__} makes an attention mask of its "
+                "own, which may hide or weigh any token"
+            )
+        self.attention_modules.append(module)
         scaling = options.get("scaling")
         scores = Scores(
             scaling=query.shape[-1] ** -0.5 if scaling is None else float(scaling),
@@ -152,6 +191,13 @@ class BorrowedModel:
 def dtype_name(module: nn.Module) -> str:
     """The dtype of a module's weights by its short name, for example "bfloat16"."""
     return str(next(p.dtype for p in module.parameters() if p.is_floating_point())).removeprefix("torch.")
+
+
+def _values_alone(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any, **options: Any
+) -> tuple[Tensor, None]:
+    """Attention of each token to itself alone, in transformers' interface."""
+    return value.repeat_interleave(query.shape[1] // value.shape[1], dim=1).transpose(1, 2), None
 
 
 def _no_rotation(module: nn.Module, arguments: Any, output: Any) -> Any:

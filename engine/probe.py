@@ -7,19 +7,19 @@ differs between two positions in a layer's queries and keys is exactly what the 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from chunk_store.layout import DTYPE_BYTES, KVLayout, LayerLayout
 from engine.attention import Scores
+from engine.limits import ContextLimit, cap_by_masks, cap_by_windows, declared_limit
 from engine.model import BorrowedModel, ModelRefused
 from engine.rotary import Rotation, RotationUnknown, fit_rotation, frequency_tables
 
 PROBE_POSITIONS = (1, 2, 5, 33, 117)
 ROTATION_TOLERANCE = {"float32": 2e-4, "bfloat16": 3e-2, "float16": 4e-3}
-TABLES_THAT_CHANGE = ("dynamic", "longrope")
+CONTEXT_LEAST = 4  # tokens of a context that can be checked at all
 
 
 @dataclass(frozen=True)
@@ -42,40 +42,57 @@ class Findings:
     layout: KVLayout
     rotations: tuple[Rotation | None, ...]
     rotation_refusal: str
-    context_length_max: int
-    window: int | None
+    limit: ContextLimit
+    moved_limit: ContextLimit  # of contexts in which chunks stand elsewhere than they were computed
     deferred: bool
+
+    @property
+    def context_length_max(self) -> int:
+        """Most tokens of prompt and answer together."""
+        return self.limit.tokens
 
 
 def examine(borrowed: BorrowedModel) -> Findings:
     """Probes the model. Raises ``ModelRefused`` if attention is not all that carries state between tokens."""
-    text_config = borrowed.config.get_text_config()
-    base = _single_token(borrowed, 0)
-    layers = getattr(text_config, "num_hidden_layers", len(base))
+    limit = declared_limit(borrowed.config.get_text_config())
+    base = _first_look(borrowed)
+    layout = KVLayout(
+        borrowed.dtype_name, tuple(LayerLayout(call.k.shape[0], call.k.shape[1], call.v_dim) for call in base)
+    )
+    limit = cap_by_windows(limit, (call.scores.window for call in base))
+    limit = cap_by_masks(limit, borrowed.masks(), borrowed.name, borrowed.device)
+    if limit.tokens < CONTEXT_LEAST:
+        raise ModelRefused(f"model {borrowed.name}: a context of {limit} is too short to be served")
+    rotations, refusal = _rotations(borrowed, base, limit.tokens)
+    # Turned once more by us, a query would be rounded twice: nothing in float32, but not in a shorter dtype.
+    wanted = borrowed.dtype_name != "float32" and borrowed.device.type == "cpu" and not refusal
+    deferred = wanted and _defer(borrowed, base, rotations, limit.tokens)
+    return Findings(layout, rotations, refusal, limit, limit, deferred)
+
+
+def _first_look(borrowed: BorrowedModel) -> list[LayerCall]:
+    """One token's attention calls. Raises ``ModelRefused`` unless there is one a layer, in a dtype that is served."""
+    if borrowed.dtype_name not in DTYPE_BYTES:
+        raise ModelRefused(
+            f"model {borrowed.name}: weights of {borrowed.dtype_name}; load it with one of {sorted(DTYPE_BYTES)}"
+        )
+    try:
+        base = _single_token(borrowed, 0)
+    except ModelRefused:
+        raise
+    except Exception as error:  # whatever modelling code raises when it is given no mask and no cache
+        raise ModelRefused(
+            f"model {borrowed.name} cannot be served: its forward fails without a mask and a cache "
+            f"({type(error).__name__}: {error})"
+        ) from error
+    layers = getattr(borrowed.config.get_text_config(), "num_hidden_layers", len(base))
     if len(base) != layers:
         raise ModelRefused(
             f"model {borrowed.name}: {len(base)} attention calls for {layers} layers go through transformers' "
             "attention interface; there must be one a layer (others have an attention of their own, or carry state "
             "that a KV store does not hold, as linear attention and convolutions do)"
         )
-    if borrowed.dtype_name not in DTYPE_BYTES:
-        raise ModelRefused(
-            f"model {borrowed.name}: weights of {borrowed.dtype_name}; load it with one of {sorted(DTYPE_BYTES)}"
-        )
-    layout = KVLayout(
-        borrowed.dtype_name, tuple(LayerLayout(call.k.shape[0], call.k.shape[1], call.v_dim) for call in base)
-    )
-    rotations, refusal = _rotations(borrowed, base)
-    changing = _changing_rope(text_config)
-    if changing and not refusal:
-        refusal = f"rope type {changing[0]!r}: its frequencies depend on the length of the whole prompt"
-    windows = [call.scores.window for call in base if call.scores.window]
-    window = min([*windows, *_chunked_attention(text_config)], default=None)
-    # Turned once more by us, a query would be rounded twice: nothing in float32, but not in a shorter dtype.
-    wanted = borrowed.dtype_name != "float32" and borrowed.device.type == "cpu" and not refusal
-    deferred = wanted and _defer(borrowed, base, rotations)
-    limits = [_position_limit(text_config), window, changing[1] if changing else None]
-    return Findings(layout, rotations, refusal, min(limit for limit in limits if limit), window, deferred)
+    return base
 
 
 def _single_token(borrowed: BorrowedModel, position: int) -> list[LayerCall]:
@@ -97,10 +114,9 @@ def _single_token(borrowed: BorrowedModel, position: int) -> list[LayerCall]:
     return calls
 
 
-def _rotations(borrowed: BorrowedModel, base: list[LayerCall]) -> tuple[tuple[Rotation | None, ...], str]:
+def _rotations(borrowed: BorrowedModel, base: list[LayerCall], limit: int) -> tuple[tuple[Rotation | None, ...], str]:
     """The rotation of each layer; on failure no rotations and the reason."""
     tables = frequency_tables(borrowed.module)
-    limit = _position_limit(borrowed.config.get_text_config())
     seen = [(p, _single_token(borrowed, p)) for p in PROBE_POSITIONS if p < limit]
     tolerance = ROTATION_TOLERANCE[borrowed.dtype_name]
     known: list[Rotation] = []
@@ -117,11 +133,11 @@ def _rotations(borrowed: BorrowedModel, base: list[LayerCall]) -> tuple[tuple[Ro
     return tuple(rotations), ""
 
 
-def _defer(borrowed: BorrowedModel, base: list[LayerCall], rotations: tuple[Rotation | None, ...]) -> bool:
+def _defer(borrowed: BorrowedModel, base: list[LayerCall], rotations: tuple[Rotation | None, ...], limit: int) -> bool:
     """Takes the model's rotation out, if its queries and keys are then those of position 0, unscaled."""
     tolerance = ROTATION_TOLERANCE[borrowed.dtype_name]
     borrowed.defers_rotation = True
-    for position in (0, PROBE_POSITIONS[-1]):
+    for position in (0, min(PROBE_POSITIONS[-1], limit - 1)):
         for before, raw, rotation in zip(base, _single_token(borrowed, position), rotations, strict=True):
             for seen, plain in ((before.q, raw.q), (before.k, raw.k)):
                 expected = plain if rotation is None else _scaled(plain, rotation)
@@ -153,36 +169,3 @@ def _shared(rotation: Rotation | None, known: list[Rotation]) -> Rotation | None
             return other
     known.append(rotation)
     return rotation
-
-
-def _rope_settings(text_config: Any) -> list[dict[str, Any]]:
-    """Rope settings of the configuration; one for each kind of layer where they differ."""
-    settings = getattr(text_config, "rope_parameters", None) or getattr(text_config, "rope_scaling", None) or {}
-    nested = [value for value in settings.values() if isinstance(value, dict)]
-    return nested or [settings]
-
-
-def _changing_rope(text_config: Any) -> tuple[str, int] | None:
-    """The rope type whose table changes with length, and the length up to which it does not."""
-    for settings in _rope_settings(text_config):
-        kind = settings.get("rope_type", settings.get("type", "default"))
-        if kind in TABLES_THAT_CHANGE:
-            original = settings.get("original_max_position_embeddings") or getattr(
-                text_config, "original_max_position_embeddings", None
-            )
-            return kind, int(original or _position_limit(text_config))
-    return None
-
-
-def _chunked_attention(text_config: Any) -> list[int]:
-    chunk = getattr(text_config, "attention_chunk_size", None)
-    return [int(chunk)] if chunk else []
-
-
-def _position_limit(text_config: Any) -> int:
-    """The longest context the configuration names, in tokens."""
-    for name in ("max_position_embeddings", "n_positions", "max_sequence_length", "seq_length"):
-        limit = getattr(text_config, name, None)
-        if limit:
-            return int(limit)
-    return 2**20

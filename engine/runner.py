@@ -7,7 +7,7 @@ row a sequence, padded to a bucket. The runner does not know requests, keys or s
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -17,6 +17,9 @@ from engine.attention import Attention, Scores
 from engine.model import BorrowedModel
 from engine.plan import CascadePlan, Levels, PlacedChunk, StepSequence, plan_levels, plan_step
 from engine.pool import PagedKVPool, PageRun
+
+# plan, layer, queries (rows, heads, dim) before rotation, attention (rows, heads, dim), scaling
+AttentionWatch = Callable[[CascadePlan, int, Tensor, Tensor, float], None]
 
 
 def chunk_pages(context: Sequence[PlacedChunk], run: PageRun) -> tuple[int, ...]:
@@ -52,6 +55,9 @@ class ModelRunner:
         self.row_multiple = row_multiple
         self.max_cascade_levels = max_cascade_levels
         self._levels: tuple[tuple[tuple[PlacedChunk, ...], ...], Levels] | None = None
+
+    def watch_attention(self, watch: AttentionWatch) -> None:
+        """Has ``watch`` called after every attention call that does not go through ``attention``; none here."""
 
     def prepare(self) -> None:
         """Makes ready what the first forwards would otherwise wait for; here there is nothing of the kind."""

@@ -1,100 +1,223 @@
-"""At start: does every reuse mode give what the model's own eager attention gives under the mode's mask?
+"""At start: is what we compute what the model's own eager attention computes, in every mode?
 
-A mode that does not is refused for the model, with the reason; a model for which EXACT does not hold is
-refused. The check runs a short random prompt in a small pool of its own.
+structure   in float32, on a few layers with redrawn weights: the code, whatever the weights. Right models differ by
+            1e-5 of the logits' deviation, a token that is hidden or a rotation off by one by thousands of times that.
+rounding    in the served dtype, on the whole model: R = rms(ours - eager) / rms(eager - eager in float32). Ours may
+            round otherwise than eager does, but not more: two roundings of one size give R = 1 to 1.4.
+kernels     on CUDA, each layer's attention against attention in float32 on the same queries, keys and values.
+
+A mode that fails is refused for the model, with the reason; a model for which EXACT fails is refused.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from math import inf
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from chunk_store.key import ModelIdentity
+from chunk_store.layout import KVLayout
+from engine.attention.torch_attention import TorchAttention
+from engine.check_forwards import (
+    CHUNK_TOKENS,
+    CHUNK_TOKENS_FEW,
+    PIECE_TOKENS,
+    RunnerFactory,
+    check_prompts,
+    eager_logits,
+    our_logits,
+    plain_logits,
+)
+from engine.isolation import MOVED_MAX, MOVED_MAX_DEEP, cap_by_rows, check_isolation, moved_limit
+from engine.kernel_watch import KernelWatch
 from engine.model import BorrowedModel, ModelRefused
-from engine.plan import PlacedChunk, StepSequence
 from engine.pool import PagedKVPool
-from engine.probe import Findings
-from engine.resident import ResidentChunks
-from engine.reuse import ReuseMode, key_composition, masked_sequence
+from engine.precision import decoder_layers, first_layers, layers_of_every_kind, redrawn, upcast
+from engine.probe import CONTEXT_LEAST, Findings
+from engine.reuse import ReuseMode
 from engine.runner import ModelRunner
 
-PIECE_TOKENS = 12  # of the runner to check with
-CHUNK_TOKENS = (5, 18, 1, 16, 9)
-QUERY_TOKENS = 7
-# Largest difference of logits, relative to their standard deviation over the vocabulary.
-TOLERANCE = {"float32": 1e-3, "bfloat16": 0.25, "float16": 0.05}
+STRUCTURE_MAX = 1e-3  # standard deviations of the logits
+ROUNDING_MAX = 2.5  # times the rounding of the model's own eager attention
+KERNEL_MAX = 2.5  # times the rounding of the torch backend in the served dtype, on the same queries, keys and values
+# Where routers choose experts, a choice that hangs on a rounding can put a whole prompt off; a fault is in every one.
+PROMPT_SEEDS = (20, 21, 22)
+ROUNDING_NOTE = "rounding to the served dtype changes in those"
+ROWS_LOOKED_AT = {"cpu": 1024, "cuda": 8192}
 
-RunnerFactory = Callable[[PagedKVPool], ModelRunner]
+
+@dataclass(frozen=True)
+class ModeCheck:
+    """What was measured for a mode; None for what was not. ``refusal`` is "" if it holds."""
+
+    structure: float | None = None
+    rounding: float | None = None
+    kernels: float | None = None
+    refusal: str = ""
 
 
-def check_modes(borrowed: BorrowedModel, findings: Findings, make_runner: RunnerFactory) -> dict[ReuseMode, str]:
-    """For each mode "" if it holds, otherwise why it is refused. Raises ``ModelRefused`` if EXACT fails."""
-    refusals: dict[ReuseMode, str] = {}
-    for mode in ReuseMode:
-        if mode is not ReuseMode.EXACT and findings.rotation_refusal:
-            refusals[mode] = f"chunks of this model cannot be moved: {findings.rotation_refusal}"
-            continue
-        error = mode_error(borrowed, findings, make_runner, mode)
-        tolerance = TOLERANCE[findings.layout.dtype]
-        holds = error <= tolerance  # False for NaN too
-        refusals[mode] = "" if holds else f"logits differ from eager attention by {error:.2g} standard deviations"
-    if refusals[ReuseMode.EXACT]:
-        raise ModelRefused(f"model {borrowed.name} cannot be served exactly: {refusals[ReuseMode.EXACT]}")
-    return refusals
+@dataclass(frozen=True)
+class Structure:
+    """What the check in float32 found: limits that only show there, and the error of each mode that was run."""
+
+    findings: Findings
+    errors: dict[ReuseMode, float] = field(default_factory=dict)
+
+
+def modes_to_check(findings: Findings) -> list[ReuseMode]:
+    """EXACT, and the modes that move chunks where a model's chunks can be moved."""
+    return [mode for mode in ReuseMode if mode is ReuseMode.EXACT or not findings.rotation_refusal]
 
 
 @torch.inference_mode()
-def mode_error(borrowed: BorrowedModel, findings: Findings, make_runner: RunnerFactory, mode: ReuseMode) -> float:
-    """Largest difference of two steps' logits from eager attention, in standard deviations of the logits."""
-    vocabulary = borrowed.config.get_text_config().vocab_size
-    generator = torch.Generator().manual_seed(20)
-    limit = findings.context_length_max - QUERY_TOKENS - 1
-    chunks = [tuple(_random_tokens(n, vocabulary, generator)) for n in CHUNK_TOKENS if sum(CHUNK_TOKENS) <= limit]
-    query = _random_tokens(QUERY_TOKENS + 1, vocabulary, generator)
-    ours = _two_steps(borrowed, findings, make_runner, mode, chunks, query)
-    tokens = torch.tensor([t for chunk in chunks for t in chunk] + query, device=borrowed.device)
-    plain = masked_sequence([*map(len, chunks), len(query)], mode)
-    theirs = borrowed.eager_forward(tokens[plain.source], plain.positions.to(tokens.device), plain.allowed)[-2:]
-    difference = (ours - theirs).abs().max()
-    return float(difference / theirs.std(dim=-1).mean())
+def check_structure(borrowed: BorrowedModel, findings: Findings) -> Structure:
+    """Looks for what a KV store cannot hold, for limits, and at every mode. Raises ``ModelRefused``."""
+    with _rotating(borrowed), _few_layers(borrowed, findings) as layers, redrawn(borrowed):
+        check_isolation(borrowed, findings.limit.tokens, most=MOVED_MAX)
+        rows = ROWS_LOOKED_AT[borrowed.device.type]
+        findings = _with_limits(borrowed, findings, cap_rows=rows)
+        prompts = check_prompts(_vocabulary(borrowed), findings.moved_limit.tokens)
+        modes = modes_to_check(findings)
+        rotations = findings.rotations[:layers]
+
+        def make_runner(pool: PagedKVPool) -> ModelRunner:
+            return ModelRunner(borrowed, pool, TorchAttention(pool, rotations), piece_tokens=PIECE_TOKENS)
+
+        layout = KVLayout("float32", findings.layout.layers[:layers])
+        eager = eager_logits(borrowed, modes, prompts, findings.limit.tokens)
+        apart = deviation(plain_logits(borrowed, prompts), eager[0])
+        if not apart <= STRUCTURE_MAX:
+            raise ModelRefused(
+                f"model {borrowed.name} cannot be served exactly: by itself it attends otherwise than to all earlier "
+                f"tokens (its logits differ by {apart:.2g} standard deviations from those under a causal mask)"
+            )
+        errors = {
+            mode: deviation(our_logits(layout, borrowed.device, make_runner, mode, prompts), theirs)
+            for mode, theirs in zip(modes, eager, strict=True)
+        }
+    return Structure(findings, errors)
 
 
-def _random_tokens(count: int, vocabulary: int, generator: torch.Generator) -> list[int]:
-    return torch.randint(0, vocabulary, (count,), generator=generator).tolist()
+def _with_limits(borrowed: BorrowedModel, findings: Findings, *, cap_rows: int) -> Findings:
+    limit = cap_by_rows(borrowed, findings.limit, cap_rows)
+    if findings.rotation_refusal:
+        return replace(findings, limit=limit, moved_limit=limit)
+    moved = moved_limit(borrowed, limit, findings.rotations)
+    if moved.tokens < CONTEXT_LEAST:  # a rotation that held to the served dtype's precision only
+        return replace(findings, limit=limit, moved_limit=limit, rotation_refusal=moved.because)
+    return replace(findings, limit=limit, moved_limit=moved)
 
 
-def _two_steps(
+@contextmanager
+def _few_layers(borrowed: BorrowedModel, findings: Findings) -> Iterator[int]:
+    """The model cut to layers of every kind; how many they are. One whose layers are in no list stays whole."""
+    layers = decoder_layers(borrowed)
+    if layers is None:
+        yield len(findings.layout.layers)
+        return
+    rotations = [id(rotation) for rotation in findings.rotations]
+    count = layers_of_every_kind(layers, list(zip(findings.layout.layers, rotations, strict=True)))
+    with first_layers(layers, count):
+        yield count
+
+
+@contextmanager
+def _rotating(borrowed: BorrowedModel) -> Iterator[None]:
+    """The model with its own rotation, also where it is taken out to serve."""
+    deferred, borrowed.defers_rotation = borrowed.defers_rotation, False
+    try:
+        yield
+    finally:
+        borrowed.defers_rotation = deferred
+
+
+@torch.inference_mode()
+def check_modes(
+    borrowed: BorrowedModel, structure: Structure, make_runner: RunnerFactory, layers: nn.ModuleList | None
+) -> dict[ReuseMode, ModeCheck]:
+    """What was measured for each mode, and whether it holds. Raises ``ModelRefused`` if EXACT does not."""
+    findings = structure.findings
+    measured = {mode: ModeCheck(structure=error) for mode, error in structure.errors.items()}
+    if findings.layout.dtype == "float32":  # what computes is what the structure was checked of
+        check_isolation(borrowed, findings.limit.tokens, most=MOVED_MAX_DEEP)
+    else:
+        measured = _measure_rounding(borrowed, findings, make_runner, layers, measured)
+    checks: dict[ReuseMode, ModeCheck] = {}
+    for mode in ReuseMode:
+        if mode not in measured:
+            refusal = f"chunks of this model cannot be moved: {findings.rotation_refusal}"
+            checks[mode] = ModeCheck(refusal=refusal)
+        else:
+            checks[mode] = replace(measured[mode], refusal=_refusal(measured[mode]))
+    if checks[ReuseMode.EXACT].refusal:
+        raise ModelRefused(f"model {borrowed.name} cannot be served exactly: {checks[ReuseMode.EXACT].refusal}")
+    return checks
+
+
+def _measure_rounding(
     borrowed: BorrowedModel,
     findings: Findings,
     make_runner: RunnerFactory,
-    mode: ReuseMode,
-    chunks: list[tuple[int, ...]],
-    query: list[int],
-) -> Tensor:
-    """Our logits of the query's last prompt token and of one decode step beside a second sequence."""
-    page_size = 16
-    pages = sum(-(-len(chunk) // page_size) for chunk in chunks)
-    pool = PagedKVPool(findings.layout, pages=pages + 6, chunk_pages=pages, page_size=page_size, device=borrowed.device)
-    runner = make_runner(pool)
-    residents = ResidentChunks(pool)
-    placed: list[PlacedChunk] = []
-    keyed = key_composition(ModelIdentity("self-check"), chunks, mode)
-    for chunk in keyed:
-        resident = residents.find(chunk.key) or residents.reserve(chunk.key, len(chunk.token_ids))
-        if not resident.ready:
-            context = [PlacedChunk(placed[i].first_slot, placed[i].tokens, 0) for i in chunk.context]
-            runner.prefill_chunk(chunk.token_ids, context, resident.run)
-            resident.ready = True
-        placed.append(PlacedChunk(resident.first_slot(page_size), len(chunk.token_ids), chunk.offset))
-    start = sum(map(len, chunks))
-    tails = [pool.allocate_pages(3) or [] for _ in range(2)]
-    last = runner.prefill_tail(query[:-1], placed, tails[0], start=start)
-    runner.prefill_tail(query[:1], placed[:1], tails[1], start=len(chunks[0]))
-    steps = [
-        StepSequence(tuple(placed), tuple(tails[0]), len(query) - 1, 1, start + len(query) - 1),
-        StepSequence(tuple(placed[:1]), tuple(tails[1]), 1, 1, len(chunks[0]) + 1),
-    ]
-    logits, _ = runner.decode([query[-1], query[0]], steps)
-    return torch.stack([last, logits[0]])
+    layers: nn.ModuleList | None,
+    measured: dict[ReuseMode, ModeCheck],
+) -> dict[ReuseMode, ModeCheck]:
+    """R and the kernels' distance of each mode; a mode that fails is tried on other tokens before it is refused."""
+    with upcast(borrowed, layers):
+        check_isolation(borrowed, findings.limit.tokens, most=MOVED_MAX_DEEP)
+    result = dict(measured)
+    few = CHUNK_TOKENS_FEW if borrowed.device.type == "cpu" else CHUNK_TOKENS
+    for seed in PROMPT_SEEDS:
+        modes = [mode for mode, check in result.items() if check.rounding is None or _refusal(check)]
+        if not modes:
+            break
+        prompts = check_prompts(_vocabulary(borrowed), findings.moved_limit.tokens, few, seed=seed)
+        eager = eager_logits(borrowed, modes, prompts, findings.limit.tokens)
+        with upcast(borrowed, layers):
+            exact = eager_logits(borrowed, modes, prompts, findings.limit.tokens)
+        for mode, theirs, without in zip(modes, eager, exact, strict=True):
+            watch = KernelWatch(findings)
+            watched = watch.over(make_runner) if borrowed.device.type == "cuda" else make_runner
+            ours = our_logits(findings.layout, borrowed.device, watched, mode, prompts)
+            ratio = rounding_ratio(ours, theirs, without)
+            result[mode] = replace(measured[mode], rounding=ratio, kernels=watch.worst)
+    return result
+
+
+def deviation(ours: Tensor, theirs: Tensor) -> float:
+    """Largest difference of logits (rows, vocabulary), in standard deviations of theirs over the vocabulary."""
+    return float((ours - theirs).abs().max() / theirs.std(dim=-1).mean())
+
+
+def rounding_ratio(ours: Tensor, eager: Tensor, exact: Tensor) -> float:
+    """R: how far ours is from eager attention in the same dtype, in units of how far that is from float32.
+
+    Both are rms over the vocabulary, and of the rows (rows, vocabulary) the middle one: where a router's choice hangs
+    on a rounding, a row is ten times as far off as the others, in ours no more often than in eager attention.
+    """
+    apart, rounding = (_middle_row(x - eager) for x in (ours, exact))
+    if rounding == 0.0:
+        return 0.0 if apart == 0.0 else inf
+    return apart / rounding
+
+
+def _middle_row(difference: Tensor) -> float:
+    rows = difference.pow(2).mean(dim=-1).sqrt().sort().values
+    return float(rows[len(rows) // 2])
+
+
+def _refusal(check: ModeCheck) -> str:
+    """Why a mode does not hold; "" if it does. NaN does not."""
+    if check.structure is not None and not check.structure <= STRUCTURE_MAX:
+        return f"in float32 its logits differ from eager attention's by {check.structure:.2g} standard deviations"
+    if check.kernels is not None and not check.kernels <= KERNEL_MAX:
+        return f"a layer's attention is {check.kernels:.2g} times as far from float32 as rounding alone puts it"
+    if check.rounding is not None and not check.rounding <= ROUNDING_MAX:
+        return f"its logits differ from eager attention's by {check.rounding:.2g} times what {ROUNDING_NOTE}"
+    return ""
+
+
+def _vocabulary(borrowed: BorrowedModel) -> int:
+    return int(borrowed.config.get_text_config().vocab_size)

@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
+
+import torch
 
 from chunk_store.key import ModelIdentity
 from chunk_store.layout import KVLayout
 from engine.attention import Attention
 from engine.attention.cascade_attention import AttentionUnavailable
 from engine.attention.torch_attention import TorchAttention
+from engine.check_forwards import PIECE_TOKENS
 from engine.cuda.attention import CudaAttention, cascade_refusal
 from engine.cuda.runner import FusedRunner
 from engine.cuda.steps import StepLimits
 from engine.cuda.weights import FusedWeights, fused_refusal, merge_weights
 from engine.identity import model_identity, numerics, weights_digest
+from engine.limits import ContextLimit
 from engine.model import BorrowedModel
 from engine.pool import PagedKVPool
+from engine.precision import decoder_layers
 from engine.probe import Findings, examine
 from engine.reuse import ReuseMode
 from engine.runner import ModelRunner
-from engine.selfcheck import PIECE_TOKENS, check_modes
+from engine.selfcheck import ModeCheck, check_modes, check_structure
 
 CUDA_PAGE_SIZES = (16, 32, 64)  # a page is one copy of the bulk copy engine, a block of 64 tokens whole pages
 
@@ -29,7 +34,8 @@ CUDA_PAGE_SIZES = (16, 32, 64)  # a page is one copy of the bulk copy engine, a 
 class ServedModel:
     """A borrowed model with everything that was found out about it.
 
-    ``refusals[mode]`` is "" for a mode that holds, otherwise why it is not offered.
+    ``checks[mode]`` is what the start check measured; ``refusals[mode]`` is "" for a mode that holds, otherwise
+    why it is not offered.
     """
 
     borrowed: BorrowedModel
@@ -38,6 +44,7 @@ class ServedModel:
     refusals: dict[ReuseMode, str]
     piece_tokens: int
     fused: FusedWeights | None = None  # on CUDA, for the families that ``fused_refusal`` lets pass
+    checks: dict[ReuseMode, ModeCheck] = field(default_factory=dict)
 
     @property
     def layout(self) -> KVLayout:
@@ -47,6 +54,10 @@ class ServedModel:
     def context_length_max(self) -> int:
         """Most tokens of prompt and answer together."""
         return self.findings.context_length_max
+
+    def limit(self, mode: ReuseMode = ReuseMode.EXACT) -> ContextLimit:
+        """The longest context in a mode, with the reason if it is less than the model's configuration names."""
+        return self.findings.limit if mode is ReuseMode.EXACT else self.findings.moved_limit
 
     @property
     def vocabulary(self) -> int:
@@ -107,7 +118,8 @@ def serve(borrowed: BorrowedModel, *, piece_tokens: int = 512) -> ServedModel:
 
     Raises ``ModelRefused`` with the reason if it cannot be exact, ``AttentionUnavailable`` on CUDA without Triton.
     """
-    findings = examine(borrowed)
+    structure = check_structure(borrowed, examine(borrowed))
+    findings, layers = structure.findings, decoder_layers(borrowed)
     fused: FusedWeights | None = None
     small: dict[str, Any] = {}
     if borrowed.device.type == "cuda":
@@ -120,7 +132,10 @@ def serve(borrowed: BorrowedModel, *, piece_tokens: int = 512) -> ServedModel:
     def make_runner(pool: PagedKVPool) -> ModelRunner:
         return _make_runner(borrowed, findings, fused, pool, piece_tokens=PIECE_TOKENS, **small)
 
-    refusals = check_modes(borrowed, findings, make_runner)
+    checks = check_modes(borrowed, structure, make_runner, layers)
+    if borrowed.device.type == "cuda":
+        torch.cuda.empty_cache()  # the pool is sized by what is free
     text = numerics(borrowed.device, _numerics_name(borrowed, findings, fused), piece_tokens)
     identity = model_identity(weights_digest(borrowed.module), borrowed.config, findings.layout, text)
-    return ServedModel(borrowed, findings, identity, refusals, piece_tokens, fused)
+    refusals = {mode: check.refusal for mode, check in checks.items()}
+    return ServedModel(borrowed, findings, identity, refusals, piece_tokens, fused, checks)

@@ -93,7 +93,7 @@ class Registrar:
             context = self._known(request.context, "context_chunk_ids")
         record, known = self._content(request, timer)
         chunks = [*(chunk.token_ids for chunk in context), record.token_ids]
-        self._check_length([len(token_ids) for token_ids in chunks])
+        self._check_length([len(token_ids) for token_ids in chunks], request.mode)
         keyed = key_composition(self.served.identity, chunks, request.mode, request.salt)
         needed = (*keyed[-1].context, len(keyed) - 1)
         self._check_pool([len(chunks[index]) for index in needed])
@@ -155,13 +155,13 @@ class Registrar:
                 f"{field}: token id {worst} is not in the model's vocabulary, 0..{self.served.vocabulary - 1}",
             )
 
-    def _check_length(self, lengths: Sequence[int]) -> None:
-        most = self.served.context_length_max
-        if sum(lengths) > most:
+    def _check_length(self, lengths: Sequence[int], mode: ReuseMode) -> None:
+        limit = self.served.limit(mode)
+        if sum(lengths) > limit.tokens:
             raise RequestError(
                 StatusCode.INVALID_ARGUMENT,
                 f"context_chunk_ids: context of {sum(lengths[:-1])} tokens and chunk of {lengths[-1]} are together "
-                f"longer than the model's limit of {most} tokens; shorten or leave out a chunk",
+                f"longer than the model's context, limited to {limit}; shorten or leave out a chunk",
             )
 
     def _check_pool(self, lengths: Sequence[int]) -> None:

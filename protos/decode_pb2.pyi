@@ -224,7 +224,7 @@ class GetLoadsRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class GetLoadsResponse(_message.Message):
-    __slots__ = ("running", "waiting", "waiting_max", "batch_max", "pages_total", "pages_free", "pages_chunks", "pages_tails", "chunks_resident", "page_size", "model_name", "model_identity", "context_length_max", "modes", "dtype", "dtype_reason")
+    __slots__ = ("running", "waiting", "waiting_max", "batch_max", "pages_total", "pages_free", "pages_chunks", "pages_tails", "chunks_resident", "page_size", "model_name", "model_identity", "context_length_max", "modes", "dtype", "dtype_reason", "context_length_declared", "context_length_reason")
     RUNNING_FIELD_NUMBER: _ClassVar[int]
     WAITING_FIELD_NUMBER: _ClassVar[int]
     WAITING_MAX_FIELD_NUMBER: _ClassVar[int]
@@ -241,6 +241,8 @@ class GetLoadsResponse(_message.Message):
     MODES_FIELD_NUMBER: _ClassVar[int]
     DTYPE_FIELD_NUMBER: _ClassVar[int]
     DTYPE_REASON_FIELD_NUMBER: _ClassVar[int]
+    CONTEXT_LENGTH_DECLARED_FIELD_NUMBER: _ClassVar[int]
+    CONTEXT_LENGTH_REASON_FIELD_NUMBER: _ClassVar[int]
     running: int
     waiting: int
     waiting_max: int
@@ -257,14 +259,18 @@ class GetLoadsResponse(_message.Message):
     modes: _containers.RepeatedCompositeFieldContainer[ModeSupport]
     dtype: str
     dtype_reason: str
-    def __init__(self, running: _Optional[int] = ..., waiting: _Optional[int] = ..., waiting_max: _Optional[int] = ..., batch_max: _Optional[int] = ..., pages_total: _Optional[int] = ..., pages_free: _Optional[int] = ..., pages_chunks: _Optional[int] = ..., pages_tails: _Optional[int] = ..., chunks_resident: _Optional[int] = ..., page_size: _Optional[int] = ..., model_name: _Optional[str] = ..., model_identity: _Optional[str] = ..., context_length_max: _Optional[int] = ..., modes: _Optional[_Iterable[_Union[ModeSupport, _Mapping]]] = ..., dtype: _Optional[str] = ..., dtype_reason: _Optional[str] = ...) -> None: ...
+    context_length_declared: int
+    context_length_reason: str
+    def __init__(self, running: _Optional[int] = ..., waiting: _Optional[int] = ..., waiting_max: _Optional[int] = ..., batch_max: _Optional[int] = ..., pages_total: _Optional[int] = ..., pages_free: _Optional[int] = ..., pages_chunks: _Optional[int] = ..., pages_tails: _Optional[int] = ..., chunks_resident: _Optional[int] = ..., page_size: _Optional[int] = ..., model_name: _Optional[str] = ..., model_identity: _Optional[str] = ..., context_length_max: _Optional[int] = ..., modes: _Optional[_Iterable[_Union[ModeSupport, _Mapping]]] = ..., dtype: _Optional[str] = ..., dtype_reason: _Optional[str] = ..., context_length_declared: _Optional[int] = ..., context_length_reason: _Optional[str] = ...) -> None: ...
 
 class ModeSupport(_message.Message):
-    __slots__ = ("mode", "supported", "reason")
+    __slots__ = ("mode", "supported", "reason", "context_length_max")
     MODE_FIELD_NUMBER: _ClassVar[int]
     SUPPORTED_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
+    CONTEXT_LENGTH_MAX_FIELD_NUMBER: _ClassVar[int]
     mode: _chunks_pb2.ReuseMode
     supported: bool
     reason: str
-    def __init__(self, mode: _Optional[_Union[_chunks_pb2.ReuseMode, str]] = ..., supported: _Optional[bool] = ..., reason: _Optional[str] = ...) -> None: ...
+    context_length_max: int
+    def __init__(self, mode: _Optional[_Union[_chunks_pb2.ReuseMode, str]] = ..., supported: _Optional[bool] = ..., reason: _Optional[str] = ..., context_length_max: _Optional[int] = ...) -> None: ...

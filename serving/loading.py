@@ -49,7 +49,21 @@ def load(options: ServiceOptions) -> Loaded:
     log.info("%s is served in %s: %s", borrowed.name, borrowed.dtype_name, borrowed.dtype_reason)
     with startup.stage("check", f"checking {borrowed.dtype_name} weights: every reuse mode against the model itself"):
         served = serve(borrowed, piece_tokens=options.piece_tokens)
+    for line in restrictions(served):
+        log.warning("%s", line)
     return Loaded(served, codec, borrowed.name, startup)
+
+
+def restrictions(served: ServedModel) -> list[str]:
+    """What the model is not served for, a line each: a shorter context than it names, modes that are refused."""
+    name, limit = served.borrowed.name, served.limit()
+    lines = [f"model {name}: the context is limited to {limit}"] if limit.because else []
+    for mode, refusal in served.refusals.items():
+        if refusal:
+            lines.append(f"model {name}: reuse mode {mode.value} is refused: {refusal}")
+        elif served.limit(mode) != limit:
+            lines.append(f"model {name}: in reuse mode {mode.value} the context is limited to {served.limit(mode)}")
+    return lines
 
 
 def pool_nbytes_default(device: str) -> int:

@@ -31,6 +31,10 @@ def _rope(kind: str, **settings: Any) -> dict[str, Any]:
 _LLAMA3 = {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 64}
 _YARN = {"factor": 8.0, "original_max_position_embeddings": 64}
 
+_LONGROPE = _rope("longrope", short_factor=[1.0 + 0.1 * i for i in range(8)], long_factor=[4.0] * 8) | {
+    **{"max_position_embeddings": 512, "original_max_position_embeddings": 256}
+}
+
 # name -> (transformers model type, configuration). The first ten are the architectures the README names.
 ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen3-ratio2": ("qwen3", _heads(4, 2)),
@@ -59,6 +63,8 @@ ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
     "hunyuan-norm-after-rope": ("hunyuan_v1_dense", _heads(4, 2)),
     "mixtral-moe": ("mixtral", _heads(4, 2)),
     "gpt-oss-sinks": ("gpt_oss", _heads(4, 2) | {"num_local_experts": 4, "num_experts_per_tok": 2}),
+    "llama-dynamic": ("llama", _heads(4, 2) | _rope("dynamic", factor=4.0)),
+    "phi3-longrope": ("phi3", {"num_attention_heads": 4, "num_key_value_heads": 4} | _LONGROPE),
     "deepseek-v3-mla": (
         "deepseek_v3",
         {
@@ -80,7 +86,6 @@ REFUSED = {
 
 EXACT_ONLY = {
     "gpt2-learned-positions": ("gpt2", {"n_embd": 64, "n_layer": 3, "n_head": 4, "n_positions": 512}),
-    "llama-dynamic": ("llama", _heads(4, 2) | _rope("dynamic", factor=4.0)),
 }
 
 

@@ -28,7 +28,7 @@ from engine.cuda.weights import FusedWeights
 from engine.model import BorrowedModel
 from engine.plan import CascadePlan, PlacedChunk, StepSequence, plan_levels, plan_step
 from engine.pool import PagedKVPool, PageRun
-from engine.runner import ModelRunner, chunk_pages
+from engine.runner import AttentionWatch, ModelRunner, chunk_pages
 
 PIECE_BUCKETS = (8, 64, 128, 256)
 
@@ -70,7 +70,14 @@ class FusedRunner(ModelRunner):
         self.steps = self._pieces
         self._piece_buckets = tuple(b for b in PIECE_BUCKETS if b <= self._pieces.limits.rows)
         self._buffers: Buffers | None = None
+        self._watch: AttentionWatch | None = None
         self._nothing = torch.zeros(1, dtype=torch.int64, device=pool.device)
+
+    def watch_attention(self, watch: AttentionWatch) -> None:
+        if self._graphs:
+            raise ValueError("watch_attention: a captured step calls nothing; make the runner with graphs=False")
+        self._watch = watch
+        self._pieces.watch = watch
 
     # -- prefill ------------------------------------------------------------------------------------
     def prefill_chunk_piece(
@@ -130,6 +137,8 @@ class FusedRunner(ModelRunner):
 
             keys, values = self.pool.keys[layer], self.pool.values[layer]
             attend_piece(step, queries, keys, values, self.weights.scaling, out)
+            if self._watch is not None:
+                self._watch(plan, layer, q, out, self.weights.scaling)
 
         head = torch.empty(1, self.weights.vocabulary, dtype=self.weights.head.dtype, device=self.pool.device)
         wanted = head if logits else None

@@ -22,6 +22,7 @@ from engine.attention.cascade_launch import AttentionShape, CascadeWork, Tuning
 from engine.attention.cascade_work import Limits
 from engine.cuda.forward import Buffers, FusedForward
 from engine.plan import CascadePlan, ChunkRead, Tail
+from engine.runner import AttentionWatch
 
 IN_FLIGHT = 4  # steps whose inputs may still be on their way
 
@@ -80,6 +81,8 @@ class Steps:
         self._read_back = deque(torch.zeros(rows, dtype=torch.int64, pin_memory=True) for _ in range(IN_FLIGHT))
         self._captured: dict[tuple[int, tuple[int, ...]], torch.cuda.CUDAGraph] = {}
         self._memory: Any = None
+        self._plan: CascadePlan | None = None  # of the step that is launched, for ``watch``
+        self.watch: AttentionWatch | None = None  # of a check; steps are not captured then
 
     @torch.inference_mode()
     def run(self, plan: CascadePlan, sources: Sequence[int]) -> Tensor:
@@ -93,6 +96,7 @@ class Steps:
             self._capture(rows, classes)
             self._work.update(plan)
         self._stage(sources, plan)
+        self._plan = plan
         if self._graphs:
             self._captured[rows, classes].replay()
         else:
@@ -155,6 +159,8 @@ class Steps:
         def attend(layer: int, q: Tensor, turned: Tensor, out: Tensor) -> None:
             keys, values, scaling = pool.keys[layer], pool.values[layer], forward.weights.scaling
             work.launch(keys, values, q, out, scaling=scaling, rotation=forward.table, classes=classes)
+            if self.watch is not None and self._plan is not None:
+                self.watch(self._plan, layer, q, out, scaling)
 
         logits = self._logits[:rows]
         forward.layers(buffers, self._sampled, attend, turn=False, last_row_only=False, logits=logits)

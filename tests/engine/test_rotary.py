@@ -53,12 +53,17 @@ def test_a_turned_chunk_is_served_from_unturned_queries() -> None:
     assert float((logits[0] - expected).abs().max()) < 0.1 * float((other - expected).abs().max())
 
 
-@pytest.mark.parametrize(
-    "name", [n for n in ARCHITECTURES if n not in ("gpt-oss-sinks", "mixtral-moe", "deepseek-v3-mla")]
-)
+@pytest.mark.parametrize("name", ARCHITECTURES)
 def test_every_mode_holds_in_bfloat16(name: str) -> None:
+    """R is the unit in which a bound holds for every model: ours rounds as often as eager attention in bfloat16 does.
+
+    Two independent roundings of one size are sqrt(2) of it apart. Where a router's choice hangs on a rounding, R has
+    no such bound of its own; that it is at most the start check's is that no mode is refused.
+    """
     served = serve(BorrowedModel(copy.deepcopy(build_named(name)).bfloat16(), name=name))
     assert served.refusals == dict.fromkeys(ReuseMode, "")
+    if name not in ("mixtral-moe", "gpt-oss-sinks", "deepseek-v3-mla"):
+        assert all(check.rounding is not None and 0.3 < check.rounding < 2.0 for check in served.checks.values())
 
 
 def test_the_module_is_as_it_came_outside_of_a_forward() -> None:
