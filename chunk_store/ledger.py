@@ -165,10 +165,10 @@ class Ledger(Protocol):
         """Ends a claim; its blob becomes garbage. False when it was lost or committed before."""
 
     # -- leases ---------------------------------------------------------------------------------------
-    def hold(self, lease: str, keys: Sequence[ChunkKey], ttl_s: float) -> None:
-        """Leases the entries that exist among ``keys`` for ``ttl_s`` from now."""
+    def hold(self, lease: str, keys: Sequence[ChunkKey], ttl_s: float, wait_s: float | None = None) -> None:
+        """Leases the entries that exist among ``keys`` for ``ttl_s`` from now; see ``ChunkStore.lease``."""
 
-    def unhold(self, lease: str, keys: Sequence[ChunkKey]) -> None:
+    def unhold(self, lease: str, keys: Sequence[ChunkKey], wait_s: float | None = None) -> None:
         """Ends a lease on ``keys``."""
 
     # -- removal and upkeep ---------------------------------------------------------------------------

@@ -200,10 +200,10 @@ class RedisLedger:
         return bool(self._redis.run(scripts.DROP_CLAIM, key, nonce))
 
     # -- leases ---------------------------------------------------------------------------------------
-    def hold(self, lease: str, keys: Sequence[ChunkKey], ttl_s: float) -> None:
+    def hold(self, lease: str, keys: Sequence[ChunkKey], ttl_s: float, wait_s: float | None = None) -> None:
         self._redis.run(scripts.HOLD, lease, ttl_s, *keys)
 
-    def unhold(self, lease: str, keys: Sequence[ChunkKey]) -> None:
+    def unhold(self, lease: str, keys: Sequence[ChunkKey], wait_s: float | None = None) -> None:
         self._redis.run(scripts.UNHOLD, lease, *keys)
 
     # -- removal and upkeep ---------------------------------------------------------------------------

@@ -150,8 +150,8 @@ class SharedStore:
             return False, MissReason.VERIFY_FAILED
         return True, None
 
-    def lease(self, keys: Sequence[ChunkKey], *, ttl_s: float = 30.0) -> Lease:
-        lease = SharedLease(self.ledger, tuple(keys), ttl_s)
+    def lease(self, keys: Sequence[ChunkKey], *, ttl_s: float = 30.0, wait_s: float | None = None) -> Lease:
+        lease = SharedLease(self.ledger, tuple(keys), ttl_s, wait_s)
         lease.renew()
         return lease
 
@@ -299,22 +299,23 @@ class SharedPublication:
 class SharedLease:
     """A lease on some keys; see ``Lease``."""
 
-    def __init__(self, ledger: Ledger, keys: tuple[ChunkKey, ...], ttl_s: float) -> None:
+    def __init__(self, ledger: Ledger, keys: tuple[ChunkKey, ...], ttl_s: float, wait_s: float | None) -> None:
         self._ledger = ledger
         self._keys = keys
         self._ttl_s = ttl_s
+        self._wait_s = wait_s
         self._name = secrets.token_hex(8)
         self._released = False
 
     def renew(self) -> None:
         if self._released:
             raise StoreError("the lease was released")
-        self._ledger.hold(self._name, self._keys, self._ttl_s)
+        self._ledger.hold(self._name, self._keys, self._ttl_s, self._wait_s)
 
     def release(self) -> None:
         if not self._released:
             self._released = True
-            self._ledger.unhold(self._name, self._keys)
+            self._ledger.unhold(self._name, self._keys, self._wait_s)
 
     def __enter__(self) -> Self:
         return self

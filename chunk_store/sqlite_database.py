@@ -15,7 +15,7 @@ import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import quote
@@ -38,34 +38,49 @@ class Schema:
     migrations: Mapping[int, str] = field(default_factory=dict)
 
 
+class _Handle:
+    """One connection, used by one thread at a time, and which files it was opened on (device and inode)."""
+
+    def __init__(self) -> None:
+        self.lock = threading.RLock()
+        self.connection: sqlite3.Connection | None = None
+        self.opened: tuple[tuple[int, int], ...] = ()
+
+    def drop(self) -> None:
+        connection, self.connection = self.connection, None
+        if connection is not None:
+            with suppress(sqlite3.Error):
+                connection.close()
+
+
 class Database:
-    """A connection that reopens itself. One thread at a time; others wait."""
+    """Two connections that reopen themselves: who reads waits for no writer, nor for who waits to write."""
 
     def __init__(self, path: Path, schema: Schema, synchronous: str) -> None:
         self._path = path
         self._schema = schema
         self._synchronous = synchronous
-        self._lock = threading.RLock()
-        self._connection: sqlite3.Connection | None = None
-        self._opened: tuple[tuple[int, int], ...] = ()  # device and inode of each file
+        self._writer, self._reader = _Handle(), _Handle()
+        self._suspect = False  # a connection met an error: within a process they share what may be wrong
         self._process = os.getpid()
         self._closed = False
 
     @contextmanager
     def read(self) -> Iterator[sqlite3.Connection]:
         """A connection for single statements; each sees one consistent state. Raises ``StoreUnavailable``."""
-        with self._lock, self._translated():
-            yield self._ready()
+        with self._use(self._reader, time.monotonic() + BUSY_WAIT_S) as connection:
+            yield connection
 
     @contextmanager
-    def write(self) -> Iterator[sqlite3.Connection]:
+    def write(self, wait_s: float = BUSY_WAIT_S) -> Iterator[sqlite3.Connection]:
         """One write transaction: all of it or, after any exception, nothing.
 
-        Raises ``StoreUnavailable``, and ``StoreFull`` when the disk is.
+        Waits at most ``wait_s`` seconds for other threads and processes that write. Raises ``StoreUnavailable``, and
+        ``StoreFull`` when the disk is.
         """
-        with self._lock, self._translated():
-            connection = self._ready()
-            _begin(connection)
+        deadline = time.monotonic() + wait_s
+        with self._use(self._writer, deadline) as connection:
+            _begin(connection, deadline)
             try:
                 yield connection
                 connection.execute("COMMIT")
@@ -75,19 +90,47 @@ class Database:
                 raise
 
     def close(self) -> None:
-        with self._lock:
-            self._closed = True
-            self._drop()
+        self._closed = True
+        with self._locked(time.monotonic() + BUSY_WAIT_S, self._writer, self._reader):
+            self._drop_all()
 
-    def _ready(self) -> sqlite3.Connection:
+    @contextmanager
+    def _use(self, handle: _Handle, deadline: float) -> Iterator[sqlite3.Connection]:
+        with self._translated():
+            while True:
+                with self._locked(deadline, handle):
+                    if handle.connection is not None and not self._is_stale(handle):
+                        yield handle.connection
+                        return
+                with self._locked(deadline, self._writer, self._reader):
+                    if self._is_stale(handle):
+                        self._drop_all()  # both: as long as one is open, another would share its log
+                        self._suspect = False
+                    if handle.connection is None:
+                        handle.connection = self._open()
+                        handle.opened = self._identity()
+
+    @contextmanager
+    def _locked(self, deadline: float, *handles: _Handle) -> Iterator[None]:
+        with ExitStack() as locks:
+            for handle in handles:
+                if not handle.lock.acquire(timeout=max(0.0, deadline - time.monotonic())):
+                    raise StoreUnavailable(f"{self._path}: locked by another writer")
+                locks.callback(handle.lock.release)
+            yield
+
+    def _is_stale(self, handle: _Handle) -> bool:
         if self._closed:
             raise StoreUnavailable("the store was closed")
         if self._process != os.getpid():
             raise StoreUnavailable("the store was opened before fork(): open it in the child process")
-        if self._connection is None or self._opened != self._identity():
-            self._drop()
-            self._connection = self._open()
-        return self._connection
+        opened = [other.opened for other in (handle, self._writer, self._reader) if other.connection is not None]
+        return self._suspect or (bool(opened) and opened[0] != self._identity())
+
+    def _drop_all(self) -> None:
+        if self._process == os.getpid():
+            self._writer.drop()
+            self._reader.drop()
 
     def _identity(self) -> tuple[tuple[int, int], ...]:
         """Of all three files: whoever goes on with a log that others do not see would spoil the database."""
@@ -104,21 +147,20 @@ class Database:
             close_to_others(Path(f"{self._path}{suffix}"))
         connection = sqlite3.connect(self._path, timeout=0.0, isolation_level=None, check_same_thread=False)
         try:
-            _patiently(lambda: connection.execute("PRAGMA journal_mode=WAL"))
+            _patiently(lambda: connection.execute("PRAGMA journal_mode=WAL"), time.monotonic() + BUSY_WAIT_S)
             connection.execute(f"PRAGMA synchronous={self._synchronous}")
             connection.execute("PRAGMA journal_size_limit=8388608")
             self._prepare(connection)
         except BaseException:
             connection.close()
             raise
-        self._opened = self._identity()
         return connection
 
     def _prepare(self, connection: sqlite3.Connection) -> None:
         """Creates the tables or brings them up to date, in one transaction with ``user_version``."""
         if check_version(connection, self._schema.version, self._path) == self._schema.version:
             return
-        _begin(connection)
+        _begin(connection, time.monotonic() + BUSY_WAIT_S)
         try:
             found = check_version(connection, self._schema.version, self._path)
             if not found and connection.execute("SELECT COUNT(*) FROM sqlite_master").fetchone()[0]:
@@ -134,19 +176,13 @@ class Database:
                 connection.execute("ROLLBACK")
             raise
 
-    def _drop(self) -> None:
-        connection, self._connection = self._connection, None
-        if connection is not None and self._process == os.getpid():
-            with suppress(sqlite3.Error):
-                connection.close()
-
     @contextmanager
     def _translated(self) -> Iterator[None]:
         try:
             yield
         except (sqlite3.DatabaseError, UnicodeDecodeError) as error:
-            self._drop()
             text = str(error)
+            self._suspect = self._suspect or not _is_busy(error)
             if "is full" in text:
                 raise StoreFull(f"{self._path}: the disk is full") from error
             if any(words in text for words in _DAMAGED):
@@ -182,21 +218,24 @@ def remedy(path: Path) -> str:
     )
 
 
-def _begin(connection: sqlite3.Connection) -> None:
-    _patiently(lambda: connection.execute("BEGIN IMMEDIATE"))
+def _begin(connection: sqlite3.Connection, deadline: float) -> None:
+    _patiently(lambda: connection.execute("BEGIN IMMEDIATE"), deadline)
 
 
-def _patiently(step: Callable[[], object]) -> None:
+def _is_busy(error: Exception) -> bool:
+    """Whether another connection was in the way, and nothing else is wrong."""
+    return isinstance(error, sqlite3.OperationalError) and ("locked" in str(error) or "busy" in str(error))
+
+
+def _patiently(step: Callable[[], object], deadline: float) -> None:
     """Runs ``step`` until no other process is in its way. SQLite's own waiting backs off to 100 ms; this does not."""
-    deadline = time.monotonic() + BUSY_WAIT_S
     pause = 0.0002
     while True:
         try:
             step()
             return
         except sqlite3.OperationalError as error:
-            busy = "locked" in str(error) or "busy" in str(error)
-            if not busy or time.monotonic() > deadline:
+            if not _is_busy(error) or time.monotonic() > deadline:
                 raise
         time.sleep(random.uniform(0.5, 1.0) * pause)
         pause = min(pause * 1.5, PAUSE_S_MAX)

@@ -21,7 +21,7 @@ from chunk_store import sqlite_entries as entries
 from chunk_store import sqlite_records as records
 from chunk_store.key import ChunkId, ChunkKey, ModelIdentity
 from chunk_store.ledger import IDENTITY_BITS, WRITE_TTL_S, Claimed, Placed, ReadTicket, Space, blob_name
-from chunk_store.sqlite_database import Database, Schema
+from chunk_store.sqlite_database import BUSY_WAIT_S, Database, Schema
 from chunk_store.sqlite_schema import SCHEMA, SCHEMA_VERSION, TENANTS, TOTALS
 from chunk_store.sqlite_upgrade import MIGRATIONS
 from chunk_store.store import (
@@ -42,6 +42,7 @@ from chunk_store.store import (
 from chunk_store.tenant import DEFAULT_ONLY, DEFAULT_TENANT, NO_LIMITS, Tenant, TenantLimits, Tenants, TenantUsage
 
 TOUCH_DELAY_S_MAX = 1.0
+FLUSH_WAIT_S = 0.02
 
 
 class SqliteLedger:
@@ -49,7 +50,8 @@ class SqliteLedger:
 
     def __init__(self, path: Path, *, capacity_nbytes: int, records_max: int, synchronous: str) -> None:
         limits = f"INSERT INTO settings VALUES ('capacity_nbytes', {capacity_nbytes}), ('records_max', {records_max})"
-        self._database = Database(path, Schema(SCHEMA_VERSION, f"{SCHEMA};;{limits}", MIGRATIONS), synchronous)
+        schema = Schema(SCHEMA_VERSION, f"{SCHEMA};;{limits}", MIGRATIONS)
+        self._database = Database(path, schema, synchronous)
         self._used: dict[ChunkKey, float] = {}
         self._used_since = 0.0
         self._used_lock = threading.Lock()
@@ -197,17 +199,17 @@ class SqliteLedger:
             return bool(held)
 
     # -- leases ---------------------------------------------------------------------------------------
-    def hold(self, lease: str, keys: Sequence[ChunkKey], ttl_s: float) -> None:
+    def hold(self, lease: str, keys: Sequence[ChunkKey], ttl_s: float, wait_s: float | None = None) -> None:
         expires_at = time.time() + ttl_s
-        with self._write() as connection:
+        with self._write(BUSY_WAIT_S if wait_s is None else wait_s) as connection:
             connection.executemany(
                 "INSERT OR REPLACE INTO leases SELECT ?, key, ? FROM entries WHERE key = ? AND (NOT doomed OR EXISTS "
                 "(SELECT 1 FROM leases WHERE leases.key = entries.key AND leases.lease = ?))",
                 [(lease, expires_at, key, lease) for key in keys],
             )
 
-    def unhold(self, lease: str, keys: Sequence[ChunkKey]) -> None:
-        with self._write() as connection:
+    def unhold(self, lease: str, keys: Sequence[ChunkKey], wait_s: float | None = None) -> None:
+        with self._write(BUSY_WAIT_S if wait_s is None else wait_s) as connection:
             connection.executemany("DELETE FROM leases WHERE lease = ? AND key = ?", [(lease, key) for key in keys])
             entries.delete_doomed(connection, time.time())
 
@@ -337,16 +339,15 @@ class SqliteLedger:
             return TenantUsage(**counts, pinned_entries=pinned, leased_entries=leased)
 
     def close(self) -> None:
-        with suppress(StoreError):
-            self._flush()
+        self._flush()
         self._database.close()
 
     @contextmanager
-    def _write(self) -> Iterator[sqlite3.Connection]:
+    def _write(self, wait_s: float = BUSY_WAIT_S) -> Iterator[sqlite3.Connection]:
         """A write transaction that begins by writing down what was used."""
-        with self._used_lock:
-            used, self._used = self._used, {}
-        with self._database.write() as connection:
+        with self._database.write(wait_s) as connection:
+            with self._used_lock:
+                used, self._used = self._used, {}
             entries.touch(connection, used)
             yield connection
 
@@ -356,11 +357,13 @@ class SqliteLedger:
                 self._used_since = now
             self._used[key] = now
             due = now - self._used_since > TOUCH_DELAY_S_MAX
+            if due:
+                self._used_since = now  # whether it can be written now or not
         if due:
-            with suppress(StoreError):  # order of eviction is a hint; a read must not fail over it
-                self._flush()
+            self._flush()
 
     def _flush(self) -> None:
+        """Writes marks of use down, unless others write now: they are a hint, and nobody should wait for them."""
         if self._used:
-            with self._write():
+            with suppress(StoreError), self._write(FLUSH_WAIT_S):
                 pass

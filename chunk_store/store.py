@@ -290,8 +290,11 @@ class ChunkStore(Protocol):
         makes way for its replacement. Marks the entry as used.
         """
 
-    def lease(self, keys: Sequence[ChunkKey], *, ttl_s: float = 30.0) -> Lease:
-        """Leases the entries that exist among ``keys`` against eviction and deletion."""
+    def lease(self, keys: Sequence[ChunkKey], *, ttl_s: float = 30.0, wait_s: float | None = None) -> Lease:
+        """Leases the entries that exist among ``keys`` against eviction and deletion.
+
+        ``wait_s``: how long each call of the lease waits for other writers at most, in seconds; None is the backend's.
+        """
 
     def list_entries(self, chunk_ids: Sequence[ChunkId] = (), tenants: Tenants = DEFAULT_ONLY) -> list[EntryInfo]:
         """Entries of ``tenants``, of the given chunks or all of them, next to be evicted first."""

@@ -11,8 +11,9 @@ import contextvars
 import logging
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
@@ -26,6 +27,7 @@ from serving.heartbeat import heartbeat
 log = logging.getLogger(__name__)
 
 LOADS_AT_ONCE = 4  # chunks, over all requests; each is read by several processors
+LEASE_WAIT_S = 0.25
 FULL_FOR_S = 5.0  # how long a store that was full is taken to be
 
 LoadedT = TypeVar("LoadedT")
@@ -155,8 +157,6 @@ class StoreSource:
         """Has a chunk's KV computed and stored; why it could not be stored otherwise. Raises as ``fetch`` does."""
         if time.monotonic() < self._full_until:
             return Unpublished.STORE_FULL
-        if not caller.may_ask():
-            raise NoRoomToAsk
         log.info("asking the prefill service for chunk %d and what it attends to", index)
         asked = self.prefiller.compute(composition, index, caller)
         if asked.unpublished is Unpublished.STORE_FULL:
@@ -214,7 +214,7 @@ class _Fetch:
     def run(self) -> None:
         """Raises what stores raise, ``FetchFailed`` and ``NoRoomToAsk``."""
         keys = [self._composition.chunks[want.index].key for want in self._wanted]
-        with self._store.lease(keys) as lease:
+        with self._leased(keys) as renew:
             found = self._store.lookup(keys)
             absent = [w for w, info in zip(self._wanted, found, strict=True) if info is None and not w.memory.held]
             for want in absent:
@@ -222,11 +222,11 @@ class _Fetch:
             self._ended_ns.append(time.monotonic_ns())
             if absent:
                 log.info("not stored: %s", ", ".join(f"chunk {at} ({why})" for at, why in self._missed.items()))
-                self._compute(absent, lease)
+                self._compute(absent, renew)
             self._ended_ns.append(time.monotonic_ns())
             unreadable = self._load([want for want in self._wanted if want.index not in self._outcomes])
             if unreadable:  # computed anew, once
-                self._compute(unreadable, lease)
+                self._compute(unreadable, renew)
                 unreadable = self._load([want for want in unreadable if want.index not in self._outcomes])
             for want in unreadable:
                 raise FetchFailed(
@@ -234,6 +234,30 @@ class _Fetch:
                     f"segments[{want.index}]: its KV was computed but cannot be loaded "
                     f"({self._missed[want.index]}); try again",
                 )
+
+    @contextmanager
+    def _leased(self, keys: Sequence[ChunkKey]) -> Iterator[Callable[[], None]]:
+        """Keeps what is stored from being evicted inside the block; gives what renews that.
+
+        Nobody waits long for it: without a lease, what was found may be gone when it is read, and that is a miss.
+        """
+        lease: Lease | None = None
+
+        def renew() -> None:
+            if lease is not None:
+                with suppress(StoreUnavailable, StoreFull):
+                    lease.renew()
+
+        try:
+            lease = self._store.lease(keys, wait_s=LEASE_WAIT_S)
+        except (StoreUnavailable, StoreFull) as error:
+            log.warning("KV is read without a lease: %s", error)
+        try:
+            yield renew
+        finally:
+            if lease is not None:
+                with suppress(StoreError):
+                    lease.release()
 
     def go_without(self, why: Unpublished, error: StoreError) -> None:
         """The store is of no use now: what is not in host memory is left to be computed."""
@@ -252,9 +276,11 @@ class _Fetch:
         missed = self._missed.get(index, MissReason.LOAD_FAILED)
         self._outcomes[index] = ChunkOutcome(Source.COMPUTED, missed, why)
 
-    def _compute(self, absent: Sequence[Wanted], lease: Lease) -> None:
+    def _compute(self, absent: Sequence[Wanted], renew: Callable[[], None]) -> None:
         """Asks for the deepest missing chunks; a chunk's missing context is computed with it."""
         covered: dict[int, Unpublished | None] = {}
+        if not self._caller.may_ask():
+            raise NoRoomToAsk
         try:
             self._source.register(self._composition)
         except StoreFull as error:  # what is stored can still be loaded
@@ -262,11 +288,11 @@ class _Fetch:
             for want in absent:
                 self._leave(want.index, Unpublished.STORE_FULL)
             return
-        with heartbeat(lease.renew):
+        with heartbeat(renew):
             for index in sorted((want.index for want in absent), reverse=True):
                 if index not in covered:
                     answer = self._source.ask(self._composition, index, self._caller)
-                    lease.renew()  # at once: it covers what has just been computed, too, while the rest is
+                    renew()  # at once: it covers what has just been computed, too, while the rest is
                     covered |= dict.fromkeys((index, *self._composition.chunks[index].context), answer)
                 why = covered[index]
                 if why is not None:

@@ -187,7 +187,7 @@ def wait_until(holds: Callable[[], bool], timeout_s: float = 60.0) -> None:
 def pair(
     prefill: Loaded | None,
     decode: Loaded,
-    store: Path,
+    store: Path | str,
     *,
     token_file: Path | None = None,
     store_capacity: int | None = None,
@@ -196,10 +196,12 @@ def pair(
     page_size: int = 16,
     **options: Any,
 ) -> Iterator[Pair]:
-    """Both services on ``store``; ``options`` are those of ``DecodeOptions``. Without ``prefill``, only decode."""
-    shared = ServiceOptions(
-        model="", store=f"file://{store}", token_file=token_file, kv_pages=kv_pages, page_size=page_size
-    )
+    """Both services on ``store``, a directory or a URL; ``options`` are those of ``DecodeOptions``.
+
+    Without ``prefill``, only decode.
+    """
+    url = store if isinstance(store, str) else f"file://{store}"
+    shared = ServiceOptions(model="", store=url, token_file=token_file, kv_pages=kv_pages, page_size=page_size)
     running = servers()
     ends: list[tuple[RpcServer, DecodeService | PrefillService]] = []
     service = None

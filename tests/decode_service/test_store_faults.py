@@ -173,7 +173,7 @@ def test_a_lease_is_kept_while_another_chunk_is_computed(fresh: Pair, monkeypatc
     lose(fresh)
     monkeypatch.setattr("serving.heartbeat.heartbeat.__wrapped__.__defaults__", (0.05,))
     lease = source.store.lease
-    monkeypatch.setattr(source.store, "lease", lambda keys: lease(keys, ttl_s=2.0))
+    monkeypatch.setattr(source.store, "lease", lambda keys, **options: lease(keys, ttl_s=2.0, **options))
     with fresh.held_prefill():
         results: list[Result] = []
         thread = threading.Thread(
