@@ -141,9 +141,10 @@ class SharedStore:
             self._remove_garbage()
             return True, MissReason.FORMAT_DIFFERS
         except BlobBad as error:
+            # First out of the way: what the ledger has forgotten is garbage, and anybody may remove it.
+            kept = self.blobs.quarantine(ticket.blob)
             # Of all its readers in all processes one drops the entry: one line for each bad blob.
             if self.ledger.forget(ticket.key, ticket.blob, quarantined=True):
-                kept = self.blobs.quarantine(ticket.blob)
                 log.error("verify_failed: key %s: %s; quarantined, %s", ticket.key, error, kept)
                 self._remove_garbage()
                 return True, MissReason.VERIFY_FAILED
