@@ -104,14 +104,11 @@ def test_the_dashboard_counts_a_shared_store_once(seen: Observed) -> None:
     shown = {query.replace("$__rate_interval", "20s").replace("$model", ".*"): query for query in dashboard_queries()}
     for query in shown:
         seen.prometheus.query(query)  # raises for one that Prometheus refuses
-    for name, expected in (
-        ("bytes", stats.kv_bytes),
-        ("entries", stats.kv_entries),
-        ("capacity_bytes", stats.capacity_bytes),
-    ):
+    told = {"bytes": stats.kv_bytes, "entries": stats.kv_entries, "capacity_bytes": stats.capacity_bytes}
+    for name, expected in told.items():
         (query,) = [each for each in shown if f"cairn_store_{name}{{" in each]
-        wait_until(lambda q=query, e=expected: seen.prometheus.value(q) == e, query)  # type: ignore[misc]
-        assert seen.prometheus.value(f"sum(cairn_store_{name})") == 2 * expected, "both services tell it"
+        seen.prometheus.wait_for(query, expected)
+        seen.prometheus.wait_for(f"sum(cairn_store_{name})", 2 * expected)  # both services tell it
 
 
 def test_quantiles_are_those_that_clients_see(seen: Observed) -> None:
