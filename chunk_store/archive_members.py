@@ -75,6 +75,7 @@ def decode_record(raw: bytes) -> ChunkRecord:
             created_at=_time(fields, "created_at"),
             last_used_at=_time(fields, "last_used_at"),
             expires_at=None if fields["expires_at"] is None else _time(fields, "expires_at"),
+            transient=_transient(fields),
             tenant=Tenant(_plain(fields.get("tenant", DEFAULT_TENANT), "tenant")),  # an older archive names none
         )
         expected = chunk_id(record.tokenizer, record.type, record.token_ids)
@@ -160,6 +161,11 @@ def _tags(fields: Mapping[str, Any]) -> tuple[str, ...]:
     if len(tags) > TAGS_MAX:
         raise ValueError(f"{len(tags)} tags are more than {TAGS_MAX}")
     return tuple(_plain(tag, "a tag") for tag in tags)
+
+
+def _transient(fields: Mapping[str, Any]) -> bool:
+    """An older archive does not say."""
+    return bool(_typed(fields, "transient", bool)) if "transient" in fields else False
 
 
 def _token_ids(fields: Mapping[str, Any]) -> tuple[int, ...]:

@@ -36,6 +36,15 @@ class NoSpace(Exception):
 
 
 @dataclass(frozen=True)
+class Quarantined:
+    """A bad blob that is kept for inspection, its bytes, and since when (Unix seconds)."""
+
+    blob: str
+    nbytes: int
+    since: float
+
+
+@dataclass(frozen=True)
 class Expected:
     """What a reader knows of an entry before it trusts one byte of it."""
 
@@ -81,6 +90,9 @@ class Blobs(Protocol):
 
         Returns where it is or was, in words for a log.
         """
+
+    def quarantined(self) -> list[Quarantined]:
+        """What is kept of bad blobs; ``remove`` removes those, too."""
 
     def names(self) -> Iterator[tuple[str, int]]:
         """Every blob with its stored bytes; a snapshot without locks."""

@@ -1,7 +1,7 @@
 """Blobs as plain files in a directory: written with ``pwritev``, read with ``preadv`` into the caller's memory.
 
     DIR/data/ab/abcd....nonce     one file per blob; the header goes in last, so a cut file has no magic
-    DIR/quarantine/               the latest bad blobs, kept for inspection and bounded in number
+    DIR/quarantine/               the latest bad blobs, kept for inspection, as the ledger says
 
 All of it is readable by its owner alone (``private_files.py``).
 
@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
-from chunk_store.blobs import BlobBad, BlobMissing, BlobOtherVersion, BlobUnreadable, Expected, NoSpace
+from chunk_store.blobs import BlobBad, BlobMissing, BlobOtherVersion, BlobUnreadable, Expected, NoSpace, Quarantined
 from chunk_store.header import (
     ALIGN_NBYTES,
     BLOCK_NBYTES,
@@ -42,7 +42,6 @@ BATCH_VIEWS_MAX = 512
 SHARE_NBYTES_MIN = 4 * 2**20  # below this a second thread costs more than it saves
 READERS_MAX = 16
 SHARES_MAX = 4  # processors that one read is shared out over
-QUARANTINE_MAX = 64
 INDEX_HEADROOM_NBYTES = 8 * 2**20  # what data leaves free on the disk: a full index could not even evict
 
 
@@ -123,12 +122,13 @@ class FileBlobs:
 
     def remove(self, blobs: Sequence[str]) -> list[str]:
         for blob in blobs:
-            try:
-                os.unlink(self._path(blob))
-            except (FileNotFoundError, NotADirectoryError):
-                continue
-            except OSError as error:
-                raise StoreUnavailable(f"cannot remove {self._path(blob)}: {error.strerror}") from error
+            for path in (self._path(blob), self._quarantine / blob):
+                try:
+                    os.unlink(path)
+                except (FileNotFoundError, NotADirectoryError):
+                    continue
+                except OSError as error:
+                    raise StoreUnavailable(f"cannot remove {path}: {error.strerror}") from error
         return list(blobs)
 
     def quarantine(self, blob: str) -> str:
@@ -137,10 +137,16 @@ class FileBlobs:
             make_directory(self._quarantine)
             os.replace(place, self._quarantine / blob)
             place = self._quarantine / blob
-            kept = sorted(self._quarantine.iterdir(), key=lambda path: path.stat().st_ctime_ns)
-            for path in kept[:-QUARANTINE_MAX]:
-                path.unlink(missing_ok=True)
         return f"file {place}"
+
+    def quarantined(self) -> list[Quarantined]:
+        found = []
+        with suppress(FileNotFoundError, NotADirectoryError):
+            for item in os.scandir(self._quarantine):
+                with suppress(OSError):
+                    status = item.stat()
+                    found.append(Quarantined(item.name, status.st_size, status.st_ctime))
+        return found
 
     def names(self) -> Iterator[tuple[str, int]]:
         with suppress(FileNotFoundError):

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from chunk_store.blobs import Quarantined
 from chunk_store.key import ChunkId, ChunkKey, ModelIdentity
 from chunk_store.store import (
     Busy,
@@ -35,6 +36,8 @@ TOMBSTONES_MAX = 65_536
 CAPACITY_NBYTES_DEFAULT = 16 * 2**30
 RECORDS_MAX_DEFAULT = 100_000
 IDENTITY_BITS = 63  # of a store's name; both kinds of ledger keep it as a signed number
+QUARANTINE_S_DEFAULT = 7 * 86_400  # how long bad data is kept
+QUARANTINE_MAX = 64  # and how many of it
 BUSY_RETRY_S = 0.05
 WRITE_TTL_S = 30.0  # how long writing one entry may take from its reservation on
 
@@ -141,7 +144,10 @@ class Ledger(Protocol):
         """Ends the protection of ``begin_read``."""
 
     def forget(self, key: ChunkKey, blob: str, quarantined: bool) -> bool:
-        """Drops an entry whose ``blob`` is lost or bad; False if ``blob`` is no longer that entry's."""
+        """Drops an entry whose ``blob`` is lost or bad; False if ``blob`` is no longer that entry's.
+
+        A bad one (``quarantined``) is counted; where the blobs keep it, it takes space until it is old or in the way.
+        """
 
     # -- claims ---------------------------------------------------------------------------------------
     def claim(self, key: ChunkKey, nonce: str, ttl_s: float) -> Claimed | Stored | Busy: ...
@@ -176,7 +182,8 @@ class Ledger(Protocol):
 
     def delete_model(self, model: ModelIdentity) -> DeleteReport: ...
 
-    def sweep(self) -> SweepReport: ...
+    def sweep(self, quarantined: Sequence[Quarantined] = ()) -> SweepReport:
+        """See ``ChunkStore``; ``quarantined`` is what the blobs keep of bad data."""
 
     def garbage(self) -> list[str]:
         """Blobs that no entry or claim refers to any more."""

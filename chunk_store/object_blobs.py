@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Protocol
 
-from chunk_store.blobs import BlobMissing, Expected, NoSpace
+from chunk_store.blobs import BlobMissing, Expected, NoSpace, Quarantined
 from chunk_store.header import BLOCK_NBYTES, Frame, checksum, encode_header, header_nbytes, split_blocks
 from chunk_store.pieces import check_piece, framed, pieces_of
 from chunk_store.redis_connection import RedisConnection, ServerFull
@@ -120,6 +120,9 @@ class ObjectBlobs:
     def quarantine(self, blob: str) -> str:
         """Nothing is kept: memory on a server is dear. The bad blob goes with the garbage."""
         return f"{self.kind} object {self._name(blob, 'h')}, not kept"
+
+    def quarantined(self) -> list[Quarantined]:
+        return []
 
     def names(self) -> Iterator[tuple[str, int]]:
         with self._redis.errors():

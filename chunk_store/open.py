@@ -19,22 +19,27 @@ def open_store(
     *,
     capacity_nbytes: int | None = None,
     records_max: int | None = None,
+    quarantine_s: int | None = None,
     durability: Durability = Durability.PROCESS,
 ) -> SharedStore:
     """The store at ``url``: ``file:///DIR`` (created if it is not there), ``redis://...``, ``rediss://...``
     or ``mooncake://...``.
 
-    ``capacity_nbytes`` (bytes, headers included) and ``records_max`` are properties of the store, shared by every
-    process: given, they are set; None keeps what the store has (16 GiB and 100 000 when it is new). What a commit to
-    a directory survives is ``durability``; a server's durability is in its own configuration. Raises ``ValueError``
-    for a URL it does not know, ``StoreUnavailable`` when the store cannot be reached or written.
+    ``capacity_nbytes`` (bytes, headers included), ``records_max`` and ``quarantine_s`` (how long a directory keeps bad
+    data) are properties of the store, shared by every process: given, they are set; None keeps what the store has
+    (16 GiB, 100 000 and 7 days when it is new). What a commit to a directory survives is ``durability``; a server's
+    durability is in its own configuration. Raises ``ValueError`` for a URL it does not know, ``StoreUnavailable`` when
+    the store cannot be reached or written, ``StoreTooNew``.
     """
     for name, value in (("capacity_nbytes", capacity_nbytes), ("records_max", records_max)):
         if value is not None and value <= 0:
             raise ValueError(f"{name}: {value} is not positive")
+    if quarantine_s is not None and quarantine_s < 0:
+        raise ValueError(f"quarantine_s: {quarantine_s} is negative")
     parts = urlsplit(url)
     if parts.scheme == "file":
-        return _open_file(url, capacity_nbytes, records_max, durability)
+        limits = {"capacity_nbytes": capacity_nbytes, "records_max": records_max, "quarantine_s": quarantine_s}
+        return _open_file(url, limits, durability)
     if parts.scheme in ("redis", "rediss"):
         return _open_redis(url, capacity_nbytes, records_max)
     if parts.scheme == "mooncake":
@@ -51,18 +56,18 @@ def hidden(url: str) -> str:
     return f"{scheme}{separator}{place.rpartition('@')[2]}{metadata}"
 
 
-def _open_file(url: str, capacity_nbytes: int | None, records_max: int | None, durability: Durability) -> SharedStore:
+def _open_file(url: str, limits: dict[str, int | None], durability: Durability) -> SharedStore:
     parts = urlsplit(url)
     if parts.netloc not in ("", "localhost") or not parts.path.startswith("/") or parts.query or parts.fragment:
         raise ValueError(f"store URL: {url!r} must be file:///DIR with an absolute path (three slashes)")
     root = Path(unquote(parts.path))
     ledger = SqliteLedger(
         root / "index.sqlite",
-        capacity_nbytes=capacity_nbytes or CAPACITY_NBYTES_DEFAULT,
-        records_max=records_max or RECORDS_MAX_DEFAULT,
+        capacity_nbytes=limits["capacity_nbytes"] or CAPACITY_NBYTES_DEFAULT,
+        records_max=limits["records_max"] or RECORDS_MAX_DEFAULT,
         synchronous="FULL" if durability is Durability.POWER else "NORMAL",
     )
-    ledger.set_limits(capacity_nbytes=capacity_nbytes, records_max=records_max)
+    ledger.set_limits(**limits)
     return SharedStore(ledger, FileBlobs(root, durability))
 
 

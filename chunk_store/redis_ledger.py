@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 
 from chunk_store import owner, redis_records
 from chunk_store import redis_scripts as scripts
+from chunk_store.blobs import Quarantined
 from chunk_store.header import header_nbytes
 from chunk_store.key import ChunkId, ChunkKey, ModelIdentity
 from chunk_store.ledger import (
@@ -215,7 +216,8 @@ class RedisLedger:
     def delete_model(self, model: ModelIdentity) -> DeleteReport:
         return DeleteReport(0, *(int(count) for count in self._redis.run(scripts.DELETE_MODEL, model)))
 
-    def sweep(self) -> SweepReport:
+    def sweep(self, quarantined: Sequence[Quarantined] = ()) -> SweepReport:
+        """On a server nothing is kept of bad data."""
         broken = 0
         for key, nonce, holder in self._claims():
             if owner.is_dead(holder):

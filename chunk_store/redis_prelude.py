@@ -3,7 +3,7 @@
 Names under the prefix:
 
     settings, totals                     hashes
-    record:SID                           hash; expiring: sorted set of SIDs
+    record:SID                           hash; expiring: sorted set of SIDs; transient: of SIDs by last use
     records_created, records_used,
     records_named, pinned, tag:TAG       of one tenant, of chunk ids: sorted sets and sets
     entry:KEY                            hash; used: sorted set (eviction order); chunk:SID, model:M, needs:SID: sets
@@ -38,6 +38,12 @@ local function tenant_of(sid) return string.match(sid, '^(.*)/') or '' end
 local function bare(sid) return string.match(sid, '^.*/(.*)$') or sid end
 local function sid_of(tenant, id) return tenant == '' and id or tenant..'/'..id end
 local function of(tenant, name) return P..name..(tenant == '' and '' or '@'..tenant) end
+local function has_lease(sid)
+  for _, key in ipairs(redis.call('SMEMBERS', P..'chunk:'..sid)) do
+    if leased(key) then return true end
+  end
+  return false
+end
 local function is_pinned(sid) return redis.call('SISMEMBER', of(tenant_of(sid), 'pinned'), bare(sid)) == 1 end
 local function add_for(tenant, name, by) add(name, by); add(name..'@'..tenant, by) end
 local function tenants()
@@ -157,6 +163,7 @@ local function drop_record(sid)
   redis.call('ZREM', of(tenant, 'records_named'), r[1]..'\0'..id)
   redis.call('SREM', of(tenant, 'pinned'), id)
   redis.call('ZREM', P..'expiring', sid)
+  redis.call('ZREM', P..'transient', sid)
   redis.call('DEL', P..'record:'..sid)
   add('records', -1)
   return 1

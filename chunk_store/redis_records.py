@@ -29,6 +29,7 @@ def arguments(record: ChunkRecord) -> list[str | bytes]:
         repr(record.created_at),
         repr(record.last_used_at),
         "" if record.expires_at is None else repr(record.expires_at),
+        "1" if record.transient else "0",
     ]
 
 
@@ -180,4 +181,5 @@ def _record(
         last_used_at=float(used or 0.0),
         expires_at=expires_at,
         tenant=tenant,
+        transient=text.get("transient") == b"1",  # a store of before had none
     )

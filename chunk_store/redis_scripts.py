@@ -8,22 +8,45 @@ builds the other names from it: one Redis server, not a cluster. What they share
 """
 
 # ARGV: records_max, a tenant's records and pins at most ("" for any number), then for each record: SID, tokenizer,
-# type, token ids, name, tags (JSON), pinned, created, used, expires ("" for none).
+# type, token ids, name, tags (JSON), pinned, created, used, expires ("" for none), transient.
 # Returns 'full', 'records' or 'pins' when there is no room for all, else 1 for new and 0 for known, one each.
 PUT_RECORDS = r"""
-local width, first, added, news = 10, 4, {}, {}
+local width, first, added, news, given = 11, 4, {}, {}, {}
 local records_max, pins_max = tonumber(ARGV[2]), tonumber(ARGV[3])
 for at = first, #ARGV, width do
+  given[ARGV[at]] = true
   if not is_live(ARGV[at]) and not news[ARGV[at]] then news[ARGV[at]] = true; added[#added + 1] = 1
   else added[#added + 1] = 0 end
 end
 local function over()
   local extra = 0
   for id in pairs(news) do extra = extra + 1 - redis.call('EXISTS', P..'record:'..id) end
-  return extra > 0 and total('records') + extra > (setting('records_max') or tonumber(ARGV[1]))
+  if extra == 0 then return 0 end
+  return total('records') + extra - (setting('records_max') or tonumber(ARGV[1]))
 end
-if over() then remove_expired() end
-if over() then return 'full' end
+-- Chooses up to `count` more records of content that only passed through, least recently used first; returns how many.
+local chosen, chosen_of = {}, {}
+local function choose(count, wanted)
+  local got, start = 0, 0
+  while got < count do
+    local sids = redis.call('ZRANGE', P..'transient', start, start + 63)
+    if #sids == 0 then break end
+    for _, sid in ipairs(sids) do
+      local tenant = tenant_of(sid)
+      local free = not chosen[sid] and not given[sid] and not is_pinned(sid) and not has_lease(sid)
+      if got < count and (wanted == nil or wanted == tenant) and free then
+        chosen[sid] = true
+        chosen_of[tenant] = (chosen_of[tenant] or 0) + 1
+        got = got + 1
+      end
+    end
+    start = start + 64
+  end
+  return got
+end
+if over() > 0 then remove_expired() end
+local extra = over()
+if extra > 0 and choose(extra) < extra then return 'full' end
 local more_records, more_pins, seen_pin = {}, {}, {}
 for at = first, #ARGV, width do
   local sid, tenant = ARGV[at], tenant_of(ARGV[at])
@@ -36,17 +59,25 @@ for at = first, #ARGV, width do
   seen_pin[sid] = true
 end
 for tenant, more in pairs(more_records) do
-  if records_max and redis.call('ZCARD', of(tenant, 'records_created')) + more > records_max then return 'records' end
+  local left = redis.call('ZCARD', of(tenant, 'records_created')) - (chosen_of[tenant] or 0)
+  local beyond = records_max and left + more - records_max or 0
+  if beyond > 0 and choose(beyond, tenant) < beyond then return 'records' end
 end
 for tenant, more in pairs(more_pins) do
   if pins_max and redis.call('SCARD', of(tenant, 'pinned')) + more > pins_max then return 'pins' end
 end
+for sid in pairs(chosen) do drop_record(sid) end
 local i = 0
-for at = first, #ARGV, width do
+local function put(at)
   i = i + 1
   local sid, name, tags, pin, expires = ARGV[at], ARGV[at+4], cjson.decode(ARGV[at+5]), ARGV[at+6], ARGV[at+9]
   local tenant, id = tenant_of(sid), bare(sid)
-  local record = P..'record:'..sid
+  local record, transient = P..'record:'..sid, ARGV[at+10]
+  if added[i] == 0 and transient == '1' then
+    redis.call('ZADD', of(tenant, 'records_used'), 'XX', 'GT', num(now), id)
+    redis.call('ZADD', P..'transient', 'XX', 'GT', num(now), sid)
+    return
+  end
   note(tenant)
   local seen, merged = {}, {}
   if added[i] == 1 then
@@ -58,10 +89,12 @@ for at = first, #ARGV, width do
     redis.call('HSET', record, 'tokenizer', ARGV[at+1], 'type', ARGV[at+2], 'tokens', ARGV[at+3], 'created', created)
     redis.call('ZADD', of(tenant, 'records_created'), created, id)
     redis.call('ZADD', of(tenant, 'records_used'), used, id)
+    if transient == '1' then redis.call('ZADD', P..'transient', used, sid) end
     add('records', 1)
   else
     local old = redis.call('HMGET', record, 'name', 'tags')
     redis.call('ZREM', of(tenant, 'records_named'), old[1]..'\0'..id)
+    redis.call('ZREM', P..'transient', sid)
     if name == '' then name = old[1] end
     for _, tag in ipairs(cjson.decode(old[2])) do seen[tag] = true; merged[#merged + 1] = tag end
   end
@@ -70,11 +103,12 @@ for at = first, #ARGV, width do
     redis.call('SADD', of(tenant, 'tag')..':'..tag, id)
   end
   local text = #merged == 0 and '[]' or cjson.encode(merged)
-  redis.call('HSET', record, 'name', name, 'tags', text, 'pinned', pin, 'expires', expires)
+  redis.call('HSET', record, 'name', name, 'tags', text, 'pinned', pin, 'expires', expires, 'transient', transient)
   redis.call('ZADD', of(tenant, 'records_named'), 0, name..'\0'..id)
   redis.call(pin == '1' and 'SADD' or 'SREM', of(tenant, 'pinned'), id)
   if expires == '' then redis.call('ZREM', P..'expiring', sid) else redis.call('ZADD', P..'expiring', expires, sid) end
 end
+for at = first, #ARGV, width do put(at) end
 return added
 """
 
@@ -109,6 +143,7 @@ if not readable then return {0, redis.call('HEXISTS', P..'buried', key) == 1 and
 redis.call('ZADD', P..'used', num(now), key)
 if redis.call('EXISTS', P..'record:'..e[2]) == 1 then
   redis.call('ZADD', of(tenant_of(e[2]), 'records_used'), num(now), bare(e[2]))
+  redis.call('ZADD', P..'transient', 'XX', num(now), e[2])
 end
 redis.call('ZADD', P..'leases:'..key, num(now + ARGV[3]), ARGV[2])
 redis.call('ZADD', P..'leased', 'GT', num(now + ARGV[3]), key)

@@ -157,7 +157,7 @@ class SharedStore:
         return lease
 
     def sweep(self) -> SweepReport:
-        report = self.ledger.sweep()
+        report = self.ledger.sweep(self.blobs.quarantined())
         self._remove_garbage()
         return report
 

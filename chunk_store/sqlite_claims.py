@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 from chunk_store import owner
 from chunk_store import sqlite_entries as entries
+from chunk_store import sqlite_quarantine as quarantine
 from chunk_store import sqlite_records as records
 from chunk_store.key import ChunkId, ChunkKey
 from chunk_store.ledger import BUSY_RETRY_S, Space, blob_name, full_bytes, full_pins, full_records
@@ -25,8 +26,9 @@ def setting(connection: sqlite3.Connection, name: str) -> int:
 
 
 def space(connection: sqlite3.Connection) -> int:
-    """Bytes that count toward capacity: entries, what writers reserved, what waits for removal."""
-    return sum(total(connection, name) for name in ("entry_nbytes", "claim_nbytes", "garbage_nbytes"))
+    """Bytes that count toward capacity: entries, what writers reserved, what waits for removal, what is quarantined."""
+    names = ("entry_nbytes", "claim_nbytes", "garbage_nbytes", "quarantine_nbytes")
+    return sum(total(connection, name) for name in names)
 
 
 def garbage(connection: sqlite3.Connection) -> list[str]:
@@ -38,7 +40,11 @@ def discard(connection: sqlite3.Connection, blobs: Sequence[str]) -> None:
 
 
 def evict_over(connection: sqlite3.Connection, over: int, nbytes: int, now: float) -> None:
-    """Evicts ``over`` bytes or raises ``StoreFull``, which undoes the transaction: in vain nothing is evicted."""
+    """Evicts ``over`` bytes or raises ``StoreFull``, which undoes the transaction: in vain nothing is evicted.
+
+    Bad data goes first.
+    """
+    over -= quarantine.make_room(connection, over)
     if over > 0 and entries.evict(connection, over, now) < over:
         raise StoreFull(f"no room for {nbytes} bytes: the rest is pinned, leased or being written")
 
@@ -87,6 +93,47 @@ def _unknown(connection: sqlite3.Connection, new: Sequence[ChunkRecord]) -> dict
         tenant: len(mine) - connection.execute(counted, (tenant, json.dumps(list(mine)))).fetchone()[0]
         for tenant, mine in ids.items()
     }
+
+
+def make_room_for(connection: sqlite3.Connection, new: Sequence[ChunkRecord], limits: TenantLimits, now: float) -> None:
+    """Drops transient records for ``new`` where the registry, or what a tenant may have of it, is full.
+
+    Raises ``StoreFull`` and ``QuotaFull``, which undo the transaction: in vain nothing is dropped.
+    """
+    over = records_over(connection, new)
+    over -= drop_transient(connection, over, new, None, now)
+    if over > 0:
+        raise StoreFull(f"the registry is full: {over} chunks too many; delete chunks or raise records_max")
+    if limits.records is not None:
+        for tenant, added in _unknown(connection, new).items():
+            over = tenant_counts(connection, tenant)["records"] + added - limits.records
+            drop_transient(connection, over if added else 0, new, tenant, now)
+    check_new_records(connection, new, limits)
+
+
+def drop_transient(
+    connection: sqlite3.Connection, count: int, keep: Sequence[ChunkRecord], tenant: Tenant | None, now: float
+) -> int:
+    """Drops up to ``count`` records of content that only passed through, least recently used first; returns how many.
+
+    Of one tenant or of all. What is pinned, leased or in ``keep`` stays; KV stays until it is evicted itself.
+    """
+    if count <= 0:
+        return 0
+    return connection.execute(
+        f"DELETE FROM records WHERE rowid IN (SELECT rowid FROM records WHERE transient AND NOT pinned "
+        f"{'' if tenant is None else 'AND tenant = :tenant'} "
+        "AND tenant || '/' || chunk_id NOT IN (SELECT value FROM json_each(:keep)) "
+        "AND NOT EXISTS (SELECT 1 FROM entries JOIN leases USING (key) WHERE entries.tenant = records.tenant "
+        "AND entries.chunk_id = records.chunk_id AND leases.expires_at > :now) "
+        "ORDER BY last_used_at, chunk_id LIMIT :count)",
+        {
+            "tenant": tenant,
+            "keep": json.dumps([f"{record.tenant}/{record.chunk_id}" for record in keep]),
+            "now": now,
+            "count": count,
+        },
+    ).rowcount
 
 
 def check_new_records(connection: sqlite3.Connection, new: Sequence[ChunkRecord], limits: TenantLimits) -> None:

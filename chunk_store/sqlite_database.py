@@ -31,7 +31,7 @@ _DAMAGED = ("malformed", "is not a database", "no such table", "no such column",
 
 @dataclass(frozen=True)
 class Schema:
-    """How to make the tables of ``version``, and how to come from each older version to the next."""
+    """How to make the tables of ``version``, and how to come to it from each older version."""
 
     version: int
     create: str
@@ -165,10 +165,9 @@ class Database:
             found = check_version(connection, self._schema.version, self._path)
             if not found and connection.execute("SELECT COUNT(*) FROM sqlite_master").fetchone()[0]:
                 raise sqlite3.DatabaseError("file is not a database of this store: it has other tables")
-            steps = range(found, self._schema.version)
-            for script in [self._schema.migrations[step] for step in steps] if found else [self._schema.create]:
-                for statement in script.split(";;"):
-                    connection.execute(statement)
+            script = self._schema.migrations[found] if found else self._schema.create
+            for statement in script.split(";;"):
+                connection.execute(statement)
             connection.execute(f"PRAGMA user_version = {self._schema.version}")
             connection.execute("COMMIT")
         except BaseException:

@@ -18,7 +18,9 @@ from pathlib import Path
 from chunk_store import owner
 from chunk_store import sqlite_claims as claims
 from chunk_store import sqlite_entries as entries
+from chunk_store import sqlite_quarantine as quarantine
 from chunk_store import sqlite_records as records
+from chunk_store.blobs import Quarantined
 from chunk_store.key import ChunkId, ChunkKey, ModelIdentity
 from chunk_store.ledger import IDENTITY_BITS, WRITE_TTL_S, Claimed, Placed, ReadTicket, Space, blob_name
 from chunk_store.sqlite_database import BUSY_WAIT_S, Database, Schema
@@ -56,9 +58,9 @@ class SqliteLedger:
         self._used_since = 0.0
         self._used_lock = threading.Lock()
 
-    def set_limits(self, *, capacity_nbytes: int | None, records_max: int | None) -> None:
-        """Changes the store's limits, for every process that uses it; None leaves one as it is."""
-        wanted = {"capacity_nbytes": capacity_nbytes, "records_max": records_max}
+    def set_limits(self, **wanted: int | None) -> None:
+        """Changes ``capacity_nbytes``, ``records_max`` or ``quarantine_s``, for every process that uses the store; None
+        leaves one as it is."""
         with self._database.write() as connection:
             for name, value in wanted.items():
                 if value is not None:
@@ -73,10 +75,7 @@ class SqliteLedger:
             with self._write() as connection:
                 claims.remove_expired(connection, now)
         with self._write() as connection:
-            over = claims.records_over(connection, new)
-            if over > 0:
-                raise StoreFull(f"the registry is full: {over} chunks too many; delete chunks or raise records_max")
-            claims.check_new_records(connection, new, limits)
+            claims.make_room_for(connection, new, limits, now)
             before = {record.tenant: claims.tenant_counts(connection, record.tenant)["pinned"] for record in new}
             added = [records.put(connection, record, now) for record in new]
             for tenant, pinned in before.items():
@@ -137,7 +136,7 @@ class SqliteLedger:
         with self._write() as connection:
             dropped = connection.execute("DELETE FROM entries WHERE key = ? AND blob = ?", (key, blob)).rowcount
             if dropped and quarantined:
-                connection.execute("UPDATE totals SET value = value + 1 WHERE name = 'quarantined'")
+                quarantine.put(connection, blob, time.time())
             return bool(dropped)
 
     # -- claims ---------------------------------------------------------------------------------------
@@ -182,6 +181,7 @@ class SqliteLedger:
 
     def evict(self, nbytes: int) -> list[str]:
         with self._write() as connection:
+            nbytes -= quarantine.make_room(connection, nbytes)
             entries.evict(connection, nbytes, time.time())
             return claims.garbage(connection)
 
@@ -229,7 +229,7 @@ class SqliteLedger:
             count, nbytes = entries.delete(connection, "model = ?", [model], time.time())
         return DeleteReport(0, count, nbytes)
 
-    def sweep(self) -> SweepReport:
+    def sweep(self, quarantined: Sequence[Quarantined] = ()) -> SweepReport:
         now = time.time()
         with self._write() as connection:
             before = (claims.total(connection, "entries"), claims.total(connection, "entry_nbytes"))
@@ -240,12 +240,15 @@ class SqliteLedger:
             connection.execute("DELETE FROM leases WHERE expires_at <= ?", (now,))
             entries.delete_doomed(connection, now)
             removed = claims.remove_expired(connection, now)
+            quarantine.agree(connection, quarantined)
+            quarantine.end_old(connection, now)
             connection.execute("DELETE FROM tenants WHERE records = 0 AND entries = 0")
             over = (
                 claims.space(connection)
                 - claims.total(connection, "garbage_nbytes")
                 - claims.setting(connection, "capacity_nbytes")
             )
+            over -= quarantine.make_room(connection, over)
             if over > 0:
                 entries.evict(connection, over, now)
             after = (claims.total(connection, "entries"), claims.total(connection, "entry_nbytes"))
@@ -326,6 +329,8 @@ class SqliteLedger:
                 leased_entries=leased,
                 evictions=claims.total(connection, "evictions"),
                 quarantined=claims.total(connection, "quarantined"),
+                quarantine_entries=quarantine.count(connection),
+                quarantine_nbytes=claims.total(connection, "quarantine_nbytes"),
             )
 
     def tenants(self) -> list[Tenant]:

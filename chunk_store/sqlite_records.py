@@ -12,7 +12,9 @@ from chunk_store.records import After, merged_page
 from chunk_store.store import ChunkRecord, RecordOrder, RecordPage, RecordQuery
 from chunk_store.tenant import Tenant, Tenants
 
-_COLUMNS = "chunk_id, tokenizer, type, token_ids, name, tags, pinned, created_at, last_used_at, expires_at, tenant"
+_COLUMNS = (
+    "chunk_id, tokenizer, type, token_ids, name, tags, pinned, created_at, last_used_at, expires_at, tenant, transient"
+)
 _LIVE = "(pinned OR expires_at IS NULL OR expires_at > ?)"
 _SORT = {RecordOrder.CREATED: "created_at", RecordOrder.LAST_USED: "last_used_at", RecordOrder.NAME: "name"}
 
@@ -50,8 +52,14 @@ def put(connection: sqlite3.Connection, record: ChunkRecord, now: float) -> bool
         created = record.created_at or now
         _insert(connection, replace(record, created_at=created, last_used_at=record.last_used_at or created))
         return True
+    if record.transient:
+        connection.execute(
+            "UPDATE records SET last_used_at = MAX(last_used_at, ?) WHERE tenant = ? AND chunk_id = ?", (now, *place)
+        )
+        return False
     connection.execute(
-        "UPDATE records SET name = ?, tags = ?, pinned = ?, expires_at = ? WHERE tenant = ? AND chunk_id = ?",
+        "UPDATE records SET name = ?, tags = ?, pinned = ?, expires_at = ?, transient = 0 "
+        "WHERE tenant = ? AND chunk_id = ?",
         (
             record.name or known.name,
             json.dumps(list(dict.fromkeys((*known.tags, *record.tags)))),
@@ -115,7 +123,7 @@ def expired(connection: sqlite3.Connection, now: float) -> list[tuple[Tenant, Ch
 
 def _insert(connection: sqlite3.Connection, record: ChunkRecord) -> None:
     connection.execute(
-        f"INSERT INTO records ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        f"INSERT INTO records ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
         (
             record.chunk_id,
             record.tokenizer,
@@ -128,6 +136,7 @@ def _insert(connection: sqlite3.Connection, record: ChunkRecord) -> None:
             record.last_used_at,
             record.expires_at,
             record.tenant,
+            record.transient,
         ),
     )
     _insert_tags(connection, record)
@@ -141,7 +150,8 @@ def _insert_tags(connection: sqlite3.Connection, record: ChunkRecord) -> None:
 
 
 def _record(row: tuple[object, ...]) -> ChunkRecord:
-    chunk_id, tokenizer, kind, token_ids, name, tags, pinned, created_at, last_used_at, expires_at, tenant = row
+    chunk_id, tokenizer, kind, token_ids, name, tags, pinned, *times, tenant, transient = row
+    created_at, last_used_at, expires_at = times
     assert isinstance(token_ids, bytes)
     assert isinstance(created_at, float) and isinstance(last_used_at, float)
     assert expires_at is None or isinstance(expires_at, float)
@@ -157,4 +167,5 @@ def _record(row: tuple[object, ...]) -> ChunkRecord:
         last_used_at=last_used_at,
         expires_at=expires_at,
         tenant=Tenant(str(tenant)),
+        transient=bool(transient),
     )

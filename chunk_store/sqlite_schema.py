@@ -7,14 +7,14 @@ A change of the tables is a new version: ``SCHEMA`` makes it, ``sqlite_upgrade.p
 newer index than this is refused.
 """
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 
 SCHEMA = """
 CREATE TABLE settings (name TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID;;
 CREATE TABLE totals (name TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID;;
 INSERT INTO totals VALUES
   ('records', 0), ('entries', 0), ('entry_nbytes', 0), ('claim_nbytes', 0), ('garbage_nbytes', 0),
-  ('evictions', 0), ('quarantined', 0), ('tombstones', 0);;
+  ('evictions', 0), ('quarantined', 0), ('tombstones', 0), ('quarantine_nbytes', 0);;
 CREATE TABLE tenants (
   tenant TEXT PRIMARY KEY, records INTEGER NOT NULL DEFAULT 0, pinned INTEGER NOT NULL DEFAULT 0,
   entries INTEGER NOT NULL DEFAULT 0, nbytes INTEGER NOT NULL DEFAULT 0) WITHOUT ROWID;;
@@ -22,12 +22,14 @@ CREATE TABLE tenants (
 CREATE TABLE records (
   tenant TEXT NOT NULL, chunk_id TEXT NOT NULL, tokenizer TEXT NOT NULL, type TEXT NOT NULL, token_ids BLOB NOT NULL,
   name TEXT NOT NULL, tags TEXT NOT NULL, pinned INTEGER NOT NULL,
-  created_at REAL NOT NULL, last_used_at REAL NOT NULL, expires_at REAL, PRIMARY KEY (tenant, chunk_id));;
+  created_at REAL NOT NULL, last_used_at REAL NOT NULL, expires_at REAL,
+  transient INTEGER NOT NULL DEFAULT 0, PRIMARY KEY (tenant, chunk_id));;
 CREATE INDEX records_created ON records (tenant, created_at, chunk_id);;
 CREATE INDEX records_used ON records (tenant, last_used_at, chunk_id);;
 CREATE INDEX records_named ON records (tenant, name, chunk_id);;
 CREATE INDEX records_expiring ON records (expires_at) WHERE expires_at IS NOT NULL;;
 CREATE INDEX records_pinned ON records (tenant, chunk_id) WHERE pinned;;
+CREATE INDEX records_transient ON records (last_used_at, chunk_id) WHERE transient AND NOT pinned;;
 CREATE TABLE tags (
   tenant TEXT NOT NULL, tag TEXT NOT NULL, chunk_id TEXT NOT NULL, PRIMARY KEY (tenant, tag, chunk_id)) WITHOUT ROWID;;
 CREATE INDEX tags_chunk ON tags (tenant, chunk_id);;
@@ -51,6 +53,7 @@ CREATE TABLE leases (
   lease TEXT NOT NULL, key TEXT NOT NULL, expires_at REAL NOT NULL, PRIMARY KEY (key, lease)) WITHOUT ROWID;;
 CREATE INDEX leases_expiring ON leases (expires_at);;
 CREATE TABLE garbage (blob TEXT PRIMARY KEY, nbytes INTEGER NOT NULL) WITHOUT ROWID;;
+CREATE TABLE quarantine (blob TEXT PRIMARY KEY, nbytes INTEGER NOT NULL, since REAL NOT NULL) WITHOUT ROWID;;
 CREATE TABLE tombstones (
   number INTEGER PRIMARY KEY AUTOINCREMENT, key TEXT NOT NULL UNIQUE, tenant TEXT NOT NULL, chunk_id TEXT NOT NULL);;
 
@@ -85,6 +88,10 @@ CREATE TRIGGER garbage_in AFTER INSERT ON garbage BEGIN
   UPDATE totals SET value = value + NEW.nbytes WHERE name = 'garbage_nbytes'; END;;
 CREATE TRIGGER garbage_out AFTER DELETE ON garbage BEGIN
   UPDATE totals SET value = value - OLD.nbytes WHERE name = 'garbage_nbytes'; END;;
+CREATE TRIGGER quarantine_in AFTER INSERT ON quarantine BEGIN
+  UPDATE totals SET value = value + NEW.nbytes WHERE name = 'quarantine_nbytes'; END;;
+CREATE TRIGGER quarantine_out AFTER DELETE ON quarantine BEGIN
+  UPDATE totals SET value = value - OLD.nbytes WHERE name = 'quarantine_nbytes'; END;;
 CREATE TRIGGER tombstones_in AFTER INSERT ON tombstones BEGIN
   UPDATE totals SET value = value + 1 WHERE name = 'tombstones'; END;;
 CREATE TRIGGER tombstones_out AFTER DELETE ON tombstones BEGIN
@@ -97,6 +104,7 @@ TOTALS = {
     "entry_nbytes": "SELECT COALESCE(SUM(stored_nbytes), 0) FROM entries",
     "claim_nbytes": "SELECT COALESCE(SUM(reserved_nbytes), 0) FROM claims",
     "garbage_nbytes": "SELECT COALESCE(SUM(nbytes), 0) FROM garbage",
+    "quarantine_nbytes": "SELECT COALESCE(SUM(nbytes), 0) FROM quarantine",
     "tombstones": "SELECT COUNT(*) FROM tombstones",
 }
 

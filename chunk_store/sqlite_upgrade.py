@@ -1,13 +1,12 @@
-"""From each older version of the embedded index to the next; statements end with ``;;``.
+"""From each older version of the embedded index to the present one; statements end with ``;;``.
 
 Version 1 knew no tenants. Its records become the default tenant's; its entries know by their salt whose they are.
+Version 2 did not know which content only passed through a request, nor what the quarantine holds.
 """
 
 from collections.abc import Mapping
 
 from chunk_store.sqlite_schema import SCHEMA
-
-_VERSION_2 = SCHEMA  # its own text is to be kept here once there is a version 3
 
 _TABLES_1 = ("settings", "totals", "records", "tags", "entries", "needs", "claims", "leases", "garbage", "tombstones")
 _INDEXES_1 = (
@@ -43,10 +42,19 @@ _FROM_1 = ";;\n".join(
         *(f"DROP TRIGGER IF EXISTS {name}" for name in _TRIGGERS_1),
         *(f"DROP INDEX IF EXISTS {name}" for name in _INDEXES_1),
         *(f"ALTER TABLE {name} RENAME TO old_{name}" for name in _TABLES_1),
-        _VERSION_2,
+        SCHEMA,
         _COPY_1,
         *(f"DROP TABLE old_{name}" for name in _TABLES_1),
     )
 )
 
-MIGRATIONS: Mapping[int, str] = {1: _FROM_1}
+_NEW_IN_3 = ("records_transient", "TABLE quarantine", "quarantine_in", "quarantine_out")
+_FROM_2 = ";;\n".join(
+    (
+        "ALTER TABLE records ADD COLUMN transient INTEGER NOT NULL DEFAULT 0",
+        "INSERT INTO totals VALUES ('quarantine_nbytes', 0)",
+        *(statement for statement in SCHEMA.split(";;") if any(name in statement for name in _NEW_IN_3)),
+    )
+)
+
+MIGRATIONS: Mapping[int, str] = {1: _FROM_1, 2: _FROM_2}

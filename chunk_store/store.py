@@ -69,6 +69,8 @@ class ChunkRecord:
     """A registered chunk of one tenant. Times are Unix seconds; ``expires_at`` None means no TTL.
 
     Two tenants that register the same content have two records under one chunk id, which know nothing of each other.
+    What is ``transient`` only passed through a request: it makes room when the registry is full, least recently used
+    first, unless it is pinned or leased. Registered again without that, it stays.
     """
 
     chunk_id: ChunkId
@@ -82,6 +84,7 @@ class ChunkRecord:
     last_used_at: float = 0.0
     expires_at: float | None = None
     tenant: Tenant = DEFAULT_TENANT
+    transient: bool = False
 
 
 @dataclass(frozen=True)
@@ -228,7 +231,9 @@ class StoreStats:
     pinned_entries: int
     leased_entries: int
     evictions: int  # since the store was created
-    quarantined: int
+    quarantined: int  # since the store was created
+    quarantine_entries: int = 0  # kept now; of ``nbytes``
+    quarantine_nbytes: int = 0
 
 
 class ChunkStore(Protocol):
@@ -242,7 +247,8 @@ class ChunkStore(Protocol):
     def put_records(self, records: Sequence[ChunkRecord], *, limits: TenantLimits = NO_LIMITS) -> list[bool]:
         """Registers content under its records' tenants, idempotently; True where the tenant's chunk was new.
 
-        For a known chunk the non-empty name, the union of tags, ``pinned`` and ``expires_at`` are updated.
+        For a known chunk the non-empty name, the union of tags, ``pinned`` and ``expires_at`` are updated; a transient
+        record changes nothing of it but its last use. Transient records make room where there is none.
         Raises ``StoreFull`` when the registry holds its maximum, ``QuotaFull`` when a tenant would exceed ``limits``,
         and then registers none of ``records``.
         """

@@ -77,6 +77,7 @@ def verify(store: SharedStore, progress: Progress = lambda done, total: None) ->
             findings.append(finding)
     progress(len(placed), len(placed))
     known = {entry.blob for entry in placed} | set(store.ledger.unfinished()) | set(store.ledger.garbage())
+    known |= {bad.blob for bad in store.blobs.quarantined()}
     known |= {entry.blob for entry in store.ledger.placed()}  # committed meanwhile
     for blob in sorted(names.keys() - known):
         findings += _check_stray(store, blob)

@@ -142,7 +142,7 @@ class Resolver:
             raise RequestError(StatusCode.INVALID_ARGUMENT, f"segments[{index}].{error}") from error
 
     def register(self, composition: Composition) -> None:
-        """Registers inline chunks that are new; one that is known keeps its name, pin and TTL.
+        """Registers inline chunks that are new, as content that makes room for other; what is known stays as it is.
 
         Called when the prefill service is about to be asked for one of them. Raises what stores raise.
         """
@@ -150,9 +150,17 @@ class Resolver:
         known = self._lookup(list(inline)).values() if inline else []
         now = time.time()
         new = [
-            ChunkRecord(part.chunk_id, self.codec.identity, part.type, part.token_ids, created_at=now, last_used_at=now)
+            ChunkRecord(
+                part.chunk_id,
+                self.codec.identity,
+                part.type,
+                part.token_ids,
+                created_at=now,
+                last_used_at=now,
+                transient=True,
+            )
             for part, record in zip(inline.values(), known, strict=True)
-            if record is None
+            if record is None or record.transient
         ]
         if new:
             self.store.put_records(new)

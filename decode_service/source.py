@@ -26,6 +26,7 @@ from serving.heartbeat import heartbeat
 
 log = logging.getLogger(__name__)
 
+REGISTER_ATTEMPTS_MAX = 3  # of content that others displaced before the prefill service looked for it
 LOADS_AT_ONCE = 4  # chunks, over all requests; each is read by several processors
 LEASE_WAIT_S = 0.25
 FULL_FOR_S = 5.0  # how long a store that was full is taken to be
@@ -291,12 +292,30 @@ class _Fetch:
         with heartbeat(renew):
             for index in sorted((want.index for want in absent), reverse=True):
                 if index not in covered:
-                    answer = self._source.ask(self._composition, index, self._caller)
+                    answer = self._ask(index)
                     renew()  # at once: it covers what has just been computed, too, while the rest is
                     covered |= dict.fromkeys((index, *self._composition.chunks[index].context), answer)
                 why = covered[index]
                 if why is not None:
                     self._leave(index, why)
+
+    def _ask(self, index: int) -> Unpublished | None:
+        """Asks for one chunk; once more where its content was displaced before the prefill service looked for it.
+
+        A registry that is full drops content that only passes through when other such content comes.
+        """
+        for _ in range(REGISTER_ATTEMPTS_MAX - 1):
+            try:
+                return self._source.ask(self._composition, index, self._caller)
+            except FetchFailed as error:
+                if error.code != "NOT_FOUND":
+                    raise
+            try:
+                self._source.register(self._composition)
+            except StoreFull as error:
+                log.warning("content is not registered: %s", error)
+                return Unpublished.STORE_FULL
+        return self._source.ask(self._composition, index, self._caller)
 
     def _load(self, wanted: Sequence[Wanted]) -> list[Wanted]:
         """Loads what can be loaded; the rest, with the reason noted."""

@@ -39,6 +39,9 @@ def main() -> int:
     parser.add_argument("--registry-max", type=positive, metavar="N", help="registered chunks at most (store-wide)")
     parser.add_argument("--store-capacity", type=nbytes, metavar="BYTES", help="of stored KV, for example 10GiB")
     parser.add_argument(
+        "--quarantine-days", type=days, metavar="DAYS", help="how long a file:// store keeps bad data (store-wide; 7)"
+    )
+    parser.add_argument(
         "--jobs-max", type=positive, default=JOBS_MAX_DEFAULT, metavar="N", help="requests that wait or run at most"
     )
     args = parser.parse_args()
@@ -49,6 +52,7 @@ def main() -> int:
         options=options,
         registry_max=args.registry_max,
         capacity_nbytes=args.store_capacity,
+        quarantine_s=args.quarantine_days,
         jobs_max=args.jobs_max,
     )
     return run_main("prefill", FULL_NAME, options, make)
@@ -60,13 +64,16 @@ def make_service(
     options: ServiceOptions,
     registry_max: int | None = None,
     capacity_nbytes: int | None = None,
+    quarantine_s: int | None = None,
     jobs_max: int = JOBS_MAX_DEFAULT,
 ) -> PrefillService:
     """The service around a loaded model. Raises ``ValueError`` or ``StoreUnavailable`` for the store's URL."""
     served = loaded.served
     metrics = PrefillMetrics(loaded.model_name)
     with loaded.startup.stage("store", f"opening the store {hidden(options.store)}"):
-        opened = open_store(options.store, capacity_nbytes=capacity_nbytes, records_max=registry_max)
+        opened = open_store(
+            options.store, capacity_nbytes=capacity_nbytes, records_max=registry_max, quarantine_s=quarantine_s
+        )
     store = MeteredStore(opened, StoreMeter(metrics.registry, loaded.model_name))
     metrics.registry.register(StoreGauges(store, loaded.model_name))
     pages = options.kv_pages or pool_pages(
@@ -85,6 +92,14 @@ def make_service(
     prefiller = Prefiller(registrar, computer, store, metrics, jobs_max=jobs_max)
     metrics.watch(lambda: prefiller.queue.jobs, pool.count)
     return PrefillService(prefiller, store, options.load_access(), loaded.model_name)
+
+
+def days(text: str) -> int:
+    """Days as seconds. Raises ``ValueError``."""
+    value = float(text)
+    if not 0 <= value <= 36_500:
+        raise ValueError(f"{text} is not in 0..36500")
+    return round(value * 86_400)
 
 
 if __name__ == "__main__":

@@ -188,6 +188,7 @@ class Registrar:
             tags=request.tags,
             pinned=request.pin or (current is not None and current.pinned),
             expires_at=expires_at,
+            transient=False,
         )
         return self.store.put_records([wanted])[0]
 

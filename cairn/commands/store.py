@@ -124,6 +124,7 @@ def _stats(args: argparse.Namespace, terminal: Terminal, store: SharedStore) -> 
         ("leased entries", stats.leased_entries),
         ("evictions", stats.evictions),
         ("quarantined", stats.quarantined),
+        ("in quarantine", f"{stats.quarantine_entries}, {human_bytes(stats.quarantine_nbytes)}"),
     ]
     terminal.say(table(("field", "value"), rows))
     if models:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import time
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from contract import TOKENIZER, Place, loads, publish, sample
 
 from chunk_store.key import ChunkId, ChunkType, chunk_id
-from chunk_store.store import ChunkRecord, RecordOrder, RecordQuery, StoreFull
+from chunk_store.shared_store import SharedStore
+from chunk_store.store import ChunkRecord, QuotaFull, RecordOrder, RecordQuery, StoreFull
+from chunk_store.tenant import TenantLimits, tenant_of
 
 
 def test_a_record_comes_back_as_it_was_put(place: Place) -> None:
@@ -205,3 +208,97 @@ def test_last_used_follows_loads(place: Place) -> None:
     assert loads(store, entries[0])
     order = [record.chunk_id for record in store.list_records(RecordQuery(order=RecordOrder.LAST_USED)).records]
     assert order[-1] == entries[0].chunk_id
+
+
+# -- content that only passed through -------------------------------------------------------------------
+
+
+def passing(number: int, **changes: Any) -> ChunkRecord:
+    return sample(number).record(**{"transient": True, "created_at": float(number), **changes})
+
+
+def there(store: SharedStore, *numbers: int) -> list[bool]:
+    return [record is not None for record in store.get_records([sample(number).chunk_id for number in numbers])]
+
+
+def test_what_only_passed_through_makes_room(place: Place) -> None:
+    """Request 9 of 8, and 10, and so on: the least recently used goes; what was registered on purpose stays."""
+    store = place.open(records_max=4)
+    store.put_records([sample(1).record(created_at=1.0), passing(2), passing(3)])
+    for number in range(4, 12):
+        assert store.put_records([passing(number)]) == [True]
+    assert there(store, 1, 2, 3, 8, 9, 10, 11) == [True, False, False, False, True, True, True]
+    assert store.stats().records == 4
+    store.put_records([sample(20).record(), sample(21).record(), sample(22).record()])
+    assert there(store, 1, 20, 21, 22, 9, 10, 11) == [True] * 4 + [False] * 3
+    with pytest.raises(StoreFull, match="records_max"):
+        store.put_records([passing(30)])
+    assert there(store, 1, 20, 21, 22) == [True] * 4
+
+
+def test_in_vain_nothing_is_dropped(place: Place) -> None:
+    store = place.open(records_max=3)
+    store.put_records([passing(1), passing(2), sample(3).record()])
+    with pytest.raises(StoreFull):
+        store.put_records([sample(number).record() for number in (4, 5, 6)])
+    assert there(store, 1, 2, 3) == [True] * 3
+    store.put_records([passing(4), passing(1)])
+    assert there(store, 1, 2, 3, 4) == [True, False, True, True], "what a batch names makes no room for it"
+
+
+def test_order_of_dropping_is_order_of_use(place: Place) -> None:
+    store = place.open(records_max=3)
+    for number in (1, 2, 3):
+        store.put_records([passing(number)])
+        publish(store, sample(number))
+    assert loads(store, sample(1))
+    store.put_records([passing(4)])
+    assert there(store, 1, 2, 3, 4) == [True, False, True, True]
+    assert store.put_records([passing(3)]) == [False], "sent again is used again"
+    store.put_records([passing(5)])
+    assert there(store, 1, 3, 4, 5) == [True, True, False, True]
+    assert loads(store, sample(2)), "its KV goes by its own rules"
+
+
+def test_what_is_pinned_leased_or_registered_again_stays(place: Place) -> None:
+    store = place.open(records_max=4)
+    store.put_records([passing(number) for number in (1, 2, 3, 4)])
+    for number in (2, 3):
+        publish(store, sample(number))
+    store.set_pinned([sample(1).chunk_id], True)
+    assert store.put_records([sample(3).record(name="kept")]) == [False]
+    with store.lease([sample(2).key]):
+        store.put_records([passing(5)])
+        assert there(store, 1, 2, 3, 4, 5) == [True, True, True, False, True]
+        with pytest.raises(StoreFull):
+            store.put_records([passing(6), passing(7)])
+    store.put_records([passing(6), passing(7)])
+    assert there(store, 1, 2, 3, 5, 6, 7) == [True, False, True, False, True, True]
+    store.set_pinned([sample(1).chunk_id], False)
+    store.put_records([passing(8), passing(9), passing(10)])
+    assert there(store, 1, 3, 8, 9, 10) == [False, True, True, True, True]
+
+
+def test_a_passing_record_changes_nothing_of_a_known_one(place: Place) -> None:
+    store = place.open()
+    expires = time.time() + 1000
+    store.put_records([sample(1).record(name="mine", tags=("t",), pinned=True, expires_at=expires)])
+    (before,) = store.get_records([sample(1).chunk_id])
+    assert store.put_records([passing(1, name="other", tags=("u",))]) == [False]
+    (after,) = store.get_records([sample(1).chunk_id])
+    assert before is not None and after is not None
+    assert after == replace(before, last_used_at=after.last_used_at) and not after.transient
+
+
+def test_a_tenants_quota_is_made_room_in_by_its_own(place: Place) -> None:
+    store = place.open()
+    mine, other = tenant_of("mine"), tenant_of("other")
+    store.put_records([passing(1, tenant=other), passing(2, tenant=mine), passing(3, tenant=mine)])
+    limits = TenantLimits(records=2)
+    assert store.put_records([passing(4, tenant=mine)], limits=limits) == [True]
+    ids = [sample(number).chunk_id for number in (2, 3, 4)]
+    assert [record is not None for record in store.get_records(ids, [mine])] == [False, True, True]
+    assert store.get_records([sample(1).chunk_id], [other])[0] is not None
+    store.put_records([sample(3).record(tenant=mine), sample(4).record(tenant=mine)], limits=limits)
+    with pytest.raises(QuotaFull):
+        store.put_records([passing(5, tenant=mine)], limits=limits)
