@@ -51,6 +51,7 @@ def _families(stats: StoreStats) -> Iterator[tuple[GaugeMetricFamily | CounterMe
     gauges = (
         ("bytes", "Bytes that count toward the store's capacity.", stats.nbytes),
         ("capacity_bytes", "Capacity of the store.", stats.capacity_nbytes),
+        ("quarantine_bytes", "Bad data kept for inspection; part of cairn_store_bytes.", stats.quarantine_nbytes),
         ("entries", "Stored KV entries.", stats.entries),
         ("pinned_entries", "Stored KV entries of pinned chunks.", stats.pinned_entries),
         ("leased_entries", "Stored KV entries that somebody is using.", stats.leased_entries),
