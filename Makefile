@@ -23,8 +23,9 @@ $(STAMP): pyproject.toml
 demo: $(STAMP)
 	$(BIN)/cairn demo
 
+# Two workers, a file of tests each: most tests wait for one service or another.
 test: $(STAMP)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 # The containers with a real engine (DOCKER_HOST or /var/run/docker.sock); skipped where none answers.
 test-containers: $(STAMP)
