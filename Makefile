@@ -15,7 +15,7 @@ env: $(STAMP)
 $(STAMP): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	@echo "Installing Python packages into $(VENV) ..."
-	@$(PIP) install --retries 1 --timeout 30 --index-url $(TORCH_INDEX) $(TORCH) || \
+	@$(PIP) install --retries 1 --timeout 30 --index-url $(TORCH_INDEX) $(TORCH) 2>/dev/null || \
 	  { echo "$(TORCH_INDEX) did not give $(TORCH); from pip's own index:"; $(PIP) install $(TORCH); }
 	@$(PIP) install -e ".[dev,redis,mooncake]"
 	@touch $(STAMP)
