@@ -41,7 +41,7 @@ class Process:
 
     def kill(self) -> None:
         self.child.kill()
-        self.child.wait(10)
+        self.child.wait(60)
 
     def revive(self) -> None:
         """Starts it again if an earlier test left it dead."""

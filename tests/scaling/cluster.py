@@ -70,7 +70,7 @@ class Service:
     def kill(self) -> None:
         assert self.child is not None
         self.child.kill()
-        self.child.wait(10)
+        self.child.wait(60)
 
     def metric(self, name: str, **labels: str) -> float:
         """The sum of a metric's samples that bear ``labels``."""
@@ -122,7 +122,7 @@ def cluster(root: Path, store: str, *, each: int = 2, inside: tuple[str, ...] = 
         yield Cluster(prefill, decode, clients)
 
 
-def wait_until(holds: Callable[[], bool], timeout_s: float = 20.0) -> None:
+def wait_until(holds: Callable[[], bool], timeout_s: float = 60.0) -> None:
     """Waits for a condition; fails the test if it does not come."""
     ends_at = time.monotonic() + timeout_s
     while not holds():
