@@ -80,8 +80,9 @@ def run_comparison(
 
     Without ``tolerance`` it is the dtype's; 0 for stored against fresh of one mode, which have the same bits.
     """
-    if sum(map(len, parts)) > served.context_length_max:
-        raise ValueError(f"{sum(map(len, parts))} tokens are more than the {served.context_length_max} that are served")
+    for way in ways:
+        if sum(map(len, parts)) > served.limit(way.mode).tokens:
+            raise ValueError(f"{sum(map(len, parts))} tokens are more than {way.mode} has: {served.limit(way.mode)}")
     with ExitStack() as ends:
         place = ends.enter_context(opened(store)) if any(way.kind == STORED for way in ways) else None
         a, b = (_trace(served, parts, way, place, salt) for way in ways)

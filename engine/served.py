@@ -120,14 +120,11 @@ def serve(borrowed: BorrowedModel, *, piece_tokens: int = 512) -> ServedModel:
     """
     structure = check_structure(borrowed, examine(borrowed))
     findings, layers = structure.findings, decoder_layers(borrowed)
-    fused: FusedWeights | None = None
+    fused = _merged(borrowed, findings)
     small: dict[str, Any] = {}
-    if borrowed.device.type == "cuda":
-        _check_triton()
-        if not fused_refusal(borrowed, findings):
-            fused = merge_weights(borrowed, findings)
-            # Pieces of the check are longer than 8 rows and shorter, so both ways of computing them are checked.
-            small = {"limits": StepLimits(rows=8, pairs=256, partials=512), "decode_buckets": (4,), "graphs": False}
+    if fused is not None:
+        # Pieces of the check are longer than 8 rows and shorter, so both ways of computing them are checked.
+        small = {"limits": StepLimits(rows=8, pairs=256, partials=512), "decode_buckets": (4,), "graphs": False}
 
     def make_runner(pool: PagedKVPool) -> ModelRunner:
         return _make_runner(borrowed, findings, fused, pool, piece_tokens=PIECE_TOKENS, **small)
@@ -135,7 +132,31 @@ def serve(borrowed: BorrowedModel, *, piece_tokens: int = 512) -> ServedModel:
     checks = check_modes(borrowed, structure, make_runner, layers)
     if borrowed.device.type == "cuda":
         torch.cuda.empty_cache()  # the pool is sized by what is free
-    text = numerics(borrowed.device, _numerics_name(borrowed, findings, fused), piece_tokens)
-    identity = model_identity(weights_digest(borrowed.module), borrowed.config, findings.layout, text)
     refusals = {mode: check.refusal for mode, check in checks.items()}
+    identity = _identity(borrowed, findings, fused, piece_tokens)
     return ServedModel(borrowed, findings, identity, refusals, piece_tokens, fused, checks)
+
+
+def look_into(borrowed: BorrowedModel, *, piece_tokens: int = 512) -> ServedModel:
+    """A model as ``serve`` names it, not checked: to see where one that is refused goes wrong, never to serve it.
+
+    Raises as ``serve`` if its attention cannot be replaced at all.
+    """
+    findings = examine(borrowed)
+    fused = _merged(borrowed, findings)
+    return ServedModel(borrowed, findings, _identity(borrowed, findings, fused, piece_tokens), {}, piece_tokens, fused)
+
+
+def _merged(borrowed: BorrowedModel, findings: Findings) -> FusedWeights | None:
+    """Merged weights on CUDA, for the families that have them."""
+    if borrowed.device.type != "cuda":
+        return None
+    _check_triton()
+    return None if fused_refusal(borrowed, findings) else merge_weights(borrowed, findings)
+
+
+def _identity(
+    borrowed: BorrowedModel, findings: Findings, fused: FusedWeights | None, piece_tokens: int
+) -> ModelIdentity:
+    text = numerics(borrowed.device, _numerics_name(borrowed, findings, fused), piece_tokens)
+    return model_identity(weights_digest(borrowed.module), borrowed.config, findings.layout, text)

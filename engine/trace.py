@@ -20,6 +20,7 @@ from chunk_store.key import ChunkKey
 from engine.cuda.runner import FusedRunner
 from engine.plan import PlacedChunk
 from engine.pool import PagedKVPool, PageRun
+from engine.precision import decoder_layers
 from engine.resident import ResidentChunk, ResidentChunks
 from engine.reuse import KeyedChunk, ReuseMode, key_composition, masked_sequence
 from engine.runner import ModelRunner
@@ -55,9 +56,9 @@ class Trace:
 class HiddenStates:
     """What the decoder layers hand on while ``watch`` is open, whichever code runs them."""
 
-    def __init__(self, module: nn.Module, layers: int) -> None:
-        self._module = module
-        self._rows: list[list[Tensor]] = [[] for _ in range(layers)]
+    def __init__(self, served: ServedModel) -> None:
+        self._layers = decoder_layers(served.borrowed) or ()  # where a model has no list of layers, none are seen
+        self._rows: list[list[Tensor]] = [[] for _ in served.layout.layers]
 
     @contextmanager
     def watch(self, runner: ModelRunner | None = None) -> Iterator[None]:
@@ -69,8 +70,7 @@ class HiddenStates:
             finally:
                 runner.forward.watch = None
             return
-        layers = enumerate(decoder_layers(self._module, len(self._rows)))
-        hooks = [layer.register_forward_hook(self._hook(index)) for index, layer in layers]
+        hooks = [layer.register_forward_hook(self._hook(index)) for index, layer in enumerate(self._layers)]
         try:
             yield
         finally:
@@ -112,14 +112,6 @@ def _laid(rows: Sequence[Tensor], pieces: Sequence[int]) -> tuple[Tensor, Tensor
     return states, seen
 
 
-def decoder_layers(module: nn.Module, count: int) -> list[nn.Module]:
-    """The ``count`` layers of a decoder: its longest list of modules. Raises ``ValueError`` if there is none."""
-    for found in module.modules():
-        if isinstance(found, nn.ModuleList) and len(found) == count:
-            return list(found)
-    raise ValueError(f"model: has no list of {count} layers to watch")
-
-
 @torch.inference_mode()
 def trace_engine(
     served: ServedModel,
@@ -143,7 +135,7 @@ def trace_engine(
     device = served.borrowed.device
     pool = PagedKVPool(served.layout, pages=pages, chunk_pages=chunk_pages, page_size=PAGE_SIZE, device=device)
     runner = make_runner(pool) if make_runner else served.make_runner(pool, **_seen_into(served))
-    hidden = HiddenStates(served.borrowed.module, len(served.layout.layers))
+    hidden = HiddenStates(served)
     residents = ResidentChunks(pool)
     held: list[_Held] = []
     for chunk in keyed:
@@ -248,7 +240,7 @@ def trace_eager(served: ServedModel, chunks: Sequence[tuple[int, ...]], query: S
     tokens = torch.tensor([*(token for chunk in chunks for token in chunk), *query], device=device)
     plain = masked_sequence(lengths, mode)
     cache = DynamicCache()
-    hidden = HiddenStates(served.borrowed.module, len(served.layout.layers))
+    hidden = HiddenStates(served)
     with hidden.watch():
         logits = served.borrowed.eager_forward(
             tokens[plain.source.to(device)], plain.positions.to(device), plain.allowed, cache=cache

@@ -28,6 +28,7 @@ from cairn.terminal import Terminal, table
 if TYPE_CHECKING:
     from cairn.comparison import Comparison
     from engine.divergence import Place
+    from engine.served import ServedModel
     from engine.tokenizer import TextCodec
 
 NAME = "compare"
@@ -70,12 +71,10 @@ def run(args: argparse.Namespace, terminal: Terminal) -> int:
     try:
         ways = read_way(args.a), read_way(args.b)
         with terminal.waiting("Loading the model ..."):
-            loaded = _load(args)
-        names, parts = _parts(args, loaded.codec)
+            served, codec = _load(args)
+        names, parts = _parts(args, codec)
         with terminal.waiting("Answering both ways ..."):
-            found = run_comparison(
-                loaded.served, parts, ways, store=args.store, salt=args.salt, tolerance=args.tolerance
-            )
+            found = run_comparison(served, parts, ways, store=args.store, salt=args.salt, tolerance=args.tolerance)
         if args.png is not None:
             draw(found, args.png)
     except (ValueError, OSError) as error:
@@ -84,23 +83,22 @@ def run(args: argparse.Namespace, terminal: Terminal) -> int:
     return 1 if found.found.beyond(found.tolerance) else 0
 
 
-def _load(args: argparse.Namespace) -> Any:
+def _load(args: argparse.Namespace) -> tuple[ServedModel, TextCodec]:
+    """The model and its tokenizer as a service has them, without the start check."""
+    import torch
     from transformers import logging
 
-    from serving.loading import load
+    from engine.model import BorrowedModel
+    from engine.served import look_into
+    from engine.tokenizer import TextCodec
     from serving.options import ServiceOptions
 
     logging.disable_progress_bar()
-    return load(
-        ServiceOptions(
-            model=args.model,
-            store="",
-            device=args.device,
-            dtype=args.dtype,
-            threads=args.threads,
-            prefill_tokens_max=args.prefill_tokens_max,
-        )
-    )
+    torch.set_num_threads(args.threads)
+    options = ServiceOptions(args.model, "", device=args.device, prefill_tokens_max=args.prefill_tokens_max)
+    codec = TextCodec.load(args.model)
+    borrowed = BorrowedModel.load(args.model, dtype=args.dtype, device=args.device)
+    return look_into(borrowed, piece_tokens=options.piece_tokens), codec
 
 
 def _parts(args: argparse.Namespace, codec: TextCodec) -> tuple[list[str], list[tuple[int, ...]]]:

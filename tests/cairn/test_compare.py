@@ -167,7 +167,7 @@ def test_a_bf16_model(folder: Path) -> None:
         (["a", "b", "--tolerance", "nan"], "--tolerance: nan must be 0 or more"),
         (["a", "b", "--device", "tpu"], "--device is cpu, cuda or cuda:N"),
         (["a", "b", "--a", "stored", "--store", "file:///nowhere/at/all"], "holds no chunk store"),
-        (["a" * 3000, "b"], "are more than the 2048 that are served"),
+        (["a" * 3000, "b"], "are more than exact has: 2048"),
     ],
 )
 def test_a_wrong_command_line_exits_with_2(compare: Run, argv: list[str], words: str) -> None:

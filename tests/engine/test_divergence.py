@@ -11,12 +11,12 @@ import torch
 
 from chunk_store.key import ChunkKey
 from engine.divergence import TOLERANCE, Place, compare
-from engine.model import BorrowedModel
+from engine.model import BorrowedModel, ModelRefused
 from engine.plan import PlacedChunk
 from engine.pool import TORCH_DTYPES, PagedKVPool, PageRun
 from engine.reuse import ReuseMode
 from engine.runner import ModelRunner
-from engine.served import ServedModel, make_attention, serve
+from engine.served import ServedModel, look_into, make_attention, serve
 from engine.trace import PAGE_SIZE, STORED, Trace, trace_eager, trace_engine
 from tests.architectures import ARCHITECTURES, EXACT_ONLY, build
 
@@ -198,6 +198,27 @@ def test_planted_defects_of_the_engine(
         place = found.first(0.05)
         assert place is not None, largest
         assert (place.kind, place.layer, place.token) == (kind, 0, token), largest
+
+
+def test_a_model_that_the_start_check_refuses_can_be_looked_into() -> None:
+    model = build(*ARCHITECTURES["qwen3-ratio2"])
+    attention = type(model.model.layers[1].self_attn)
+
+    class LooksAtTheNeighbour(attention):  # type: ignore[misc, valid-type]
+        def forward(self, hidden_states: torch.Tensor, **options: Any) -> Any:
+            if hidden_states.shape[1] == 1:  # what a prober of single tokens sees
+                return super().forward(hidden_states, **options)
+            mixed = hidden_states + 0.3 * hidden_states.roll(1, dims=1)
+            return super().forward(mixed, **options)
+
+    model.model.layers[1].self_attn.__class__ = LooksAtTheNeighbour
+    with pytest.raises(ModelRefused):
+        serve(BorrowedModel(model, name="neighbour"))
+    served = look_into(BorrowedModel(model, name="neighbour"), piece_tokens=12)
+    chunks, query = composition(served)
+    ours, eager = (way(served, chunks, query, ReuseMode.EXACT) for way in (trace_engine, trace_eager))
+    place = compare(ours, eager).first(TOLERANCE["float32"])
+    assert place is not None and (place.kind, place.layer, place.token) == ("K", 1, 0)
 
 
 def test_what_is_not_finite_is_beyond_every_tolerance() -> None:
