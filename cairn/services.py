@@ -51,6 +51,7 @@ class Settings:
     tls_cert: Path | None = None
     tls_key: Path | None = None
     tls_ca: Path | None = None
+    insecure: bool = False
 
 
 def service_commands(settings: Settings) -> tuple[Command, Command]:
@@ -116,6 +117,7 @@ def _shared_flags(settings: Settings, address: str, metrics_port: int) -> dict[s
         "--log-format": settings.log_format,
         "--tls-cert": settings.tls_cert,
         "--tls-key": settings.tls_key,
+        "--insecure": settings.insecure,
     }
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from serving.access import Access
+from serving.exposure import exposure_refusal
 from serving.logs import FORMATS, LEVELS
 from serving.server import TlsFiles
 
@@ -30,6 +31,7 @@ class ServiceOptions:
     token_file: Path | None = None
     tls_cert: Path | None = None
     tls_key: Path | None = None
+    insecure: bool = False
     log_level: str = "info"
     log_format: str = "text"
     kv_pages: int | None = None
@@ -78,6 +80,11 @@ def add_service_options(parser: argparse.ArgumentParser) -> None:
     access.add_argument("--token-file", type=Path, metavar="FILE", help="bearer tokens, lines of TOKEN [SALT]")
     access.add_argument("--tls-cert", type=Path, metavar="FILE", help="certificate chain, PEM")
     access.add_argument("--tls-key", type=Path, metavar="FILE", help="private key, PEM")
+    access.add_argument(
+        "--insecure",
+        action="store_true",
+        help="listen beyond this machine without tokens and TLS",
+    )
     memory = parser.add_argument_group("memory and forwards")
     memory.add_argument("--kv-pages", type=positive, metavar="N", help="pages of the KV pool")
     memory.add_argument("--page-size", type=positive, default=16, metavar="N", help="tokens a page (default 16)")
@@ -94,6 +101,10 @@ def service_options(parser: argparse.ArgumentParser, args: argparse.Namespace) -
     """The parsed options; ends the program with a message when two of them contradict each other."""
     if (args.tls_cert is None) != (args.tls_key is None):
         parser.error("--tls-cert and --tls-key: give both or neither")
+    tokens, tls = args.token_file is not None, args.tls_cert is not None
+    refusal = exposure_refusal(args.host, tokens=tokens, tls=tls, insecure=args.insecure)
+    if refusal:
+        parser.error(refusal)
     names = ServiceOptions.__dataclass_fields__
     return ServiceOptions(**{name: getattr(args, name) for name in names})
 

@@ -18,6 +18,7 @@ import transformers
 from prometheus_client import CollectorRegistry
 
 from chunk_store.store import StoreError
+from serving.exposure import exposure_warning
 from serving.loading import Loaded, load
 from serving.logs import adopt_library_loggers
 from serving.metrics_endpoint import MetricsEndpoint
@@ -55,6 +56,9 @@ async def run_service(
     ``name`` is what the ready line says, ``full_name`` the protobuf service. ``make`` runs in a thread. Raises
     ``OSError`` (addresses, files), ``ValueError`` (model, options) or ``StoreUnavailable`` while it starts.
     """
+    tokens, tls = options.token_file is not None, options.tls is not None
+    if warning := exposure_warning(options.host, tokens=tokens, tls=tls, insecure=options.insecure):
+        log.warning("%s", warning)
     server = RpcServer(options.load_access(), [full_name])
     port = await server.start(options.host, options.port, options.tls)
     say(f"listening on {options.host}:{port}, not serving yet")

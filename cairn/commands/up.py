@@ -28,6 +28,7 @@ from cairn.processes import Command, Processes, ServiceFailed
 from cairn.services import Settings, private_tokens, service_commands
 from cairn.stores import add_store_flag
 from cairn.terminal import Terminal, human_age
+from serving.exposure import exposure_refusal
 
 NAME = "up"
 HELP = "start the two services on this machine"
@@ -57,6 +58,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
     access.add_argument("--tls-cert", type=Path, metavar="FILE", help="certificate chain, PEM")
     access.add_argument("--tls-key", type=Path, metavar="FILE", help="private key, PEM")
     access.add_argument("--tls-ca", type=Path, metavar="FILE", help="its authority, PEM (default: the certificate)")
+    access.add_argument(
+        "--insecure",
+        action="store_true",
+        help="listen beyond this machine without tokens and TLS",
+    )
     memory = parser.add_argument_group("memory")
     memory.add_argument("--page-size", type=int, metavar="N", help="tokens a page (default 16)")
     memory.add_argument("--pool-pages", type=int, metavar="N", help="pages of the decode service's KV pool")
@@ -92,6 +98,10 @@ def _check_access(args: argparse.Namespace) -> None:
         raise UsageError("--tls-cert and --tls-key: give both or neither")
     if args.tls_ca is not None and args.tls_cert is None:
         raise UsageError("--tls-ca: belongs to --tls-cert and --tls-key")
+    tokens, tls = args.token_file is not None, args.tls_cert is not None
+    refusal = exposure_refusal(args.host, tokens=tokens, tls=tls, insecure=args.insecure)
+    if refusal:
+        raise UsageError(refusal)
     args.tls_ca = args.tls_ca or args.tls_cert
     for name in ("token_file", "tls_cert", "tls_key", "tls_ca"):
         path = getattr(args, name)
