@@ -42,6 +42,7 @@ COMMANDS = {
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_every_command_refuses_with_the_remedy(name: str, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
     argv = [sys.executable, *COMMANDS[name], "--model", str(tmp_path), "--host", "0.0.0.0"]
     done = subprocess.run(argv, capture_output=True, text=True, timeout=120, env={**os.environ, "COLUMNS": "500"})
     assert done.returncode == 2, done
