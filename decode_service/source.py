@@ -300,22 +300,23 @@ class _Fetch:
                     self._leave(index, why)
 
     def _ask(self, index: int) -> Unpublished | None:
-        """Asks for one chunk; once more where its content was displaced before the prefill service looked for it.
+        """Asks for one chunk; again where its content was displaced before the prefill service looked for it.
 
-        A registry that is full drops content that only passes through when other such content comes.
+        A registry that is full drops content that only passes through when other such content comes. Where that goes
+        on, the chunk is left to be computed here.
         """
-        for _ in range(REGISTER_ATTEMPTS_MAX - 1):
+        for _ in range(REGISTER_ATTEMPTS_MAX):
             try:
                 return self._source.ask(self._composition, index, self._caller)
             except FetchFailed as error:
-                if error.code != "NOT_FOUND":
+                if error.code != "NOT_FOUND" or all(part.named_by_id for part in self._composition.parts[: index + 1]):
                     raise
             try:
                 self._source.register(self._composition)
             except StoreFull as error:
                 log.warning("content is not registered: %s", error)
-                return Unpublished.STORE_FULL
-        return self._source.ask(self._composition, index, self._caller)
+                break
+        return Unpublished.STORE_FULL
 
     def _load(self, wanted: Sequence[Wanted]) -> list[Wanted]:
         """Loads what can be loaded; the rest, with the reason noted."""
