@@ -83,6 +83,7 @@ class Peer:
             # A peer that vanished without a word is noticed while a call runs.
             ("grpc.keepalive_time_ms", 30_000),
             ("grpc.keepalive_timeout_ms", 10_000),
+            ("grpc.http2.ping_timeout_ms", 10_000),
         ]
         if is_loopback(self.address):
             options.append(("grpc.enable_http_proxy", 0))

@@ -45,6 +45,7 @@ class RemotePrefiller:
         call_s: float = CALL_S,
         call_s_a_token: float = CALL_S_A_TOKEN,
         keepalive_s: float = KEEPALIVE_S,
+        keepalive_timeout_s: float = KEEPALIVE_TIMEOUT_S,
         token: str = "",
         ca: bytes | None = None,
     ) -> None:
@@ -58,7 +59,11 @@ class RemotePrefiller:
             ("grpc.lb_policy_name", "round_robin"),
             ("grpc.max_reconnect_backoff_ms", 1000),
             ("grpc.keepalive_time_ms", int(keepalive_s * 1000)),
-            ("grpc.keepalive_timeout_ms", int(KEEPALIVE_TIMEOUT_S * 1000)),
+            ("grpc.keepalive_timeout_ms", int(keepalive_timeout_s * 1000)),
+            (
+                "grpc.http2.ping_timeout_ms",
+                int(keepalive_timeout_s * 1000),
+            ),  # what this gRPC goes by; its default is 60 s
             ("grpc.http2.max_pings_without_data", 0),
         )
         if ca is None:

@@ -55,11 +55,12 @@ def servers() -> LoopThread:
     return _servers[0]
 
 
-async def _serve(
+async def serve(
     service: DecodeService | PrefillService, name: str, options: ServiceOptions, loaded: Loaded
 ) -> tuple[RpcServer, str]:
+    """A server for ``service`` at the options' port, and its address."""
     server = RpcServer(options.load_access(), [name])
-    port = await server.start("127.0.0.1", 0)
+    port = await server.start("127.0.0.1", options.port)
     await service.start()
     await server.open(service.add_to, message_nbytes_max(loaded.served.context_length_max))
     return server, f"127.0.0.1:{port}"
@@ -207,14 +208,14 @@ def pair(
     service = None
     if prefill is not None:
         service = make_service(prefill, options=shared, capacity_nbytes=store_capacity)
-        server, prefill_address = running.run(_serve(service, PREFILL, shared, prefill))
+        server, prefill_address = running.run(serve(service, PREFILL, shared, prefill))
         ends.append((server, service))
     defaults = {
         **{"prefill_token_file": token_file, "prefill_tls_ca": None, "chunk_page_ratio": 0.5, "max_batch": 32},
         **{"max_cascade_levels": 3, "max_waiting": 256, "strict": False, "request_timeout_s": DEADLINE_S},
     }
     made = build(DecodeOptions(service=shared, prefill=prefill_address, **{**defaults, **options}), decode)
-    server, decode_address = running.run(_serve(made, DECODE, shared, decode))
+    server, decode_address = running.run(serve(made, DECODE, shared, decode))
     ends.append((server, made))
     both = Pair(service, made, (prefill_address, decode_address))
     both.decode_server = server
