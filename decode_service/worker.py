@@ -332,12 +332,13 @@ class DecodeWorker:
         rows = self._rows_next(entry)
         sequence.tail_tokens += rows
         if sequence.tail_tokens == len(tail):
+            choice = sequence.sampler.choose(logits.cpu())  # waits for the device: only now is there a token
             self._ready.popleft()
             self._running.append(sequence)
             sequence.clock.first_token = time.monotonic_ns()
             self.metrics.prefilled(sequence)
             request_log.first_token(sequence)
-            self._take_token(sequence, sequence.sampler.choose(logits.cpu()))
+            self._take_token(sequence, choice)
         return rows
 
     def _decode_step(self) -> int:
