@@ -30,6 +30,7 @@ TOKENIZER_FILES = (
 
 ROLES_CHECKED_MAX = 64  # roles are the caller's words: what is remembered about them is bounded
 LONG_TOKENS = 1024
+TEMPLATE_WORDS_MAX = 200
 _BYTE_TOKEN = re.compile(r"<0x[0-9A-Fa-f]{2}>")
 
 
@@ -145,7 +146,11 @@ class TextCodec:
             )
         except Exception as error:  # templates raise what they like, jinja2's errors among it
             roles = ", ".join(role for role, _ in turns)
-            raise TextRefused(f"role: the chat template refuses {roles!r}: {error}") from error
+            # What a template says may quote the text, which is for no log and no error of ours.
+            said = str(error)[:TEMPLATE_WORDS_MAX]
+            if _quotes(said, turns):
+                said = type(error).__name__
+            raise TextRefused(f"role: the chat template refuses {roles!r}: {said}") from None
         return text
 
     def _render_together_and_apart(self, role: str) -> None:
@@ -174,6 +179,12 @@ class TextCodec:
             return self._render(turns)
         except TextRefused:
             return None
+
+
+def _quotes(words: str, turns: Sequence[tuple[str, str]]) -> bool:
+    """Whether eight characters in a row come from the turns' texts."""
+    pieces = {words[at : at + 8] for at in range(max(1, len(words) - 7))}
+    return any(piece in content for _, content in turns for piece in pieces)
 
 
 class TextStream:

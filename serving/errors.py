@@ -12,17 +12,21 @@ from chunk_store.store import ClaimLost, StoreFull, StoreTooNew, StoreUnavailabl
 from engine.resident import PoolFull
 from engine.tokenizer import TextRefused
 from serving.details import details_metadata
-from serving.logs import current_request_id
+from serving.logs import current_request_id, printable
+
+MESSAGE_CHARACTERS_MAX = 1200
 
 
 class RequestError(Exception):
     """A request that is answered with ``code`` and ``message`` instead of a result.
 
-    ``retry_after_s``: the same request may succeed after so many seconds; None where that is not known. ``reason`` is
-    a word for programs, where one acts on it.
+    The message is one line of bounded length, whatever stands in it: trailing metadata are bounded too.
+    ``retry_after_s``: the same request may succeed after so many seconds; None where that is not known. ``reason`` is a
+    word for programs, where one acts on it.
     """
 
     def __init__(self, code: StatusCode, message: str, *, retry_after_s: float | None = None, reason: str = "") -> None:
+        message = printable(message, MESSAGE_CHARACTERS_MAX if message.isascii() else MESSAGE_CHARACTERS_MAX // 3)
         super().__init__(message)
         self.code = code
         self.message = message

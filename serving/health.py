@@ -35,6 +35,11 @@ class Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # generated
             )
         return Status(status=self._status(request.service))
 
+    async def List(self, request: health_pb2.HealthListRequest, context: Any) -> health_pb2.HealthListResponse:
+        return health_pb2.HealthListResponse(
+            statuses={name: Status(status=self._status(name)) for name in sorted(self._names)}
+        )
+
     async def Watch(
         self, request: health_pb2.HealthCheckRequest, context: Any
     ) -> AsyncIterator[health_pb2.HealthCheckResponse]:
