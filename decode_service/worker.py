@@ -185,7 +185,6 @@ class DecodeWorker:
         if self._ready and self._turns.may_prefill(decoding=bool(self._running)):
             self._guarded(self._drain, list(self._running))
             self._turns.prefilled(self._prefill_some())
-            self._deliver()  # a first token does not wait for the others' step
         if self._running:
             self._guarded(self._decode_step, list(self._running))
             self._turns.stepped()
@@ -290,6 +289,7 @@ class DecodeWorker:
                 break
             work = self._compute_piece if entry.to_compute else self._prefill_piece
             done += self._guarded(partial(work, entry), [entry.sequence])
+            self._deliver()  # a first token waits neither for the others' first tokens nor for their step
         return done
 
     def _rows_next(self, entry: Admitted) -> int:
