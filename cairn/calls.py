@@ -19,7 +19,7 @@ T = TypeVar("T")
 
 class PrefillOptions(TypedDict, total=False):
     """Keyword arguments of ``prefill``: the type and the ordered context decide what is computed, the rest is
-    what people say about the chunk. ``ttl_s`` is in seconds."""
+    what people say about the chunk. ``ttl_s`` is in seconds; ``shared`` publishes for every tenant (admin tokens)."""
 
     type: str
     context: Sequence[ChunkName]
@@ -31,6 +31,7 @@ class PrefillOptions(TypedDict, total=False):
     role: str
     salt: str
     request_id: str
+    shared: bool
 
 
 class GenerateOptions(TypedDict, total=False):
@@ -77,6 +78,13 @@ class Call(Generic[T]):
     parse: Callable[[Any], T]
     retry: bool = True
     request_id: str = ""  # the caller's; "" for a new one
+
+
+def salted(call: Call[T], salt: str) -> Call[T]:
+    """The call under the client's salt, where its request can name one and names none."""
+    if salt and "salt" in call.request.DESCRIPTOR.fields_by_name and not call.request.salt:
+        call.request.salt = salt
+    return call
 
 
 def stub(service: str, channel: Any) -> Any:

@@ -150,7 +150,7 @@ class Client:
             self._peers[call.service].for_request(call.request_id),
             getattr(self._stubs[call.service], call.method),
         )
-        attempts = self._attempts(timeout_s, call.retry)
+        call, attempts = calls.salted(call, self._salt), self._attempts(timeout_s, call.retry)
         while True:
             try:
                 return call.parse(method(call.request, timeout=attempts.remaining_s(), metadata=peer.metadata))

@@ -67,6 +67,7 @@ def parse_stored_chunk(reply: Any) -> StoredChunk:
         kv_bytes=reply.kv_bytes,
         token_ids=tuple(reply.token_ids),
         text=reply.text,
+        shared=reply.shared,
     )
 
 

@@ -29,6 +29,7 @@ def prefill_request(
     role: str = "",
     salt: str = "",
     request_id: str = "",
+    shared: bool = False,
 ) -> Any:
     """A ``PrefillChunkRequest``. Raises ``InvalidRequest``."""
     if isinstance(context, str | ChunkRef):
@@ -53,6 +54,7 @@ def prefill_request(
         role=role or own_role,
         salt=salt,
         request_id=request_id,
+        shared=shared,
     )
 
 

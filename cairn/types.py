@@ -88,6 +88,7 @@ class StoredChunk(ChunkRef):
     kv_bytes: int
     token_ids: tuple[int, ...] = ()
     text: str = ""
+    shared: bool = False  # published for every tenant
 
 
 @dataclass(frozen=True)

@@ -61,7 +61,8 @@ def build(options: DecodeOptions, loaded: Loaded, on_failure: Callable[[], None]
     metrics.registry.register(StoreGauges(store, loaded.model_name))
     prefiller = RemotePrefiller(options.prefill, token=options.prefill_token, ca=options.prefill_ca)
     residents = ResidentChunks(pool)
-    resolver = Resolver(served, loaded.codec, store)
+    access = shared.load_access()
+    resolver = Resolver(served, loaded.codec, store, shared.quotas(access))
     worker = DecodeWorker(
         runner,
         residents,
@@ -82,7 +83,7 @@ def build(options: DecodeOptions, loaded: Loaded, on_failure: Callable[[], None]
     return DecodeService(
         worker,
         resolver,
-        shared.load_access(),
+        access,
         metrics.registry,
         model_name=loaded.model_name,
         request_timeout_s=options.request_timeout_s,

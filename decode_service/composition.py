@@ -6,24 +6,26 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from chunk_store.key import ChunkId, ChunkType
+from chunk_store.tenant import DEFAULT_TENANT, SHARED_TENANT, Tenant, tenant_of
 from engine.reuse import Exactness, KeyedChunk, ReuseMode, exactness, key_composition
 from engine.served import ServedModel
 
 
 @dataclass(frozen=True)
 class Part:
-    """One segment with its tokens. ``chunk_id`` is "" for an inline query; ``stored`` if named by its id."""
+    """One segment with its tokens. ``chunk_id`` is "" for an inline query; ``shared`` if it is everybody's content."""
 
     chunk_id: ChunkId
     type: ChunkType
     token_ids: tuple[int, ...]
     name: str = ""
     named_by_id: bool = False
+    shared: bool = False
 
 
 @dataclass(frozen=True)
 class Composition:
-    """A request's prompt.
+    """A tenant's prompt.
 
     ``chunks[i]`` is the keyed form of ``parts[i]``; the parts behind the last chunk, if any, are the query.
     ``tail`` holds the tokens that are computed for this request alone. On a full hit the tail is the last
@@ -34,6 +36,11 @@ class Composition:
     mode: ReuseMode
     chunks: tuple[KeyedChunk, ...]
     tail: tuple[int, ...]
+    tenant: Tenant = DEFAULT_TENANT
+
+    def owner(self, index: int) -> Tenant:
+        """Whose KV that of chunk ``index`` is."""
+        return SHARED_TENANT if self.chunks[index].shared else self.tenant
 
     @property
     def prompt_tokens(self) -> int:
@@ -82,9 +89,10 @@ def compose(served: ServedModel, parts: Sequence[Part], mode: ReuseMode, salt: s
             )
     reuse_query = mode is ReuseMode.EXACT and parts[-1].named_by_id
     cached = parts if reuse_query else parts[:-1]
-    chunks = key_composition(served.identity, [part.token_ids for part in cached], mode, salt)
+    shared = [part.shared for part in cached]
+    chunks = key_composition(served.identity, [part.token_ids for part in cached], mode, salt, shared)
     tail = parts[-1].token_ids[-1:] if reuse_query else parts[-1].token_ids
-    return Composition(tuple(parts), mode, tuple(chunks), tail)
+    return Composition(tuple(parts), mode, tuple(chunks), tail, tenant_of(salt))
 
 
 def answer_tokens(served: ServedModel, composition: Composition, max_tokens: int | None, default: int) -> int:

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 from chunk_store.key import ChunkKey
 from chunk_store.store import ChunkStore, MissReason
-from chunk_store.tenant import tenant_of
 from decode_service.composition import Composition
 from decode_service.sequence import ChunkOutcome, Source
 from decode_service.worker import DecodeWorker
@@ -28,9 +27,7 @@ class Explanation:
     nbytes_shared: int
 
 
-def explain(
-    worker: DecodeWorker, store: ChunkStore, composition: Composition, salt: str, *, bypass: bool = False
-) -> Explanation:
+def explain(worker: DecodeWorker, store: ChunkStore, composition: Composition, *, bypass: bool = False) -> Explanation:
     """Asks the device thread what is resident and the store what it has.
 
     Raises ``TimeoutError`` or ``WorkerEnded``.
@@ -51,7 +48,7 @@ def explain(
             outcomes.append(ChunkOutcome(Source.STORE))
         else:
             chunk_id = composition.parts[index].chunk_id
-            missing[index] = store.miss_reason(chunk.key, chunk_id, model, tenant_of(salt))
+            missing[index] = store.miss_reason(chunk.key, chunk_id, model, composition.owner(index))
             outcomes.append(ChunkOutcome(Source.COMPUTED))
         met.add(chunk.key)
     return _weigh(worker, composition, tuple(outcomes), missing, in_use)

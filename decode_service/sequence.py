@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from chunk_store.store import MissReason
+from chunk_store.tenant import DEFAULT_TENANT, Tenant
 from decode_service.composition import Composition
 from engine.plan import PlacedChunk
 from engine.resident import ResidentChunk
@@ -101,6 +102,7 @@ class Sequence:
     salt: str
     bypass: bool
     deliver: Callable[[list[Event]], None]
+    owner: Tenant = DEFAULT_TENANT  # of the request and its id, which is the owner's own among many
     clock: StageClock = field(default_factory=StageClock)
     chunks: list[ResidentChunk] = field(default_factory=list)
     outcomes: list[ChunkOutcome] = field(default_factory=list)

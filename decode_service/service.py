@@ -16,6 +16,7 @@ from grpc import StatusCode
 from prometheus_client import CollectorRegistry
 
 from chunk_store.store import ChunkStore
+from chunk_store.tenant import DEFAULT_TENANT, Tenant
 from decode_service import messages
 from decode_service.admission import TooLarge
 from decode_service.answer import AnswerText
@@ -29,7 +30,7 @@ from engine.sampling import Sampler, SamplingParams
 from engine.tokenizer import TextCodec
 from protos import decode_pb2, decode_pb2_grpc
 from serving import wire
-from serving.access import Access
+from serving.access import Access, Caller
 from serving.arrival import adopt_request_id, arrived_ns
 from serving.errors import RequestError
 from serving.field_bounds import ContentBudget, check_label, check_request_id
@@ -64,8 +65,9 @@ class DecodeService(decode_pb2_grpc.DecodeServiceServicer):  # type: ignore[misc
         self._registry = registry
         self._lanes = TextLanes()
         self._close = close
-        self._active: dict[str, str] = {}  # request id -> the salt of the token that it came with
-        self._aborted: set[str] = set()  # of the active ones; some of them are not with the worker yet
+        # Whose requests run, and their ids: one tenant's ids say nothing of another's.
+        self._active: set[tuple[Tenant, str]] = set()
+        self._aborted: set[tuple[Tenant, str]] = set()  # of the active ones; some are not with the worker yet
 
     # -- life ---------------------------------------------------------------------------------------
     @property
@@ -88,9 +90,10 @@ class DecodeService(decode_pb2_grpc.DecodeServiceServicer):  # type: ignore[misc
     ) -> AsyncIterator[decode_pb2.GenerateResponse]:
         clock = StageClock(arrived=arrived_ns())
         adopt_request_id(context, request.request_id)
-        request_id = self._claim_id(request.request_id, self._owner(context))
+        caller = self._caller(request, context)
+        request_id = self._claim_id(request.request_id, caller.owner)
         try:
-            sequence, events = await self._submit(request, context, request_id, clock)
+            sequence, events = await self._submit(request, context, caller, request_id, clock)
             sampling = request.sampling
             stream = self._codec.stream(sampling.keep_special_tokens)
             answer = AnswerText(stream, sampling.stop, sampling.min_tokens)
@@ -98,39 +101,38 @@ class DecodeService(decode_pb2_grpc.DecodeServiceServicer):  # type: ignore[misc
                 yield reply
         finally:
             # However the call ends (also cancelled, or the client is gone), its pages come back.
-            self.worker.end(request_id, FinishReason.ABORT)
-            self._active.pop(request_id, None)
-            self._aborted.discard(request_id)
+            self.worker.end(request_id, FinishReason.ABORT, caller.owner)
+            self._active.discard((caller.owner, request_id))
+            self._aborted.discard((caller.owner, request_id))
 
     @property
     def _codec(self) -> TextCodec:
         return self.resolver.codec
 
-    def _owner(self, context: Context) -> str:
-        """Whose call it is, as far as tokens tell tenants apart."""
-        return self.access.salt_for(context.invocation_metadata(), "")
+    def _caller(self, request: decode_pb2.GenerateRequest, context: Context) -> Caller:
+        check_label("salt", request.salt)
+        return self.access.caller(context.invocation_metadata(), request.salt)
 
-    def _claim_id(self, wanted: str, owner: str) -> str:
+    def _claim_id(self, wanted: str, owner: Tenant) -> str:
         check_request_id(wanted)
         request_id = wanted or current_request_id()
-        if not wanted and request_id in self._active:  # tried again while the first attempt still ends
+        if not wanted and (owner, request_id) in self._active:  # tried again while the first attempt still ends
             request_id = uuid.uuid4().hex
-        if request_id in self._active:
+        if (owner, request_id) in self._active:
             raise RequestError(StatusCode.ALREADY_EXISTS, f"request_id: {request_id!r} is running; use another one")
-        self._active[request_id] = owner
+        self._active.add((owner, request_id))
         return request_id
 
     async def _submit(
-        self, request: decode_pb2.GenerateRequest, context: Context, request_id: str, clock: StageClock
+        self, request: decode_pb2.GenerateRequest, context: Context, caller: Caller, request_id: str, clock: StageClock
     ) -> tuple[Sequence, asyncio.Queue[list[Event]]]:
         """Takes a place in the queue, or is refused at once; then resolves the request and hands it to the worker."""
-        salt = self._salt_of(request, context)
         try:
             self.worker.take_place()
         except Overloaded as error:
             raise RequestError(StatusCode.RESOURCE_EXHAUSTED, str(error), retry_after_s=error.retry_after_s) from error
         try:
-            sequence, events = await self._compose(request, salt, request_id, clock)
+            sequence, events = await self._compose(request, caller, request_id, clock)
             left_s = context.time_remaining()
             sequence.deadline = time.monotonic() + min(self.request_timeout_s, math.inf if left_s is None else left_s)
             self.worker.submit(sequence)
@@ -139,17 +141,17 @@ class DecodeService(decode_pb2_grpc.DecodeServiceServicer):  # type: ignore[misc
             if isinstance(error, WorkerEnded):
                 raise RequestError(StatusCode.UNAVAILABLE, str(error)) from error
             raise
-        if request_id in self._aborted:
-            self.worker.end(request_id, FinishReason.ABORT)
+        if (caller.owner, request_id) in self._aborted:
+            self.worker.end(request_id, FinishReason.ABORT, caller.owner)
         return sequence, events
 
     async def _compose(
-        self, request: decode_pb2.GenerateRequest, salt: str, request_id: str, clock: StageClock
+        self, request: decode_pb2.GenerateRequest, caller: Caller, request_id: str, clock: StageClock
     ) -> tuple[Sequence, asyncio.Queue[list[Event]]]:
         """The request as a sequence, and where its events come."""
         bypass = request.cache_use == decode_pb2.CACHE_USE_BYPASS
         composition, params, sampler = await self._resolve(
-            request, salt, lambda composition: self._sampling(request, composition)
+            request, caller.salt, lambda composition: self._sampling(request, composition)
         )
         clock.tokenize_ns = time.monotonic_ns() - clock.arrived
         loop, events = asyncio.get_running_loop(), asyncio.Queue[list[Event]]()
@@ -158,7 +160,7 @@ class DecodeService(decode_pb2_grpc.DecodeServiceServicer):  # type: ignore[misc
             with suppress(RuntimeError):  # the loop is closed: nobody listens any more
                 loop.call_soon_threadsafe(events.put_nowait, batch)
 
-        sequence = Sequence(request_id, composition, params, sampler, salt, bypass, deliver, clock)
+        sequence = Sequence(request_id, composition, params, sampler, caller.salt, bypass, deliver, caller.owner, clock)
         try:
             self.worker.check_size(sequence)
         except TooLarge as error:
@@ -168,10 +170,6 @@ class DecodeService(decode_pb2_grpc.DecodeServiceServicer):  # type: ignore[misc
             *(composition.prompt_tokens, len(composition.chunks), params.max_tokens, composition.mode.value),
         )
         return sequence, events
-
-    def _salt_of(self, request: decode_pb2.GenerateRequest, context: Context) -> str:
-        check_label("salt", request.salt)
-        return self.access.salt_for(context.invocation_metadata(), request.salt)
 
     async def _resolve(self, request: decode_pb2.GenerateRequest, salt: str, then: Callable[[Composition], T]) -> T:
         """What ``then`` makes of the request's composition, both in a thread: a prompt can be long."""
@@ -213,7 +211,7 @@ class DecodeService(decode_pb2_grpc.DecodeServiceServicer):  # type: ignore[misc
                 yield delta(piece.text, piece.choices)
                 if piece.stopped:
                     reason = FinishReason.STOP
-                    self.worker.end(sequence.request_id, FinishReason.STOP)
+                    self.worker.end(sequence.request_id, FinishReason.STOP, sequence.owner)
             end = batch[-1]
             if isinstance(end, Failed):
                 raise RequestError(StatusCode[end.code], end.message)
@@ -252,13 +250,11 @@ class DecodeService(decode_pb2_grpc.DecodeServiceServicer):  # type: ignore[misc
     # -- the other RPCs -----------------------------------------------------------------------------
     async def Explain(self, request: decode_pb2.GenerateRequest, context: Context) -> decode_pb2.ExplainResponse:
         adopt_request_id(context, request.request_id)
-        salt = self._salt_of(request, context)
+        salt = self._caller(request, context).salt
         composition = await self._resolve(request, salt, lambda composition: composition)
         bypass = request.cache_use == decode_pb2.CACHE_USE_BYPASS
         try:
-            found: Explanation = await asyncio.to_thread(
-                explain, self.worker, self.store, composition, salt, bypass=bypass
-            )
+            found: Explanation = await asyncio.to_thread(explain, self.worker, self.store, composition, bypass=bypass)
         except WorkerEnded as error:
             raise RequestError(StatusCode.UNAVAILABLE, str(error)) from error
         return decode_pb2.ExplainResponse(
@@ -277,12 +273,13 @@ class DecodeService(decode_pb2_grpc.DecodeServiceServicer):  # type: ignore[misc
         return self.resolver.store
 
     async def Abort(self, request: decode_pb2.AbortRequest, context: Context) -> decode_pb2.AbortResponse:
+        """Another tenant's request is as unknown as one that does not exist; without tokens all are everybody's."""
         check_request_id(request.request_id)
-        # Another tenant's request is as unknown as one that does not exist.
-        found = self._active.get(request.request_id) == self._owner(context)
+        owner = self.access.caller(context.invocation_metadata()).owner
+        found = (owner, request.request_id) in self._active
         if found:
-            self._aborted.add(request.request_id)
-            self.worker.end(request.request_id, FinishReason.ABORT)
+            self._aborted.add((owner, request.request_id))
+            self.worker.end(request.request_id, FinishReason.ABORT, owner)
         return decode_pb2.AbortResponse(found=found)
 
     async def GetLoads(self, request: decode_pb2.GetLoadsRequest, context: Context) -> decode_pb2.GetLoadsResponse:
@@ -306,6 +303,11 @@ class DecodeService(decode_pb2_grpc.DecodeServiceServicer):  # type: ignore[misc
             context_length_declared=served.limit().declared,
             context_length_reason=served.limit().because,
         )
+        caller = self.access.caller(context.invocation_metadata())
+        if caller.owner != DEFAULT_TENANT and not caller.sees_all:
+            reply.running, reply.waiting = self.worker.requests_of(caller.owner)
+            for others in ("pages_free", "pages_chunks", "pages_tails", "chunks_resident"):
+                reply.ClearField(others)
         for mode, refusal in served.refusals.items():
             limit = served.limit(mode)
             reply.modes.add(

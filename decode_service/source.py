@@ -19,7 +19,7 @@ from typing import Protocol, TypeVar
 
 from chunk_store.key import ChunkId, ChunkKey, ModelIdentity
 from chunk_store.store import ChunkStore, Lease, MissReason, StoreError, StoreFull, StoreUnavailable
-from chunk_store.tenant import tenant_of
+from chunk_store.tenant import Tenant
 from decode_service.composition import Composition
 from decode_service.sequence import ChunkOutcome, Source, Unpublished
 from serving.heartbeat import heartbeat
@@ -136,7 +136,8 @@ class StoreSource:
         self.model = model
         self.register = register
         self._loads = ThreadPoolExecutor(LOADS_AT_ONCE, thread_name_prefix="cairn-load-part")
-        self._full_until = 0.0  # by the monotonic clock: before that nothing is asked for that could not be stored
+        # By the monotonic clock: until then a tenant's KV is not asked for, which could not be stored.
+        self._full_until: dict[Tenant, float] = {}
 
     def fetch(self, composition: Composition, wanted: Sequence[Wanted], caller: Caller) -> Fetched:
         """Fills every wanted chunk, but for those that it reports as unpublished.
@@ -156,12 +157,12 @@ class StoreSource:
 
     def ask(self, composition: Composition, index: int, caller: Caller) -> Unpublished | None:
         """Has a chunk's KV computed and stored; why it could not be stored otherwise. Raises as ``fetch`` does."""
-        if time.monotonic() < self._full_until:
+        if self._is_full(composition.tenant):
             return Unpublished.STORE_FULL
         log.info("asking the prefill service for chunk %d and what it attends to", index)
         asked = self.prefiller.compute(composition, index, caller)
         if asked.unpublished is Unpublished.STORE_FULL:
-            self._full_until = time.monotonic() + FULL_FOR_S
+            self._full_until[composition.tenant] = time.monotonic() + FULL_FOR_S
         if asked.unpublished is None and asked.key != composition.chunks[index].key:
             raise FetchFailed(
                 "FAILED_PRECONDITION",
@@ -170,6 +171,13 @@ class StoreSource:
                 "--dtype if auto chose differently for them (their ready lines and logs say what and why)",
             )
         return asked.unpublished
+
+    def _is_full(self, tenant: Tenant) -> bool:
+        now = time.monotonic()
+        for other, until in list(self._full_until.items()):
+            if until <= now:
+                self._full_until.pop(other, None)
+        return tenant in self._full_until
 
     def load_all(self, wanted: Sequence[Wanted], load: Callable[[Wanted], LoadedT]) -> dict[int, LoadedT]:
         """Loads side by side: one is read while another is verified or on its way to a device.
@@ -203,7 +211,6 @@ class _Fetch:
         self._composition = composition
         self._wanted = wanted
         self._caller = caller
-        self._tenant = tenant_of(caller.salt)
         self._missed: dict[int, MissReason] = {}
         self._outcomes: dict[int, ChunkOutcome] = {}
         self._ended_ns = [time.monotonic_ns()]  # of the stages: begun, looked up, computed, loaded
@@ -337,4 +344,5 @@ class _Fetch:
 
     def _why_missing(self, index: int) -> MissReason:
         part, keyed = self._composition.parts[index], self._composition.chunks[index]
-        return self._store.miss_reason(keyed.key, ChunkId(part.chunk_id), self._source.model, self._tenant)
+        owner = self._composition.owner(index)
+        return self._store.miss_reason(keyed.key, ChunkId(part.chunk_id), self._source.model, owner)

@@ -23,6 +23,7 @@ from collections.abc import Callable
 from functools import partial
 
 from chunk_store.key import ModelIdentity
+from chunk_store.tenant import DEFAULT_TENANT, Tenant
 from decode_service import request_log
 from decode_service.admission import Admission, Admitted
 from decode_service.decoding import Drawn, make_decoding
@@ -142,9 +143,9 @@ class DecodeWorker:
         with self._lock:
             self._put(lambda: self._line.add(sequence))
 
-    def end(self, request_id: str, reason: FinishReason) -> None:
-        """Ends a request; its caller gets ``Finished(reason)``. One that has ended, or is unknown, is ignored."""
-        self._inbox.put(lambda: self._end_by_id(request_id, reason))
+    def end(self, request_id: str, reason: FinishReason, owner: Tenant = DEFAULT_TENANT) -> None:
+        """Ends an owner's request; its caller gets ``Finished(reason)``. One that has ended is ignored."""
+        self._inbox.put(lambda: self._end_by_id(owner, request_id, reason))
 
     def check_size(self, sequence: Sequence) -> None:
         """Raises ``TooLarge`` if the pool could never hold the sequence."""
@@ -164,6 +165,12 @@ class DecodeWorker:
         """A snapshot, possibly one step old."""
         active = len(self._running) + len(self._ready) + len(self._fills)
         return Load(active, self._accepted, len(self.residents), self.residents.pool.count())
+
+    def requests_of(self, owner: Tenant) -> tuple[int, int]:
+        """How many requests of one owner are admitted, and how many wait; possibly one step old."""
+        ready = [entry.sequence for entry in list(self._ready)]
+        active = [*self._fills.sequences, *ready, *self._running]
+        return sum(one.owner == owner for one in active), sum(one.owner == owner for one in list(self._line))
 
     # -- the loop -----------------------------------------------------------------------------------
     def _loop(self) -> None:
@@ -241,9 +248,9 @@ class DecodeWorker:
         ready = (entry.sequence for entry in self._ready)
         return [*self._line, *self._fills.sequences, *ready, *self._running]
 
-    def _end_by_id(self, request_id: str, reason: FinishReason) -> None:
+    def _end_by_id(self, owner: Tenant, request_id: str, reason: FinishReason) -> None:
         for sequence in self._everyone():
-            if sequence.request_id == request_id:
+            if (sequence.owner, sequence.request_id) == (owner, request_id):
                 self._end(sequence, Finished(reason))
 
     # -- admission ----------------------------------------------------------------------------------

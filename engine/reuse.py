@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from chunk_store.key import ChunkKey, ModelIdentity, chunk_key
+from chunk_store.tenant import SHARED_SALT
 
 
 class ReuseMode(StrEnum):
@@ -50,13 +51,17 @@ def exactness(mode: ReuseMode, index: int) -> Exactness:
 
 @dataclass(frozen=True)
 class KeyedChunk:
-    """A chunk of a composition under a mode: its KV's key, where it stands, where it was computed."""
+    """A chunk of a composition under a mode: its KV's key, where it stands, where it was computed.
+
+    ``shared``: it and all that it attends to are shared content, so its KV is everybody's too.
+    """
 
     key: ChunkKey
     token_ids: tuple[int, ...]
     context: tuple[int, ...]  # indices in the composition
     start: int
     computed_start: int
+    shared: bool = False
 
     @property
     def offset(self) -> int:
@@ -64,16 +69,25 @@ class KeyedChunk:
 
 
 def key_composition(
-    model: ModelIdentity, chunks: Sequence[tuple[int, ...]], mode: ReuseMode, salt: str = ""
+    model: ModelIdentity,
+    chunks: Sequence[tuple[int, ...]],
+    mode: ReuseMode,
+    salt: str = "",
+    shared: Sequence[bool] = (),
 ) -> list[KeyedChunk]:
-    """Keys and places of the chunks of a composition, in order (the query is not among them)."""
+    """Keys and places of the chunks of a composition, in order (the query is not among them).
+
+    ``shared`` says which of them are shared content (none without it). KV is salted with ``salt``, unless the chunk
+    and its whole context are shared: then it has the same key for every tenant.
+    """
     keyed: list[KeyedChunk] = []
     start = 0
     for index, token_ids in enumerate(chunks):
         context = tuple(context_indices(mode, index))
-        key = chunk_key(model, [keyed[i].key for i in context], token_ids, salt)
+        everybodys = bool(shared) and shared[index] and all(keyed[i].shared for i in context)
+        key = chunk_key(model, [keyed[i].key for i in context], token_ids, SHARED_SALT if everybodys else salt)
         computed_start = sum(len(chunks[i]) for i in context)
-        keyed.append(KeyedChunk(key, tuple(token_ids), context, start, computed_start))
+        keyed.append(KeyedChunk(key, tuple(token_ids), context, start, computed_start, everybodys))
         start += len(token_ids)
     return keyed
 

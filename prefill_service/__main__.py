@@ -88,10 +88,11 @@ def make_service(
             served.layout, pages=pages, chunk_pages=pages, page_size=options.page_size, device=options.device
         )
     computer = Computer(served, served.make_runner(pool), ResidentChunks(pool), store)
-    registrar = Registrar(store, served, loaded.codec, pool)
+    access = options.load_access()
+    registrar = Registrar(store, served, loaded.codec, pool, options.quotas(access))
     prefiller = Prefiller(registrar, computer, store, metrics, jobs_max=jobs_max)
     metrics.watch(lambda: prefiller.queue.jobs, pool.count)
-    return PrefillService(prefiller, store, options.load_access(), loaded.model_name)
+    return PrefillService(prefiller, store, access, loaded.model_name)
 
 
 def days(text: str) -> int:

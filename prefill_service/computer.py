@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from chunk_store.store import Busy, ChunkStore, ClaimLost, EntryHeader, MissReason, Publication, Stored
+from chunk_store.tenant import NO_LIMITS
 from engine.plan import PlacedChunk
 from engine.resident import ResidentChunk, ResidentChunks
 from engine.runner import ModelRunner
@@ -83,7 +84,7 @@ class Computer:
             for index in missing:
                 if index not in progress.misses:
                     progress.misses[index] = self.store.miss_reason(
-                        job.chunks[index].key, job.chunk_ids[index], self.served.identity, job.tenant
+                        job.chunks[index].key, job.chunk_ids[index], self.served.identity, job.owner(index)
                     )
         for index in set(job.needed) - set(missing):
             progress.sources.setdefault(index, Source.STORE)
@@ -186,9 +187,10 @@ class _Attempt:
             layout=self.computer.served.layout,
             token_ids=keyed.token_ids,
             context=tuple(self.job.chunks[i].key for i in keyed.context),
-            salt_digest=self.job.tenant,
+            salt_digest=self.job.owner(index),
         )
-        publication.write(header, outgoing(self.residents.pool, chunk.run, chunk.tokens))
+        limits = self.job.limits if header.tenant == self.job.tenant else NO_LIMITS
+        publication.write(header, outgoing(self.residents.pool, chunk.run, chunk.tokens), limits=limits)
         publication.commit()
 
     def _hold(self, index: int) -> bool:

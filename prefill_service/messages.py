@@ -8,12 +8,14 @@ from grpc import StatusCode
 
 from chunk_store.key import ChunkId
 from chunk_store.store import ChunkRecord, EntryInfo, RecordOrder, RecordQuery, StoreStats
+from chunk_store.tenant import SHARED_TENANT, Tenant, TenantUsage, visible_to
 from prefill_service.prefiller import Made
 from prefill_service.requests import ChunkRequest
 from protos import chunks_pb2, prefill_pb2
 from serving import wire
 from serving.errors import RequestError
 from serving.field_bounds import ContentBudget, check_count, check_id, check_label
+from serving.quotas import Quotas
 
 LIST_PAGE_DEFAULT = 100
 LIST_PAGE_MAX = 1000
@@ -83,8 +85,8 @@ def prefill_response(made: Made, model_identity: str) -> prefill_pb2.PrefillChun
     )
 
 
-def record_query(message: prefill_pb2.ListChunksRequest) -> RecordQuery:
-    """The filter and page that a listing asks for. Raises ``RequestError``."""
+def record_query(message: prefill_pb2.ListChunksRequest, tenant: Tenant) -> RecordQuery:
+    """The filter and page that a tenant's listing asks for. Raises ``RequestError``."""
     if message.page_size > LIST_PAGE_MAX:
         raise RequestError(StatusCode.INVALID_ARGUMENT, f"page_size: {message.page_size} is more than {LIST_PAGE_MAX}")
     if message.order not in _ORDERS:
@@ -100,12 +102,14 @@ def record_query(message: prefill_pb2.ListChunksRequest) -> RecordQuery:
         order=_ORDERS[message.order],
         limit=message.page_size or LIST_PAGE_DEFAULT,
         cursor=message.page_token,
+        tenants=visible_to(tenant),
     )
 
 
 def chunk_message(record: ChunkRecord, entries: Iterable[EntryInfo]) -> chunks_pb2.Chunk:
     """A registered chunk; of ``entries`` its own are counted."""
-    sizes = [entry.nbytes for entry in entries if entry.chunk_id == record.chunk_id]
+    place = (record.chunk_id, record.tenant)
+    sizes = [entry.nbytes for entry in entries if (entry.chunk_id, entry.tenant) == place]
     return chunks_pb2.Chunk(
         chunk_id=record.chunk_id,
         type=wire.chunk_type_out(record.type),
@@ -118,6 +122,25 @@ def chunk_message(record: ChunkRecord, entries: Iterable[EntryInfo]) -> chunks_p
         expires_unix_s=record.expires_at or 0.0,
         kv_entries=len(sizes),
         kv_bytes=sum(sizes),
+        shared=record.tenant == SHARED_TENANT,
+    )
+
+
+def usage_message(
+    stats: StoreStats, usage: TenantUsage, quotas: Quotas, model_identity: str, model_name: str
+) -> prefill_pb2.StoreStatsResponse:
+    """What one tenant keeps; of the whole store only its kind and limits."""
+    return prefill_pb2.StoreStatsResponse(
+        backend=stats.backend,
+        chunks=usage.records,
+        chunks_max=stats.records_max if quotas.chunks is None else quotas.chunks,
+        kv_entries=usage.entries,
+        kv_bytes=usage.nbytes,
+        capacity_bytes=stats.capacity_nbytes if quotas.bytes is None else quotas.bytes,
+        pinned_entries=usage.pinned_entries,
+        leased_entries=usage.leased_entries,
+        model_identity=model_identity,
+        model_name=model_name,
     )
 
 
@@ -135,6 +158,7 @@ def stats_message(stats: StoreStats, model_identity: str, model_name: str) -> pr
         quarantined=stats.quarantined,
         model_identity=model_identity,
         model_name=model_name,
+        whole_store=True,
     )
 
 

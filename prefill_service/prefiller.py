@@ -16,6 +16,7 @@ from grpc import StatusCode
 
 from chunk_store.key import ChunkId
 from chunk_store.store import ChunkStore, DeleteReport
+from chunk_store.tenant import Tenant
 from prefill_service.computer import Computer, Progress, Source
 from prefill_service.device_queue import DeviceQueue, ended
 from prefill_service.metrics import PrefillMetrics
@@ -128,10 +129,10 @@ class Prefiller:
                 )
             await asyncio.sleep(wait_s)
 
-    async def delete(self, chunk_id: ChunkId) -> DeleteReport:
-        """Deletes a chunk with its KV, also from the pool where no running job holds it."""
-        entries = await self.in_store_thread(lambda: self.store.list_entries([chunk_id]))
-        report = await self.in_store_thread(lambda: self.store.delete_chunks([chunk_id]))
+    async def delete(self, chunk_id: ChunkId, tenant: Tenant) -> DeleteReport:
+        """Deletes a tenant's chunk with its KV, also from the pool where no running job holds it."""
+        entries = await self.in_store_thread(lambda: self.store.list_entries([chunk_id], [tenant]))
+        report = await self.in_store_thread(lambda: self.store.delete_chunks([chunk_id], [tenant]))
         keys = [entry.key for entry in entries]
         await self.queue.run(lambda: [self.computer.residents.evict(key) for key in keys], StageTimer())
         return report

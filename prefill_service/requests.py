@@ -15,12 +15,13 @@ from grpc import StatusCode
 
 from chunk_store.key import ChunkId, ChunkKey, ChunkType, chunk_id
 from chunk_store.store import ChunkRecord, ChunkStore
-from chunk_store.tenant import Tenant, tenant_of
+from chunk_store.tenant import SHARED_TENANT, Tenant, TenantLimits, tenant_of, visible_to
 from engine.pool import PagedKVPool
 from engine.reuse import KeyedChunk, ReuseMode, key_composition
 from engine.served import ServedModel
 from engine.tokenizer import TextCodec
 from serving.errors import RequestError
+from serving.quotas import TenantQuotas
 from serving.stages import StageTimer
 
 
@@ -28,7 +29,8 @@ from serving.stages import StageTimer
 class ChunkRequest:
     """What a caller asks: exactly one of ``text``, ``token_ids`` and ``chunk_id`` is not None.
 
-    ``type`` and ``role`` belong to new content; a ``chunk_id`` brings its own type. ``ttl_s`` 0 is none.
+    ``type`` and ``role`` belong to new content; a ``chunk_id`` brings its own type. ``ttl_s`` 0 is none. The salt
+    is the caller's and says whose content this is; ``SHARED_SALT`` publishes for everybody.
     """
 
     text: str | None = None
@@ -44,6 +46,15 @@ class ChunkRequest:
     role: str = ""
     salt: str = ""
 
+    @property
+    def tenant(self) -> Tenant:
+        return tenant_of(self.salt)
+
+    @property
+    def labelled(self) -> bool:
+        """Whether it says something about the chunk that is written down."""
+        return bool(self.name or self.tags or self.pin or self.ttl_s)
+
 
 @dataclass(frozen=True)
 class Job:
@@ -53,6 +64,7 @@ class Job:
     chunks: tuple[KeyedChunk, ...]
     needed: tuple[int, ...]
     tenant: Tenant
+    limits: TenantLimits
     newly_registered: bool
 
     @property
@@ -63,6 +75,10 @@ class Job:
     def key(self) -> ChunkKey:
         return self.chunks[-1].key
 
+    def owner(self, index: int) -> Tenant:
+        """Whose KV a chunk's is."""
+        return SHARED_TENANT if self.chunks[index].shared else self.tenant
+
     @property
     def tokens(self) -> int:
         """Of the chunk itself."""
@@ -72,8 +88,16 @@ class Job:
 class Registrar:
     """Registers content and says what KV it needs."""
 
-    def __init__(self, store: ChunkStore, served: ServedModel, codec: TextCodec, pool: PagedKVPool) -> None:
+    def __init__(
+        self,
+        store: ChunkStore,
+        served: ServedModel,
+        codec: TextCodec,
+        pool: PagedKVPool,
+        quotas: TenantQuotas | None = None,
+    ) -> None:
         self.store = store
+        self.quotas = quotas or TenantQuotas()
         self.served = served
         self.codec = codec
         self.pool = pool
@@ -90,28 +114,30 @@ class Registrar:
                 f"reuse_mode: {request.mode} does not hold for this model ({refusal}); use exact",
             )
         with timer.stage("lookup"):
-            context = self._known(request.context, "context_chunk_ids")
+            context = self._known(request.context, "context_chunk_ids", request.tenant)
         record, known = self._content(request, timer)
         chunks = [*(chunk.token_ids for chunk in context), record.token_ids]
         self._check_length([len(token_ids) for token_ids in chunks], request.mode)
-        keyed = key_composition(self.served.identity, chunks, request.mode, request.salt)
+        shared = [chunk.tenant == SHARED_TENANT for chunk in (*context, record)]
+        keyed = key_composition(self.served.identity, chunks, request.mode, request.salt, shared)
         needed = (*keyed[-1].context, len(keyed) - 1)
         self._check_pool([len(chunks[index]) for index in needed])
+        limits = self.quotas.of(request.tenant).limits
         with timer.stage("lookup"):
-            added = self._put(request, record, known)
+            added = self._put(request, record, known, limits)
         ids = (*(chunk.chunk_id for chunk in context), record.chunk_id)
-        return Job(ids, tuple(keyed), needed, tenant_of(request.salt), added)
+        return Job(ids, tuple(keyed), needed, request.tenant, limits, added)
 
-    def record_of(self, name: str, field: str = "chunk_id") -> ChunkRecord:
-        """A registered chunk, of any tokenizer. Raises ``RequestError`` (NOT_FOUND)."""
-        record = self.store.get_records([ChunkId(name)])[0]
+    def record_of(self, name: str, tenant: Tenant, field: str = "chunk_id") -> ChunkRecord:
+        """A chunk that the tenant may use, of any tokenizer. Raises ``RequestError`` (NOT_FOUND)."""
+        record = self.store.get_records([ChunkId(name)], visible_to(tenant))[0]
         if record is None:
             raise unknown_chunk(field, name)
         return record
 
-    def _known(self, names: Sequence[str], field: str) -> list[ChunkRecord]:
-        """Registered chunks that this model can read."""
-        records = self.store.get_records([ChunkId(name) for name in names]) if names else []
+    def _known(self, names: Sequence[str], field: str, tenant: Tenant) -> list[ChunkRecord]:
+        """Chunks that the tenant may use and this model can read."""
+        records = self.store.get_records([ChunkId(name) for name in names], visible_to(tenant)) if names else []
         for name, record in zip(names, records, strict=True):
             if record is None:
                 raise unknown_chunk(field, name)
@@ -128,10 +154,15 @@ class Registrar:
             )
 
     def _content(self, request: ChunkRequest, timer: StageTimer) -> tuple[ChunkRecord, bool]:
-        """The record that the request is about, and whether the request names it by its id."""
+        """The record that the request is about, and whether it stays as it is but for what the request says of it.
+
+        Content that is shared, and of which the request says nothing more, is not registered a second time.
+        """
         if request.chunk_id is not None:
             with timer.stage("lookup"):
-                record = self._known([request.chunk_id], "chunk_id")[0]
+                record = self._known([request.chunk_id], "chunk_id", request.tenant)[0]
+            if request.labelled and record.tenant != request.tenant:
+                raise not_yours("chunk_id", record.chunk_id)
             self._check_vocabulary(record.token_ids, "chunk_id")
             return record, True
         token_ids = request.token_ids
@@ -145,7 +176,13 @@ class Registrar:
             )
         self._check_vocabulary(token_ids, field)
         name = chunk_id(self.codec.identity, request.type, token_ids)
-        return ChunkRecord(name, self.codec.identity, request.type, tuple(token_ids)), False
+        with timer.stage("lookup"):
+            there = self.store.get_records([name], visible_to(request.tenant))[0]
+        if there is not None and there.tenant != request.tenant and not request.labelled:
+            return there, True
+        pinned = there is not None and there.tenant == request.tenant and there.pinned
+        new = ChunkRecord(name, self.codec.identity, request.type, tuple(token_ids), tenant=request.tenant)
+        return replace(new, pinned=pinned), False
 
     def _check_vocabulary(self, token_ids: Sequence[int], field: str) -> None:
         worst = max(token_ids)
@@ -173,30 +210,36 @@ class Registrar:
                 f"{self.pool.page_size} tokens, the pool has {self.pool.chunk_pages}; raise --kv-pages",
             )
 
-    def _put(self, request: ChunkRequest, record: ChunkRecord, known: bool) -> bool:
+    def _put(self, request: ChunkRequest, record: ChunkRecord, known: bool, limits: TenantLimits) -> bool:
         """Writes what the request says about the chunk; True if it was new.
 
         A pin stays until it is taken away; a TTL is replaced by new content without one, not by naming the id.
         """
-        if known and not (request.name or request.tags or request.pin or request.ttl_s):
+        if known and not request.labelled:
             return False
-        current = record if known else self.store.get_records([record.chunk_id])[0]
         expires_at = time.time() + request.ttl_s if request.ttl_s else (record.expires_at if known else None)
         wanted = replace(
             record,
             name=request.name,
             tags=request.tags,
-            pinned=request.pin or (current is not None and current.pinned),
+            pinned=request.pin or record.pinned,
             expires_at=expires_at,
             transient=False,
         )
-        return self.store.put_records([wanted])[0]
+        return self.store.put_records([wanted], limits=limits)[0]
 
 
 def unknown_chunk(field: str, name: str) -> RequestError:
     """NOT_FOUND for a chunk that was never registered, was deleted, or has expired."""
     return RequestError(
         StatusCode.NOT_FOUND, f"{field}: no chunk {name!r} here (or it has expired); register it with PrefillChunk"
+    )
+
+
+def not_yours(field: str, name: str) -> RequestError:
+    """PERMISSION_DENIED for a change to a chunk that the caller may use and does not own."""
+    return RequestError(
+        StatusCode.PERMISSION_DENIED, f"{field}: chunk {name} is shared; only a token marked admin may change it"
     )
 
 

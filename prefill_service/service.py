@@ -12,12 +12,13 @@ from grpc import StatusCode
 
 from chunk_store.key import ChunkId
 from chunk_store.store import ChunkStore, StoreError
+from chunk_store.tenant import SHARED_SALT, SHARED_TENANT, Tenant
 from prefill_service import messages
 from prefill_service.ordered import in_order
 from prefill_service.prefiller import Prefiller
-from prefill_service.requests import Job, unknown_chunk
+from prefill_service.requests import Job, not_yours, unknown_chunk
 from protos import chunks_pb2, prefill_pb2, prefill_pb2_grpc
-from serving.access import Access
+from serving.access import Access, Caller
 from serving.arrival import adopt_request_id
 from serving.errors import RequestError, internal_error, request_error
 from serving.field_bounds import ContentBudget, check_request_id
@@ -121,11 +122,21 @@ class PrefillService(prefill_pb2_grpc.PrefillServiceServicer):  # type: ignore[m
             registered.set()  # or refused
 
     async def _register(self, request: prefill_pb2.PrefillChunkRequest, context: Any, timer: StageTimer) -> Job:
-        salt = self.access.salt_for(context.invocation_metadata(), request.salt)
+        caller = self._caller(request, context)
+        if request.shared and not caller.admin:
+            raise RequestError(
+                StatusCode.PERMISSION_DENIED,
+                "shared: only a token marked admin in the token file may publish for every tenant",
+            )
+        salt = SHARED_SALT if request.shared else caller.salt
         budget = ContentBudget(self.prefiller.computer.served.context_length_max, "chunk")
         check_request_id(request.request_id)
         asked = messages.chunk_request(request, salt, budget)
         return await self.prefiller.register(asked, timer)
+
+    def _caller(self, request: Any, context: Any) -> Caller:
+        """Who calls, and under which salt; ``request`` is any that can name one."""
+        return self.access.caller(context.invocation_metadata(), request.salt)
 
     async def _finish(self, job: Job, timer: StageTimer) -> prefill_pb2.PrefillChunkResponse:
         made = await self.prefiller.make(job, timer)
@@ -144,13 +155,13 @@ class PrefillService(prefill_pb2_grpc.PrefillServiceServicer):  # type: ignore[m
 
     # -- administration -----------------------------------------------------------------------------
     async def GetChunk(self, request: prefill_pb2.GetChunkRequest, context: Any) -> chunks_pb2.Chunk:
-        chunk_id = messages.chunk_id_of(request.chunk_id)
+        chunk_id, tenant = messages.chunk_id_of(request.chunk_id), self._caller(request, context).tenant
         return await self.prefiller.in_store_thread(
-            lambda: self._chunk(chunk_id, token_ids=request.include_token_ids, text=request.include_text)
+            lambda: self._chunk(chunk_id, tenant, token_ids=request.include_token_ids, text=request.include_text)
         )
 
     async def ListChunks(self, request: prefill_pb2.ListChunksRequest, context: Any) -> Any:
-        query = messages.record_query(request)
+        query = messages.record_query(request, self._caller(request, context).tenant)
 
         def listed() -> prefill_pb2.ListChunksResponse:
             try:
@@ -158,40 +169,60 @@ class PrefillService(prefill_pb2_grpc.PrefillServiceServicer):  # type: ignore[m
             except ValueError as error:
                 raise RequestError(StatusCode.INVALID_ARGUMENT, f"page_token: {error}") from error
             ids = [record.chunk_id for record in page.records]
-            entries = self.store.list_entries(ids) if ids else []
+            entries = self.store.list_entries(ids, query.tenants) if ids else []
             chunks = [messages.chunk_message(record, entries) for record in page.records]
             return prefill_pb2.ListChunksResponse(chunks=chunks, next_page_token=page.next_cursor)
 
         return await self.prefiller.in_store_thread(listed)
 
     async def PinChunk(self, request: prefill_pb2.PinChunkRequest, context: Any) -> chunks_pb2.Chunk:
-        chunk_id = messages.chunk_id_of(request.chunk_id)
-        return await self.prefiller.in_store_thread(lambda: self._set_pinned(chunk_id, True))
+        chunk_id, caller = messages.chunk_id_of(request.chunk_id), self._caller(request, context)
+        return await self.prefiller.in_store_thread(lambda: self._set_pinned(chunk_id, True, caller))
 
     async def UnpinChunk(self, request: prefill_pb2.UnpinChunkRequest, context: Any) -> chunks_pb2.Chunk:
-        chunk_id = messages.chunk_id_of(request.chunk_id)
-        return await self.prefiller.in_store_thread(lambda: self._set_pinned(chunk_id, False))
+        chunk_id, caller = messages.chunk_id_of(request.chunk_id), self._caller(request, context)
+        return await self.prefiller.in_store_thread(lambda: self._set_pinned(chunk_id, False, caller))
 
     async def DeleteChunk(self, request: prefill_pb2.DeleteChunkRequest, context: Any) -> Any:
-        chunk_id = messages.chunk_id_of(request.chunk_id)
-        report = await self.prefiller.delete(chunk_id)
+        """The caller's own chunk, or its own KV of a shared one; an admin's, without one of its own, the shared one."""
+        chunk_id, caller = messages.chunk_id_of(request.chunk_id), self._caller(request, context)
+        report = await self.prefiller.delete(chunk_id, caller.tenant)
         if not report.records and not report.entries:
-            raise unknown_chunk("chunk_id", chunk_id)
+            await self.prefiller.in_store_thread(lambda: self._check_shared(chunk_id, caller))
+        if not report.records and caller.admin:
+            report = await self.prefiller.delete(chunk_id, SHARED_TENANT)
         return prefill_pb2.DeleteChunkResponse(kv_entries=report.entries, kv_bytes=report.nbytes)
 
     async def StoreStats(self, request: prefill_pb2.StoreStatsRequest, context: Any) -> Any:
+        caller = self._caller(request, context)
         stats = await self.prefiller.in_store_thread(self.store.stats)
-        return messages.stats_message(stats, self.model_identity, self.model_name)
+        if caller.sees_all and not request.salt:
+            return messages.stats_message(stats, self.model_identity, self.model_name)
+        usage = await self.prefiller.in_store_thread(lambda: self.store.usage(caller.tenant))
+        quotas = self.prefiller.registrar.quotas.of(caller.tenant)
+        return messages.usage_message(stats, usage, quotas, self.model_identity, self.model_name)
 
-    def _set_pinned(self, chunk_id: ChunkId, pinned: bool) -> chunks_pb2.Chunk:
-        if not self.store.set_pinned([chunk_id], pinned)[0]:
+    def _set_pinned(self, chunk_id: ChunkId, pinned: bool, caller: Caller) -> chunks_pb2.Chunk:
+        tenant, limits = caller.tenant, self.prefiller.registrar.quotas.of(caller.tenant).limits
+        if not self.store.set_pinned([chunk_id], pinned, tenant, limits=limits)[0]:
+            self._check_shared(chunk_id, caller)
+            tenant = SHARED_TENANT
+            self.store.set_pinned([chunk_id], pinned, tenant)
+        return self._chunk(chunk_id, tenant)
+
+    def _check_shared(self, chunk_id: ChunkId, caller: Caller) -> None:
+        """Raises ``RequestError`` unless the chunk is shared and the caller may change it."""
+        if self.store.get_records([chunk_id], [SHARED_TENANT])[0] is None:
             raise unknown_chunk("chunk_id", chunk_id)
-        return self._chunk(chunk_id)
+        if not caller.admin:
+            raise not_yours("chunk_id", chunk_id)
 
-    def _chunk(self, chunk_id: ChunkId, *, token_ids: bool = False, text: bool = False) -> chunks_pb2.Chunk:
+    def _chunk(
+        self, chunk_id: ChunkId, tenant: Tenant, *, token_ids: bool = False, text: bool = False
+    ) -> chunks_pb2.Chunk:
         registrar = self.prefiller.registrar
-        record = registrar.record_of(chunk_id)
-        message = messages.chunk_message(record, self.store.list_entries([chunk_id]))
+        record = registrar.record_of(chunk_id, tenant)
+        message = messages.chunk_message(record, self.store.list_entries([chunk_id], [record.tenant]))
         if token_ids:
             message.token_ids.extend(record.token_ids)
         if text:

@@ -24,25 +24,25 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x13protos/chunks.proto\x12\x08\x63\x61irn.v1\"\x17\n\x08TokenIds\x12\x0b\n\x03ids\x18\x01 \x03(\r\"\x89\x02\n\x05\x43hunk\x12\x10\n\x08\x63hunk_id\x18\x01 \x01(\t\x12!\n\x04type\x18\x02 \x01(\x0e\x32\x13.cairn.v1.ChunkType\x12\x0c\n\x04name\x18\x03 \x01(\t\x12\x0c\n\x04tags\x18\x04 \x03(\t\x12\x0e\n\x06tokens\x18\x05 \x01(\r\x12\x0e\n\x06pinned\x18\x06 \x01(\x08\x12\x16\n\x0e\x63reated_unix_s\x18\x07 \x01(\x01\x12\x18\n\x10last_used_unix_s\x18\x08 \x01(\x01\x12\x16\n\x0e\x65xpires_unix_s\x18\t \x01(\x01\x12\x12\n\nkv_entries\x18\n \x01(\r\x12\x10\n\x08kv_bytes\x18\x0b \x01(\x04\x12\x11\n\ttoken_ids\x18\x0c \x03(\r\x12\x0c\n\x04text\x18\r \x01(\t\"\xd2\x01\n\x0cStageTimings\x12\x10\n\x08queue_ns\x18\x01 \x01(\x04\x12\x13\n\x0btokenize_ns\x18\x02 \x01(\x04\x12\x11\n\tlookup_ns\x18\x03 \x01(\x04\x12\x12\n\nprefill_ns\x18\x04 \x01(\x04\x12\x12\n\npublish_ns\x18\x05 \x01(\x04\x12\x0f\n\x07load_ns\x18\x06 \x01(\x04\x12\x12\n\nforward_ns\x18\x07 \x01(\x04\x12\x16\n\x0e\x66irst_token_ns\x18\x08 \x01(\x04\x12\x11\n\tdecode_ns\x18\t \x01(\x04\x12\x10\n\x08total_ns\x18\n \x01(\x04*\xa3\x01\n\tChunkType\x12\x1a\n\x16\x43HUNK_TYPE_UNSPECIFIED\x10\x00\x12\x1c\n\x18\x43HUNK_TYPE_SYSTEM_PROMPT\x10\x01\x12\x16\n\x12\x43HUNK_TYPE_CONTEXT\x10\x02\x12\x13\n\x0f\x43HUNK_TYPE_CODE\x10\x03\x12\x19\n\x15\x43HUNK_TYPE_RAG_RESULT\x10\x04\x12\x14\n\x10\x43HUNK_TYPE_QUERY\x10\x05*\x8a\x01\n\tReuseMode\x12\x1a\n\x16REUSE_MODE_UNSPECIFIED\x10\x00\x12\x14\n\x10REUSE_MODE_EXACT\x10\x01\x12\x17\n\x13REUSE_MODE_ANCHORED\x10\x02\x12\x1a\n\x16REUSE_MODE_INDEPENDENT\x10\x03\"\x04\x08\x04\x10\x04*\x10REUSE_MODE_BLEND*~\n\tExactness\x12\x19\n\x15\x45XACTNESS_UNSPECIFIED\x10\x00\x12\x1b\n\x17\x45XACTNESS_EXACT_CONTEXT\x10\x01\x12\x1e\n\x1a\x45XACTNESS_EXACT_BLOCK_MASK\x10\x02\x12\x19\n\x15\x45XACTNESS_APPROXIMATE\x10\x03*\xf9\x01\n\nMissReason\x12\x1b\n\x17MISS_REASON_UNSPECIFIED\x10\x00\x12\x1a\n\x16MISS_REASON_NOT_STORED\x10\x01\x12\x1f\n\x1bMISS_REASON_CONTEXT_DIFFERS\x10\x02\x12\x17\n\x13MISS_REASON_EVICTED\x10\x03\x12\x1b\n\x17MISS_REASON_LOAD_FAILED\x10\x04\x12\x1d\n\x19MISS_REASON_VERIFY_FAILED\x10\x05\x12\x1c\n\x18MISS_REASON_SALT_DIFFERS\x10\x06\x12\x1e\n\x1aMISS_REASON_FORMAT_DIFFERS\x10\x07\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x13protos/chunks.proto\x12\x08\x63\x61irn.v1\"\x17\n\x08TokenIds\x12\x0b\n\x03ids\x18\x01 \x03(\r\"\x99\x02\n\x05\x43hunk\x12\x10\n\x08\x63hunk_id\x18\x01 \x01(\t\x12!\n\x04type\x18\x02 \x01(\x0e\x32\x13.cairn.v1.ChunkType\x12\x0c\n\x04name\x18\x03 \x01(\t\x12\x0c\n\x04tags\x18\x04 \x03(\t\x12\x0e\n\x06tokens\x18\x05 \x01(\r\x12\x0e\n\x06pinned\x18\x06 \x01(\x08\x12\x16\n\x0e\x63reated_unix_s\x18\x07 \x01(\x01\x12\x18\n\x10last_used_unix_s\x18\x08 \x01(\x01\x12\x16\n\x0e\x65xpires_unix_s\x18\t \x01(\x01\x12\x12\n\nkv_entries\x18\n \x01(\r\x12\x10\n\x08kv_bytes\x18\x0b \x01(\x04\x12\x11\n\ttoken_ids\x18\x0c \x03(\r\x12\x0c\n\x04text\x18\r \x01(\t\x12\x0e\n\x06shared\x18\x0e \x01(\x08\"\xd2\x01\n\x0cStageTimings\x12\x10\n\x08queue_ns\x18\x01 \x01(\x04\x12\x13\n\x0btokenize_ns\x18\x02 \x01(\x04\x12\x11\n\tlookup_ns\x18\x03 \x01(\x04\x12\x12\n\nprefill_ns\x18\x04 \x01(\x04\x12\x12\n\npublish_ns\x18\x05 \x01(\x04\x12\x0f\n\x07load_ns\x18\x06 \x01(\x04\x12\x12\n\nforward_ns\x18\x07 \x01(\x04\x12\x16\n\x0e\x66irst_token_ns\x18\x08 \x01(\x04\x12\x11\n\tdecode_ns\x18\t \x01(\x04\x12\x10\n\x08total_ns\x18\n \x01(\x04*\xa3\x01\n\tChunkType\x12\x1a\n\x16\x43HUNK_TYPE_UNSPECIFIED\x10\x00\x12\x1c\n\x18\x43HUNK_TYPE_SYSTEM_PROMPT\x10\x01\x12\x16\n\x12\x43HUNK_TYPE_CONTEXT\x10\x02\x12\x13\n\x0f\x43HUNK_TYPE_CODE\x10\x03\x12\x19\n\x15\x43HUNK_TYPE_RAG_RESULT\x10\x04\x12\x14\n\x10\x43HUNK_TYPE_QUERY\x10\x05*\x8a\x01\n\tReuseMode\x12\x1a\n\x16REUSE_MODE_UNSPECIFIED\x10\x00\x12\x14\n\x10REUSE_MODE_EXACT\x10\x01\x12\x17\n\x13REUSE_MODE_ANCHORED\x10\x02\x12\x1a\n\x16REUSE_MODE_INDEPENDENT\x10\x03\"\x04\x08\x04\x10\x04*\x10REUSE_MODE_BLEND*~\n\tExactness\x12\x19\n\x15\x45XACTNESS_UNSPECIFIED\x10\x00\x12\x1b\n\x17\x45XACTNESS_EXACT_CONTEXT\x10\x01\x12\x1e\n\x1a\x45XACTNESS_EXACT_BLOCK_MASK\x10\x02\x12\x19\n\x15\x45XACTNESS_APPROXIMATE\x10\x03*\xfb\x01\n\nMissReason\x12\x1b\n\x17MISS_REASON_UNSPECIFIED\x10\x00\x12\x1a\n\x16MISS_REASON_NOT_STORED\x10\x01\x12\x1f\n\x1bMISS_REASON_CONTEXT_DIFFERS\x10\x02\x12\x17\n\x13MISS_REASON_EVICTED\x10\x03\x12\x1b\n\x17MISS_REASON_LOAD_FAILED\x10\x04\x12\x1d\n\x19MISS_REASON_VERIFY_FAILED\x10\x05\x12\x1e\n\x1aMISS_REASON_FORMAT_DIFFERS\x10\x07\"\x04\x08\x06\x10\x06*\x18MISS_REASON_SALT_DIFFERSb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'protos.chunks_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_CHUNKTYPE']._serialized_start=540
-  _globals['_CHUNKTYPE']._serialized_end=703
-  _globals['_REUSEMODE']._serialized_start=706
-  _globals['_REUSEMODE']._serialized_end=844
-  _globals['_EXACTNESS']._serialized_start=846
-  _globals['_EXACTNESS']._serialized_end=972
-  _globals['_MISSREASON']._serialized_start=975
-  _globals['_MISSREASON']._serialized_end=1224
+  _globals['_CHUNKTYPE']._serialized_start=556
+  _globals['_CHUNKTYPE']._serialized_end=719
+  _globals['_REUSEMODE']._serialized_start=722
+  _globals['_REUSEMODE']._serialized_end=860
+  _globals['_EXACTNESS']._serialized_start=862
+  _globals['_EXACTNESS']._serialized_end=988
+  _globals['_MISSREASON']._serialized_start=991
+  _globals['_MISSREASON']._serialized_end=1242
   _globals['_TOKENIDS']._serialized_start=33
   _globals['_TOKENIDS']._serialized_end=56
   _globals['_CHUNK']._serialized_start=59
-  _globals['_CHUNK']._serialized_end=324
-  _globals['_STAGETIMINGS']._serialized_start=327
-  _globals['_STAGETIMINGS']._serialized_end=537
+  _globals['_CHUNK']._serialized_end=340
+  _globals['_STAGETIMINGS']._serialized_start=343
+  _globals['_STAGETIMINGS']._serialized_end=553
 # @@protoc_insertion_point(module_scope)

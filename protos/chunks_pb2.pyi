@@ -38,7 +38,6 @@ class MissReason(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     MISS_REASON_EVICTED: _ClassVar[MissReason]
     MISS_REASON_LOAD_FAILED: _ClassVar[MissReason]
     MISS_REASON_VERIFY_FAILED: _ClassVar[MissReason]
-    MISS_REASON_SALT_DIFFERS: _ClassVar[MissReason]
     MISS_REASON_FORMAT_DIFFERS: _ClassVar[MissReason]
 CHUNK_TYPE_UNSPECIFIED: ChunkType
 CHUNK_TYPE_SYSTEM_PROMPT: ChunkType
@@ -60,7 +59,6 @@ MISS_REASON_CONTEXT_DIFFERS: MissReason
 MISS_REASON_EVICTED: MissReason
 MISS_REASON_LOAD_FAILED: MissReason
 MISS_REASON_VERIFY_FAILED: MissReason
-MISS_REASON_SALT_DIFFERS: MissReason
 MISS_REASON_FORMAT_DIFFERS: MissReason
 
 class TokenIds(_message.Message):
@@ -70,7 +68,7 @@ class TokenIds(_message.Message):
     def __init__(self, ids: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class Chunk(_message.Message):
-    __slots__ = ("chunk_id", "type", "name", "tags", "tokens", "pinned", "created_unix_s", "last_used_unix_s", "expires_unix_s", "kv_entries", "kv_bytes", "token_ids", "text")
+    __slots__ = ("chunk_id", "type", "name", "tags", "tokens", "pinned", "created_unix_s", "last_used_unix_s", "expires_unix_s", "kv_entries", "kv_bytes", "token_ids", "text", "shared")
     CHUNK_ID_FIELD_NUMBER: _ClassVar[int]
     TYPE_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
@@ -84,6 +82,7 @@ class Chunk(_message.Message):
     KV_BYTES_FIELD_NUMBER: _ClassVar[int]
     TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
     TEXT_FIELD_NUMBER: _ClassVar[int]
+    SHARED_FIELD_NUMBER: _ClassVar[int]
     chunk_id: str
     type: ChunkType
     name: str
@@ -97,7 +96,8 @@ class Chunk(_message.Message):
     kv_bytes: int
     token_ids: _containers.RepeatedScalarFieldContainer[int]
     text: str
-    def __init__(self, chunk_id: _Optional[str] = ..., type: _Optional[_Union[ChunkType, str]] = ..., name: _Optional[str] = ..., tags: _Optional[_Iterable[str]] = ..., tokens: _Optional[int] = ..., pinned: _Optional[bool] = ..., created_unix_s: _Optional[float] = ..., last_used_unix_s: _Optional[float] = ..., expires_unix_s: _Optional[float] = ..., kv_entries: _Optional[int] = ..., kv_bytes: _Optional[int] = ..., token_ids: _Optional[_Iterable[int]] = ..., text: _Optional[str] = ...) -> None: ...
+    shared: bool
+    def __init__(self, chunk_id: _Optional[str] = ..., type: _Optional[_Union[ChunkType, str]] = ..., name: _Optional[str] = ..., tags: _Optional[_Iterable[str]] = ..., tokens: _Optional[int] = ..., pinned: _Optional[bool] = ..., created_unix_s: _Optional[float] = ..., last_used_unix_s: _Optional[float] = ..., expires_unix_s: _Optional[float] = ..., kv_entries: _Optional[int] = ..., kv_bytes: _Optional[int] = ..., token_ids: _Optional[_Iterable[int]] = ..., text: _Optional[str] = ..., shared: _Optional[bool] = ...) -> None: ...
 
 class StageTimings(_message.Message):
     __slots__ = ("queue_ns", "tokenize_ns", "lookup_ns", "prefill_ns", "publish_ns", "load_ns", "forward_ns", "first_token_ns", "decode_ns", "total_ns")

@@ -9,7 +9,7 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class PrefillChunkRequest(_message.Message):
-    __slots__ = ("text", "token_ids", "chunk_id", "type", "context_chunk_ids", "reuse_mode", "name", "tags", "ttl_s", "pin", "role", "salt", "request_id")
+    __slots__ = ("text", "token_ids", "chunk_id", "type", "context_chunk_ids", "reuse_mode", "name", "tags", "ttl_s", "pin", "role", "salt", "request_id", "shared")
     TEXT_FIELD_NUMBER: _ClassVar[int]
     TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
     CHUNK_ID_FIELD_NUMBER: _ClassVar[int]
@@ -23,6 +23,7 @@ class PrefillChunkRequest(_message.Message):
     ROLE_FIELD_NUMBER: _ClassVar[int]
     SALT_FIELD_NUMBER: _ClassVar[int]
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    SHARED_FIELD_NUMBER: _ClassVar[int]
     text: str
     token_ids: _chunks_pb2.TokenIds
     chunk_id: str
@@ -36,7 +37,8 @@ class PrefillChunkRequest(_message.Message):
     role: str
     salt: str
     request_id: str
-    def __init__(self, text: _Optional[str] = ..., token_ids: _Optional[_Union[_chunks_pb2.TokenIds, _Mapping]] = ..., chunk_id: _Optional[str] = ..., type: _Optional[_Union[_chunks_pb2.ChunkType, str]] = ..., context_chunk_ids: _Optional[_Iterable[str]] = ..., reuse_mode: _Optional[_Union[_chunks_pb2.ReuseMode, str]] = ..., name: _Optional[str] = ..., tags: _Optional[_Iterable[str]] = ..., ttl_s: _Optional[float] = ..., pin: _Optional[bool] = ..., role: _Optional[str] = ..., salt: _Optional[str] = ..., request_id: _Optional[str] = ...) -> None: ...
+    shared: bool
+    def __init__(self, text: _Optional[str] = ..., token_ids: _Optional[_Union[_chunks_pb2.TokenIds, _Mapping]] = ..., chunk_id: _Optional[str] = ..., type: _Optional[_Union[_chunks_pb2.ChunkType, str]] = ..., context_chunk_ids: _Optional[_Iterable[str]] = ..., reuse_mode: _Optional[_Union[_chunks_pb2.ReuseMode, str]] = ..., name: _Optional[str] = ..., tags: _Optional[_Iterable[str]] = ..., ttl_s: _Optional[float] = ..., pin: _Optional[bool] = ..., role: _Optional[str] = ..., salt: _Optional[str] = ..., request_id: _Optional[str] = ..., shared: _Optional[bool] = ...) -> None: ...
 
 class PrefillChunkResponse(_message.Message):
     __slots__ = ("chunk_id", "key", "outcome", "tokens", "computed_tokens", "reused_tokens", "timings", "model_identity", "newly_registered")
@@ -85,17 +87,19 @@ class PrefillError(_message.Message):
     def __init__(self, code: _Optional[int] = ..., message: _Optional[str] = ...) -> None: ...
 
 class GetChunkRequest(_message.Message):
-    __slots__ = ("chunk_id", "include_token_ids", "include_text")
+    __slots__ = ("chunk_id", "include_token_ids", "include_text", "salt")
     CHUNK_ID_FIELD_NUMBER: _ClassVar[int]
     INCLUDE_TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
     INCLUDE_TEXT_FIELD_NUMBER: _ClassVar[int]
+    SALT_FIELD_NUMBER: _ClassVar[int]
     chunk_id: str
     include_token_ids: bool
     include_text: bool
-    def __init__(self, chunk_id: _Optional[str] = ..., include_token_ids: _Optional[bool] = ..., include_text: _Optional[bool] = ...) -> None: ...
+    salt: str
+    def __init__(self, chunk_id: _Optional[str] = ..., include_token_ids: _Optional[bool] = ..., include_text: _Optional[bool] = ..., salt: _Optional[str] = ...) -> None: ...
 
 class ListChunksRequest(_message.Message):
-    __slots__ = ("type", "tag", "name", "page_size", "page_token", "order")
+    __slots__ = ("type", "tag", "name", "page_size", "page_token", "order", "salt")
     class Order(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
         __slots__ = ()
         ORDER_UNSPECIFIED: _ClassVar[ListChunksRequest.Order]
@@ -112,13 +116,15 @@ class ListChunksRequest(_message.Message):
     PAGE_SIZE_FIELD_NUMBER: _ClassVar[int]
     PAGE_TOKEN_FIELD_NUMBER: _ClassVar[int]
     ORDER_FIELD_NUMBER: _ClassVar[int]
+    SALT_FIELD_NUMBER: _ClassVar[int]
     type: _chunks_pb2.ChunkType
     tag: str
     name: str
     page_size: int
     page_token: str
     order: ListChunksRequest.Order
-    def __init__(self, type: _Optional[_Union[_chunks_pb2.ChunkType, str]] = ..., tag: _Optional[str] = ..., name: _Optional[str] = ..., page_size: _Optional[int] = ..., page_token: _Optional[str] = ..., order: _Optional[_Union[ListChunksRequest.Order, str]] = ...) -> None: ...
+    salt: str
+    def __init__(self, type: _Optional[_Union[_chunks_pb2.ChunkType, str]] = ..., tag: _Optional[str] = ..., name: _Optional[str] = ..., page_size: _Optional[int] = ..., page_token: _Optional[str] = ..., order: _Optional[_Union[ListChunksRequest.Order, str]] = ..., salt: _Optional[str] = ...) -> None: ...
 
 class ListChunksResponse(_message.Message):
     __slots__ = ("chunks", "next_page_token")
@@ -129,22 +135,28 @@ class ListChunksResponse(_message.Message):
     def __init__(self, chunks: _Optional[_Iterable[_Union[_chunks_pb2.Chunk, _Mapping]]] = ..., next_page_token: _Optional[str] = ...) -> None: ...
 
 class PinChunkRequest(_message.Message):
-    __slots__ = ("chunk_id",)
+    __slots__ = ("chunk_id", "salt")
     CHUNK_ID_FIELD_NUMBER: _ClassVar[int]
+    SALT_FIELD_NUMBER: _ClassVar[int]
     chunk_id: str
-    def __init__(self, chunk_id: _Optional[str] = ...) -> None: ...
+    salt: str
+    def __init__(self, chunk_id: _Optional[str] = ..., salt: _Optional[str] = ...) -> None: ...
 
 class UnpinChunkRequest(_message.Message):
-    __slots__ = ("chunk_id",)
+    __slots__ = ("chunk_id", "salt")
     CHUNK_ID_FIELD_NUMBER: _ClassVar[int]
+    SALT_FIELD_NUMBER: _ClassVar[int]
     chunk_id: str
-    def __init__(self, chunk_id: _Optional[str] = ...) -> None: ...
+    salt: str
+    def __init__(self, chunk_id: _Optional[str] = ..., salt: _Optional[str] = ...) -> None: ...
 
 class DeleteChunkRequest(_message.Message):
-    __slots__ = ("chunk_id",)
+    __slots__ = ("chunk_id", "salt")
     CHUNK_ID_FIELD_NUMBER: _ClassVar[int]
+    SALT_FIELD_NUMBER: _ClassVar[int]
     chunk_id: str
-    def __init__(self, chunk_id: _Optional[str] = ...) -> None: ...
+    salt: str
+    def __init__(self, chunk_id: _Optional[str] = ..., salt: _Optional[str] = ...) -> None: ...
 
 class DeleteChunkResponse(_message.Message):
     __slots__ = ("kv_entries", "kv_bytes")
@@ -155,11 +167,13 @@ class DeleteChunkResponse(_message.Message):
     def __init__(self, kv_entries: _Optional[int] = ..., kv_bytes: _Optional[int] = ...) -> None: ...
 
 class StoreStatsRequest(_message.Message):
-    __slots__ = ()
-    def __init__(self) -> None: ...
+    __slots__ = ("salt",)
+    SALT_FIELD_NUMBER: _ClassVar[int]
+    salt: str
+    def __init__(self, salt: _Optional[str] = ...) -> None: ...
 
 class StoreStatsResponse(_message.Message):
-    __slots__ = ("backend", "chunks", "chunks_max", "kv_entries", "kv_bytes", "capacity_bytes", "pinned_entries", "leased_entries", "evictions", "quarantined", "model_identity", "model_name")
+    __slots__ = ("backend", "chunks", "chunks_max", "kv_entries", "kv_bytes", "capacity_bytes", "pinned_entries", "leased_entries", "evictions", "quarantined", "model_identity", "model_name", "whole_store")
     BACKEND_FIELD_NUMBER: _ClassVar[int]
     CHUNKS_FIELD_NUMBER: _ClassVar[int]
     CHUNKS_MAX_FIELD_NUMBER: _ClassVar[int]
@@ -172,6 +186,7 @@ class StoreStatsResponse(_message.Message):
     QUARANTINED_FIELD_NUMBER: _ClassVar[int]
     MODEL_IDENTITY_FIELD_NUMBER: _ClassVar[int]
     MODEL_NAME_FIELD_NUMBER: _ClassVar[int]
+    WHOLE_STORE_FIELD_NUMBER: _ClassVar[int]
     backend: str
     chunks: int
     chunks_max: int
@@ -184,4 +199,5 @@ class StoreStatsResponse(_message.Message):
     quarantined: int
     model_identity: str
     model_name: str
-    def __init__(self, backend: _Optional[str] = ..., chunks: _Optional[int] = ..., chunks_max: _Optional[int] = ..., kv_entries: _Optional[int] = ..., kv_bytes: _Optional[int] = ..., capacity_bytes: _Optional[int] = ..., pinned_entries: _Optional[int] = ..., leased_entries: _Optional[int] = ..., evictions: _Optional[int] = ..., quarantined: _Optional[int] = ..., model_identity: _Optional[str] = ..., model_name: _Optional[str] = ...) -> None: ...
+    whole_store: bool
+    def __init__(self, backend: _Optional[str] = ..., chunks: _Optional[int] = ..., chunks_max: _Optional[int] = ..., kv_entries: _Optional[int] = ..., kv_bytes: _Optional[int] = ..., capacity_bytes: _Optional[int] = ..., pinned_entries: _Optional[int] = ..., leased_entries: _Optional[int] = ..., evictions: _Optional[int] = ..., quarantined: _Optional[int] = ..., model_identity: _Optional[str] = ..., model_name: _Optional[str] = ..., whole_store: _Optional[bool] = ...) -> None: ...

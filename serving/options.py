@@ -6,9 +6,11 @@ import argparse
 from dataclasses import dataclass
 from pathlib import Path
 
+from serving import sizes
 from serving.access import Access
 from serving.exposure import exposure_refusal
 from serving.logs import FORMATS, LEVELS
+from serving.quotas import NO_QUOTAS, Quotas, TenantQuotas, parse_quota
 from serving.server import TlsFiles
 
 DTYPES = ("auto", "float32", "bfloat16")
@@ -29,6 +31,7 @@ class ServiceOptions:
     threads: int = 1
     model_name: str = ""
     token_file: Path | None = None
+    tenant_quota: Quotas = NO_QUOTAS
     tls_cert: Path | None = None
     tls_key: Path | None = None
     insecure: bool = False
@@ -55,6 +58,10 @@ class ServiceOptions:
         """Reads the token file. Raises ``OSError`` or ``ValueError``."""
         return Access() if self.token_file is None else Access.from_file(self.token_file)
 
+    def quotas(self, access: Access) -> TenantQuotas:
+        """What each tenant may have: by the token file, else by default."""
+        return TenantQuotas(access.quotas, self.tenant_quota)
+
 
 def add_service_options(parser: argparse.ArgumentParser) -> None:
     """Adds every shared option to ``parser``."""
@@ -77,7 +84,18 @@ def add_service_options(parser: argparse.ArgumentParser) -> None:
     address.add_argument("--port", type=port, default=0, metavar="N", help="of the RPCs")
     address.add_argument("--metrics-port", type=port, default=0, metavar="N", help="of the Prometheus metrics")
     access = parser.add_argument_group("access")
-    access.add_argument("--token-file", type=Path, metavar="FILE", help="bearer tokens, lines of TOKEN [SALT]")
+    access.add_argument(
+        "--token-file", type=Path, metavar="FILE", help="bearer tokens, lines of TOKEN [SALT [OPTION ...]]"
+    )
+    access.add_argument(
+        "--tenant-quota",
+        type=quota,
+        action="append",
+        default=[],
+        metavar="NAME=N",
+        help="what a tenant may have whose token says nothing of it: chunks, bytes, pins, waiting, running or jobs; "
+        "may be repeated (default: any number)",
+    )
     access.add_argument("--tls-cert", type=Path, metavar="FILE", help="certificate chain, PEM")
     access.add_argument("--tls-key", type=Path, metavar="FILE", help="private key, PEM")
     access.add_argument(
@@ -105,8 +123,8 @@ def service_options(parser: argparse.ArgumentParser, args: argparse.Namespace) -
     refusal = exposure_refusal(args.host, tokens=tokens, tls=tls, insecure=args.insecure)
     if refusal:
         parser.error(refusal)
-    names = ServiceOptions.__dataclass_fields__
-    return ServiceOptions(**{name: getattr(args, name) for name in names})
+    values = {name: getattr(args, name) for name in ServiceOptions.__dataclass_fields__}
+    return ServiceOptions(**{**values, "tenant_quota": Quotas(**dict(args.tenant_quota))})
 
 
 def positive(text: str) -> int:
@@ -132,17 +150,17 @@ def port(text: str) -> int:
     return number
 
 
-_UNITS = {"": 1, "KIB": 1 << 10, "MIB": 1 << 20, "GIB": 1 << 30, "TIB": 1 << 40, "KB": 10**3, "MB": 10**6, "GB": 10**9}
-
-
 def nbytes(text: str) -> int:
     """A size in bytes, for example ``10GiB``, ``500MB`` or ``1048576``."""
-    digits = text.strip().rstrip("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ ")
-    unit = text.strip()[len(digits) :].strip().upper()
     try:
-        size = int(float(digits) * _UNITS[unit])
-    except (KeyError, ValueError):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a size; write for example 10GiB") from None
-    if size < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is less than a byte")
-    return size
+        return sizes.nbytes(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def quota(text: str) -> tuple[str, int]:
+    """``NAME=LIMIT`` of what each tenant may have."""
+    try:
+        return parse_quota(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None

@@ -32,6 +32,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--reuse", choices=REUSE_MODES, default="exact", help="which of the context its KV depends on")
     parser.add_argument("--ttl", type=seconds, metavar="DURATION", help="forget it after this time: 90, 15m, 2h, 7d")
     parser.add_argument("--pin", action="store_true", help="never evict it")
+    parser.add_argument("--shared", action="store_true", help="for every tenant to use (tokens marked admin)")
     add_connection_flags(parser)
 
 
@@ -66,6 +67,7 @@ def _prefill(client: Client, args: argparse.Namespace, word: str, content: Part,
         reuse=args.reuse,
         ttl_s=args.ttl,
         pin=args.pin,
+        shared=args.shared,
     )
 
 

@@ -275,12 +275,12 @@ def _salts(path: Path | None) -> dict[Tenant, str]:
     if path is None:
         return {}
     try:
-        salts = Access.from_file(path).salts or {}
+        grants = Access.from_file(path).grants or {}
     except OSError as error:
         raise UsageError(f"--token-file: cannot read {path}: {error.strerror or error}") from error
     except ValueError as error:
         raise UsageError(f"--token-file: {error}") from error
-    return {tenant_of(salt): salt for salt in salts.values()}
+    return {tenant_of(grant.salt): grant.salt for grant in grants.values()}
 
 
 def _remove(args: argparse.Namespace, terminal: Terminal, store: SharedStore) -> int:

@@ -54,7 +54,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     ports.add_argument("--prefill-metrics-port", type=int, default=9471, metavar="N", help="default %(default)s")
     ports.add_argument("--decode-metrics-port", type=int, default=9472, metavar="N", help="default %(default)s")
     access = parser.add_argument_group("access")
-    access.add_argument("--token-file", type=Path, metavar="FILE", help="bearer tokens, lines of TOKEN [SALT]")
+    access.add_argument("--token-file", type=Path, metavar="FILE", help="bearer tokens, see docs/tenants.md")
     access.add_argument("--tls-cert", type=Path, metavar="FILE", help="certificate chain, PEM")
     access.add_argument("--tls-key", type=Path, metavar="FILE", help="private key, PEM")
     access.add_argument("--tls-ca", type=Path, metavar="FILE", help="its authority, PEM (default: the certificate)")

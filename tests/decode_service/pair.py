@@ -28,6 +28,7 @@ from protos import decode_pb2, decode_pb2_grpc
 from serving.loading import Loaded
 from serving.options import ServiceOptions
 from serving.parsing import message_nbytes_max
+from serving.quotas import NO_QUOTAS, Quotas
 from serving.server import RpcServer
 
 T = TypeVar("T")
@@ -191,6 +192,7 @@ def pair(
     store: Path | str,
     *,
     token_file: Path | None = None,
+    tenant_quota: Quotas = NO_QUOTAS,
     store_capacity: int | None = None,
     prefill_address: str = "",
     kv_pages: int = 512,
@@ -201,8 +203,14 @@ def pair(
 
     Without ``prefill``, only decode.
     """
-    url = store if isinstance(store, str) else f"file://{store}"
-    shared = ServiceOptions(model="", store=url, token_file=token_file, kv_pages=kv_pages, page_size=page_size)
+    shared = ServiceOptions(
+        model="",
+        store=store if isinstance(store, str) else f"file://{store}",
+        token_file=token_file,
+        tenant_quota=tenant_quota,
+        kv_pages=kv_pages,
+        page_size=page_size,
+    )
     running = servers()
     ends: list[tuple[RpcServer, DecodeService | PrefillService]] = []
     service = None

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from cairn import Result
+from chunk_store.tenant import DEFAULT_TENANT
 from tests.decode_service.models import loaded, tokens
 from tests.decode_service.pair import Pair, pair, wait_until
 
@@ -126,7 +127,7 @@ def test_who_joined_a_chunk_that_is_computed_here_goes_on_when_its_owner_leaves(
         chunk, reached, release = tokens(1, 40), threading.Event(), threading.Event()
         expected = services.generate([chunk, [6]], cache="bypass")
         runner = services.decode.worker.runner
-        services.decode.worker._fills._source._full_until = float("inf")
+        services.decode.worker._fills._source._full_until[DEFAULT_TENANT] = float("inf")
         real = runner.prefill_chunk_piece
 
         def held(*arguments: Any) -> None:

@@ -15,7 +15,7 @@ from grpc import StatusCode
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from protos import prefill_pb2, prefill_pb2_grpc
-from serving.access import Access
+from serving.access import Access, Grant
 from serving.open_calls import Bounds, Caller, CallKind, CallLimits
 from tests.serving.raw_http2 import RawConnection, grpc_message
 from tests.serving.test_rpc_server import Running, get, health
@@ -189,7 +189,7 @@ def test_a_call_that_works_is_never_ended_for_another() -> None:
 
 
 def test_a_bound_is_each_tokens_own() -> None:
-    access = Access({_digest(word): "" for word in ("one", "two")})
+    access = Access({_digest(word): Grant() for word in ("one", "two")})
     tight = replace(PATIENT, work=Bounds(9, 1, 9, 9))
 
     async def body(running: Running, stub: Any) -> None:
@@ -280,7 +280,7 @@ def test_an_undecodable_message_is_the_callers_fault(caplog: pytest.LogCaptureFi
 
 
 def test_refusals_wait_for_no_message() -> None:
-    access = Access({_digest("word"): ""})
+    access = Access({_digest("word"): Grant()})
 
     async def body(running: Running, _: Any) -> None:
         raw = RawConnection(running.port)

@@ -205,9 +205,9 @@ def test_tokens(tmp_path: Path) -> None:
         assert await health(channel) == SERVING
 
     serve(body, access)
-    assert access.salt_for([("authorization", "Bearer secret-a")], "asked") == "tenant-a"
-    assert access.salt_for([("authorization", "Bearer secret-b")], "asked") == "asked"
-    assert Access().salt_for(None, "asked") == "asked"
+    assert access.caller([("authorization", "Bearer secret-a")], "asked").salt == "tenant-a"
+    assert access.caller([("authorization", "Bearer secret-b")], "asked").salt == "asked"
+    assert Access().caller(None, "asked").salt == "asked"
 
 
 @pytest.mark.parametrize("text", ["", "# nothing\n", "a b c\n", "a\na x\n"])
