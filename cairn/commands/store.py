@@ -30,7 +30,6 @@ from chunk_store.shared_store import SharedStore
 from chunk_store.store import DeleteReport, EntryInfo, RecordQuery
 from chunk_store.tenant import Tenant, tenant_of
 from chunk_store.verify import Progress, RepairReport, VerifyReport, repair, verify
-from serving.access import Access
 
 NAME = "store"
 HELP = "look after a chunk store: stats, verify, gc, export, import, rm"
@@ -274,6 +273,8 @@ def _salts(path: Path | None) -> dict[Tenant, str]:
     """The salts of a token file by the tenants they make. Raises ``UsageError``."""
     if path is None:
         return {}
+    from serving.access import Access  # brings model code with it
+
     try:
         grants = Access.from_file(path).grants or {}
     except OSError as error:
