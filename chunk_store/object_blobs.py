@@ -9,12 +9,14 @@ written before the first value and dropped after the last one is removed. What h
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from typing import Protocol
 
-from chunk_store.blobs import BlobMissing, Expected, NoSpace, Quarantined
+from chunk_store.blobs import BlobBad, BlobMissing, BlobUnreadable, Expected, NoSpace, Quarantined
 from chunk_store.header import BLOCK_NBYTES, Frame, checksum, encode_header, header_nbytes, split_blocks
-from chunk_store.pieces import check_piece, framed, pieces_of
+from chunk_store.pieces import check_piece, framed, piece_count, pieces_of
 from chunk_store.redis_connection import RedisConnection, ServerFull
+from chunk_store.redis_mending import names_below
 from chunk_store.store import EntryHeader
 
 PIECES_IN_FLIGHT = 4
@@ -109,7 +111,7 @@ class ObjectBlobs:
             listed = self._redis.client.hmget(self._catalogue, list(blobs))
         gone = []
         for blob, entry in zip(blobs, listed, strict=True):
-            pieces = int(entry.split()[0]) if entry else 0
+            pieces = int(entry.split()[0]) if entry else self._pieces(blob)
             if self._objects.remove(self._name(blob, "h"), self._names(blob, range(pieces))):
                 gone.append(blob)
         if gone:
@@ -128,6 +130,13 @@ class ObjectBlobs:
         with self._redis.errors():
             for blob, entry in self._redis.client.hscan_iter(self._catalogue, count=1000):
                 yield blob.decode(), int(entry.split()[1])
+        for name in names_below(self._redis, "blob:"):  # what the catalogue has lost
+            blob, _, part = name.removeprefix("blob:").rpartition(":")
+            with self._redis.errors():
+                lost = part == "h" and not self._redis.client.hexists(self._catalogue, blob)
+            if lost:
+                with suppress(BlobBad, BlobMissing, BlobUnreadable):
+                    yield blob, self.frame(blob).stored_nbytes
 
     def close(self) -> None:
         self._objects.close()
@@ -135,6 +144,14 @@ class ObjectBlobs:
 
     def _name(self, blob: str, part: str | int) -> str:
         return f"{self._redis.prefix}blob:{blob}:{part}"
+
+    def _pieces(self, blob: str) -> int:
+        """How many pieces a blob has that is not in the catalogue; 0 where its header does not say."""
+        try:
+            frame = self.frame(blob)
+        except (BlobBad, BlobMissing, BlobUnreadable):
+            return 0
+        return piece_count(frame.sizes)
 
     def _names(self, blob: str, numbers: range) -> list[str]:
         return [self._name(blob, number) for number in numbers]

@@ -31,6 +31,18 @@ def pieces_of(views: Sequence[memoryview]) -> Iterator[list[memoryview]]:
         yield piece
 
 
+def piece_count(sizes: Sequence[int]) -> int:
+    """How many pieces parts of ``sizes`` bytes have."""
+    pieces = nbytes = 0
+    for size in sizes:
+        for start in range(0, size, PIECE_NBYTES):
+            span = min(PIECE_NBYTES, size - start)
+            if pieces == 0 or nbytes + span > PIECE_NBYTES:
+                pieces, nbytes = pieces + 1, 0
+            nbytes += span
+    return pieces
+
+
 def joined(spans: Sequence[memoryview | bytes]) -> memoryview | bytes:
     """A piece as one value; copied only when it has several spans."""
     return spans[0] if len(spans) == 1 else b"".join(spans)

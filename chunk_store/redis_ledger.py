@@ -28,6 +28,7 @@ from chunk_store.ledger import (
     full_records,
 )
 from chunk_store.redis_connection import RedisConnection
+from chunk_store.redis_mending import disagreements
 from chunk_store.store import (
     Busy,
     ChunkRecord,
@@ -42,12 +43,14 @@ from chunk_store.store import (
     StoreFull,
     StoreStats,
     StoreTooNew,
+    StoreUnavailable,
     SweepReport,
 )
 from chunk_store.tenant import DEFAULT_ONLY, DEFAULT_TENANT, NO_LIMITS, Tenant, TenantLimits, Tenants, TenantUsage
 
 READ_TTL_S = 30.0
 STEP_ENTRIES = 500
+CLAIM_ATTEMPTS_MAX = 100
 SCHEMA_VERSION = 2
 _INFO = ("chunk", "model", "tokens", "nbytes", "created", "salt")
 
@@ -157,7 +160,7 @@ class RedisLedger:
 
     # -- claims ---------------------------------------------------------------------------------------
     def claim(self, key: ChunkKey, nonce: str, ttl_s: float) -> Claimed | Stored | Busy:
-        while True:
+        for _ in range(CLAIM_ATTEMPTS_MAX):
             answer = self._redis.run(scripts.CLAIM, key, nonce, owner.this_owner(), ttl_s)
             if answer[0] == b"claimed":
                 return Claimed()
@@ -169,6 +172,9 @@ class RedisLedger:
                 self._redis.run(scripts.DROP_CLAIM, key, answer[3])
             else:
                 return Busy(min(BUSY_RETRY_S, float(answer[1])))
+        raise StoreUnavailable(
+            f"the entry of {key} is there and in no list: the store is damaged; run `cairn store verify --repair`"
+        )
 
     def renew_claim(self, key: ChunkKey, nonce: str, ttl_s: float) -> None:
         _check_claim(key, bool(self._redis.run(scripts.RENEW_CLAIM, key, nonce, ttl_s)))
@@ -252,9 +258,12 @@ class RedisLedger:
     def audit(self) -> list[str]:
         wrong = [part.decode() for part in self._redis.run(scripts.RECOUNT, 0)]
         triples = zip(wrong[::3], wrong[1::3], wrong[2::3], strict=True)
-        return [f"total {name} is {stored}, the rows say {counted}" for name, stored, counted in triples]
+        problems = [f"total {name} is {stored}, the rows say {counted}" for name, stored, counted in triples]
+        lists = disagreements(self._redis, correct=False)
+        return problems + ([f"rows and lists disagree in {lists} places"] if lists else [])
 
     def recount(self) -> None:
+        disagreements(self._redis, correct=True)
         self._redis.run(scripts.RECOUNT, 1)
 
     def identity(self) -> str:

@@ -91,7 +91,10 @@ def repair(store: SharedStore, progress: Progress = lambda done, total: None) ->
     Raises ``StoreUnavailable``.
     """
     store.sweep()
-    report = verify(store, progress)
+    found = report = verify(store, progress)
+    if any(finding.problem is Problem.LEDGER for finding in found.findings):
+        store.ledger.recount()  # first: what it has lost sight of looks like stray data
+        report = verify(store, progress)
     dropped = adopted = removed = left = kept = 0
     for finding in sorted(report.findings, key=lambda finding: _depth(store, finding)):
         if finding.problem in (Problem.DATA_MISSING, Problem.DATA_BAD):
@@ -100,14 +103,12 @@ def repair(store: SharedStore, progress: Progress = lambda done, total: None) ->
             taken = _adopt(store, finding.blob)
             adopted += taken
             removed += not taken
-        elif finding.problem is Problem.LEDGER:
-            store.ledger.recount()
         elif finding.problem is Problem.OTHER_VERSION:
             kept += 1
         else:
             left += 1
     store.sweep()  # what was adopted may exceed the capacity
-    return RepairReport(report, dropped, adopted, removed, left, kept)
+    return RepairReport(found, dropped, adopted, removed, left, kept)
 
 
 def _depth(store: SharedStore, finding: Finding) -> int:
@@ -182,6 +183,9 @@ def _adopt(store: SharedStore, blob: str) -> bool:
         _read(store, blob)
         header = store.blobs.frame(blob).header
         if blob.startswith(f"{header.key}.") and store.ledger.adopt(header, blob):
+            return True
+        placed = store.ledger.locate(header.key)
+        if placed is not None and placed.blob == blob:  # it has its entry meanwhile
             return True
     except (BlobBad, BlobMissing):
         pass
