@@ -36,6 +36,7 @@ from chunk_store.pieces import PIECE_NBYTES  # noqa: E402
 from chunk_store.redis_connection import RedisConnection, parse_redis_url  # noqa: E402
 from chunk_store.shared_store import SharedStore  # noqa: E402
 from chunk_store.store import Busy, EntryHeader, Stored  # noqa: E402
+from engine.processor import read_processor  # noqa: E402
 
 LAYOUT = KVLayout("bfloat16", (LayerLayout(8, 128, 128),) * 28)  # Qwen3-0.6B: 114 688 bytes a token
 SIZES_MB = (2, 16, 64)
@@ -342,7 +343,7 @@ def main() -> None:
                     with started(cluster):
                         rows += bench_mooncake(cluster, options.seconds)
     found["rows"] = [{**asdict(row), "ratio": row.ratio} for row in rows]
-    print(f"{found['processors']} processors, load average {found['load_average']:.1f}")
+    print(f"{read_processor()}, {found['processors']} of them, load average {found['load_average']:.1f}")
     show(rows)
     for scale in found.get("scale", []):
         print(

@@ -18,13 +18,20 @@ class NoMatplotlib(ValueError):
     """The optional package is missing; the message says how to install it."""
 
 
-def draw(comparison: Comparison, file: Path) -> None:
-    """Writes a PNG. Raises ``NoMatplotlib``, or ``OSError`` for a file that cannot be written."""
+def check() -> None:
+    """Raises ``NoMatplotlib`` before anything is computed for a picture that cannot be drawn."""
     try:
-        from matplotlib.colors import LogNorm
-        from matplotlib.figure import Figure
+        import matplotlib.figure  # noqa: F401
     except ImportError as error:
         raise NoMatplotlib("--png needs matplotlib: pip install 'cairn[plot]'") from error
+
+
+def draw(comparison: Comparison, file: Path) -> None:
+    """Writes a PNG. Raises ``NoMatplotlib``, or ``OSError`` for a file that cannot be written."""
+    check()
+    from matplotlib.colors import LogNorm
+    from matplotlib.figure import Figure
+
     tokens = sum(comparison.lengths)
     group = -(-tokens // COLUMNS_MAX)
     first = comparison.found.first(comparison.tolerance)

@@ -66,9 +66,11 @@ def run(args: argparse.Namespace, terminal: Terminal) -> int:
         raise UsageError(f"--tolerance: {args.tolerance:g} must be 0 or more")
     # Here, not above: torch takes a second, and no other command needs it.
     from cairn.comparison import read_way, run_comparison
-    from cairn.heatmap import draw
+    from cairn.heatmap import check, draw
 
     try:
+        if args.png is not None:
+            check()
         ways = read_way(args.a), read_way(args.b)
         with terminal.waiting("Loading the model ..."):
             served, codec = _load(args)

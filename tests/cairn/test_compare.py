@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
@@ -129,18 +130,33 @@ def publish_wrong(served: Loaded, store: str, chunk: int, layer: int, kind: str,
 def test_one_wrong_stored_element_is_found(
     compare: Run, folder: Path, tmp_path: Path, chunk: int, layer: int, kind: str, token: int, other: str
 ) -> None:
-    pytest.importorskip("matplotlib", reason="draws the heat map")
-    store, picture = f"file://{tmp_path}/s", tmp_path / "map.png"
+    store = f"file://{tmp_path}/s"
     publish_wrong(loaded(folder, "decode"), store, chunk, layer, kind, token)
-    code, out, _ = compare(
-        *(*DOCUMENTS, QUERY, "--a", "stored", "--b", other, "--store", store, "--json", "--png", str(picture))
-    )
+    code, out, _ = compare(*DOCUMENTS, QUERY, "--a", "stored", "--b", other, "--store", store, "--json")
     said = json.loads(out)
     assert code == 1 and said["sources_a"][chunk] == "stored"
     first = said["first"]
     assert (first["kind"], first["layer"]) == (kind, layer)
     assert first["token"] == sum(map(len, parts_of(loaded(folder, "decode"))[:chunk])) + token
+
+
+def test_the_picture(compare: Run, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib", reason="draws the heat map")
+    picture = tmp_path / "map.png"
+    long = " ".join(DOCUMENTS) * 20  # more tokens than columns
+    assert compare(long, QUERY, "--a", "independent", "--b", "exact", "--png", str(picture))[0] == 0
+    assert compare(long, DOCUMENTS[0], QUERY, "--a", "independent", "--b", "exact", "--png", str(picture))[0] == 1
     assert picture.read_bytes().startswith(b"\x89PNG") and picture.stat().st_size < 200_000
+    code, _, err = compare("a", "b", "--png", str(tmp_path / "no" / "folder.png"))
+    assert code == 2 and "folder.png" in err
+
+
+def test_a_picture_without_matplotlib(compare: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    code, _, err = compare("a", "b", "--png", str(tmp_path / "map.png"))
+    assert code == 2 and "pip install 'cairn[plot]'" in err
+    assert compare("a", "b")[0] == 0, "without a picture nothing is missing"
 
 
 def test_a_bf16_model(folder: Path) -> None:
