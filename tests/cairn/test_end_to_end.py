@@ -44,7 +44,7 @@ def up(tmp_path_factory) -> Iterator[dict[str, dict[str, str]]]:
     if not line or json.loads(line)["event"] != "ready":
         log.seek(0)
         pytest.fail(f"cairn up did not start: {line}{log.read()[-3000:]}")
-    yield json.loads(line)
+    yield {**json.loads(line), "log": log.name}
     process.terminate()
     out, _ = process.communicate(timeout=60)
     assert json.loads(out) == {"event": "stopped", "reason": "asked", "clean": True}
@@ -285,6 +285,20 @@ def scrape(up, service: str) -> dict[tuple[str, frozenset[tuple[str, str]]], flo
         for family in text_string_to_metric_families(text)
         for sample in family.samples
     }
+
+
+def test_a_start_says_what_it_is_doing(up):
+    lines = Path(up["log"]).read_text().splitlines()
+    for service in ("prefill", "decode"):
+        own = "\n".join(line for line in lines if line.startswith(f"{service:>7} | "))
+        for stage in (
+            "importing torch",
+            "loading the tokenizer",
+            "loading the weights, 1",
+            "checking float32",
+            "ready:",
+        ):
+            assert stage in own, (service, stage, own)
 
 
 def test_metrics_are_those_that_the_documentation_lists(up):

@@ -93,6 +93,18 @@ def test_those_refused_at_the_door(tmp_path: Path) -> None:
     serve(body, Access.from_file(path))
 
 
+def test_messages_that_are_none_or_too_large() -> None:
+    async def body(running: Running, stub: Any, channel: grpc.aio.Channel) -> None:
+        running.server.gate.message_nbytes_max = 1000
+        raw = channel.unary_unary("/cairn.v1.PrefillService/GetChunk")
+        assert (await refused(raw(b"\xff\xff", timeout=10)))[0] is StatusCode.INVALID_ARGUMENT
+        code, _ = await refused(raw(b"\x0a\x90\x4e" + b"a" * 10_000, timeout=10))
+        assert code is StatusCode.RESOURCE_EXHAUSTED
+        await until(running, {("GetChunk", "INVALID_ARGUMENT"): 1, ("GetChunk", "RESOURCE_EXHAUSTED"): 1})
+
+    serve(body)
+
+
 def test_callers_who_leave() -> None:
     async def body(running: Running, stub: Any, channel: grpc.aio.Channel) -> None:
         call = stub.StoreStats(prefill_pb2.StoreStatsRequest())
