@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from engine.dtype import choose_dtype
 
@@ -54,3 +55,16 @@ def qwen3_shape(folder: Path) -> BenchModel:
     model.save_pretrained(path)
     dtype = choose_dtype("bfloat16", model.num_parameters(), "cpu").dtype
     return BenchModel(f"Qwen3-0.6B shape ({dtype})", path, dtype, QWEN3_0_6B["vocab_size"])
+
+
+def random_model(kind: str, settings: dict[str, Any], *, deviation: float) -> PreTrainedModel:
+    """A random model of three narrow layers in float32, with matrices of that deviation; seeded."""
+    shape = {"vocab_size": 1009, "hidden_size": 128, "intermediate_size": 192, "num_hidden_layers": 3}
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(kind, **shape, max_position_embeddings=512, pad_token_id=0, **settings)
+    model = AutoModelForCausalLM.from_config(config)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() > 1:
+                parameter.normal_(0.0, deviation)
+    return model.eval()

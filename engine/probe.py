@@ -54,6 +54,7 @@ class Findings:
 
 def examine(borrowed: BorrowedModel) -> Findings:
     """Probes the model. Raises ``ModelRefused`` if attention is not all that carries state between tokens."""
+    borrowed.defers_rotation = False  # as an earlier look may have left it
     limit = declared_limit(borrowed.config.get_text_config())
     base = _first_look(borrowed)
     layout = KVLayout(

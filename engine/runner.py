@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from engine.attention import Attention, Scores
+from engine.device import on_pools_device
 from engine.model import BorrowedModel
 from engine.plan import CascadePlan, Levels, PlacedChunk, StepSequence, plan_levels, plan_step
 from engine.pool import PagedKVPool, PageRun
@@ -128,6 +129,7 @@ class ModelRunner:
             raise ValueError(f"decode: {rows} sequences are more than the largest bucket, {self.decode_buckets[-1]}")
         return plan.padded(bucket, self.pool.scratch_page, self.pool.page_size), 1 if bucket == 1 else self.row_multiple
 
+    @on_pools_device
     def _forward(self, token_ids: Sequence[int], plan: CascadePlan, rows: list[int], *, row_multiple: int) -> Tensor:
         device = self.pool.device
         step = self.attention.prepare(plan, row_multiple=row_multiple)

@@ -139,12 +139,7 @@ def check_modes(
     borrowed: BorrowedModel, structure: Structure, make_runner: RunnerFactory, layers: nn.ModuleList | None
 ) -> dict[ReuseMode, ModeCheck]:
     """What was measured for each mode, and whether it holds. Raises ``ModelRefused`` if EXACT does not."""
-    findings = structure.findings
-    measured = {mode: ModeCheck(structure=error) for mode, error in structure.errors.items()}
-    if findings.layout.dtype == "float32":  # what computes is what the structure was checked of
-        check_isolation(borrowed, findings.limit.tokens, most=MOVED_MAX_DEEP)
-    else:
-        measured = _measure_rounding(borrowed, findings, make_runner, layers, measured)
+    findings, measured = structure.findings, measure(borrowed, structure, make_runner, layers)
     checks: dict[ReuseMode, ModeCheck] = {}
     for mode in ReuseMode:
         if mode not in measured:
@@ -155,6 +150,18 @@ def check_modes(
     if checks[ReuseMode.EXACT].refusal:
         raise ModelRefused(f"model {borrowed.name} cannot be served exactly: {checks[ReuseMode.EXACT].refusal}")
     return checks
+
+
+def measure(
+    borrowed: BorrowedModel, structure: Structure, make_runner: RunnerFactory, layers: nn.ModuleList | None
+) -> dict[ReuseMode, ModeCheck]:
+    """What a check of each mode that the model's chunks allow gives. Raises ``ModelRefused``."""
+    findings = structure.findings
+    measured = {mode: ModeCheck(structure=error) for mode, error in structure.errors.items()}
+    if findings.layout.dtype == "float32":  # what computes is what the structure was checked of
+        check_isolation(borrowed, findings.limit.tokens, most=MOVED_MAX_DEEP)
+        return measured
+    return _measure_rounding(borrowed, findings, make_runner, layers, measured)
 
 
 def _measure_rounding(

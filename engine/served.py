@@ -12,11 +12,12 @@ from chunk_store.layout import KVLayout
 from engine.attention import Attention
 from engine.attention.cascade_attention import AttentionUnavailable
 from engine.attention.torch_attention import TorchAttention
-from engine.check_forwards import PIECE_TOKENS
+from engine.check_forwards import PIECE_TOKENS, RunnerFactory
 from engine.cuda.attention import CudaAttention, cascade_refusal
 from engine.cuda.runner import FusedRunner
 from engine.cuda.steps import StepLimits
 from engine.cuda.weights import FusedWeights, fused_refusal, merge_weights
+from engine.device import current
 from engine.identity import model_identity, numerics, weights_digest
 from engine.limits import ContextLimit
 from engine.model import BorrowedModel
@@ -76,7 +77,10 @@ class ServedModel:
 
     def make_runner(self, pool: PagedKVPool, **options: Any) -> ModelRunner:
         """A runner over ``pool`` with this model's piece size; ``options`` as in ``ModelRunner``."""
-        return _make_runner(self.borrowed, self.findings, self.fused, pool, piece_tokens=self.piece_tokens, **options)
+        with current(pool.device):
+            return _make_runner(
+                self.borrowed, self.findings, self.fused, pool, piece_tokens=self.piece_tokens, **options
+            )
 
 
 def _make_runner(
@@ -118,8 +122,12 @@ def serve(borrowed: BorrowedModel, *, piece_tokens: int = 512) -> ServedModel:
 
     Raises ``ModelRefused`` with the reason if it cannot be exact, ``AttentionUnavailable`` on CUDA without Triton.
     """
-    structure = check_structure(borrowed, examine(borrowed))
-    findings, layers = structure.findings, decoder_layers(borrowed)
+    with current(borrowed.device):
+        return _serve(borrowed, piece_tokens)
+
+
+def check_runners(borrowed: BorrowedModel, findings: Findings) -> tuple[FusedWeights | None, RunnerFactory]:
+    """The merged weights, if the model has some, and small runners of the kind that will serve it, to check with."""
     fused = _merged(borrowed, findings)
     small: dict[str, Any] = {}
     if fused is not None:
@@ -129,6 +137,15 @@ def serve(borrowed: BorrowedModel, *, piece_tokens: int = 512) -> ServedModel:
     def make_runner(pool: PagedKVPool) -> ModelRunner:
         return _make_runner(borrowed, findings, fused, pool, piece_tokens=PIECE_TOKENS, **small)
 
+    return fused, make_runner
+
+
+def _serve(borrowed: BorrowedModel, piece_tokens: int) -> ServedModel:
+    found = examine(borrowed)
+    layers = decoder_layers(borrowed)
+    structure = check_structure(borrowed, found)
+    findings = structure.findings
+    fused, make_runner = check_runners(borrowed, findings)
     checks = check_modes(borrowed, structure, make_runner, layers)
     if borrowed.device.type == "cuda":
         torch.cuda.empty_cache()  # the pool is sized by what is free

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
+from engine.device import current
 from engine.pool import PagedKVPool, PageRun
 
 
@@ -20,10 +21,11 @@ def outgoing(pool: PagedKVPool, run: PageRun, tokens: int) -> list[memoryview]:
     parts = pool.run_parts(run, tokens)
     if pool.device.type == "cpu":
         return [_bytes_of(part) for part in parts]
-    staged = _staging(parts)
-    for part, target in zip(parts, staged, strict=True):
-        target.copy_(part, non_blocking=True)
-    torch.cuda.current_stream(pool.device).synchronize()
+    with current(pool.device):
+        staged = _staging(parts)
+        for part, target in zip(parts, staged, strict=True):
+            target.copy_(part, non_blocking=True)
+        torch.cuda.current_stream().synchronize()
     return [_bytes_of(part) for part in staged]
 
 
@@ -34,11 +36,13 @@ def incoming(pool: PagedKVPool, run: PageRun, tokens: int) -> Iterator[list[memo
     if pool.device.type == "cpu":
         yield [_bytes_of(part) for part in parts]
         return
-    staged = _staging(parts)
+    with current(pool.device):
+        staged = _staging(parts)
     yield [_bytes_of(part) for part in staged]
-    for part, source in zip(parts, staged, strict=True):
-        part.copy_(source, non_blocking=True)
-    torch.cuda.current_stream(pool.device).synchronize()
+    with current(pool.device):
+        for part, source in zip(parts, staged, strict=True):
+            part.copy_(source, non_blocking=True)
+        torch.cuda.current_stream().synchronize()
 
 
 def _staging(parts: list[Tensor]) -> list[Tensor]:

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from chunk_store.key import ChunkKey
+from engine.device import current
 
 ALIGN_NBYTES = 4096
 
@@ -55,7 +56,8 @@ class HostTier:
         self.nbytes = nbytes // ALIGN_NBYTES * ALIGN_NBYTES
         self._device = torch.device(device)
         self._pinned = self._device.type == "cuda"
-        self._arena = torch.empty(self.nbytes, dtype=torch.uint8, pin_memory=self._pinned and self.nbytes > 0)
+        with current(self._device):
+            self._arena = torch.empty(self.nbytes, dtype=torch.uint8, pin_memory=self._pinned and self.nbytes > 0)
         self._entries: OrderedDict[ChunkKey, _Entry] = OrderedDict()  # least recently used first
         self._lock = threading.Lock()
         self._streams = threading.local()
@@ -74,7 +76,8 @@ class HostTier:
         nbytes = sum(part.nbytes for part in parts)
         entry, found = self._enter(key, nbytes)
         try:
-            memory = self._memory(entry, nbytes)
+            with current(self._device):
+                memory = self._memory(entry, nbytes)
             staged = _split(memory, parts)
             if not found:
                 failure = read([_view(part) for part in staged])
@@ -83,7 +86,8 @@ class HostTier:
                 if entry is not None:
                     with self._lock:
                         entry.ready = True
-            self._copy(parts, staged)
+            with current(self._device):
+                self._copy(parts, staged)
             return (Origin.HOST if found else Origin.STORE), None
         finally:
             self._leave(key, entry)

@@ -25,6 +25,7 @@ from engine.cuda.forward import Buffers, FusedForward
 from engine.cuda.prefill_attention import attend_piece, prepare_piece
 from engine.cuda.steps import StepLimits, Steps, Tokens
 from engine.cuda.weights import FusedWeights
+from engine.device import on_pools_device
 from engine.model import BorrowedModel
 from engine.plan import CascadePlan, PlacedChunk, StepSequence, plan_levels, plan_step
 from engine.pool import PagedKVPool, PageRun
@@ -80,12 +81,14 @@ class FusedRunner(ModelRunner):
         self._pieces.watch = watch
 
     # -- prefill ------------------------------------------------------------------------------------
+    @on_pools_device
     def prefill_chunk_piece(
         self, token_ids: Sequence[int], first: int, context: Sequence[PlacedChunk], run: PageRun
     ) -> None:
         start = sum(chunk.tokens for chunk in context)
         self._piece(token_ids, first, context, chunk_pages(context, run), start, logits=False)
 
+    @on_pools_device
     def prefill_piece(
         self,
         token_ids: Sequence[int],
@@ -146,10 +149,12 @@ class FusedRunner(ModelRunner):
         return head[0].float() if logits else None
 
     # -- decode -------------------------------------------------------------------------------------
+    @on_pools_device
     def decode(self, token_ids: Sequence[int], sequences: Sequence[StepSequence]) -> tuple[Tensor, CascadePlan]:
         logits, plan = self._step(token_ids, sequences)
         return logits[: len(sequences)].float(), plan
 
+    @on_pools_device
     def launch(self, sources: Sequence[int], sequences: Sequence[StepSequence]) -> tuple[Tokens, CascadePlan]:
         """A greedy step that is not waited for.
 
@@ -179,6 +184,7 @@ class FusedRunner(ModelRunner):
         grown.adopt(self.steps)
         self.steps = grown
 
+    @on_pools_device
     def prepare(self) -> None:
         """Compiles and captures every bucket, so that no request waits for it."""
         for rows in self.decode_buckets:
