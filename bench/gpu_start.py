@@ -71,6 +71,11 @@ def ask(client: Client, order: tuple[int, ...], reuse: str, cache: str = "shared
     return client.generate([*parts, QUERY], max_tokens=24, reuse=reuse, cache=cache, ignore_eos=True).finish()
 
 
+def _first_apart(a: Result, b: Result) -> int | None:
+    pairs = enumerate(zip(a.token_ids, b.token_ids, strict=True))
+    return next((index for index, (x, y) in pairs if x != y), None)
+
+
 def compare(prefill: str, decode: str) -> None:
     """Prints for each mode whether cold, warm and bypassed answers are the same tokens."""
     with Client(prefill=prefill, decode=decode, timeout_s=180) as client:
@@ -81,9 +86,13 @@ def compare(prefill: str, decode: str) -> None:
             for order in ((0, 1, 2), (2, 0, 3)):
                 cold, warm = ask(client, order, reuse), ask(client, order, reuse)
                 bypassed = ask(client, order, reuse, cache="bypass")
-                same = cold.token_ids == warm.token_ids == bypassed.token_ids
-                sources = [segment.source for segment in warm.reuse.segments]
-                print(f"{reuse:12s} {order} cold = warm = bypassed: {same}  warm from {sources}", flush=True)
+                again = ask(client, order, reuse, cache="bypass")
+                others = {"warm": warm, "bypassed": bypassed, "bypassed again": again}
+                apart = {name: _first_apart(cold, other) for name, other in others.items()}
+                sources = [segment.source for segment in cold.reuse.segments]
+                print(
+                    f"{reuse:12s} {order} first token that differs from cold: {apart}  cold from {sources}", flush=True
+                )
 
 
 def main() -> None:

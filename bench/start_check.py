@@ -13,7 +13,7 @@ import argparse
 import math
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from typing import Any
 from unittest import mock
@@ -23,8 +23,9 @@ import torch
 import engine.cuda.runner
 import engine.runner
 from bench.models import random_model
-from engine.attention import Scores
+from engine.attention import Scores, torch_attention
 from engine.attention.cascade_launch import CascadeWork
+from engine.attention.partial import merge
 from engine.attention.torch_attention import TorchAttention
 from engine.device import current
 from engine.model import BorrowedModel
@@ -76,22 +77,30 @@ def attended(
     *,
     scores: Callable[[Scores], Scores] = lambda s: s,
     queries: Callable[[Any], Any] = lambda q: q,
-    out: float = 1.0,
+    chunks: float = 1.0,
 ) -> Iterator[None]:
-    """Attention of the torch backend and of the kernels with something changed before or after."""
+    """Attention of the torch backend and of the kernels with something changed; ``chunks`` weigh so much more."""
     torch_attend, launch = TorchAttention.attend, CascadeWork.launch
 
+    def merged(outs: Any, lses: Any, sinks: Any) -> Any:
+        return merge(outs, [lses[0], *(lse + math.log(chunks) for lse in lses[1:])], sinks)
+
     def attend(self: Any, step: Any, layer: int, q: Any, k: Any, v: Any, given: Scores) -> Any:
-        if not getattr(self, "right", False):
-            return torch_attend(self, step, layer, queries(q), k, v, scores(given)) * out
-        return torch_attend(self, step, layer, q, k, v, given)
+        return torch_attend(self, step, layer, queries(q), k, v, scores(given))
 
     def launched(self: Any, keys: Any, values: Any, q: Any, into: Any, *, scaling: float, **options: Any) -> None:
         launch(self, keys, values, queries(q).contiguous(), into, scaling=scores(Scores(scaling)).scaling, **options)
-        if out != 1.0:
-            into.mul_(out)
+        if chunks != 1.0:  # the kernels merge inside: a fault of the same size in what comes out
+            into.mul_(chunks)
 
-    with mock.patch.object(TorchAttention, "attend", attend), mock.patch.object(CascadeWork, "launch", launched):
+    patches = [
+        (TorchAttention, "attend", attend),
+        (CascadeWork, "launch", launched),
+        (torch_attention, "merge", merged),
+    ]
+    with ExitStack() as ends:
+        for owner, name, by in patches:
+            ends.enter_context(mock.patch.object(owner, name, by))
         yield
 
 
@@ -103,7 +112,7 @@ FAULTS: dict[str, Callable[[], Any]] = {
     "one-token chunk missing": lambda: planned(_each_read(lambda r: None if r.tokens == 1 else r)),
     "a token hidden": lambda: planned(_each_read(lambda r: replace(r, tokens=r.tokens - 1) if r.tokens > 6 else r)),
     "decode one position off": lambda: planned(_shifted_tail),
-    "attention 1 % too large": lambda: attended(out=1.01),
+    "chunks weigh 1 % more": lambda: attended(chunks=1.01),
     "scores scaled by 1.05": lambda: attended(scores=lambda s: replace(s, scaling=1.05 * s.scaling)),
     "heads of a neighbour": lambda: attended(queries=lambda q: q.roll(1, dims=1)),
 }
