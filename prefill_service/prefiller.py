@@ -5,7 +5,9 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import logging
 import time
+from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -15,7 +17,7 @@ from typing import TypeVar
 from grpc import StatusCode
 
 from chunk_store.key import ChunkId
-from chunk_store.store import ChunkStore, DeleteReport
+from chunk_store.store import ChunkStore, DeleteReport, StoreError
 from chunk_store.tenant import Tenant
 from prefill_service.computer import Computer, Progress, Source
 from prefill_service.device_queue import DeviceQueue, ended
@@ -24,6 +26,8 @@ from prefill_service.requests import ChunkRequest, Job, Registrar
 from serving.errors import RequestError
 from serving.stages import StageTimer
 from serving.text_lanes import TextLanes
+
+log = logging.getLogger(__name__)
 
 STORE_THREADS = 4
 BUSY_WAIT_S_MAX = 120.0
@@ -62,6 +66,7 @@ class Prefiller:
         self.busy_wait_s_max = busy_wait_s_max
         self._store_threads = ThreadPoolExecutor(STORE_THREADS, thread_name_prefix="store")
         self._lanes = TextLanes()
+        self._named: Counter[ChunkId] = Counter()  # by jobs that run
         self._works: set[asyncio.Task[None]] = set()  # each has a place in the queue
 
     async def in_store_thread(self, call: Callable[[], T]) -> T:
@@ -84,7 +89,8 @@ class Prefiller:
             raise
 
     async def make(self, job: Job, timer: StageTimer) -> Made:
-        """Returns when the job's KV is stored. Raises ``RequestError``, ``PoolFull`` and what stores raise.
+        """Returns when the job's KV is stored. Raises ``RequestError``, ``PoolFull`` and what stores raise; what the
+        request registered is then taken back.
 
         Cancelled, it returns at once, while the device thread goes on to the end of the chunk it computes, no
         further: until then the job keeps its place, and what is computed is counted.
@@ -92,6 +98,7 @@ class Prefiller:
         progress = Progress(timer)
         work = asyncio.create_task(self._make(job, progress))
         self._works.add(work)
+        self._named.update(job.chunk_ids)
         work.add_done_callback(partial(self._made, job, progress))
         try:
             await asyncio.shield(work)
@@ -99,12 +106,32 @@ class Prefiller:
             progress.cancelled.set()
             work.cancel()
             raise
+        except Exception:
+            await self._withdraw(job)
+            raise
         tokens = progress.tokens(job)
         return Made(job, tokens[Source.COMPUTED], tokens[Source.STORE] + tokens[Source.DEVICE], timer.spent_ns())
+
+    async def _withdraw(self, job: Job) -> None:
+        """Takes back what a request registered that then failed: it leaves nothing behind that others do not use."""
+        place = ([job.chunk_id], [job.tenant])
+        if not job.newly_registered or self._named[job.chunk_id]:
+            return
+
+        def forget() -> None:
+            if not self.store.list_entries(*place):
+                self.store.delete_chunks(*place)
+
+        try:
+            await self.in_store_thread(forget)
+        except StoreError as error:
+            log.warning("chunk %s stays registered, though its KV could not be made: %s", job.chunk_id, error)
 
     def _made(self, job: Job, progress: Progress, work: asyncio.Task[None]) -> None:
         """The job has ended, and no thread touches its progress any more."""
         self._works.discard(work)
+        self._named.subtract(job.chunk_ids)
+        self._named += Counter()  # only what is named still
         self.queue.leave_place()
         if not work.cancelled():
             work.exception()  # looked at, for nobody may wait for it any more

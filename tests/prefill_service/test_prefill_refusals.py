@@ -14,6 +14,8 @@ import pytest
 from grpc import StatusCode
 from prefill_worker import ALREADY_STORED, COMPUTED, refusal, run, worker
 
+from chunk_store.key import ChunkType, chunk_id
+from chunk_store.store import ChunkRecord
 from engine.reuse import ReuseMode
 from engine.tokenizer import TextCodec
 from protos import chunks_pb2, prefill_pb2
@@ -121,6 +123,29 @@ def test_bounds_of_pool_registry_store_and_queue(tiny: Loaded, store: Path) -> N
         async with worker(tiny, store.with_name("small"), capacity_nbytes=1000) as w:
             code, text = await w.refused([1] * 40)
             assert code is StatusCode.RESOURCE_EXHAUSTED and "capacity" in text
+
+    run(body)
+
+
+def test_a_refused_prefill_leaves_nothing(tiny: Loaded, store: Path) -> None:
+    """KV that the store cannot take: content, name and pin are not there either, unless they were before."""
+
+    async def body() -> None:
+        async with worker(tiny, store, capacity_nbytes=1000) as w:
+            for ids in ([1] * 40, [2] * 40):
+                code, _ = await w.refused(ids, name="big", pin=True)
+                assert code is StatusCode.RESOURCE_EXHAUSTED
+            assert w.service.store.stats().records == 0
+            known = ChunkRecord(
+                chunk_id(tiny.codec.identity, ChunkType.CONTEXT, [3] * 40),
+                tiny.codec.identity,
+                ChunkType.CONTEXT,
+                (3,) * 40,
+            )
+            w.service.store.put_records([known])
+            assert (await w.refused([3] * 40))[0] is StatusCode.RESOURCE_EXHAUSTED
+            assert w.service.store.get_records([known.chunk_id])[0] is not None
+            assert not w.service.prefiller._named
 
     run(body)
 
