@@ -34,5 +34,5 @@ USER cairn
 ENV PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 \
     XDG_CACHE_HOME=/var/cache/cairn HF_HOME=/var/cache/cairn/huggingface TRITON_CACHE_DIR=/var/cache/cairn/triton
 VOLUME /var/lib/cairn
-HEALTHCHECK --interval=10s --timeout=5s --start-period=120s CMD ["cairn", "health"]
+HEALTHCHECK --interval=10s --timeout=15s --start-period=600s CMD ["cairn", "health"]
 CMD ["cairn", "up", "--model", "/opt/cairn/models/fable", "--store", "file:///var/lib/cairn", "--host", "0.0.0.0", "--insecure"]

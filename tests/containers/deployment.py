@@ -20,7 +20,7 @@ from cairn.processes import free_port
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 PORTS = ("CAIRN_PREFILL_PORT", "CAIRN_DECODE_PORT", "CAIRN_DECODE2_PORT", "CAIRN_PROMETHEUS_PORT")
-START_S = 300.0
+START_S = 900.0
 POLL_S = 0.5
 
 
