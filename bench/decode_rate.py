@@ -53,6 +53,7 @@ class DecodeRate:
         self._make_resident(residents, document)
         events: queue.SimpleQueue[tuple[float, list[Event]]] = queue.SimpleQueue()
         for index in range(batch):
+            worker.take_place()
             worker.submit(self._sequence(index, document, steps, events))
         worker.start()
         try:

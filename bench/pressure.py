@@ -1,0 +1,143 @@
+"""The decode service under pressure, from outside: how fast it refuses, and what a long query does to other streams.
+
+    python -m bench.pressure [--callers N] [--query TOKENS]
+
+Both services run as processes with the shipped model; what is measured runs in this one, over gRPC.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import itertools
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import grpc
+
+from bench.models import fable
+from cairn.processes import free_port
+from protos import chunks_pb2, decode_pb2, decode_pb2_grpc
+
+FLOOD_S = 8.0
+STREAMS = 8
+
+
+@contextmanager
+def services(*options: str) -> Iterator[str]:
+    """Both services; the decode service's address."""
+    ports = [free_port("127.0.0.1") for _ in range(2)]
+    with tempfile.TemporaryDirectory() as store:
+        shared = ["--model", str(fable().path), "--store", f"file://{store}", "--log-level", "warning"]
+        prefill = [sys.executable, "-m", "prefill_service", "--port", str(ports[0]), *shared]
+        decode = [sys.executable, "-m", "decode_service", "--port", str(ports[1]), *shared]
+        decode += ["--prefill", f"127.0.0.1:{ports[0]}", *options]
+        children = [subprocess.Popen(argv, stdout=subprocess.PIPE, text=True) for argv in (prefill, decode)]
+        try:
+            for child in children:
+                assert child.stdout is not None and json.loads(child.stdout.readline())["event"] == "ready"
+            yield f"127.0.0.1:{ports[1]}"
+        finally:
+            for child in reversed(children):
+                child.terminate()
+            for child in children:
+                child.wait(60)
+
+
+def request(tokens: list[list[int]], max_tokens: int) -> decode_pb2.GenerateRequest:
+    segments = [decode_pb2.Segment(token_ids=chunks_pb2.TokenIds(ids=ids)) for ids in tokens]
+    sampling = decode_pb2.SamplingParams(max_tokens=max_tokens, ignore_eos=True)
+    return decode_pb2.GenerateRequest(segments=segments, sampling=sampling)
+
+
+async def arrivals(stub: Any, message: decode_pb2.GenerateRequest) -> list[float]:
+    """When each token of an answer came."""
+    return [time.monotonic() async for event in stub.Generate(message, timeout=300) if event.delta.token_ids]
+
+
+async def flood(address: str, callers: int) -> None:
+    """Every caller asks again as soon as it is refused, with a document of 1000 tokens; four streams decode."""
+    model, refused = fable(), []
+    async with grpc.aio.insecure_channel(address) as channel:
+        stub = decode_pb2_grpc.DecodeServiceStub(channel)
+        busy = [asyncio.create_task(arrivals(stub, request([model.prompt(8, n)], 6000))) for n in range(6)]
+        await asyncio.sleep(1.0)
+        ends_at = time.monotonic() + FLOOD_S
+
+        async def caller(number: int) -> None:
+            message = request([model.prompt(1000, number), model.prompt(8, number)], 16)
+            while time.monotonic() < ends_at:
+                asked = time.monotonic()
+                try:
+                    await arrivals(stub, message)
+                except grpc.aio.AioRpcError as error:
+                    assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED, error
+                    refused.append(time.monotonic() - asked)
+
+        await asyncio.gather(*(caller(number) for number in range(callers)))
+        for task in busy:
+            task.cancel()
+        await asyncio.gather(*busy, return_exceptions=True)
+    cuts = statistics.quantiles(refused, n=100)
+    print(
+        f"{callers:4} callers: {len(refused) / FLOOD_S:6.0f} refusals/s, "
+        f"p50 {cuts[49] * 1e3:6.1f} ms, p99 {cuts[98] * 1e3:6.1f} ms, max {max(refused) * 1e3:6.1f} ms",
+        flush=True,
+    )
+
+
+async def long_query(address: str, tokens: int) -> None:
+    """Gaps between the tokens of other streams, before and while a long query is prefilled."""
+    model = fable()
+    async with grpc.aio.insecure_channel(address) as channel:
+        stub = decode_pb2_grpc.DecodeServiceStub(channel)
+        streams = [asyncio.create_task(arrivals(stub, request([model.prompt(8, n)], 6000))) for n in range(STREAMS)]
+        watched = stub.Generate(request([model.prompt(8, 99)], 6000), timeout=300)
+        times: list[float] = []
+
+        async def watch() -> None:
+            async for event in watched:
+                times.extend([time.monotonic()] * bool(event.delta.token_ids))
+
+        task = asyncio.create_task(watch())
+        await asyncio.sleep(4.0)
+        asked = time.monotonic()
+        first = asyncio.create_task(arrivals(stub, request([model.prompt(tokens, 7)], 1)))
+        await first
+        answered = time.monotonic()
+        for each in (*streams, task):
+            each.cancel()
+        await asyncio.gather(*streams, task, return_exceptions=True)
+    gaps = [(end, (end - begin) * 1e3) for begin, end in itertools.pairwise(times)]
+    usual = [gap for end, gap in gaps if asked - 2 < end <= asked]
+    beside = [gap for end, gap in gaps if asked < end <= answered]
+    print(
+        f"query of {tokens} tokens beside {STREAMS + 1} streams: first token after {(answered - asked) * 1e3:.0f} ms; "
+        f"others' gaps usually {statistics.median(usual):.1f} ms (max {max(usual):.1f}), "
+        f"meanwhile median {statistics.median(beside):.1f} ms, max {max(beside):.1f} ms, {len(beside)} gaps",
+        flush=True,
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--callers", type=int, nargs="*", default=[8, 32, 128])
+    parser.add_argument("--query", type=int, nargs="*", default=[2000, 6000])
+    args = parser.parse_args()
+    with services("--max-batch", "4", "--max-waiting", "2") as address:
+        for callers in args.callers:
+            asyncio.run(flood(address, callers))
+    with services("--max-batch", "32") as address:
+        for tokens in args.query:
+            asyncio.run(long_query(address, tokens))
+
+
+if __name__ == "__main__":
+    main()
