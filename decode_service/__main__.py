@@ -62,7 +62,8 @@ def build(options: DecodeOptions, loaded: Loaded, on_failure: Callable[[], None]
     prefiller = RemotePrefiller(options.prefill, token=options.prefill_token, ca=options.prefill_ca)
     residents = ResidentChunks(pool)
     access = shared.load_access()
-    resolver = Resolver(served, loaded.codec, store, shared.quotas(access))
+    quotas = shared.quotas(access)
+    resolver = Resolver(served, loaded.codec, store, quotas)
     worker = DecodeWorker(
         runner,
         residents,
@@ -71,6 +72,7 @@ def build(options: DecodeOptions, loaded: Loaded, on_failure: Callable[[], None]
         eos_token_ids=served.eos_token_ids,
         batch_max=options.max_batch,
         waiting_max=options.max_waiting,
+        quotas=quotas,
         host_nbytes=options.host_cache,
         on_failure=on_failure,
     )

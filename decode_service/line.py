@@ -1,6 +1,7 @@
 """Who goes next: every rule by which requests are admitted and the device thread's time is shared out.
 
-    Line       first come first served; one that does not fit lets others pass, so many times and no more
+    Line       first come first served, of tenants one after the other; one that does not fit lets others pass, so many
+               times and no more
     FillRoom   how many may wait for KV, and how many pages they may hold meanwhile
     Turns      how many decode steps come between two pieces of prefill
 
@@ -15,7 +16,9 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Protocol, TypeVar
 
+from chunk_store.tenant import Tenant
 from decode_service.sequence import Sequence
+from serving.places import Rotation
 
 PASSES_MAX = 16  # how often a request that does not fit lets another one go first
 MISFITS_MAX = 8  # requests too large for now that are tried before the rest have to wait
@@ -43,10 +46,15 @@ EnteredT = TypeVar("EnteredT", bound=Entered)
 
 
 class Line:
-    """The requests that wait to be admitted, in the order in which they came."""
+    """The requests that wait to be admitted, in the order in which they came.
 
-    def __init__(self) -> None:
+    ``may_run`` says whether one more of a tenant's requests may be admitted; those that may not are not looked at.
+    """
+
+    def __init__(self, may_run: Callable[[Tenant], bool] = lambda _: True) -> None:
         self._waiting: list[Sequence] = []
+        self._may_run = may_run
+        self._rotation = Rotation()
 
     def __len__(self) -> int:
         return len(self._waiting)
@@ -68,7 +76,7 @@ class Line:
     @property
     def asks(self) -> bool:
         """Whether somebody waits to wait for KV that is computed elsewhere."""
-        return any(sequence.cold for sequence in self._waiting)
+        return any(sequence.cold and self._may_run(sequence.tenant) for sequence in self._waiting)
 
     def next(self, admit: Callable[[Sequence, set[Misfit]], EnteredT | Misfit]) -> EnteredT | None:
         """The next request, taken out, as ``admit`` made it enter; None if nobody can now.
@@ -77,12 +85,16 @@ class Line:
         """
         passed: list[tuple[Sequence, Misfit]] = []
         kept: set[Misfit] = set()
-        for sequence in self._waiting:
+        for place in self._rotation.order([sequence.tenant for sequence in self._waiting]):
+            sequence = self._waiting[place]
+            if not self._may_run(sequence.tenant):
+                continue
             found = admit(sequence, kept)
             if not isinstance(found, Misfit):
                 for other, misfit in passed:
                     other.passed += misfit in (Misfit.PAGES, found.takes)
                 self._waiting.remove(sequence)
+                self._rotation.served(sequence.tenant)
                 return found
             passed.append((sequence, found))
             if sequence.passed >= PASSES_MAX:

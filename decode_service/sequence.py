@@ -118,6 +118,11 @@ class Sequence:
     _placed: tuple[int, tuple[PlacedChunk, ...]] = (-1, ())
 
     @property
+    def tenant(self) -> Tenant:
+        """Whose content it is about."""
+        return self.composition.tenant
+
+    @property
     def tail_tokens_max(self) -> int:
         """Slots that the tail can need: its prompt part and all of the answer but the last token."""
         return len(self.composition.tail) + self.params.max_tokens - 1

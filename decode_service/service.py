@@ -128,7 +128,7 @@ class DecodeService(decode_pb2_grpc.DecodeServiceServicer):  # type: ignore[misc
     ) -> tuple[Sequence, asyncio.Queue[list[Event]]]:
         """Takes a place in the queue, or is refused at once; then resolves the request and hands it to the worker."""
         try:
-            self.worker.take_place()
+            self.worker.take_place(caller.tenant)
         except Overloaded as error:
             raise RequestError(StatusCode.RESOURCE_EXHAUSTED, str(error), retry_after_s=error.retry_after_s) from error
         try:
@@ -137,7 +137,7 @@ class DecodeService(decode_pb2_grpc.DecodeServiceServicer):  # type: ignore[misc
             sequence.deadline = time.monotonic() + min(self.request_timeout_s, math.inf if left_s is None else left_s)
             self.worker.submit(sequence)
         except BaseException as error:
-            self.worker.leave_place()
+            self.worker.leave_place(caller.tenant)
             if isinstance(error, WorkerEnded):
                 raise RequestError(StatusCode.UNAVAILABLE, str(error)) from error
             raise
@@ -305,7 +305,7 @@ class DecodeService(decode_pb2_grpc.DecodeServiceServicer):  # type: ignore[misc
         )
         caller = self.access.caller(context.invocation_metadata())
         if caller.owner != DEFAULT_TENANT and not caller.sees_all:
-            reply.running, reply.waiting = self.worker.requests_of(caller.owner)
+            reply.running, reply.waiting = self.worker.places.of(caller.owner)
             for others in ("pages_free", "pages_chunks", "pages_tails", "chunks_resident"):
                 reply.ClearField(others)
         for mode, refusal in served.refusals.items():

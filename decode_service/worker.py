@@ -37,6 +37,8 @@ from engine.resident import ResidentChunks
 from engine.runner import ModelRunner
 from engine.sampling import Choice
 from serving.logs import NO_REQUEST, bearing
+from serving.places import PlacesFull, TenantPlaces
+from serving.quotas import TenantQuotas
 
 log = logging.getLogger(__name__)
 
@@ -69,6 +71,7 @@ class DecodeWorker:
         eos_token_ids: frozenset[int],
         batch_max: int = 32,
         waiting_max: int = 256,
+        quotas: TenantQuotas | None = None,
         host_nbytes: int = 0,
         on_failure: Callable[[], None] = lambda: None,
     ) -> None:
@@ -89,7 +92,8 @@ class DecodeWorker:
         self._source = source
         self._on_failure = on_failure
         self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
-        self._line = Line()
+        self.places = TenantPlaces(waiting_max, quotas or TenantQuotas())  # in the queue and behind it
+        self._line = Line(self.places.may_run)
         self._line_moved = False  # whether somebody may fit who did not before
         self._turns = Turns(runner.piece_tokens)
         self._fills = Fills(source, self._admission, self._inbox.put, end=self._end, requeue=self._requeue)
@@ -98,7 +102,6 @@ class DecodeWorker:
         self._outbox: list[tuple[Sequence, Event]] = []
         self._stopping = False
         self._ended_because = ""  # guarded by the lock, as is the order of what enters the inbox
-        self._accepted = 0  # places taken in the queue, by requests not yet admitted; guarded by the lock
         self._last_wait_ns = 0
         self._lock = threading.Lock()
         self._thread = threading.Thread(target=self._loop, name="cairn-device", daemon=True)
@@ -117,21 +120,20 @@ class DecodeWorker:
         self._thread.join(timeout_s)
         self._fills.stop()
 
-    def take_place(self) -> None:
+    def take_place(self, tenant: Tenant = DEFAULT_TENANT) -> None:
         """A place in the queue for a request that is about to be composed, until ``submit`` or ``leave_place``.
 
         Costs next to nothing, so that a request which finds no place is refused before anything is done for it.
-        Raises ``Overloaded`` if ``waiting_max`` have one already.
+        Raises ``Overloaded`` if ``waiting_max`` have one already, or the tenant has as many as it may.
         """
-        with self._lock:
-            if self._accepted >= self.waiting_max:
-                raise Overloaded(f"{self.waiting_max} requests are waiting already; try again later", self._wait_s())
-            self._accepted += 1
+        try:
+            self.places.take(tenant)
+        except PlacesFull as error:
+            raise Overloaded(str(error), self._wait_s()) from error
 
-    def leave_place(self) -> None:
+    def leave_place(self, tenant: Tenant = DEFAULT_TENANT) -> None:
         """Gives a place back that nothing was submitted to."""
-        with self._lock:
-            self._accepted -= 1
+        self.places.leave(tenant)
 
     def _wait_s(self) -> float:
         """How long whoever was admitted last had waited, within reason: what a new one must expect."""
@@ -164,13 +166,7 @@ class DecodeWorker:
     def load(self) -> Load:
         """A snapshot, possibly one step old."""
         active = len(self._running) + len(self._ready) + len(self._fills)
-        return Load(active, self._accepted, len(self.residents), self.residents.pool.count())
-
-    def requests_of(self, owner: Tenant) -> tuple[int, int]:
-        """How many requests of one owner are admitted, and how many wait; possibly one step old."""
-        ready = [entry.sequence for entry in list(self._ready)]
-        active = [*self._fills.sequences, *ready, *self._running]
-        return sum(one.owner == owner for one in active), sum(one.owner == owner for one in list(self._line))
+        return Load(active, self.places.waiting, len(self.residents), self.residents.pool.count())
 
     # -- the loop -----------------------------------------------------------------------------------
     def _loop(self) -> None:
@@ -263,7 +259,7 @@ class DecodeWorker:
             if admitted is None:
                 self._line_moved = False
                 return
-            self.leave_place()
+            self.places.admit(admitted.sequence.tenant)
             clock = admitted.sequence.clock
             clock.admitted = time.monotonic_ns()
             self._last_wait_ns = clock.admitted - clock.submitted
@@ -279,8 +275,7 @@ class DecodeWorker:
         """Puts a request back into the queue that has to be admitted again."""
         self._line.put_back(sequence)
         self._line_moved = True
-        with self._lock:
-            self._accepted += 1
+        self.places.put_back(sequence.tenant)
 
     # -- forwards -----------------------------------------------------------------------------------
     def _prefill_some(self) -> int:
@@ -386,11 +381,13 @@ class DecodeWorker:
         sequence.done = True
         sequence.clock.finished = time.monotonic_ns()
         self._admission.release(sequence)
+        if sequence in self._line:
+            self._line.remove(sequence)
+            self.places.leave(sequence.tenant)
+        else:
+            self.places.end(sequence.tenant)
         if sequence in self._running:
             self._running.remove(sequence)
-        elif sequence in self._line:
-            self._line.remove(sequence)
-            self.leave_place()
         self._line_moved = True
         self.metrics.ended(sequence, event)
         request_log.ended(sequence, event)

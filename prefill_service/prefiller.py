@@ -62,11 +62,11 @@ class Prefiller:
         self.computer = computer
         self.store = store
         self.metrics = metrics
-        self.queue = DeviceQueue(jobs_max)
+        self.queue = DeviceQueue(jobs_max, registrar.quotas)
         self.busy_wait_s_max = busy_wait_s_max
         self._store_threads = ThreadPoolExecutor(STORE_THREADS, thread_name_prefix="store")
         self._lanes = TextLanes()
-        self._named: Counter[ChunkId] = Counter()  # by jobs that run
+        self._named: Counter[tuple[Tenant, ChunkId]] = Counter()  # by jobs that run
         self._works: set[asyncio.Task[None]] = set()  # each has a place in the queue
 
     async def in_store_thread(self, call: Callable[[], T]) -> T:
@@ -80,12 +80,12 @@ class Prefiller:
         What it returns must be given to ``make``, which gives the place back. Raises ``RequestError`` and what stores
         raise; it leaves no place taken then.
         """
-        self.queue.take_place()
+        self.queue.take_place(request.tenant)
         try:
             async with self._lanes.lane(len(request.text or "")):
                 return await self.in_store_thread(lambda: self.registrar.register(request, timer))
         except BaseException:
-            self.queue.leave_place()
+            self.queue.leave_place(request.tenant)
             raise
 
     async def make(self, job: Job, timer: StageTimer) -> Made:
@@ -98,7 +98,7 @@ class Prefiller:
         progress = Progress(timer)
         work = asyncio.create_task(self._make(job, progress))
         self._works.add(work)
-        self._named.update(job.chunk_ids)
+        self._named.update(_named_by(job))
         work.add_done_callback(partial(self._made, job, progress))
         try:
             await asyncio.shield(work)
@@ -115,7 +115,7 @@ class Prefiller:
     async def _withdraw(self, job: Job) -> None:
         """Takes back what a request registered that then failed: it leaves nothing behind that others do not use."""
         place = ([job.chunk_id], [job.tenant])
-        if not job.newly_registered or self._named[job.chunk_id]:
+        if not job.newly_registered or self._named[job.tenant, job.chunk_id]:
             return
 
         def forget() -> None:
@@ -130,9 +130,9 @@ class Prefiller:
     def _made(self, job: Job, progress: Progress, work: asyncio.Task[None]) -> None:
         """The job has ended, and no thread touches its progress any more."""
         self._works.discard(work)
-        self._named.subtract(job.chunk_ids)
+        self._named.subtract(_named_by(job))
         self._named += Counter()  # only what is named still
-        self.queue.leave_place()
+        self.queue.leave_place(job.tenant)
         if not work.cancelled():
             work.exception()  # looked at, for nobody may wait for it any more
         self.metrics.tokens_made(progress.tokens(job))
@@ -145,7 +145,7 @@ class Prefiller:
         if not await ended(looking):
             return
         while True:
-            wait_s = await self.queue.run(lambda: self.computer.attempt(job, progress), progress.timer)
+            wait_s = await self.queue.run(lambda: self.computer.attempt(job, progress), progress.timer, job.tenant)
             if wait_s is None:
                 return
             if time.monotonic() + wait_s > deadline:
@@ -161,7 +161,7 @@ class Prefiller:
         entries = await self.in_store_thread(lambda: self.store.list_entries([chunk_id], [tenant]))
         report = await self.in_store_thread(lambda: self.store.delete_chunks([chunk_id], [tenant]))
         keys = [entry.key for entry in entries]
-        await self.queue.run(lambda: [self.computer.residents.evict(key) for key in keys], StageTimer())
+        await self.queue.run(lambda: [self.computer.residents.evict(key) for key in keys], StageTimer(), tenant)
         return report
 
     async def stop(self) -> None:
@@ -169,3 +169,8 @@ class Prefiller:
         await asyncio.to_thread(self.queue.close)
         await asyncio.to_thread(self._store_threads.shutdown, wait=True, cancel_futures=True)
         await asyncio.gather(*self._works, return_exceptions=True)
+
+
+def _named_by(job: Job) -> list[tuple[Tenant, ChunkId]]:
+    """The chunks that a job is about: one tenant's jobs say nothing of another's chunks."""
+    return [(job.tenant, name) for name in job.chunk_ids]

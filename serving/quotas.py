@@ -51,6 +51,8 @@ def parse_quota(word: str) -> tuple[str, int]:
         raise ValueError(f"{name}: {error}") from error
     if limit < 0:
         raise ValueError(f"{name}: {limit} is negative")
+    if limit == 0 and name in ("waiting", "running", "jobs"):
+        raise ValueError(f"{name}: at least 1, or the tenant could ask for nothing")
     return name, limit
 
 

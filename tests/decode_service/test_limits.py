@@ -14,6 +14,7 @@ from transformers import AutoTokenizer
 import cairn
 from cairn import Client
 from cairn.requests import generate_request
+from chunk_store.tenant import Tenant
 from decode_service.worker import Overloaded
 from protos import chunks_pb2, decode_pb2
 from serving.details import retry_after_s
@@ -164,9 +165,9 @@ def test_the_client_comes_again_when_it_was_told_to(folder: Path, tmp_path: Path
     ) as services:
         take, refused = services.decode.worker.take_place, threading.Event()
 
-        def noted() -> None:
+        def noted(tenant: Tenant) -> None:
             try:
-                take()
+                take(tenant)
             except Overloaded:
                 refused.set()
                 raise

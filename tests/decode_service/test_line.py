@@ -15,7 +15,9 @@ class Entered:
 
 
 def request(name: str, at: int = 0) -> SimpleNamespace:
-    return SimpleNamespace(name=name, passed=0, cold=name[0] == "c", clock=SimpleNamespace(submitted=at))
+    """Behind an ``@`` stands whose it is."""
+    clock = SimpleNamespace(submitted=at)
+    return SimpleNamespace(name=name, passed=0, cold=name[0] == "c", clock=clock, tenant=name.partition("@")[2])
 
 
 def line_of(*names: str) -> Line:
@@ -55,6 +57,26 @@ def test_cold_requests_are_passed_for_ever_but_by_those_who_want_the_same() -> N
     assert line.asks and taken(line) == others
     asking = [f"a{n}" for n in range(PASSES_MAX + 2)]
     assert taken(line_of("cold", *asking, "w")) == [*asking[:PASSES_MAX], "w"]
+
+
+def test_tenants_take_turns() -> None:
+    flood = [f"w{n}@a" for n in range(6)]
+    assert taken(line_of(*flood, "w@b", "v@b", "w@c")) == [
+        *("w0@a", "w@b", "w@c", "w1@a", "v@b", "w2@a", "w3@a", "w4@a", "w5@a")
+    ]
+    line = line_of("w0@a", "w@b")
+    assert [line.next(admit).name for _ in range(2)] == ["w0@a", "w@b"]
+    for at, name in enumerate(("x@b", "w1@a")):
+        line.add(request(name, at))
+    assert taken(line) == ["w1@a", "x@b"], "who was served longer ago goes first, whoever came first"
+
+
+def test_who_may_not_run_holds_up_nobody() -> None:
+    line = Line(lambda tenant: tenant != "a")
+    for at, name in enumerate(("c0@a", "l@a", "w1@a", "w@b")):
+        line.add(request(name, at))
+    assert not line.asks and taken(line) == ["w@b"]
+    assert all(sequence.passed == 0 for sequence in line)
 
 
 def test_only_so_many_large_requests_are_tried() -> None:
