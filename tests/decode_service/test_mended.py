@@ -82,11 +82,11 @@ def test_abort_before_the_request_is_queued(small: Pair) -> None:
 
 
 def test_one_who_waits_for_a_fill_does_not_fail_for_what_it_did_not_ask(small: Pair) -> None:
-    """The filler's second chunk cannot be had; the other request only wants the first."""
+    """The filler's first chunk cannot be had; the other request only wants the second."""
     shared = tokens(5, 20)
     doomed = small.client.prefill(tokens(6, 20), context=[small.client.prefill([9, 9])])  # other KV than is asked for
     with small.held_decode():
-        filler = ask(small, [shared, doomed, [5]], reuse="independent")
+        filler = ask(small, [doomed, shared, [5]], reuse="independent")
         wait_until(lambda: small.client.loads().waiting == 1)
         waiter = ask(small, [shared, [6]], reuse="independent")
         wait_until(lambda: small.client.loads().waiting == 2)
