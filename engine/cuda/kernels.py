@@ -9,7 +9,8 @@
     fold         two partial attention results into one
 
 Sums and rotations are fp32; rounding to the model's dtype happens where transformers rounds. Each program writes
-rows that no other one writes, and a row's result does not depend on other rows. Importing this needs Triton.
+rows that no other one writes, and a row's result does not depend on other rows. Where a kernel writes what it has read,
+a barrier stands between: narrow rows are read by several warps each. Importing this needs Triton.
 
 ``OVERLAP``: programmatic dependent launch. A kernel lets the next one start at once, and waits for the one before it
 ahead of its first access to memory.
@@ -52,6 +53,7 @@ def add_norm(
     x = tl.load(residual + row + dim, mask=inside, other=0.0)
     if ADD:
         x = (x.to(tl.float32) + tl.load(delta + row + dim, mask=inside, other=0.0).to(tl.float32)).to(x.dtype)
+        tl.debug_barrier()
         tl.store(residual + row + dim, x, mask=inside)
     wide = x.to(tl.float32)
     scale = tl.rsqrt(tl.sum(wide * wide, 0) / WIDTH + eps)
@@ -109,6 +111,7 @@ def heads(
             tl.store(into + HALF, turned_b)
         else:
             if NORM:
+                tl.debug_barrier()
                 tl.store(lower, a)
                 tl.store(lower + HALF, b)
             if TURN:
@@ -164,7 +167,8 @@ def fold(
 ):  # fmt: skip
     """Programs (row, GROUP heads): two partial results (rows, HEADS, D) with natural lse (HEADS, rows) into one.
 
-    ``out_lse`` may be ``a_lse``. Both are finite.
+    Nothing is folded in place: each warp of a program reads its heads' lse for itself, one perhaps after another
+    has written. Both lse are finite.
     """
     if OVERLAP:
         gdc_launch_dependents()

@@ -72,7 +72,7 @@ def attend_piece(
             target = torch.empty(out.shape, dtype=torch.float32, device=out.device)
         else:
             target = torch.empty_like(q) if into is None else into
-        out = fold_into(out, lse, other, other_lse, target)
+        out, lse = fold_into(out, lse, other, other_lse, target)
     return out if into is None or out is into else into.copy_(out)
 
 
@@ -97,17 +97,18 @@ def block(q: Tensor, k: Tensor, v: Tensor, scaling: float, *, causal: bool) -> P
     return out[0].transpose(0, 1).contiguous(), lse.reshape(q.shape[1], q.shape[0])
 
 
-def fold_into(out: Tensor, lse: Tensor, other: Tensor, other_lse: Tensor, merged: Tensor) -> Tensor:
-    """The two partial results as one, in ``merged``; ``lse`` becomes the merged one."""
+def fold_into(out: Tensor, lse: Tensor, other: Tensor, other_lse: Tensor, merged: Tensor) -> Partial:
+    """The two partial results as one, whose output is ``merged``."""
     from engine.cuda import kernels
 
     rows, heads, dim = out.shape
     group = group_of(heads)
+    merged_lse = torch.empty_like(lse)
     kernels.fold[(rows, heads // group)](
-        out, lse, other.contiguous(), other_lse, merged, lse, rows, HEADS=heads, D=dim, GROUP=group,
+        out, lse, other.contiguous(), other_lse, merged, merged_lse, rows, HEADS=heads, D=dim, GROUP=group,
         **launch_options(out.device),
     )  # fmt: skip
-    return merged
+    return merged, merged_lse
 
 
 def group_of(*counts: int, most: int = 8) -> int:

@@ -40,7 +40,7 @@ class FusedRunner(ModelRunner):
     Logits that ``prefill_*`` and ``decode`` return are fp32, on the device, and the caller's to keep.
     """
 
-    name = "fused-1"
+    name = "fused-2"
 
     def __init__(
         self,
