@@ -10,17 +10,19 @@ import sys
 import time
 import urllib.parse
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
+from prometheus_client.parser import text_string_to_metric_families
 
 from cairn import Client
 from cairn.processes import free_port
 from tests.decode_service.models import model_dir
+from tests.deploy.exported import scraped
 from tests.deploy.test_deploy_files import DEPLOY, ROOT, read_yaml, tool
 
 DEADLINE_S = 90.0
@@ -93,6 +95,7 @@ class Observed:
     client: Client
     prometheus: Prometheus
     store: Path
+    counted_at_start: set[tuple[str, ...]]
 
 
 @contextmanager
@@ -106,9 +109,21 @@ def observed(root: Path) -> Iterator[Observed]:
         launched.append(_launch(stack, root, "decode", [*shared, "--prefill", launched[0].address]))
         for service in launched:
             _wait_ready(service)
+        born = counted(launched)
         prometheus = _prometheus(stack, root, *launched)
         client = stack.enter_context(Client(launched[0].address, launched[1].address, timeout_s=DEADLINE_S))
-        yield Observed(*launched, client, prometheus, root / "store")
+        yield Observed(*launched, client, prometheus, root / "store", born)
+
+
+def counted(services: Iterable[Service]) -> set[tuple[str, ...]]:
+    """Every series of a counter or a histogram that the services export now: service, name and labels."""
+    return {
+        (service.name, sample.name, *map("=".join, sorted(sample.labels.items())))
+        for service in services
+        for family in text_string_to_metric_families(scraped(f"http://127.0.0.1:{service.metrics_port}/metrics"))
+        for sample in family.samples
+        if family.type in ("counter", "histogram")
+    }
 
 
 def _launch(stack: ExitStack, root: Path, name: str, arguments: list[str]) -> Service:
