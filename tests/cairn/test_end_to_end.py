@@ -34,7 +34,7 @@ def up(tmp_path_factory) -> Iterator[dict[str, dict[str, str]]]:
     """``cairn up --json`` on free ports; at the end it must drain cleanly."""
     store = tmp_path_factory.mktemp("store")
     argv = [sys.executable, "-m", "cairn.cli", "up", "--json", "--model", str(ROOT / "models" / "fable")]
-    argv += ["--store", f"file://{store}", "--dtype", "float32", "--threads", "1"]
+    argv += ["--store", f"file://{store}", "--dtype", "float32", "--threads", "1", "--drain-s", "100"]
     for port in ("--prefill-port", "--decode-port", "--prefill-metrics-port", "--decode-metrics-port"):
         argv += [port, "0"]
     log = (tmp_path_factory.mktemp("log") / "up.log").open("w+")
@@ -46,7 +46,7 @@ def up(tmp_path_factory) -> Iterator[dict[str, dict[str, str]]]:
         pytest.fail(f"cairn up did not start: {line}{log.read()[-3000:]}")
     yield {**json.loads(line), "log": log.name}
     process.terminate()
-    out, _ = process.communicate(timeout=60)
+    out, _ = process.communicate(timeout=250)
     assert json.loads(out) == {"event": "stopped", "reason": "asked", "clean": True}
     assert process.returncode == 0
 

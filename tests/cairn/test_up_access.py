@@ -35,6 +35,7 @@ def up(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]]:
     argv += ["--tls-cert", str(cert), "--tls-key", str(key), "--token-file", str(root / "tokens")]
     for port in ("--prefill-port", "--decode-port", "--prefill-metrics-port", "--decode-metrics-port"):
         argv += [port, "0"]
+    argv += ["--drain-s", "100"]
     temporary = root / "temporary"
     temporary.mkdir()
     log = (root / "up.log").open("w+")
@@ -47,7 +48,7 @@ def up(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]]:
         assert line and json.loads(line)["event"] == "ready", line + (root / "up.log").read_text()[-3000:]
         yield {**json.loads(line), "cert": cert, "log": root / "up.log"}
         process.terminate()
-        out, _ = process.communicate(timeout=60)
+        out, _ = process.communicate(timeout=250)
         assert json.loads(out) == {"event": "stopped", "reason": "asked", "clean": True}
         assert process.returncode == 0
         assert not list(temporary.glob("cairn-*")), "the tokens made at the start are gone"
