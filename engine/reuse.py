@@ -81,12 +81,17 @@ def key_composition(
     and its whole context are shared: then it has the same key for every tenant.
     """
     keyed: list[KeyedChunk] = []
+    keys: list[ChunkKey] = []
+    lengths = [len(token_ids) for token_ids in chunks]
     start = 0
     for index, token_ids in enumerate(chunks):
         context = tuple(context_indices(mode, index))
         everybodys = bool(shared) and shared[index] and all(keyed[i].shared for i in context)
-        key = chunk_key(model, [keyed[i].key for i in context], token_ids, SHARED_SALT if everybodys else salt)
-        computed_start = sum(len(chunks[i]) for i in context)
+        # A thousand chunks have half a million pairs: ``map`` is what keeps this short.
+        before = list(map(keys.__getitem__, context))
+        key = chunk_key(model, before, token_ids, SHARED_SALT if everybodys else salt)
+        computed_start = sum(map(lengths.__getitem__, context))
+        keys.append(key)
         keyed.append(KeyedChunk(key, tuple(token_ids), context, start, computed_start, everybodys))
         start += len(token_ids)
     return keyed

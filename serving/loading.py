@@ -6,6 +6,7 @@ import logging
 from dataclasses import dataclass
 
 import torch
+from transformers import AutoConfig
 
 from chunk_store.layout import KVLayout
 from engine.model import BorrowedModel
@@ -52,6 +53,15 @@ def load(options: ServiceOptions) -> Loaded:
     for line in restrictions(served):
         log.warning("%s", line)
     return Loaded(served, codec, borrowed.name, startup)
+
+
+def configured_context(path_or_id: str) -> int | None:
+    """Positions that a model's configuration speaks of, no fewer than are served; None where it cannot be read."""
+    try:
+        positions = getattr(AutoConfig.from_pretrained(path_or_id).get_text_config(), "max_position_embeddings", None)
+    except Exception:  # whatever is wrong with it, loading the model will say so
+        return None
+    return positions if isinstance(positions, int) and positions > 0 else None
 
 
 def restrictions(served: ServedModel) -> list[str]:

@@ -17,7 +17,7 @@ M = TypeVar("M", bound=Message)
 MESSAGE_NBYTES_MAX = 16 * 1024 * 1024  # whatever the model
 MESSAGE_NBYTES_BASE = 512 * 1024  # names, ids, labels
 TEXT_NBYTES_PER_TOKEN = 16  # text is about 4; a token id takes at most 5
-FIELDS_MAX = 16_384  # of a message, those of the messages in it included; packed numbers are one
+FIELDS_MAX = 8192  # of a message, those of the messages in it included; packed numbers are one
 UNCOUNTED_NBYTES = FIELDS_MAX  # a shorter message cannot have too many
 
 _VARINT, _FIXED64, _BYTES, _GROUP, _END_GROUP, _FIXED32 = range(6)

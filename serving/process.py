@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import resource
 import signal
 from collections.abc import Callable
 from contextlib import AsyncExitStack
@@ -19,11 +20,11 @@ from prometheus_client import CollectorRegistry
 
 from chunk_store.store import StoreError
 from serving.exposure import exposure_warning
-from serving.loading import Loaded, load
+from serving.loading import Loaded, configured_context, load
 from serving.logs import adopt_library_loggers
 from serving.metrics_endpoint import MetricsEndpoint
 from serving.options import ServiceOptions
-from serving.parsing import message_nbytes_max
+from serving.parsing import MESSAGE_NBYTES_MAX, message_nbytes_max
 from serving.process_metrics import add_process_metrics
 from serving.server import LateHandlers, RpcServer
 from serving.startup import say, seconds_since_start
@@ -59,7 +60,11 @@ async def run_service(
     tokens, tls = options.token_file is not None, options.tls is not None
     if warning := exposure_warning(options.host, tokens=tokens, tls=tls, insecure=options.insecure):
         log.warning("%s", warning)
-    server = RpcServer(options.load_access(), [full_name])
+    allow_many_connections()
+    # Before the model is loaded, what its configuration says bounds what grpc takes in for a message.
+    context = await asyncio.to_thread(configured_context, options.model)
+    nbytes_max = message_nbytes_max(context) if context else MESSAGE_NBYTES_MAX
+    server = RpcServer(options.load_access(), [full_name], message_nbytes_max=nbytes_max)
     port = await server.start(options.host, options.port, options.tls)
     say(f"listening on {options.host}:{port}, not serving yet")
     async with AsyncExitStack() as ends:
@@ -77,6 +82,13 @@ async def run_service(
         await stopping.wait()
         log.info("draining: %d calls run, at most %g s", server.gate.running, options.drain_s)
         return await server.drain(options.drain_s)
+
+
+def allow_many_connections() -> None:
+    """As many descriptors as this process may have: one that runs out of them accepts no connection."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def _make(options: ServiceOptions, make: Callable[[Loaded], Service]) -> tuple[Loaded, Service]:
