@@ -205,6 +205,8 @@ class OpenCalls:
 
     def _set_aside(self, call: OpenCall) -> None:
         """Its reply is not taken: it no longer counts as open, but its connection may have few of these."""
+        if call.delivery is not None:
+            call.delivery.cancel()
         self._uncount(call)
         call.unread = True
         self._unread[call.caller.connection] += 1
