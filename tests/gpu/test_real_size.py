@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import sys
 import time
 from collections.abc import Iterator
@@ -11,12 +10,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM
 
-from bench.gpu_model import SHAPE
+from bench.gpu_start import save_checkpoint
 from cairn import Client, Result
 from cairn.processes import free_port
-from tests.end_to_end.processes import ROOT, Process
+from tests.end_to_end.processes import Process
 
 pytestmark = [pytest.mark.gpu, pytest.mark.timeout(400)]
 
@@ -28,15 +26,7 @@ QUERY = [9, 8, 7, 300, 12]
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Random weights in the shape of Qwen3-8B, with the shipped model's tokenizer."""
     place = tmp_path_factory.mktemp("checkpoint")
-    config = AutoConfig.for_model("qwen3", **SHAPE | {"max_position_embeddings": 40960})
-    torch.manual_seed(0)
-    with torch.device("cuda"):
-        module = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
-    module.save_pretrained(place)
-    del module
-    torch.cuda.empty_cache()
-    for file in (ROOT / "models" / "fable").glob("*token*"):
-        shutil.copy(file, place)
+    save_checkpoint(place, layers=36)
     return place
 
 
