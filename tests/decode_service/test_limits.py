@@ -195,6 +195,24 @@ def test_modes_that_the_model_does_not_allow(tmp_path: Path) -> None:
             assert modes[mode].reason in caught.value.message and "use exact" in caught.value.message
 
 
+def test_a_shortened_context_is_named_with_its_reason(tmp_path: Path) -> None:
+    folder = model_dir(tmp_path / "gpt-oss", "gpt-oss-sinks")
+    with pair(loaded(folder, "prefill"), loaded(folder, "decode"), tmp_path / "s") as services:
+        loads = services.client.loads()
+        assert (loads.context_length_max, loads.context_length_declared) == (128, 2048)
+        assert "2 of 3 layers have a sliding window of 128 tokens" in loads.context_length_reason
+        assert {mode.context_length_max for mode in loads.modes if mode.supported} == {128}
+        said = f"limited to 128 of 2048 tokens, because {loads.context_length_reason}"
+        for ask in (
+            lambda: services.generate([tokens(3, 60), tokens(4, 70)], 5),
+            lambda: services.generate([tokens(3, 60), tokens(4, 60)], 20),
+            lambda: services.client.prefill(tokens(5, 129)),
+        ):
+            with pytest.raises(cairn.InvalidRequest) as caught:
+                ask()
+            assert said in caught.value.message
+
+
 def test_a_chunk_of_another_tokenizer(services: Pair, store: Path, tmp_path: Path) -> None:
     folder = model_dir(tmp_path / "other", "qwen3-ratio2")
     tokenizer = AutoTokenizer.from_pretrained(folder)
