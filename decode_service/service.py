@@ -174,7 +174,8 @@ class DecodeService(decode_pb2_grpc.DecodeServiceServicer):  # type: ignore[misc
     async def _resolve(self, request: decode_pb2.GenerateRequest, salt: str, then: Callable[[Composition], T]) -> T:
         """What ``then`` makes of the request's composition, both in a thread: a prompt can be long."""
         messages.check_sampling(request.sampling)
-        budget = ContentBudget(self.resolver.served.context_length_max)
+        served = self.resolver.served
+        budget = ContentBudget(served.context_length_max, limit=str(served.limit()))
         segments = messages.segments_in(request.segments, budget)
         mode: ReuseMode = wire.reuse_mode(request.reuse_mode)
         async with self._lanes.lane(budget.characters):

@@ -129,7 +129,8 @@ class PrefillService(prefill_pb2_grpc.PrefillServiceServicer):  # type: ignore[m
                 "shared: only a token marked admin in the token file may publish for every tenant",
             )
         salt = SHARED_SALT if request.shared else caller.salt
-        budget = ContentBudget(self.prefiller.computer.served.context_length_max, "chunk")
+        served = self.prefiller.computer.served
+        budget = ContentBudget(served.context_length_max, "chunk", limit=str(served.limit()))
         check_request_id(request.request_id)
         asked = messages.chunk_request(request, salt, budget)
         return await self.prefiller.register(asked, timer)

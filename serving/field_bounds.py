@@ -48,11 +48,12 @@ def check_request_id(text: str) -> None:
 class ContentBudget:
     """What texts and token ids of one request may come to, for a model that takes ``context_length`` tokens.
 
-    ``whole`` is what they make together, in the words of an error.
+    ``whole`` is what they make together, in the words of an error; ``limit`` names the limit with its reason.
     """
 
-    def __init__(self, context_length: int, whole: str = "prompt") -> None:
+    def __init__(self, context_length: int, whole: str = "prompt", *, limit: str = "") -> None:
         self._context_length = context_length
+        self._limit = limit or f"{context_length} tokens"
         self._whole = whole
         self._tokens = 0
         self.characters = 0  # of all texts so far
@@ -62,7 +63,7 @@ class ContentBudget:
         if self._tokens > self._context_length:
             raise refuse(
                 f"{field}: a {self._whole} of {self._tokens} tokens is longer than the model's limit of "
-                f"{self._context_length} tokens; send fewer"
+                f"{self._limit}; send fewer"
             )
 
     def take_text(self, field: str, text: str) -> None:
@@ -71,5 +72,5 @@ class ContentBudget:
         if self.characters > most:
             raise refuse(
                 f"{field}: a {self._whole} of {self.characters} characters is longer than the {most} that can fit the "
-                f"model's limit of {self._context_length} tokens; shorten it"
+                f"model's limit of {self._limit}; shorten it"
             )

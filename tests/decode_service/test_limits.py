@@ -202,7 +202,7 @@ def test_a_shortened_context_is_named_with_its_reason(tmp_path: Path) -> None:
         assert (loads.context_length_max, loads.context_length_declared) == (128, 2048)
         assert "2 of 3 layers have a sliding window of 128 tokens" in loads.context_length_reason
         assert {mode.context_length_max for mode in loads.modes if mode.supported} == {128}
-        said = f"limited to 128 of 2048 tokens, because {loads.context_length_reason}"
+        said = f"128 of 2048 tokens, because {loads.context_length_reason}"
         for ask in (
             lambda: services.generate([tokens(3, 60), tokens(4, 70)], 5),
             lambda: services.generate([tokens(3, 60), tokens(4, 60)], 20),
