@@ -6,6 +6,7 @@ import argparse
 from dataclasses import dataclass
 from pathlib import Path
 
+from serving.access import NO_SALT
 from serving.options import ServiceOptions, add_service_options, nbytes, positive, service_options
 
 
@@ -27,11 +28,20 @@ class DecodeOptions:
 
     @property
     def prefill_token(self) -> str:
-        """The first token of the file, sent to the prefill service; "" without a file. Raises ``OSError``."""
+        """The first token of the file, sent to the prefill service; "" without a file.
+
+        Raises ``OSError``, or ``ValueError`` for a token with a salt: it would act for one tenant, whoever asks.
+        """
         if self.prefill_token_file is None:
             return ""
-        lines = self.prefill_token_file.read_text().split("\n")
-        return next((line.split()[0] for line in lines if line.split() and not line.startswith("#")), "")
+        lines = (line.split() for line in self.prefill_token_file.read_text().splitlines())
+        words = next((words for words in lines if words and not words[0].startswith("#")), [""])
+        if words[1:2] not in ([], [NO_SALT]):
+            raise ValueError(
+                f"--prefill-token-file: the first token of {self.prefill_token_file} has a salt; the decode service "
+                "needs one without, which may act for every tenant"
+            )
+        return words[0]
 
     @property
     def prefill_ca(self) -> bytes | None:

@@ -162,3 +162,14 @@ def test_prefill_jobs(folder: Path, tmp_path: Path) -> None:
         assert all(call.result(DEADLINE_S).newly_registered for call in (*flood, *others))
         wait_until(lambda: len(order) == 6)
         assert max(order.index("b"), order.index("c")) <= 3, f"in turn, not behind the flood: {order}"
+
+
+def test_the_decode_service_acts_for_every_tenant(folder: Path, tmp_path: Path) -> None:
+    """Its own token must not be one tenant's, whose name all KV would bear."""
+    file = tmp_path / "tokens"
+    file.write_text("# comment\nword salt-a\nfree\n")
+    with (
+        pytest.raises(ValueError, match=r"the first token of .* has a salt"),
+        pair(None, loaded(folder, "decode"), tmp_path / "s", prefill_address="127.0.0.1:1", token_file=file),
+    ):
+        pass
