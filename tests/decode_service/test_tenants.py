@@ -18,6 +18,7 @@ import pytest
 
 import cairn
 from cairn import Client, Tokens
+from chunk_store.store import StoreUnavailable
 from protos import chunks_pb2, decode_pb2, decode_pb2_grpc, prefill_pb2, prefill_pb2_grpc
 from tests.chunk_store.servers import mooncake, mooncake_url, need_mooncake, need_redis, redis_server, redis_url
 from tests.decode_service.models import loaded, tokens
@@ -312,3 +313,21 @@ def test_a_trusted_caller_names_the_tenant(tenants: Tenants) -> None:
             assert gateway.get(chunk).name == "by the gateway" and gateway.delete(chunk).kv_entries == 1
         with pytest.raises(cairn.InvalidRequest, match="salt: has characters that cannot be printed"):
             trusted.prefill(Tokens(part), salt="\0shared")
+
+
+def test_what_is_remembered_without_the_store_is_a_tenants_own(
+    tenants: Tenants, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with tenants.client("a") as one:
+        chunk = one.prefill(Tokens(content()))
+        expected = one.generate([chunk, Tokens(QUERY)], max_tokens=2, ignore_eos=True).finish()
+        requests = [generate(name, QUERY) for name in (chunk.id, "0" * 64)]
+
+        def away(*_: Any) -> Any:
+            raise StoreUnavailable("gone")
+
+        monkeypatch.setattr(tenants.services.decode.resolver.store, "get_records", away)
+        again = one.generate([chunk, Tokens(QUERY)], max_tokens=2, ignore_eos=True).finish()
+        assert again.token_ids == expected.token_ids
+        theirs, nobodys = (seen(tenants.decode("b", "Generate", request), True) for request in requests)
+        assert theirs == nobodys and theirs.code == "UNAVAILABLE"
