@@ -72,13 +72,13 @@ class Database:
             yield connection
 
     @contextmanager
-    def write(self, wait_s: float = BUSY_WAIT_S) -> Iterator[sqlite3.Connection]:
+    def write(self, wait_s: float | None = None) -> Iterator[sqlite3.Connection]:
         """One write transaction: all of it or, after any exception, nothing.
 
-        Waits at most ``wait_s`` seconds for other threads and processes that write. Raises ``StoreUnavailable``, and
-        ``StoreFull`` when the disk is.
+        Waits at most ``wait_s`` seconds (``BUSY_WAIT_S``) for other threads and processes that write. Raises
+        ``StoreUnavailable``, and ``StoreFull`` when the disk is.
         """
-        deadline = time.monotonic() + wait_s
+        deadline = time.monotonic() + (BUSY_WAIT_S if wait_s is None else wait_s)
         with self._use(self._writer, deadline) as connection:
             _begin(connection, deadline)
             try:

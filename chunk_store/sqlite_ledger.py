@@ -23,7 +23,7 @@ from chunk_store import sqlite_records as records
 from chunk_store.blobs import Quarantined
 from chunk_store.key import ChunkId, ChunkKey, ModelIdentity
 from chunk_store.ledger import IDENTITY_BITS, WRITE_TTL_S, Claimed, Placed, ReadTicket, Space, blob_name
-from chunk_store.sqlite_database import BUSY_WAIT_S, Database, Schema
+from chunk_store.sqlite_database import Database, Schema
 from chunk_store.sqlite_schema import SCHEMA, SCHEMA_VERSION, TENANTS, TOTALS
 from chunk_store.sqlite_upgrade import MIGRATIONS
 from chunk_store.store import (
@@ -201,7 +201,7 @@ class SqliteLedger:
     # -- leases ---------------------------------------------------------------------------------------
     def hold(self, lease: str, keys: Sequence[ChunkKey], ttl_s: float, wait_s: float | None = None) -> None:
         expires_at = time.time() + ttl_s
-        with self._write(BUSY_WAIT_S if wait_s is None else wait_s) as connection:
+        with self._write(wait_s) as connection:
             connection.executemany(
                 "INSERT OR REPLACE INTO leases SELECT ?, key, ? FROM entries WHERE key = ? AND (NOT doomed OR EXISTS "
                 "(SELECT 1 FROM leases WHERE leases.key = entries.key AND leases.lease = ?))",
@@ -209,7 +209,7 @@ class SqliteLedger:
             )
 
     def unhold(self, lease: str, keys: Sequence[ChunkKey], wait_s: float | None = None) -> None:
-        with self._write(BUSY_WAIT_S if wait_s is None else wait_s) as connection:
+        with self._write(wait_s) as connection:
             connection.executemany("DELETE FROM leases WHERE lease = ? AND key = ?", [(lease, key) for key in keys])
             entries.delete_doomed(connection, time.time())
 
@@ -348,7 +348,7 @@ class SqliteLedger:
         self._database.close()
 
     @contextmanager
-    def _write(self, wait_s: float = BUSY_WAIT_S) -> Iterator[sqlite3.Connection]:
+    def _write(self, wait_s: float | None = None) -> Iterator[sqlite3.Connection]:
         """A write transaction that begins by writing down what was used."""
         with self._database.write(wait_s) as connection:
             with self._used_lock:
