@@ -178,7 +178,7 @@ class DecodeService(decode_pb2_grpc.DecodeServiceServicer):  # type: ignore[misc
         budget = ContentBudget(served.context_length_max, limit=str(served.limit()))
         segments = messages.segments_in(request.segments, budget)
         mode: ReuseMode = wire.reuse_mode(request.reuse_mode)
-        async with self._lanes.lane(budget.characters):
+        async with self._lanes.lane(budget.characters, len(segments)):
             return await asyncio.to_thread(lambda: then(self.resolver.resolve(segments, mode, salt)))
 
     def _sampling(

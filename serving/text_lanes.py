@@ -1,4 +1,5 @@
-"""Long texts become tokens one at a time: they take seconds of a thread, and the threads are for everybody."""
+"""Long texts become tokens one at a time, and prompts of many parts get their keys: both take long in a thread, and
+several threads that compute keep the event loop waiting for its turn, once for each of them."""
 
 from __future__ import annotations
 
@@ -11,12 +12,13 @@ from grpc import StatusCode
 from serving.errors import RequestError
 
 LONG_CHARACTERS = 64 * 1024
+MANY_SEGMENTS = 64
 WAITING_MAX = 64
 WAIT_S = 60.0
 
 
 class TextLanes:
-    """One lane for requests with long texts, which wait for each other; short ones pass beside it."""
+    """One lane for requests with long texts or many parts, which wait for each other; others pass beside it."""
 
     def __init__(self, *, waiting_max: int = WAITING_MAX, wait_s: float = WAIT_S) -> None:
         self._free = asyncio.Semaphore(1)
@@ -25,12 +27,12 @@ class TextLanes:
         self._wait_s = wait_s
 
     @asynccontextmanager
-    async def lane(self, characters: int) -> AsyncIterator[None]:
-        """Inside the block a request with texts of so many characters, all together, may be tokenized.
+    async def lane(self, characters: int, segments: int = 1) -> AsyncIterator[None]:
+        """Inside the block a request of so many parts, with texts of so many characters in all, may be tokenized.
 
         Raises ``RequestError`` (RESOURCE_EXHAUSTED) if too many wait, or it waited too long.
         """
-        if characters <= LONG_CHARACTERS:
+        if characters <= LONG_CHARACTERS and segments <= MANY_SEGMENTS:
             yield
             return
         await self._enter()
@@ -44,19 +46,19 @@ class TextLanes:
             await self._free.acquire()  # does not wait
             return
         if self._waiting >= self._waiting_max:
-            raise self._refusal(f"{self._waiting} requests with long texts wait already")
+            raise self._refusal(f"{self._waiting} long requests wait already")
         self._waiting += 1
         try:
             await asyncio.wait_for(self._free.acquire(), self._wait_s)
         except TimeoutError:
-            raise self._refusal(f"requests with long texts waited {self._wait_s:g} s for each other") from None
+            raise self._refusal(f"long requests waited {self._wait_s:g} s for each other") from None
         finally:
             self._waiting -= 1
 
     def _refusal(self, because: str) -> RequestError:
         return RequestError(
             StatusCode.RESOURCE_EXHAUSTED,
-            f"text: {because}, and those of more than {LONG_CHARACTERS} characters become tokens one at a time; try "
-            "later, or send token_ids",
+            f"segments: {because}, and those of more than {LONG_CHARACTERS} characters or {MANY_SEGMENTS} parts are "
+            "prepared one at a time; try later, or send token_ids in fewer parts",
             retry_after_s=self._wait_s / 4,
         )

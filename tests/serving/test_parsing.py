@@ -14,7 +14,7 @@ from protos import decode_pb2, prefill_pb2
 from serving.errors import RequestError
 from serving.field_bounds import ContentBudget, check_request_id
 from serving.parsing import FIELDS_MAX, MESSAGE_NBYTES_MAX, message_nbytes_max, parse, text_nbytes_max
-from serving.text_lanes import LONG_CHARACTERS, TextLanes
+from serving.text_lanes import LONG_CHARACTERS, MANY_SEGMENTS, TextLanes
 
 
 def never(kind: Any) -> Any:
@@ -126,7 +126,10 @@ def test_long_texts_wait_for_each_other_and_short_ones_do_not() -> None:
         with pytest.raises(RequestError) as caught:
             await one(LONG_CHARACTERS + 1)
         assert caught.value.code is StatusCode.RESOURCE_EXHAUSTED and caught.value.retry_after_s
-        async with lanes.lane(LONG_CHARACTERS):
+        with pytest.raises(RequestError):
+            async with lanes.lane(1, MANY_SEGMENTS + 1):
+                pass
+        async with lanes.lane(LONG_CHARACTERS, MANY_SEGMENTS):
             pass
         release.set()
         await asyncio.gather(*long)
