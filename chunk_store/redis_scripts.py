@@ -12,17 +12,23 @@ builds the other names from it: one Redis server, not a cluster. What they share
 # Returns 'full', 'records' or 'pins' when there is no room for all, else 1 for new and 0 for known, one each.
 PUT_RECORDS = r"""
 local width, first, added, news, given = 11, 4, {}, {}, {}
+local registry_max = setting('records_max') or tonumber(ARGV[1])
 local records_max, pins_max = tonumber(ARGV[2]), tonumber(ARGV[3])
 for at = first, #ARGV, width do
   given[ARGV[at]] = true
   if not is_live(ARGV[at]) and not news[ARGV[at]] then news[ARGV[at]] = true; added[#added + 1] = 1
   else added[#added + 1] = 0 end
 end
-local function over()
-  local extra = 0
-  for id in pairs(news) do extra = extra + 1 - redis.call('EXISTS', P..'record:'..id) end
-  if extra == 0 then return 0 end
-  return total('records') + extra - (setting('records_max') or tonumber(ARGV[1]))
+-- How many rows there will be more, by tenant, and by how many that exceeds the registry.
+local function needed()
+  local more, sum = {}, 0
+  for sid in pairs(news) do
+    if redis.call('EXISTS', P..'record:'..sid) == 0 then
+      more[tenant_of(sid)] = (more[tenant_of(sid)] or 0) + 1
+      sum = sum + 1
+    end
+  end
+  return more, sum == 0 and 0 or total('records') + sum - registry_max
 end
 -- Chooses up to `count` more records of content that only passed through, least recently used first; returns how many.
 local chosen, chosen_of = {}, {}
@@ -44,23 +50,39 @@ local function choose(count, wanted)
   end
   return got
 end
-if over() > 0 then remove_expired() end
-local extra = over()
-if extra > 0 and choose(extra) < extra then return 'full' end
-local more_records, more_pins, seen_pin = {}, {}, {}
+local function left_of(tenant) return redis.call('ZCARD', of(tenant, 'records_created')) - (chosen_of[tenant] or 0) end
+-- Whether the registry may be exceeded by `over` records; ChunkStore.put_records says when.
+local function within_shares(more, over)
+  local owners = 0
+  for _ in pairs(more) do owners = owners + 1 end
+  for _, tenant in ipairs(tenants()) do
+    if not more[tenant] and left_of(tenant) > 0 then owners = owners + 1 end
+  end
+  local share = math.max(1, math.floor(registry_max / owners))
+  for tenant, count in pairs(more) do
+    if left_of(tenant) + count > share then return false end
+  end
+  return over <= registry_max
+end
+local more_records, extra = needed()
+if extra > 0 then
+  remove_expired()
+  more_records, extra = needed()
+end
+if extra > 0 then
+  local over = extra - choose(extra)
+  if over > 0 and not within_shares(more_records, over) then return 'full' end
+end
+local more_pins, seen_pin = {}, {}
 for at = first, #ARGV, width do
   local sid, tenant = ARGV[at], tenant_of(ARGV[at])
-  if news[sid] and redis.call('EXISTS', P..'record:'..sid) == 0 and not seen_pin[sid] then
-    more_records[tenant] = (more_records[tenant] or 0) + 1
-  end
   if ARGV[at+6] == '1' and not is_pinned(sid) and not seen_pin[sid] then
     more_pins[tenant] = (more_pins[tenant] or 0) + 1
   end
   seen_pin[sid] = true
 end
 for tenant, more in pairs(more_records) do
-  local left = redis.call('ZCARD', of(tenant, 'records_created')) - (chosen_of[tenant] or 0)
-  local beyond = records_max and left + more - records_max or 0
+  local beyond = records_max and left_of(tenant) + more - records_max or 0
   if beyond > 0 and choose(beyond, tenant) < beyond then return 'records' end
 end
 for tenant, more in pairs(more_pins) do

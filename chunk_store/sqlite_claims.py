@@ -102,13 +102,24 @@ def make_room_for(connection: sqlite3.Connection, new: Sequence[ChunkRecord], li
     """
     over = records_over(connection, new)
     over -= drop_transient(connection, over, new, None, now)
-    if over > 0:
+    if over > 0 and not _within_shares(connection, new, over):
         raise StoreFull(f"the registry is full: {over} chunks too many; delete chunks or raise records_max")
     if limits.records is not None:
         for tenant, added in _unknown(connection, new).items():
             over = tenant_counts(connection, tenant)["records"] + added - limits.records
             drop_transient(connection, over if added else 0, new, tenant, now)
     check_new_records(connection, new, limits)
+
+
+def _within_shares(connection: sqlite3.Connection, new: Sequence[ChunkRecord], over: int) -> bool:
+    """Whether ``new`` may exceed the registry by ``over`` records; ``ChunkStore.put_records`` says when."""
+    added = {tenant: count for tenant, count in _unknown(connection, new).items() if count}
+    counted = "SELECT COUNT(*) FROM tenants WHERE records > 0 AND tenant NOT IN (SELECT value FROM json_each(?))"
+    others = connection.execute(counted, (json.dumps(list(added)),)).fetchone()[0]
+    most = setting(connection, "records_max")
+    share = max(1, most // (others + len(added)))
+    held = {tenant: tenant_counts(connection, tenant)["records"] for tenant in added}
+    return over <= most and all(held[tenant] + count <= share for tenant, count in added.items())
 
 
 def drop_transient(

@@ -249,6 +249,10 @@ class ChunkStore(Protocol):
 
         For a known chunk the non-empty name, the union of tags, ``pinned`` and ``expires_at`` are updated; a transient
         record changes nothing of it but its last use. Transient records make room where there is none.
+
+        A registry that is still full is shared: tenants that get new records here, and then have no more than their
+        share of its maximum (divided by all tenants that have records, at least 1), still get in, up to twice the
+        maximum in all. So what one tenant registers never refuses another one's first.
         Raises ``StoreFull`` when the registry holds its maximum, ``QuotaFull`` when a tenant would exceed ``limits``,
         and then registers none of ``records``.
         """

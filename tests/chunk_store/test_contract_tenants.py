@@ -17,7 +17,7 @@ from servers import Server, redis_url
 
 from chunk_store.key import ChunkId
 from chunk_store.shared_store import SharedStore
-from chunk_store.store import MissReason, QuotaFull, RecordOrder, RecordQuery, StoreTooNew
+from chunk_store.store import MissReason, QuotaFull, RecordOrder, RecordQuery, StoreFull, StoreTooNew
 from chunk_store.tenant import DEFAULT_TENANT, SHARED_TENANT, Tenant, TenantLimits, TenantUsage, tenant_of, visible_to
 
 A, B = tenant_of("a"), tenant_of("b")
@@ -189,6 +189,56 @@ def test_what_is_being_written_counts_toward_the_quota(place: Place) -> None:
         with pytest.raises(QuotaFull):
             second.write(two.header, two.views, limits=limits)  # type: ignore[union-attr]
     assert usage(store, A) == (0, 0, 0)
+
+
+def test_one_tenants_flood_leaves_others_their_share_of_the_registry(place: Place) -> None:
+    """``ChunkStore.put_records`` says the rule. Eight chunks at most, all of them one tenant's."""
+    store = place.open(records_max=8)
+    record = {salt: [sample(number, salt=salt).record() for number in range(10)] for salt in "abc"}
+    store.put_records(record["a"][:8])
+    for number in range(3):
+        assert store.put_records([record["b"][number]]) == [True], "fewer than half of eight"
+    with pytest.raises(StoreFull, match=r"the registry is full: .*records_max"):
+        store.put_records([record["a"][8]])
+    with pytest.raises(StoreFull):
+        store.put_records(record["b"][3:5])  # five would be more than a half
+    with pytest.raises(StoreFull):
+        store.put_records([record["c"][0], record["a"][8]])  # each in a batch needs room
+    assert [usage(store, who)[0] for who in (A, B, tenant_of("c"))] == [8, 3, 0], "of a refused batch nothing stays"
+    assert store.put_records([record["c"][0], record["b"][0]]) == [True, False], "known ones need none"
+    with pytest.raises(StoreFull):
+        store.put_records([record["b"][3]])  # a third of eight is two
+    assert store.put_records([record["c"][1]]) == [True]
+    with pytest.raises(StoreFull):
+        store.put_records([record["c"][2]])
+    for number in range(3):
+        first = sample(number).record(tenant=Tenant(f"{number}" * 64))
+        assert store.put_records([first]) == [True], "one chunk always is within the share"
+    with pytest.raises(StoreFull):
+        store.put_records([sample(9).record()])  # sixteen are there, twice the maximum
+    store.delete_chunks([one.chunk_id for one in record["a"]], None)
+    store.sweep()
+    assert store.put_records(record["b"][:8]) == [True] * 8, "alone again, and everything is its share"
+    assert store.stats().records == 8 and store.ledger.audit() == []
+
+
+def test_transient_content_makes_room_before_shares_do(place: Place) -> None:
+    store = place.open(records_max=4)
+    passing = [sample(n, salt="a").record(transient=True, created_at=float(n + 1)) for n in range(2)]
+    store.put_records([*passing, sample(2, salt="a").record(), sample(3, salt="a").record()])
+    for number in range(2):
+        assert store.put_records([sample(number, salt="b").record()]) == [True]
+    assert (usage(store, A)[0], usage(store, B)[0]) == (2, 2), "what only passed through went"
+    with pytest.raises(StoreFull):
+        store.put_records([sample(2, salt="b").record()])
+    for number in range(3):
+        sent = sample(number, salt="c").record(transient=True)
+        assert store.put_records([sent]) == [True], "a share of one, by turns"
+        assert usage(store, tenant_of("c"))[0] == 1 and store.stats().records == 5
+    assert store.put_records([sample(5, salt="c").record()]) == [True]
+    with pytest.raises(StoreFull):
+        store.put_records([sample(6, salt="c").record(transient=True)])
+    assert usage(store, tenant_of("c"))[0] == 1 and store.ledger.audit() == []
 
 
 def test_an_index_of_before_tenants_is_upgraded(file_place: FilePlace, file_place_2: FilePlace) -> None:

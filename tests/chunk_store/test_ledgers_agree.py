@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections import Counter
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
@@ -15,12 +16,13 @@ from servers import Server, redis_url
 
 from chunk_store.key import ChunkId, ModelIdentity
 from chunk_store.shared_store import SharedStore
-from chunk_store.store import Busy, Lease, RecordOrder, RecordQuery, Stored, StoreFull
+from chunk_store.store import Busy, ChunkRecord, Lease, RecordOrder, RecordQuery, Stored, StoreFull
 from chunk_store.tenant import DEFAULT_TENANT, NO_LIMITS, Tenant, TenantLimits, tenant_of
 
 STEPS = 250
 TENANTS = (DEFAULT_TENANT, tenant_of("tenant"), tenant_of("b"))
 OTHER_MODEL = ModelIdentity("model-2")
+EVERYBODYS = RecordQuery(tenants=None)
 
 
 def entries() -> list[Sample]:
@@ -59,6 +61,13 @@ class Player:
             return str(self.store.put_records([entry.record(**changes)], limits=limits))
         except StoreFull as error:
             return type(error).__name__
+
+    def put(self, new: list[ChunkRecord]) -> str:
+        try:
+            self.store.put_records(new)
+        except StoreFull as error:
+            return type(error).__name__
+        return "there is room"
 
     def pin(self, chunk_ids: list[ChunkId], pinned: bool, tenant: Tenant, limits: TenantLimits) -> str:
         try:
@@ -139,3 +148,57 @@ def test_the_same_calls_have_the_same_answers(shared_redis: Server, tmp_path: Pa
             views = [player.view() for player in players]
             assert views[0] == views[1], f"after step {number}, which answered {answers[0]}"
         assert players[0].store.stats().evictions > 2, "too little happened for this to prove anything"
+
+
+def take(held: dict[tuple[Tenant, ChunkId], bool], new: list[ChunkRecord], most: int) -> bool:
+    """The rule of ``ChunkStore.put_records`` on a registry of ``most``, told again; whether there was room.
+
+    ``held`` is who has what and whether it is transient, the least recently used first.
+    """
+    places = [(record.tenant, record.chunk_id) for record in new]
+    added = Counter(tenant for tenant, name in set(places) - held.keys())
+    over = len(held) + added.total() - most if added else 0
+    dropped = [place for place, transient in held.items() if transient and place not in places][: max(0, over)]
+    stays = Counter(tenant for tenant, name in held.keys() - set(dropped))
+    share = max(1, most // len({*stays, *added})) if added else 0
+    fair = len(held) - len(dropped) + added.total() <= 2 * most
+    fair = fair and all(stays[tenant] + count <= share for tenant, count in added.items())
+    if over > len(dropped) and not fair:
+        return False
+    for place in dropped:
+        del held[place]
+    for place, record in zip(places, new, strict=True):
+        held[place] = record.transient and held.pop(place, True)
+    return True
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_shares_of_the_registry_against_the_rule(shared_redis: Server, tmp_path: Path, seed: int) -> None:
+    chooser = random.Random(seed)
+    most, owners, held, seen = 6, [*TENANTS, tenant_of("d")], dict[tuple[Tenant, ChunkId], bool](), set[str]()
+    with (
+        closing(FilePlace(tmp_path / "store")) as file,
+        closing(RedisPlace(redis_url(shared_redis, f"shares{seed}"))) as redis,
+    ):
+        players = [Player(place.open(records_max=most)) for place in (file, redis)]
+        for number in range(150):
+            if chooser.random() < 0.12:
+                owner, gone = chooser.choice(owners), [sample(one).chunk_id for one in chooser.sample(range(9), 5)]
+                for player in players:
+                    player.store.delete_chunks(gone, [owner])
+                held = {place: kind for place, kind in held.items() if place[0] != owner or place[1] not in gone}
+            else:
+                transient = chooser.random() < 0.5
+                batch = [
+                    sample(one).record(tenant=chooser.choice(owners[: 1 + number // 20]), transient=transient)
+                    for one in chooser.sample(range(9), 1 if transient else chooser.randrange(1, 4))
+                ]
+                over = len(held) > most
+                wanted = "there is room" if take(held, batch, most) else "StoreFull"
+                answers = [player.put(batch) for player in players]
+                assert answers == [wanted] * 2, f"step {number}"
+                seen.add(f"{wanted}, over: {over}")
+            for player in players:
+                there = {(one.tenant, one.chunk_id) for one in player.store.list_records(EVERYBODYS).records}
+                assert there == held.keys(), f"after step {number}"
+        assert len(seen) == 4, f"too little happened for this to prove anything: {seen}"

@@ -13,6 +13,7 @@ import pytest
 
 import cairn
 from cairn import Client, Tokens
+from chunk_store.open import open_store
 from protos import decode_pb2, decode_pb2_grpc, prefill_pb2, prefill_pb2_grpc
 from serving.details import retry_after_s
 from tests.decode_service.models import loaded, tokens
@@ -133,6 +134,25 @@ def test_a_flood_does_not_refuse_another_tenants_first_request(folder: Path, tmp
             for future in asked:
                 future.result(DEADLINE_S)
         assert max(ended.index("b0"), ended.index("b1")) <= 4, f"in turn, not behind the flood: {ended}"
+
+
+def test_a_flood_of_content_does_not_refuse_another_tenants_first(folder: Path, tmp_path: Path) -> None:
+    """One tenant without a quota fills the registry; others still register their share of it."""
+    open_store(f"file://{tmp_path / 's'}", records_max=8).close()
+    with services(folder, tmp_path, "a salt-a\nb salt-b\nc salt-c\n") as (_, clients):
+        for seed in range(8):
+            clients["a"].prefill(content(seed))
+        with pytest.raises(cairn.Overloaded, match=r"the registry is full: .*delete chunks"):
+            clients["a"].prefill(content(8))
+        for seed in range(4):
+            assert clients["b"].prefill(content(seed)).newly_registered
+        with pytest.raises(cairn.Overloaded, match="the registry is full"):
+            clients["b"].prefill(content(4))
+        assert clients["c"].prefill(content(20)).newly_registered
+        sent = clients["c"].generate([content(21), Tokens([5])], max_tokens=2).finish().reuse.segments[0]
+        assert (sent.source, sent.unpublished) == ("computed", "")
+        stats = clients["boss"].stats()
+        assert (clients["a"].stats().chunks, stats.chunks, stats.chunks_max) == (8, 14, 8)
 
 
 def prefill(running: Pair, token: str, seed: int) -> Any:
