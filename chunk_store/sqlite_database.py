@@ -99,16 +99,18 @@ class Database:
         with self._translated():
             while True:
                 with self._locked(deadline, handle):
-                    if handle.connection is not None and not self._is_stale(handle):
+                    if not self._is_stale(handle):
+                        if (
+                            handle.connection is None
+                        ):  # needs no other lock: who waits to write keeps nobody from reading
+                            handle.connection = self._open()
+                            handle.opened = self._identity()
                         yield handle.connection
                         return
                 with self._locked(deadline, self._writer, self._reader):
                     if self._is_stale(handle):
                         self._drop_all()  # both: as long as one is open, another would share its log
                         self._suspect = False
-                    if handle.connection is None:
-                        handle.connection = self._open()
-                        handle.opened = self._identity()
 
     @contextmanager
     def _locked(self, deadline: float, *handles: _Handle) -> Iterator[None]:

@@ -29,6 +29,7 @@ log = logging.getLogger(__name__)
 REGISTER_ATTEMPTS_MAX = 3  # of content that others displaced before the prefill service looked for it
 LOADS_AT_ONCE = 4  # chunks, over all requests; each is read by several processors
 LEASE_WAIT_S = 0.25
+NO_LEASE_FOR_S = 2.0  # how long nobody waits for a lease after somebody waited in vain
 FULL_FOR_S = 5.0  # how long a store that was full is taken to be
 
 LoadedT = TypeVar("LoadedT")
@@ -138,6 +139,7 @@ class StoreSource:
         self._loads = ThreadPoolExecutor(LOADS_AT_ONCE, thread_name_prefix="cairn-load-part")
         # By the monotonic clock: until then a tenant's KV is not asked for, which could not be stored.
         self._full_until: dict[Tenant, float] = {}
+        self._no_lease_until = 0.0
 
     def fetch(self, composition: Composition, wanted: Sequence[Wanted], caller: Caller) -> Fetched:
         """Fills every wanted chunk, but for those that it reports as unpublished.
@@ -154,6 +156,20 @@ class StoreSource:
         except StoreError as error:
             raise FetchFailed("UNAVAILABLE", f"chunk store: {error}") from error
         return fetch.fetched()
+
+    def lease(self, keys: Sequence[ChunkKey]) -> Lease | None:
+        """Keeps what is stored from being evicted, or None: then what was found may be gone when it is read, a miss.
+
+        Waits for a locked index are in turn: of many requests one waits, and the others go on without.
+        """
+        if time.monotonic() < self._no_lease_until:
+            return None
+        try:
+            return self.store.lease(keys, wait_s=LEASE_WAIT_S)
+        except (StoreUnavailable, StoreFull) as error:
+            self._no_lease_until = time.monotonic() + NO_LEASE_FOR_S
+            log.warning("KV is read without a lease, for %g s: %s", NO_LEASE_FOR_S, error)
+            return None
 
     def ask(self, composition: Composition, index: int, caller: Caller) -> Unpublished | None:
         """Has a chunk's KV computed and stored; why it could not be stored otherwise. Raises as ``fetch`` does."""
@@ -245,21 +261,14 @@ class _Fetch:
 
     @contextmanager
     def _leased(self, keys: Sequence[ChunkKey]) -> Iterator[Callable[[], None]]:
-        """Keeps what is stored from being evicted inside the block; gives what renews that.
-
-        Nobody waits long for it: without a lease, what was found may be gone when it is read, and that is a miss.
-        """
-        lease: Lease | None = None
+        """Keeps what is stored from being evicted inside the block, if that can be had; gives what renews it."""
+        lease = self._source.lease(keys)
 
         def renew() -> None:
             if lease is not None:
                 with suppress(StoreUnavailable, StoreFull):
                     lease.renew()
 
-        try:
-            lease = self._store.lease(keys, wait_s=LEASE_WAIT_S)
-        except (StoreUnavailable, StoreFull) as error:
-            log.warning("KV is read without a lease: %s", error)
         try:
             yield renew
         finally:

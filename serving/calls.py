@@ -51,9 +51,9 @@ class CallGate(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # generic
         self._closed_because = ""
 
     def close(self) -> None:
-        """Refuses new calls with UNAVAILABLE and ends those that wait for their client; those that work go on."""
+        """Refuses new calls with UNAVAILABLE and ends those that wait for a message; those that work go on."""
         self._closed_because = "the service is shutting down; try another one"
-        self.calls.end_idle(RequestError(StatusCode.UNAVAILABLE, self._closed_because))
+        self.calls.close(RequestError(StatusCode.UNAVAILABLE, self._closed_because))
 
     async def wait_idle(self, timeout_s: float) -> bool:
         """Waits until no call of the service runs, at most ``timeout_s`` seconds; False if some still do."""

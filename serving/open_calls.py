@@ -21,6 +21,7 @@ from grpc import StatusCode
 from serving.errors import RequestError
 
 RETRY_AFTER_S = 1.0
+DRAIN_MESSAGE_S = 1.0  # how long a service that drains waits for a message, or for a stream's end
 
 
 class CallKind(StrEnum):
@@ -92,7 +93,9 @@ class OpenCall:
     caller: Caller
     deadline: asyncio.Timeout
     ending: RequestError | None = None
+    closing: RequestError | None = None  # the service drains: what it is ended with should no message come soon
     idle_since: float | None = None  # it waits for its client since then (loop time)
+    message_due: bool = False  # what it waits for is a message
     counted: bool = False
     delivery: asyncio.TimerHandle | None = None
     unread: bool = False
@@ -101,12 +104,25 @@ class OpenCall:
     def waits(self, seconds: float | None, ending: RequestError) -> None:
         """From now on it waits for its client, at most ``seconds``; then it ends with ``ending``."""
         now = asyncio.get_running_loop().time()
-        self.idle_since, self.ending = now, ending
+        self.idle_since, self.ending, self.message_due = now, ending, False
         self._reschedule(None if seconds is None else now + seconds)
+
+    def awaits_message(self, seconds: float, ending: RequestError) -> None:
+        """From now on it waits for a message, as ``waits`` does; not for long if the service drains."""
+        if self.closing is not None:
+            seconds, ending = DRAIN_MESSAGE_S, self.closing
+        self.waits(seconds, ending)
+        self.message_due = True
+
+    def close(self, closing: RequestError) -> None:
+        """The service drains: what works goes on, and takes as long as it likes to hand out its replies."""
+        self.closing = closing
+        if self.message_due:
+            self.awaits_message(DRAIN_MESSAGE_S, closing)
 
     def works(self) -> None:
         """From now on it waits for us."""
-        self.idle_since = None
+        self.idle_since, self.message_due = None, False
         self._reschedule(None)
 
     def end(self, ending: RequestError) -> None:
@@ -175,11 +191,10 @@ class OpenCalls:
             call.unread = False
             self._unread -= Counter((call.caller.connection,))
 
-    def end_idle(self, ending: RequestError) -> None:
-        """Ends every call of the service that waits for a message or for a reply to be taken."""
-        for call in list(self._calls[CallKind.WORK]):
-            if call.idle_since is not None and call.delivery is None:
-                call.end(ending)
+    def close(self, closing: RequestError) -> None:
+        """Ends every call of the service that waits for a message, now or later; those that work go on."""
+        for call in self._calls[CallKind.WORK]:
+            call.close(closing)
 
     def _make_room(self, kind: CallKind, scope: str, name: str, most: int) -> None:
         idle = [call for call in self._calls[kind] if call.idle_since is not None and call.scopes.get(scope) == name]

@@ -107,7 +107,7 @@ class ClientStream:
         first = self._read == 0
         seconds = self.limits.message_s if first else self.limits.idle_s
         what = "a whole message" if first else "the next message"
-        self.call.waits(
+        self.call.awaits_message(
             seconds,
             RequestError(
                 StatusCode.DEADLINE_EXCEEDED, f"{what} did not come within {seconds:g} s; send it, or end the stream"

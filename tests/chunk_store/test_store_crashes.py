@@ -9,7 +9,8 @@ import sqlite3
 import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, closing
 from pathlib import Path
 
 import pytest
@@ -293,6 +294,23 @@ def test_a_store_opened_before_fork_is_refused_in_the_child(file_place: FilePlac
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 7
     publish(store, sample(1))
     assert loads(store, sample(1))
+
+
+def test_who_reads_first_does_not_wait_for_who_waits_to_write(file_place: FilePlace) -> None:
+    publish(file_place.open(), sample(1))
+    store = file_place.open()
+    with closing(sqlite3.connect(file_place.root / "index.sqlite", isolation_level=None)) as blocker:
+        blocker.execute("BEGIN IMMEDIATE")
+        with ThreadPoolExecutor(1) as threads:
+            waiting = threads.submit(store.begin, sample(2).key)
+            while store.ledger._database._writer.connection is None:
+                time.sleep(0.001)
+            assert store.lookup([sample(1).key])[0] is not None
+            assert not waiting.done()
+            blocker.execute("ROLLBACK")
+            claim = waiting.result(timeout=30)
+    assert claim is not None
+    claim.abort()  # type: ignore[union-attr]
 
 
 def test_writers_wait_for_each_other_but_not_for_ever(file_place: FilePlace, monkeypatch: pytest.MonkeyPatch) -> None:

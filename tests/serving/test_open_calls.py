@@ -16,7 +16,8 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from protos import prefill_pb2, prefill_pb2_grpc
 from serving.access import Access, Grant
-from serving.open_calls import Bounds, Caller, CallKind, CallLimits
+from serving.errors import RequestError
+from serving.open_calls import DRAIN_MESSAGE_S, Bounds, Caller, CallKind, CallLimits, OpenCall, OpenCalls
 from tests.serving.raw_http2 import RawConnection, grpc_message
 from tests.serving.test_rpc_server import Running, get, health
 
@@ -229,6 +230,36 @@ def test_a_watch_whose_reader_takes_nothing_delays_neither_opening_nor_draining(
         raw.close()
 
     asyncio.run(asyncio.wait_for(main(), 60))
+
+
+def test_draining_ends_who_waits_for_a_message_and_nobody_who_hands_out_a_reply() -> None:
+    async def main() -> None:
+        calls, loop = OpenCalls(CallLimits()), asyncio.get_running_loop()
+        closing, slow = (
+            RequestError(StatusCode.UNAVAILABLE, "drains"),
+            RequestError(StatusCode.DEADLINE_EXCEEDED, "slow"),
+        )
+        async with asyncio.timeout(None) as first, asyncio.timeout(None) as second, asyncio.timeout(None) as third:
+            writes, waits, works = (
+                OpenCall(CallKind.WORK, Caller("ipv4:1.2.3.4:5"), d) for d in (first, second, third)
+            )
+            for call in (writes, waits, works):
+                calls.enter(call)
+            writes.waits(30.0, slow)
+            waits.awaits_message(120.0, slow)
+            works.works()
+            calls.close(closing)
+            assert writes.ending is slow and (first.when() or 0) > loop.time() + 20
+            assert waits.ending is closing and (second.when() or 0) <= loop.time() + DRAIN_MESSAGE_S
+            assert third.when() is None
+            works.awaits_message(120.0, slow)  # only now is it done
+            assert works.ending is closing and (third.when() or 0) <= loop.time() + DRAIN_MESSAGE_S
+            for call in (writes, waits, works):
+                call.works()
+                calls.leave(call)
+            assert calls.no_work.is_set()
+
+    asyncio.run(asyncio.wait_for(main(), 30))
 
 
 def test_draining_does_not_wait_for_idle_streams() -> None:
