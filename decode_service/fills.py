@@ -14,6 +14,7 @@ from functools import partial
 
 from chunk_store.key import ChunkKey
 from decode_service.admission import Admission, Admitted
+from decode_service.line import Stay
 from decode_service.sequence import Failed, Sequence
 from decode_service.source import Caller, Fetched, FetchFailed, NoRoomToAsk, StoreSource
 from serving.logs import bearing
@@ -111,7 +112,7 @@ class Fills:
             # Read from another thread: should somebody join meanwhile, it is returned to the queue.
             return sequence.done and all(chunk.holders <= 1 for chunk in filling)
 
-        caller = Caller(sequence.salt, sequence.deadline, abandoned, partial(self._room.may_ask, stay))
+        caller = Caller(sequence.salt, sequence.deadline, abandoned, partial(self._may_ask, stay))
         try:
             fetched = self._source.fetch(sequence.composition, admitted.wanted, caller)
         except NoRoomToAsk:
@@ -124,6 +125,13 @@ class Fills:
             self._post(partial(self._failed, admitted, unexpected))
         else:
             self._post(partial(self._fetched, admitted, fetched))
+
+    def _may_ask(self, stay: Stay) -> bool:
+        """Whether what a stay waits for may be computed; then its place among those that are read for is free."""
+        may = self._room.may_ask(stay)
+        if may:
+            self._post(_look_again)
+        return may
 
     def _fetched(self, admitted: Admitted, fetched: Fetched) -> None:
         self._end_fetch(admitted)
@@ -168,3 +176,7 @@ class Fills:
                 entry.sequence.outcomes.clear()
                 self._requeue(entry.sequence)
                 self.give_up(entry)
+
+
+def _look_again() -> None:
+    """What is posted to the device thread makes it look at the line; this does nothing else."""

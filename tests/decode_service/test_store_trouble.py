@@ -155,10 +155,12 @@ def test_a_locked_index_delays_no_warm_request(folder: Path, tmp_path: Path) -> 
         named = services.client.prefill(tokens(140, 40))
         parts = [[named, [5]], [tokens(140, 40), [6]], [tokens(141, 30), [7]], [[8, 9]]]
         expected = [services.generate(each) for each in parts]
-        stored = services.client.prefill(tokens(142, 40))
+        stored, early = (services.client.prefill(tokens(n, 40)) for n in (142, 143))
         with closing(sqlite3.connect(tmp_path / "s" / "index.sqlite", isolation_level=None)) as holder:
             holder.execute("BEGIN IMMEDIATE")
             cold = [later(services, [tokens(150 + n, 20), [5]], timeout_s=50) for n in range(24)]
+            # Comes while all who may be read for find out that their KV has to be computed; then nothing else comes.
+            assert later(services, [early, [5]], timeout_s=8).result(20).reuse.segments[0].source == "store"
             wait_until(lambda: services.client.loads().running >= 8)
             for each, before in zip(parts * 3, expected * 3, strict=True):
                 warm = services.generate(each, timeout_s=8)
