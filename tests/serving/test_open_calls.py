@@ -53,10 +53,12 @@ def another(running: Running) -> grpc.aio.Channel:
 
 
 async def answered(stub: Any) -> Any:
-    """A reply as a client gets it that tries a few times: in the middle of a flood a single call may be cut off."""
+    """A reply, as a client gets it that tries again when it was refused or cut off; any other status is a failure."""
     for _ in range(4):
-        with suppress(grpc.aio.AioRpcError):
+        try:
             return await get(stub)
+        except grpc.aio.AioRpcError as error:
+            assert error.code() in (StatusCode.CANCELLED, StatusCode.RESOURCE_EXHAUSTED), error
         await asyncio.sleep(0.2)
     return await get(stub)
 
