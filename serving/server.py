@@ -26,6 +26,7 @@ from serving.parsing import MESSAGE_NBYTES_MAX
 from serving.rpc_metrics import RpcMetrics
 from serving.streams import MessageKinds
 
+PENDING_CALLS_MAX = 8192
 CANCEL_S = 1.0  # what cancelled calls get to clean up
 HEALTH_NAME = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
 
@@ -33,6 +34,10 @@ HEALTH_NAME = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
 # they should be; these hold before any code of ours runs.
 CONNECTION_OPTIONS = [
     ("grpc.max_concurrent_streams", 1024),
+    # Calls that reached grpc and not yet us: beyond its usual 1000 it cuts some off by chance, with no reason given
+    # (CANCELLED), and an event loop that is held up for a moment is all it takes. With these, calls are ours to refuse.
+    ("grpc.server.max_pending_requests", PENDING_CALLS_MAX),
+    ("grpc.server.max_pending_requests_hard_limit", 2 * PENDING_CALLS_MAX),
     ("grpc.server_handshake_timeout_ms", 10_000),
     ("grpc.max_connection_idle_ms", 300_000),
     # Connections are renewed now and then: with it ends what a client that takes nothing has left unread.
