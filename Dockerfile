@@ -20,6 +20,7 @@ WORKDIR /opt/cairn
 COPY pyproject.toml README.md LICENSE ./
 COPY protos protos
 COPY chunk_store chunk_store
+COPY text text
 COPY engine engine
 COPY serving serving
 COPY prefill_service prefill_service

@@ -22,11 +22,11 @@ from torch import Tensor
 
 from bench.attention_reference import reference
 from chunk_store.layout import KVLayout, LayerLayout
-from engine.attention.cascade_launch import AttentionShape, CascadeWork, RotationTable, Tuning
-from engine.attention.cascade_work import Limits
+from engine.kv.pool import PagedKVPool
+from engine.model.rotary import Rotation
 from engine.plan import CascadePlan, PlacedChunk, StepSequence, plan_levels, plan_step
-from engine.pool import PagedKVPool
-from engine.rotary import Rotation
+from engine.run.cuda.cascade.launch import AttentionShape, CascadeWork, RotationTable, Tuning
+from engine.run.cuda.cascade.work import Limits
 
 HEADS, KV_HEADS, HEAD_DIM, PAGE_SIZE = 32, 8, 128, 16
 TOKEN_BYTES = 2 * KV_HEADS * HEAD_DIM * 2
@@ -163,7 +163,7 @@ def copy_bandwidth() -> float:
 
 def flashinfer_run(case: Case, plan: CascadePlan, layers: Layers) -> Callable[[int], None]:
     """A function of a layer that runs FlashInfer's composition, the queries of pairs gathered but not turned."""
-    from engine.attention.flashinfer_attention import FlashInferAttention
+    from engine.run.cuda.flashinfer import FlashInferAttention
 
     layout = KVLayout("bfloat16", (LayerLayout(KV_HEADS, HEAD_DIM, HEAD_DIM),) * len(layers.keys))
     pool = PagedKVPool(layout, pages=1, chunk_pages=1, page_size=PAGE_SIZE, device="cuda")

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from engine.attention.cascade_launch import RotationTable
 from engine.plan import CascadePlan
+from engine.run.cuda.cascade.launch import RotationTable
 
 
 def turned(q: Tensor, angles: Tensor, table: RotationTable) -> Tensor:

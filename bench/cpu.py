@@ -20,9 +20,9 @@ import torch
 from bench.decode_rate import DecodeRate
 from bench.first_token import measure, theirs
 from bench.models import BenchModel, fable, qwen3_shape
-from engine.dtype import ROWS, product_rates
-from engine.model import BorrowedModel
-from engine.processor import read_processor
+from engine.model.borrowed import BorrowedModel
+from engine.model.dtype import ROWS, product_rates
+from engine.model.processor import read_processor
 from engine.served import serve
 
 GOALS = {(8, 2048): 3.0, (32, 2048): 5.0, (1, 256): 0.9, (1, 2048): 0.9}

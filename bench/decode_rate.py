@@ -16,14 +16,14 @@ from transformers import DynamicCache, StoppingCriteria, StoppingCriteriaList
 
 from bench.models import BenchModel
 from chunk_store.key import ChunkId, ChunkType
-from decode_service.composition import Part, compose
 from decode_service.metrics import DecodeMetrics
+from decode_service.prompt.composition import Part, compose
 from decode_service.sequence import Event, Finished, Sequence, Tokens
 from decode_service.worker import DecodeWorker
-from engine.pool import PagedKVPool
-from engine.resident import ResidentChunks
+from engine.kv.pool import PagedKVPool
+from engine.kv.resident import ResidentChunks
 from engine.reuse import ReuseMode
-from engine.sampling import Sampler, SamplingParams
+from engine.sampling.sampler import Sampler, SamplingParams
 from engine.served import ServedModel
 
 QUERY_TOKENS = 8

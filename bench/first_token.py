@@ -19,9 +19,9 @@ from typing import Any
 import torch
 
 from bench.models import BenchModel
-from cairn.async_client import AsyncClient
-from cairn.processes import Processes
-from cairn.services import Settings, service_commands
+from cairn.client.async_client import AsyncClient
+from cairn.local.processes import Processes
+from cairn.local.services import Settings, service_commands
 
 QUERY_TOKENS = 8
 

@@ -9,11 +9,11 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from chunk_store.key import ModelIdentity
-from engine.cuda.runner import FusedRunner
-from engine.cuda.weights import merge_weights
-from engine.model import BorrowedModel
-from engine.pool import PagedKVPool
-from engine.probe import Findings, examine
+from engine.kv.pool import PagedKVPool
+from engine.model.borrowed import BorrowedModel
+from engine.model.probe import Findings, examine
+from engine.run.cuda.runner import FusedRunner
+from engine.run.cuda.weights import merge_weights
 
 SHAPE = {
     "vocab_size": 151936,

@@ -11,7 +11,7 @@ from collections.abc import Callable
 import torch
 
 from bench.gpu_model import SHAPE
-from engine.cuda.prefill_attention import block
+from engine.run.cuda.prefill_attention import block
 
 HIDDEN, MLP, HEADS, KV_HEADS, DIM = 4096, 12288, 32, 8, 128
 PRODUCTS = {

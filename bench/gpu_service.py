@@ -26,16 +26,16 @@ from bench.stream_load import step_ms
 from chunk_store.key import ChunkType, chunk_id
 from chunk_store.open import open_store
 from chunk_store.store import ChunkRecord, ChunkStore
+from decode_service.api.service import DecodeService
+from decode_service.kv_source.store_source import StoreSource
 from decode_service.metrics import DecodeMetrics
-from decode_service.requests import Resolver
-from decode_service.service import DecodeService
-from decode_service.source import StoreSource
+from decode_service.prompt.resolver import Resolver
 from decode_service.worker import DecodeWorker
-from engine.resident import ResidentChunks
+from engine.kv.resident import ResidentChunks
 from engine.reuse import ReuseMode, key_composition
 from engine.served import ServedModel
-from engine.tokenizer import TextCodec
-from serving.access import Access
+from serving.rpc.access import Access
+from text.codec import TextCodec
 
 BATCH = 64
 TOKENS = 160

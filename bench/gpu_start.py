@@ -21,7 +21,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from bench.models import FABLE
 from cairn import Client, Result
-from cairn.processes import free_port
+from cairn.local.processes import free_port
 
 SHAPE = {
     **{"vocab_size": 151936, "hidden_size": 4096, "intermediate_size": 12288, "num_attention_heads": 32},

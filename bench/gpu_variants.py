@@ -14,8 +14,8 @@ import torch
 from bench.gpu import ALONE, SHARED, TREE
 from bench.gpu_model import Engine, make_engine
 from bench.gpu_workloads import cold_ms, decode_ms, stored_ms, warm_ms
-from engine.attention.cascade_launch import Tuning
-from engine.cuda.runner import FusedRunner
+from engine.run.cuda.cascade.launch import Tuning
+from engine.run.cuda.runner import FusedRunner
 
 
 def variant(engine: Engine, *, tuning: Tuning | None = None, piece_tokens: int = 8192) -> Engine:

@@ -16,9 +16,9 @@ from bench.gpu_model import KV_TOKEN_NBYTES, PAGE_SIZE, WEIGHT_NBYTES_READ, Engi
 from chunk_store.key import ChunkId, ChunkKey, digest
 from chunk_store.open import open_store
 from chunk_store.store import Busy, ChunkStore, EntryHeader, MissReason, Stored
-from engine.cuda.host_tier import HostTier
+from engine.kv.host_tier import HostTier
+from engine.kv.pool import PageRun
 from engine.plan import PlacedChunk, StepSequence
-from engine.pool import PageRun
 
 QUERY_TOKENS = 64
 

@@ -24,8 +24,8 @@ import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from protos import chunks_pb2, decode_pb2, decode_pb2_grpc, prefill_pb2
-from serving.field_bounds import LABEL_CHARACTERS_MAX
-from serving.parsing import message_nbytes_max, text_nbytes_max
+from serving.rpc.field_bounds import LABEL_CHARACTERS_MAX
+from serving.rpc.parsing import message_nbytes_max, text_nbytes_max
 
 Segment, TokenIds = decode_pb2.Segment, chunks_pb2.TokenIds
 EXPLAIN, GENERATE = "/cairn.v1.DecodeService/Explain", "/cairn.v1.DecodeService/Generate"

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-from engine.dtype import choose_dtype
+from engine.model.dtype import choose_dtype
 
 FABLE = Path(__file__).parent.parent / "models" / "fable"
 

@@ -23,7 +23,7 @@ from typing import Any
 import grpc
 
 from bench.models import fable
-from cairn.processes import free_port
+from cairn.local.processes import free_port
 from protos import chunks_pb2, decode_pb2, decode_pb2_grpc
 
 FLOOD_S = 8.0

@@ -20,19 +20,20 @@ from unittest import mock
 
 import torch
 
-import engine.cuda.runner
-import engine.runner
+import engine.run.cuda.runner
+import engine.run.eager.runner
 from bench.models import random_model
-from engine.attention import Scores, torch_attention
-from engine.attention.cascade_launch import CascadeWork
+from engine.attention import Scores
 from engine.attention.partial import merge
-from engine.attention.torch_attention import TorchAttention
-from engine.device import current
-from engine.model import BorrowedModel
+from engine.check.precision import decoder_layers
+from engine.check.start import KERNEL_MAX, ROUNDING_MAX, STRUCTURE_MAX, check_structure, measure
+from engine.model.borrowed import BorrowedModel
+from engine.model.probe import examine
 from engine.plan import CascadePlan, ChunkRead, plan_step
-from engine.precision import decoder_layers
-from engine.probe import examine
-from engine.selfcheck import KERNEL_MAX, ROUNDING_MAX, STRUCTURE_MAX, check_structure, measure
+from engine.run.cuda.cascade.launch import CascadeWork
+from engine.run.device import current
+from engine.run.eager import attention as torch_attention
+from engine.run.eager.attention import TorchAttention
 from engine.served import check_runners
 
 HEADS = {"num_attention_heads": 8, "num_key_value_heads": 2, "head_dim": 32}

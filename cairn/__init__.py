@@ -6,9 +6,9 @@ with cairn.Client(prefill="127.0.0.1:50071", decode="127.0.0.1:50072") as client
         print(delta.text, end="")
 """
 
-from cairn.async_client import AsyncClient
-from cairn.client import Client
-from cairn.errors import (
+from cairn.client.async_client import AsyncClient
+from cairn.client.client import Client
+from cairn.client.errors import (
     CairnError,
     Cancelled,
     Conflict,
@@ -21,8 +21,8 @@ from cairn.errors import (
     Unavailable,
     Unsupported,
 )
-from cairn.generation import AsyncGeneration, Generation
-from cairn.types import (
+from cairn.client.generation import AsyncGeneration, Generation
+from cairn.client.types import (
     Chunk,
     ChunkRef,
     Deleted,

@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-from chunk_store.file_blobs import Durability, FileBlobs
 from chunk_store.ledger import CAPACITY_NBYTES_DEFAULT, RECORDS_MAX_DEFAULT, Ledger
+from chunk_store.local.blobs import Durability, FileBlobs
+from chunk_store.local.ledger import SqliteLedger
 from chunk_store.shared_store import SharedStore
-from chunk_store.sqlite_ledger import SqliteLedger
 
 SCHEMES = ("file", "redis", "rediss", "mooncake")
 
@@ -73,11 +73,11 @@ def _open_file(url: str, limits: dict[str, int | None], durability: Durability) 
 
 def _open_redis(url: str, capacity_nbytes: int | None, records_max: int | None) -> SharedStore:
     try:
-        from chunk_store.object_blobs import ObjectBlobs
-        from chunk_store.redis_connection import RedisConnection, parse_redis_url
-        from chunk_store.redis_ledger import RedisLedger
-        from chunk_store.redis_objects import RedisObjects
-        from chunk_store.redis_wire import RedisWire
+        from chunk_store.redis.blobs import ObjectBlobs
+        from chunk_store.redis.connection import RedisConnection, parse_redis_url
+        from chunk_store.redis.ledger import RedisLedger
+        from chunk_store.redis.objects import RedisObjects
+        from chunk_store.redis.wire import RedisWire
     except ImportError as error:
         raise ValueError("store URL: redis:// needs the redis client: pip install 'cairn[redis]'") from error
     address = parse_redis_url(url)
@@ -96,7 +96,7 @@ def _open_mooncake(url: str, capacity_nbytes: int | None, records_max: int | Non
     try:
         import mooncake.store  # noqa: F401
 
-        from chunk_store.mooncake_client import connect, parse_mooncake_url
+        from chunk_store.mooncake.client import connect, parse_mooncake_url
     except ImportError as error:
         remedy = "pip install 'cairn[redis,mooncake]', and libibverbs1 from the distribution"
         raise ValueError(f"store URL: mooncake:// needs its client ({error}): {remedy}") from error
@@ -107,9 +107,9 @@ def _open_mooncake(url: str, capacity_nbytes: int | None, records_max: int | Non
 
 def mooncake_store(client: Any, redis_url: str, ledger: Ledger) -> SharedStore:
     """A store over a Mooncake client that is already connected; closing the store closes the client."""
-    from chunk_store.mooncake_objects import MooncakeObjects
-    from chunk_store.object_blobs import ObjectBlobs
-    from chunk_store.redis_connection import RedisConnection, parse_redis_url
+    from chunk_store.mooncake.objects import MooncakeObjects
+    from chunk_store.redis.blobs import ObjectBlobs
+    from chunk_store.redis.connection import RedisConnection, parse_redis_url
 
     metadata = RedisConnection(parse_redis_url(redis_url))
     return SharedStore(ledger, ObjectBlobs(MooncakeObjects(client, metadata), metadata))

@@ -15,7 +15,7 @@ from types import TracebackType
 from typing import Self
 
 from chunk_store.blobs import BlobBad, BlobMissing, BlobOtherVersion, Blobs, BlobUnreadable, Expected, NoSpace
-from chunk_store.header import flat_views, header_nbytes, writable_views
+from chunk_store.format.header import flat_views, header_nbytes, writable_views
 from chunk_store.key import ChunkId, ChunkKey, ModelIdentity
 from chunk_store.ledger import Ledger, ReadTicket, Space, blob_name, check_key
 from chunk_store.store import (

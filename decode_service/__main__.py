@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from serving.logs import adopt_library_loggers, begin_logging
+from serving.process.logs import adopt_library_loggers, begin_logging
 
 if __name__ == "__main__":
     begin_logging("decode", sys.argv[1:])
@@ -16,20 +16,20 @@ from collections.abc import Callable
 from prometheus_client import CollectorRegistry
 
 from chunk_store.open import hidden, open_store
+from decode_service.api.service import DecodeService
+from decode_service.kv_source.prefill_client import RemotePrefiller
+from decode_service.kv_source.store_source import StoreSource
 from decode_service.metrics import DecodeMetrics
 from decode_service.options import DecodeOptions, parse
-from decode_service.prefiller import RemotePrefiller
-from decode_service.requests import Resolver
-from decode_service.service import DecodeService
-from decode_service.source import StoreSource
+from decode_service.prompt.resolver import Resolver
 from decode_service.worker import DecodeWorker
-from engine.pool import PagedKVPool
-from engine.resident import ResidentChunks
-from serving.loading import Loaded, pool_nbytes_default, pool_pages
-from serving.metered_store import MeteredStore, StoreMeter
-from serving.process import run_main
-from serving.startup import gigabytes
-from serving.store_gauges import StoreGauges
+from engine.kv.pool import PagedKVPool
+from engine.kv.resident import ResidentChunks
+from serving.process.life import run_main
+from serving.process.loading import Loaded, pool_nbytes_default, pool_pages
+from serving.process.startup import gigabytes
+from serving.store.gauges import StoreGauges
+from serving.store.metered import MeteredStore, StoreMeter
 
 FULL_NAME = "cairn.v1.DecodeService"
 

@@ -13,11 +13,11 @@ from collections.abc import Collection
 from dataclasses import dataclass, field
 
 from chunk_store.key import ChunkKey
+from decode_service.kv_source.pool_memory import PoolMemory
+from decode_service.kv_source.store_source import Wanted
 from decode_service.line import FillRoom, Misfit, Stay
-from decode_service.pool_memory import PoolMemory
 from decode_service.sequence import ChunkOutcome, Sequence, Source
-from decode_service.source import Wanted
-from engine.resident import PoolFull, ResidentChunk, ResidentChunks
+from engine.kv.resident import PoolFull, ResidentChunk, ResidentChunks
 
 
 class TooLarge(ValueError):

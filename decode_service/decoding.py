@@ -20,10 +20,10 @@ from torch import Tensor
 
 from decode_service.metrics import DecodeMetrics
 from decode_service.sequence import Sequence
+from engine.kv.resident import ResidentChunks
 from engine.plan import CascadePlan, StepSequence
-from engine.resident import ResidentChunks
-from engine.runner import ModelRunner
-from engine.sampling import Choice
+from engine.run.eager.runner import ModelRunner
+from engine.sampling.sampler import Choice
 
 
 class TokensToCome(Protocol):

@@ -18,7 +18,7 @@ from typing import Protocol, TypeVar
 
 from chunk_store.tenant import Tenant
 from decode_service.sequence import Sequence
-from serving.places import Rotation
+from serving.tenancy.places import Rotation
 
 PASSES_MAX = 16  # how often a request that does not fit lets another one go first
 MISFITS_MAX = 8  # requests too large for now that are tried before the rest have to wait

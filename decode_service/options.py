@@ -6,8 +6,8 @@ import argparse
 from dataclasses import dataclass
 from pathlib import Path
 
-from serving.access import NO_SALT
-from serving.options import ServiceOptions, add_service_options, nbytes, positive, service_options
+from serving.process.options import ServiceOptions, add_service_options, nbytes, positive, service_options
+from serving.rpc.access import NO_SALT
 
 
 @dataclass(frozen=True)

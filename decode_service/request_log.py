@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 
 from decode_service.sequence import Failed, Finished, Sequence
-from serving.logs import bearing
+from serving.process.logs import bearing
 
 log = logging.getLogger(__name__)
 

@@ -13,10 +13,10 @@ from enum import StrEnum
 
 from chunk_store.store import MissReason
 from chunk_store.tenant import DEFAULT_TENANT, Tenant
-from decode_service.composition import Composition
+from decode_service.prompt.composition import Composition
+from engine.kv.resident import ResidentChunk
 from engine.plan import PlacedChunk
-from engine.resident import ResidentChunk
-from engine.sampling import Choice, Sampler, SamplingParams
+from engine.sampling.sampler import Choice, Sampler, SamplingParams
 
 
 class Source(StrEnum):

@@ -27,18 +27,18 @@ from chunk_store.tenant import DEFAULT_TENANT, Tenant
 from decode_service import request_log
 from decode_service.admission import Admission, Admitted
 from decode_service.decoding import Drawn, make_decoding
-from decode_service.fills import Fills
+from decode_service.kv_source.fills import Fills
+from decode_service.kv_source.store_source import StoreSource
 from decode_service.line import FillRoom, Line, Turns
 from decode_service.metrics import DecodeMetrics
 from decode_service.sequence import Event, Failed, Finished, FinishReason, Load, Sequence, Tokens
-from decode_service.source import StoreSource
+from engine.kv.resident import ResidentChunks
 from engine.plan import PlacedChunk
-from engine.resident import ResidentChunks
-from engine.runner import ModelRunner
-from engine.sampling import Choice
-from serving.logs import NO_REQUEST, bearing
-from serving.places import PlacesFull, TenantPlaces
-from serving.quotas import TenantQuotas
+from engine.run.eager.runner import ModelRunner
+from engine.sampling.sampler import Choice
+from serving.process.logs import NO_REQUEST, bearing
+from serving.tenancy.places import PlacesFull, TenantPlaces
+from serving.tenancy.quotas import TenantQuotas
 
 log = logging.getLogger(__name__)
 

@@ -10,23 +10,23 @@ import torch
 from chunk_store.key import ModelIdentity
 from chunk_store.layout import KVLayout
 from engine.attention import Attention
-from engine.attention.cascade_attention import AttentionUnavailable
-from engine.attention.torch_attention import TorchAttention
-from engine.check_forwards import PIECE_TOKENS, RunnerFactory
-from engine.cuda.attention import CudaAttention, cascade_refusal
-from engine.cuda.runner import FusedRunner
-from engine.cuda.steps import StepLimits
-from engine.cuda.weights import FusedWeights, fused_refusal, merge_weights
-from engine.device import current
-from engine.identity import model_identity, numerics, weights_digest
-from engine.limits import ContextLimit
-from engine.model import BorrowedModel
-from engine.pool import PagedKVPool
-from engine.precision import decoder_layers
-from engine.probe import Findings, examine
+from engine.check.forwards import PIECE_TOKENS, RunnerFactory
+from engine.check.precision import decoder_layers
+from engine.check.start import ModeCheck, check_modes, check_structure
+from engine.kv.pool import PagedKVPool
+from engine.model.borrowed import BorrowedModel
+from engine.model.identity import model_identity, numerics, weights_digest
+from engine.model.limits import ContextLimit
+from engine.model.probe import Findings, examine
 from engine.reuse import ReuseMode
-from engine.runner import ModelRunner
-from engine.selfcheck import ModeCheck, check_modes, check_structure
+from engine.run.cuda.attention import CudaAttention, cascade_refusal
+from engine.run.cuda.cascade.attention import AttentionUnavailable
+from engine.run.cuda.runner import FusedRunner
+from engine.run.cuda.steps import StepLimits
+from engine.run.cuda.weights import FusedWeights, fused_refusal, merge_weights
+from engine.run.device import current
+from engine.run.eager.attention import TorchAttention
+from engine.run.eager.runner import ModelRunner
 
 CUDA_PAGE_SIZES = (16, 32, 64)  # a page is one copy of the bulk copy engine, a block of 64 tokens whole pages
 

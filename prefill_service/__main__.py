@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from serving.logs import adopt_library_loggers, begin_logging
+from serving.process.logs import adopt_library_loggers, begin_logging
 
 if __name__ == "__main__":
     begin_logging("prefill", sys.argv[1:])
@@ -13,19 +13,19 @@ import argparse
 from functools import partial
 
 from chunk_store.open import hidden, open_store
-from engine.pool import PagedKVPool
-from engine.resident import ResidentChunks
-from prefill_service.computer import Computer
+from engine.kv.pool import PagedKVPool
+from engine.kv.resident import ResidentChunks
+from prefill_service.api.resolver import Registrar
+from prefill_service.api.service import FULL_NAME, PrefillService
+from prefill_service.jobs.computer import Computer
+from prefill_service.jobs.job import Prefiller
 from prefill_service.metrics import PrefillMetrics
-from prefill_service.prefiller import Prefiller
-from prefill_service.requests import Registrar
-from prefill_service.service import FULL_NAME, PrefillService
-from serving.loading import Loaded, pool_nbytes_default, pool_pages
-from serving.metered_store import MeteredStore, StoreMeter
-from serving.options import ServiceOptions, add_service_options, nbytes, positive, service_options
-from serving.process import run_main
-from serving.startup import gigabytes
-from serving.store_gauges import StoreGauges
+from serving.process.life import run_main
+from serving.process.loading import Loaded, pool_nbytes_default, pool_pages
+from serving.process.options import ServiceOptions, add_service_options, nbytes, positive, service_options
+from serving.process.startup import gigabytes
+from serving.store.gauges import StoreGauges
+from serving.store.metered import MeteredStore, StoreMeter
 
 JOBS_MAX_DEFAULT = 256
 CONTEXTS_RESIDENT_DEFAULT = 2  # the default pool holds this many contexts of the model's full length

@@ -9,8 +9,8 @@ from grpc import StatusCode
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from chunk_store.store import MissReason
-from prefill_service.computer import Source
-from serving.metrics_endpoint import SECONDS_BUCKETS
+from prefill_service.jobs.computer import Source
+from serving.process.metrics_endpoint import SECONDS_BUCKETS
 
 ANSWERS = ("computed", "already_stored")
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-PACKAGES = ("chunk_store", "engine", "serving", "prefill_service", "decode_service", "cairn", "bench", "models")
+PACKAGES = ("chunk_store", "text", "engine", "serving", "prefill_service", "decode_service", "cairn", "bench", "models")
 SOURCES = [path for package in PACKAGES for path in sorted((ROOT / package).rglob("*.py"))]
 
 
@@ -60,6 +60,6 @@ def test_no_path_of_a_machine_and_no_registry_is_tracked() -> None:
 def test_every_package_is_installed_and_typed() -> None:
     settings = tomllib.loads((ROOT / "pyproject.toml").read_text())
     included = settings["tool"]["setuptools"]["packages"]["find"]["include"]
-    for package in ("protos", "chunk_store", "engine", "serving", "prefill_service", "decode_service", "cairn"):
+    for package in ("protos", "chunk_store", "text", "engine", "serving", "prefill_service", "decode_service", "cairn"):
         assert f"{package}*" in included
         assert package == "protos" or package in settings["tool"]["mypy"]["packages"]

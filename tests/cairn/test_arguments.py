@@ -6,9 +6,9 @@ import argparse
 
 import pytest
 
-from cairn.arguments import UsageError, find_chunk, looks_like_id, read_part, seconds
-from cairn.terminal import Terminal, human_age, human_seconds
-from cairn.types import ChunkRef, Text
+from cairn.cli.arguments import UsageError, find_chunk, looks_like_id, read_part, seconds
+from cairn.cli.terminal import Terminal, human_age, human_seconds
+from cairn.client.types import ChunkRef, Text
 from tests.cairn.cairn_fakes import digits
 
 CHUNK_1, CHUNK_2 = digits("chunk 001"), digits("chunk 002")

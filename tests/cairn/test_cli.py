@@ -9,8 +9,8 @@ import sys
 import grpc
 import pytest
 
-from cairn import cli
-from cairn.terminal import human_bytes
+from cairn.cli import main as cli
+from cairn.cli.terminal import human_bytes
 from protos import chunks_pb2, prefill_pb2
 from tests.cairn.cairn_fakes import digits
 from tests.cairn.on_terminal import on_a_terminal

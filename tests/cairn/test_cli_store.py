@@ -13,7 +13,7 @@ from urllib.parse import quote
 
 import pytest
 
-from cairn import cli
+from cairn.cli import main as cli
 from chunk_store.key import ChunkKey, chunk_key
 from chunk_store.open import hidden, open_store
 from chunk_store.store import EntryInfo

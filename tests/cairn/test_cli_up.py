@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from cairn.commands import up as up_command
-from cairn.processes import free_port
-from cairn.services import Settings, service_commands
+from cairn.cli.commands import up as up_command
+from cairn.local.processes import free_port
+from cairn.local.services import Settings, service_commands
 
 HERE = Path(__file__).parent
 

@@ -12,8 +12,8 @@ import pytest
 
 import cairn
 from cairn import CairnError, Client
-from cairn.errors import error_from_status
-from cairn.processes import free_port
+from cairn.client.errors import error_from_status
+from cairn.local.processes import free_port
 from protos import chunks_pb2
 from tests.cairn.cairn_fakes import FakeServices, digits
 

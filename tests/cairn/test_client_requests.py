@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from cairn import ChunkRef, InvalidRequest, Text, Tokens
-from cairn.requests import chunk_id_of, generate_request, list_request, prefill_request
+from cairn.client.requests import chunk_id_of, generate_request, list_request, prefill_request
 from protos import chunks_pb2, decode_pb2, prefill_pb2
 
 

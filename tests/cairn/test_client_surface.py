@@ -7,8 +7,8 @@ import subprocess
 import sys
 
 import cairn
-from cairn.calls import GenerateOptions, ListOptions, PrefillOptions
-from cairn.requests import generate_request, list_request, prefill_request
+from cairn.client.calls import GenerateOptions, ListOptions, PrefillOptions
+from cairn.client.requests import generate_request, list_request, prefill_request
 
 
 def test_all_is_what_the_package_defines():

@@ -12,15 +12,15 @@ from typing import Any
 import pytest
 import torch
 
-from cairn import cli
-from cairn.comparison import Comparison, read_way, run_comparison
-from cairn.types import Text
+from cairn.cli import main as cli
+from cairn.client.types import Text
+from cairn.local.comparison import Comparison, read_way, run_comparison
 from chunk_store.open import open_store
 from chunk_store.store import Busy, EntryHeader, RecordQuery, Stored
+from engine.compare.trace import trace_engine
 from engine.reuse import ReuseMode, key_composition
-from engine.trace import trace_engine
-from serving.loading import Loaded, load
-from serving.options import ServiceOptions
+from serving.process.loading import Loaded, load
+from serving.process.options import ServiceOptions
 from tests.decode_service.models import loaded, model_dir
 from tests.decode_service.pair import pair
 

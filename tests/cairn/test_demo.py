@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from cairn import AsyncClient
-from cairn.examples import Examples, Exercise, Question, plan_exercises
-from cairn.trial import Verdict, register, try_exercise
+from cairn.demo.examples import Examples, Exercise, Question, plan_exercises
+from cairn.demo.trial import Verdict, register, try_exercise
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 EXAMPLES = Examples(

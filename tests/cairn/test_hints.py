@@ -8,9 +8,9 @@ import socket
 import grpc
 import pytest
 
-from cairn import cli
-from cairn.errors import NotFound, Unavailable
-from cairn.hints import hint, reachability
+from cairn.cli import main as cli
+from cairn.cli.hints import hint, reachability
+from cairn.client.errors import NotFound, Unavailable
 from tests.cairn.cairn_fakes import FakeServices
 from tests.certificates import certificate
 
@@ -53,7 +53,7 @@ def test_a_certificate_of_somebody_else(tls, tmp_path):
 
 
 def test_a_listener_that_says_nothing_is_given_up_on(monkeypatch):
-    monkeypatch.setattr("cairn.hints.PROBE_TIMEOUT_S", 0.2)
+    monkeypatch.setattr("cairn.cli.hints.PROBE_TIMEOUT_S", 0.2)
     with socket.create_server(("127.0.0.1", 0)) as listener:
         assert reachability(f"127.0.0.1:{listener.getsockname()[1]}", None) == ""
 

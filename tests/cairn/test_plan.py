@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 from transformers import AutoConfig
 
-from cairn import cli
-from cairn.geometry import GeometryUnknown, layout_from_config
-from engine.model import BorrowedModel
-from engine.pool import TORCH_DTYPES
-from engine.probe import examine
+from cairn.cli import main as cli
+from cairn.local.geometry import GeometryUnknown, layout_from_config
+from engine.kv.pool import TORCH_DTYPES
+from engine.model.borrowed import BorrowedModel
+from engine.model.probe import examine
 from tests.architectures import ARCHITECTURES, EXACT_ONLY, REFUSED, build
 
 Run = Callable[..., tuple[int, str, str]]

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from cairn import Client, Text, Unauthorized, Unavailable
-from cairn.services import Settings, private_tokens, service_commands
+from cairn.local.services import Settings, private_tokens, service_commands
 from tests.certificates import certificate
 from tests.chunk_store.servers import redis_server, redis_url
 from tests.models_for_tests import tiny_model_dir

@@ -24,7 +24,7 @@ from servers import (
     tls_url,
 )
 
-from chunk_store.mooncake_client import connect, parse_mooncake_url
+from chunk_store.mooncake.client import connect, parse_mooncake_url
 
 BACKENDS = ("file", "redis", "rediss", "mooncake")
 

@@ -11,9 +11,9 @@ from contract import Damage
 from redis.exceptions import RedisError
 
 from chunk_store.key import ChunkKey
-from chunk_store.mooncake_client import parse_mooncake_url
+from chunk_store.mooncake.client import parse_mooncake_url
 from chunk_store.open import mooncake_store, open_store
-from chunk_store.redis_connection import RedisConnection, parse_redis_url
+from chunk_store.redis.connection import RedisConnection, parse_redis_url
 from chunk_store.shared_store import SharedStore
 
 

@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 from contract import sample
 
-from chunk_store.capacity import (
+from chunk_store.format.header import header_nbytes
+from chunk_store.layout import KVLayout, LayerLayout
+from chunk_store.tools.capacity import (
     Workload,
     entries_that_fit,
     entry_nbytes,
@@ -17,8 +19,6 @@ from chunk_store.capacity import (
     plan,
     token_nbytes,
 )
-from chunk_store.header import header_nbytes
-from chunk_store.layout import KVLayout, LayerLayout
 
 ROOT = Path(__file__).parents[2]
 QWEN3_8B = KVLayout("bfloat16", (LayerLayout(8, 128, 128),) * 36)

@@ -8,7 +8,7 @@ import time
 import pytest
 from contract import LAYOUT, MODEL, Place, blank, loads, publish, sample, views_of
 
-from chunk_store.header import header_nbytes
+from chunk_store.format.header import header_nbytes
 from chunk_store.key import ChunkKey, ModelIdentity
 from chunk_store.layout import KVLayout, LayerLayout
 from chunk_store.store import Busy, ClaimLost, MissReason, Publication, Stored, StoreError, StoreFull

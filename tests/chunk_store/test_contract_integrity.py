@@ -7,7 +7,7 @@ from contract import Damage, Place, blank, loads, publish, sample, views_of
 
 from chunk_store.layout import KVLayout, LayerLayout
 from chunk_store.store import MissReason
-from chunk_store.verify import Problem, repair, verify
+from chunk_store.tools.verify import Problem, repair, verify
 
 
 @pytest.mark.parametrize("how", [Damage.FLIPPED_DATA, Damage.FLIPPED_HEADER, Damage.CUT, Damage.FOREIGN])

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 from contract import Damage, Place, loads, publish, sample
 
-from chunk_store.archive import export, import_
-from chunk_store.archive_file import ArchiveError
-from chunk_store.selection import chunks_with_tag, each_record
 from chunk_store.store import Busy, RecordQuery, Stored
-from chunk_store.verify import Problem, repair, verify
+from chunk_store.tools.archive import export, import_
+from chunk_store.tools.archive_file import ArchiveError
+from chunk_store.tools.selection import chunks_with_tag, each_record
+from chunk_store.tools.verify import Problem, repair, verify
 
 
 def test_a_sound_store_has_no_findings(place: Place) -> None:

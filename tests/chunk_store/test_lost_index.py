@@ -14,11 +14,11 @@ from places import FilePlace
 from processes import child
 from workers import answer_until_killed
 
-from chunk_store.rebuild import index_damage, renew_index
+from chunk_store.local.rebuild import index_damage, renew_index
+from chunk_store.local.schema import SCHEMA_VERSION
 from chunk_store.shared_store import SharedStore
-from chunk_store.sqlite_schema import SCHEMA_VERSION
 from chunk_store.store import StoreTooNew, StoreUnavailable
-from chunk_store.verify import repair, verify
+from chunk_store.tools.verify import repair, verify
 
 PARENT = sample(90)
 ENTRIES = [sample(number, context=[PARENT.key] if number % 2 else []) for number in range(8)] + [PARENT]
@@ -119,7 +119,7 @@ def test_a_lost_log_or_shared_memory(
 
 def test_the_capacity_is_never_less_than_the_data(filled: FilePlace, monkeypatch: pytest.MonkeyPatch) -> None:
     """The old index knew the capacity; a default smaller than the data would evict it at once."""
-    monkeypatch.setattr("chunk_store.rebuild.CAPACITY_NBYTES_DEFAULT", 5000)
+    monkeypatch.setattr("chunk_store.local.rebuild.CAPACITY_NBYTES_DEFAULT", 5000)
     (filled.root / "index.sqlite").unlink()
     store = rebuilt(filled)
     assert store.stats().entries == len(ENTRIES)

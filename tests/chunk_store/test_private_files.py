@@ -11,8 +11,8 @@ import pytest
 from contract import Damage, blank, loads, publish, sample, views_of
 from places import FilePlace
 
-from chunk_store.archive import export
-from chunk_store.rebuild import renew_index
+from chunk_store.local.rebuild import renew_index
+from chunk_store.tools.archive import export
 
 
 @pytest.fixture

@@ -12,9 +12,9 @@ import pytest
 from contract import Damage, Sample, blank, loads, publish, sample, views_of
 from places import FilePlace
 
-from chunk_store.rebuild import renew_index
+from chunk_store.local.rebuild import renew_index
 from chunk_store.shared_store import SharedStore
-from chunk_store.verify import repair, verify
+from chunk_store.tools.verify import repair, verify
 
 TOKENS = 200
 

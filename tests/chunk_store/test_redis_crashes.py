@@ -16,10 +16,10 @@ from servers import PASSWORD, Server, need_redis, redis_server, redis_url, runni
 from workers import CRASH_TOKENS, answer_until_killed, publish_once_each
 
 from chunk_store.open import open_store
-from chunk_store.redis_connection import parse_redis_url
+from chunk_store.redis.connection import parse_redis_url
 from chunk_store.store import Busy, MissReason, Stored, StoreFull, StoreUnavailable
 from chunk_store.tenant import DEFAULT_TENANT
-from chunk_store.verify import repair, verify
+from chunk_store.tools.verify import repair, verify
 
 KILLS = 40
 

@@ -10,7 +10,7 @@ from places import MooncakePlace, RedisPlace
 
 from chunk_store.store import RecordOrder, RecordQuery, StoreTooNew, StoreUnavailable
 from chunk_store.tenant import tenant_of
-from chunk_store.verify import Problem, repair, verify
+from chunk_store.tools.verify import Problem, repair, verify
 
 pytestmark = pytest.mark.parametrize("place", ["redis", "mooncake"], indirect=True)
 

@@ -9,8 +9,8 @@ from collections.abc import Iterator
 import pytest
 from servers import Server, redis_url, tls_url
 
-from chunk_store.redis_connection import RedisConnection, parse_redis_url
-from chunk_store.redis_wire import PARTS_PER_CALL, RedisWire
+from chunk_store.redis.connection import RedisConnection, parse_redis_url
+from chunk_store.redis.wire import PARTS_PER_CALL, RedisWire
 
 
 @pytest.fixture(params=["plain", "tls"])

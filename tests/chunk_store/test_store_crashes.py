@@ -19,10 +19,10 @@ from places import FilePlace
 from processes import child
 from workers import CRASH_TOKENS, answer_until_killed, publish_once_each, publish_until_killed, read_until_killed
 
-from chunk_store.file_blobs import Durability
+from chunk_store.local.blobs import Durability
 from chunk_store.shared_store import SharedStore
 from chunk_store.store import Busy, MissReason, Stored, StoreError, StoreFull, StoreUnavailable
-from chunk_store.verify import repair, verify
+from chunk_store.tools.verify import repair, verify
 
 KILLS = 200
 
@@ -314,7 +314,7 @@ def test_who_reads_first_does_not_wait_for_who_waits_to_write(file_place: FilePl
 
 
 def test_writers_wait_for_each_other_but_not_for_ever(file_place: FilePlace, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("chunk_store.sqlite_database.BUSY_WAIT_S", 0.2)
+    monkeypatch.setattr("chunk_store.local.database.BUSY_WAIT_S", 0.2)
     store = file_place.open()
     publish(store, sample(1))
     blocker = sqlite3.connect(file_place.root / "index.sqlite", isolation_level=None)

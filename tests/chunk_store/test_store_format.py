@@ -10,8 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from places import FilePlace, damage_bytes
 
-from chunk_store.file_blobs import SHARE_NBYTES_MIN, FileBlobs
-from chunk_store.header import (
+from chunk_store.format.header import (
     BLOCK_NBYTES,
     FormatError,
     block_count,
@@ -22,10 +21,11 @@ from chunk_store.header import (
     header_nbytes,
     split_blocks,
 )
+from chunk_store.format.values import pieces_of
 from chunk_store.key import ChunkId, ChunkKey, ModelIdentity
 from chunk_store.layout import KVLayout, LayerLayout
+from chunk_store.local.blobs import SHARE_NBYTES_MIN, FileBlobs
 from chunk_store.open import open_store
-from chunk_store.pieces import pieces_of
 from chunk_store.store import Busy, EntryHeader, MissReason, Stored
 
 GOLDEN = Path(__file__).parent / "golden" / "entry-v1.kv"

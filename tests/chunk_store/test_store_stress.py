@@ -11,9 +11,9 @@ from contract import Place
 from processes import child
 from workers import stress, stress_sample
 
-from chunk_store.header import header_nbytes
+from chunk_store.format.header import header_nbytes
 from chunk_store.shared_store import SharedStore
-from chunk_store.verify import verify
+from chunk_store.tools.verify import verify
 
 KEYS = 300
 WRITERS = 8

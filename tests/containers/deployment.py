@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlsplit
 
-from cairn.processes import free_port
+from cairn.local.processes import free_port
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 PORTS = ("CAIRN_PREFILL_PORT", "CAIRN_DECODE_PORT", "CAIRN_DECODE2_PORT", "CAIRN_PROMETHEUS_PORT")

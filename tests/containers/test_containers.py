@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from cairn import Client, Text, Unauthorized
-from cairn.examples import Examples
+from cairn.demo.examples import Examples
 from tests.containers.deployment import ROOT, Deployment, Engine
 
 DOCUMENT = "crystalton.txt"

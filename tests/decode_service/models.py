@@ -8,8 +8,8 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from serving.loading import Loaded, load
-from serving.options import ServiceOptions
+from serving.process.loading import Loaded, load
+from serving.process.options import ServiceOptions
 from tests.architectures import ARCHITECTURES, EXACT_ONLY, build
 from tests.models_for_tests import VOCABULARY, byte_level_tokenizer
 

@@ -19,17 +19,17 @@ import grpc
 from cairn import Client, Result
 from decode_service.__main__ import FULL_NAME as DECODE
 from decode_service.__main__ import build
+from decode_service.api.service import DecodeService
 from decode_service.options import DecodeOptions
-from decode_service.service import DecodeService
 from prefill_service.__main__ import make_service
-from prefill_service.service import FULL_NAME as PREFILL
-from prefill_service.service import PrefillService
+from prefill_service.api.service import FULL_NAME as PREFILL
+from prefill_service.api.service import PrefillService
 from protos import decode_pb2, decode_pb2_grpc
-from serving.loading import Loaded
-from serving.options import ServiceOptions
-from serving.parsing import message_nbytes_max
-from serving.quotas import NO_QUOTAS, Quotas
-from serving.server import RpcServer
+from serving.process.loading import Loaded
+from serving.process.options import ServiceOptions
+from serving.rpc.parsing import message_nbytes_max
+from serving.rpc.server import RpcServer
+from serving.tenancy.quotas import NO_QUOTAS, Quotas
 
 T = TypeVar("T")
 DEADLINE_S = 60.0

@@ -90,7 +90,7 @@ def test_the_prefill_service_counts_the_same_computed_tokens(fresh: Pair) -> Non
 
 def call_of(services: Pair, request_id: str, parts: list[list[int]], timeout_s: float = 30.0) -> object:
     """A raw Generate call, so that it can be cancelled and read at will."""
-    from cairn import calls
+    from cairn.client import calls
 
     request = calls.generate_request(parts, {"max_tokens": 900, "ignore_eos": True, "request_id": request_id})
     return services.client._stubs["decode"].Generate(request, timeout=timeout_s)

@@ -13,11 +13,11 @@ from transformers import AutoTokenizer
 
 import cairn
 from cairn import Client
-from cairn.requests import generate_request
+from cairn.client.requests import generate_request
 from chunk_store.tenant import Tenant
 from decode_service.worker import Overloaded
 from protos import chunks_pb2, decode_pb2
-from serving.details import retry_after_s
+from serving.rpc.details import retry_after_s
 from tests import oracle
 from tests.decode_service.models import CONTEXT_LENGTH, loaded, model_dir, oracle_model, tokens
 from tests.decode_service.pair import Pair, pair, wait_until

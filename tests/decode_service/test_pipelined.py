@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from decode_service.decoding import LaunchingRunner
+from engine.kv.pool import PagedKVPool
 from engine.plan import CascadePlan, StepSequence
-from engine.pool import PagedKVPool
-from engine.runner import ModelRunner
+from engine.run.eager.runner import ModelRunner
 from engine.served import ServedModel
 from tests.decode_service.models import loaded, tokens
 from tests.decode_service.pair import Pair, pair

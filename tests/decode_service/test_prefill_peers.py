@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 
 import cairn
-from decode_service.prefiller import RemotePrefiller
+from decode_service.kv_source.prefill_client import RemotePrefiller
 from prefill_service.__main__ import make_service
-from prefill_service.service import FULL_NAME
-from serving.options import ServiceOptions
+from prefill_service.api.service import FULL_NAME
+from serving.process.options import ServiceOptions
 from tests.decode_service.models import loaded, tokens
 from tests.decode_service.pair import Pair, pair, serve, servers, wait_until
 from tests.decode_service.test_pressure import asking, later

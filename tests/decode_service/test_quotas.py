@@ -15,7 +15,7 @@ import cairn
 from cairn import Client, Tokens
 from chunk_store.open import open_store
 from protos import decode_pb2, decode_pb2_grpc, prefill_pb2, prefill_pb2_grpc
-from serving.details import retry_after_s
+from serving.rpc.details import retry_after_s
 from tests.decode_service.models import loaded, tokens
 from tests.decode_service.pair import DEADLINE_S, Pair, pair, wait_until
 

@@ -13,8 +13,8 @@ import pytest
 import cairn
 from cairn import Result
 from chunk_store.store import ChunkStore
-from decode_service.composition import Composition
-from decode_service.source import Caller, StoreSource
+from decode_service.kv_source.store_source import Caller, StoreSource
+from decode_service.prompt.composition import Composition
 from tests.decode_service.models import loaded, tokens
 from tests.decode_service.pair import Pair, pair, wait_until
 
@@ -171,7 +171,7 @@ def test_a_lease_is_kept_while_another_chunk_is_computed(fresh: Pair, monkeypatc
     found = tokens(40, 20)
     fresh.generate([found, [5]], reuse="independent")
     lose(fresh)
-    monkeypatch.setattr("serving.heartbeat.heartbeat.__wrapped__.__defaults__", (0.05,))
+    monkeypatch.setattr("serving.store.heartbeat.heartbeat.__wrapped__.__defaults__", (0.05,))
     lease = source.store.lease
     monkeypatch.setattr(source.store, "lease", lambda keys, **options: lease(keys, ttl_s=2.0, **options))
     with fresh.held_prefill():

@@ -20,7 +20,7 @@ import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
 from cairn import Client
-from cairn.processes import free_port
+from cairn.local.processes import free_port
 from tests.decode_service.models import model_dir
 from tests.deploy.exported import scraped
 from tests.deploy.test_deploy_files import DEPLOY, ROOT, read_yaml, tool

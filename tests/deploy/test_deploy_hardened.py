@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
-from serving.options import add_service_options
+from serving.process.options import add_service_options
 from tests.deploy.test_deploy_files import read_yaml, run, tool
 
 ROOT = Path(__file__).resolve().parent.parent.parent

@@ -13,7 +13,7 @@ import yaml
 from redis.backoff import ConstantBackoff
 from redis.retry import Retry
 
-from chunk_store.redis_connection import parse_redis_url
+from chunk_store.redis.connection import parse_redis_url
 from decode_service.options import parse
 from tests.deploy.test_deploy_files import read_yaml, run, tool
 

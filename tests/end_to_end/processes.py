@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from cairn.processes import free_port
+from cairn.local.processes import free_port
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 

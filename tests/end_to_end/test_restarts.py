@@ -11,7 +11,7 @@ import pytest
 
 import cairn
 from cairn import Client, Result
-from cairn.requests import generate_request
+from cairn.client.requests import generate_request
 from tests.decode_service.models import model_dir, tokens
 from tests.decode_service.pair import wait_until
 from tests.end_to_end.processes import Process, processes

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import torch
 
+from engine.kv.pool import PagedKVPool
+from engine.kv.resident import ResidentChunk, ResidentChunks
 from engine.plan import PlacedChunk, StepSequence
-from engine.pool import PagedKVPool
-from engine.resident import ResidentChunk, ResidentChunks
 from engine.reuse import ReuseMode, key_composition
 from engine.served import ServedModel
 

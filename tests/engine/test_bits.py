@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from engine.model import BorrowedModel
+from engine.model.borrowed import BorrowedModel
 from engine.reuse import ReuseMode, key_composition
 from engine.served import ServedModel, serve
 from tests.architectures import build_named

@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 import torch
 
-from engine.model import BorrowedModel, ModelRefused
+from engine.model.borrowed import BorrowedModel, ModelRefused
 from engine.reuse import ReuseMode
 from engine.served import ServedModel, serve
-from serving.loading import restrictions
+from serving.process.loading import restrictions
 from tests import oracle
 from tests.architectures import build, build_named
 from tests.engine.composer import Composer

@@ -10,14 +10,14 @@ import pytest
 import torch
 
 from chunk_store.key import ChunkKey
-from engine.divergence import TOLERANCE, Place, compare
-from engine.model import BorrowedModel, ModelRefused
+from engine.compare.divergence import TOLERANCE, Place, compare
+from engine.compare.trace import PAGE_SIZE, STORED, Trace, trace_eager, trace_engine
+from engine.kv.pool import TORCH_DTYPES, PagedKVPool, PageRun
+from engine.model.borrowed import BorrowedModel, ModelRefused
 from engine.plan import PlacedChunk
-from engine.pool import TORCH_DTYPES, PagedKVPool, PageRun
 from engine.reuse import ReuseMode
-from engine.runner import ModelRunner
+from engine.run.eager.runner import ModelRunner
 from engine.served import ServedModel, look_into, make_attention, serve
-from engine.trace import PAGE_SIZE, STORED, Trace, trace_eager, trace_engine
 from tests.architectures import ARCHITECTURES, EXACT_ONLY, build
 
 MODELS = ("qwen3-ratio2", "gemma3-two-ropes", "cohere-interleaved", "gpt-oss-sinks", "gpt2-learned-positions")

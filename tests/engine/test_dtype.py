@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from engine.dtype import ROWS, Measure, choose_dtype, product_rates
-from engine.processor import Processor, memory_nbytes, read_processor
+from engine.model.dtype import ROWS, Measure, choose_dtype, product_rates
+from engine.model.processor import Processor, memory_nbytes, read_processor
 
 AVX2 = Processor("an older one", ("avx2",))
 AVX512 = Processor("one with AVX-512", ("avx2", "avx512f"))
@@ -79,7 +79,7 @@ def test_the_product_itself() -> None:
 def test_a_processor_that_is_held_to_avx2_takes_float32() -> None:
     program = f"""
 import torch
-from engine.dtype import choose_dtype
+from engine.model.dtype import choose_dtype
 torch.set_num_threads(1)
 print(choose_dtype("bfloat16", {LARGE}, "cpu", memory={PLENTY}).dtype)
 """

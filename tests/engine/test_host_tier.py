@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 
 from chunk_store.key import ChunkKey
-from engine.cuda.host_tier import ALIGN_NBYTES, HostTier, Origin
+from engine.kv.host_tier import ALIGN_NBYTES, HostTier, Origin
 
 PARTS = (ALIGN_NBYTES // 4, ALIGN_NBYTES // 4)  # elements of two float32 parts: two aligned blocks a chunk
 

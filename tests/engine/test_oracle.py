@@ -9,7 +9,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from engine.model import BorrowedModel, ModelRefused
+from engine.model.borrowed import BorrowedModel, ModelRefused
 from engine.reuse import ReuseMode
 from engine.served import ServedModel, serve
 from tests import oracle

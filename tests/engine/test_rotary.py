@@ -7,10 +7,10 @@ import copy
 import pytest
 import torch
 
-from engine.model import BorrowedModel
-from engine.probe import examine
+from engine.model.borrowed import BorrowedModel
+from engine.model.probe import examine
+from engine.model.rotary import Rotation
 from engine.reuse import ReuseMode
-from engine.rotary import Rotation
 from engine.served import serve
 from tests import oracle
 from tests.architectures import ARCHITECTURES, build, build_named

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from engine.sampling import Sampler, SamplingParams
+from engine.sampling.sampler import Sampler, SamplingParams
 
 
 def sampler(prompt: tuple[int, ...] = (), **params: object) -> Sampler:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from engine.model import BorrowedModel
+from engine.model.borrowed import BorrowedModel
 from engine.plan import CascadePlan
 from engine.served import serve
 from tests.architectures import build_named

@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from bench.start_check import FAULTS, model_of, row
-from engine.isolation import alone
-from engine.model import BorrowedModel, ModelRefused
+from engine.check.start import ROUNDING_MAX, STRUCTURE_MAX, rounding_ratio
+from engine.model.borrowed import BorrowedModel, ModelRefused
+from engine.model.isolation import alone
 from engine.reuse import ReuseMode
-from engine.selfcheck import ROUNDING_MAX, STRUCTURE_MAX, rounding_ratio
 from engine.served import ServedModel, serve
 from tests import oracle
 from tests.architectures import build, build_named

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers
 from transformers import PreTrainedTokenizerFast
 
-from engine.tokenizer import TextCodec, TextRefused
 from tests.models_for_tests import CHAT_TEMPLATE, byte_level_tokenizer, tiny_model_dir
+from text.codec import TextCodec, TextRefused
 
 
 def sentencepiece_like() -> PreTrainedTokenizerFast:

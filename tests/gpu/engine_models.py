@@ -8,7 +8,7 @@ import functools
 import torch
 from transformers import PreTrainedModel
 
-from engine.model import BorrowedModel
+from engine.model.borrowed import BorrowedModel
 from engine.served import ServedModel, serve
 from tests.architectures import build
 

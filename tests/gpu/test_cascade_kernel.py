@@ -11,17 +11,17 @@ from torch import Tensor
 
 from chunk_store.layout import KVLayout, LayerLayout
 from engine.attention import Scores
-from engine.attention.cascade_launch import (
+from engine.kv.pool import PagedKVPool
+from engine.model.rotary import Rotation
+from engine.plan import CascadePlan
+from engine.run.cuda.cascade.launch import (
     PORTABLE,
     AttentionShape,
     CascadeWork,
     RotationTable,
     Tuning,
 )
-from engine.attention.cascade_work import Limits
-from engine.plan import CascadePlan
-from engine.pool import PagedKVPool
-from engine.rotary import Rotation
+from engine.run.cuda.cascade.work import Limits
 
 pytestmark = pytest.mark.gpu
 
@@ -138,7 +138,7 @@ def test_replayed_graph_follows_the_lists() -> None:
 
 
 def test_the_protocol_stores_new_tokens_and_attends() -> None:
-    from engine.attention.cascade_attention import CascadeAttention
+    from engine.run.cuda.cascade.attention import CascadeAttention
 
     sequences = random_sequences(8, 12, rows=(1, 5))
     setting = Setting(sequences, ratio=4, dim=128)
@@ -159,7 +159,7 @@ def test_the_protocol_stores_new_tokens_and_attends() -> None:
 
 def test_flashinfer_agrees() -> None:
     pytest.importorskip("flashinfer")
-    from engine.attention.flashinfer_attention import FlashInferAttention
+    from engine.run.cuda.flashinfer import FlashInferAttention
 
     sequences = random_sequences(9, 24, rows=(1, 5))
     setting = Setting(sequences, ratio=4, dim=128)

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from cascade_cases import PAGE, random_sequences
 
-from engine.attention.cascade_work import (
+from engine.plan import CascadePlan
+from engine.run.cuda.cascade.work import (
     AT_COUNTS,
     AT_ITEMS,
     AT_PAGES,
@@ -26,7 +27,6 @@ from engine.attention.cascade_work import (
     shared_lists,
     tail_lists,
 )
-from engine.plan import CascadePlan
 
 RATIO = 4
 LIMITS = Limits(rows=512, pairs=4096, items=8192, pages=8192, partials=16384)

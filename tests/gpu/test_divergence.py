@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from engine.divergence import TOLERANCE, compare
+from engine.compare.divergence import TOLERANCE, compare
+from engine.compare.trace import STORED, trace_eager, trace_engine
 from engine.reuse import ReuseMode
-from engine.trace import STORED, trace_eager, trace_engine
 from tests.gpu.engine_models import GEOMETRIES, served, tokens
 
 pytestmark = pytest.mark.gpu

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from engine.cuda.runner import FusedRunner
-from engine.cuda.steps import StepLimits
 from engine.plan import StepSequence
+from engine.run.cuda.runner import FusedRunner
+from engine.run.cuda.steps import StepLimits
 from tests.engine.composer import Composer, Request
 from tests.gpu.engine_models import served, tokens
 

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from chunk_store.key import ChunkKey
-from engine.cuda.host_tier import HostTier, Origin
-from engine.pool import PagedKVPool
-from serving.pool_bytes import incoming, outgoing
+from engine.kv.host_tier import HostTier, Origin
+from engine.kv.pool import PagedKVPool
+from engine.kv.pool_bytes import incoming, outgoing
 from tests.engine.composer import Composer, Request
 from tests.gpu.engine_models import served, tokens
 

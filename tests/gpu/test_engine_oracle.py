@@ -6,8 +6,8 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
-from engine.cuda.runner import FusedRunner
-from engine.model import BorrowedModel
+from engine.model.borrowed import BorrowedModel
+from engine.run.cuda.runner import FusedRunner
 from engine.served import serve
 from tests import oracle
 from tests.architectures import build_named

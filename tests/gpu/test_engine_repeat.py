@@ -14,7 +14,7 @@ ROWS, HEADS, KV_HEADS, DIM, PAGE = 1517, 32, 8, 128, 16
 
 @pytest.mark.parametrize("rows", [1, 63, ROWS])
 def test_folding_two_results(rows: int) -> None:
-    from engine.cuda.prefill_attention import fold_into
+    from engine.run.cuda.prefill_attention import fold_into
 
     torch.manual_seed(0)
     out, other = (torch.randn(rows, HEADS, DIM, device="cuda", dtype=torch.bfloat16) for _ in range(2))
@@ -34,7 +34,7 @@ def test_folding_two_results(rows: int) -> None:
 
 
 def test_attention_of_a_piece_over_chunks() -> None:
-    from engine.cuda.prefill_attention import attend_piece, prepare_piece
+    from engine.run.cuda.prefill_attention import attend_piece, prepare_piece
 
     torch.manual_seed(0)
     pages = 400
@@ -55,8 +55,8 @@ def test_attention_of_a_piece_over_chunks() -> None:
 
 @pytest.mark.parametrize("width", [64, 256, 1024, 4096])
 def test_norms_that_write_what_they_read(width: int) -> None:
-    from engine.cuda import kernels
-    from engine.cuda.prefill_attention import launch_options
+    from engine.run.cuda import kernels
+    from engine.run.cuda.prefill_attention import launch_options
 
     torch.manual_seed(0)
     rows = 512

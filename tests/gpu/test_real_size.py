@@ -13,7 +13,7 @@ import torch
 
 from bench.gpu_start import save_checkpoint
 from cairn import Client, Result
-from cairn.processes import free_port
+from cairn.local.processes import free_port
 from tests.end_to_end.processes import Process
 
 pytestmark = [pytest.mark.gpu, pytest.mark.timeout(400)]

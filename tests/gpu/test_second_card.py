@@ -8,7 +8,7 @@ import threading
 import pytest
 import torch
 
-from engine.model import BorrowedModel
+from engine.model.borrowed import BorrowedModel
 from engine.served import serve
 from tests.engine.composer import Composer
 from tests.gpu.engine_models import tokens, twins

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from cairn import Client, Result
-from cairn.processes import free_port
+from cairn.local.processes import free_port
 from tests.end_to_end.processes import Process
 from tests.models_for_tests import tiny_model_dir
 

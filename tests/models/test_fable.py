@@ -7,10 +7,10 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from models.fable_data import Shape, Story, encode, make_story
-from models.fable_eval import MODES, SHAPES, held_out, laid_out, reuse_mask, right_answers
-from models.fable_examples import document_order, example_stories
-from models.fable_names import HELD_OUT, TRAIN, Namer, half_of
+from models.training.data import Shape, Story, encode, make_story
+from models.training.evaluate import MODES, SHAPES, held_out, laid_out, reuse_mask, right_answers
+from models.training.examples import document_order, example_stories
+from models.training.names import HELD_OUT, TRAIN, Namer, half_of
 
 FABLE = Path(__file__).parents[2] / "models" / "fable"
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from prefill_worker import load_tiny
 
-from serving.loading import Loaded
+from serving.process.loading import Loaded
 from tests.models_for_tests import tiny_model_dir
 
 

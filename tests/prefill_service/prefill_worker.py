@@ -14,11 +14,11 @@ import pytest
 from grpc import StatusCode
 
 from prefill_service.__main__ import make_service
-from prefill_service.service import FULL_NAME, PrefillService
+from prefill_service.api.service import FULL_NAME, PrefillService
 from protos import chunks_pb2, prefill_pb2, prefill_pb2_grpc
-from serving.loading import Loaded, load
-from serving.options import ServiceOptions
-from serving.server import RpcServer
+from serving.process.loading import Loaded, load
+from serving.process.options import ServiceOptions
+from serving.rpc.server import RpcServer
 
 COMPUTED = prefill_pb2.PrefillChunkResponse.OUTCOME_COMPUTED
 ALREADY_STORED = prefill_pb2.PrefillChunkResponse.OUTCOME_ALREADY_STORED

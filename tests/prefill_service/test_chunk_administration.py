@@ -10,7 +10,7 @@ from grpc import StatusCode
 from prefill_worker import ALREADY_STORED, COMPUTED, refusal, run, worker
 
 from protos import chunks_pb2, prefill_pb2
-from serving.loading import Loaded
+from serving.process.loading import Loaded
 
 
 def test_what_is_said_about_a_chunk_is_kept(tiny: Loaded, store: Path) -> None:

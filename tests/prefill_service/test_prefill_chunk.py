@@ -14,8 +14,8 @@ from chunk_store.key import ChunkId, ChunkKey, ChunkType, chunk_id
 from chunk_store.open import open_store
 from engine.reuse import ReuseMode, key_composition
 from protos import chunks_pb2, prefill_pb2
-from serving import wire
-from serving.loading import Loaded
+from serving.process.loading import Loaded
+from serving.rpc import wire
 
 A, B, C = tuple(range(10, 27)), tuple(range(40, 56)), tuple(range(70, 71))  # 17, 16 and 1 tokens; pages have 16
 MODES = {

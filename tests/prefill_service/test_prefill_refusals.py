@@ -17,11 +17,11 @@ from prefill_worker import ALREADY_STORED, COMPUTED, refusal, run, worker
 from chunk_store.key import ChunkType, chunk_id
 from chunk_store.store import ChunkRecord
 from engine.reuse import ReuseMode
-from engine.tokenizer import TextCodec
 from protos import chunks_pb2, prefill_pb2
-from serving.details import retry_after_s
-from serving.loading import Loaded
-from serving.stages import StageTimer
+from serving.process.loading import Loaded
+from serving.rpc.details import retry_after_s
+from serving.trace import StageTimer
+from text.codec import TextCodec
 
 BAD_REQUESTS: list[tuple[dict[str, Any], StatusCode, str]] = [
     ({}, StatusCode.INVALID_ARGUMENT, "content: missing"),

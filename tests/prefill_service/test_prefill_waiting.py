@@ -18,9 +18,9 @@ from chunk_store.key import ChunkKey
 from chunk_store.open import open_store
 from chunk_store.store import Busy, ClaimLost, MissReason, Stored
 from engine.reuse import ReuseMode, key_composition
-from prefill_service.ordered import in_order
-from serving.heartbeat import heartbeat
-from serving.loading import Loaded
+from prefill_service.api.ordered import in_order
+from serving.process.loading import Loaded
+from serving.store.heartbeat import heartbeat
 
 A, B = (1, 2, 3), (4, 5, 6, 7)
 

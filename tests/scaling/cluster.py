@@ -22,7 +22,7 @@ from typing import Any
 from prometheus_client.parser import text_string_to_metric_families
 
 from cairn import Client
-from cairn.processes import free_port
+from cairn.local.processes import free_port
 from tests.models_for_tests import tiny_model_dir
 
 ROOT = Path(__file__).resolve().parents[2]

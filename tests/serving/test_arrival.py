@@ -13,8 +13,8 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from prometheus_client import CollectorRegistry
 
 from protos import prefill_pb2
-from serving.access import Access
-from serving.errors import RequestError
+from serving.rpc.access import Access
+from serving.rpc.errors import RequestError
 from tests.serving.test_rpc_server import Running, get, refused, serve
 
 

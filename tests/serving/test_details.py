@@ -6,8 +6,8 @@ from google.rpc import error_details_pb2, status_pb2
 from grpc import StatusCode
 
 from chunk_store.store import StoreFull
-from serving.details import DETAILS_KEY, details_metadata, error_reason, retry_after_s
-from serving.errors import STORE_FULL, RequestError, request_error
+from serving.rpc.details import DETAILS_KEY, details_metadata, error_reason, retry_after_s
+from serving.rpc.errors import STORE_FULL, RequestError, request_error
 
 
 def test_what_is_written_is_a_status_with_its_details() -> None:

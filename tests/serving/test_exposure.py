@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from cairn.services import Settings, service_commands
-from serving.exposure import exposure_refusal, exposure_warning, is_loopback
+from cairn.local.services import Settings, service_commands
+from serving.rpc.exposure import exposure_refusal, exposure_warning, is_loopback
 
 INSIDE = ["127.0.0.1", "127.8.8.8", "::1", "[::1]", "::ffff:127.0.0.1", "localhost"]
 OUTSIDE = ["0.0.0.0", "::", "[::]", "10.0.0.5", "fe80::1%eth0", "::ffff:10.0.0.5", "", "0", "no such name.invalid"]

@@ -11,8 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from serving.heartbeat import heartbeat
-from serving.logs import (
+from serving.process.logs import (
     MESSAGE_CHARACTERS_MAX,
     REQUEST_ID_CHARACTERS_MAX,
     JsonLines,
@@ -23,6 +22,7 @@ from serving.logs import (
     printable,
     set_request_id,
 )
+from serving.store.heartbeat import heartbeat
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 FORGED = "ok\n2026-11-21 12:00:00,000 INFO serving.calls [-] all is well"
@@ -102,7 +102,7 @@ def test_the_heartbeat_of_a_request_bears_it() -> None:
 
 EVERYONE = """
 import logging, os, sys, threading, warnings
-from serving.logs import adopt_library_loggers, configure_logging, set_request_id
+from serving.process.logs import adopt_library_loggers, configure_logging, set_request_id
 configure_logging("info", "json", "test")
 import torch, transformers, grpc
 adopt_library_loggers()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from huggingface_hub import constants
 
-from serving.model_path import check_model
+from serving.process.model_path import check_model
 
 
 @pytest.fixture

@@ -16,9 +16,9 @@ from grpc import StatusCode
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from protos import prefill_pb2, prefill_pb2_grpc
-from serving.access import Access, Grant
-from serving.errors import RequestError
-from serving.open_calls import DRAIN_MESSAGE_S, Bounds, Caller, CallKind, CallLimits, OpenCall, OpenCalls
+from serving.rpc.access import Access, Grant
+from serving.rpc.errors import RequestError
+from serving.rpc.open_calls import DRAIN_MESSAGE_S, Bounds, Caller, CallKind, CallLimits, OpenCall, OpenCalls
 from tests.serving.raw_http2 import RawConnection, grpc_message
 from tests.serving.test_rpc_server import Running, get, health
 

@@ -11,10 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from protos import decode_pb2, prefill_pb2
-from serving.errors import RequestError
-from serving.field_bounds import ContentBudget, check_request_id
-from serving.parsing import FIELDS_MAX, MESSAGE_NBYTES_MAX, message_nbytes_max, parse, text_nbytes_max
-from serving.text_lanes import LONG_CHARACTERS, MANY_SEGMENTS, TextLanes
+from serving.rpc.errors import RequestError
+from serving.rpc.field_bounds import ContentBudget, check_request_id
+from serving.rpc.parsing import FIELDS_MAX, MESSAGE_NBYTES_MAX, message_nbytes_max, parse, text_nbytes_max
+from serving.tenancy.text_lanes import LONG_CHARACTERS, MANY_SEGMENTS, TextLanes
 
 
 def never(kind: Any) -> Any:

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from chunk_store.tenant import SHARED_TENANT, Tenant, tenant_of
-from serving.access import Access
-from serving.places import Places, PlacesFull, Rotation, TenantPlaces
-from serving.quotas import NO_QUOTAS, Quotas, TenantQuotas
+from serving.rpc.access import Access
+from serving.tenancy.places import Places, PlacesFull, Rotation, TenantPlaces
+from serving.tenancy.quotas import NO_QUOTAS, Quotas, TenantQuotas
 
 A, B, C = (Tenant(name) for name in "abc")
 

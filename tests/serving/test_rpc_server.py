@@ -15,13 +15,13 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from chunk_store.store import StoreFull, StoreUnavailable
-from engine.tokenizer import TextRefused
 from protos import chunks_pb2, prefill_pb2, prefill_pb2_grpc
-from serving.access import Access
-from serving.errors import RequestError
-from serving.logs import current_request_id
-from serving.parsing import MESSAGE_NBYTES_MAX
-from serving.server import RpcServer, TlsFiles
+from serving.process.logs import current_request_id
+from serving.rpc.access import Access
+from serving.rpc.errors import RequestError
+from serving.rpc.parsing import MESSAGE_NBYTES_MAX
+from serving.rpc.server import RpcServer, TlsFiles
+from text.codec import TextRefused
 
 NAME = "cairn.v1.PrefillService"
 SERVING = health_pb2.HealthCheckResponse.SERVING

@@ -15,12 +15,12 @@ from chunk_store.layout import KVLayout, LayerLayout
 from chunk_store.store import MissReason
 from engine.reuse import Exactness, ReuseMode
 from protos import chunks_pb2
-from serving import wire
-from serving.errors import RequestError
-from serving.loading import pool_pages
-from serving.metrics_endpoint import MetricsEndpoint
-from serving.options import add_service_options, nbytes, service_options
-from serving.stages import STAGES, StageTimer
+from serving.process.loading import pool_pages
+from serving.process.metrics_endpoint import MetricsEndpoint
+from serving.process.options import add_service_options, nbytes, service_options
+from serving.rpc import wire
+from serving.rpc.errors import RequestError
+from serving.trace import STAGES, StageTimer
 
 
 def parse(*words: str) -> object:

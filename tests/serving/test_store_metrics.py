@@ -15,10 +15,10 @@ from chunk_store.layout import KVLayout, LayerLayout
 from chunk_store.open import open_store
 from chunk_store.shared_store import SharedStore
 from chunk_store.store import Busy, EntryHeader, MissReason, Stored, StoreUnavailable
-from serving import store_gauges
-from serving.metered_store import MeteredStore, StoreMeter
-from serving.metrics_endpoint import SECONDS_BUCKETS
-from serving.store_gauges import StoreGauges
+from serving.process.metrics_endpoint import SECONDS_BUCKETS
+from serving.store import gauges as store_gauges
+from serving.store.gauges import StoreGauges
+from serving.store.metered import MeteredStore, StoreMeter
 
 LAYOUT = KVLayout("float32", (LayerLayout(1, 4, 4),))
 TOKENS = (1, 2, 3)

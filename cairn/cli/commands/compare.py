@@ -1,0 +1,202 @@
+"""Show where two ways of answering one request part: K, V and hidden states by layer and token.
+
+Runs here on a model directory; no service is asked. Each PART is @FILE or text (text:WORDS if it looks like something
+else), or a chunk of the store (its id, the first digits of it, or :NAME), in order; the query comes last: --query, or
+the last PART. A WAY is one of
+
+  fresh:MODE    our engine computes everything                (MODE alone means this)
+  stored:MODE   our engine loads the KV that --store has, and computes the rest
+  eager:MODE    transformers' own eager attention under the mode's mask
+
+with MODE exact, anchored or independent (exact if left out). A difference is in root mean squares of the token's own
+vector; keys of moved chunks are turned to where they stand first. docs/compare.md says how to read it.
+
+Exit codes: 0 nothing is beyond the tolerance, 1 something is, 2 the command line was wrong.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cairn.cli.arguments import TEXT_PREFIX, UsageError, looks_like_id, read_file
+from cairn.cli.connection import add_json_flag, check_model_flag
+from cairn.cli.stores import add_store_flag, choose_chunks, opened
+from cairn.cli.terminal import Terminal, table
+
+if TYPE_CHECKING:
+    from cairn.local.comparison import Comparison
+    from engine.compare.divergence import Place
+    from engine.served import ServedModel
+    from text.codec import TextCodec
+
+NAME = "compare"
+HELP = "show where two ways of answering a request part, layer by layer"
+
+KINDS = ("K", "V", "hidden")
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("part", nargs="*", metavar="PART", help="@FILE, text, or a chunk of the store")
+    parser.add_argument("--query", metavar="TEXT", help="the query: text or @FILE")
+    parser.add_argument("--part-role", default="", metavar="ROLE", help="chat role of the parts given as text or files")
+    parser.add_argument("--query-role", default="", metavar="ROLE", help="chat role of the query, for example user")
+    parser.add_argument("--a", default="fresh:exact", metavar="WAY", help="default %(default)s")
+    parser.add_argument("--b", default="eager:exact", metavar="WAY", help="default %(default)s")
+    parser.add_argument("--tolerance", type=float, metavar="X", help="default: the dtype's; 0 for stored against fresh")
+    parser.add_argument("--png", type=Path, metavar="FILE", help="also draw a heat map (needs matplotlib)")
+    add_store_flag(parser)
+    parser.add_argument("--salt", default="", help="that stored KV was computed under")
+    model = parser.add_argument_group("model (as the services have it, or their keys are others)")
+    model.add_argument("--model", required=True, metavar="PATH_OR_ID", help="a model directory or hub id")
+    model.add_argument("--device", default="cpu", help="cpu (default), cuda or cuda:N")
+    model.add_argument("--dtype", choices=("auto", "float32", "bfloat16"), default="auto")
+    model.add_argument("--threads", type=int, default=1, metavar="N", help="compute threads (default 1)")
+    model.add_argument("--prefill-tokens-max", type=int, metavar="N", help="tokens of a prefill forward at most")
+    add_json_flag(parser)
+
+
+def run(args: argparse.Namespace, terminal: Terminal) -> int:
+    check_model_flag(args.model)
+    if args.device.partition(":")[0] not in ("cpu", "cuda") or args.threads < 1 or (args.prefill_tokens_max or 1) < 1:
+        raise UsageError("--device is cpu, cuda or cuda:N; --threads and --prefill-tokens-max are at least 1")
+    if args.tolerance is not None and not 0 <= args.tolerance < float("inf"):
+        raise UsageError(f"--tolerance: {args.tolerance:g} must be 0 or more")
+    # Here, not above: torch takes a second, and no other command needs it.
+    from cairn.local.comparison import read_way, run_comparison
+    from cairn.local.heatmap import check, draw
+
+    try:
+        if args.png is not None:
+            check()
+        ways = read_way(args.a), read_way(args.b)
+        with terminal.waiting("Loading the model ..."):
+            served, codec = _load(args)
+        names, parts = _parts(args, codec)
+        with terminal.waiting("Answering both ways ..."):
+            found = run_comparison(served, parts, ways, store=args.store, salt=args.salt, tolerance=args.tolerance)
+        if args.png is not None:
+            draw(found, args.png)
+    except (ValueError, OSError) as error:
+        raise UsageError(str(error)) from error
+    _say(found, names, terminal)
+    return 1 if found.found.beyond(found.tolerance) else 0
+
+
+def _load(args: argparse.Namespace) -> tuple[ServedModel, TextCodec]:
+    """The model and its tokenizer as a service has them, without the start check."""
+    import torch
+    from transformers import logging
+
+    from engine.model.borrowed import BorrowedModel
+    from engine.served import look_into
+    from serving.process.options import ServiceOptions
+    from text.codec import TextCodec
+
+    logging.disable_progress_bar()
+    torch.set_num_threads(args.threads)
+    options = ServiceOptions(args.model, "", device=args.device, prefill_tokens_max=args.prefill_tokens_max)
+    codec = TextCodec.load(args.model)
+    borrowed = BorrowedModel.load(args.model, dtype=args.dtype, device=args.device)
+    return look_into(borrowed, piece_tokens=options.piece_tokens), codec
+
+
+def _parts(args: argparse.Namespace, codec: TextCodec) -> tuple[list[str], list[tuple[int, ...]]]:
+    """What to call the parts, and their tokens; the query is the last."""
+    words = list(args.part)
+    query = args.query if args.query is not None else (words.pop() if words else None)
+    if query is None:
+        raise UsageError("give a query: --query TEXT, or at least one PART")
+    named = [_part(word, args, codec) for word in words]
+    tokens = codec.encode(_text(query), role=args.query_role, generation_prompt=bool(args.query_role))
+    if not tokens:
+        raise UsageError("--query: holds no token")
+    return [*(name for name, _ in named), "(query)"], [*(part for _, part in named), tokens]
+
+
+def _part(word: str, args: argparse.Namespace, codec: TextCodec) -> tuple[str, tuple[int, ...]]:
+    if word.startswith(":") or looks_like_id(word):
+        with opened(args.store) as store:
+            (record,) = store.get_records(choose_chunks(store, [word], []))
+        if record is None or record.tokenizer != codec.identity:
+            raise UsageError(f"{word}: is not registered any more, or with another tokenizer")
+        return record.name or record.chunk_id[:12], record.token_ids
+    tokens = codec.encode(_text(word), role=args.part_role)
+    if not tokens:
+        raise UsageError(f"{word!r}: holds no token")
+    return (word if len(word) <= 24 else f"{word[:21]}..."), tokens
+
+
+def _text(word: str) -> str:
+    return read_file(Path(word[1:])) if word.startswith("@") else word.removeprefix(TEXT_PREFIX)
+
+
+def _say(found: Comparison, names: list[str], terminal: Terminal) -> None:
+    first = found.found.first(found.tolerance)
+    layers = len(found.found.differences["K"])
+    if terminal.as_json:
+        terminal.json_line(_as_json(found, names, first, layers))
+        return
+    terminal.say(table(("layer", *(f"#{kind}  at" for kind in KINDS)), [_layer_row(found, n) for n in range(layers)]))
+    terminal.say(
+        table(
+            ("part", "#tokens", *(f"#{kind}" for kind in KINDS), str(found.a), str(found.b)), _part_rows(found, names)
+        )
+    )
+    left, right = found.found.likeliest
+    same = f"both choose token {left}" if left == right else f"they choose tokens {left} and {right}"
+    terminal.say(f"logits differ by {found.found.logits:.2g} standard deviations; {same}")
+    if first is None:
+        terminal.say(f"nothing is beyond the tolerance of {found.tolerance:g} ({found.dtype})", "bold green")
+        return
+    part, place = found.part_of(first.token)
+    terminal.say(
+        f"first beyond the tolerance of {found.tolerance:g} ({found.dtype}): {first.kind} of layer {first.layer} at "
+        f"token {first.token} (token {place} of {names[part]}), {first.difference:.3g}; "
+        f"{found.found.beyond(found.tolerance)} places in all",
+        "bold red",
+    )
+
+
+def _layer_row(found: Comparison, layer: int) -> list[str]:
+    cells = []
+    for kind in KINDS:
+        place = found.found.largest(kind, layer)
+        cells.append("-" if place is None else f"{place.difference:.2g}  {place.token:5d}")
+    return [str(layer), *cells]
+
+
+def _part_rows(found: Comparison, names: list[str]) -> list[list[str]]:
+    rows, start = [], 0
+    for index, (name, length) in enumerate(zip(names, found.lengths, strict=True)):
+        tokens = slice(start, start + length)
+        cells = [_largest(found, kind, tokens) for kind in KINDS]
+        sources = [(found.sources_a, found.sources_b)[side][index : index + 1] or ["computed"] for side in (0, 1)]
+        rows.append([name, str(length), *cells, *(source[0] for source in sources)])
+        start += length
+    return rows
+
+
+def _largest(found: Comparison, kind: str, tokens: slice) -> str:
+    layers = range(len(found.found.differences[kind]))
+    places = [place for layer in layers if (place := found.found.largest(kind, layer, tokens)) is not None]
+    return f"{max(place.difference for place in places):.2g}" if places else "-"
+
+
+def _as_json(found: Comparison, names: list[str], first: Place | None, layers: int) -> dict[str, Any]:
+    return {
+        "a": str(found.a),
+        "b": str(found.b),
+        "dtype": found.dtype,
+        "tolerance": found.tolerance,
+        "parts": [{"name": name, "tokens": length} for name, length in zip(names, found.lengths, strict=True)],
+        "sources_a": found.sources_a,
+        "sources_b": found.sources_b,
+        "first": first,
+        "beyond": found.found.beyond(found.tolerance),
+        "logits": found.found.logits,
+        "likeliest": found.found.likeliest,
+        "layers": [{kind: found.found.largest(kind, layer) for kind in KINDS} for layer in range(layers)],
+    }

@@ -1,0 +1,42 @@
+"""Say what a request would reuse, compute and move, without running it.
+
+Each PART is a chunk (its id, the first digits of it, or :NAME), @FILE or text (text:WORDS if it looks like one of the
+others), in order. The query comes last: --query, or the last PART.
+"""
+
+from __future__ import annotations
+
+import argparse
+from contextlib import ExitStack
+
+from cairn.cli.commands.generate import add_prompt_flags, read_parts
+from cairn.cli.connection import add_connection_flags, open_client
+from cairn.cli.terminal import Terminal, human_bytes, reuse_table
+
+NAME = "explain"
+HELP = "show what a request would reuse, without running it"
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    add_prompt_flags(parser)
+    add_connection_flags(parser)
+
+
+def run(args: argparse.Namespace, terminal: Terminal) -> int:
+    with open_client(args) as client, ExitStack() as shown:
+        parts = read_parts(args, client, terminal)  # may ask
+        shown.enter_context(terminal.waiting("Looking up ..."))
+        plan = client.explain(parts, reuse=args.reuse, cache=args.cache, request_id=args.request_id)
+    if terminal.as_json:
+        terminal.json_line(plan)
+        return 0
+    terminal.say(reuse_table(plan.reuse))
+    terminal.say(
+        f"{plan.prompt_tokens} prompt tokens: {plan.cached_tokens} cached, {plan.computed_tokens} to compute "
+        f"({plan.reuse.exactness})"
+    )
+    terminal.say(
+        f"load {human_bytes(plan.bytes_to_load)}, compute {human_bytes(plan.bytes_to_compute)}; a decode step reads "
+        f"{human_bytes(plan.bytes_read_per_step)}, of which {human_bytes(plan.bytes_shared_per_step)} are read anyway"
+    )
+    return 0

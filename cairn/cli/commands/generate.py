@@ -1,0 +1,98 @@
+"""Stream an answer to a prompt built from parts, and say what was reused.
+
+Each PART is a chunk (its id, the first digits of it, or :NAME), @FILE or text (text:WORDS if it looks like one of the
+others), in order. The query comes last: --query, or the last PART.
+"""
+
+from __future__ import annotations
+
+import argparse
+
+from cairn.cli.arguments import UsageError, read_part
+from cairn.cli.connection import add_connection_flags, open_client
+from cairn.cli.terminal import Terminal, human_seconds, reuse_table
+from cairn.client.client import Client
+from cairn.client.requests import Part
+from cairn.client.types import CACHE_USES, REUSE_MODES, Result
+
+NAME = "generate"
+HELP = "stream an answer to chunks and a query"
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    add_prompt_flags(parser)
+    group = parser.add_argument_group("sampling")
+    group.add_argument("--max-tokens", type=int, default=128, metavar="N")
+    group.add_argument("--temperature", type=float, help="default 0: the most likely token")
+    group.add_argument("--top-p", type=float)
+    group.add_argument("--top-k", type=int)
+    group.add_argument("--min-p", type=float)
+    group.add_argument("--seed", type=int)
+    group.add_argument("--stop", action="append", default=[], help="end before this text; may be given several times")
+    group.add_argument("--ignore-eos", action="store_true", help="go on after the model's end token")
+    group.add_argument("--logprobs", action="store_true", help="log-probability of each token, in --json")
+    parser.add_argument("--quiet", action="store_true", help="print the answer only, no report")
+    add_connection_flags(parser)
+
+
+def add_prompt_flags(parser: argparse.ArgumentParser) -> None:
+    """The flags that say what the prompt is; ``explain`` has them too."""
+    parser.add_argument("part", nargs="*", metavar="PART", help="a chunk id, :NAME, @FILE or text")
+    parser.add_argument("--query", metavar="TEXT", help="the query: text or @FILE")
+    parser.add_argument("--part-role", default="", metavar="ROLE", help="chat role of the parts given as text or files")
+    parser.add_argument("--query-role", default="", metavar="ROLE", help="chat role of the query, for example user")
+    parser.add_argument("--reuse", choices=REUSE_MODES, default="exact", help="how chunks may be reused")
+    parser.add_argument("--cache", choices=CACHE_USES, default="shared", help="bypass: compute everything anew")
+    parser.add_argument("--request-id", metavar="ID", help="to find it again in the logs and to abort it")
+
+
+def read_parts(args: argparse.Namespace, client: Client, terminal: Terminal) -> list[Part]:
+    """The prompt's parts, the query last. Raises ``UsageError`` without a query."""
+    words = list(args.part)
+    query = args.query if args.query is not None else (words.pop() if words else None)
+    if query is None:
+        raise UsageError("give a query: --query TEXT, or at least one PART")
+    parts = [read_part(word, client, terminal, role=args.part_role) for word in words]
+    return [*parts, read_part(query, client, terminal, role=args.query_role)]
+
+
+def run(args: argparse.Namespace, terminal: Terminal) -> int:
+    with (
+        open_client(args) as client,
+        client.generate(
+            read_parts(args, client, terminal),
+            max_tokens=args.max_tokens,
+            reuse=args.reuse,
+            cache=args.cache,
+            request_id=args.request_id,
+            temperature=args.temperature,
+            top_p=args.top_p,
+            top_k=args.top_k,
+            min_p=args.min_p,
+            seed=args.seed,
+            stop=args.stop,
+            ignore_eos=args.ignore_eos,
+            logprobs=args.logprobs,
+        ) as stream,
+    ):
+        for delta in stream:
+            if not terminal.as_json:
+                terminal.stream(delta.text)
+        result = stream.result
+    if terminal.as_json:
+        terminal.json_line(result)
+        return 0
+    terminal.stream("\n")
+    if not args.quiet:
+        terminal.note(reuse_table(result.reuse))
+        terminal.note(_summary(result), style="dim")
+    return 0
+
+
+def _summary(result: Result) -> str:
+    usage, timings = result.usage, result.timings
+    return (
+        f"{usage.prompt_tokens} prompt tokens ({usage.cached_tokens} cached, {usage.computed_tokens} computed), "
+        f"{usage.completion_tokens} generated, first token {human_seconds(timings.first_token_s)}, "
+        f"total {human_seconds(timings.total_s)}, {result.reuse.exactness}, ended by {result.finish_reason}"
+    )

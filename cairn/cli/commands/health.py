@@ -1,0 +1,61 @@
+"""Ask services for their health (grpc.health.v1); for container health checks and scripts.
+
+Exit code 0 if every one is SERVING, 1 if not.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+
+import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from cairn.cli.connection import add_connection_flags, read_token
+from cairn.cli.hints import reachability
+from cairn.cli.terminal import Terminal
+from cairn.client.transport import Peer
+
+NAME = "health"
+HELP = "ask the services whether they are serving"
+
+POLL_S = 0.1
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("address", nargs="*", metavar="HOST:PORT", help="default: the prefill and the decode service")
+    parser.add_argument("--wait", type=float, default=0.0, metavar="SECONDS", help="wait this long for them to serve")
+    add_connection_flags(parser)
+
+
+def run(args: argparse.Namespace, terminal: Terminal) -> int:
+    addresses = args.address or [args.prefill, args.decode]
+    token = read_token(args.token_file)
+    ends_at = time.monotonic() + args.wait
+    serving = True
+    for address in addresses:
+        peer = Peer("health", address, args.tls_ca, token)
+        with terminal.waiting(f"Waiting for {address} ..."):
+            status = _wait_for_serving(peer, ends_at, min(args.timeout, 5.0))
+        serving = serving and status == "SERVING"
+        terminal.result({"address": address, "status": status}, f"{address} {status}")
+        if status == "UNAVAILABLE" and (why := reachability(address, args.tls_ca)):
+            terminal.note(why)
+    return 0 if serving else 1
+
+
+def check(channel: grpc.Channel, peer: Peer, timeout_s: float) -> str:
+    """A service's status: ``SERVING``, ``NOT_SERVING``, or the gRPC code that the question ended with."""
+    stub = health_pb2_grpc.HealthStub(channel)
+    try:
+        reply = stub.Check(health_pb2.HealthCheckRequest(), timeout=timeout_s, metadata=peer.metadata)
+    except grpc.RpcError as error:
+        return str(error.code().name)
+    return str(health_pb2.HealthCheckResponse.ServingStatus.Name(reply.status))
+
+
+def _wait_for_serving(peer: Peer, ends_at: float, timeout_s: float) -> str:
+    with peer.open_channel() as channel:
+        while (status := check(channel, peer, timeout_s)) != "SERVING" and time.monotonic() < ends_at:
+            time.sleep(POLL_S)
+    return status

@@ -1,0 +1,170 @@
+"""``AsyncClient``: the two services from an event loop.
+
+What each call means is in ``cairn.client.calls``; this file only runs calls. ``cairn.client.client`` is its twin and
+documents the arguments.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterable, Sequence
+from typing import Any, Self, TypeVar, Unpack
+
+import grpc
+
+from cairn.client import calls, replies
+from cairn.client.calls import Call, GenerateOptions, ListOptions, PrefillOptions
+from cairn.client.client import DEFAULT_DECODE, DEFAULT_PREFILL, DEFAULT_TIMEOUT_S
+from cairn.client.errors import CairnError, error_from_status
+from cairn.client.generation import AsyncGeneration
+from cairn.client.requests import ChunkName, Part
+from cairn.client.transport import END, Attempts, Peer, Tls, error_from_rpc
+from cairn.client.types import Chunk, Deleted, Explanation, Loads, StoredChunk, StoreStats
+
+T = TypeVar("T")
+
+
+class AsyncClient:
+    """``Client`` for ``async with``. Connects on its first call and belongs to the event loop of that call."""
+
+    def __init__(
+        self,
+        prefill: str = DEFAULT_PREFILL,
+        decode: str = DEFAULT_DECODE,
+        *,
+        token: str | None = None,
+        tls: Tls = None,
+        salt: str = "",
+        timeout_s: float = DEFAULT_TIMEOUT_S,
+    ) -> None:
+        self._peers = {
+            "prefill": Peer("prefill", prefill, tls, token),
+            "decode": Peer("decode", decode, tls, token),
+        }
+        self._salt = salt
+        self._timeout_s = timeout_s
+        self._channels: dict[str, grpc.aio.Channel] = {}
+
+    async def prefill(
+        self, content: Part, *, timeout_s: float | None = None, **options: Unpack[PrefillOptions]
+    ) -> Chunk:
+        """Register text, token ids or a known chunk, and compute its KV after ``context``. See ``PrefillOptions``."""
+        request = calls.prefill_request(content, {"salt": self._salt, **options})
+        return await self._run(calls.prefill(request), timeout_s)
+
+    async def prefill_many(
+        self, contents: Iterable[Part], *, timeout_s: float | None = None, **options: Unpack[PrefillOptions]
+    ) -> AsyncIterator[Chunk | CairnError]:
+        """Prefill each of ``contents``, in order; one that failed is a ``CairnError`` value. See ``Client``."""
+        sent = [calls.prefill_request(content, {"salt": self._salt, **options}) for content in contents]
+        attempts = self._attempts(timeout_s, retry=False, calls=len(sent))
+        peer = self._peers["prefill"].for_request()
+        method = self._stub("prefill").PrefillChunks
+        call = method(iter(sent), timeout=attempts.remaining_s(), metadata=peer.metadata)
+        try:
+            for request in sent:
+                reply = await call.read()
+                if reply is END:
+                    raise error_from_status(
+                        "INTERNAL", "the stream ended with requests unanswered", peer.source, peer.request_id
+                    )
+                yield replies.parse_chunk_or_error(reply, request, peer.source, peer.request_id)
+        except grpc.RpcError as error:
+            raise error_from_rpc(error, peer) from None
+        finally:
+            call.cancel()
+
+    def generate(
+        self, parts: Sequence[Part], *, timeout_s: float | None = None, **options: Unpack[GenerateOptions]
+    ) -> AsyncGeneration:
+        """Stream an answer to ``parts``, the query last. Call it inside the running loop. See ``GenerateOptions``."""
+        request = calls.generate_request(parts, {"salt": self._salt, **options})
+        peer, method = self._peers["decode"].for_request(request.request_id), self._stub("decode").Generate
+
+        def start(remaining_s: float) -> Any:
+            return method(request, timeout=remaining_s, metadata=peer.metadata)
+
+        return AsyncGeneration(start, peer, self._attempts(timeout_s, retry=True))
+
+    async def explain(
+        self, parts: Sequence[Part], *, timeout_s: float | None = None, **options: Unpack[GenerateOptions]
+    ) -> Explanation:
+        """What the same ``generate`` would reuse, compute and move; nothing is generated."""
+        request = calls.generate_request(parts, {"salt": self._salt, **options})
+        return await self._run(calls.explain(request), timeout_s)
+
+    async def chunks(
+        self, *, timeout_s: float | None = None, **options: Unpack[ListOptions]
+    ) -> AsyncIterator[StoredChunk]:
+        """All chunks that match, fetched page by page as they are read. See ``ListOptions``."""
+        page_token = ""
+        while True:
+            found, page_token = await self._run(calls.page(page_token, options), timeout_s)
+            for chunk in found:
+                yield chunk
+            if not page_token:
+                return
+
+    async def get(
+        self, chunk: ChunkName, *, token_ids: bool = False, text: bool = False, timeout_s: float | None = None
+    ) -> StoredChunk:
+        """A chunk's record, with its token ids or its text if asked for. Raises ``NotFound``."""
+        return await self._run(calls.get(chunk, token_ids, text), timeout_s)
+
+    async def pin(self, chunk: ChunkName, *, timeout_s: float | None = None) -> StoredChunk:
+        """Keep a chunk from being evicted. Raises ``NotFound``."""
+        return await self._run(calls.pin(chunk), timeout_s)
+
+    async def unpin(self, chunk: ChunkName, *, timeout_s: float | None = None) -> StoredChunk:
+        """Let a pinned chunk be evicted again. Raises ``NotFound``."""
+        return await self._run(calls.unpin(chunk), timeout_s)
+
+    async def delete(self, chunk: ChunkName, *, timeout_s: float | None = None) -> Deleted:
+        """Forget a chunk and its stored KV. Raises ``NotFound``."""
+        return await self._run(calls.delete(chunk), timeout_s)
+
+    async def stats(self, *, timeout_s: float | None = None) -> StoreStats:
+        """What the chunk store holds."""
+        return await self._run(calls.stats(), timeout_s)
+
+    async def loads(self, *, timeout_s: float | None = None) -> Loads:
+        """How busy the decode service is, what its model is, and which reuse modes it allows."""
+        return await self._run(calls.loads(), timeout_s)
+
+    async def abort(self, request_id: str, *, timeout_s: float | None = None) -> bool:
+        """Abort a running or waiting generation. False: there is none of this id."""
+        return await self._run(calls.abort(request_id), timeout_s)
+
+    async def aclose(self) -> None:
+        """Close the connections; running streams are cancelled."""
+        for channel in self._channels.values():
+            await channel.close(None)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        await self.aclose()
+
+    def _stub(self, service: str) -> Any:
+        if service not in self._channels:
+            self._channels[service] = self._peers[service].open_async_channel()
+        return calls.stub(service, self._channels[service])
+
+    def _attempts(self, timeout_s: float | None, retry: bool, calls: int = 1) -> Attempts:
+        return Attempts((self._timeout_s if timeout_s is None else timeout_s) * max(1, calls), retry)
+
+    async def _run(self, call: Call[T], timeout_s: float | None) -> T:
+        peer, method = (
+            self._peers[call.service].for_request(call.request_id),
+            getattr(self._stub(call.service), call.method),
+        )
+        call, attempts = calls.salted(call, self._salt), self._attempts(timeout_s, call.retry)
+        while True:
+            try:
+                return call.parse(await method(call.request, timeout=attempts.remaining_s(), metadata=peer.metadata))
+            except grpc.RpcError as error:
+                delay_s = attempts.delay_after(error)
+                if delay_s is None:
+                    raise error_from_rpc(error, peer) from None
+            await asyncio.sleep(delay_s)

@@ -1,0 +1,157 @@
+"""Every RPC of the two services as a value: where it goes, what is sent, how the reply is read.
+
+The two clients only differ in how they run a ``Call``; what it means is written here once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, TypedDict, TypeVar
+
+from cairn.client import replies, requests
+from cairn.client.requests import ChunkName, Part
+from cairn.client.types import Chunk, Deleted, Explanation, Loads, StoredChunk, StoreStats
+from protos import decode_pb2, decode_pb2_grpc, prefill_pb2, prefill_pb2_grpc
+
+T = TypeVar("T")
+
+
+class PrefillOptions(TypedDict, total=False):
+    """Keyword arguments of ``prefill``: the type and the ordered context decide what is computed, the rest is
+    what people say about the chunk. ``ttl_s`` is in seconds; ``shared`` publishes for every tenant (admin tokens)."""
+
+    type: str
+    context: Sequence[ChunkName]
+    reuse: str
+    name: str
+    tags: Sequence[str]
+    ttl_s: float | None
+    pin: bool
+    role: str
+    salt: str
+    request_id: str
+    shared: bool
+
+
+class GenerateOptions(TypedDict, total=False):
+    """Keyword arguments of ``generate`` and ``explain``. What is left out is left to the service."""
+
+    max_tokens: int
+    reuse: str
+    cache: str
+    salt: str
+    request_id: str | None
+    temperature: float | None
+    top_p: float | None
+    top_k: int | None
+    min_p: float | None
+    frequency_penalty: float | None
+    presence_penalty: float | None
+    repetition_penalty: float | None
+    min_tokens: int | None
+    stop: Sequence[str]
+    stop_token_ids: Sequence[int]
+    ignore_eos: bool
+    seed: int | None
+    logprobs: bool
+    keep_special_tokens: bool
+
+
+class ListOptions(TypedDict, total=False):
+    """Keyword arguments of ``chunks``: filters, the order, and how many a page brings (1..1000)."""
+
+    type: str
+    tag: str
+    name: str
+    order: str
+    page_size: int
+
+
+@dataclass(frozen=True)
+class Call(Generic[T]):
+    """One unary RPC. ``retry``: sending it twice does no harm."""
+
+    service: str
+    method: str
+    request: Any
+    parse: Callable[[Any], T]
+    retry: bool = True
+    request_id: str = ""  # the caller's; "" for a new one
+
+
+def salted(call: Call[T], salt: str) -> Call[T]:
+    """The call under the client's salt, where its request can name one and names none."""
+    if salt and "salt" in call.request.DESCRIPTOR.fields_by_name and not call.request.salt:
+        call.request.salt = salt
+    return call
+
+
+def stub(service: str, channel: Any) -> Any:
+    """The generated stub of ``"prefill"`` or ``"decode"`` on a channel of either kind."""
+    stubs = {"prefill": prefill_pb2_grpc.PrefillServiceStub, "decode": decode_pb2_grpc.DecodeServiceStub}
+    return stubs[service](channel)
+
+
+def prefill(request: Any) -> Call[Chunk]:
+    return Call(
+        "prefill",
+        "PrefillChunk",
+        request,
+        lambda reply: replies.parse_chunk(reply, request),
+        request_id=request.request_id,
+    )
+
+
+def get(chunk: ChunkName, token_ids: bool, text: bool) -> Call[StoredChunk]:
+    request = prefill_pb2.GetChunkRequest(
+        chunk_id=requests.chunk_id_of(chunk), include_token_ids=token_ids, include_text=text
+    )
+    return Call("prefill", "GetChunk", request, replies.parse_stored_chunk)
+
+
+def page(page_token: str, options: ListOptions) -> Call[tuple[tuple[StoredChunk, ...], str]]:
+    request = requests.list_request(page_token=page_token, **options)
+    return Call("prefill", "ListChunks", request, replies.parse_page)
+
+
+def pin(chunk: ChunkName) -> Call[StoredChunk]:
+    request = prefill_pb2.PinChunkRequest(chunk_id=requests.chunk_id_of(chunk))
+    return Call("prefill", "PinChunk", request, replies.parse_stored_chunk)
+
+
+def unpin(chunk: ChunkName) -> Call[StoredChunk]:
+    request = prefill_pb2.UnpinChunkRequest(chunk_id=requests.chunk_id_of(chunk))
+    return Call("prefill", "UnpinChunk", request, replies.parse_stored_chunk)
+
+
+def delete(chunk: ChunkName) -> Call[Deleted]:
+    """Not sent twice: a retry after a lost reply would say NOT_FOUND about a chunk that it deleted itself."""
+    request = prefill_pb2.DeleteChunkRequest(chunk_id=requests.chunk_id_of(chunk))
+    return Call("prefill", "DeleteChunk", request, replies.parse_deleted, retry=False)
+
+
+def stats() -> Call[StoreStats]:
+    return Call("prefill", "StoreStats", prefill_pb2.StoreStatsRequest(), replies.parse_stats)
+
+
+def loads() -> Call[Loads]:
+    return Call("decode", "GetLoads", decode_pb2.GetLoadsRequest(), replies.parse_loads)
+
+
+def explain(request: Any) -> Call[Explanation]:
+    return Call("decode", "Explain", request, replies.parse_explanation, request_id=request.request_id)
+
+
+def abort(request_id: str) -> Call[bool]:
+    return Call("decode", "Abort", decode_pb2.AbortRequest(request_id=request_id), lambda reply: bool(reply.found))
+
+
+def prefill_request(content: Part, options: PrefillOptions) -> Any:
+    """A request for ``PrefillChunk`` or ``PrefillChunks``."""
+    return requests.prefill_request(content, **options)
+
+
+def generate_request(parts: Sequence[Part], options: GenerateOptions) -> Any:
+    """A request for ``Generate`` or ``Explain``."""
+    return requests.generate_request(parts, **options)

@@ -1,0 +1,177 @@
+"""``Client``: the two services from ordinary threads.
+
+What each call means is in ``cairn.client.calls``; this file only runs calls. ``cairn.client.async_client`` is its twin.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, Self, TypeVar, Unpack
+
+import grpc
+
+from cairn.client import calls, replies
+from cairn.client.calls import Call, GenerateOptions, ListOptions, PrefillOptions
+from cairn.client.errors import CairnError, error_from_status
+from cairn.client.generation import Generation
+from cairn.client.requests import ChunkName, Part
+from cairn.client.transport import Attempts, Peer, Tls, error_from_rpc
+from cairn.client.types import Chunk, Deleted, Explanation, Loads, StoredChunk, StoreStats
+
+T = TypeVar("T")
+
+DEFAULT_PREFILL = "127.0.0.1:50071"
+DEFAULT_DECODE = "127.0.0.1:50072"
+DEFAULT_TIMEOUT_S = 300.0
+
+
+class Client:
+    """A connection to a prefill and a decode service. Thread-safe; use it in a ``with`` block or close it.
+
+    ``token`` is sent as a bearer token; ``tls`` is True (the system's certificates) or a PEM file; ``salt`` goes
+    with every request that has none of its own. Every call ends within ``timeout_s`` seconds, its own or the
+    client's. Calls raise ``CairnError``; UNAVAILABLE, and an overload that says when to come again, are retried a few
+    times where sending twice does no harm.
+    """
+
+    def __init__(
+        self,
+        prefill: str = DEFAULT_PREFILL,
+        decode: str = DEFAULT_DECODE,
+        *,
+        token: str | None = None,
+        tls: Tls = None,
+        salt: str = "",
+        timeout_s: float = DEFAULT_TIMEOUT_S,
+    ) -> None:
+        self._peers = {
+            "prefill": Peer("prefill", prefill, tls, token),
+            "decode": Peer("decode", decode, tls, token),
+        }
+        self._salt = salt
+        self._timeout_s = timeout_s
+        self._channels = {name: peer.open_channel() for name, peer in self._peers.items()}
+        self._stubs = {name: calls.stub(name, channel) for name, channel in self._channels.items()}
+
+    def prefill(self, content: Part, *, timeout_s: float | None = None, **options: Unpack[PrefillOptions]) -> Chunk:
+        """Register text, token ids or a known chunk, and compute its KV after ``context``. See ``PrefillOptions``."""
+        request = calls.prefill_request(content, {"salt": self._salt, **options})
+        return self._run(calls.prefill(request), timeout_s)
+
+    def prefill_many(
+        self, contents: Iterable[Part], *, timeout_s: float | None = None, **options: Unpack[PrefillOptions]
+    ) -> Iterator[Chunk | CairnError]:
+        """Prefill each of ``contents`` with the same options, in one stream; results come in order.
+
+        One that failed is a ``CairnError`` *value*, and the rest go on. Raises ``CairnError`` when the stream
+        itself fails. The deadline is ``timeout_s`` for each item.
+        """
+        sent = [calls.prefill_request(content, {"salt": self._salt, **options}) for content in contents]
+        attempts = self._attempts(timeout_s, retry=False, calls=len(sent))
+        peer = self._peers["prefill"].for_request()
+        call = self._stubs["prefill"].PrefillChunks(iter(sent), timeout=attempts.remaining_s(), metadata=peer.metadata)
+        return _in_order(call, sent, peer)
+
+    def generate(
+        self, parts: Sequence[Part], *, timeout_s: float | None = None, **options: Unpack[GenerateOptions]
+    ) -> Generation:
+        """Stream an answer to the chunks, texts or token ids of ``parts``, the query last. See ``GenerateOptions``."""
+        request = calls.generate_request(parts, {"salt": self._salt, **options})
+        peer, method = self._peers["decode"].for_request(request.request_id), self._stubs["decode"].Generate
+
+        def start(remaining_s: float) -> Any:
+            return method(request, timeout=remaining_s, metadata=peer.metadata)
+
+        return Generation(start, peer, self._attempts(timeout_s, retry=True))
+
+    def explain(
+        self, parts: Sequence[Part], *, timeout_s: float | None = None, **options: Unpack[GenerateOptions]
+    ) -> Explanation:
+        """What the same ``generate`` would reuse, compute and move; nothing is generated."""
+        request = calls.generate_request(parts, {"salt": self._salt, **options})
+        return self._run(calls.explain(request), timeout_s)
+
+    def chunks(self, *, timeout_s: float | None = None, **options: Unpack[ListOptions]) -> Iterator[StoredChunk]:
+        """All chunks that match, fetched page by page as they are read. See ``ListOptions``."""
+        page_token = ""
+        while True:
+            found, page_token = self._run(calls.page(page_token, options), timeout_s)
+            yield from found
+            if not page_token:
+                return
+
+    def get(
+        self, chunk: ChunkName, *, token_ids: bool = False, text: bool = False, timeout_s: float | None = None
+    ) -> StoredChunk:
+        """A chunk's record, with its token ids or its text if asked for. Raises ``NotFound``."""
+        return self._run(calls.get(chunk, token_ids, text), timeout_s)
+
+    def pin(self, chunk: ChunkName, *, timeout_s: float | None = None) -> StoredChunk:
+        """Keep a chunk from being evicted. Raises ``NotFound``."""
+        return self._run(calls.pin(chunk), timeout_s)
+
+    def unpin(self, chunk: ChunkName, *, timeout_s: float | None = None) -> StoredChunk:
+        """Let a pinned chunk be evicted again. Raises ``NotFound``."""
+        return self._run(calls.unpin(chunk), timeout_s)
+
+    def delete(self, chunk: ChunkName, *, timeout_s: float | None = None) -> Deleted:
+        """Forget a chunk and its stored KV. Raises ``NotFound``."""
+        return self._run(calls.delete(chunk), timeout_s)
+
+    def stats(self, *, timeout_s: float | None = None) -> StoreStats:
+        """What the chunk store holds."""
+        return self._run(calls.stats(), timeout_s)
+
+    def loads(self, *, timeout_s: float | None = None) -> Loads:
+        """How busy the decode service is, what its model is, and which reuse modes it allows."""
+        return self._run(calls.loads(), timeout_s)
+
+    def abort(self, request_id: str, *, timeout_s: float | None = None) -> bool:
+        """Abort a running or waiting generation. False: there is none of this id."""
+        return self._run(calls.abort(request_id), timeout_s)
+
+    def close(self) -> None:
+        """Close the connections; running streams are cancelled."""
+        for channel in self._channels.values():
+            channel.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+    def _attempts(self, timeout_s: float | None, retry: bool, calls: int = 1) -> Attempts:
+        return Attempts((self._timeout_s if timeout_s is None else timeout_s) * max(1, calls), retry)
+
+    def _run(self, call: Call[T], timeout_s: float | None) -> T:
+        peer, method = (
+            self._peers[call.service].for_request(call.request_id),
+            getattr(self._stubs[call.service], call.method),
+        )
+        call, attempts = calls.salted(call, self._salt), self._attempts(timeout_s, call.retry)
+        while True:
+            try:
+                return call.parse(method(call.request, timeout=attempts.remaining_s(), metadata=peer.metadata))
+            except grpc.RpcError as error:
+                delay_s = attempts.delay_after(error)
+                if delay_s is None:
+                    raise error_from_rpc(error, peer) from None
+            time.sleep(delay_s)
+
+
+def _in_order(call: Any, sent: list[Any], peer: Peer) -> Iterator[Chunk | CairnError]:
+    """One reply for each request; leaving early cancels the rest."""
+    try:
+        for request in sent:
+            reply = next(call, None)
+            if reply is None:
+                raise error_from_status(
+                    "INTERNAL", "the stream ended with requests unanswered", peer.source, peer.request_id
+                )
+            yield replies.parse_chunk_or_error(reply, request, peer.source, peer.request_id)
+    except grpc.RpcError as error:
+        raise error_from_rpc(error, peer) from None
+    finally:
+        call.cancel()

@@ -1,0 +1,173 @@
+"""Protobuf replies as the dataclasses of ``cairn.client.types``. Touches no network."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import grpc
+
+from cairn.client.errors import CairnError, error_from_status
+from cairn.client.types import (
+    Chunk,
+    Deleted,
+    Delta,
+    Explanation,
+    Loads,
+    ModeSupport,
+    Result,
+    ReuseReport,
+    SegmentReport,
+    StoredChunk,
+    StoreStats,
+    Timings,
+    Usage,
+)
+from protos import chunks_pb2, decode_pb2, prefill_pb2
+
+_STATUS_NAMES: dict[int, str] = {code.value[0]: code.name for code in grpc.StatusCode}
+
+
+def parse_chunk(reply: Any, request: Any) -> Chunk:
+    """What ``prefill`` returns; name and type are the request's own."""
+    return Chunk(
+        id=reply.chunk_id,
+        key=reply.key,
+        tokens=reply.tokens,
+        outcome=_name(prefill_pb2.PrefillChunkResponse.Outcome, reply.outcome, "OUTCOME_"),
+        computed_tokens=reply.computed_tokens,
+        reused_tokens=reply.reused_tokens,
+        timings=parse_timings(reply.timings),
+        name=request.name,
+        type=_chunk_type(request.type) or "context",
+        newly_registered=reply.newly_registered,
+        model_identity=reply.model_identity,
+    )
+
+
+def parse_chunk_or_error(reply: Any, request: Any, source: str, request_id: str) -> Chunk | CairnError:
+    """One item of ``prefill_many``: a failed one is an error *value*, for the stream goes on."""
+    if reply.WhichOneof("result") == "response":
+        return parse_chunk(reply.response, request)
+    code = _STATUS_NAMES.get(reply.error.code, "UNKNOWN")
+    return error_from_status(code, reply.error.message, source, request.request_id or request_id)
+
+
+def parse_stored_chunk(reply: Any) -> StoredChunk:
+    return StoredChunk(
+        id=reply.chunk_id,
+        type=_chunk_type(reply.type),
+        name=reply.name,
+        tags=tuple(reply.tags),
+        tokens=reply.tokens,
+        pinned=reply.pinned,
+        created_unix_s=reply.created_unix_s,
+        last_used_unix_s=reply.last_used_unix_s,
+        expires_unix_s=reply.expires_unix_s or None,
+        kv_entries=reply.kv_entries,
+        kv_bytes=reply.kv_bytes,
+        token_ids=tuple(reply.token_ids),
+        text=reply.text,
+        shared=reply.shared,
+    )
+
+
+def parse_page(reply: Any) -> tuple[tuple[StoredChunk, ...], str]:
+    """A page of chunks and the token of the next page, empty on the last."""
+    return tuple(parse_stored_chunk(chunk) for chunk in reply.chunks), reply.next_page_token
+
+
+def parse_deleted(reply: Any) -> Deleted:
+    return Deleted(kv_entries=reply.kv_entries, kv_bytes=reply.kv_bytes)
+
+
+def parse_delta(delta: Any) -> Delta:
+    return Delta(text=delta.text, token_ids=tuple(delta.token_ids), logprobs=tuple(delta.logprobs))
+
+
+def parse_result(complete: Any, deltas: list[Delta]) -> Result:
+    """The final message together with what was streamed before it."""
+    return Result(
+        request_id=complete.request_id,
+        text="".join(delta.text for delta in deltas),
+        token_ids=tuple(token for delta in deltas for token in delta.token_ids),
+        logprobs=tuple(value for delta in deltas for value in delta.logprobs),
+        finish_reason=complete.finish_reason,
+        usage=Usage(**_numbers(complete.usage, Usage)),
+        reuse=parse_reuse(complete.reuse),
+        timings=parse_timings(complete.timings),
+        seed=complete.seed,
+        model_name=complete.model_name,
+    )
+
+
+def parse_reuse(reply: Any) -> ReuseReport:
+    return ReuseReport(
+        reuse_mode=_reuse_mode(reply.reuse_mode),
+        exactness=_exactness(reply.exactness),
+        segments=tuple(_segment(segment) for segment in reply.segments),
+    )
+
+
+def parse_explanation(reply: Any) -> Explanation:
+    numbers = {name: getattr(reply, name) for name in Explanation.__dataclass_fields__ if name != "reuse"}
+    return Explanation(reuse=parse_reuse(reply.reuse), **numbers)
+
+
+def parse_timings(reply: Any) -> Timings:
+    return Timings(
+        **{name: getattr(reply, f"{name.removesuffix('_s')}_ns") / 1e9 for name in Timings.__dataclass_fields__}
+    )
+
+
+def parse_stats(reply: Any) -> StoreStats:
+    return StoreStats(**_numbers(reply, StoreStats))
+
+
+def parse_loads(reply: Any) -> Loads:
+    modes = tuple(
+        ModeSupport(_reuse_mode(mode.mode), mode.supported, mode.reason, mode.context_length_max)
+        for mode in reply.modes
+    )
+    return Loads(**{name: getattr(reply, name) for name in Loads.__dataclass_fields__ if name != "modes"}, modes=modes)
+
+
+def _segment(reply: Any) -> SegmentReport:
+    return SegmentReport(
+        chunk_id=reply.chunk_id,
+        name=reply.name,
+        type=_chunk_type(reply.type),
+        tokens=reply.tokens,
+        cached_tokens=reply.cached_tokens,
+        source=_name(decode_pb2.KvSource, reply.source, "KV_SOURCE_"),
+        level=reply.level,
+        offset=reply.offset,
+        exactness=_exactness(reply.exactness),
+        miss_reason=_name(chunks_pb2.MissReason, reply.miss_reason, "MISS_REASON_"),
+        unpublished=_name(decode_pb2.Unpublished, reply.unpublished, "UNPUBLISHED_"),
+    )
+
+
+def _numbers(reply: Any, target: type) -> dict[str, Any]:
+    """The fields of a message whose names are those of a dataclass."""
+    return {name: getattr(reply, name) for name in target.__dataclass_fields__}  # type: ignore[attr-defined]
+
+
+def _chunk_type(value: int) -> str:
+    return _name(chunks_pb2.ChunkType, value, "CHUNK_TYPE_")
+
+
+def _reuse_mode(value: int) -> str:
+    return _name(chunks_pb2.ReuseMode, value, "REUSE_MODE_")
+
+
+def _exactness(value: int) -> str:
+    return _name(chunks_pb2.Exactness, value, "EXACTNESS_")
+
+
+def _name(enum: Any, value: int, prefix: str) -> str:
+    """An enumeration value's lower-case name, "" for unspecified, its number if a newer server sent it."""
+    if value == 0:
+        return ""
+    if value not in enum.values():
+        return str(value)
+    return str(enum.Name(value)).removeprefix(prefix).lower()

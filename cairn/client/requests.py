@@ -1,0 +1,191 @@
+"""A caller's arguments as protobuf requests. Refuses here what no service could accept; touches no network."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Sequence
+from typing import Any, TypeAlias
+
+from cairn.client.errors import invalid
+from cairn.client.types import CACHE_USES, CHUNK_TYPES, LIST_ORDERS, REUSE_MODES, ChunkRef, Text, Tokens
+from protos import chunks_pb2, decode_pb2, prefill_pb2
+
+Part: TypeAlias = ChunkRef | Text | Tokens | str | Sequence[int]
+ChunkName: TypeAlias = ChunkRef | str
+
+TOKEN_ID_MAX = 2**32 - 1
+
+
+def prefill_request(
+    content: Part,
+    *,
+    type: str = "",
+    context: Sequence[ChunkName] = (),
+    reuse: str = "exact",
+    name: str = "",
+    tags: Sequence[str] = (),
+    ttl_s: float | None = None,
+    pin: bool = False,
+    role: str = "",
+    salt: str = "",
+    request_id: str = "",
+    shared: bool = False,
+) -> Any:
+    """A ``PrefillChunkRequest``. Raises ``InvalidRequest``."""
+    if isinstance(context, str | ChunkRef):
+        raise invalid("context", "give a list of chunks")
+    if isinstance(tags, str):
+        raise invalid("tags", "give a list of strings")
+    if ttl_s is not None and not ttl_s > 0:
+        raise invalid("ttl_s", f"must be positive or None, not {ttl_s}")
+    fields = _content(content, "content")
+    own_type, own_role = fields.pop("type", ""), fields.pop("role", "")
+    if (role or own_role) and "text" not in fields:
+        raise invalid("role", "only text is rendered with a role")
+    return prefill_pb2.PrefillChunkRequest(
+        **fields,
+        type=_chunk_type(type or own_type),
+        context_chunk_ids=[chunk_id_of(chunk, f"context[{index}]") for index, chunk in enumerate(context)],
+        reuse_mode=_reuse_mode(reuse),
+        name=name,
+        tags=tags,
+        ttl_s=ttl_s or 0.0,
+        pin=pin,
+        role=role or own_role,
+        salt=salt,
+        request_id=request_id,
+        shared=shared,
+    )
+
+
+def generate_request(
+    parts: Sequence[Part],
+    *,
+    max_tokens: int = 128,
+    reuse: str = "exact",
+    cache: str = "shared",
+    salt: str = "",
+    request_id: str | None = None,
+    temperature: float | None = None,
+    top_p: float | None = None,
+    top_k: int | None = None,
+    min_p: float | None = None,
+    frequency_penalty: float | None = None,
+    presence_penalty: float | None = None,
+    repetition_penalty: float | None = None,
+    min_tokens: int | None = None,
+    stop: Sequence[str] = (),
+    stop_token_ids: Sequence[int] = (),
+    ignore_eos: bool = False,
+    seed: int | None = None,
+    logprobs: bool = False,
+    keep_special_tokens: bool = False,
+) -> Any:
+    """A ``GenerateRequest``; None leaves a sampling value to the service. Raises ``InvalidRequest``."""
+    if isinstance(parts, str | ChunkRef | Text | Tokens):
+        raise invalid("parts", "give a list: the chunks in order, the query last")
+    if not parts:
+        raise invalid("parts", "is empty: the query, at least, is needed")
+    if cache not in CACHE_USES:
+        raise invalid("cache", f"must be one of {', '.join(CACHE_USES)}, not {cache!r}")
+    sampling = _sampling(
+        max_tokens=max_tokens,
+        temperature=temperature,
+        top_p=top_p,
+        top_k=top_k,
+        min_p=min_p,
+        frequency_penalty=frequency_penalty,
+        presence_penalty=presence_penalty,
+        repetition_penalty=repetition_penalty,
+        min_tokens=min_tokens,
+        stop=[stop] if isinstance(stop, str) else list(stop),
+        stop_token_ids=token_ids(stop_token_ids, "stop_token_ids"),
+        ignore_eos=ignore_eos,
+        seed=seed,
+        logprobs=logprobs,
+        keep_special_tokens=keep_special_tokens,
+    )
+    return decode_pb2.GenerateRequest(
+        request_id=request_id or "",
+        segments=[_segment(part, f"parts[{index}]") for index, part in enumerate(parts)],
+        sampling=sampling,
+        reuse_mode=_reuse_mode(reuse),
+        salt=salt,
+        cache_use=f"CACHE_USE_{cache.upper()}",
+    )
+
+
+def list_request(
+    *, type: str = "", tag: str = "", name: str = "", order: str = "created", page_size: int = 100, page_token: str = ""
+) -> Any:
+    """A ``ListChunksRequest``. Raises ``InvalidRequest``."""
+    if order not in LIST_ORDERS:
+        raise invalid("order", f"must be one of {', '.join(LIST_ORDERS)}, not {order!r}")
+    if not 1 <= page_size <= 1000:
+        raise invalid("page_size", f"must be in 1..1000, not {page_size}")
+    return prefill_pb2.ListChunksRequest(
+        type=_chunk_type(type),
+        tag=tag,
+        name=name,
+        page_size=page_size,
+        page_token=page_token,
+        order=f"ORDER_{order.upper()}",
+    )
+
+
+def chunk_id_of(chunk: ChunkName, field: str = "chunk") -> str:
+    """The id of a chunk or an id itself. Raises ``InvalidRequest`` for anything else, and for an empty id."""
+    chunk_id = chunk.id if isinstance(chunk, ChunkRef) else chunk
+    if not isinstance(chunk_id, str) or not chunk_id:
+        raise invalid(field, f"must be a chunk or its id, not {chunk_id!r}")
+    return chunk_id
+
+
+def token_ids(ids: Sequence[int], field: str) -> list[int]:
+    """Token ids as plain integers; numpy's and torch's are accepted. Raises ``InvalidRequest``."""
+    try:
+        plain = [operator.index(token) for token in ids]
+    except TypeError as error:
+        raise invalid(field, f"token ids must be integers ({error})") from error
+    for token in plain:
+        if not 0 <= token <= TOKEN_ID_MAX:
+            raise invalid(field, f"token id {token} is not in 0..{TOKEN_ID_MAX}")
+    return plain
+
+
+def _content(part: Part, field: str) -> dict[str, Any]:
+    """The protobuf fields that give a part's content, its type and its role."""
+    if isinstance(part, ChunkRef):
+        return {"chunk_id": chunk_id_of(part, field)}
+    if isinstance(part, str):
+        return {"text": part}
+    if isinstance(part, Text):
+        return {"text": part.text, "type": part.type, "role": part.role}
+    tokens = part if isinstance(part, Tokens) else Tokens(part)
+    if not hasattr(tokens.ids, "__iter__") or isinstance(tokens.ids, str | bytes):
+        raise invalid(field, f"must be a chunk, a text or token ids, not {tokens.ids!r}")
+    return {"token_ids": chunks_pb2.TokenIds(ids=token_ids(tokens.ids, field)), "type": tokens.type}
+
+
+def _segment(part: Part, field: str) -> Any:
+    fields = _content(part, field)
+    return decode_pb2.Segment(**{**fields, "type": _chunk_type(fields.get("type", ""))})
+
+
+def _sampling(**values: Any) -> Any:
+    try:
+        return decode_pb2.SamplingParams(**{name: value for name, value in values.items() if value is not None})
+    except (TypeError, ValueError) as error:
+        raise invalid("sampling", str(error)) from error
+
+
+def _chunk_type(type: str) -> str:
+    if type and type not in CHUNK_TYPES:
+        raise invalid("type", f"must be one of {', '.join(CHUNK_TYPES)}, not {type!r}")
+    return f"CHUNK_TYPE_{(type or 'unspecified').upper()}"
+
+
+def _reuse_mode(reuse: str) -> str:
+    if reuse not in REUSE_MODES:
+        raise invalid("reuse", f"must be one of {', '.join(REUSE_MODES)}, not {reuse!r}")
+    return f"REUSE_MODE_{reuse.upper()}"

@@ -1,0 +1,1 @@
+"""Services and models of this machine."""

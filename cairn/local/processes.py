@@ -1,0 +1,237 @@
+"""Child processes that serve: started together, watched together, drained together.
+
+Nothing is restarted. A child that ends is reported by ``first_exit``; ``stop`` asks with SIGTERM, waits, then kills.
+Children die with this process even if it is killed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import json
+import random
+import signal
+import socket
+import sys
+from asyncio.subprocess import PIPE, Process
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from cairn.client.transport import Peer
+
+POLL_S = 0.1
+READ_BYTES = 65536
+PORTS = range(20_000, 32_000)
+_PR_SET_PDEATHSIG = 1
+
+LogLine = Callable[[str, str], None]  # service, line
+
+
+class ServiceFailed(Exception):
+    """A service ended or did not become ready."""
+
+
+@dataclass(frozen=True)
+class Command:
+    """A service to start: its name, the command, and where it will serve (with TLS if ``tls_ca`` is given)."""
+
+    name: str
+    argv: tuple[str, ...]
+    address: str
+    tls_ca: Path | None = None
+
+
+@dataclass
+class _Child:
+    command: Command
+    process: Process
+    ready: asyncio.Future[dict[str, Any]]
+    refusal: str = ""  # why the last question for its health had no answer
+    readers: list[asyncio.Task[None]] = field(default_factory=list)
+
+
+class Processes:
+    """The running children. Used inside one event loop, in this order: start, wait_ready, first_exit, stop."""
+
+    def __init__(self, log: LogLine) -> None:
+        self._log = log
+        self._children: list[_Child] = []
+
+    async def start(self, commands: Sequence[Command]) -> None:
+        """Start every command. Raises ``OSError`` if one cannot be executed; call ``stop`` then too.
+
+        Start them before threads of yours do: a child runs a little Python between fork and exec.
+        """
+        die_with_parent = _die_with_parent()
+        for command in commands:
+            process = await asyncio.create_subprocess_exec(
+                *command.argv, stdout=PIPE, stderr=PIPE, start_new_session=True, preexec_fn=die_with_parent
+            )
+            child = _Child(command, process, asyncio.get_running_loop().create_future())
+            assert process.stdout is not None and process.stderr is not None
+            child.readers = [
+                asyncio.create_task(self._read(child, process.stdout, announces=True)),
+                asyncio.create_task(self._read(child, process.stderr, announces=False)),
+            ]
+            self._children.append(child)
+
+    async def wait_ready(self, timeout_s: float) -> dict[str, dict[str, Any]]:
+        """Wait until every child has announced itself and reports SERVING; its announcement by its name.
+
+        Raises ``ServiceFailed`` if one ends first or the time is over.
+        """
+        everyone = asyncio.create_task(self._announcements())
+        died = asyncio.create_task(self.first_exit())
+        waits: set[asyncio.Task[Any]] = {everyone, died}
+        try:
+            done, _ = await asyncio.wait(waits, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
+            if everyone in done:
+                return everyone.result()
+            if died in done:
+                raise ServiceFailed(died.result())
+            names = " and ".join(child.command.name for child in self._children)
+            why = "".join(f"; {child.command.name}: {child.refusal}" for child in self._children if child.refusal)
+            raise ServiceFailed(f"{names} were not ready within {timeout_s:g} s{why}")
+        finally:
+            for task in waits:
+                task.cancel()
+            await asyncio.gather(*waits, return_exceptions=True)
+
+    def not_ready(self) -> list[str]:
+        """The names of the children that have not announced themselves yet."""
+        return [child.command.name for child in self._children if not child.ready.done()]
+
+    async def first_exit(self) -> str:
+        """Wait until a child ends by itself, and say which one and how."""
+        waits = {asyncio.create_task(child.process.wait()): child for child in self._children}
+        try:
+            done, _ = await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in waits:
+                task.cancel()
+        return " and ".join(_obituary(waits[task]) for task in done)
+
+    async def stop(self, grace_s: float) -> bool:
+        """End every child, the last started first: SIGTERM, at most ``grace_s`` seconds each, then SIGKILL.
+
+        Returns False if one had to be killed. Safe to call twice.
+        """
+        clean = True
+        while self._children:
+            child = self._children[-1]
+            clean = await _stop_one(child.process, grace_s) and clean
+            child.ready.cancel()
+            await asyncio.gather(*child.readers, return_exceptions=True)
+            self._children.pop()
+        return clean
+
+    def kill(self) -> None:
+        """End every child at once; ``stop`` then returns soon."""
+        for child in self._children:
+            if child.process.returncode is None:
+                child.process.kill()
+
+    async def _announcements(self) -> dict[str, dict[str, Any]]:
+        events = await asyncio.gather(*(self._announcement(child) for child in self._children))
+        return {child.command.name: event for child, event in zip(self._children, events, strict=True)}
+
+    async def _announcement(self, child: _Child) -> dict[str, Any]:
+        announced = await asyncio.shield(child.ready)
+        await _wait_for_serving(child)
+        return announced
+
+    async def _read(self, child: _Child, stream: asyncio.StreamReader, announces: bool) -> None:
+        """Pass a child's lines on; its ready line is kept instead."""
+        rest = b""
+        while data := await stream.read(READ_BYTES):
+            *lines, rest = (rest + data).split(b"\n")
+            for line in lines:
+                self._line(child, line, announces)
+        if rest:
+            self._line(child, rest, announces)
+
+    def _line(self, child: _Child, line: bytes, announces: bool) -> None:
+        text = line.decode(errors="replace")
+        ready = _ready_event(text) if announces else None
+        if ready is None:
+            self._log(child.command.name, text)
+        elif not child.ready.done():
+            child.ready.set_result(ready)
+
+
+def free_port(host: str) -> int:
+    """A TCP port that nothing listens on now.
+
+    It lies below the ports that systems give to outgoing connections, so that none of those takes it before a service
+    does, or while one restarts.
+    """
+    for port in random.SystemRandom().sample(PORTS, 100):
+        with suppress(OSError), socket.create_server((host, port)):
+            return port
+    with socket.create_server((host, 0)) as listener:
+        return int(listener.getsockname()[1])
+
+
+def _ready_event(line: str) -> dict[str, Any] | None:
+    """A service's ready line, or None for any other line."""
+    if not line.startswith("{"):
+        return None
+    try:
+        event = json.loads(line)
+    except ValueError:
+        return None
+    return event if event.get("event") == "ready" else None
+
+
+async def _wait_for_serving(child: _Child) -> None:
+    """Poll grpc.health.v1 until the service says SERVING."""
+    peer = Peer(child.command.name, child.command.address, child.command.tls_ca)
+    async with peer.open_async_channel() as channel:
+        stub = health_pb2_grpc.HealthStub(channel)
+        while True:
+            try:
+                reply = await stub.Check(health_pb2.HealthCheckRequest(), timeout=5.0)
+                if reply.status == health_pb2.HealthCheckResponse.SERVING:
+                    return
+            except grpc.RpcError as error:
+                if error.code() is grpc.StatusCode.UNIMPLEMENTED:
+                    raise ServiceFailed(f"{peer.source} has no health service") from None
+                child.refusal = error.details() or ""
+            await asyncio.sleep(POLL_S)
+
+
+async def _stop_one(process: Process, grace_s: float) -> bool:
+    if process.returncode is None:
+        process.terminate()
+    try:
+        await asyncio.wait_for(process.wait(), grace_s)
+        return True
+    except TimeoutError:
+        process.kill()
+        await process.wait()
+        return False
+
+
+def _obituary(child: _Child) -> str:
+    code = child.process.returncode
+    assert code is not None
+    how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+    return f"the {child.command.name} service {how}"
+
+
+def _die_with_parent() -> Callable[[], None] | None:
+    """What a child runs before it becomes the service, on Linux: ask for SIGTERM when this process dies."""
+    if not sys.platform.startswith("linux"):
+        return None
+    prctl = ctypes.CDLL(None).prctl
+
+    def ask() -> None:
+        prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+
+    return ask

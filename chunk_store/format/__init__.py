@@ -1,0 +1,1 @@
+"""The bytes of a stored entry, and how data and listings are cut."""

@@ -1,0 +1,302 @@
+"""Blobs as plain files in a directory: written with ``pwritev``, read with ``preadv`` into the caller's memory.
+
+    DIR/data/ab/abcd....nonce     one file per blob; the header goes in last, so a cut file has no magic
+    DIR/quarantine/               the latest bad blobs, kept for inspection, as the ledger says
+
+All of it is readable by its owner alone (``private_files.py``).
+
+This module knows nothing of claims, leases or capacity.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import suppress
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+
+from chunk_store.blobs import BlobBad, BlobMissing, BlobOtherVersion, BlobUnreadable, Expected, NoSpace, Quarantined
+from chunk_store.format.header import (
+    ALIGN_NBYTES,
+    BLOCK_NBYTES,
+    FormatError,
+    Frame,
+    OtherVersion,
+    checksum,
+    decode_header,
+    encode_header,
+    fields_end,
+    header_nbytes,
+    split_blocks,
+)
+from chunk_store.local.private_files import close_to_others, create_file, make_directory
+from chunk_store.store import EntryHeader, StoreUnavailable
+
+BATCH_NBYTES = 1024 * 1024
+BATCH_VIEWS_MAX = 512
+SHARE_NBYTES_MIN = 4 * 2**20  # below this a second thread costs more than it saves
+READERS_MAX = 16
+SHARES_MAX = 4  # processors that one read is shared out over
+INDEX_HEADROOM_NBYTES = 8 * 2**20  # what data leaves free on the disk: a full index could not even evict
+
+
+class Durability(StrEnum):
+    """What a committed entry survives.
+
+    PROCESS: the death of any process at any point (``kill -9``); after a power cut the latest entries may be
+    missing or cut, which their checksums turn into misses. POWER: a power cut too, at the price of an fsync of
+    file and directory for each entry and each change of metadata.
+    """
+
+    PROCESS = "process"
+    POWER = "power"
+
+
+@dataclass(frozen=True)
+class Span:
+    """Consecutive blocks that one system call reads."""
+
+    blocks: list[memoryview]
+    offset: int
+    nbytes: int
+    first_block: int
+
+
+class FileBlobs:
+    """The ``Blobs`` of one directory."""
+
+    kind = "file"
+
+    def __init__(self, root: Path, durability: Durability) -> None:
+        self._data = root / "data"
+        self._quarantine = root / "quarantine"
+        self._durability = durability
+        for folder in (self._data, self._quarantine):
+            close_to_others(folder)
+        self._helpers = min(READERS_MAX, len(os.sched_getaffinity(0))) - 1
+        self._pool = ThreadPoolExecutor(max(1, self._helpers), thread_name_prefix="chunk-store-read")
+
+    def write(self, blob: str, header: EntryHeader, views: Sequence[memoryview]) -> None:
+        try:
+            fd = self._create(blob)
+            try:
+                self._fill(fd, header, views)
+                _check_headroom(fd)
+                if self._durability is Durability.POWER:
+                    os.fsync(fd)
+            finally:
+                os.close(fd)
+            if self._durability is Durability.POWER:
+                _sync_directory(self._path(blob).parent)
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise NoSpace(f"{self._data}: {error.strerror}") from error
+            raise StoreUnavailable(f"cannot write {self._path(blob)}: {error.strerror}") from error
+
+    def read(self, blob: str, expected: Expected, views: Sequence[memoryview]) -> None:
+        try:
+            fd = os.open(self._path(blob), os.O_RDONLY)
+            try:
+                frame = _read_frame(fd)
+                expected.check(frame, views)
+                self._read_spans(fd, frame, _spans(frame, views))
+            finally:
+                os.close(fd)
+        except OSError as error:
+            raise _read_error(error, blob) from error
+
+    def frame(self, blob: str) -> Frame:
+        try:
+            fd = os.open(self._path(blob), os.O_RDONLY)
+            try:
+                return _read_frame(fd)
+            finally:
+                os.close(fd)
+        except OSError as error:
+            raise _read_error(error, blob) from error
+
+    def remove(self, blobs: Sequence[str]) -> list[str]:
+        for blob in blobs:
+            for path in (self._path(blob), self._quarantine / blob):
+                try:
+                    os.unlink(path)
+                except (FileNotFoundError, NotADirectoryError):
+                    continue
+                except OSError as error:
+                    raise StoreUnavailable(f"cannot remove {path}: {error.strerror}") from error
+        return list(blobs)
+
+    def quarantine(self, blob: str) -> str:
+        place = self._path(blob)
+        with suppress(OSError):
+            make_directory(self._quarantine)
+            os.replace(place, self._quarantine / blob)
+            place = self._quarantine / blob
+        return f"file {place}"
+
+    def quarantined(self) -> list[Quarantined]:
+        found = []
+        with suppress(FileNotFoundError, NotADirectoryError):
+            for item in os.scandir(self._quarantine):
+                with suppress(OSError):
+                    status = item.stat()
+                    found.append(Quarantined(item.name, status.st_size, status.st_ctime))
+        return found
+
+    def names(self) -> Iterator[tuple[str, int]]:
+        with suppress(FileNotFoundError):
+            for folder in sorted(os.listdir(self._data)):
+                with suppress(FileNotFoundError, NotADirectoryError):
+                    for item in os.scandir(self._data / folder):
+                        with suppress(FileNotFoundError):
+                            yield item.name, item.stat().st_size
+
+    def close(self) -> None:
+        self._pool.shutdown()
+
+    def _path(self, blob: str) -> Path:
+        return self._data / blob[:2] / blob
+
+    def _read_spans(self, fd: int, frame: Frame, spans: list[Span]) -> None:
+        """Verification costs half as much as reading: a large entry is shared out over the processors.
+
+        Whoever is free takes the next span, so that reads beside each other keep as many threads busy as there are.
+        """
+        shares = min(self._helpers + 1, SHARES_MAX, frame.stored_nbytes // SHARE_NBYTES_MIN)
+        left = _Shared(spans)
+        others = [self._pool.submit(_read_data, fd, frame, left) for _ in range(shares - 1)]
+        try:
+            _read_data(fd, frame, left)
+        finally:
+            left.clear()
+            for other in others:
+                other.cancel()
+            wait(others)  # nobody may write into the caller's memory after this call
+        for other in others:
+            if not other.cancelled():
+                other.result()
+
+    def _create(self, blob: str) -> int:
+        path = self._path(blob)
+        flags = os.O_EXCL | os.O_WRONLY
+        try:
+            return create_file(path, flags)
+        except FileNotFoundError:
+            for folder in (self._data.parent, self._data, path.parent):
+                make_directory(folder)
+            return create_file(path, flags)
+
+    def _fill(self, fd: int, header: EntryHeader, views: Sequence[memoryview]) -> None:
+        checksums: list[int] = []
+        offset = header_nbytes(header)
+        for batch in _batches(views, BLOCK_NBYTES):
+            checksums += [checksum(view) for view in batch]
+            offset = _write_all(fd, batch, offset)
+        _write_all(fd, [memoryview(encode_header(header, checksums))], 0)
+
+
+def _read_error(error: OSError, blob: str) -> Exception:
+    if error.errno in (errno.ENOENT, errno.ENOTDIR):
+        return BlobMissing(blob)
+    return BlobUnreadable(f"{blob}: {error.strerror}")
+
+
+def _read_frame(fd: int) -> Frame:
+    try:
+        raw = os.pread(fd, ALIGN_NBYTES, 0)
+        end = fields_end(raw)
+        if end > len(raw):
+            raw += os.pread(fd, end - len(raw), len(raw))
+        frame = decode_header(raw)
+    except OtherVersion as error:
+        raise BlobOtherVersion(str(error)) from error
+    except FormatError as error:
+        raise BlobBad(str(error)) from error
+    size = os.fstat(fd).st_size
+    if size != frame.stored_nbytes:
+        raise BlobBad(f"the file has {size} bytes, its header says {frame.stored_nbytes}")
+    return frame
+
+
+class _Shared:
+    """Spans that several threads take one after another."""
+
+    def __init__(self, spans: Sequence[Span]) -> None:
+        self._spans = deque(spans)
+
+    def clear(self) -> None:
+        """Leaves nothing to take."""
+        self._spans.clear()
+
+    def __iter__(self) -> Iterator[Span]:
+        while True:
+            try:
+                yield self._spans.popleft()  # atomic
+            except IndexError:
+                return
+
+
+def _read_data(fd: int, frame: Frame, spans: Iterable[Span]) -> None:
+    """Reads span by span and checks each block while it is still in the processor's cache."""
+    for span in spans:
+        if os.preadv(fd, span.blocks, span.offset) != span.nbytes:
+            raise BlobBad("the file ended early")
+        for index, block in enumerate(span.blocks, span.first_block):
+            if checksum(block) != frame.checksums[index]:
+                raise BlobBad(f"block {index} of {len(frame.checksums)} does not match its checksum")
+
+
+def _spans(frame: Frame, views: Sequence[memoryview]) -> list[Span]:
+    spans, offset, first_block = [], frame.data_offset, 0
+    for blocks in _batches(views, frame.block_nbytes):
+        nbytes = sum(block.nbytes for block in blocks)
+        spans.append(Span(blocks, offset, nbytes, first_block))
+        offset += nbytes
+        first_block += len(blocks)
+    return spans
+
+
+def _batches(views: Sequence[memoryview], block_nbytes: int) -> Iterator[list[memoryview]]:
+    """Blocks in file order, gathered so that one system call moves about ``BATCH_NBYTES``."""
+    batch: list[memoryview] = []
+    nbytes = 0
+    for block in split_blocks(views, block_nbytes):
+        if batch and (nbytes + block.nbytes > BATCH_NBYTES or len(batch) == BATCH_VIEWS_MAX):
+            yield batch
+            batch, nbytes = [], 0
+        batch.append(block)
+        nbytes += block.nbytes
+    if batch:
+        yield batch
+
+
+def _write_all(fd: int, views: list[memoryview], offset: int) -> int:
+    """Writes all of ``views``; returns the offset behind them."""
+    while views:
+        written = os.pwritev(fd, views, offset)
+        offset += written
+        while views and written >= views[0].nbytes:
+            written -= views[0].nbytes
+            views = views[1:]
+        if views and written:
+            views = [views[0][written:], *views[1:]]
+    return offset
+
+
+def _check_headroom(fd: int) -> None:
+    disk = os.fstatvfs(fd)
+    if disk.f_bavail * disk.f_frsize < INDEX_HEADROOM_NBYTES:
+        raise OSError(errno.ENOSPC, f"less than {INDEX_HEADROOM_NBYTES} bytes would be left for the index")
+
+
+def _sync_directory(path: Path) -> None:
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)

@@ -1,0 +1,171 @@
+"""Content in the embedded index: records, their tags, pages of them. Functions of one connection and the time."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+from chunk_store.format.pages import After, merged_page
+from chunk_store.key import ChunkId, ChunkType, TokenizerIdentity, pack_token_ids, unpack_token_ids
+from chunk_store.store import ChunkRecord, RecordOrder, RecordPage, RecordQuery
+from chunk_store.tenant import Tenant, Tenants
+
+_COLUMNS = (
+    "chunk_id, tokenizer, type, token_ids, name, tags, pinned, created_at, last_used_at, expires_at, tenant, transient"
+)
+_LIVE = "(pinned OR expires_at IS NULL OR expires_at > ?)"
+_SORT = {RecordOrder.CREATED: "created_at", RecordOrder.LAST_USED: "last_used_at", RecordOrder.NAME: "name"}
+
+
+def named(connection: sqlite3.Connection, tenants: Tenants) -> Sequence[Tenant]:
+    """The tenants themselves: those given, or all that there are."""
+    if tenants is not None:
+        return tenants
+    return [Tenant(row[0]) for row in connection.execute("SELECT tenant FROM tenants ORDER BY tenant")]
+
+
+def get(
+    connection: sqlite3.Connection, chunk_ids: Sequence[ChunkId], now: float, tenants: Tenants
+) -> list[ChunkRecord | None]:
+    """Of each id the record of the first tenant that has one."""
+    found: dict[ChunkId, ChunkRecord] = {}
+    wanted = json.dumps(list(chunk_ids))
+    for tenant in named(connection, tenants):
+        rows = connection.execute(
+            f"SELECT {_COLUMNS} FROM records "
+            f"WHERE tenant = ? AND chunk_id IN (SELECT value FROM json_each(?)) AND {_LIVE}",
+            (tenant, wanted, now),
+        )
+        for row in rows:
+            found.setdefault(ChunkId(row[0]), _record(row))
+    return [found.get(chunk_id) for chunk_id in chunk_ids]
+
+
+def put(connection: sqlite3.Connection, record: ChunkRecord, now: float) -> bool:
+    """Registers or updates one record; True where it was new or had expired."""
+    place = (record.tenant, record.chunk_id)
+    known = get(connection, [record.chunk_id], now, [record.tenant])[0]
+    if known is None:
+        connection.execute("DELETE FROM records WHERE tenant = ? AND chunk_id = ?", place)  # an expired one
+        created = record.created_at or now
+        _insert(connection, replace(record, created_at=created, last_used_at=record.last_used_at or created))
+        return True
+    if record.transient:
+        connection.execute(
+            "UPDATE records SET last_used_at = MAX(last_used_at, ?) WHERE tenant = ? AND chunk_id = ?", (now, *place)
+        )
+        return False
+    connection.execute(
+        "UPDATE records SET name = ?, tags = ?, pinned = ?, expires_at = ?, transient = 0 "
+        "WHERE tenant = ? AND chunk_id = ?",
+        (
+            record.name or known.name,
+            json.dumps(list(dict.fromkeys((*known.tags, *record.tags)))),
+            record.pinned,
+            record.expires_at,
+            *place,
+        ),
+    )
+    _insert_tags(connection, record)
+    return False
+
+
+def page(connection: sqlite3.Connection, query: RecordQuery, now: float) -> RecordPage:
+    """A page by keyset: rows inserted before the cursor never shift what follows it."""
+
+    def walk(tenant: Tenant, after: After | None, at_too: bool) -> Iterator[ChunkRecord]:
+        return _walk(connection, query, now, tenant, after, at_too)
+
+    return merged_page(query, named(connection, query.tenants), walk)
+
+
+def _walk(
+    connection: sqlite3.Connection, query: RecordQuery, now: float, tenant: Tenant, after: After | None, at_too: bool
+) -> Iterator[ChunkRecord]:
+    sort = _SORT[query.order]
+    conditions = ["tenant = ?", _LIVE]
+    values: list[float | str] = [tenant, now]
+    for column, wanted in (("type", query.type), ("name", query.name)):
+        if wanted:
+            conditions.append(f"{column} = ?")
+            values.append(str(wanted))
+    if query.tag:
+        conditions.append("chunk_id IN (SELECT chunk_id FROM tags WHERE tenant = ? AND tag = ?)")
+        values += [tenant, query.tag]
+    if after is not None:
+        conditions.append(f"({sort}, chunk_id) {'>=' if at_too else '>'} (?, ?)")
+        values += [after.value, after.chunk_id]
+    rows = connection.execute(
+        f"SELECT {_COLUMNS} FROM records WHERE {' AND '.join(conditions)} ORDER BY {sort}, chunk_id LIMIT ?",
+        (*values, query.limit + 1),
+    )
+    return (_record(row) for row in rows)
+
+
+def set_pinned(
+    connection: sqlite3.Connection, chunk_ids: Sequence[ChunkId], pinned: bool, tenant: Tenant, now: float
+) -> list[bool]:
+    known = [record is not None for record in get(connection, chunk_ids, now, [tenant])]
+    connection.executemany(
+        "UPDATE records SET pinned = ? WHERE tenant = ? AND chunk_id = ?",
+        [(pinned, tenant, chunk_id) for chunk_id, found in zip(chunk_ids, known, strict=True) if found],
+    )
+    return known
+
+
+def expired(connection: sqlite3.Connection, now: float) -> list[tuple[Tenant, ChunkId]]:
+    """Chunks whose TTL has run out; a pin suspends it."""
+    rows = connection.execute("SELECT tenant, chunk_id FROM records WHERE expires_at <= ? AND NOT pinned", (now,))
+    return [(Tenant(row[0]), ChunkId(row[1])) for row in rows]
+
+
+def _insert(connection: sqlite3.Connection, record: ChunkRecord) -> None:
+    connection.execute(
+        f"INSERT INTO records ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        (
+            record.chunk_id,
+            record.tokenizer,
+            record.type.value,
+            pack_token_ids(record.token_ids),
+            record.name,
+            json.dumps(list(dict.fromkeys(record.tags))),
+            record.pinned,
+            record.created_at,
+            record.last_used_at,
+            record.expires_at,
+            record.tenant,
+            record.transient,
+        ),
+    )
+    _insert_tags(connection, record)
+
+
+def _insert_tags(connection: sqlite3.Connection, record: ChunkRecord) -> None:
+    connection.executemany(
+        "INSERT OR IGNORE INTO tags (tenant, tag, chunk_id) VALUES (?, ?, ?)",
+        [(record.tenant, tag, record.chunk_id) for tag in record.tags],
+    )
+
+
+def _record(row: tuple[object, ...]) -> ChunkRecord:
+    chunk_id, tokenizer, kind, token_ids, name, tags, pinned, *times, tenant, transient = row
+    created_at, last_used_at, expires_at = times
+    assert isinstance(token_ids, bytes)
+    assert isinstance(created_at, float) and isinstance(last_used_at, float)
+    assert expires_at is None or isinstance(expires_at, float)
+    return ChunkRecord(
+        chunk_id=ChunkId(str(chunk_id)),
+        tokenizer=TokenizerIdentity(str(tokenizer)),
+        type=ChunkType(str(kind)),
+        token_ids=unpack_token_ids(token_ids),
+        name=str(name),
+        tags=tuple(json.loads(str(tags))),
+        pinned=bool(pinned),
+        created_at=created_at,
+        last_used_at=last_used_at,
+        expires_at=expires_at,
+        tenant=Tenant(str(tenant)),
+        transient=bool(transient),
+    )

@@ -1,0 +1,1 @@
+"""A store on one Redis server: its rows, its scripts, its values; the rows serve Mooncake too."""

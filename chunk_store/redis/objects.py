@@ -1,0 +1,62 @@
+"""Values in Redis: plain strings, several in flight, moved without copies (``redis_wire.py``)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+from chunk_store.blobs import BlobUnreadable, NoSpace
+from chunk_store.redis.connection import RedisConnection, ServerFull
+from chunk_store.redis.wire import RedisWire
+from chunk_store.store import StoreUnavailable
+
+
+class RedisObjects:
+    """The ``Objects`` of one Redis server."""
+
+    kind = "redis"
+
+    def __init__(self, connection: RedisConnection, wire: RedisWire) -> None:
+        self._redis = connection
+        self._wire = wire
+
+    def put(self, values: Sequence[tuple[str, Sequence[memoryview | bytes]]]) -> None:
+        try:
+            self._wire.set(values)
+        except ServerFull as error:
+            raise NoSpace(str(error)) from error
+
+    def finish(self, values: Sequence[tuple[str, Sequence[memoryview | bytes]]], header: tuple[str, bytes]) -> None:
+        name, raw = header
+        self.put([*values, (name, [raw])])
+
+    def header(self, name: str) -> bytes | None:
+        with _reading():
+            return self._wire.get(name)
+
+    def read(
+        self, header: str, names: Sequence[str], targets: Sequence[Sequence[memoryview]]
+    ) -> tuple[bytes | None, list[int | None]]:
+        with _reading():
+            return self._wire.read(header, names, targets)
+
+    def read_more(self, names: Sequence[str], targets: Sequence[Sequence[memoryview]]) -> list[int | None]:
+        with _reading():
+            return self._wire.read_more(names, targets)
+
+    def remove(self, header: str, names: Sequence[str]) -> bool:
+        with self._redis.errors():
+            self._redis.client.unlink(header, *names)
+        return True
+
+    def close(self) -> None:
+        self._wire.close()
+        self._redis.close()
+
+
+@contextmanager
+def _reading() -> Iterator[None]:
+    try:
+        yield
+    except StoreUnavailable as error:
+        raise BlobUnreadable(str(error)) from error

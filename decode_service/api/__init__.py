@@ -1,0 +1,1 @@
+"""The RPCs of the decode service and their messages."""

@@ -1,0 +1,199 @@
+"""Between the protobuf messages of ``decode.proto`` and the decode service's own values."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence as Items
+
+from grpc import StatusCode
+
+from chunk_store.key import ChunkType
+from chunk_store.store import MissReason
+from decode_service.prompt.composition import Composition
+from decode_service.prompt.resolver import SegmentRequest
+from decode_service.sequence import ChunkOutcome, Sequence, Source, StageClock, Unpublished
+from engine.reuse import Exactness
+from engine.sampling.sampler import SamplingParams
+from protos import chunks_pb2, decode_pb2
+from serving.rpc import wire
+from serving.rpc.errors import RequestError
+from serving.rpc.field_bounds import ContentBudget, check_count, check_id, check_label
+
+MAX_TOKENS_DEFAULT = 128
+SEED_BITS = 62
+SEGMENTS_MAX = 1024
+STOPS_MAX = 16
+STOP_TOKEN_IDS_MAX = 4096
+
+_SOURCES = {
+    Source.DEVICE: decode_pb2.KV_SOURCE_DEVICE,
+    Source.HOST: decode_pb2.KV_SOURCE_HOST,
+    Source.STORE: decode_pb2.KV_SOURCE_STORE,
+    Source.COMPUTED: decode_pb2.KV_SOURCE_COMPUTED,
+}
+
+_UNPUBLISHED = {
+    None: decode_pb2.UNPUBLISHED_UNSPECIFIED,
+    Unpublished.STORE_FULL: decode_pb2.UNPUBLISHED_STORE_FULL,
+    Unpublished.STORE_UNAVAILABLE: decode_pb2.UNPUBLISHED_STORE_UNAVAILABLE,
+}
+
+
+def segments_in(segments: Items[decode_pb2.Segment], budget: ContentBudget) -> list[SegmentRequest]:
+    """Segments as plain values, within ``budget``. Raises ``RequestError`` naming the one that is not acceptable."""
+    check_count("segments", segments, SEGMENTS_MAX, "join some")
+    return [_segment_in(index, segment, budget, len(segments)) for index, segment in enumerate(segments)]
+
+
+def _segment_in(index: int, segment: decode_pb2.Segment, budget: ContentBudget, count: int) -> SegmentRequest:
+    content, field = segment.WhichOneof("content"), f"segments[{index}]"
+    if content is None:
+        raise RequestError(StatusCode.INVALID_ARGUMENT, f"{field}: give one of chunk_id, text and token_ids")
+    check_label(f"{field}.role", segment.role)
+    text = token_ids = name = None
+    if content == "text":
+        text = segment.text
+        budget.take_text(f"{field}.text", text)
+    elif content == "token_ids":
+        budget.take_tokens(f"{field}.token_ids", segment.token_ids.ids)
+        token_ids = tuple(segment.token_ids.ids)
+    else:
+        name = segment.chunk_id
+        check_id(f"{field}.chunk_id", name)
+    unspecified = ChunkType.QUERY if index == count - 1 else ChunkType.CONTEXT
+    return SegmentRequest(text, token_ids, name, wire.chunk_type(segment.type, unspecified=unspecified), segment.role)
+
+
+def check_sampling(sampling: decode_pb2.SamplingParams) -> None:
+    """Counts and lengths. Raises ``RequestError`` naming the field, without what stands in it."""
+    check_count("sampling.stop_token_ids", sampling.stop_token_ids, STOP_TOKEN_IDS_MAX)
+    check_count("sampling.stop", sampling.stop, STOPS_MAX)
+    for index, text in enumerate(sampling.stop):
+        check_label(f"sampling.stop[{index}]", text)
+        if not text:
+            raise RequestError(StatusCode.INVALID_ARGUMENT, f"sampling.stop[{index}]: is empty; leave it out")
+
+
+def max_tokens_in(sampling: decode_pb2.SamplingParams) -> int | None:
+    """The limit asked for; None if unset."""
+    return sampling.max_tokens if sampling.HasField("max_tokens") else None
+
+
+def sampling_in(
+    sampling: decode_pb2.SamplingParams, max_tokens: int, vocabulary: int, eos_token_ids: frozenset[int]
+) -> SamplingParams:
+    """Sampling parameters with the field's defaults. Raises ``RequestError`` naming the field."""
+    outside = max(sampling.stop_token_ids, default=0)
+    if outside >= vocabulary:
+        raise RequestError(
+            StatusCode.INVALID_ARGUMENT,
+            f"sampling.stop_token_ids: {outside} is outside the model's vocabulary of {vocabulary}",
+        )
+    try:
+        params = SamplingParams(
+            temperature=sampling.temperature,
+            top_p=sampling.top_p if sampling.HasField("top_p") else 1.0,
+            top_k=sampling.top_k,
+            min_p=sampling.min_p,
+            frequency_penalty=sampling.frequency_penalty,
+            presence_penalty=sampling.presence_penalty,
+            repetition_penalty=sampling.repetition_penalty if sampling.HasField("repetition_penalty") else 1.0,
+            max_tokens=max_tokens,
+            min_tokens=sampling.min_tokens,
+            stop=tuple(sampling.stop),
+            stop_token_ids=frozenset(sampling.stop_token_ids),
+            ignore_eos=sampling.ignore_eos,
+            seed=sampling.seed if sampling.HasField("seed") else random.getrandbits(SEED_BITS),
+            logprobs=sampling.logprobs,
+        )
+    except ValueError as error:
+        raise RequestError(StatusCode.INVALID_ARGUMENT, str(error)) from error
+    if params.min_tokens and params.stops_at(eos_token_ids).issuperset(range(vocabulary)):
+        raise RequestError(
+            StatusCode.INVALID_ARGUMENT,
+            f"sampling.min_tokens: {params.min_tokens} cannot be reached: all {vocabulary} tokens end "
+            "the answer; name fewer stop_token_ids",
+        )
+    return params
+
+
+def usage_out(sequence: Sequence, completion_tokens: int) -> decode_pb2.Usage:
+    """Tokens by what was done for them; cached + computed = prompt.
+
+    All 0 for a request that ended before its first token: as in the metrics, its prompt was not answered.
+    """
+    if not sequence.clock.first_token:
+        return decode_pb2.Usage()
+    prompt = sequence.composition.prompt_tokens
+    cached = sum(sequence.cached_tokens(index) for index in range(len(sequence.outcomes)))
+    return decode_pb2.Usage(
+        prompt_tokens=prompt,
+        cached_tokens=cached,
+        computed_tokens=prompt - cached,
+        completion_tokens=completion_tokens,
+    )
+
+
+def reuse_out(
+    composition: Composition, outcomes: Items[ChunkOutcome], cached: Items[int], levels: Items[int], tail_level: int
+) -> decode_pb2.ReuseReport:
+    """What was reused, part by part; ``outcomes``, ``cached`` and ``levels`` are those of the chunks."""
+    report = decode_pb2.ReuseReport(reuse_mode=wire.reuse_mode_out(composition.mode))
+    kinds = [composition.exactness(index) for index in range(len(composition.parts))]
+    weakest = Exactness.EXACT_BLOCK_MASK if Exactness.EXACT_BLOCK_MASK in kinds else Exactness.EXACT_CONTEXT
+    report.exactness = wire.exactness_out(weakest)
+    for index, part in enumerate(composition.parts):
+        is_chunk = index < len(composition.chunks)
+        outcome = outcomes[index] if index < len(outcomes) else ChunkOutcome(Source.COMPUTED)
+        report.segments.append(
+            decode_pb2.SegmentReport(
+                chunk_id=part.chunk_id,
+                name=part.name,
+                type=wire.chunk_type_out(part.type),
+                tokens=len(part.token_ids),
+                cached_tokens=cached[index] if is_chunk else 0,
+                source=_SOURCES[outcome.source],
+                level=levels[index] if is_chunk and index < len(levels) else tail_level,
+                offset=composition.chunks[index].offset if is_chunk else 0,
+                exactness=wire.exactness_out(kinds[index]),
+                miss_reason=wire.miss_reason_out(outcome.miss_reason),
+                unpublished=_UNPUBLISHED[outcome.unpublished],
+            )
+        )
+    return report
+
+
+def sequence_reuse_out(sequence: Sequence) -> decode_pb2.ReuseReport:
+    """The reuse report of a request; of one that ended before its first token no source is known."""
+    if not sequence.clock.first_token:
+        report = reuse_out(sequence.composition, (), [0] * len(sequence.composition.chunks), (), 0)
+        for segment in report.segments:
+            segment.source = decode_pb2.KV_SOURCE_UNSPECIFIED
+        return report
+    cached = [sequence.cached_tokens(index) for index in range(len(sequence.outcomes))]
+    return reuse_out(sequence.composition, sequence.outcomes, cached, sequence.levels, sequence.tail_level)
+
+
+def timings_out(clock: StageClock) -> chunks_pb2.StageTimings:
+    """Nanoseconds a stage; 0 for a stage that the request did not reach."""
+    reached = clock.first_token or clock.finished
+    return chunks_pb2.StageTimings(
+        queue_ns=max(0, clock.admitted - clock.submitted),
+        tokenize_ns=clock.tokenize_ns,
+        lookup_ns=clock.lookup_ns,
+        prefill_ns=clock.prefill_ns,
+        load_ns=clock.load_ns,
+        forward_ns=max(0, reached - clock.filled) if clock.filled else 0,
+        first_token_ns=max(0, clock.first_token - clock.arrived),
+        decode_ns=max(0, clock.finished - clock.first_token) if clock.first_token else 0,
+        total_ns=clock.finished - clock.arrived,
+    )
+
+
+def expected_reuse_out(
+    composition: Composition, outcomes: Items[ChunkOutcome], missing: dict[int, MissReason]
+) -> decode_pb2.ReuseReport:
+    """The reuse report that a request would have now."""
+    known = [ChunkOutcome(outcome.source, missing.get(index)) for index, outcome in enumerate(outcomes)]
+    cached = [0 if o.source is Source.COMPUTED else composition.visible(i) for i, o in enumerate(known)]
+    return reuse_out(composition, known, cached, [0] * len(known), 0)

@@ -1,0 +1,331 @@
+"""The RPC handlers of the decode service. They wait and translate; the worker decides and computes."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import time
+import uuid
+from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
+from typing import Any, TypeVar
+
+import grpc
+from grpc import StatusCode
+from prometheus_client import CollectorRegistry
+
+from chunk_store.store import ChunkStore
+from chunk_store.tenant import DEFAULT_TENANT, Tenant
+from decode_service.admission import TooLarge
+from decode_service.api import messages
+from decode_service.api.explain import Explanation, explain
+from decode_service.prompt.composition import Composition, answer_tokens
+from decode_service.prompt.resolver import Resolver
+from decode_service.sequence import Event, Failed, Finished, FinishReason, Sequence, StageClock, Tokens
+from decode_service.worker import DecodeWorker, Overloaded, WorkerEnded
+from engine.reuse import ReuseMode
+from engine.sampling.sampler import Sampler, SamplingParams
+from protos import decode_pb2, decode_pb2_grpc
+from serving.process.logs import current_request_id
+from serving.rpc import wire
+from serving.rpc.access import Access, Caller
+from serving.rpc.arrival import adopt_request_id, arrived_ns
+from serving.rpc.errors import RequestError
+from serving.rpc.field_bounds import ContentBudget, check_label, check_request_id
+from serving.tenancy.text_lanes import TextLanes
+from text.answer import AnswerText
+from text.codec import TextCodec
+
+log = logging.getLogger(__name__)
+
+Context = grpc.aio.ServicerContext[Any, Any]
+T = TypeVar("T")
+
+
+class DecodeService(decode_pb2_grpc.DecodeServiceServicer):  # type: ignore[misc]  # generated without annotations
+    """Generate, Explain, Abort and GetLoads over one worker."""
+
+    def __init__(
+        self,
+        worker: DecodeWorker,
+        resolver: Resolver,
+        access: Access,
+        registry: CollectorRegistry,
+        *,
+        model_name: str,
+        request_timeout_s: float,
+        close: Callable[[], None],
+    ) -> None:
+        self.worker = worker
+        self.resolver = resolver
+        self.access = access
+        self.model_name = model_name
+        self.request_timeout_s = request_timeout_s
+        self._registry = registry
+        self._lanes = TextLanes()
+        self._close = close
+        # Whose requests run, and their ids: one tenant's ids say nothing of another's.
+        self._active: set[tuple[Tenant, str]] = set()
+        self._aborted: set[tuple[Tenant, str]] = set()  # of the active ones; some are not with the worker yet
+
+    # -- life ---------------------------------------------------------------------------------------
+    @property
+    def registry(self) -> CollectorRegistry:
+        return self._registry
+
+    async def start(self) -> None:
+        self.worker.start()
+
+    def add_to(self, server: grpc.aio.Server) -> None:
+        decode_pb2_grpc.add_DecodeServiceServicer_to_server(self, server)
+
+    async def stop(self) -> None:
+        await asyncio.to_thread(self.worker.stop)
+        await asyncio.to_thread(self._close)
+
+    # -- Generate -----------------------------------------------------------------------------------
+    async def Generate(
+        self, request: decode_pb2.GenerateRequest, context: Context
+    ) -> AsyncIterator[decode_pb2.GenerateResponse]:
+        clock = StageClock(arrived=arrived_ns())
+        adopt_request_id(context, request.request_id)
+        caller = self._caller(request, context)
+        request_id = self._claim_id(request.request_id, caller.owner)
+        try:
+            sequence, events = await self._submit(request, context, caller, request_id, clock)
+            sampling = request.sampling
+            stream = self._codec.stream(sampling.keep_special_tokens)
+            answer = AnswerText(stream, sampling.stop, sampling.min_tokens)
+            async for reply in self._stream(sequence, events, answer):
+                yield reply
+        finally:
+            # However the call ends (also cancelled, or the client is gone), its pages come back.
+            self.worker.end(request_id, FinishReason.ABORT, caller.owner)
+            self._active.discard((caller.owner, request_id))
+            self._aborted.discard((caller.owner, request_id))
+
+    @property
+    def _codec(self) -> TextCodec:
+        return self.resolver.codec
+
+    def _caller(self, request: decode_pb2.GenerateRequest, context: Context) -> Caller:
+        check_label("salt", request.salt)
+        return self.access.caller(context.invocation_metadata(), request.salt)
+
+    def _claim_id(self, wanted: str, owner: Tenant) -> str:
+        check_request_id(wanted)
+        request_id = wanted or current_request_id()
+        if not wanted and (owner, request_id) in self._active:  # tried again while the first attempt still ends
+            request_id = uuid.uuid4().hex
+        if (owner, request_id) in self._active:
+            raise RequestError(StatusCode.ALREADY_EXISTS, f"request_id: {request_id!r} is running; use another one")
+        self._active.add((owner, request_id))
+        return request_id
+
+    async def _submit(
+        self, request: decode_pb2.GenerateRequest, context: Context, caller: Caller, request_id: str, clock: StageClock
+    ) -> tuple[Sequence, asyncio.Queue[list[Event]]]:
+        """Takes a place in the queue, or is refused at once; then resolves the request and hands it to the worker."""
+        try:
+            self.worker.take_place(caller.tenant)
+        except Overloaded as error:
+            raise RequestError(StatusCode.RESOURCE_EXHAUSTED, str(error), retry_after_s=error.retry_after_s) from error
+        try:
+            sequence, events = await self._compose(request, caller, request_id, clock)
+            left_s = context.time_remaining()
+            sequence.deadline = time.monotonic() + min(self.request_timeout_s, math.inf if left_s is None else left_s)
+            self.worker.submit(sequence)
+        except BaseException as error:
+            self.worker.leave_place(caller.tenant)
+            if isinstance(error, WorkerEnded):
+                raise RequestError(StatusCode.UNAVAILABLE, str(error)) from error
+            raise
+        if (caller.owner, request_id) in self._aborted:
+            self.worker.end(request_id, FinishReason.ABORT, caller.owner)
+        return sequence, events
+
+    async def _compose(
+        self, request: decode_pb2.GenerateRequest, caller: Caller, request_id: str, clock: StageClock
+    ) -> tuple[Sequence, asyncio.Queue[list[Event]]]:
+        """The request as a sequence, and where its events come."""
+        bypass = request.cache_use == decode_pb2.CACHE_USE_BYPASS
+        composition, params, sampler = await self._resolve(
+            request, caller.salt, lambda composition: self._sampling(request, composition)
+        )
+        clock.tokenize_ns = time.monotonic_ns() - clock.arrived
+        loop, events = asyncio.get_running_loop(), asyncio.Queue[list[Event]]()
+
+        def deliver(batch: list[Event]) -> None:
+            with suppress(RuntimeError):  # the loop is closed: nobody listens any more
+                loop.call_soon_threadsafe(events.put_nowait, batch)
+
+        sequence = Sequence(request_id, composition, params, sampler, caller.salt, bypass, deliver, caller.owner, clock)
+        try:
+            self.worker.check_size(sequence)
+        except TooLarge as error:
+            raise RequestError(StatusCode.FAILED_PRECONDITION, str(error)) from error
+        log.info(
+            "accepted: %d prompt tokens, %d chunks, at most %d tokens of answer, %s",
+            *(composition.prompt_tokens, len(composition.chunks), params.max_tokens, composition.mode.value),
+        )
+        return sequence, events
+
+    async def _resolve(self, request: decode_pb2.GenerateRequest, salt: str, then: Callable[[Composition], T]) -> T:
+        """What ``then`` makes of the request's composition, both in a thread: a prompt can be long."""
+        messages.check_sampling(request.sampling)
+        served = self.resolver.served
+        budget = ContentBudget(served.context_length_max, limit=str(served.limit()))
+        segments = messages.segments_in(request.segments, budget)
+        mode: ReuseMode = wire.reuse_mode(request.reuse_mode)
+        async with self._lanes.lane(budget.characters, len(segments)):
+            return await asyncio.to_thread(lambda: then(self.resolver.resolve(segments, mode, salt)))
+
+    def _sampling(
+        self, request: decode_pb2.GenerateRequest, composition: Composition
+    ) -> tuple[Composition, SamplingParams, Sampler]:
+        """The composition with how its answer is drawn. Raises ``RequestError``."""
+        served = self.resolver.served
+        try:
+            max_tokens = answer_tokens(
+                served, composition, messages.max_tokens_in(request.sampling), messages.MAX_TOKENS_DEFAULT
+            )
+        except ValueError as error:
+            raise RequestError(StatusCode.INVALID_ARGUMENT, str(error)) from error
+        params = messages.sampling_in(request.sampling, max_tokens, served.vocabulary, served.eos_token_ids)
+        stops = frozenset(token for token in params.stops_at(served.eos_token_ids) if token < served.vocabulary)
+        return composition, params, Sampler(params, composition.token_ids(), stops)
+
+    async def _stream(
+        self, sequence: Sequence, events: asyncio.Queue[list[Event]], answer: AnswerText
+    ) -> AsyncIterator[decode_pb2.GenerateResponse]:
+        """Deltas as tokens come, then the completion; what came in together goes out together."""
+        reason: FinishReason | None = None
+        deadline = time.monotonic() + self.request_timeout_s
+        while True:
+            batch = await self._next_events(events, deadline)
+            choices = [choice for event in batch if isinstance(event, Tokens) for choice in event.choices]
+            if choices and reason is None:
+                if not answer.tokens:
+                    self.worker.metrics.first_token_sent(sequence.clock)
+                piece = answer.push(choices)
+                yield delta(piece.text, piece.choices)
+                if piece.stopped:
+                    reason = FinishReason.STOP
+                    self.worker.end(sequence.request_id, FinishReason.STOP, sequence.owner)
+            end = batch[-1]
+            if isinstance(end, Failed):
+                raise RequestError(StatusCode[end.code], end.message)
+            if isinstance(end, Finished):
+                rest = "" if reason is not None else answer.flush()
+                if rest:
+                    yield delta(rest, ())
+                yield decode_pb2.GenerateResponse(
+                    complete=self._complete(sequence, reason or end.reason, answer.tokens)
+                )
+                return
+
+    async def _next_events(self, events: asyncio.Queue[list[Event]], deadline: float) -> list[Event]:
+        """The next events, and whatever else has come meanwhile."""
+        try:
+            batch = await asyncio.wait_for(events.get(), max(0.0, deadline - time.monotonic()))
+        except TimeoutError:
+            raise RequestError(
+                StatusCode.DEADLINE_EXCEEDED, f"the answer took longer than {self.request_timeout_s:g} s"
+            ) from None
+        while not events.empty():
+            batch = batch + events.get_nowait()
+        return batch
+
+    def _complete(self, sequence: Sequence, reason: FinishReason, tokens: int) -> decode_pb2.Complete:
+        return decode_pb2.Complete(
+            request_id=sequence.request_id,
+            finish_reason=reason.value,
+            usage=messages.usage_out(sequence, tokens),
+            reuse=messages.sequence_reuse_out(sequence),
+            timings=messages.timings_out(sequence.clock),
+            seed=sequence.params.seed,
+            model_name=self.model_name,
+        )
+
+    # -- the other RPCs -----------------------------------------------------------------------------
+    async def Explain(self, request: decode_pb2.GenerateRequest, context: Context) -> decode_pb2.ExplainResponse:
+        adopt_request_id(context, request.request_id)
+        salt = self._caller(request, context).salt
+        composition = await self._resolve(request, salt, lambda composition: composition)
+        bypass = request.cache_use == decode_pb2.CACHE_USE_BYPASS
+        try:
+            found: Explanation = await asyncio.to_thread(explain, self.worker, self.store, composition, bypass=bypass)
+        except WorkerEnded as error:
+            raise RequestError(StatusCode.UNAVAILABLE, str(error)) from error
+        return decode_pb2.ExplainResponse(
+            prompt_tokens=composition.prompt_tokens,
+            cached_tokens=found.cached_tokens,
+            computed_tokens=composition.prompt_tokens - found.cached_tokens,
+            reuse=messages.expected_reuse_out(composition, found.outcomes, found.missing),
+            bytes_to_load=found.nbytes_to_load,
+            bytes_to_compute=found.nbytes_to_compute,
+            bytes_read_per_step=found.nbytes_per_step,
+            bytes_shared_per_step=found.nbytes_shared,
+        )
+
+    @property
+    def store(self) -> ChunkStore:
+        return self.resolver.store
+
+    async def Abort(self, request: decode_pb2.AbortRequest, context: Context) -> decode_pb2.AbortResponse:
+        """Another tenant's request is as unknown as one that does not exist; without tokens all are everybody's."""
+        check_request_id(request.request_id)
+        owner = self.access.caller(context.invocation_metadata()).owner
+        found = (owner, request.request_id) in self._active
+        if found:
+            self._aborted.add((owner, request.request_id))
+            self.worker.end(request.request_id, FinishReason.ABORT, owner)
+        return decode_pb2.AbortResponse(found=found)
+
+    async def GetLoads(self, request: decode_pb2.GetLoadsRequest, context: Context) -> decode_pb2.GetLoadsResponse:
+        load, served = self.worker.load(), self.resolver.served
+        reply = decode_pb2.GetLoadsResponse(
+            running=load.running,
+            waiting=load.waiting,
+            waiting_max=self.worker.waiting_max,
+            batch_max=self.worker.batch_max,
+            pages_total=sum(load.pages.values()),
+            pages_free=load.pages["free"],
+            pages_chunks=load.pages["chunk"],
+            pages_tails=load.pages["tail"],
+            chunks_resident=load.chunks_resident,
+            page_size=self.worker.residents.pool.page_size,
+            model_name=self.model_name,
+            model_identity=served.identity,
+            context_length_max=served.context_length_max,
+            dtype=served.borrowed.dtype_name,
+            dtype_reason=served.borrowed.dtype_reason,
+            context_length_declared=served.limit().declared,
+            context_length_reason=served.limit().because,
+        )
+        caller = self.access.caller(context.invocation_metadata())
+        if caller.owner != DEFAULT_TENANT and not caller.sees_all:
+            reply.running, reply.waiting = self.worker.places.of(caller.owner)
+            for others in ("pages_free", "pages_chunks", "pages_tails", "chunks_resident"):
+                reply.ClearField(others)
+        for mode, refusal in served.refusals.items():
+            limit = served.limit(mode)
+            reply.modes.add(
+                mode=wire.reuse_mode_out(mode),
+                supported=not refusal,
+                reason=refusal or limit.because,
+                context_length_max=0 if refusal else limit.tokens,
+            )
+        return reply
+
+
+def delta(text: str, choices: Any) -> decode_pb2.GenerateResponse:
+    """A delta event; log-probabilities where they were asked for."""
+    return decode_pb2.GenerateResponse(
+        delta=decode_pb2.Delta(
+            text=text,
+            token_ids=[choice.token_id for choice in choices],
+            logprobs=[choice.logprob for choice in choices if choice.logprob is not None],
+        )
+    )

@@ -1,0 +1,1 @@
+"""Where KV that is not resident comes from."""

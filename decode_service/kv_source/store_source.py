@@ -1,0 +1,357 @@
+"""Where the worker gets KV that is not resident: the chunk store, and the prefill service for what is missing.
+
+Runs in loader threads. One ``fetch`` brings in all that one composition lacks; it holds leases meanwhile,
+so nothing that it found is evicted before it is loaded. It does not know the pool: it fills the memory given. What
+the store cannot take or give, it leaves to whoever asked to compute.
+"""
+
+from __future__ import annotations
+
+import contextvars
+import logging
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from typing import Protocol, TypeVar
+
+from chunk_store.key import ChunkId, ChunkKey, ModelIdentity
+from chunk_store.store import ChunkStore, Lease, MissReason, StoreError, StoreFull, StoreUnavailable
+from chunk_store.tenant import Tenant
+from decode_service.prompt.composition import Composition
+from decode_service.sequence import ChunkOutcome, Source, Unpublished
+from serving.store.heartbeat import heartbeat
+
+log = logging.getLogger(__name__)
+
+REGISTER_ATTEMPTS_MAX = 3  # of content that others displaced before the prefill service looked for it
+LOADS_AT_ONCE = 4  # chunks, over all requests; each is read by several processors
+LEASE_WAIT_S = 0.25
+NO_LEASE_FOR_S = 2.0  # how long nobody waits for a lease after somebody waited in vain
+FULL_FOR_S = 5.0  # how long a store that was full is taken to be
+
+LoadedT = TypeVar("LoadedT")
+
+
+class FetchFailed(Exception):
+    """KV could not be had. ``code`` names the gRPC status that the request ends with."""
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+class NoRoomToAsk(Exception):
+    """KV has to be computed, and enough requests wait for that already."""
+
+
+@dataclass(frozen=True)
+class Caller:
+    """For whom KV is fetched. ``deadline``: by the monotonic clock, in seconds.
+
+    ``abandoned``: whether nobody wants the KV any more. ``may_ask``: whether KV may be asked for that is computed
+    elsewhere; once it may, it may for the rest of the fetch.
+    """
+
+    salt: str
+    deadline: float = math.inf
+    abandoned: Callable[[], bool] = lambda: False
+    may_ask: Callable[[], bool] = lambda: True
+
+
+Read = Callable[[Sequence[memoryview]], MissReason | None]
+
+
+class Memory(Protocol):
+    """Where a chunk's KV goes: pages of the pool, straight or through host memory."""
+
+    @property
+    def held(self) -> bool:
+        """Whether ``fill`` would need no reading now."""
+        ...
+
+    def fill(self, read: Read) -> tuple[Source, MissReason | None]:
+        """Brings the KV into the pages, by ``read`` into buffers of layout order if it must.
+
+        Returns where it was, and why it could not be read; the content of the pages is then undefined.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """A chunk to fill: its place in the composition and the memory for it."""
+
+    index: int
+    memory: Memory
+
+
+@dataclass(frozen=True)
+class Fetched:
+    """How the wanted chunks came, by index in the composition, and nanoseconds spent a stage.
+
+    The memory of those that are ``unpublished`` is not filled: they are to be computed there.
+    """
+
+    outcomes: dict[int, ChunkOutcome]
+    lookup_ns: int
+    prefill_ns: int
+    load_ns: int
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What the prefill service made of a chunk: it is stored under ``key``, or is ``unpublished``."""
+
+    key: ChunkKey
+    unpublished: Unpublished | None = None
+
+
+class Prefiller(Protocol):
+    """Asks a prefill service for KV."""
+
+    def compute(self, composition: Composition, index: int, caller: Caller) -> Asked:
+        """Makes the KV of chunk ``index`` and of its context exist in the store.
+
+        Raises ``FetchFailed``, soon once the caller has ``abandoned`` it, and not after its deadline.
+        """
+
+
+class StoreSource:
+    """Fetches from ``store``, and through ``prefiller`` what the store does not have.
+
+    ``register`` puts a composition's content into the registry, where the prefill service looks for it.
+    """
+
+    def __init__(
+        self,
+        store: ChunkStore,
+        prefiller: Prefiller,
+        model: ModelIdentity,
+        register: Callable[[Composition], None],
+    ) -> None:
+        self.store = store
+        self.prefiller = prefiller
+        self.model = model
+        self.register = register
+        self._loads = ThreadPoolExecutor(LOADS_AT_ONCE, thread_name_prefix="cairn-load-part")
+        # By the monotonic clock: until then a tenant's KV is not asked for, which could not be stored.
+        self._full_until: dict[Tenant, float] = {}
+        self._no_lease_until = 0.0
+
+    def fetch(self, composition: Composition, wanted: Sequence[Wanted], caller: Caller) -> Fetched:
+        """Fills every wanted chunk, but for those that it reports as unpublished.
+
+        Raises ``FetchFailed`` or ``NoRoomToAsk``; then the content of the memory is undefined.
+        """
+        fetch = _Fetch(self, composition, wanted, caller)
+        try:
+            fetch.run()
+        except StoreUnavailable as error:
+            fetch.go_without(Unpublished.STORE_UNAVAILABLE, error)
+        except StoreFull as error:
+            fetch.go_without(Unpublished.STORE_FULL, error)
+        except StoreError as error:
+            raise FetchFailed("UNAVAILABLE", f"chunk store: {error}") from error
+        return fetch.fetched()
+
+    def lease(self, keys: Sequence[ChunkKey]) -> Lease | None:
+        """Keeps what is stored from being evicted, or None: then what was found may be gone when it is read, a miss.
+
+        Waits for a locked index are in turn: of many requests one waits, and the others go on without.
+        """
+        if time.monotonic() < self._no_lease_until:
+            return None
+        try:
+            return self.store.lease(keys, wait_s=LEASE_WAIT_S)
+        except (StoreUnavailable, StoreFull) as error:
+            self._no_lease_until = time.monotonic() + NO_LEASE_FOR_S
+            log.warning("KV is read without a lease, for %g s: %s", NO_LEASE_FOR_S, error)
+            return None
+
+    def ask(self, composition: Composition, index: int, caller: Caller) -> Unpublished | None:
+        """Has a chunk's KV computed and stored; why it could not be stored otherwise. Raises as ``fetch`` does."""
+        if self._is_full(composition.tenant):
+            return Unpublished.STORE_FULL
+        log.info("asking the prefill service for chunk %d and what it attends to", index)
+        asked = self.prefiller.compute(composition, index, caller)
+        if asked.unpublished is Unpublished.STORE_FULL:
+            self._full_until[composition.tenant] = time.monotonic() + FULL_FOR_S
+        if asked.unpublished is None and asked.key != composition.chunks[index].key:
+            raise FetchFailed(
+                "FAILED_PRECONDITION",
+                "the prefill service computes under another model identity (weights, dtype, device, processor, "
+                "versions or threads differ); start both services with the same model and options, and give both a "
+                "--dtype if auto chose differently for them (their ready lines and logs say what and why)",
+            )
+        return asked.unpublished
+
+    def _is_full(self, tenant: Tenant) -> bool:
+        now = time.monotonic()
+        for other, until in list(self._full_until.items()):
+            if until <= now:
+                self._full_until.pop(other, None)
+        return tenant in self._full_until
+
+    def load_all(self, wanted: Sequence[Wanted], load: Callable[[Wanted], LoadedT]) -> dict[int, LoadedT]:
+        """Loads side by side: one is read while another is verified or on its way to a device.
+
+        Returns or raises when none of them writes to its memory any more.
+        """
+        if len(wanted) == 1:
+            return {wanted[0].index: load(wanted[0])}
+        # Each with a context of its own, for its log lines bear the request.
+        jobs = [self._loads.submit(contextvars.copy_context().run, load, want) for want in wanted]
+        try:
+            return {want.index: job.result() for want, job in zip(wanted, jobs, strict=True)}
+        finally:
+            for job in jobs:
+                job.cancel()
+            wait(jobs)
+
+
+class _Fetch:
+    """One fetch: what is known of each wanted chunk, and what has come of it."""
+
+    def __init__(
+        self,
+        source: StoreSource,
+        composition: Composition,
+        wanted: Sequence[Wanted],
+        caller: Caller,
+    ) -> None:
+        self._source = source
+        self._store = source.store
+        self._composition = composition
+        self._wanted = wanted
+        self._caller = caller
+        self._missed: dict[int, MissReason] = {}
+        self._outcomes: dict[int, ChunkOutcome] = {}
+        self._ended_ns = [time.monotonic_ns()]  # of the stages: begun, looked up, computed, loaded
+
+    def fetched(self) -> Fetched:
+        began, looked_up, computed, loaded = (self._ended_ns + [time.monotonic_ns()] * 3)[:4]
+        return Fetched(self._outcomes, looked_up - began, computed - looked_up, loaded - computed)
+
+    def run(self) -> None:
+        """Raises what stores raise, ``FetchFailed`` and ``NoRoomToAsk``."""
+        keys = [self._composition.chunks[want.index].key for want in self._wanted]
+        with self._leased(keys) as renew:
+            found = self._store.lookup(keys)
+            absent = [w for w, info in zip(self._wanted, found, strict=True) if info is None and not w.memory.held]
+            for want in absent:
+                self._missed[want.index] = self._why_missing(want.index)
+            self._ended_ns.append(time.monotonic_ns())
+            if absent:
+                log.info("not stored: %s", ", ".join(f"chunk {at} ({why})" for at, why in self._missed.items()))
+                self._compute(absent, renew)
+            self._ended_ns.append(time.monotonic_ns())
+            unreadable = self._load([want for want in self._wanted if want.index not in self._outcomes])
+            if unreadable:  # computed anew, once
+                self._compute(unreadable, renew)
+                unreadable = self._load([want for want in unreadable if want.index not in self._outcomes])
+            for want in unreadable:
+                raise FetchFailed(
+                    "UNAVAILABLE",
+                    f"segments[{want.index}]: its KV was computed but cannot be loaded "
+                    f"({self._missed[want.index]}); try again",
+                )
+
+    @contextmanager
+    def _leased(self, keys: Sequence[ChunkKey]) -> Iterator[Callable[[], None]]:
+        """Keeps what is stored from being evicted inside the block, if that can be had; gives what renews it."""
+        lease = self._source.lease(keys)
+
+        def renew() -> None:
+            if lease is not None:
+                with suppress(StoreUnavailable, StoreFull):
+                    lease.renew()
+
+        try:
+            yield renew
+        finally:
+            if lease is not None:
+                with suppress(StoreError):
+                    lease.release()
+
+    def go_without(self, why: Unpublished, error: StoreError) -> None:
+        """The store is of no use now: what is not in host memory is left to be computed."""
+        log.warning("KV is computed without the chunk store: %s", error)
+        for want in self._wanted:
+            if want.index in self._outcomes:
+                continue
+            if want.memory.held:
+                source, reason = want.memory.fill(lambda _: MissReason.LOAD_FAILED)
+                if reason is None:
+                    self._outcomes[want.index] = ChunkOutcome(source)
+                    continue
+            self._leave(want.index, why)
+
+    def _leave(self, index: int, why: Unpublished) -> None:
+        missed = self._missed.get(index, MissReason.LOAD_FAILED)
+        self._outcomes[index] = ChunkOutcome(Source.COMPUTED, missed, why)
+
+    def _compute(self, absent: Sequence[Wanted], renew: Callable[[], None]) -> None:
+        """Asks for the deepest missing chunks; a chunk's missing context is computed with it."""
+        covered: dict[int, Unpublished | None] = {}
+        if not self._caller.may_ask():
+            raise NoRoomToAsk
+        try:
+            self._source.register(self._composition)
+        except StoreFull as error:  # what is stored can still be loaded
+            log.warning("content is not registered: %s", error)
+            for want in absent:
+                self._leave(want.index, Unpublished.STORE_FULL)
+            return
+        with heartbeat(renew):
+            for index in sorted((want.index for want in absent), reverse=True):
+                if index not in covered:
+                    answer = self._ask(index)
+                    renew()  # at once: it covers what has just been computed, too, while the rest is
+                    covered |= dict.fromkeys((index, *self._composition.chunks[index].context), answer)
+                why = covered[index]
+                if why is not None:
+                    self._leave(index, why)
+
+    def _ask(self, index: int) -> Unpublished | None:
+        """Asks for one chunk; again where its content was displaced before the prefill service looked for it.
+
+        A registry that is full drops content that only passes through when other such content comes. Where that goes
+        on, the chunk is left to be computed here.
+        """
+        for _ in range(REGISTER_ATTEMPTS_MAX):
+            try:
+                return self._source.ask(self._composition, index, self._caller)
+            except FetchFailed as error:
+                if error.code != "NOT_FOUND" or all(part.named_by_id for part in self._composition.parts[: index + 1]):
+                    raise
+            try:
+                self._source.register(self._composition)
+            except StoreFull as error:
+                log.warning("content is not registered: %s", error)
+                break
+        return Unpublished.STORE_FULL
+
+    def _load(self, wanted: Sequence[Wanted]) -> list[Wanted]:
+        """Loads what can be loaded; the rest, with the reason noted."""
+
+        def load(want: Wanted) -> tuple[Source, MissReason | None]:
+            keyed = self._composition.chunks[want.index]
+            return want.memory.fill(lambda buffers: self._store.load(keyed.key, keyed.token_ids, buffers))
+
+        unreadable = []
+        for index, (source, reason) in self._source.load_all(wanted, load).items() if wanted else ():
+            if reason is not None:
+                self._missed.setdefault(index, reason)
+                unreadable.append(next(want for want in wanted if want.index == index))
+            else:
+                missed = self._missed.get(index)
+                self._outcomes[index] = ChunkOutcome(source if missed is None else Source.COMPUTED, missed)
+        return unreadable
+
+    def _why_missing(self, index: int) -> MissReason:
+        part, keyed = self._composition.parts[index], self._composition.chunks[index]
+        owner = self._composition.owner(index)
+        return self._store.miss_reason(keyed.key, ChunkId(part.chunk_id), self._source.model, owner)

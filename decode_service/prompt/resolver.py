@@ -1,0 +1,188 @@
+"""From what a caller asks to a composition: text to tokens, ids to content, every reason to refuse.
+
+Plain values in and out, no protobuf. Runs in a thread of its own: it tokenizes and asks the store.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from grpc import StatusCode
+
+from chunk_store.key import ChunkId, ChunkType, chunk_id
+from chunk_store.store import ChunkRecord, ChunkStore, StoreUnavailable
+from chunk_store.tenant import SHARED_TENANT, Tenant, tenant_of, visible_to
+from decode_service.prompt.composition import Composition, Part, compose
+from engine.reuse import ReuseMode
+from engine.served import ServedModel
+from serving.rpc.errors import RequestError
+from serving.tenancy.quotas import TenantQuotas
+from text.codec import TextCodec
+
+RECORD_TOKENS_MAX = 1 << 20  # of records remembered for a time without the store, about 40 MB
+
+
+@dataclass(frozen=True)
+class SegmentRequest:
+    """One segment as asked for: exactly one of ``text``, ``token_ids`` and ``chunk_id`` is not None."""
+
+    text: str | None
+    token_ids: tuple[int, ...] | None
+    chunk_id: str | None
+    type: ChunkType
+    role: str = ""
+
+
+class RecordMemory:
+    """The records seen last, up to a number of tokens; thread-safe."""
+
+    def __init__(self, tokens_max: int) -> None:
+        self._tokens_max = tokens_max
+        self._tokens = 0
+        self._records: OrderedDict[tuple[Tenant, ChunkId], ChunkRecord] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def find(self, tenant: Tenant, name: ChunkId) -> ChunkRecord | None:
+        with self._lock:
+            return self._records.get((tenant, name))
+
+    def remember(self, tenant: Tenant, name: ChunkId, record: ChunkRecord | None) -> None:
+        """Keeps what a tenant found under a name as the newest; None forgets it, for it is no longer registered."""
+        with self._lock:
+            known = self._records.pop((tenant, name), None)
+            self._tokens -= len(known.token_ids) if known else 0
+            if record is None or len(record.token_ids) > self._tokens_max:
+                return
+            self._records[tenant, name] = record
+            self._tokens += len(record.token_ids)
+            while self._tokens > self._tokens_max:
+                _, oldest = self._records.popitem(last=False)
+                self._tokens -= len(oldest.token_ids)
+
+
+class Resolver:
+    """Makes compositions out of segments, against one model and one store."""
+
+    def __init__(
+        self, served: ServedModel, codec: TextCodec, store: ChunkStore, quotas: TenantQuotas | None = None
+    ) -> None:
+        self.quotas = quotas or TenantQuotas()
+        self.served = served
+        self.codec = codec
+        self.store = store
+        self._records = RecordMemory(RECORD_TOKENS_MAX)
+
+    def resolve(self, segments: Sequence[SegmentRequest], mode: ReuseMode, salt: str) -> Composition:
+        """The composition of a request, under the caller's salt.
+
+        Raises ``RequestError`` naming the segment and the remedy.
+        """
+        refusal = self.served.refusals[mode]
+        if refusal:
+            raise RequestError(
+                StatusCode.FAILED_PRECONDITION,
+                f"reuse_mode: {mode.value} is not offered for model {self.served.borrowed.name}: {refusal}; use exact",
+            )
+        parts = self._parts(segments, tenant_of(salt))
+        try:
+            composition = compose(self.served, parts, mode, salt)
+        except ValueError as error:
+            raise RequestError(StatusCode.INVALID_ARGUMENT, str(error)) from error
+        return composition
+
+    def _parts(self, segments: Sequence[SegmentRequest], tenant: Tenant) -> list[Part]:
+        last = len(segments) - 1
+        inline = {
+            index: self._inline(index, segment, index == last)
+            for index, segment in enumerate(segments)
+            if segment.chunk_id is None
+        }
+        named = [ChunkId(segment.chunk_id) for segment in segments if segment.chunk_id is not None]
+        records = self._lookup(named, [part.chunk_id for part in inline.values() if part.chunk_id], tenant)
+
+        def part(index: int, segment: SegmentRequest) -> Part:
+            if segment.chunk_id is None:
+                record = records.get(inline[index].chunk_id)
+                return replace(inline[index], shared=record is not None and record.tenant == SHARED_TENANT)
+            record = self._known(index, records[ChunkId(segment.chunk_id)], segment.chunk_id)
+            shared = record.tenant == SHARED_TENANT
+            return Part(record.chunk_id, record.type, record.token_ids, record.name, named_by_id=True, shared=shared)
+
+        return [part(index, segment) for index, segment in enumerate(segments)]
+
+    def _lookup(self, named: list[ChunkId], inline: list[ChunkId], tenant: Tenant) -> dict[ChunkId, ChunkRecord | None]:
+        """What the tenant may use, by id: its own, else what is shared.
+
+        While the store is away what was seen lately serves, for content never changes under its id; an ``inline`` one
+        does without, and is not looked up again while it is known to be the tenant's own.
+        """
+        seen = {name: self._records.find(tenant, name) for name in inline}
+        names = [*named, *(name for name, record in seen.items() if record is None or record.tenant != tenant)]
+        try:
+            records = dict(zip(names, self.store.get_records(names, visible_to(tenant)), strict=True)) if names else {}
+        except StoreUnavailable:
+            remembered = {name: self._records.find(tenant, name) for name in named}
+            if None in remembered.values():
+                raise
+            return seen | remembered
+        for name, record in records.items():
+            self._records.remember(tenant, name, record)
+        return seen | records
+
+    def _inline(self, index: int, segment: SegmentRequest, last: bool) -> Part:
+        token_ids = segment.token_ids or () if segment.text is None else self._encode(index, segment, last)
+        name = "" if last else chunk_id(self.codec.identity, segment.type, token_ids)
+        return Part(ChunkId(name), segment.type, token_ids)
+
+    def _known(self, index: int, record: ChunkRecord | None, wanted: str) -> ChunkRecord:
+        if record is None:
+            raise RequestError(
+                StatusCode.NOT_FOUND,
+                f"segments[{index}].chunk_id: {wanted!r} is not registered (or has expired); register it with "
+                "PrefillChunk or send its content",
+            )
+        if record.tokenizer != self.codec.identity:
+            raise RequestError(
+                StatusCode.FAILED_PRECONDITION,
+                f"segments[{index}].chunk_id: {wanted} was registered with tokenizer {record.tokenizer[:12]}, this "
+                f"model's is {self.codec.identity[:12]}; register its text with this model",
+            )
+        return record
+
+    def _encode(self, index: int, segment: SegmentRequest, last: bool) -> tuple[int, ...]:
+        """A query with a role opens the model's answer, as chat templates do."""
+        assert segment.text is not None
+        try:
+            return self.codec.encode(segment.text, role=segment.role, generation_prompt=last and bool(segment.role))
+        except ValueError as error:
+            raise RequestError(StatusCode.INVALID_ARGUMENT, f"segments[{index}].{error}") from error
+
+    def register(self, composition: Composition) -> None:
+        """Registers inline chunks that are new, as content that makes room for other; what is known stays as it is.
+
+        Called when the prefill service is about to be asked for one of them. Raises what stores raise.
+        """
+        tenant = composition.tenant
+        inline = {part.chunk_id: part for part in composition.parts[:-1] if not (part.named_by_id or part.shared)}
+        names = list(inline)
+        known = dict(zip(names, self.store.get_records(names, [tenant]), strict=True)) if names else {}
+        now = time.time()
+        new = [
+            ChunkRecord(
+                *(part.chunk_id, self.codec.identity, part.type, part.token_ids),
+                created_at=now,
+                last_used_at=now,
+                tenant=tenant,
+                transient=True,
+            )
+            for part, record in ((part, known[name]) for name, part in inline.items())
+            if record is None or record.transient
+        ]
+        if new:
+            self.store.put_records(new, limits=self.quotas.of(tenant).limits)
+        for record in new:
+            self._records.remember(tenant, record.chunk_id, record)

@@ -1,0 +1,1 @@
+"""The check at start: is what we compute what the model's own eager attention computes?"""

@@ -1,0 +1,165 @@
+"""The forwards of the start check: two sequences over shared chunks, ours and the model's own eager attention.
+
+The second sequence has some of the first one's chunks at other places, and both decode in one batch, so that
+compositions, pieces, shared reads, moved chunks, merges and tails are all in it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+
+import torch
+from torch import Tensor
+
+from chunk_store.key import ModelIdentity
+from chunk_store.layout import KVLayout
+from engine.kv.pool import PagedKVPool
+from engine.kv.resident import ResidentChunks
+from engine.model.borrowed import BorrowedModel
+from engine.plan import PlacedChunk, StepSequence
+from engine.reuse import MaskedSequence, ReuseMode, key_composition, masked_sequence
+from engine.run.eager.runner import ModelRunner
+
+PIECE_TOKENS = 12  # of the runner to check with
+PAGE_SIZE = 16
+CHUNK_TOKENS = (5, 18, 1, 16, 9)
+CHUNK_TOKENS_FEW = (2, 7, 1, 4)  # where a forward of a large model costs seconds
+QUERY_TOKENS = 8
+STEPS = 6  # of them decoded, one at a time
+
+RunnerFactory = Callable[[PagedKVPool], ModelRunner]
+
+
+@dataclass(frozen=True)
+class CheckPrompt:
+    """A sequence to check: chunks, a query, and how many of the query's tokens are decoded one at a time."""
+
+    chunks: tuple[tuple[int, ...], ...]
+    query: tuple[int, ...]
+    steps: int
+
+    @property
+    def start(self) -> int:
+        return sum(map(len, self.chunks))
+
+    @property
+    def tokens(self) -> Tensor:
+        """The whole prompt, int64."""
+        return torch.tensor([token for chunk in self.chunks for token in chunk] + list(self.query))
+
+
+Prompts = tuple[CheckPrompt, ...]
+
+
+def check_prompts(
+    vocabulary: int, limit: int, chunk_tokens: Sequence[int] = CHUNK_TOKENS, *, seed: int = 20
+) -> Prompts:
+    """Two prompts of at most ``limit`` tokens (at least 4), of chunks of ``chunk_tokens`` or in that proportion."""
+    total = sum(chunk_tokens)
+    query = QUERY_TOKENS if total + QUERY_TOKENS <= limit else max(2, limit // 4)
+    room = min(limit - query, total)
+    sizes = [size for size in (n * room // total for n in chunk_tokens) if size]
+    if len(sizes) < 2:
+        sizes = [1] * min(room, 2)
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(count: int) -> tuple[int, ...]:
+        return tuple(torch.randint(0, vocabulary, (count,), generator=generator).tolist())
+
+    chunks = tuple(draw(size) for size in sizes)
+    picked = [chunks[i] for i in (0, 3, 1) if i < len(chunks)]
+    steps = min(STEPS, query - 1)
+    return CheckPrompt(chunks, draw(query), steps), CheckPrompt(tuple(picked), draw(query), steps)
+
+
+@torch.inference_mode()
+def our_logits(
+    layout: KVLayout, device: torch.device, make_runner: RunnerFactory, mode: ReuseMode, prompts: Prompts
+) -> Tensor:
+    """Our logits (rows, vocabulary), prompt by prompt: of its last prefilled token and of its decode steps."""
+    pages = [sum(-(-len(chunk) // PAGE_SIZE) for chunk in prompt.chunks) for prompt in prompts]
+    tail_pages = -(-QUERY_TOKENS // PAGE_SIZE)
+    pool = PagedKVPool(
+        layout, pages=sum(pages) + tail_pages * len(prompts), chunk_pages=sum(pages), page_size=PAGE_SIZE, device=device
+    )
+    runner, residents = make_runner(pool), ResidentChunks(pool)
+    placed = [_place(runner, residents, prompt, mode) for prompt in prompts]
+    tails = [tuple(pool.allocate_pages(tail_pages) or ()) for _ in prompts]
+    rows: list[list[Tensor]] = []
+    for prompt, chunks, pages_of in zip(prompts, placed, tails, strict=True):
+        prefilled = prompt.query[: len(prompt.query) - prompt.steps]
+        rows.append([runner.prefill_tail(prefilled, chunks, pages_of, start=prompt.start).clone()])
+    for step in range(prompts[0].steps):
+        at = len(prompts[0].query) - prompts[0].steps + step
+        sequences = [
+            StepSequence(chunks, pages_of, at, 1, prompt.start + at)
+            for prompt, chunks, pages_of in zip(prompts, placed, tails, strict=True)
+        ]
+        logits, _ = runner.decode([prompt.query[at] for prompt in prompts], sequences)
+        for own, row in zip(rows, logits.clone(), strict=True):
+            own.append(row)
+    return torch.stack([row for own in rows for row in own])
+
+
+def _place(
+    runner: ModelRunner, residents: ResidentChunks, prompt: CheckPrompt, mode: ReuseMode
+) -> tuple[PlacedChunk, ...]:
+    """The prompt's chunks in the pool, computed where they are not there yet."""
+    placed: list[PlacedChunk] = []
+    for chunk in key_composition(ModelIdentity("self-check"), prompt.chunks, mode):
+        resident = residents.find(chunk.key) or residents.reserve(chunk.key, len(chunk.token_ids))
+        if not resident.ready:
+            context = [PlacedChunk(placed[i].first_slot, placed[i].tokens, 0) for i in chunk.context]
+            runner.prefill_chunk(chunk.token_ids, context, resident.run)
+            resident.ready = True
+        placed.append(PlacedChunk(resident.first_slot(PAGE_SIZE), len(chunk.token_ids), chunk.offset))
+    return tuple(placed)
+
+
+def eager_logits(borrowed: BorrowedModel, modes: Sequence[ReuseMode], prompts: Prompts, limit: int) -> list[Tensor]:
+    """For each mode the same rows from the model's own eager attention under the mode's mask.
+
+    Sequences that do not see each other share a forward, as far as it has at most ``limit`` rows.
+    """
+    packs: list[list[tuple[CheckPrompt, MaskedSequence]]] = [[]]
+    for mode in modes:
+        for prompt in prompts:
+            plain = masked_sequence([*map(len, prompt.chunks), len(prompt.query)], mode)
+            if packs[-1] and sum(len(p.source) for _, p in packs[-1]) + len(plain.source) > limit:
+                packs.append([])
+            packs[-1].append((prompt, plain))
+    rows = [part for pack in packs for part in _eager_pack(borrowed, pack)]
+    each = len(prompts)
+    return [torch.cat(rows[i * each : (i + 1) * each]) for i in range(len(modes))]
+
+
+def _eager_pack(borrowed: BorrowedModel, pack: list[tuple[CheckPrompt, MaskedSequence]]) -> list[Tensor]:
+    device = borrowed.device
+    ids = torch.cat([prompt.tokens[plain.source] for prompt, plain in pack])
+    positions = torch.cat([plain.positions for _, plain in pack])
+    allowed = _block_diagonal([plain.allowed for _, plain in pack])
+    ends = accumulate(len(plain.source) for _, plain in pack)
+    counts = [prompt.steps + 1 for prompt, _ in pack]
+    wanted = torch.cat([torch.arange(end - count, end) for end, count in zip(ends, counts, strict=True)])
+    logits = borrowed.eager_forward(ids.to(device), positions.to(device), allowed, wanted.to(device))
+    return [logits[end - count : end] for end, count in zip(accumulate(counts), counts, strict=True)]
+
+
+def _block_diagonal(blocks: list[Tensor]) -> Tensor:
+    whole = torch.zeros([sum(len(block) for block in blocks)] * 2, dtype=torch.bool)
+    at = 0
+    for block in blocks:
+        whole[at : at + len(block), at : at + len(block)] = block
+        at += len(block)
+    return whole
+
+
+def plain_logits(borrowed: BorrowedModel, prompts: Prompts) -> Tensor:
+    """The same rows from the model as it is, without a mask or positions of ours: what EXACT has to equal."""
+    rows = []
+    for prompt in prompts:
+        last = torch.arange(len(prompt.tokens) - prompt.steps - 1, len(prompt.tokens), device=borrowed.device)
+        rows.append(borrowed.eager_forward(prompt.tokens.to(borrowed.device), logit_rows=last))
+    return torch.cat(rows)

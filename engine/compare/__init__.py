@@ -1,0 +1,1 @@
+"""Where two ways of answering one request part."""

@@ -1,0 +1,171 @@
+"""Host memory between the store and the pool: pinned, bounded, least recently used chunks first to go.
+
+    store --read + verify--> pinned memory --own stream, a copy a part--> pages of the pool
+                             stays here: the next load of the chunk starts from it
+
+Loads of several chunks run in threads of their own: while one chunk is read another is on the bus, and decode steps
+on the device's main stream go on. A load returns when its bytes are in the pages. The tier knows keys and bytes, not
+what they mean.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from chunk_store.key import ChunkKey
+from engine.run.device import current
+
+ALIGN_NBYTES = 4096
+
+FailureT = TypeVar("FailureT")
+Read = Callable[[Sequence[memoryview]], "FailureT | None"]  # fills the buffers; None if they are right
+
+
+class Origin(StrEnum):
+    """Where a load found the bytes."""
+
+    HOST = "host"
+    STORE = "store"
+
+
+@dataclass
+class _Entry:
+    """A chunk's place in the arena. ``users`` are loads that read or write it now."""
+
+    at: int
+    nbytes: int
+    users: int = 1
+    ready: bool = False
+
+
+class HostTier:
+    """Pinned memory of ``nbytes`` for chunks of one pool's device. Thread-safe.
+
+    With 0 bytes nothing is kept, and every load passes through memory of its own.
+    """
+
+    def __init__(self, nbytes: int, device: torch.device | str) -> None:
+        self.nbytes = nbytes // ALIGN_NBYTES * ALIGN_NBYTES
+        self._device = torch.device(device)
+        self._pinned = self._device.type == "cuda"
+        with current(self._device):
+            self._arena = torch.empty(self.nbytes, dtype=torch.uint8, pin_memory=self._pinned and self.nbytes > 0)
+        self._entries: OrderedDict[ChunkKey, _Entry] = OrderedDict()  # least recently used first
+        self._lock = threading.Lock()
+        self._streams = threading.local()
+        self.evictions = 0
+
+    def __contains__(self, key: ChunkKey) -> bool:
+        with self._lock:
+            entry = self._entries.get(key)
+            return entry is not None and entry.ready
+
+    def load(self, key: ChunkKey, parts: Sequence[Tensor], read: Read[FailureT]) -> tuple[Origin, FailureT | None]:
+        """Brings a chunk's bytes into ``parts`` (views of the pool, contiguous), through ``read`` if they are not here.
+
+        Returns where they were and, if ``read`` failed, how; then the parts are as they were.
+        """
+        nbytes = sum(part.nbytes for part in parts)
+        entry, found = self._enter(key, nbytes)
+        try:
+            with current(self._device):
+                memory = self._memory(entry, nbytes)
+            staged = _split(memory, parts)
+            if not found:
+                failure = read([_view(part) for part in staged])
+                if failure is not None:
+                    return Origin.STORE, failure
+                if entry is not None:
+                    with self._lock:
+                        entry.ready = True
+            with current(self._device):
+                self._copy(parts, staged)
+            return (Origin.HOST if found else Origin.STORE), None
+        finally:
+            self._leave(key, entry)
+
+    # -- inside -------------------------------------------------------------------------------------
+    def _enter(self, key: ChunkKey, nbytes: int) -> tuple[_Entry | None, bool]:
+        """A chunk's entry, in use now, and whether its bytes are there; None if there is no room for it."""
+        with self._lock:
+            entry = self._entries.get(key)
+            if entry is not None:
+                if not entry.ready or entry.nbytes != nbytes:
+                    return None, False  # another load is filling it; this one goes past
+                entry.users += 1
+                self._entries.move_to_end(key)
+                return entry, True
+            at = self._make_room(nbytes)
+            if at is None:
+                return None, False
+            entry = self._entries[key] = _Entry(at, nbytes)
+            return entry, False
+
+    def _leave(self, key: ChunkKey, entry: _Entry | None) -> None:
+        if entry is None:
+            return
+        with self._lock:
+            entry.users -= 1
+            if entry.users == 0 and not entry.ready:
+                del self._entries[key]
+
+    def _make_room(self, nbytes: int) -> int | None:
+        """The first gap of ``nbytes``, after evicting as many unused entries as it takes; None if that fails."""
+        if nbytes > self.nbytes:
+            return None
+        while (at := self._gap(nbytes)) is None:
+            oldest = next((key for key, entry in self._entries.items() if entry.users == 0), None)
+            if oldest is None:
+                return None
+            del self._entries[oldest]
+            self.evictions += 1
+        return at
+
+    def _gap(self, nbytes: int) -> int | None:
+        start = 0
+        for entry in sorted(self._entries.values(), key=lambda e: e.at):
+            if entry.at - start >= nbytes:
+                return start
+            start = entry.at + -(-entry.nbytes // ALIGN_NBYTES) * ALIGN_NBYTES
+        return start if self.nbytes - start >= nbytes else None
+
+    def _memory(self, entry: _Entry | None, nbytes: int) -> Tensor:
+        if entry is not None:
+            return self._arena[entry.at : entry.at + nbytes]
+        return torch.empty(nbytes, dtype=torch.uint8, pin_memory=self._pinned)
+
+    def _copy(self, parts: Sequence[Tensor], staged: Sequence[Tensor]) -> None:
+        """Copies on this thread's own stream and waits for it; the main stream goes on meanwhile."""
+        if not self._pinned:
+            for part, source in zip(parts, staged, strict=True):
+                part.copy_(source)
+            return
+        stream = getattr(self._streams, "stream", None)
+        if stream is None:
+            stream = self._streams.stream = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
+        with torch.cuda.stream(stream):
+            for part, source in zip(parts, staged, strict=True):
+                part.copy_(source, non_blocking=True)
+        stream.synchronize()
+
+
+def _split(memory: Tensor, parts: Sequence[Tensor]) -> list[Tensor]:
+    """Consecutive views of ``memory`` (bytes) with the parts' shapes and dtypes."""
+    views, at = [], 0
+    for part in parts:
+        views.append(memory[at : at + part.nbytes].view(part.dtype).view(part.shape))
+        at += part.nbytes
+    return views
+
+
+def _view(part: Tensor) -> memoryview:
+    flat: memoryview = part.reshape(-1).view(torch.uint8).numpy().data
+    return flat.cast("B")

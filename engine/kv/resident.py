@@ -1,0 +1,130 @@
+"""Resident chunks: which KV is in the pool now, who uses it, and what goes first when room is needed.
+
+A chunk stays while anyone holds it; an unheld one stays until its pages are wanted, the least recently used
+first. The table does not know where KV comes from.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from dataclasses import dataclass, field
+
+from chunk_store.key import ChunkKey
+from engine.kv.pool import PagedKVPool, PageRun
+
+
+class PoolFull(RuntimeError):
+    """No run of pages is free and nothing more can be evicted now: chunks in use fill the chunk region."""
+
+
+@dataclass
+class ResidentChunk:
+    """A chunk in the pool. ``first_slot`` may change between steps (compaction), never during one."""
+
+    key: ChunkKey
+    tokens: int
+    run: PageRun
+    holders: int = 0
+    ready: bool = field(default=False)  # its bytes are all there
+
+    def first_slot(self, page_size: int) -> int:
+        return self.run.first * page_size
+
+
+class ResidentChunks:
+    """The chunks of one pool, by key. Not thread-safe: it belongs to the thread that launches device work."""
+
+    def __init__(self, pool: PagedKVPool) -> None:
+        self.pool = pool
+        self._chunks: OrderedDict[ChunkKey, ResidentChunk] = OrderedDict()  # least recently used first
+        self.evictions = 0
+        self.moves = 0  # how often runs have been moved: places read before are stale when it changes
+
+    def __len__(self) -> int:
+        return len(self._chunks)
+
+    def find(self, key: ChunkKey) -> ResidentChunk | None:
+        """The chunk if it is here, ready or still being filled. Does not change the order of eviction."""
+        return self._chunks.get(key)
+
+    def acquire(self, key: ChunkKey) -> ResidentChunk | None:
+        """Holds a chunk that is here; each ``acquire`` and ``reserve`` needs one ``release``."""
+        chunk = self._chunks.get(key)
+        if chunk is not None:
+            chunk.holders += 1
+            self._chunks.move_to_end(key)
+        return chunk
+
+    def reserve(self, key: ChunkKey, tokens: int) -> ResidentChunk:
+        """Makes room for a chunk and holds it; the caller fills its pages and sets ``ready``.
+
+        Evicts unheld chunks, then moves runs together. Raises ``PoolFull`` if that is not enough, and
+        ``ValueError`` if the chunk is here already.
+        """
+        if key in self._chunks:
+            raise ValueError(f"reserve: {key} is resident")
+        run = self.pool.allocate_run(tokens)
+        while run is None and self._evict_one():
+            run = self.pool.allocate_run(tokens)
+        if run is None and self._compact():
+            run = self.pool.allocate_run(tokens)
+        if run is None:
+            raise PoolFull(
+                f"chunk of {tokens} tokens needs {self.pool.pages_for(tokens)} neighbouring pages; chunks in use "
+                f"fill the chunk region of {self.pool.chunk_pages} pages"
+            )
+        chunk = ResidentChunk(key, tokens, run, holders=1)
+        self._chunks[key] = chunk
+        return chunk
+
+    def release(self, chunk: ResidentChunk) -> None:
+        """Gives one hold back. A chunk that was never filled leaves with its last holder."""
+        if chunk.holders < 1:
+            raise ValueError(f"release: {chunk.key} is not held")
+        chunk.holders -= 1
+        if chunk.holders == 0 and not chunk.ready:
+            self._drop(chunk)
+
+    def evict(self, key: ChunkKey) -> bool:
+        """Drops an unheld chunk now; False if it is held or not here."""
+        chunk = self._chunks.get(key)
+        if chunk is None or chunk.holders:
+            return False
+        self._drop(chunk)
+        self.evictions += 1
+        return True
+
+    def _evict_one(self) -> bool:
+        oldest = next((c for c in self._chunks.values() if c.holders == 0), None)
+        return oldest is not None and self.evict(oldest.key)
+
+    def _drop(self, chunk: ResidentChunk) -> None:
+        del self._chunks[chunk.key]
+        self.pool.release_run(chunk.run)
+
+    def _compact(self) -> bool:
+        """Slides runs down over the gaps; chunks still being filled stay where their bytes arrive."""
+        moved, floor = False, 0
+        for chunk in sorted(self._chunks.values(), key=lambda c: c.run.first):
+            if chunk.ready and floor < chunk.run.first:
+                chunk.run = self.pool.move_run(chunk.run, floor)
+                moved = True
+                self.moves += 1
+            floor = chunk.run.first + chunk.run.pages
+        return moved
+
+    def check_integrity(self) -> None:
+        """Raises ``PoolError`` or ``ValueError`` unless runs and chunks correspond one to one."""
+        self.pool.check_integrity()
+        if [c.run for c in sorted(self._chunks.values(), key=lambda c: c.run.first)] != self.pool.runs:
+            raise ValueError("the runs of resident chunks differ from the pool's runs")
+
+    @property
+    def pages_held(self) -> int:
+        """Pages of chunks with at least one holder: what no eviction can free."""
+        return sum(chunk.run.pages for chunk in self._chunks.values() if chunk.holders)
+
+    @property
+    def held(self) -> int:
+        """Chunks with at least one holder."""
+        return sum(1 for chunk in self._chunks.values() if chunk.holders)

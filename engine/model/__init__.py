@@ -1,0 +1,1 @@
+"""A borrowed model: its code, what watching it tells, and the identity that its KV is named under."""

@@ -1,0 +1,208 @@
+"""A borrowed model: transformers' modelling code with our function in place of its attention.
+
+The model runs one packed row of tokens with explicit positions and no cache of its own; each attention call
+is handed to a function that the caller of ``forward`` gives. This module does not know pools or plans.
+"""
+
+from __future__ import annotations
+
+import inspect
+import itertools
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM
+from transformers.masking_utils import AttentionMaskInterface
+from transformers.modeling_utils import AttentionInterface
+
+from engine.attention import Scores
+from engine.kv.pool import TORCH_DTYPES
+from engine.model.dtype import choose_dtype
+from engine.model.rotary import rotary_modules
+
+# Called once a layer, in order: layer, q (rows, heads, k_dim), k and v (rows, kv_heads, dim), scores; returns
+# (rows, heads, v_dim).
+AttendFunction = Callable[[int, Tensor, Tensor, Tensor, Scores], Tensor]
+
+# (batch, head, query, key) -> whether that query may attend to that key; over tensors of indices
+MaskFunction = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
+
+_names = itertools.count()
+
+
+class ModelRefused(ValueError):
+    """This model cannot be served exactly; the message names what stands against it."""
+
+
+class BorrowedModel:
+    """A causal ``transformers`` model whose attention is ours.
+
+    ``forward`` is not re-entrant: one thread launches device work.
+    """
+
+    def __init__(self, module: nn.Module, *, name: str, dtype_reason: str = "") -> None:
+        """``dtype_reason`` says why the weights have the dtype that they have."""
+        self.module = module.eval()
+        self.name = name
+        self.dtype_reason = dtype_reason
+        self.config: Any = module.config
+        self._attend: AttendFunction | None = None
+        self._calls = 0
+        self.defers_rotation = False  # if so, queries and keys reach ``attend`` as they are before rotation
+        self._rotary = rotary_modules(module)
+        self._takes_rows = "logits_to_keep" in inspect.signature(module.forward).parameters
+        # One name a model: the interface has no other way to tell models of one process apart, and some
+        # models refuse extra keyword arguments. No mask function bears the name, so no mask is built.
+        self._interface = f"cairn_{next(_names)}"
+        AttentionInterface.register(self._interface, self._attention)
+        self.attention_modules: list[nn.Module] = []  # of the last forward, by layer
+
+    @classmethod
+    def load(cls, path_or_id: str, *, dtype: str = "auto", device: str = "cpu", name: str = "") -> BorrowedModel:
+        """Loads weights from a directory or hub id. ``dtype``: float32, bfloat16, float16, or auto (``choose_dtype``).
+
+        Raises ``ModelRefused`` if there is no causal model at the path.
+        """
+        try:
+            config = AutoConfig.from_pretrained(path_or_id)
+            module = AutoModelForCausalLM.from_pretrained(
+                path_or_id, config=config, dtype=TORCH_DTYPES.get(dtype, "auto")
+            )
+        except (OSError, ValueError, KeyError) as error:
+            raise ModelRefused(f"model {path_or_id!r} cannot be loaded: {error}") from error
+        reason = "asked for"
+        if dtype == "auto":
+            choice = choose_dtype(dtype_name(module), module.num_parameters(), device)
+            reason = choice.reason
+            if choice.dtype != dtype_name(module):
+                module = module.to(TORCH_DTYPES[choice.dtype])
+        return cls(module.to(device), name=name or path_or_id.rstrip("/").rsplit("/", 1)[-1], dtype_reason=reason)
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.module.parameters()).device
+
+    @property
+    def dtype_name(self) -> str:
+        """The weights' dtype by its short name, as in the layout."""
+        return dtype_name(self.module)
+
+    @torch.inference_mode()
+    def forward(self, token_ids: Tensor, positions: Tensor, attend: AttendFunction, logit_rows: Tensor) -> Tensor:
+        """One packed forward.
+
+        ``token_ids`` and ``positions`` are (rows,) int64; ``attend`` is called once a layer; returns logits
+        (len(logit_rows), vocabulary) fp32 of the rows named.
+        """
+        if self.config._attn_implementation != self._interface:
+            self.module.set_attn_implementation(self._interface)  # type: ignore[operator]
+        self._attend, self._calls = attend, 0
+        self.attention_modules = []
+        # Only for this forward: outside of it the module is the model as it came.
+        hooks = [m.register_forward_hook(_no_rotation) for m in self._rotary] if self.defers_rotation else []
+        try:
+            extra = {"logits_to_keep": logit_rows} if self._takes_rows else {}
+            output = self.module(
+                input_ids=token_ids[None], position_ids=positions[None], use_cache=False, return_dict=True, **extra
+            )
+        finally:
+            self._attend = None
+            for hook in hooks:
+                hook.remove()
+        logits: Tensor = output.logits[0]
+        return (logits if self._takes_rows else logits[logit_rows]).float()
+
+    @torch.inference_mode()
+    def eager_forward(
+        self,
+        token_ids: Tensor,
+        positions: Tensor | None = None,
+        allowed: Tensor | None = None,
+        logit_rows: Tensor | None = None,
+        *,
+        cache: Any = None,
+    ) -> Tensor:
+        """The model's own eager attention under an explicit mask: the oracle.
+
+        ``allowed`` (rows, rows) bool; without ``positions`` and ``allowed`` the model chooses both. An empty
+        ``cache`` of transformers' takes K and V. Returns logits (rows, vocabulary) fp32, of ``logit_rows`` or of all.
+        """
+        self.module.set_attn_implementation("eager")  # type: ignore[operator]
+        given: dict[str, Tensor] = {} if positions is None else {"position_ids": positions[None]}
+        kept = logit_rows is not None and self._takes_rows
+        if kept:
+            given["logits_to_keep"] = logit_rows  # type: ignore[assignment]
+        if allowed is not None:
+            dtype = TORCH_DTYPES[self.dtype_name]
+            mask = torch.zeros(allowed.shape, dtype=dtype, device=self.device).masked_fill_(
+                ~allowed.to(self.device), torch.finfo(dtype).min
+            )
+            given["attention_mask"] = mask[None, None]
+        output = self.module(input_ids=token_ids[None], past_key_values=cache, use_cache=cache is not None, **given)
+        logits: Tensor = output.logits[0]
+        return (logits if kept or logit_rows is None else logits[logit_rows]).float()
+
+    @torch.inference_mode()
+    def masks(self) -> list[MaskFunction]:
+        """What the model would hide besides later tokens: the mask functions that it makes for a plain forward.
+
+        They take indices of any length, so they can be asked about contexts that nobody runs.
+        """
+        made: list[MaskFunction] = []
+
+        def record(**arguments: Any) -> None:
+            made.append(arguments["mask_function"])
+
+        name = f"{self._interface}_masks"
+        AttentionInterface.register(name, _values_alone)
+        AttentionMaskInterface.register(name, record)
+        self.module.set_attn_implementation(name)  # type: ignore[operator]
+        ids = torch.zeros(1, 1, dtype=torch.int64, device=self.device)
+        self.module(input_ids=ids, position_ids=torch.zeros_like(ids), use_cache=False)
+        return made
+
+    def _attention(
+        self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any, **options: Any
+    ) -> tuple[Tensor, None]:
+        """transformers' attention interface: query (1, heads, rows, dim) -> ((1, rows, heads, dim), None)."""
+        if self._attend is None:
+            raise RuntimeError("attention called outside of BorrowedModel.forward")
+        if attention_mask is not None:
+            raise ModelRefused(
+                f"model {self.name} cannot be served exactly: {type(module).__name__} makes an attention mask of its "
+                "own, which may hide or weigh any token"
+            )
+        self.attention_modules.append(module)
+        scaling = options.get("scaling")
+        scores = Scores(
+            scaling=query.shape[-1] ** -0.5 if scaling is None else float(scaling),
+            softcap=options.get("softcap"),
+            sinks=None if options.get("s_aux") is None else options["s_aux"].float().reshape(-1),
+            window=options.get("sliding_window"),
+        )
+        q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
+        out = self._attend(self._calls, q, k, v, scores)
+        self._calls += 1
+        return out[None], None
+
+
+def dtype_name(module: nn.Module) -> str:
+    """The dtype of a module's weights by its short name, for example "bfloat16"."""
+    return str(next(p.dtype for p in module.parameters() if p.is_floating_point())).removeprefix("torch.")
+
+
+def _values_alone(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any, **options: Any
+) -> tuple[Tensor, None]:
+    """Attention of each token to itself alone, in transformers' interface."""
+    return value.repeat_interleave(query.shape[1] // value.shape[1], dim=1).transpose(1, 2), None
+
+
+def _no_rotation(module: nn.Module, arguments: Any, output: Any) -> Any:
+    """What a rotary module gives for position 0 without its factor: it turns nothing."""
+    if isinstance(output, tuple):
+        cos, sin = output
+        return torch.ones_like(cos), torch.zeros_like(sin)
+    return torch.ones_like(output)  # cos + i sin as one complex tensor

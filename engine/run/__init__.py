@@ -1,0 +1,1 @@
+"""Forwards: one runner a kind of device, side by side."""

@@ -1,0 +1,1 @@
+"""The cascade kernels: attention over shared chunks on a GPU."""

@@ -1,0 +1,163 @@
+"""The weights of a plain decoder, merged for few and wide matrix products.
+
+    q_proj | k_proj | v_proj  ->  one (q + k + v, hidden)        gate_proj | up_proj  ->  one (2 * mlp, hidden)
+
+The module's own parameters become views of the merged storage, so nothing is kept twice and the module still works
+(its eager attention is what the self-check compares with). ``fused_refusal`` is the explicit list of what a model
+must be; anything else runs through transformers' modelling code.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from engine.model.borrowed import BorrowedModel
+from engine.model.probe import Findings
+from engine.model.rotary import Rotation
+
+FAMILIES = ("qwen3", "qwen2", "llama", "mistral")
+HEAD_DIMS = (16, 32, 64, 128, 256)
+
+
+@dataclass(frozen=True)
+class LayerWeights:
+    """One layer; matrices (out, in) as transformers keeps them. ``q_norm``/``k_norm`` (head_dim,) or None."""
+
+    input_norm: Tensor
+    qkv: Tensor
+    qkv_bias: Tensor | None
+    q_norm: Tensor | None
+    k_norm: Tensor | None
+    o: Tensor
+    post_norm: Tensor
+    gate_up: Tensor
+    down: Tensor
+
+
+@dataclass(frozen=True)
+class FusedWeights:
+    """A whole model. ``eps`` is that of every RMSNorm; ``rotation`` that of every layer."""
+
+    embedding: Tensor
+    layers: tuple[LayerWeights, ...]
+    final_norm: Tensor
+    head: Tensor
+    eps: float
+    heads: int
+    kv_heads: int
+    head_dim: int
+    scaling: float
+    rotation: Rotation
+
+    @property
+    def hidden(self) -> int:
+        return self.embedding.shape[1]
+
+    @property
+    def mlp(self) -> int:
+        return self.layers[0].down.shape[1]
+
+    @property
+    def vocabulary(self) -> int:
+        return self.head.shape[0]
+
+
+def fused_refusal(borrowed: BorrowedModel, findings: Findings) -> str:
+    """Why the model cannot take the fused path; "" if it can."""
+    config = borrowed.config
+    if config.model_type not in FAMILIES:
+        return f"model type {config.model_type!r} is none of {FAMILIES}"
+    if findings.layout.dtype not in ("bfloat16", "float16"):
+        return f"dtype {findings.layout.dtype}"
+    if findings.rotation_refusal:
+        return findings.rotation_refusal
+    layers = set(findings.layout.layers)
+    rotations = {id(rotation): rotation for rotation in findings.rotations}
+    if len(layers) != 1 or len(rotations) != 1:
+        return "layers that differ"
+    (layer,), (rotation,) = layers, rotations.values()
+    if layer.k_dim != layer.v_dim or layer.k_dim not in HEAD_DIMS:
+        return f"head widths {layer.k_dim} and {layer.v_dim}; equal ones of {HEAD_DIMS} are needed"
+    if rotation is None or rotation.interleaved or 2 * rotation.inv_freq.shape[0] != layer.k_dim:
+        return "a rotation of other than the two halves of a whole head"
+    if getattr(config, "hidden_act", "") != "silu":
+        return f"activation {getattr(config, 'hidden_act', None)!r}"
+    inner: Any = borrowed.module.model
+    if float(getattr(inner.rotary_emb, "attention_scaling", 1.0)) != 1.0:
+        return "rotary tables with a scaling factor"
+    biased = (inner.layers[0].self_attn.o_proj, inner.layers[0].mlp.down_proj, borrowed.module.lm_head)
+    if any(getattr(linear, "bias", None) is not None for linear in biased):
+        return "biases outside of q, k and v"
+    return ""
+
+
+@torch.no_grad()
+def merge_weights(borrowed: BorrowedModel, findings: Findings) -> FusedWeights:
+    """Merges the weights in place and returns them. Raises ``ValueError`` if ``fused_refusal`` says why not."""
+    refusal = fused_refusal(borrowed, findings)
+    if refusal:
+        raise ValueError(f"model {borrowed.name} cannot take the fused path: {refusal}")
+    module: Any = borrowed.module
+    layer, rotation = findings.layout.layers[0], findings.rotations[0]
+    assert rotation is not None
+    layers = tuple(_layer(part) for part in module.model.layers)
+    return FusedWeights(
+        embedding=module.model.embed_tokens.weight.detach(),
+        layers=layers,
+        final_norm=module.model.norm.weight.detach(),
+        head=module.lm_head.weight.detach(),
+        eps=float(module.model.norm.variance_epsilon),
+        heads=layers[0].o.shape[1] // layer.k_dim,
+        kv_heads=layer.kv_heads,
+        head_dim=layer.k_dim,
+        scaling=float(getattr(module.model.layers[0].self_attn, "scaling", layer.k_dim**-0.5)),
+        rotation=rotation,
+    )
+
+
+def _layer(part: Any) -> LayerWeights:
+    attention, mlp = part.self_attn, part.mlp
+    projections = (attention.q_proj, attention.k_proj, attention.v_proj)
+    q_norm, k_norm = getattr(attention, "q_norm", None), getattr(attention, "k_norm", None)
+    return LayerWeights(
+        input_norm=part.input_layernorm.weight.detach(),
+        qkv=_merged([linear.weight for linear in projections]),
+        qkv_bias=None if projections[0].bias is None else _merged([linear.bias for linear in projections]),
+        q_norm=None if q_norm is None else q_norm.weight.detach(),
+        k_norm=None if k_norm is None else k_norm.weight.detach(),
+        o=attention.o_proj.weight.detach(),
+        post_norm=part.post_attention_layernorm.weight.detach(),
+        gate_up=_merged([mlp.gate_proj.weight, mlp.up_proj.weight]),
+        down=mlp.down_proj.weight.detach(),
+    )
+
+
+def _merged(parameters: list[nn.Parameter]) -> Tensor:
+    """The parameters one below the other in one storage, of which they are views afterwards.
+
+    Parameters that already lie so are left as they are, so that merging twice changes nothing.
+    """
+    first = parameters[0].data
+    rows = [parameter.shape[0] for parameter in parameters]
+    total = (sum(rows), *first.shape[1:])
+    expected = first.data_ptr()
+    for parameter in parameters:
+        if parameter.data_ptr() != expected or not _same_storage(parameter, first):
+            break
+        expected += parameter.data.nbytes
+    else:
+        return first.as_strided(total, first.stride(), first.storage_offset())
+    merged = torch.cat([parameter.data for parameter in parameters])
+    at = 0
+    for parameter, count in zip(parameters, rows, strict=True):
+        parameter.data = merged[at : at + count]
+        at += count
+    return merged
+
+
+def _same_storage(a: Tensor, b: Tensor) -> bool:
+    return a.untyped_storage().data_ptr() == b.untyped_storage().data_ptr()

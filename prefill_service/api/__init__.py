@@ -1,0 +1,1 @@
+"""The RPCs of the prefill service, their messages and checks."""

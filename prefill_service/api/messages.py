@@ -1,0 +1,170 @@
+"""Between the messages of prefill.proto and plain values."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from grpc import StatusCode
+
+from chunk_store.key import ChunkId
+from chunk_store.store import ChunkRecord, EntryInfo, RecordOrder, RecordQuery, StoreStats
+from chunk_store.tenant import SHARED_TENANT, Tenant, TenantUsage, visible_to
+from prefill_service.api.resolver import ChunkRequest
+from prefill_service.jobs.job import Made
+from protos import chunks_pb2, prefill_pb2
+from serving.rpc import wire
+from serving.rpc.errors import RequestError
+from serving.rpc.field_bounds import ContentBudget, check_count, check_id, check_label
+from serving.tenancy.quotas import Quotas
+
+LIST_PAGE_DEFAULT = 100
+LIST_PAGE_MAX = 1000
+TAGS_MAX = 64
+CONTEXT_CHUNKS_MAX = 1024
+PAGE_TOKEN_CHARACTERS_MAX = 4096
+
+_ORDERS = {
+    prefill_pb2.ListChunksRequest.ORDER_UNSPECIFIED: RecordOrder.CREATED,
+    prefill_pb2.ListChunksRequest.ORDER_CREATED: RecordOrder.CREATED,
+    prefill_pb2.ListChunksRequest.ORDER_LAST_USED: RecordOrder.LAST_USED,
+    prefill_pb2.ListChunksRequest.ORDER_NAME: RecordOrder.NAME,
+}
+
+
+def chunk_request(message: prefill_pb2.PrefillChunkRequest, salt: str, budget: ContentBudget) -> ChunkRequest:
+    """The request as plain values within ``budget``, under the caller's ``salt``. Raises ``RequestError``."""
+    content = message.WhichOneof("content")
+    if content is None:
+        raise RequestError(StatusCode.INVALID_ARGUMENT, "content: missing; give text, token_ids or chunk_id")
+    _check_fields(message)
+    if content == "text":
+        budget.take_text("text", message.text)
+    elif content == "token_ids":
+        budget.take_tokens("token_ids", message.token_ids.ids)
+    return ChunkRequest(
+        text=message.text if content == "text" else None,
+        token_ids=tuple(message.token_ids.ids) if content == "token_ids" else None,
+        chunk_id=message.chunk_id if content == "chunk_id" else None,
+        type=wire.chunk_type(message.type),
+        context=tuple(message.context_chunk_ids),
+        mode=wire.reuse_mode(message.reuse_mode),
+        name=message.name,
+        tags=tuple(message.tags),
+        ttl_s=message.ttl_s,
+        pin=message.pin,
+        role=message.role,
+        salt=salt,
+    )
+
+
+def _check_fields(message: prefill_pb2.PrefillChunkRequest) -> None:
+    """Counts and lengths of everything but the content."""
+    for field in ("name", "role", "salt"):
+        check_label(field, getattr(message, field))
+    check_id("chunk_id", message.chunk_id)
+    check_count("tags", message.tags, TAGS_MAX)
+    check_count("context_chunk_ids", message.context_chunk_ids, CONTEXT_CHUNKS_MAX, "join some")
+    for index, tag in enumerate(message.tags):
+        check_label(f"tags[{index}]", tag)
+    for index, name in enumerate(message.context_chunk_ids):
+        check_id(f"context_chunk_ids[{index}]", name)
+
+
+def prefill_response(made: Made, model_identity: str) -> prefill_pb2.PrefillChunkResponse:
+    outcomes = prefill_pb2.PrefillChunkResponse
+    return prefill_pb2.PrefillChunkResponse(
+        chunk_id=made.job.chunk_id,
+        key=made.job.key,
+        outcome=outcomes.OUTCOME_COMPUTED if made.computed_tokens else outcomes.OUTCOME_ALREADY_STORED,
+        tokens=made.job.tokens,
+        computed_tokens=made.computed_tokens,
+        reused_tokens=made.reused_tokens,
+        timings=wire.timings_out(made.spent_ns),
+        model_identity=model_identity,
+        newly_registered=made.job.newly_registered,
+    )
+
+
+def record_query(message: prefill_pb2.ListChunksRequest, tenant: Tenant) -> RecordQuery:
+    """The filter and page that a tenant's listing asks for. Raises ``RequestError``."""
+    if message.page_size > LIST_PAGE_MAX:
+        raise RequestError(StatusCode.INVALID_ARGUMENT, f"page_size: {message.page_size} is more than {LIST_PAGE_MAX}")
+    if message.order not in _ORDERS:
+        raise RequestError(StatusCode.INVALID_ARGUMENT, f"order: {message.order} is unknown to this server")
+    check_label("name", message.name)
+    check_label("tag", message.tag)
+    check_label("page_token", message.page_token, PAGE_TOKEN_CHARACTERS_MAX)
+    unfiltered = message.type == chunks_pb2.CHUNK_TYPE_UNSPECIFIED
+    return RecordQuery(
+        type=None if unfiltered else wire.chunk_type(message.type),
+        tag=message.tag,
+        name=message.name,
+        order=_ORDERS[message.order],
+        limit=message.page_size or LIST_PAGE_DEFAULT,
+        cursor=message.page_token,
+        tenants=visible_to(tenant),
+    )
+
+
+def chunk_message(record: ChunkRecord, entries: Iterable[EntryInfo]) -> chunks_pb2.Chunk:
+    """A registered chunk; of ``entries`` its own are counted."""
+    place = (record.chunk_id, record.tenant)
+    sizes = [entry.nbytes for entry in entries if (entry.chunk_id, entry.tenant) == place]
+    return chunks_pb2.Chunk(
+        chunk_id=record.chunk_id,
+        type=wire.chunk_type_out(record.type),
+        name=record.name,
+        tags=record.tags,
+        tokens=len(record.token_ids),
+        pinned=record.pinned,
+        created_unix_s=record.created_at,
+        last_used_unix_s=record.last_used_at,
+        expires_unix_s=record.expires_at or 0.0,
+        kv_entries=len(sizes),
+        kv_bytes=sum(sizes),
+        shared=record.tenant == SHARED_TENANT,
+    )
+
+
+def usage_message(
+    stats: StoreStats, usage: TenantUsage, quotas: Quotas, model_identity: str, model_name: str
+) -> prefill_pb2.StoreStatsResponse:
+    """What one tenant keeps; of the whole store only its kind and limits."""
+    return prefill_pb2.StoreStatsResponse(
+        backend=stats.backend,
+        chunks=usage.records,
+        chunks_max=stats.records_max if quotas.chunks is None else quotas.chunks,
+        kv_entries=usage.entries,
+        kv_bytes=usage.nbytes,
+        capacity_bytes=stats.capacity_nbytes if quotas.bytes is None else quotas.bytes,
+        pinned_entries=usage.pinned_entries,
+        leased_entries=usage.leased_entries,
+        model_identity=model_identity,
+        model_name=model_name,
+    )
+
+
+def stats_message(stats: StoreStats, model_identity: str, model_name: str) -> prefill_pb2.StoreStatsResponse:
+    return prefill_pb2.StoreStatsResponse(
+        backend=stats.backend,
+        chunks=stats.records,
+        chunks_max=stats.records_max,
+        kv_entries=stats.entries,
+        kv_bytes=stats.nbytes,
+        capacity_bytes=stats.capacity_nbytes,
+        pinned_entries=stats.pinned_entries,
+        leased_entries=stats.leased_entries,
+        evictions=stats.evictions,
+        quarantined=stats.quarantined,
+        model_identity=model_identity,
+        model_name=model_name,
+        whole_store=True,
+    )
+
+
+def chunk_id_of(text: str) -> ChunkId:
+    """The id that an administrative request names. Raises ``RequestError`` for an empty one."""
+    if not text:
+        raise RequestError(StatusCode.INVALID_ARGUMENT, "chunk_id: missing")
+    check_id("chunk_id", text)
+    return ChunkId(text)

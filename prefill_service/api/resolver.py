@@ -1,0 +1,257 @@
+"""From what a caller asks to what must be made: content, context, keys, and every reason to refuse.
+
+Plain values in and out, no protobuf. All of it runs in a store thread: it tokenizes and asks the registry, and
+it does not know what is stored or resident of the KV it names.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from grpc import StatusCode
+
+from chunk_store.key import ChunkId, ChunkKey, ChunkType, chunk_id
+from chunk_store.store import ChunkRecord, ChunkStore
+from chunk_store.tenant import SHARED_TENANT, Tenant, TenantLimits, tenant_of, visible_to
+from engine.kv.pool import PagedKVPool
+from engine.reuse import KeyedChunk, ReuseMode, key_composition
+from engine.served import ServedModel
+from serving.rpc.errors import RequestError
+from serving.tenancy.quotas import TenantQuotas
+from serving.trace import StageTimer
+from text.codec import TextCodec
+
+
+@dataclass(frozen=True)
+class ChunkRequest:
+    """What a caller asks: exactly one of ``text``, ``token_ids`` and ``chunk_id`` is not None.
+
+    ``type`` and ``role`` belong to new content; a ``chunk_id`` brings its own type. ``ttl_s`` 0 is none. The salt
+    is the caller's and says whose content this is; ``SHARED_SALT`` publishes for everybody.
+    """
+
+    text: str | None = None
+    token_ids: tuple[int, ...] | None = None
+    chunk_id: str | None = None
+    type: ChunkType = ChunkType.CONTEXT
+    context: tuple[str, ...] = ()
+    mode: ReuseMode = ReuseMode.EXACT
+    name: str = ""
+    tags: tuple[str, ...] = ()
+    ttl_s: float = 0.0
+    pin: bool = False
+    role: str = ""
+    salt: str = ""
+
+    @property
+    def tenant(self) -> Tenant:
+        return tenant_of(self.salt)
+
+    @property
+    def labelled(self) -> bool:
+        """Whether it says something about the chunk that is written down."""
+        return bool(self.name or self.tags or self.pin or self.ttl_s)
+
+
+@dataclass(frozen=True)
+class Job:
+    """KV to make: the composition's chunks with their keys; ``needed`` ends with the one that was asked for."""
+
+    chunk_ids: tuple[ChunkId, ...]
+    chunks: tuple[KeyedChunk, ...]
+    needed: tuple[int, ...]
+    tenant: Tenant
+    limits: TenantLimits
+    newly_registered: bool
+
+    @property
+    def chunk_id(self) -> ChunkId:
+        return self.chunk_ids[-1]
+
+    @property
+    def key(self) -> ChunkKey:
+        return self.chunks[-1].key
+
+    def owner(self, index: int) -> Tenant:
+        """Whose KV a chunk's is."""
+        return SHARED_TENANT if self.chunks[index].shared else self.tenant
+
+    @property
+    def tokens(self) -> int:
+        """Of the chunk itself."""
+        return len(self.chunks[-1].token_ids)
+
+
+class Registrar:
+    """Registers content and says what KV it needs."""
+
+    def __init__(
+        self,
+        store: ChunkStore,
+        served: ServedModel,
+        codec: TextCodec,
+        pool: PagedKVPool,
+        quotas: TenantQuotas | None = None,
+    ) -> None:
+        self.store = store
+        self.quotas = quotas or TenantQuotas()
+        self.served = served
+        self.codec = codec
+        self.pool = pool
+
+    def register(self, request: ChunkRequest, timer: StageTimer) -> Job:
+        """Checks a request against model, registry and pool, registers its content, and names its KV.
+
+        Raises ``RequestError``; nothing is registered then.
+        """
+        _check_labels(request)
+        if refusal := self.served.refusals[request.mode]:
+            raise RequestError(
+                StatusCode.FAILED_PRECONDITION,
+                f"reuse_mode: {request.mode} does not hold for this model ({refusal}); use exact",
+            )
+        with timer.stage("lookup"):
+            context = self._known(request.context, "context_chunk_ids", request.tenant)
+        record, known = self._content(request, timer)
+        chunks = [*(chunk.token_ids for chunk in context), record.token_ids]
+        self._check_length([len(token_ids) for token_ids in chunks], request.mode)
+        shared = [chunk.tenant == SHARED_TENANT for chunk in (*context, record)]
+        keyed = key_composition(self.served.identity, chunks, request.mode, request.salt, shared)
+        needed = (*keyed[-1].context, len(keyed) - 1)
+        self._check_pool([len(chunks[index]) for index in needed])
+        limits = self.quotas.of(request.tenant).limits
+        with timer.stage("lookup"):
+            added = self._put(request, record, known, limits)
+        ids = (*(chunk.chunk_id for chunk in context), record.chunk_id)
+        return Job(ids, tuple(keyed), needed, request.tenant, limits, added)
+
+    def record_of(self, name: str, tenant: Tenant, field: str = "chunk_id") -> ChunkRecord:
+        """A chunk that the tenant may use, of any tokenizer. Raises ``RequestError`` (NOT_FOUND)."""
+        record = self.store.get_records([ChunkId(name)], visible_to(tenant))[0]
+        if record is None:
+            raise unknown_chunk(field, name)
+        return record
+
+    def _known(self, names: Sequence[str], field: str, tenant: Tenant) -> list[ChunkRecord]:
+        """Chunks that the tenant may use and this model can read."""
+        records = self.store.get_records([ChunkId(name) for name in names], visible_to(tenant)) if names else []
+        for name, record in zip(names, records, strict=True):
+            if record is None:
+                raise unknown_chunk(field, name)
+            self.check_tokenizer(record, field)
+        return [record for record in records if record is not None]
+
+    def check_tokenizer(self, record: ChunkRecord, field: str) -> None:
+        """Raises ``RequestError`` (FAILED_PRECONDITION) for a chunk of another tokenizer."""
+        if record.tokenizer != self.codec.identity:
+            raise RequestError(
+                StatusCode.FAILED_PRECONDITION,
+                f"{field}: chunk {record.chunk_id} was registered under tokenizer {record.tokenizer[:16]}, this "
+                f"service has {self.codec.identity[:16]}; register its content here",
+            )
+
+    def _content(self, request: ChunkRequest, timer: StageTimer) -> tuple[ChunkRecord, bool]:
+        """The record that the request is about, and whether it stays as it is but for what the request says of it.
+
+        Content that is shared, and of which the request says nothing more, is not registered a second time.
+        """
+        if request.chunk_id is not None:
+            with timer.stage("lookup"):
+                record = self._known([request.chunk_id], "chunk_id", request.tenant)[0]
+            if request.labelled and record.tenant != request.tenant:
+                raise not_yours("chunk_id", record.chunk_id)
+            self._check_vocabulary(record.token_ids, "chunk_id")
+            return record, True
+        token_ids = request.token_ids
+        if request.text is not None:
+            with timer.stage("tokenize"):
+                token_ids = self.codec.encode(request.text, role=request.role)
+        field = "token_ids" if request.text is None else "text"
+        if not token_ids:
+            raise RequestError(
+                StatusCode.INVALID_ARGUMENT, f"{field}: no tokens in it; a chunk needs at least one (text or token_ids)"
+            )
+        self._check_vocabulary(token_ids, field)
+        name = chunk_id(self.codec.identity, request.type, token_ids)
+        with timer.stage("lookup"):
+            there = self.store.get_records([name], visible_to(request.tenant))[0]
+        if there is not None and there.tenant != request.tenant and not request.labelled:
+            return there, True
+        pinned = there is not None and there.tenant == request.tenant and there.pinned
+        new = ChunkRecord(name, self.codec.identity, request.type, tuple(token_ids), tenant=request.tenant)
+        return replace(new, pinned=pinned), False
+
+    def _check_vocabulary(self, token_ids: Sequence[int], field: str) -> None:
+        worst = max(token_ids)
+        if worst >= self.served.vocabulary:
+            raise RequestError(
+                StatusCode.INVALID_ARGUMENT,
+                f"{field}: token id {worst} is not in the model's vocabulary, 0..{self.served.vocabulary - 1}",
+            )
+
+    def _check_length(self, lengths: Sequence[int], mode: ReuseMode) -> None:
+        limit = self.served.limit(mode)
+        if sum(lengths) > limit.tokens:
+            raise RequestError(
+                StatusCode.INVALID_ARGUMENT,
+                f"context_chunk_ids: context of {sum(lengths[:-1])} tokens and chunk of {lengths[-1]} are together "
+                f"longer than the model's context, limited to {limit}; shorten or leave out a chunk",
+            )
+
+    def _check_pool(self, lengths: Sequence[int]) -> None:
+        pages = sum(self.pool.pages_for(length) for length in lengths)
+        if pages > self.pool.chunk_pages:
+            raise RequestError(
+                StatusCode.FAILED_PRECONDITION,
+                f"chunk of {lengths[-1]} tokens with {sum(lengths[:-1])} tokens of context needs {pages} pages of "
+                f"{self.pool.page_size} tokens, the pool has {self.pool.chunk_pages}; raise --kv-pages",
+            )
+
+    def _put(self, request: ChunkRequest, record: ChunkRecord, known: bool, limits: TenantLimits) -> bool:
+        """Writes what the request says about the chunk; True if it was new.
+
+        A pin stays until it is taken away; a TTL is replaced by new content without one, not by naming the id.
+        """
+        if known and not request.labelled:
+            return False
+        expires_at = time.time() + request.ttl_s if request.ttl_s else (record.expires_at if known else None)
+        wanted = replace(
+            record,
+            name=request.name,
+            tags=request.tags,
+            pinned=request.pin or record.pinned,
+            expires_at=expires_at,
+            transient=False,
+        )
+        return self.store.put_records([wanted], limits=limits)[0]
+
+
+def unknown_chunk(field: str, name: str) -> RequestError:
+    """NOT_FOUND for a chunk that was never registered, was deleted, or has expired."""
+    return RequestError(
+        StatusCode.NOT_FOUND, f"{field}: no chunk {name!r} here (or it has expired); register it with PrefillChunk"
+    )
+
+
+def not_yours(field: str, name: str) -> RequestError:
+    """PERMISSION_DENIED for a change to a chunk that the caller may use and does not own."""
+    return RequestError(
+        StatusCode.PERMISSION_DENIED, f"{field}: chunk {name} is shared; only a token marked admin may change it"
+    )
+
+
+def _check_labels(request: ChunkRequest) -> None:
+    """Values that mean nothing; counts and lengths were checked in the message."""
+    if "" in request.tags:
+        _refuse("tags: an empty tag means nothing; leave it out")
+    if not math.isfinite(request.ttl_s) or request.ttl_s < 0:
+        _refuse(f"ttl_s: {request.ttl_s} is not a number of seconds; 0 means no TTL")
+    if request.role and request.text is None:
+        _refuse("role: belongs to text; token_ids and chunk_id are taken as they are")
+
+
+def _refuse(message: str) -> None:
+    raise RequestError(StatusCode.INVALID_ARGUMENT, message)

@@ -1,0 +1,232 @@
+"""The RPCs of cairn.v1.PrefillService. What goes wrong is raised; ``serving.rpc.gate`` makes a status of it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator
+from contextlib import aclosing, suppress
+from typing import Any
+
+from grpc import StatusCode
+
+from chunk_store.key import ChunkId
+from chunk_store.store import ChunkStore, StoreError
+from chunk_store.tenant import SHARED_SALT, SHARED_TENANT, Tenant
+from prefill_service.api import messages
+from prefill_service.api.ordered import in_order
+from prefill_service.api.resolver import Job, not_yours, unknown_chunk
+from prefill_service.jobs.job import Prefiller
+from protos import chunks_pb2, prefill_pb2, prefill_pb2_grpc
+from serving.process.logs import set_request_id
+from serving.rpc.access import Access, Caller
+from serving.rpc.arrival import adopt_request_id
+from serving.rpc.errors import RequestError, internal_error, request_error
+from serving.rpc.field_bounds import ContentBudget, check_request_id
+from serving.rpc.server import LateHandlers
+from serving.trace import StageTimer
+
+FULL_NAME = prefill_pb2.DESCRIPTOR.services_by_name["PrefillService"].full_name
+STREAM_WINDOW = 4  # requests of one stream that are worked on at once
+SWEEP_EVERY_S = 15.0
+
+log = logging.getLogger(__name__)
+
+
+class PrefillService(prefill_pb2_grpc.PrefillServiceServicer):  # type: ignore[misc]  # generated, untyped
+    """Handlers over a ``Prefiller`` and its store; ``start`` and ``stop`` come in pairs."""
+
+    def __init__(self, prefiller: Prefiller, store: ChunkStore, access: Access, model_name: str) -> None:
+        self.prefiller = prefiller
+        self.store = store
+        self.access = access
+        self.model_name = model_name
+        self.model_identity = prefiller.computer.served.identity
+        self.registry = prefiller.metrics.registry
+        self._sweeper: asyncio.Task[None] | None = None
+
+    # -- life ---------------------------------------------------------------------------------------
+    async def start(self) -> None:
+        self._sweeper = asyncio.create_task(self._sweep())
+
+    def add_to(self, server: LateHandlers) -> None:
+        prefill_pb2_grpc.add_PrefillServiceServicer_to_server(self, server)
+
+    async def stop(self) -> None:
+        if self._sweeper is not None:
+            self._sweeper.cancel()
+            with suppress(asyncio.CancelledError):
+                await self._sweeper
+        await self.prefiller.stop()
+        await asyncio.to_thread(self.store.close)
+
+    async def _sweep(self) -> None:
+        """The store's upkeep: what dead writers left, what has expired."""
+        while True:
+            try:
+                await self.prefiller.in_store_thread(self.store.sweep)
+            except StoreError as error:
+                log.warning("the store could not be swept: %s", error)
+            await asyncio.sleep(SWEEP_EVERY_S)
+
+    # -- prefill ------------------------------------------------------------------------------------
+    async def PrefillChunk(self, request: prefill_pb2.PrefillChunkRequest, context: Any) -> Any:
+        adopt_request_id(context, request.request_id)
+        timer = StageTimer()
+        try:
+            return await self._finish(await self._register(request, context, timer), timer)
+        except Exception as error:
+            self._count_error(error, timer)
+            raise
+
+    async def PrefillChunks(
+        self, requests: AsyncIterator[prefill_pb2.PrefillChunkRequest], context: Any
+    ) -> AsyncIterator[prefill_pb2.PrefillChunksResponse]:
+        """Registers in the stream's order, so that a request may name what an earlier one registered."""
+
+        async def begin(request: prefill_pb2.PrefillChunkRequest) -> asyncio.Task[prefill_pb2.PrefillChunksResponse]:
+            registered = asyncio.Event()
+            task = asyncio.create_task(self._entry(request, context, registered))
+            try:
+                await registered.wait()
+            except asyncio.CancelledError:
+                task.cancel()
+                raise
+            return task
+
+        async with aclosing(in_order(requests, begin, STREAM_WINDOW)) as entries:
+            async for entry in entries:
+                yield entry
+
+    async def _entry(
+        self, request: prefill_pb2.PrefillChunkRequest, context: Any, registered: asyncio.Event
+    ) -> prefill_pb2.PrefillChunksResponse:
+        """One request of a stream; what goes wrong with it becomes its entry."""
+        if request.request_id:
+            set_request_id(request.request_id)
+        timer = StageTimer()
+        try:
+            job = await self._register(request, context, timer)
+            registered.set()
+            return prefill_pb2.PrefillChunksResponse(response=await self._finish(job, timer))
+        except Exception as error:
+            self._count_error(error, timer)
+            known = request_error(error)
+            if known is None:
+                log.error("an entry of a stream failed", exc_info=error)
+                known = internal_error(error)
+            return prefill_pb2.PrefillChunksResponse(
+                error=prefill_pb2.PrefillError(code=known.code.value[0], message=known.message)
+            )
+        finally:
+            registered.set()  # or refused
+
+    async def _register(self, request: prefill_pb2.PrefillChunkRequest, context: Any, timer: StageTimer) -> Job:
+        caller = self._caller(request, context)
+        if request.shared and not caller.admin:
+            raise RequestError(
+                StatusCode.PERMISSION_DENIED,
+                "shared: only a token marked admin in the token file may publish for every tenant",
+            )
+        salt = SHARED_SALT if request.shared else caller.salt
+        served = self.prefiller.computer.served
+        budget = ContentBudget(served.context_length_max, "chunk", limit=str(served.limit()))
+        check_request_id(request.request_id)
+        asked = messages.chunk_request(request, salt, budget)
+        return await self.prefiller.register(asked, timer)
+
+    def _caller(self, request: Any, context: Any) -> Caller:
+        """Who calls, and under which salt; ``request`` is any that can name one."""
+        return self.access.caller(context.invocation_metadata(), request.salt)
+
+    async def _finish(self, job: Job, timer: StageTimer) -> prefill_pb2.PrefillChunkResponse:
+        made = await self.prefiller.make(job, timer)
+        outcome = "computed" if made.computed_tokens else "already_stored"
+        log.info(
+            "%s: chunk %s of %d tokens; %d tokens computed, %d reused, %.1f ms",
+            *(outcome, job.chunk_id, job.tokens, made.computed_tokens, made.reused_tokens, timer.elapsed_ns() / 1e6),
+        )
+        self.prefiller.metrics.request_ended(outcome, timer.elapsed_ns() / 1e9)
+        return messages.prefill_response(made, self.model_identity)
+
+    def _count_error(self, error: Exception, timer: StageTimer) -> None:
+        known = request_error(error)
+        outcome = "internal" if known is None else known.code.name.lower()
+        self.prefiller.metrics.request_ended(outcome, timer.elapsed_ns() / 1e9)
+
+    # -- administration -----------------------------------------------------------------------------
+    async def GetChunk(self, request: prefill_pb2.GetChunkRequest, context: Any) -> chunks_pb2.Chunk:
+        chunk_id, tenant = messages.chunk_id_of(request.chunk_id), self._caller(request, context).tenant
+        return await self.prefiller.in_store_thread(
+            lambda: self._chunk(chunk_id, tenant, token_ids=request.include_token_ids, text=request.include_text)
+        )
+
+    async def ListChunks(self, request: prefill_pb2.ListChunksRequest, context: Any) -> Any:
+        query = messages.record_query(request, self._caller(request, context).tenant)
+
+        def listed() -> prefill_pb2.ListChunksResponse:
+            try:
+                page = self.store.list_records(query)
+            except ValueError as error:
+                raise RequestError(StatusCode.INVALID_ARGUMENT, f"page_token: {error}") from error
+            ids = [record.chunk_id for record in page.records]
+            entries = self.store.list_entries(ids, query.tenants) if ids else []
+            chunks = [messages.chunk_message(record, entries) for record in page.records]
+            return prefill_pb2.ListChunksResponse(chunks=chunks, next_page_token=page.next_cursor)
+
+        return await self.prefiller.in_store_thread(listed)
+
+    async def PinChunk(self, request: prefill_pb2.PinChunkRequest, context: Any) -> chunks_pb2.Chunk:
+        chunk_id, caller = messages.chunk_id_of(request.chunk_id), self._caller(request, context)
+        return await self.prefiller.in_store_thread(lambda: self._set_pinned(chunk_id, True, caller))
+
+    async def UnpinChunk(self, request: prefill_pb2.UnpinChunkRequest, context: Any) -> chunks_pb2.Chunk:
+        chunk_id, caller = messages.chunk_id_of(request.chunk_id), self._caller(request, context)
+        return await self.prefiller.in_store_thread(lambda: self._set_pinned(chunk_id, False, caller))
+
+    async def DeleteChunk(self, request: prefill_pb2.DeleteChunkRequest, context: Any) -> Any:
+        """The caller's own chunk, or its own KV of a shared one; an admin's, without one of its own, the shared one."""
+        chunk_id, caller = messages.chunk_id_of(request.chunk_id), self._caller(request, context)
+        report = await self.prefiller.delete(chunk_id, caller.tenant)
+        if not report.records and not report.entries:
+            await self.prefiller.in_store_thread(lambda: self._check_shared(chunk_id, caller))
+        if not report.records and caller.admin:
+            report = await self.prefiller.delete(chunk_id, SHARED_TENANT)
+        return prefill_pb2.DeleteChunkResponse(kv_entries=report.entries, kv_bytes=report.nbytes)
+
+    async def StoreStats(self, request: prefill_pb2.StoreStatsRequest, context: Any) -> Any:
+        caller = self._caller(request, context)
+        stats = await self.prefiller.in_store_thread(self.store.stats)
+        if caller.sees_all and not request.salt:
+            return messages.stats_message(stats, self.model_identity, self.model_name)
+        usage = await self.prefiller.in_store_thread(lambda: self.store.usage(caller.tenant))
+        quotas = self.prefiller.registrar.quotas.of(caller.tenant)
+        return messages.usage_message(stats, usage, quotas, self.model_identity, self.model_name)
+
+    def _set_pinned(self, chunk_id: ChunkId, pinned: bool, caller: Caller) -> chunks_pb2.Chunk:
+        tenant, limits = caller.tenant, self.prefiller.registrar.quotas.of(caller.tenant).limits
+        if not self.store.set_pinned([chunk_id], pinned, tenant, limits=limits)[0]:
+            self._check_shared(chunk_id, caller)
+            tenant = SHARED_TENANT
+            self.store.set_pinned([chunk_id], pinned, tenant)
+        return self._chunk(chunk_id, tenant)
+
+    def _check_shared(self, chunk_id: ChunkId, caller: Caller) -> None:
+        """Raises ``RequestError`` unless the chunk is shared and the caller may change it."""
+        if self.store.get_records([chunk_id], [SHARED_TENANT])[0] is None:
+            raise unknown_chunk("chunk_id", chunk_id)
+        if not caller.admin:
+            raise not_yours("chunk_id", chunk_id)
+
+    def _chunk(
+        self, chunk_id: ChunkId, tenant: Tenant, *, token_ids: bool = False, text: bool = False
+    ) -> chunks_pb2.Chunk:
+        registrar = self.prefiller.registrar
+        record = registrar.record_of(chunk_id, tenant)
+        message = messages.chunk_message(record, self.store.list_entries([chunk_id], [record.tenant]))
+        if token_ids:
+            message.token_ids.extend(record.token_ids)
+        if text:
+            registrar.check_tokenizer(record, "include_text")
+            message.text = registrar.codec.decode(record.token_ids, keep_special=True)
+        return message

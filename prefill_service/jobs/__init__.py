@@ -1,0 +1,1 @@
+"""Computing and publishing the KV of a chunk."""

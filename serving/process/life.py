@@ -1,0 +1,144 @@
+"""The life of a service process: listen, load, announce, serve until told to stop, drain.
+
+The ready line is the only thing on stdout: ``{"event":"ready","service":...,"port":...,"metrics_port":...,
+"dtype":...,"dtype_reason":...,"seconds":{...}}``. SIGTERM and SIGINT drain; a second one ends the draining at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import resource
+import signal
+from collections.abc import Callable
+from contextlib import AsyncExitStack
+from typing import Protocol
+
+import transformers
+from prometheus_client import CollectorRegistry
+
+from chunk_store.store import StoreError
+from serving.process.loading import Loaded, configured_context, load
+from serving.process.logs import adopt_library_loggers
+from serving.process.metrics import add_process_metrics
+from serving.process.metrics_endpoint import MetricsEndpoint
+from serving.process.options import ServiceOptions
+from serving.process.startup import say, seconds_since_start
+from serving.rpc.exposure import exposure_warning
+from serving.rpc.parsing import MESSAGE_NBYTES_MAX, message_nbytes_max
+from serving.rpc.server import LateHandlers, RpcServer
+
+log = logging.getLogger(__name__)
+
+
+class Service(Protocol):
+    """What a process serves. Made in a thread while the server already answers health checks."""
+
+    @property
+    def registry(self) -> CollectorRegistry:
+        """The metrics to export."""
+
+    async def start(self) -> None:
+        """Begins its background work, in the event loop."""
+
+    def add_to(self, server: LateHandlers) -> None:
+        """Registers the RPC handlers."""
+
+    async def stop(self) -> None:
+        """Ends its background work and frees what it holds. Called once, after the last call."""
+
+
+async def run_service(
+    name: str, full_name: str, options: ServiceOptions, make: Callable[[Loaded], Service], stopping: asyncio.Event
+) -> bool:
+    """Serves until ``stopping`` is set, then drains; False if calls had to be cancelled.
+
+    ``name`` is what the ready line says, ``full_name`` the protobuf service. ``make`` runs in a thread. Raises
+    ``OSError`` (addresses, files), ``ValueError`` (model, options) or ``StoreUnavailable`` while it starts.
+    """
+    tokens, tls = options.token_file is not None, options.tls is not None
+    if warning := exposure_warning(options.host, tokens=tokens, tls=tls, insecure=options.insecure):
+        log.warning("%s", warning)
+    allow_many_connections()
+    # Before the model is loaded, what its configuration says bounds what grpc takes in for a message.
+    context = await asyncio.to_thread(configured_context, options.model)
+    nbytes_max = message_nbytes_max(context) if context else MESSAGE_NBYTES_MAX
+    server = RpcServer(options.load_access(), [full_name], message_nbytes_max=nbytes_max)
+    port = await server.start(options.host, options.port, options.tls)
+    say(f"listening on {options.host}:{port}, not serving yet")
+    async with AsyncExitStack() as ends:
+        ends.push_async_callback(server.drain, 0.0)  # again: harmless
+        loaded, service = await asyncio.to_thread(_make, options, make)
+        ends.push_async_callback(service.stop)
+        await service.start()
+        service.registry.register(server.metrics)
+        add_process_metrics(service.registry, name, loaded)
+        metrics = MetricsEndpoint.start(service.registry, options.host, options.metrics_port)
+        ends.callback(metrics.stop)
+        await server.open(service.add_to, message_nbytes_max(loaded.served.context_length_max))
+        say(f"ready: {full_name} on {options.host}:{port}, metrics on {options.host}:{metrics.port}")
+        announce(name, port, metrics.port, loaded, round(seconds_since_start(), 3))
+        await stopping.wait()
+        log.info("draining: %d calls run, at most %g s", server.gate.running, options.drain_s)
+        return await server.drain(options.drain_s)
+
+
+def allow_many_connections() -> None:
+    """As many descriptors as this process may have: one that runs out of them accepts no connection."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def _make(options: ServiceOptions, make: Callable[[Loaded], Service]) -> tuple[Loaded, Service]:
+    loaded = load(options)
+    adopt_library_loggers()  # of what was imported meanwhile
+    return loaded, make(loaded)
+
+
+def announce(name: str, port: int, metrics_port: int, loaded: Loaded, seconds: float) -> None:
+    """Prints the ready line; ``seconds`` is how long the whole start took."""
+    borrowed = loaded.served.borrowed
+    line = {
+        "event": "ready",
+        "service": name,
+        "port": port,
+        "metrics_port": metrics_port,
+        "dtype": borrowed.dtype_name,
+        "dtype_reason": borrowed.dtype_reason,
+        "seconds": {**loaded.startup.seconds, "total": seconds},
+    }
+    print(json.dumps(line), flush=True)
+
+
+def stop_on_signals() -> asyncio.Event:
+    """An event of this loop that SIGTERM or SIGINT sets; after the first one they end the process as usual."""
+    stopping = asyncio.Event()
+    loop = asyncio.get_running_loop()
+
+    def stop() -> None:
+        stopping.set()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.remove_signal_handler(number)
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop)
+    return stopping
+
+
+def run_main(name: str, full_name: str, options: ServiceOptions, make: Callable[[Loaded], Service]) -> int:
+    """``run_service`` under signals; the exit code: 0 drained, 1 could not start or calls were cancelled."""
+
+    async def main() -> bool:
+        return await run_service(name, full_name, options, make, stop_on_signals())
+
+    transformers.logging.disable_progress_bar()
+    try:
+        return 0 if asyncio.run(main()) else 1
+    except KeyboardInterrupt:
+        return 130
+    except Exception as error:
+        expected = isinstance(error, OSError | ValueError | StoreError)
+        log.error("%s service: %s", name, error, exc_info=None if expected else error)
+        return 1

@@ -1,0 +1,1 @@
+"""gRPC: the server, who may call, what may be sent, and statuses."""

@@ -1,0 +1,1 @@
+"""What both services put around a chunk store: a meter, gauges, heartbeats."""

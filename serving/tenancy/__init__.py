@@ -1,0 +1,1 @@
+"""Tenants' shares: quotas, places in bounded lines, turns."""

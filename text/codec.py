@@ -1,0 +1,239 @@
+"""Text to token ids and back: one fast tokenizer, its chat template one turn at a time, and text as it streams.
+
+A chunk is one text or one turn, tokenized by itself, so what it becomes must not depend on its neighbours. This
+module does not know models, chunks or who asks; a model without tokenizer works with token ids only.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, NoReturn
+
+from transformers import AutoTokenizer
+
+from chunk_store.key import TokenizerIdentity, digest
+
+# A model directory without any of these has no tokenizer (some loaders would invent an empty one).
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "vocab.json",
+    "vocab.txt",
+    "spiece.model",
+)
+
+ROLES_CHECKED_MAX = 64  # roles are the caller's words: what is remembered about them is bounded
+LONG_TOKENS = 1024
+TEMPLATE_WORDS_MAX = 200
+_BYTE_TOKEN = re.compile(r"<0x[0-9A-Fa-f]{2}>")
+
+
+class TextRefused(ValueError):
+    """This text cannot become token ids here (no tokenizer, no chat template, a role it refuses)."""
+
+
+class TextCodec:
+    """A fast tokenizer, or none: ``TextCodec(None, name)`` refuses text and streams none. Thread-safe."""
+
+    def __init__(self, tokenizer: Any | None, name: str) -> None:
+        self.name = name
+        self._tokenizer = tokenizer
+        self._backend: Any | None = None
+        self._skipped: frozenset[int] = frozenset()  # special tokens, left out of plain text
+        self._byte_tokens: frozenset[int] = frozenset()
+        self.identity: TokenizerIdentity = tokenizer_identity("token ids only")
+        self._check_role: Callable[[str], None] = lru_cache(ROLES_CHECKED_MAX)(self._render_together_and_apart)
+        if tokenizer is not None:
+            self._adopt(tokenizer)
+
+    @classmethod
+    def load(cls, path_or_id: str) -> TextCodec:
+        """The tokenizer in a model directory or of a hub id; a codec without text where the directory has none.
+
+        Raises ``ValueError`` when there is one and it cannot be loaded or is not a fast tokenizer.
+        """
+        folder = Path(path_or_id)
+        if folder.is_dir() and not any((folder / name).is_file() for name in TOKENIZER_FILES):
+            return cls(None, path_or_id)
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(path_or_id)
+        except (OSError, ValueError, KeyError, ImportError) as error:
+            raise ValueError(f"tokenizer of {path_or_id!r} cannot be loaded: {error}") from error
+        if getattr(tokenizer, "backend_tokenizer", None) is None:
+            raise ValueError(f"tokenizer of {path_or_id!r} is not a fast tokenizer: a tokenizer.json is needed")
+        return cls(tokenizer, path_or_id)
+
+    def _adopt(self, tokenizer: Any) -> None:
+        backend = tokenizer.backend_tokenizer
+        backend.no_truncation()
+        backend.no_padding()
+        serialized = backend.to_str()
+        added = backend.get_added_tokens_decoder()
+        special = {index: token.content for index, token in sorted(added.items()) if token.special}
+        self._backend = backend
+        self._skipped = frozenset(special)
+        if '"ByteFallback"' in json.dumps(json.loads(serialized).get("decoder")):
+            vocabulary = backend.get_vocab(with_added_tokens=False)
+            self._byte_tokens = frozenset(index for token, index in vocabulary.items() if _BYTE_TOKEN.fullmatch(token))
+        self.identity = tokenizer_identity(serialized + json.dumps(special, sort_keys=True))
+
+    @property
+    def has_text(self) -> bool:
+        """Whether text can be encoded and decoded at all."""
+        return self._backend is not None
+
+    @property
+    def has_chat_template(self) -> bool:
+        return self._tokenizer is not None and bool(self._tokenizer.chat_template)
+
+    def encode(self, text: str, *, role: str = "", generation_prompt: bool = False) -> tuple[int, ...]:
+        """Token ids of ``text``: special tokens written in it are parsed, none are added.
+
+        With ``role`` the text is rendered as one turn of the chat template, and with ``generation_prompt`` the
+        words that open the model's answer follow. Raises ``TextRefused`` (a ``ValueError``) when there is no
+        tokenizer or no chat template, the template refuses the role, or it renders the turn otherwise next to
+        other turns than alone.
+        """
+        if self._backend is None:
+            self._refuse_text()
+        if role:
+            self._check_role(role)
+            text = self._render([(role, text)], generation_prompt)
+        elif generation_prompt:
+            raise TextRefused("generation_prompt: needs a role, it belongs to the chat template")
+        # A batch of one: it leaves the interpreter to others while it works, as a plain ``encode`` does not.
+        return tuple(self._backend.encode_batch_fast([text], add_special_tokens=False)[0].ids)
+
+    def decode(self, ids: Sequence[int], keep_special: bool = False) -> str:
+        """Text of token ids; ids the tokenizer does not know are left out. Raises ``TextRefused`` without one."""
+        if self._backend is None:
+            self._refuse_text()
+        skip = not keep_special
+        if len(ids) > LONG_TOKENS:  # leaves the interpreter to others while it works
+            return str(self._backend.decode_batch([list(ids)], skip_special_tokens=skip)[0])
+        return str(self._backend.decode(list(ids), skip_special_tokens=skip))
+
+    def stream(self, keep_special: bool = False) -> TextStream:
+        """A fresh ``TextStream``; without a tokenizer all its text is empty."""
+        return TextStream(self, keep_special)
+
+    def is_silent(self, token_id: int, keep_special: bool) -> bool:
+        """Whether a token is left out before decoding, so that text is the same without it."""
+        if self._backend is None or (token_id in self._skipped and not keep_special):
+            return True
+        return self._backend.id_to_token(token_id) is None
+
+    def is_open(self, token_id: int) -> bool:
+        """Whether the token stands for one raw byte whose text depends on the byte tokens after it."""
+        return token_id in self._byte_tokens
+
+    def _refuse_text(self) -> NoReturn:
+        raise TextRefused(f"text: model {self.name!r} has no tokenizer; give token_ids instead")
+
+    def _render(self, turns: Sequence[tuple[str, str]], generation_prompt: bool = False) -> str:
+        if not self.has_chat_template or self._tokenizer is None:
+            raise TextRefused(f"role: model {self.name!r} has no chat template; give the text without a role")
+        messages = [{"role": role, "content": content} for role, content in turns]
+        try:
+            text: str = self._tokenizer.apply_chat_template(
+                messages, tokenize=False, add_generation_prompt=generation_prompt
+            )
+        except Exception as error:  # templates raise what they like, jinja2's errors among it
+            roles = ", ".join(role for role, _ in turns)
+            # What a template says may quote the text, which is for no log and no error of ours.
+            said = str(error)[:TEMPLATE_WORDS_MAX]
+            if _quotes(said, turns):
+                said = type(error).__name__
+            raise TextRefused(f"role: the chat template refuses {roles!r}: {said}") from None
+        return text
+
+    def _render_together_and_apart(self, role: str) -> None:
+        """Raises ``TextRefused`` unless a turn of ``role`` reads the same alone, before and after another turn."""
+        own, twin = (role, "Cairn"), (role, "Stone")
+        alone = self._render([own])
+        fits: list[bool] = []  # one for each order of turns that the template allows
+        if (together := self._try_render([own, twin])) is not None:
+            fits.append(together == alone + self._render([twin]))
+        for other in ("user", "assistant"):
+            if (together := self._try_render([own, (other, "Stone")])) is not None:
+                fits.append(together.startswith(alone))
+            if (together := self._try_render([(other, "Stone"), own])) is not None:
+                fits.append(together.endswith(alone))
+        if not fits:
+            raise TextRefused(f"role: the chat template allows no other turn next to {role!r}")
+        if not all(fits):
+            raise TextRefused(
+                f"role: the chat template renders a {role!r} turn otherwise next to other turns than alone, so it "
+                "cannot be a chunk of its own; render the text yourself and give no role"
+            )
+
+    def _try_render(self, turns: Sequence[tuple[str, str]]) -> str | None:
+        """None for an order of turns that the template does not allow."""
+        try:
+            return self._render(turns)
+        except TextRefused:
+            return None
+
+
+def tokenizer_identity(serialized: str) -> TokenizerIdentity:
+    """The identity that chunk ids are made under, from the tokenizer's own serialized form."""
+    return TokenizerIdentity(digest("cairn.tokenizer.v1", [serialized.encode()]))
+
+
+def _quotes(words: str, turns: Sequence[tuple[str, str]]) -> bool:
+    """Whether eight characters in a row come from the turns' texts."""
+    pieces = {words[at : at + 8] for at in range(max(1, len(words) - 7))}
+    return any(piece in content for _, content in turns for piece in pieces)
+
+
+class TextStream:
+    """Token ids in, text out as soon as it cannot change any more; all of it together equals ``decode`` of all.
+
+        tokens      ... a b | c d | e          window = c d e
+        text of window  "c d" "e"              sent   = the characters of it that are out already
+
+    The window keeps the last finished group of tokens, because a decoder treats the first token of a text
+    (its leading space) in its own way.
+    """
+
+    def __init__(self, codec: TextCodec, keep_special: bool = False) -> None:
+        self._codec = codec
+        self._keep_special = keep_special
+        self._window: list[int] = []
+        self._sent = 0
+        self._finished = 0  # tokens of the window whose text is all out
+
+    def push(self, token_id: int) -> str:
+        """The text that ``token_id`` completes; "" while a character's bytes are incomplete."""
+        if self._codec.is_silent(token_id, self._keep_special):
+            return ""
+        self._window.append(token_id)
+        if self._codec.is_open(token_id):
+            return ""
+        text = self._codec.decode(self._window, self._keep_special)
+        # The bytes of one incomplete character decode to one replacement character at the end.
+        stable = text.removesuffix("\ufffd")
+        delta, self._sent = stable[self._sent :], max(self._sent, len(stable))
+        if len(stable) == len(text):
+            self._close_group()
+        return delta
+
+    def flush(self) -> str:
+        """The rest, with replacement characters for bytes that never became a character; then starts over."""
+        text = self._codec.decode(self._window, self._keep_special) if self._window else ""
+        delta = text[self._sent :]
+        self._window, self._sent, self._finished = [], 0, 0
+        return delta
+
+    def _close_group(self) -> None:
+        """Forgets the finished tokens before the last group, if that group has text to stand for a beginning."""
+        group = self._window[self._finished :]
+        group_text = self._codec.decode(group, self._keep_special)
+        if group_text:
+            self._window, self._sent = group, len(group_text)
+        self._finished = len(self._window)
