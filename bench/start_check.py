@@ -20,8 +20,6 @@ from unittest import mock
 
 import torch
 
-import engine.run.cuda.runner
-import engine.run.eager.runner
 from bench.models import random_model
 from engine.attention import Scores
 from engine.attention.partial import merge
@@ -30,9 +28,11 @@ from engine.check.start import KERNEL_MAX, ROUNDING_MAX, STRUCTURE_MAX, check_st
 from engine.model.borrowed import BorrowedModel
 from engine.model.probe import examine
 from engine.plan import CascadePlan, ChunkRead, plan_step
+from engine.run.cuda import runner as cuda_runner
 from engine.run.cuda.cascade.launch import CascadeWork
 from engine.run.device import current
 from engine.run.eager import attention as torch_attention
+from engine.run.eager import runner as eager_runner
 from engine.run.eager.attention import TorchAttention
 from engine.served import check_runners
 
@@ -69,7 +69,7 @@ def _shifted_tail(*arguments: Any, **options: Any) -> CascadePlan:
 @contextmanager
 def planned(by: Callable[..., CascadePlan]) -> Iterator[None]:
     """Every plan made by ``by``."""
-    with mock.patch.object(engine.runner, "plan_step", by), mock.patch.object(engine.cuda.runner, "plan_step", by):
+    with mock.patch.object(eager_runner, "plan_step", by), mock.patch.object(cuda_runner, "plan_step", by):
         yield
 
 
