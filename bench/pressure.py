@@ -1,5 +1,8 @@
 """The decode service under pressure, from outside: how fast it refuses, and what a long query does to other streams.
 
+Refusing is measured beside a bare ``grpc.aio`` server in a process of its own that ends every call at once: what
+Python's gRPC and this load generator take by themselves on this machine.
+
     python -m bench.pressure [--callers N] [--query TOKENS]
 
 Both services run as processes with the shipped model; what is measured runs in this one, over gRPC.
@@ -11,6 +14,7 @@ import argparse
 import asyncio
 import itertools
 import json
+import multiprocessing
 import statistics
 import subprocess
 import sys
@@ -62,12 +66,45 @@ async def arrivals(stub: Any, message: decode_pb2.GenerateRequest) -> list[float
     return [time.monotonic() async for event in stub.Generate(message, timeout=300) if event.delta.token_ids]
 
 
-async def flood(address: str, callers: int) -> None:
-    """Every caller asks again as soon as it is refused, with a document of 1000 tokens; four streams decode."""
+async def refuse_everything(ready: Any) -> None:
+    """A server that does nothing else; ``ready`` is sent its address."""
+
+    async def refuse(_: Any, context: Any) -> None:
+        await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "full")
+
+    server = grpc.aio.server()
+    handler = grpc.unary_stream_rpc_method_handler(refuse)
+    service = decode_pb2.DESCRIPTOR.services_by_name["DecodeService"].full_name
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, {"Generate": handler}),))
+    ready.send(f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}")
+    await server.start()
+    await server.wait_for_termination()
+
+
+def serve_bare(ready: Any) -> None:
+    asyncio.run(refuse_everything(ready))
+
+
+@contextmanager
+def bare_service() -> Iterator[str]:
+    """The address of a server that refuses and does nothing else."""
+    processes = multiprocessing.get_context("spawn")
+    here, there = processes.Pipe()
+    child = processes.Process(target=serve_bare, args=(there,))
+    child.start()
+    try:
+        yield here.recv()
+    finally:
+        child.terminate()
+        child.join(60)
+
+
+async def flood(address: str, callers: int, streams: int) -> None:
+    """Every caller asks again as soon as it is refused, with a document of 1000 tokens, beside so many streams."""
     model, refused = fable(), []
     async with grpc.aio.insecure_channel(address) as channel:
         stub = decode_pb2_grpc.DecodeServiceStub(channel)
-        busy = [asyncio.create_task(arrivals(stub, request([model.prompt(8, n)], 6000))) for n in range(6)]
+        busy = [asyncio.create_task(arrivals(stub, request([model.prompt(8, n)], 6000))) for n in range(streams)]
         await asyncio.sleep(1.0)
         ends_at = time.monotonic() + FLOOD_S
 
@@ -85,9 +122,9 @@ async def flood(address: str, callers: int) -> None:
         for task in busy:
             task.cancel()
         await asyncio.gather(*busy, return_exceptions=True)
-    cuts = statistics.quantiles(refused, n=100)
+    cuts, what = statistics.quantiles(refused, n=100), "the service" if streams else "a bare server"
     print(
-        f"{callers:4} callers: {len(refused) / FLOOD_S:6.0f} refusals/s, "
+        f"{callers:4} callers, {what}: {len(refused) / FLOOD_S:6.0f} refusals/s, "
         f"p50 {cuts[49] * 1e3:6.1f} ms, p99 {cuts[98] * 1e3:6.1f} ms, max {max(refused) * 1e3:6.1f} ms",
         flush=True,
     )
@@ -133,7 +170,10 @@ def main() -> None:
     args = parser.parse_args()
     with services("--max-batch", "4", "--max-waiting", "2") as address:
         for callers in args.callers:
-            asyncio.run(flood(address, callers))
+            asyncio.run(flood(address, callers, streams=6))
+    with bare_service() as address:
+        for callers in args.callers:
+            asyncio.run(flood(address, callers, streams=0))
     with services("--max-batch", "32") as address:
         for tokens in args.query:
             asyncio.run(long_query(address, tokens))
