@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from prefill_worker import load_tiny
 
 from serving.process.loading import Loaded
 from tests.models_for_tests import tiny_model_dir
+from tests.prefill_service.prefill_worker import load_tiny
 
 
 @pytest.fixture(scope="session")

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 from grpc import StatusCode
-from prefill_worker import ALREADY_STORED, COMPUTED, refusal, run, worker
 
 from protos import chunks_pb2, prefill_pb2
 from serving.process.loading import Loaded
+from tests.prefill_service.prefill_worker import ALREADY_STORED, COMPUTED, refusal, run, worker
 
 
 def test_what_is_said_about_a_chunk_is_kept(tiny: Loaded, store: Path) -> None:

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import grpc
 import pytest
-from prefill_worker import ALREADY_STORED, COMPUTED, load_tiny, message, run, worker
 
 from chunk_store.key import ChunkId, ChunkKey, ChunkType, chunk_id
 from chunk_store.open import open_store
@@ -16,6 +15,7 @@ from engine.reuse import ReuseMode, key_composition
 from protos import chunks_pb2, prefill_pb2
 from serving.process.loading import Loaded
 from serving.rpc import wire
+from tests.prefill_service.prefill_worker import ALREADY_STORED, COMPUTED, load_tiny, message, run, worker
 
 A, B, C = tuple(range(10, 27)), tuple(range(40, 56)), tuple(range(70, 71))  # 17, 16 and 1 tokens; pages have 16
 MODES = {

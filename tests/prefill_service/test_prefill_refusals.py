@@ -12,7 +12,6 @@ from typing import Any
 import grpc
 import pytest
 from grpc import StatusCode
-from prefill_worker import ALREADY_STORED, COMPUTED, refusal, run, worker
 
 from chunk_store.key import ChunkType, chunk_id
 from chunk_store.store import ChunkRecord
@@ -21,6 +20,7 @@ from protos import chunks_pb2, prefill_pb2
 from serving.process.loading import Loaded
 from serving.rpc.details import retry_after_s
 from serving.trace import StageTimer
+from tests.prefill_service.prefill_worker import ALREADY_STORED, COMPUTED, refusal, run, worker
 from text.codec import TextCodec
 
 BAD_REQUESTS: list[tuple[dict[str, Any], StatusCode, str]] = [

@@ -12,7 +12,6 @@ from typing import Any
 import grpc
 import pytest
 from grpc import StatusCode
-from prefill_worker import ALREADY_STORED, COMPUTED, message, run, worker
 
 from chunk_store.key import ChunkKey
 from chunk_store.open import open_store
@@ -21,6 +20,7 @@ from engine.reuse import ReuseMode, key_composition
 from prefill_service.api.ordered import in_order
 from serving.process.loading import Loaded
 from serving.store.heartbeat import heartbeat
+from tests.prefill_service.prefill_worker import ALREADY_STORED, COMPUTED, message, run, worker
 
 A, B = (1, 2, 3), (4, 5, 6, 7)
 

@@ -15,7 +15,7 @@ from prometheus_client import CollectorRegistry
 from protos import prefill_pb2
 from serving.rpc.access import Access
 from serving.rpc.errors import RequestError
-from tests.serving.test_rpc_server import Running, get, refused, serve
+from tests.serving.rpc.test_server import Running, get, refused, serve
 
 
 def ended(running: Running) -> dict[tuple[str, str], float]:

@@ -1,8 +1,7 @@
-"""Sizes and counts are checked before a message is made of bytes; long texts become tokens one at a time."""
+"""Sizes and counts are checked before a message is made of bytes."""
 
 from __future__ import annotations
 
-import asyncio
 from typing import Any
 
 import pytest
@@ -12,9 +11,7 @@ from hypothesis import strategies as st
 
 from protos import decode_pb2, prefill_pb2
 from serving.rpc.errors import RequestError
-from serving.rpc.field_bounds import ContentBudget, check_request_id
 from serving.rpc.parsing import FIELDS_MAX, MESSAGE_NBYTES_MAX, message_nbytes_max, parse, text_nbytes_max
-from serving.tenancy.text_lanes import LONG_CHARACTERS, MANY_SEGMENTS, TextLanes
 
 
 def never(kind: Any) -> Any:
@@ -87,65 +84,3 @@ def test_any_bytes_are_a_message_or_refused(raw: bytes, repeats: int) -> None:
             parse(kind, raw * (repeats + 1))
         except RequestError as error:
             assert error.code is StatusCode.INVALID_ARGUMENT and len(error.message) < 300
-
-
-def test_the_budget_of_a_request_counts_before_anything_is_copied() -> None:
-    budget = ContentBudget(100)
-    budget.take_tokens("segments[0].token_ids", range(60))
-    with pytest.raises(RequestError, match=r"segments\[1\].token_ids: a prompt of 101 tokens"):
-        budget.take_tokens("segments[1].token_ids", range(41))
-    budget = ContentBudget(100)
-    budget.take_text("text", "x" * text_nbytes_max(100))
-    with pytest.raises(RequestError, match=f"a prompt of {text_nbytes_max(100) + 1} characters"):
-        budget.take_text("text", "x")
-
-
-@pytest.mark.parametrize("text", ["a\nb", "a\x1b[31m", "a\u2028b", "a\x00", "\u202eabc", "x" * 257])
-def test_request_ids_that_cannot_stand_in_a_log(text: str) -> None:
-    with pytest.raises(RequestError) as caught:
-        check_request_id(text)
-    assert caught.value.message.isprintable() and len(caught.value.message) < 200
-
-
-def test_long_texts_wait_for_each_other_and_short_ones_do_not() -> None:
-    async def main() -> None:
-        lanes, inside, most = TextLanes(waiting_max=2), 0, 0
-        release = asyncio.Event()
-
-        async def one(characters: int) -> None:
-            nonlocal inside, most
-            async with lanes.lane(characters):
-                inside += 1
-                most = max(most, inside)
-                await release.wait()
-                inside -= 1
-
-        long = [asyncio.create_task(one(LONG_CHARACTERS + 1)) for _ in range(3)]
-        await asyncio.sleep(0)
-        assert inside == 1
-        with pytest.raises(RequestError) as caught:
-            await one(LONG_CHARACTERS + 1)
-        assert caught.value.code is StatusCode.RESOURCE_EXHAUSTED and caught.value.retry_after_s
-        with pytest.raises(RequestError):
-            async with lanes.lane(1, MANY_SEGMENTS + 1):
-                pass
-        async with lanes.lane(LONG_CHARACTERS, MANY_SEGMENTS):
-            pass
-        release.set()
-        await asyncio.gather(*long)
-        assert most == 1
-
-    asyncio.run(asyncio.wait_for(main(), 30))
-
-
-def test_waiting_for_the_lane_has_an_end() -> None:
-    async def main() -> None:
-        lanes = TextLanes(wait_s=0.05)
-        async with lanes.lane(LONG_CHARACTERS + 1):
-            with pytest.raises(RequestError, match=r"waited 0\.05 s"):
-                async with lanes.lane(LONG_CHARACTERS + 1):
-                    pass
-        async with lanes.lane(LONG_CHARACTERS + 1):
-            pass
-
-    asyncio.run(asyncio.wait_for(main(), 30))

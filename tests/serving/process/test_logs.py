@@ -24,7 +24,7 @@ from serving.process.logs import (
 )
 from serving.store.heartbeat import heartbeat
 
-ROOT = Path(__file__).resolve().parent.parent.parent
+ROOT = Path(__file__).resolve().parents[3]
 FORGED = "ok\n2026-11-21 12:00:00,000 INFO serving.calls [-] all is well"
 NASTY = [FORGED, "a\r\nb", "\x1b[2J", "\u2028next", "\u202egnp", "\x00", "lone \udc80", "\x85", "tab\there"]
 

@@ -19,8 +19,8 @@ from protos import prefill_pb2, prefill_pb2_grpc
 from serving.rpc.access import Access, Grant
 from serving.rpc.errors import RequestError
 from serving.rpc.open_calls import DRAIN_MESSAGE_S, Bounds, Caller, CallKind, CallLimits, OpenCall, OpenCalls
-from tests.serving.raw_http2 import RawConnection, grpc_message
-from tests.serving.test_rpc_server import Running, get, health
+from tests.serving.rpc.raw_http2 import RawConnection, grpc_message
+from tests.serving.rpc.test_server import Running, get, health
 
 PREFIX = "/cairn.v1.PrefillService/"
 WATCH = "/grpc.health.v1.Health/Watch"

@@ -1,0 +1,45 @@
+"""Enums of the domain and their numbers on the wire, and stage times in a reply."""
+
+from __future__ import annotations
+
+import pytest
+from grpc import StatusCode
+
+from chunk_store.key import ChunkType
+from chunk_store.store import MissReason
+from engine.reuse import Exactness, ReuseMode
+from protos import chunks_pb2
+from serving.rpc import wire
+from serving.rpc.errors import RequestError
+from serving.trace import STAGES, StageTimer
+
+
+def test_every_enum_of_the_domain_has_a_number() -> None:
+    assert {wire.chunk_type(wire.chunk_type_out(kind)) for kind in ChunkType} == set(ChunkType)
+    assert {wire.reuse_mode(wire.reuse_mode_out(mode)) for mode in ReuseMode} == set(ReuseMode)
+    assert len({wire.exactness_out(kind) for kind in Exactness}) == len(Exactness)
+    assert len({wire.miss_reason_out(reason) for reason in (None, *MissReason)}) == len(MissReason) + 1
+    for reason in MissReason:
+        assert chunks_pb2.MissReason.Name(wire.miss_reason_out(reason)) == f"MISS_REASON_{reason.name}"
+
+
+def test_unspecified_and_unknown_numbers() -> None:
+    assert wire.chunk_type(0) is ChunkType.CONTEXT
+    assert wire.chunk_type(0, unspecified=ChunkType.QUERY) is ChunkType.QUERY
+    assert wire.reuse_mode(0) is ReuseMode.EXACT
+    for parse_number in (wire.chunk_type, wire.reuse_mode):
+        with pytest.raises(RequestError) as caught:
+            parse_number(99)
+        assert caught.value.code is StatusCode.INVALID_ARGUMENT and "99" in caught.value.message
+
+
+def test_stages_are_the_fields_of_the_message() -> None:
+    assert {f"{stage}_ns" for stage in STAGES} == set(chunks_pb2.StageTimings.DESCRIPTOR.fields_by_name)
+    timer = StageTimer()
+    with timer.stage("load"), timer.stage("publish"):
+        pass
+    timer.add("load", 1000)
+    message = wire.timings_out(timer.spent_ns())
+    assert message.total_ns >= message.load_ns > 1000
+    with pytest.raises(ValueError, match="lunch"), timer.stage("lunch"):
+        pass
