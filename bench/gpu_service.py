@@ -25,7 +25,8 @@ from bench.gpu_workloads import random_tokens
 from bench.stream_load import step_ms
 from chunk_store.key import ChunkType, chunk_id
 from chunk_store.open import open_store
-from chunk_store.store import ChunkRecord, ChunkStore
+from chunk_store.record import ChunkRecord
+from chunk_store.store import ChunkStore
 from decode_service.api.service import DecodeService
 from decode_service.kv_source.store_source import StoreSource
 from decode_service.metrics import DecodeMetrics

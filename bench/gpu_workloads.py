@@ -13,9 +13,10 @@ from functools import partial
 import torch
 
 from bench.gpu_model import KV_TOKEN_NBYTES, PAGE_SIZE, WEIGHT_NBYTES_READ, Engine
+from chunk_store.entry import EntryHeader, MissReason
 from chunk_store.key import ChunkId, ChunkKey, digest
 from chunk_store.open import open_store
-from chunk_store.store import Busy, ChunkStore, EntryHeader, MissReason, Stored
+from chunk_store.store import Busy, ChunkStore, Stored
 from engine.kv.host_tier import HostTier
 from engine.kv.pool import PageRun
 from engine.plan import PlacedChunk, StepSequence

@@ -28,6 +28,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "chunk_store")]
 
 from servers import Mooncake, Server, mooncake, mooncake_url, redis_server, redis_url  # noqa: E402
 
+from chunk_store.entry import EntryHeader  # noqa: E402
 from chunk_store.format.values import PIECE_NBYTES  # noqa: E402
 from chunk_store.key import ChunkId, ChunkKey, ModelIdentity, digest  # noqa: E402
 from chunk_store.layout import KVLayout, LayerLayout  # noqa: E402
@@ -35,7 +36,7 @@ from chunk_store.mooncake.client import connect, parse_mooncake_url, pinned_conf
 from chunk_store.open import open_store  # noqa: E402
 from chunk_store.redis.connection import RedisConnection, parse_redis_url  # noqa: E402
 from chunk_store.shared_store import SharedStore  # noqa: E402
-from chunk_store.store import Busy, EntryHeader, Stored  # noqa: E402
+from chunk_store.store import Busy, Stored  # noqa: E402
 from engine.model.processor import read_processor  # noqa: E402
 
 LAYOUT = KVLayout("bfloat16", (LayerLayout(8, 128, 128),) * 28)  # Qwen3-0.6B: 114 688 bytes a token

@@ -10,9 +10,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from chunk_store.entry import EntryHeader
 from chunk_store.format.header import Frame
 from chunk_store.key import ChunkKey
-from chunk_store.store import EntryHeader
 
 
 class BlobMissing(Exception):

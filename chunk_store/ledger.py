@@ -15,21 +15,11 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from chunk_store.blobs import Quarantined
+from chunk_store.entry import EntryHeader, EntryInfo, MissReason
+from chunk_store.errors import QuotaFull
 from chunk_store.key import ChunkId, ChunkKey, ModelIdentity
-from chunk_store.store import (
-    Busy,
-    ChunkRecord,
-    DeleteReport,
-    EntryHeader,
-    EntryInfo,
-    MissReason,
-    QuotaFull,
-    RecordPage,
-    RecordQuery,
-    Stored,
-    StoreStats,
-    SweepReport,
-)
+from chunk_store.record import ChunkRecord, RecordPage, RecordQuery
+from chunk_store.store import Busy, DeleteReport, Stored, StoreStats, SweepReport
 from chunk_store.tenant import DEFAULT_ONLY, DEFAULT_TENANT, NO_LIMITS, Tenant, TenantLimits, Tenants, TenantUsage
 
 TOMBSTONES_MAX = 65_536

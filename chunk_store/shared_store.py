@@ -15,28 +15,13 @@ from types import TracebackType
 from typing import Self
 
 from chunk_store.blobs import BlobBad, BlobMissing, BlobOtherVersion, Blobs, BlobUnreadable, Expected, NoSpace
+from chunk_store.entry import EntryHeader, EntryInfo, MissReason
+from chunk_store.errors import ClaimLost, StoreError, StoreFull, StoreUnavailable
 from chunk_store.format.header import flat_views, header_nbytes, writable_views
 from chunk_store.key import ChunkId, ChunkKey, ModelIdentity
 from chunk_store.ledger import Ledger, ReadTicket, Space, blob_name, check_key
-from chunk_store.store import (
-    Busy,
-    ChunkRecord,
-    ClaimLost,
-    DeleteReport,
-    EntryHeader,
-    EntryInfo,
-    Lease,
-    MissReason,
-    Publication,
-    RecordPage,
-    RecordQuery,
-    Stored,
-    StoreError,
-    StoreFull,
-    StoreStats,
-    StoreUnavailable,
-    SweepReport,
-)
+from chunk_store.record import ChunkRecord, RecordPage, RecordQuery
+from chunk_store.store import Busy, DeleteReport, Lease, Publication, Stored, StoreStats, SweepReport
 from chunk_store.tenant import DEFAULT_ONLY, DEFAULT_TENANT, NO_LIMITS, Tenant, TenantLimits, Tenants, TenantUsage
 
 log = logging.getLogger(__name__)

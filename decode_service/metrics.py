@@ -9,7 +9,7 @@ from functools import partial
 from grpc import StatusCode
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
-from chunk_store.store import MissReason
+from chunk_store.entry import MissReason
 from decode_service.sequence import Failed, Finished, FinishReason, Load, Sequence, Source, StageClock, Unpublished
 from engine.plan import CascadePlan
 from serving.process.metrics_endpoint import SECONDS_BUCKETS, SHORT_SECONDS_BUCKETS, TOKENS_BUCKETS

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from chunk_store.store import MissReason
+from chunk_store.entry import MissReason
 from chunk_store.tenant import DEFAULT_TENANT, Tenant
 from decode_service.prompt.composition import Composition
 from engine.kv.resident import ResidentChunk

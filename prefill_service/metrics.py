@@ -8,7 +8,7 @@ from functools import partial
 from grpc import StatusCode
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
-from chunk_store.store import MissReason
+from chunk_store.entry import MissReason
 from prefill_service.jobs.computer import Source
 from serving.process.metrics_endpoint import SECONDS_BUCKETS
 

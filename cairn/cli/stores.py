@@ -15,12 +15,13 @@ from urllib.parse import unquote, urlsplit
 
 from cairn.cli.arguments import UsageError
 from cairn.client.errors import error_from_status
+from chunk_store.errors import ClaimLost, StoreError, StoreFull, StoreTooNew, StoreUnavailable
 from chunk_store.key import ChunkId, ModelIdentity
 from chunk_store.local.database import remedy
 from chunk_store.local.rebuild import INDEX, Renewed, renew_index
 from chunk_store.open import hidden, open_store
+from chunk_store.record import RecordQuery
 from chunk_store.shared_store import SharedStore
-from chunk_store.store import ClaimLost, RecordQuery, StoreError, StoreFull, StoreTooNew, StoreUnavailable
 from chunk_store.tools.selection import chunks_with_tag, each_record
 
 _WHOLE_NAME = re.compile(r"[0-9a-f]{64}")

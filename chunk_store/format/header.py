@@ -19,9 +19,9 @@ from dataclasses import dataclass
 
 import xxhash
 
+from chunk_store.entry import EntryHeader
 from chunk_store.key import ChunkId, ChunkKey, ModelIdentity, pack_token_ids, unpack_token_ids
 from chunk_store.layout import KVLayout
-from chunk_store.store import EntryHeader
 
 MAGIC = b"CAIRN-KV"
 VERSION = 1

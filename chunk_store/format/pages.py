@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 
-from chunk_store.store import ChunkRecord, RecordOrder, RecordPage, RecordQuery
+from chunk_store.record import ChunkRecord, RecordOrder, RecordPage, RecordQuery
 from chunk_store.tenant import Tenant
 
 LIST_LIMIT_MAX = 10_000

@@ -21,6 +21,8 @@ from enum import StrEnum
 from pathlib import Path
 
 from chunk_store.blobs import BlobBad, BlobMissing, BlobOtherVersion, BlobUnreadable, Expected, NoSpace, Quarantined
+from chunk_store.entry import EntryHeader
+from chunk_store.errors import StoreUnavailable
 from chunk_store.format.header import (
     ALIGN_NBYTES,
     BLOCK_NBYTES,
@@ -35,7 +37,6 @@ from chunk_store.format.header import (
     split_blocks,
 )
 from chunk_store.local.private_files import close_to_others, create_file, make_directory
-from chunk_store.store import EntryHeader, StoreUnavailable
 
 BATCH_NBYTES = 1024 * 1024
 BATCH_VIEWS_MAX = 512

@@ -8,10 +8,12 @@ import time
 from collections.abc import Sequence
 
 from chunk_store import claimant as owner
+from chunk_store.errors import ClaimLost, StoreFull
 from chunk_store.key import ChunkId, ChunkKey
 from chunk_store.ledger import BUSY_RETRY_S, Space, blob_name, full_bytes, full_pins, full_records
 from chunk_store.local import entries, quarantine, records
-from chunk_store.store import Busy, ChunkRecord, ClaimLost, Stored, StoreFull
+from chunk_store.record import ChunkRecord
+from chunk_store.store import Busy, Stored
 from chunk_store.tenant import Tenant, TenantLimits
 
 

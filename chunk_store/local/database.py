@@ -20,8 +20,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import quote
 
+from chunk_store.errors import StoreFull, StoreTooNew, StoreUnavailable
 from chunk_store.local.private_files import close_to_others, create_file, make_directory
-from chunk_store.store import StoreFull, StoreTooNew, StoreUnavailable
 
 BUSY_WAIT_S = 20.0
 PAUSE_S_MAX = 0.004

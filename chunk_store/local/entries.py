@@ -10,11 +10,11 @@ import json
 import sqlite3
 from collections.abc import Iterator, Sequence
 
+from chunk_store.entry import EntryHeader, EntryInfo, MissReason
 from chunk_store.format.header import header_nbytes
 from chunk_store.key import ChunkId, ChunkKey, ModelIdentity
 from chunk_store.ledger import TOMBSTONES_MAX, Placed
 from chunk_store.local.records import named
-from chunk_store.store import EntryHeader, EntryInfo, MissReason
 from chunk_store.tenant import Tenant, Tenants
 
 _INFO = "key, chunk_id, model, tokens, nbytes, created_at, last_used_at, tenant"

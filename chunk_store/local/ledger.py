@@ -17,27 +17,16 @@ from pathlib import Path
 
 from chunk_store import claimant as owner
 from chunk_store.blobs import Quarantined
+from chunk_store.entry import EntryHeader, EntryInfo, MissReason
+from chunk_store.errors import StoreError, StoreFull
 from chunk_store.key import ChunkId, ChunkKey, ModelIdentity
 from chunk_store.ledger import IDENTITY_BITS, WRITE_TTL_S, Claimed, Placed, ReadTicket, Space, blob_name
 from chunk_store.local import claims, entries, quarantine, records
 from chunk_store.local.database import Database, Schema
 from chunk_store.local.schema import SCHEMA, SCHEMA_VERSION, TENANTS, TOTALS
 from chunk_store.local.upgrade import MIGRATIONS
-from chunk_store.store import (
-    Busy,
-    ChunkRecord,
-    DeleteReport,
-    EntryHeader,
-    EntryInfo,
-    MissReason,
-    RecordPage,
-    RecordQuery,
-    Stored,
-    StoreError,
-    StoreFull,
-    StoreStats,
-    SweepReport,
-)
+from chunk_store.record import ChunkRecord, RecordPage, RecordQuery
+from chunk_store.store import Busy, DeleteReport, Stored, StoreStats, SweepReport
 from chunk_store.tenant import DEFAULT_ONLY, DEFAULT_TENANT, NO_LIMITS, Tenant, TenantLimits, Tenants, TenantUsage
 
 TOUCH_DELAY_S_MAX = 1.0

@@ -20,12 +20,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
 
+from chunk_store.errors import StoreUnavailable
 from chunk_store.ledger import CAPACITY_NBYTES_DEFAULT
 from chunk_store.local.blobs import Durability, FileBlobs
 from chunk_store.local.database import SIBLINGS, check_version
 from chunk_store.local.schema import SCHEMA, SCHEMA_VERSION
 from chunk_store.open import open_store
-from chunk_store.store import StoreUnavailable
 
 INDEX = "index.sqlite"
 _SHARED_LOCK = (0x40000002, 510)  # where SQLite keeps the lock that every open connection holds: start, length

@@ -9,7 +9,7 @@ from dataclasses import replace
 
 from chunk_store.format.pages import After, merged_page
 from chunk_store.key import ChunkId, ChunkType, TokenizerIdentity, pack_token_ids, unpack_token_ids
-from chunk_store.store import ChunkRecord, RecordOrder, RecordPage, RecordQuery
+from chunk_store.record import ChunkRecord, RecordOrder, RecordPage, RecordQuery
 from chunk_store.tenant import Tenant, Tenants
 
 _COLUMNS = (

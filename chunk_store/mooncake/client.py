@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
-from chunk_store.store import StoreUnavailable
+from chunk_store.errors import StoreUnavailable
 
 MASTER_PORT = 50051
 BUFFER_MIB = 256

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from chunk_store.blobs import BlobUnreadable, NoSpace
+from chunk_store.errors import StoreUnavailable
 from chunk_store.format.values import joined, scatter
 from chunk_store.mooncake.client import NO_AVAILABLE_HANDLE, OBJECT_NOT_FOUND, REPLICA_IS_NOT_READY, pinned_config
 from chunk_store.redis.connection import RedisConnection, ServerFull
-from chunk_store.store import StoreUnavailable
 
 
 class MooncakeObjects:

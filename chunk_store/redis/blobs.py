@@ -13,11 +13,11 @@ from contextlib import suppress
 from typing import Protocol
 
 from chunk_store.blobs import BlobBad, BlobMissing, BlobUnreadable, Expected, NoSpace, Quarantined
+from chunk_store.entry import EntryHeader
 from chunk_store.format.header import BLOCK_NBYTES, Frame, checksum, encode_header, header_nbytes, split_blocks
 from chunk_store.format.values import check_piece, framed, piece_count, pieces_of
 from chunk_store.redis.connection import RedisConnection, ServerFull
 from chunk_store.redis.mending import names_below
-from chunk_store.store import EntryHeader
 
 PIECES_IN_FLIGHT = 4
 

@@ -17,8 +17,8 @@ import redis
 from redis.backoff import ExponentialBackoff
 from redis.retry import Retry
 
+from chunk_store.errors import StoreUnavailable
 from chunk_store.redis.prelude import PRELUDE
-from chunk_store.store import StoreUnavailable
 
 TIMEOUT_S = 10.0
 RETRIES = 2  # a pooled connection that died with the server; every script may run twice

@@ -11,6 +11,8 @@ from collections.abc import Iterable, Sequence
 
 from chunk_store import claimant as owner
 from chunk_store.blobs import Quarantined
+from chunk_store.entry import EntryHeader, EntryInfo, MissReason
+from chunk_store.errors import ClaimLost, StoreFull, StoreTooNew, StoreUnavailable
 from chunk_store.format.header import header_nbytes
 from chunk_store.key import ChunkId, ChunkKey, ModelIdentity
 from chunk_store.ledger import (
@@ -26,27 +28,12 @@ from chunk_store.ledger import (
     full_pins,
     full_records,
 )
+from chunk_store.record import ChunkRecord, RecordPage, RecordQuery
 from chunk_store.redis import records as redis_records
 from chunk_store.redis import scripts
 from chunk_store.redis.connection import RedisConnection
 from chunk_store.redis.mending import disagreements
-from chunk_store.store import (
-    Busy,
-    ChunkRecord,
-    ClaimLost,
-    DeleteReport,
-    EntryHeader,
-    EntryInfo,
-    MissReason,
-    RecordPage,
-    RecordQuery,
-    Stored,
-    StoreFull,
-    StoreStats,
-    StoreTooNew,
-    StoreUnavailable,
-    SweepReport,
-)
+from chunk_store.store import Busy, DeleteReport, Stored, StoreStats, SweepReport
 from chunk_store.tenant import DEFAULT_ONLY, DEFAULT_TENANT, NO_LIMITS, Tenant, TenantLimits, Tenants, TenantUsage
 
 READ_TTL_S = 30.0

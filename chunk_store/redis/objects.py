@@ -6,9 +6,9 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from chunk_store.blobs import BlobUnreadable, NoSpace
+from chunk_store.errors import StoreUnavailable
 from chunk_store.redis.connection import RedisConnection, ServerFull
 from chunk_store.redis.wire import RedisWire
-from chunk_store.store import StoreUnavailable
 
 
 class RedisObjects:

@@ -8,8 +8,8 @@ from typing import Any
 
 from chunk_store.format.pages import After, merged_page, sort_value
 from chunk_store.key import ChunkId, ChunkType, TokenizerIdentity, pack_token_ids, unpack_token_ids
+from chunk_store.record import ChunkRecord, RecordOrder, RecordPage, RecordQuery
 from chunk_store.redis.connection import RedisConnection
-from chunk_store.store import ChunkRecord, RecordOrder, RecordPage, RecordQuery
 from chunk_store.tenant import DEFAULT_TENANT, Tenant, Tenants
 
 _INDEX = {RecordOrder.CREATED: "records_created", RecordOrder.LAST_USED: "records_used"}

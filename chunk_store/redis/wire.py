@@ -14,8 +14,8 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from typing import TypeVar
 
+from chunk_store.errors import StoreUnavailable
 from chunk_store.redis.connection import TIMEOUT_S, RedisAddress, ServerFull
-from chunk_store.store import StoreUnavailable
 
 IDLE_MAX = 8
 PARTS_PER_CALL = 512  # the kernel takes at most 1024

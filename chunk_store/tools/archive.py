@@ -15,11 +15,12 @@ from pathlib import Path
 from typing import BinaryIO, cast
 
 from chunk_store.blobs import BlobBad, BlobMissing, BlobUnreadable, Expected
+from chunk_store.entry import EntryHeader, EntryInfo
 from chunk_store.format.header import BLOCK_NBYTES, FormatError, checksum, encode_header, split_blocks
 from chunk_store.key import ChunkId, ChunkKey
 from chunk_store.local.private_files import create_file
 from chunk_store.shared_store import SharedStore
-from chunk_store.store import Busy, EntryHeader, EntryInfo, Stored
+from chunk_store.store import Busy, Stored
 from chunk_store.tenant import DEFAULT_TENANT, SHARED_SALT, SHARED_TENANT, Tenant
 from chunk_store.tools.archive_file import (
     ArchiveError,

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from chunk_store.store import StoreError
+from chunk_store.errors import StoreError
 
 BLOCK_NBYTES = 512
 READ_NBYTES = 2**20

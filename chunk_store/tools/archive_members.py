@@ -14,9 +14,10 @@ from dataclasses import asdict
 from typing import Any
 
 from chunk_store.blobs import BlobBad
+from chunk_store.entry import EntryHeader
 from chunk_store.format.header import FormatError, Frame, checksum, decode_header, split_blocks
 from chunk_store.key import ChunkId, ChunkType, TokenizerIdentity, chunk_id, chunk_key, digest, pack_token_ids
-from chunk_store.store import ChunkRecord, EntryHeader
+from chunk_store.record import ChunkRecord
 from chunk_store.tenant import DEFAULT_TENANT, Tenant
 from chunk_store.tools.archive_file import ArchiveError
 

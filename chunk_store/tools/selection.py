@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from chunk_store.key import ChunkId
-from chunk_store.store import ChunkRecord, ChunkStore, RecordQuery
+from chunk_store.record import ChunkRecord, RecordQuery
+from chunk_store.store import ChunkStore
 from chunk_store.tenant import DEFAULT_ONLY, Tenants
 
 PAGE_RECORDS = 1000

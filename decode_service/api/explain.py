@@ -5,8 +5,9 @@ from __future__ import annotations
 import threading
 from dataclasses import dataclass
 
+from chunk_store.entry import MissReason
 from chunk_store.key import ChunkKey
-from chunk_store.store import ChunkStore, MissReason
+from chunk_store.store import ChunkStore
 from decode_service.prompt.composition import Composition
 from decode_service.sequence import ChunkOutcome, Source
 from decode_service.worker import DecodeWorker

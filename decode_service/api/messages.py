@@ -7,8 +7,8 @@ from collections.abc import Sequence as Items
 
 from grpc import StatusCode
 
+from chunk_store.entry import MissReason
 from chunk_store.key import ChunkType
-from chunk_store.store import MissReason
 from decode_service.prompt.composition import Composition
 from decode_service.prompt.resolver import SegmentRequest
 from decode_service.sequence import ChunkOutcome, Sequence, Source, StageClock, Unpublished

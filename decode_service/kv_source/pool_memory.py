@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from chunk_store.entry import MissReason
 from chunk_store.key import ChunkKey
-from chunk_store.store import MissReason
 from decode_service.kv_source.store_source import Memory, Read
 from decode_service.sequence import Source
 from engine.kv.host_tier import HostTier, Origin

@@ -17,8 +17,10 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
+from chunk_store.entry import MissReason
+from chunk_store.errors import StoreError, StoreFull, StoreUnavailable
 from chunk_store.key import ChunkId, ChunkKey, ModelIdentity
-from chunk_store.store import ChunkStore, Lease, MissReason, StoreError, StoreFull, StoreUnavailable
+from chunk_store.store import ChunkStore, Lease
 from chunk_store.tenant import Tenant
 from decode_service.prompt.composition import Composition
 from decode_service.sequence import ChunkOutcome, Source, Unpublished

@@ -13,8 +13,10 @@ from dataclasses import dataclass, replace
 
 from grpc import StatusCode
 
+from chunk_store.errors import StoreUnavailable
 from chunk_store.key import ChunkId, ChunkType, chunk_id
-from chunk_store.store import ChunkRecord, ChunkStore, StoreUnavailable
+from chunk_store.record import ChunkRecord
+from chunk_store.store import ChunkStore
 from chunk_store.tenant import SHARED_TENANT, Tenant, tenant_of, visible_to
 from decode_service.prompt.composition import Composition, Part, compose
 from engine.reuse import ReuseMode

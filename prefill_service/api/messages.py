@@ -6,8 +6,10 @@ from collections.abc import Iterable
 
 from grpc import StatusCode
 
+from chunk_store.entry import EntryInfo
 from chunk_store.key import ChunkId
-from chunk_store.store import ChunkRecord, EntryInfo, RecordOrder, RecordQuery, StoreStats
+from chunk_store.record import ChunkRecord, RecordOrder, RecordQuery
+from chunk_store.store import StoreStats
 from chunk_store.tenant import SHARED_TENANT, Tenant, TenantUsage, visible_to
 from prefill_service.api.resolver import ChunkRequest
 from prefill_service.jobs.job import Made

@@ -14,7 +14,8 @@ from dataclasses import dataclass, replace
 from grpc import StatusCode
 
 from chunk_store.key import ChunkId, ChunkKey, ChunkType, chunk_id
-from chunk_store.store import ChunkRecord, ChunkStore
+from chunk_store.record import ChunkRecord
+from chunk_store.store import ChunkStore
 from chunk_store.tenant import SHARED_TENANT, Tenant, TenantLimits, tenant_of, visible_to
 from engine.kv.pool import PagedKVPool
 from engine.reuse import KeyedChunk, ReuseMode, key_composition

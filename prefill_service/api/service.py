@@ -10,8 +10,9 @@ from typing import Any
 
 from grpc import StatusCode
 
+from chunk_store.errors import StoreError
 from chunk_store.key import ChunkId
-from chunk_store.store import ChunkStore, StoreError
+from chunk_store.store import ChunkStore
 from chunk_store.tenant import SHARED_SALT, SHARED_TENANT, Tenant
 from prefill_service.api import messages
 from prefill_service.api.ordered import in_order

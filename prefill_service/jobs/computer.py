@@ -17,7 +17,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from chunk_store.store import Busy, ChunkStore, ClaimLost, EntryHeader, MissReason, Publication, Stored
+from chunk_store.entry import EntryHeader, MissReason
+from chunk_store.errors import ClaimLost
+from chunk_store.store import Busy, ChunkStore, Publication, Stored
 from chunk_store.tenant import NO_LIMITS
 from engine.kv.pool_bytes import incoming, outgoing
 from engine.kv.resident import ResidentChunk, ResidentChunks

@@ -16,8 +16,9 @@ from typing import TypeVar
 
 from grpc import StatusCode
 
+from chunk_store.errors import StoreError
 from chunk_store.key import ChunkId
-from chunk_store.store import ChunkStore, DeleteReport, StoreError
+from chunk_store.store import ChunkStore, DeleteReport
 from chunk_store.tenant import Tenant
 from prefill_service.api.resolver import ChunkRequest, Job, Registrar
 from prefill_service.jobs.computer import Computer, Progress, Source

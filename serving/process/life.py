@@ -18,7 +18,7 @@ from typing import Protocol
 import transformers
 from prometheus_client import CollectorRegistry
 
-from chunk_store.store import StoreError
+from chunk_store.errors import StoreError
 from serving.process.loading import Loaded, configured_context, load
 from serving.process.logs import adopt_library_loggers
 from serving.process.metrics import add_process_metrics

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from grpc import StatusCode
 
-from chunk_store.store import ClaimLost, StoreFull, StoreTooNew, StoreUnavailable
+from chunk_store.errors import ClaimLost, StoreFull, StoreTooNew, StoreUnavailable
 from engine.kv.resident import PoolFull
 from serving.process.logs import current_request_id, printable
 from serving.rpc.details import details_metadata

@@ -10,8 +10,8 @@ from typing import Any, TypeVar
 
 from grpc import StatusCode
 
+from chunk_store.entry import MissReason
 from chunk_store.key import ChunkType
-from chunk_store.store import MissReason
 from engine.reuse import Exactness, ReuseMode
 from protos import chunks_pb2
 from serving.rpc.errors import RequestError

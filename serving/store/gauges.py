@@ -13,8 +13,9 @@ from typing import NamedTuple
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from chunk_store.errors import StoreError
 from chunk_store.shared_store import SharedStore
-from chunk_store.store import StoreError, StoreStats
+from chunk_store.store import StoreStats
 
 ANSWER_S = 2.0  # a scrape waits so long; a store that is slower counts as down, and the service does not
 

@@ -8,7 +8,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from chunk_store.store import StoreError
+from chunk_store.errors import StoreError
 
 TTL_S = 30.0
 EVERY_S = TTL_S / 6

@@ -9,9 +9,10 @@ from typing import Self
 
 from prometheus_client import CollectorRegistry, Counter, Histogram
 
+from chunk_store.entry import EntryHeader, EntryInfo, MissReason
 from chunk_store.key import ChunkKey
 from chunk_store.shared_store import SharedStore
-from chunk_store.store import Busy, EntryHeader, EntryInfo, MissReason, Publication, Stored
+from chunk_store.store import Busy, Publication, Stored
 from chunk_store.tenant import NO_LIMITS, TenantLimits
 from serving.process.metrics_endpoint import SHORT_SECONDS_BUCKETS
 

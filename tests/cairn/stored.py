@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import closing
 
+from chunk_store.entry import EntryHeader
 from chunk_store.key import ChunkId, ChunkKey, ChunkType, ModelIdentity, TokenizerIdentity, chunk_id, chunk_key
 from chunk_store.layout import KVLayout, LayerLayout
 from chunk_store.open import open_store
+from chunk_store.record import ChunkRecord
 from chunk_store.shared_store import SharedStore
-from chunk_store.store import Busy, ChunkRecord, EntryHeader, Stored
+from chunk_store.store import Busy, Stored
 
 LAYOUT = KVLayout("bfloat16", (LayerLayout(2, 8, 8),) * 2)  # 128 bytes a token
 TOKENIZER = TokenizerIdentity("7" * 64)

@@ -14,9 +14,9 @@ from urllib.parse import quote
 import pytest
 
 from cairn.cli import main as cli
+from chunk_store.entry import EntryInfo
 from chunk_store.key import ChunkKey, chunk_key
 from chunk_store.open import hidden, open_store
-from chunk_store.store import EntryInfo
 from tests.cairn.on_terminal import on_a_terminal
 from tests.cairn.stored import LAYOUT, MODEL, OTHER_MODEL, TOKENS, fill, record
 from tests.chunk_store.servers import Server, redis_server, redis_url

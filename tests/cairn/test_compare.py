@@ -15,8 +15,10 @@ import torch
 from cairn.cli import main as cli
 from cairn.client.types import Text
 from cairn.local.comparison import Comparison, read_way, run_comparison
+from chunk_store.entry import EntryHeader
 from chunk_store.open import open_store
-from chunk_store.store import Busy, EntryHeader, RecordQuery, Stored
+from chunk_store.record import RecordQuery
+from chunk_store.store import Busy, Stored
 from engine.compare.trace import trace_engine
 from engine.reuse import ReuseMode, key_composition
 from serving.process.loading import Loaded, load

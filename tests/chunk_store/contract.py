@@ -12,10 +12,12 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Protocol
 
+from chunk_store.entry import EntryHeader, EntryInfo
 from chunk_store.key import ChunkId, ChunkKey, ChunkType, ModelIdentity, TokenizerIdentity, chunk_id, chunk_key
 from chunk_store.layout import KVLayout, LayerLayout
+from chunk_store.record import ChunkRecord
 from chunk_store.shared_store import SharedStore
-from chunk_store.store import Busy, ChunkRecord, EntryHeader, EntryInfo, Stored
+from chunk_store.store import Busy, Stored
 from chunk_store.tenant import tenant_of
 
 TOKENIZER = TokenizerIdentity("tokenizer-1")

@@ -15,10 +15,10 @@ from typing import Any
 import pytest
 from contract import LAYOUT, MODEL, Place, Sample, loads, publish, sample
 
+from chunk_store.entry import EntryHeader
 from chunk_store.format.header import BLOCK_NBYTES, checksum, encode_header, split_blocks
 from chunk_store.key import ChunkKey, ModelIdentity, chunk_key
 from chunk_store.layout import KVLayout, LayerLayout
-from chunk_store.store import EntryHeader
 from chunk_store.tools.archive import export, import_
 from chunk_store.tools.archive_file import ArchiveError, read_sign_key, signature_path
 from chunk_store.tools.archive_members import encode_manifest, encode_record

@@ -8,10 +8,12 @@ import time
 import pytest
 from contract import LAYOUT, MODEL, Place, blank, loads, publish, sample, views_of
 
+from chunk_store.entry import MissReason
+from chunk_store.errors import ClaimLost, StoreError, StoreFull
 from chunk_store.format.header import header_nbytes
 from chunk_store.key import ChunkKey, ModelIdentity
 from chunk_store.layout import KVLayout, LayerLayout
-from chunk_store.store import Busy, ClaimLost, MissReason, Publication, Stored, StoreError, StoreFull
+from chunk_store.store import Busy, Publication, Stored
 from chunk_store.tenant import DEFAULT_TENANT
 
 STORED_NBYTES = header_nbytes(sample(1).header) + sample(1).header.nbytes

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 from contract import Damage, Place, blank, loads, publish, sample, views_of
 
+from chunk_store.entry import MissReason
 from chunk_store.layout import KVLayout, LayerLayout
-from chunk_store.store import MissReason
 from chunk_store.tools.verify import Problem, repair, verify
 
 

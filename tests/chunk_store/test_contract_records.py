@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 from contract import TOKENIZER, Place, loads, publish, sample
 
+from chunk_store.errors import QuotaFull, StoreFull
 from chunk_store.key import ChunkId, ChunkType, chunk_id
+from chunk_store.record import ChunkRecord, RecordOrder, RecordQuery
 from chunk_store.shared_store import SharedStore
-from chunk_store.store import ChunkRecord, QuotaFull, RecordOrder, RecordQuery, StoreFull
 from chunk_store.tenant import TenantLimits, tenant_of
 
 

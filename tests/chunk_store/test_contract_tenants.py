@@ -15,9 +15,11 @@ from contract import MODEL, Place, loads, publish, sample
 from places import FilePlace, RedisPlace
 from servers import Server, redis_url
 
+from chunk_store.entry import MissReason
+from chunk_store.errors import QuotaFull, StoreFull, StoreTooNew
 from chunk_store.key import ChunkId
+from chunk_store.record import RecordOrder, RecordQuery
 from chunk_store.shared_store import SharedStore
-from chunk_store.store import MissReason, QuotaFull, RecordOrder, RecordQuery, StoreFull, StoreTooNew
 from chunk_store.tenant import DEFAULT_TENANT, SHARED_TENANT, Tenant, TenantLimits, TenantUsage, tenant_of, visible_to
 
 A, B = tenant_of("a"), tenant_of("b")

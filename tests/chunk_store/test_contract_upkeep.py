@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 from contract import Damage, Place, loads, publish, sample
 
-from chunk_store.store import Busy, RecordQuery, Stored
+from chunk_store.record import RecordQuery
+from chunk_store.store import Busy, Stored
 from chunk_store.tools.archive import export, import_
 from chunk_store.tools.archive_file import ArchiveError
 from chunk_store.tools.selection import chunks_with_tag, each_record

@@ -14,9 +14,11 @@ from contract import MODEL, Sample, blank, sample, views_of
 from places import FilePlace, RedisPlace
 from servers import Server, redis_url
 
+from chunk_store.errors import StoreFull
 from chunk_store.key import ChunkId, ModelIdentity
+from chunk_store.record import ChunkRecord, RecordOrder, RecordQuery
 from chunk_store.shared_store import SharedStore
-from chunk_store.store import Busy, ChunkRecord, Lease, RecordOrder, RecordQuery, Stored, StoreFull
+from chunk_store.store import Busy, Lease, Stored
 from chunk_store.tenant import DEFAULT_TENANT, NO_LIMITS, Tenant, TenantLimits, tenant_of
 
 STEPS = 250

@@ -14,10 +14,10 @@ from places import FilePlace
 from processes import child
 from workers import answer_until_killed
 
+from chunk_store.errors import StoreTooNew, StoreUnavailable
 from chunk_store.local.rebuild import index_damage, renew_index
 from chunk_store.local.schema import SCHEMA_VERSION
 from chunk_store.shared_store import SharedStore
-from chunk_store.store import StoreTooNew, StoreUnavailable
 from chunk_store.tools.verify import repair, verify
 
 PARENT = sample(90)

@@ -13,10 +13,10 @@ from processes import child
 from servers import Mooncake, Server, mooncake, mooncake_url, need_mooncake
 from workers import CRASH_TOKENS, publish_once_each
 
+from chunk_store.errors import StoreError, StoreFull, StoreUnavailable
 from chunk_store.mooncake.client import parse_mooncake_url
 from chunk_store.open import open_store
 from chunk_store.shared_store import SharedStore
-from chunk_store.store import StoreError, StoreFull, StoreUnavailable
 from chunk_store.tools.verify import repair, verify
 
 

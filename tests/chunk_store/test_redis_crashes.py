@@ -15,9 +15,11 @@ from processes import child
 from servers import PASSWORD, Server, need_redis, redis_server, redis_url, running
 from workers import CRASH_TOKENS, answer_until_killed, publish_once_each
 
+from chunk_store.entry import MissReason
+from chunk_store.errors import StoreFull, StoreUnavailable
 from chunk_store.open import open_store
 from chunk_store.redis.connection import parse_redis_url
-from chunk_store.store import Busy, MissReason, Stored, StoreFull, StoreUnavailable
+from chunk_store.store import Busy, Stored
 from chunk_store.tenant import DEFAULT_TENANT
 from chunk_store.tools.verify import repair, verify
 

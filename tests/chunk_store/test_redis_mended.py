@@ -8,7 +8,8 @@ import pytest
 from contract import loads, publish, sample
 from places import MooncakePlace, RedisPlace
 
-from chunk_store.store import RecordOrder, RecordQuery, StoreTooNew, StoreUnavailable
+from chunk_store.errors import StoreTooNew, StoreUnavailable
+from chunk_store.record import RecordOrder, RecordQuery
 from chunk_store.tenant import tenant_of
 from chunk_store.tools.verify import Problem, repair, verify
 

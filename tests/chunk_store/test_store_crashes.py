@@ -19,9 +19,11 @@ from places import FilePlace
 from processes import child
 from workers import CRASH_TOKENS, answer_until_killed, publish_once_each, publish_until_killed, read_until_killed
 
+from chunk_store.entry import MissReason
+from chunk_store.errors import StoreError, StoreFull, StoreUnavailable
 from chunk_store.local.blobs import Durability
 from chunk_store.shared_store import SharedStore
-from chunk_store.store import Busy, MissReason, Stored, StoreError, StoreFull, StoreUnavailable
+from chunk_store.store import Busy, Stored
 from chunk_store.tools.verify import repair, verify
 
 KILLS = 200

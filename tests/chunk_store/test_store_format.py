@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from places import FilePlace, damage_bytes
 
+from chunk_store.entry import EntryHeader, MissReason
 from chunk_store.format.header import (
     BLOCK_NBYTES,
     FormatError,
@@ -26,7 +27,7 @@ from chunk_store.key import ChunkId, ChunkKey, ModelIdentity
 from chunk_store.layout import KVLayout, LayerLayout
 from chunk_store.local.blobs import SHARE_NBYTES_MIN, FileBlobs
 from chunk_store.open import open_store
-from chunk_store.store import Busy, EntryHeader, MissReason, Stored
+from chunk_store.store import Busy, Stored
 
 GOLDEN = Path(__file__).parent / "golden" / "entry-v1.kv"
 HEADER_END = fields_end(GOLDEN.read_bytes())

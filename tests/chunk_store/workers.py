@@ -9,9 +9,11 @@ from multiprocessing.connection import Connection
 
 from contract import Sample, blank, sample, views_of
 
+from chunk_store.entry import MissReason
+from chunk_store.errors import ClaimLost, StoreFull, StoreUnavailable
 from chunk_store.open import open_store
 from chunk_store.shared_store import SharedStore
-from chunk_store.store import Busy, ClaimLost, MissReason, Stored, StoreFull, StoreUnavailable
+from chunk_store.store import Busy, Stored
 
 CRASH_TOKENS = 1500
 

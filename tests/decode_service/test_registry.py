@@ -9,7 +9,7 @@ import pytest
 
 from cairn import CairnError
 from chunk_store.open import open_store
-from chunk_store.store import RecordQuery
+from chunk_store.record import RecordQuery
 from protos import chunks_pb2, decode_pb2
 from tests.decode_service.models import loaded, tokens
 from tests.decode_service.pair import Pair, pair, raw_status

@@ -14,7 +14,7 @@ import pytest
 
 import cairn
 from cairn import Result
-from chunk_store.store import StoreUnavailable
+from chunk_store.errors import StoreUnavailable
 from tests.chunk_store.servers import need_redis, redis_server, redis_url
 from tests.decode_service.models import loaded, tokens
 from tests.decode_service.pair import Pair, pair, wait_until

@@ -18,8 +18,8 @@ import pytest
 
 import cairn
 from cairn import Client, Tokens
+from chunk_store.errors import StoreUnavailable
 from chunk_store.key import ChunkType, chunk_id
-from chunk_store.store import StoreUnavailable
 from protos import chunks_pb2, decode_pb2, decode_pb2_grpc, prefill_pb2, prefill_pb2_grpc
 from tests.chunk_store.servers import mooncake, mooncake_url, need_mooncake, need_redis, redis_server, redis_url
 from tests.decode_service.models import loaded, tokens

@@ -14,7 +14,7 @@ import pytest
 from grpc import StatusCode
 
 from chunk_store.key import ChunkType, chunk_id
-from chunk_store.store import ChunkRecord
+from chunk_store.record import ChunkRecord
 from engine.reuse import ReuseMode
 from protos import chunks_pb2, prefill_pb2
 from serving.process.loading import Loaded

@@ -13,9 +13,11 @@ import grpc
 import pytest
 from grpc import StatusCode
 
+from chunk_store.entry import MissReason
+from chunk_store.errors import ClaimLost
 from chunk_store.key import ChunkKey
 from chunk_store.open import open_store
-from chunk_store.store import Busy, ClaimLost, MissReason, Stored
+from chunk_store.store import Busy, Stored
 from engine.reuse import ReuseMode, key_composition
 from prefill_service.api.ordered import in_order
 from serving.process.loading import Loaded

@@ -5,7 +5,7 @@ from __future__ import annotations
 from google.rpc import error_details_pb2, status_pb2
 from grpc import StatusCode
 
-from chunk_store.store import StoreFull
+from chunk_store.errors import StoreFull
 from serving.rpc.details import DETAILS_KEY, details_metadata, error_reason, retry_after_s
 from serving.rpc.errors import STORE_FULL, RequestError, request_error
 

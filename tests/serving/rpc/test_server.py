@@ -14,7 +14,7 @@ from grpc import StatusCode
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
-from chunk_store.store import StoreFull, StoreUnavailable
+from chunk_store.errors import StoreFull, StoreUnavailable
 from protos import chunks_pb2, prefill_pb2, prefill_pb2_grpc
 from serving.process.logs import current_request_id
 from serving.rpc.access import Access

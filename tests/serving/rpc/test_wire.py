@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 from grpc import StatusCode
 
+from chunk_store.entry import MissReason
 from chunk_store.key import ChunkType
-from chunk_store.store import MissReason
 from engine.reuse import Exactness, ReuseMode
 from protos import chunks_pb2
 from serving.rpc import wire

@@ -6,11 +6,12 @@ from pathlib import Path
 
 from prometheus_client import CollectorRegistry
 
+from chunk_store.entry import EntryHeader
 from chunk_store.key import ChunkId, ChunkKey, ModelIdentity
 from chunk_store.layout import KVLayout, LayerLayout
 from chunk_store.open import open_store
 from chunk_store.shared_store import SharedStore
-from chunk_store.store import Busy, EntryHeader, Stored
+from chunk_store.store import Busy, Stored
 from serving.store.metered import MeteredStore, StoreMeter
 
 LAYOUT = KVLayout("float32", (LayerLayout(1, 4, 4),))

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from prometheus_client import CollectorRegistry
 
-from chunk_store.store import StoreUnavailable
+from chunk_store.errors import StoreUnavailable
 from serving.store import gauges as store_gauges
 from serving.store.gauges import StoreGauges
 from tests.serving.store.metered_store import Metered, put

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from chunk_store.entry import EntryHeader, MissReason
 from chunk_store.key import ChunkId, ChunkKey, ModelIdentity
 from chunk_store.open import open_store
-from chunk_store.store import EntryHeader, MissReason
 from tests.serving.store.metered_store import KEY, LAYOUT, NBYTES, TOKENS, Metered, buffers, put
 
 
