@@ -23,7 +23,8 @@ from decode_service.worker import DecodeWorker
 from engine.kv.pool import PagedKVPool
 from engine.kv.resident import ResidentChunks
 from engine.reuse import ReuseMode
-from engine.sampling.sampler import Sampler, SamplingParams
+from engine.sampling.params import SamplingParams
+from engine.sampling.sampler import Sampler
 from engine.served import ServedModel
 
 QUERY_TOKENS = 8

@@ -18,7 +18,7 @@ from chunk_store.key import ChunkId, ChunkKey, digest
 from chunk_store.open import open_store
 from chunk_store.store import Busy, ChunkStore, Stored
 from engine.kv.host_tier import HostTier
-from engine.kv.pool import PageRun
+from engine.kv.pages import PageRun
 from engine.plan import PlacedChunk, StepSequence
 
 QUERY_TOKENS = 64

@@ -16,8 +16,9 @@ from chunk_store.key import ChunkKey
 from decode_service.kv_source.pool_memory import PoolMemory
 from decode_service.kv_source.store_source import Wanted
 from decode_service.line import FillRoom, Misfit, Stay
-from decode_service.sequence import ChunkOutcome, Sequence, Source
+from decode_service.sequence import ChunkOutcome, Sequence
 from engine.kv.resident import PoolFull, ResidentChunk, ResidentChunks
+from engine.kv.source import KVSource
 
 
 class TooLarge(ValueError):
@@ -141,7 +142,7 @@ class Admission:
                     self.residents.release(chunk)
             return None
         sequence.chunks = [chunk for chunk in held if chunk is not None]
-        sequence.outcomes = [ChunkOutcome(Source.COMPUTED if sequence.bypass else Source.DEVICE) for _ in held]
+        sequence.outcomes = [ChunkOutcome(KVSource.COMPUTED if sequence.bypass else KVSource.DEVICE) for _ in held]
         for chunk in admitted.filling.values():
             self.residents.acquire(chunk.key)
         return admitted

@@ -23,7 +23,7 @@ from decode_service.sequence import Sequence
 from engine.kv.resident import ResidentChunks
 from engine.plan import CascadePlan, StepSequence
 from engine.run.eager.runner import ModelRunner
-from engine.sampling.sampler import Choice
+from engine.sampling.params import Choice
 
 
 class TokensToCome(Protocol):

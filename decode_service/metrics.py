@@ -10,7 +10,8 @@ from grpc import StatusCode
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from chunk_store.entry import MissReason
-from decode_service.sequence import Failed, Finished, FinishReason, Load, Sequence, Source, StageClock, Unpublished
+from decode_service.sequence import Failed, Finished, FinishReason, Load, Sequence, StageClock, Unpublished
+from engine.kv.source import KVSource
 from engine.plan import CascadePlan
 from serving.process.metrics_endpoint import SECONDS_BUCKETS, SHORT_SECONDS_BUCKETS, TOKENS_BUCKETS
 
@@ -58,7 +59,7 @@ class DecodeMetrics:
     def _begin_at_zero(self) -> None:
         """Every label value is there before anything happens: ``increase()`` does not see a series being born."""
         each: tuple[tuple[Counter, Iterable[str]], ...] = (
-            (self._by_source, Source),
+            (self._by_source, KVSource),
             (self._misses, MissReason),
             (self._unpublished, Unpublished),
             (self._success, FinishReason),
@@ -92,14 +93,14 @@ class DecodeMetrics:
     def prefilled(self, sequence: Sequence) -> None:
         """A request has reached its first token: its prompt is accounted for, hit + computed = prompt."""
         composition, clock = sequence.composition, sequence.clock
-        by_source = dict.fromkeys(Source, 0)
+        by_source = dict.fromkeys(KVSource, 0)
         for index, outcome in enumerate(sequence.outcomes):
             by_source[outcome.source] += sequence.cached_tokens(index)
             if outcome.miss_reason is not None:
                 self._misses.labels(self._model, outcome.miss_reason.value).inc()
             if outcome.unpublished is not None:
                 self._unpublished.labels(self._model, outcome.unpublished.value).inc()
-        by_source[Source.COMPUTED] = composition.prompt_tokens - sum(by_source.values())
+        by_source[KVSource.COMPUTED] = composition.prompt_tokens - sum(by_source.values())
         for source, tokens in by_source.items():
             self._by_source.labels(self._model, source.value).inc(tokens)
         self._prompt_tokens.labels(self._model).inc(composition.prompt_tokens)

@@ -15,17 +15,10 @@ from chunk_store.entry import MissReason
 from chunk_store.tenant import DEFAULT_TENANT, Tenant
 from decode_service.prompt.composition import Composition
 from engine.kv.resident import ResidentChunk
+from engine.kv.source import KVSource
 from engine.plan import PlacedChunk
-from engine.sampling.sampler import Choice, Sampler, SamplingParams
-
-
-class Source(StrEnum):
-    """Where the KV of a chunk came from for this request."""
-
-    DEVICE = "device"
-    HOST = "host"
-    STORE = "store"
-    COMPUTED = "computed"
+from engine.sampling.params import Choice, SamplingParams
+from engine.sampling.sampler import Sampler
 
 
 class FinishReason(StrEnum):
@@ -45,7 +38,7 @@ class Unpublished(StrEnum):
 class ChunkOutcome:
     """How one chunk of a composition came into the pool. ``unpublished``: it was computed here, for this pool only."""
 
-    source: Source
+    source: KVSource
     miss_reason: MissReason | None = None
     unpublished: Unpublished | None = None
 
@@ -140,7 +133,7 @@ class Sequence:
 
     def cached_tokens(self, index: int) -> int:
         """Tokens of part ``index`` whose KV was reused."""
-        if index >= len(self.composition.chunks) or self.outcomes[index].source is Source.COMPUTED:
+        if index >= len(self.composition.chunks) or self.outcomes[index].source is KVSource.COMPUTED:
             return 0
         return self.composition.visible(index)
 

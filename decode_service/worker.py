@@ -35,7 +35,7 @@ from decode_service.sequence import Event, Failed, Finished, FinishReason, Load,
 from engine.kv.resident import ResidentChunks
 from engine.plan import PlacedChunk
 from engine.run.eager.runner import ModelRunner
-from engine.sampling.sampler import Choice
+from engine.sampling.params import Choice
 from serving.process.logs import NO_REQUEST, bearing
 from serving.tenancy.places import PlacesFull, TenantPlaces
 from serving.tenancy.quotas import TenantQuotas

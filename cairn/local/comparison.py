@@ -15,7 +15,8 @@ from chunk_store.key import ChunkKey
 from chunk_store.shared_store import SharedStore
 from engine.compare.divergence import TOLERANCE, Divergence, compare
 from engine.compare.trace import LoadStored, Trace, trace_eager, trace_engine
-from engine.kv.pool import PagedKVPool, PageRun
+from engine.kv.pages import PageRun
+from engine.kv.pool import PagedKVPool
 from engine.kv.pool_bytes import incoming
 from engine.reuse import ReuseMode
 from engine.served import ServedModel

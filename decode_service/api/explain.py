@@ -9,8 +9,9 @@ from chunk_store.entry import MissReason
 from chunk_store.key import ChunkKey
 from chunk_store.store import ChunkStore
 from decode_service.prompt.composition import Composition
-from decode_service.sequence import ChunkOutcome, Source
+from decode_service.sequence import ChunkOutcome
 from decode_service.worker import DecodeWorker
+from engine.kv.source import KVSource
 
 SNAPSHOT_S = 10.0  # a step, at most, passes before the device thread looks
 
@@ -34,7 +35,7 @@ def explain(worker: DecodeWorker, store: ChunkStore, composition: Composition, *
     Raises ``TimeoutError`` or ``WorkerEnded``.
     """
     if bypass:
-        computed = tuple(ChunkOutcome(Source.COMPUTED) for _ in composition.chunks)
+        computed = tuple(ChunkOutcome(KVSource.COMPUTED) for _ in composition.chunks)
         return _weigh(worker, composition, computed, {}, set())
     resident, in_use = _snapshot(worker, composition)
     infos = store.lookup([chunk.key for chunk in composition.chunks])
@@ -44,13 +45,13 @@ def explain(worker: DecodeWorker, store: ChunkStore, composition: Composition, *
     met: set[ChunkKey] = set()
     for index, (chunk, info) in enumerate(zip(composition.chunks, infos, strict=True)):
         if index in resident or chunk.key in met:  # the second time it stands here, it will be resident
-            outcomes.append(ChunkOutcome(Source.DEVICE))
+            outcomes.append(ChunkOutcome(KVSource.DEVICE))
         elif info is not None:
-            outcomes.append(ChunkOutcome(Source.STORE))
+            outcomes.append(ChunkOutcome(KVSource.STORE))
         else:
             chunk_id = composition.parts[index].chunk_id
             missing[index] = store.miss_reason(chunk.key, chunk_id, model, composition.owner(index))
-            outcomes.append(ChunkOutcome(Source.COMPUTED))
+            outcomes.append(ChunkOutcome(KVSource.COMPUTED))
         met.add(chunk.key)
     return _weigh(worker, composition, tuple(outcomes), missing, in_use)
 
@@ -65,7 +66,7 @@ def _weigh(
     """Adds up tokens and bytes."""
     layout = worker.residents.pool.layout
 
-    def nbytes(sources: set[Source], indices: set[int] | None = None) -> int:
+    def nbytes(sources: set[KVSource], indices: set[int] | None = None) -> int:
         return sum(
             layout.nbytes(len(chunk.token_ids))
             for index, chunk in enumerate(composition.chunks)
@@ -76,11 +77,11 @@ def _weigh(
     return Explanation(
         outcomes=outcomes,
         missing=missing,
-        cached_tokens=sum(composition.visible(i) for i, o in enumerate(outcomes) if o.source is not Source.COMPUTED),
-        nbytes_to_load=nbytes({Source.STORE}),
-        nbytes_to_compute=nbytes({Source.COMPUTED}) + tail,
-        nbytes_per_step=nbytes(set(Source)) + tail,
-        nbytes_shared=nbytes(set(Source), in_use),
+        cached_tokens=sum(composition.visible(i) for i, o in enumerate(outcomes) if o.source is not KVSource.COMPUTED),
+        nbytes_to_load=nbytes({KVSource.STORE}),
+        nbytes_to_compute=nbytes({KVSource.COMPUTED}) + tail,
+        nbytes_per_step=nbytes(set(KVSource)) + tail,
+        nbytes_shared=nbytes(set(KVSource), in_use),
     )
 
 

@@ -11,9 +11,10 @@ from chunk_store.entry import MissReason
 from chunk_store.key import ChunkType
 from decode_service.prompt.composition import Composition
 from decode_service.prompt.resolver import SegmentRequest
-from decode_service.sequence import ChunkOutcome, Sequence, Source, StageClock, Unpublished
+from decode_service.sequence import ChunkOutcome, Sequence, StageClock, Unpublished
+from engine.kv.source import KVSource
 from engine.reuse import Exactness
-from engine.sampling.sampler import SamplingParams
+from engine.sampling.params import SamplingParams
 from protos import chunks_pb2, decode_pb2
 from serving.rpc import wire
 from serving.rpc.errors import RequestError
@@ -26,10 +27,10 @@ STOPS_MAX = 16
 STOP_TOKEN_IDS_MAX = 4096
 
 _SOURCES = {
-    Source.DEVICE: decode_pb2.KV_SOURCE_DEVICE,
-    Source.HOST: decode_pb2.KV_SOURCE_HOST,
-    Source.STORE: decode_pb2.KV_SOURCE_STORE,
-    Source.COMPUTED: decode_pb2.KV_SOURCE_COMPUTED,
+    KVSource.DEVICE: decode_pb2.KV_SOURCE_DEVICE,
+    KVSource.HOST: decode_pb2.KV_SOURCE_HOST,
+    KVSource.STORE: decode_pb2.KV_SOURCE_STORE,
+    KVSource.COMPUTED: decode_pb2.KV_SOURCE_COMPUTED,
 }
 
 _UNPUBLISHED = {
@@ -144,7 +145,7 @@ def reuse_out(
     report.exactness = wire.exactness_out(weakest)
     for index, part in enumerate(composition.parts):
         is_chunk = index < len(composition.chunks)
-        outcome = outcomes[index] if index < len(outcomes) else ChunkOutcome(Source.COMPUTED)
+        outcome = outcomes[index] if index < len(outcomes) else ChunkOutcome(KVSource.COMPUTED)
         report.segments.append(
             decode_pb2.SegmentReport(
                 chunk_id=part.chunk_id,
@@ -195,5 +196,5 @@ def expected_reuse_out(
 ) -> decode_pb2.ReuseReport:
     """The reuse report that a request would have now."""
     known = [ChunkOutcome(outcome.source, missing.get(index)) for index, outcome in enumerate(outcomes)]
-    cached = [0 if o.source is Source.COMPUTED else composition.visible(i) for i, o in enumerate(known)]
+    cached = [0 if o.source is KVSource.COMPUTED else composition.visible(i) for i, o in enumerate(known)]
     return reuse_out(composition, known, cached, [0] * len(known), 0)

@@ -25,7 +25,8 @@ from decode_service.prompt.resolver import Resolver
 from decode_service.sequence import Event, Failed, Finished, FinishReason, Sequence, StageClock, Tokens
 from decode_service.worker import DecodeWorker, Overloaded, WorkerEnded
 from engine.reuse import ReuseMode
-from engine.sampling.sampler import Sampler, SamplingParams
+from engine.sampling.params import SamplingParams
+from engine.sampling.sampler import Sampler
 from protos import decode_pb2, decode_pb2_grpc
 from serving.process.logs import current_request_id
 from serving.rpc import wire

@@ -11,12 +11,10 @@ from torch import Tensor
 from chunk_store.entry import MissReason
 from chunk_store.key import ChunkKey
 from decode_service.kv_source.store_source import Memory, Read
-from decode_service.sequence import Source
-from engine.kv.host_tier import HostTier, Origin
+from engine.kv.host_tier import HostTier
 from engine.kv.pool import PagedKVPool
 from engine.kv.resident import ResidentChunk
-
-SOURCES = {Origin.HOST: Source.HOST, Origin.STORE: Source.STORE}
+from engine.kv.source import KVSource
 
 
 class PoolMemory:
@@ -44,8 +42,8 @@ class HostPages:
     def held(self) -> bool:
         return False
 
-    def fill(self, read: Read) -> tuple[Source, MissReason | None]:
-        return Source.STORE, read(self.buffers)
+    def fill(self, read: Read) -> tuple[KVSource, MissReason | None]:
+        return KVSource.STORE, read(self.buffers)
 
 
 @dataclass(frozen=True)
@@ -60,6 +58,5 @@ class DevicePages:
     def held(self) -> bool:
         return self.key in self.tier
 
-    def fill(self, read: Read) -> tuple[Source, MissReason | None]:
-        origin, reason = self.tier.load(self.key, self.parts, read)
-        return SOURCES[origin], reason
+    def fill(self, read: Read) -> tuple[KVSource, MissReason | None]:
+        return self.tier.load(self.key, self.parts, read)

@@ -23,7 +23,8 @@ from chunk_store.key import ChunkId, ChunkKey, ModelIdentity
 from chunk_store.store import ChunkStore, Lease
 from chunk_store.tenant import Tenant
 from decode_service.prompt.composition import Composition
-from decode_service.sequence import ChunkOutcome, Source, Unpublished
+from decode_service.sequence import ChunkOutcome, Unpublished
+from engine.kv.source import KVSource
 from serving.store.heartbeat import heartbeat
 
 log = logging.getLogger(__name__)
@@ -74,7 +75,7 @@ class Memory(Protocol):
         """Whether ``fill`` would need no reading now."""
         ...
 
-    def fill(self, read: Read) -> tuple[Source, MissReason | None]:
+    def fill(self, read: Read) -> tuple[KVSource, MissReason | None]:
         """Brings the KV into the pages, by ``read`` into buffers of layout order if it must.
 
         Returns where it was, and why it could not be read; the content of the pages is then undefined.
@@ -293,7 +294,7 @@ class _Fetch:
 
     def _leave(self, index: int, why: Unpublished) -> None:
         missed = self._missed.get(index, MissReason.LOAD_FAILED)
-        self._outcomes[index] = ChunkOutcome(Source.COMPUTED, missed, why)
+        self._outcomes[index] = ChunkOutcome(KVSource.COMPUTED, missed, why)
 
     def _compute(self, absent: Sequence[Wanted], renew: Callable[[], None]) -> None:
         """Asks for the deepest missing chunks; a chunk's missing context is computed with it."""
@@ -339,7 +340,7 @@ class _Fetch:
     def _load(self, wanted: Sequence[Wanted]) -> list[Wanted]:
         """Loads what can be loaded; the rest, with the reason noted."""
 
-        def load(want: Wanted) -> tuple[Source, MissReason | None]:
+        def load(want: Wanted) -> tuple[KVSource, MissReason | None]:
             keyed = self._composition.chunks[want.index]
             return want.memory.fill(lambda buffers: self._store.load(keyed.key, keyed.token_ids, buffers))
 
@@ -350,7 +351,7 @@ class _Fetch:
                 unreadable.append(next(want for want in wanted if want.index == index))
             else:
                 missed = self._missed.get(index)
-                self._outcomes[index] = ChunkOutcome(source if missed is None else Source.COMPUTED, missed)
+                self._outcomes[index] = ChunkOutcome(source if missed is None else KVSource.COMPUTED, missed)
         return unreadable
 
     def _why_missing(self, index: int) -> MissReason:

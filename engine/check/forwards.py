@@ -15,11 +15,12 @@ from torch import Tensor
 
 from chunk_store.key import ModelIdentity
 from chunk_store.layout import KVLayout
+from engine.block_mask import MaskedSequence, masked_sequence
 from engine.kv.pool import PagedKVPool
 from engine.kv.resident import ResidentChunks
 from engine.model.borrowed import BorrowedModel
 from engine.plan import PlacedChunk, StepSequence
-from engine.reuse import MaskedSequence, ReuseMode, key_composition, masked_sequence
+from engine.reuse import ReuseMode, key_composition
 from engine.run.eager.runner import ModelRunner
 
 PIECE_TOKENS = 12  # of the runner to check with

@@ -17,11 +17,13 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 
 from chunk_store.key import ChunkKey
+from engine.block_mask import masked_sequence
 from engine.check.precision import decoder_layers
-from engine.kv.pool import PagedKVPool, PageRun
+from engine.kv.pages import PageRun
+from engine.kv.pool import PagedKVPool
 from engine.kv.resident import ResidentChunk, ResidentChunks
 from engine.plan import PlacedChunk
-from engine.reuse import KeyedChunk, ReuseMode, key_composition, masked_sequence
+from engine.reuse import KeyedChunk, ReuseMode, key_composition
 from engine.run.cuda.runner import FusedRunner
 from engine.run.eager.runner import ModelRunner
 from engine.served import ServedModel

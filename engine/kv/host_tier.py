@@ -14,26 +14,19 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from enum import StrEnum
 from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from chunk_store.key import ChunkKey
+from engine.kv.source import KVSource
 from engine.run.device import current
 
 ALIGN_NBYTES = 4096
 
 FailureT = TypeVar("FailureT")
 Read = Callable[[Sequence[memoryview]], "FailureT | None"]  # fills the buffers; None if they are right
-
-
-class Origin(StrEnum):
-    """Where a load found the bytes."""
-
-    HOST = "host"
-    STORE = "store"
 
 
 @dataclass
@@ -68,7 +61,7 @@ class HostTier:
             entry = self._entries.get(key)
             return entry is not None and entry.ready
 
-    def load(self, key: ChunkKey, parts: Sequence[Tensor], read: Read[FailureT]) -> tuple[Origin, FailureT | None]:
+    def load(self, key: ChunkKey, parts: Sequence[Tensor], read: Read[FailureT]) -> tuple[KVSource, FailureT | None]:
         """Brings a chunk's bytes into ``parts`` (views of the pool, contiguous), through ``read`` if they are not here.
 
         Returns where they were and, if ``read`` failed, how; then the parts are as they were.
@@ -82,13 +75,13 @@ class HostTier:
             if not found:
                 failure = read([_view(part) for part in staged])
                 if failure is not None:
-                    return Origin.STORE, failure
+                    return KVSource.STORE, failure
                 if entry is not None:
                     with self._lock:
                         entry.ready = True
             with current(self._device):
                 self._copy(parts, staged)
-            return (Origin.HOST if found else Origin.STORE), None
+            return (KVSource.HOST if found else KVSource.STORE), None
         finally:
             self._leave(key, entry)
 

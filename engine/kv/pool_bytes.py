@@ -12,7 +12,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from engine.kv.pool import PagedKVPool, PageRun
+from engine.kv.pages import PageRun
+from engine.kv.pool import PagedKVPool
 from engine.run.device import current
 
 

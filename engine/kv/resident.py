@@ -8,9 +8,13 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from chunk_store.key import ChunkKey
-from engine.kv.pool import PagedKVPool, PageRun
+
+if TYPE_CHECKING:  # the bookkeeping needs no tensors: a page table without memory will do
+    from engine.kv.pages import PageRun
+    from engine.kv.pool import PagedKVPool
 
 
 class PoolFull(RuntimeError):

@@ -14,7 +14,8 @@ from pathlib import Path
 
 import torch
 
-from engine.reuse import MaskedSequence, ReuseMode, masked_sequence
+from engine.block_mask import MaskedSequence, masked_sequence
+from engine.reuse import ReuseMode
 from models.training.data import IN_ANSWER, TAIL, Encoded, Shape, Story, encode, make_story
 from models.training.names import HELD_OUT
 

@@ -12,7 +12,8 @@ import torch
 from chunk_store.key import ChunkKey
 from engine.compare.divergence import TOLERANCE, Place, compare
 from engine.compare.trace import PAGE_SIZE, STORED, Trace, trace_eager, trace_engine
-from engine.kv.pool import TORCH_DTYPES, PagedKVPool, PageRun
+from engine.kv.pages import PageRun
+from engine.kv.pool import TORCH_DTYPES, PagedKVPool
 from engine.model.borrowed import BorrowedModel, ModelRefused
 from engine.plan import PlacedChunk
 from engine.reuse import ReuseMode

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 import torch
 
 from chunk_store.key import ChunkKey
-from engine.kv.host_tier import ALIGN_NBYTES, HostTier, Origin
+from engine.kv.host_tier import ALIGN_NBYTES, HostTier
+from engine.kv.source import KVSource
 
 PARTS = (ALIGN_NBYTES // 4, ALIGN_NBYTES // 4)  # elements of two float32 parts: two aligned blocks a chunk
 
@@ -20,7 +21,7 @@ class Store:
         self.reads: list[str] = []
         self.failing = False
 
-    def bring(self, tier: HostTier, name: str) -> tuple[Origin, str | None, list[torch.Tensor]]:
+    def bring(self, tier: HostTier, name: str) -> tuple[KVSource, str | None, list[torch.Tensor]]:
         parts = [torch.zeros(count) for count in PARTS]
 
         def read(buffers: Sequence[memoryview]) -> str | None:
@@ -40,7 +41,7 @@ def filled(parts: list[torch.Tensor], name: str) -> bool:
 def test_a_second_load_comes_from_the_host_and_has_the_same_bytes() -> None:
     store, tier = Store(), HostTier(4 * ALIGN_NBYTES, "cpu")
     first, second = store.bring(tier, "1"), store.bring(tier, "1")
-    assert (first[0], second[0]) == (Origin.STORE, Origin.HOST)
+    assert (first[0], second[0]) == (KVSource.STORE, KVSource.HOST)
     assert filled(first[2], "1") and filled(second[2], "1")
     assert store.reads == ["1"]
 
@@ -58,7 +59,7 @@ def test_a_failed_read_leaves_the_parts_and_the_tier_as_they_were() -> None:
     store, tier = Store(), HostTier(4 * ALIGN_NBYTES, "cpu")
     store.failing = True
     origin, failure, parts = store.bring(tier, "1")
-    assert (origin, failure) == (Origin.STORE, "broken")
+    assert (origin, failure) == (KVSource.STORE, "broken")
     assert filled(parts, "0")
     assert ChunkKey("1") not in tier
     store.failing = False

@@ -10,7 +10,8 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from chunk_store.key import ChunkKey
 from chunk_store.layout import KVLayout, LayerLayout
-from engine.kv.pool import PagedKVPool, PageRun, PoolError
+from engine.kv.pages import PageRun, PoolError
+from engine.kv.pool import PagedKVPool
 from engine.kv.resident import PoolFull, ResidentChunk, ResidentChunks
 
 LAYOUT = KVLayout("float32", (LayerLayout(1, 2, 3), LayerLayout(2, 1, 1)))

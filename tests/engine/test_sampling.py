@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from engine.sampling.sampler import Sampler, SamplingParams
+from engine.sampling.params import SamplingParams
+from engine.sampling.sampler import Sampler
 
 
 def sampler(prompt: tuple[int, ...] = (), **params: object) -> Sampler:

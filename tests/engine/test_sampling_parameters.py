@@ -17,7 +17,8 @@ from transformers.generation.logits_process import (
     TopPLogitsWarper,
 )
 
-from engine.sampling.sampler import Sampler, SamplingParams, candidates
+from engine.sampling.params import SamplingParams
+from engine.sampling.sampler import Sampler, candidates
 
 GRID = [
     *itertools.product([0.3, 1.0, 4.0], [0, 1, 3, 20, 1000], [0.05, 0.3, 0.5, 0.9, 0.999, 1.0], [0.0, 0.02, 0.3, 1.0])

@@ -9,9 +9,10 @@ import pytest
 import torch
 
 from chunk_store.key import ChunkKey
-from engine.kv.host_tier import HostTier, Origin
+from engine.kv.host_tier import HostTier
 from engine.kv.pool import PagedKVPool
 from engine.kv.pool_bytes import incoming, outgoing
+from engine.kv.source import KVSource
 from tests.engine.composer import Composer, Request
 from tests.gpu.engine_models import served, tokens
 
@@ -42,7 +43,7 @@ def test_loads_beside_running_steps_change_neither() -> None:
     composer.generate([request], 2)
     tier, pool = HostTier(64 << 20, "cuda"), PagedKVPool(served(NAME).layout, pages=128, chunk_pages=128, device="cuda")
     runs = [pool.allocate_run(400) for _ in range(4)]
-    origins: list[list[Origin]] = [[] for _ in runs]
+    origins: list[list[KVSource]] = [[] for _ in runs]
     whole: list[bool] = []
 
     def load(index: int) -> None:
@@ -69,6 +70,6 @@ def test_loads_beside_running_steps_change_neither() -> None:
     for thread in threads:
         thread.join()
     assert all(whole) and len(whole) == 80
-    assert all(seen == [Origin.STORE, *[Origin.HOST] * 19] for seen in origins)
+    assert all(seen == [KVSource.STORE, *[KVSource.HOST] * 19] for seen in origins)
     assert beside[0] == alone[0]
     assert torch.equal(beside[1], alone[1])

@@ -19,7 +19,8 @@ import torch
 from torch import Tensor
 
 from engine.attention import Attention
-from engine.kv.pool import PagedKVPool, PageRun
+from engine.kv.pages import PageRun
+from engine.kv.pool import PagedKVPool
 from engine.model.borrowed import BorrowedModel
 from engine.plan import CascadePlan, PlacedChunk, StepSequence, plan_levels, plan_step
 from engine.run.cuda.cascade.launch import Tuning

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from engine.attention import Attention, Scores
-from engine.kv.pool import PagedKVPool, PageRun
+from engine.kv.pages import PageRun
+from engine.kv.pool import PagedKVPool
 from engine.model.borrowed import BorrowedModel
 from engine.plan import CascadePlan, Levels, PlacedChunk, StepSequence, plan_levels, plan_step
 from engine.run.device import on_pools_device

@@ -1,0 +1,70 @@
+"""What a caller asks of sampling, and what it gets: plain values, no tensors."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+SEED_MAX = 2**63 - 1
+
+
+@dataclass(frozen=True)
+class SamplingParams:
+    """How to pick tokens and when to stop. Raises ``ValueError`` naming the field that is out of range."""
+
+    temperature: float = 0.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    frequency_penalty: float = 0.0
+    presence_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    max_tokens: int = 128
+    min_tokens: int = 0
+    stop: tuple[str, ...] = ()
+    stop_token_ids: frozenset[int] = field(default_factory=frozenset)
+    ignore_eos: bool = False
+    seed: int = 0
+    logprobs: bool = False
+
+    def __post_init__(self) -> None:
+        checks = (
+            ("temperature", 0.0 <= self.temperature <= 100.0, "in 0..100"),
+            ("top_p", 0.0 < self.top_p <= 1.0, "in (0, 1]"),
+            ("top_k", self.top_k >= 0, "0 (off) or more"),
+            ("min_p", 0.0 <= self.min_p <= 1.0, "in 0..1"),
+            ("frequency_penalty", -2.0 <= self.frequency_penalty <= 2.0, "in -2..2"),
+            ("presence_penalty", -2.0 <= self.presence_penalty <= 2.0, "in -2..2"),
+            ("repetition_penalty", 0.0 < self.repetition_penalty <= 100.0, "above 0, at most 100"),
+            ("max_tokens", self.max_tokens >= 1, "at least 1"),
+            ("min_tokens", 0 <= self.min_tokens <= self.max_tokens, "in 0..max_tokens"),
+            ("seed", 0 <= self.seed <= SEED_MAX, f"in 0..{SEED_MAX}"),
+            ("stop", len(self.stop) <= 16 and all(self.stop), "at most 16 strings, none empty"),
+        )
+        for name, holds, remedy in checks:
+            if not holds:  # False for NaN too
+                found = (
+                    "" if name == "stop" else f"{getattr(self, name)!r} "
+                )  # stop strings are the caller's own affair
+                raise ValueError(f"sampling.{name}: {found}must be {remedy}")
+
+    def stops_at(self, eos_token_ids: frozenset[int]) -> frozenset[int]:
+        """The tokens that end an answer of a model with these end tokens; none may come before ``min_tokens``."""
+        return self.stop_token_ids if self.ignore_eos else self.stop_token_ids | eos_token_ids
+
+    @property
+    def plain_greedy(self) -> bool:
+        """Whether the token is the argmax of the logits as they are."""
+        return (
+            self.temperature == 0.0
+            and self.frequency_penalty == self.presence_penalty == 0.0
+            and self.repetition_penalty == 1.0
+            and self.min_tokens == 0
+        )
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A picked token and, if asked for, its log-probability under the model's own distribution."""
+
+    token_id: int
+    logprob: float | None
