@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
 
 from chunk_store.ledger import CAPACITY_NBYTES_DEFAULT, RECORDS_MAX_DEFAULT, Ledger
@@ -11,19 +12,25 @@ from chunk_store.local.blobs import Durability, FileBlobs
 from chunk_store.local.ledger import SqliteLedger
 from chunk_store.shared_store import SharedStore
 
+if TYPE_CHECKING:
+    from chunk_store.redis.connection import RedisAddress
+
 SCHEMES = ("file", "redis", "rediss", "mooncake")
+_SERVER = re.compile(r"(?:[^@/]*@)?((?:[\w.-]+|\[[\da-fA-F:.]+\])(?::\d+)?(?:/\d*)?)")  # behind user and password
+_SHOWN_OPTIONS = ("prefix", "ca", "password-file", "host", "buffer_mib")
 
 
 def open_store(
     url: str,
     *,
+    password: str | None = None,
     capacity_nbytes: int | None = None,
     records_max: int | None = None,
     quarantine_s: int | None = None,
     durability: Durability = Durability.PROCESS,
 ) -> SharedStore:
     """The store at ``url``: ``file:///DIR`` (created if it is not there), ``redis://...``, ``rediss://...``
-    or ``mooncake://...``.
+    or ``mooncake://...``; ``password`` is the server's, for a URL that has none of its own.
 
     ``capacity_nbytes`` (bytes, headers included), ``records_max`` and ``quarantine_s`` (how long a directory keeps bad
     data) are properties of the store, shared by every process: given, they are set; None keeps what the store has
@@ -36,30 +43,41 @@ def open_store(
             raise ValueError(f"{name}: {value} is not positive")
     if quarantine_s is not None and quarantine_s < 0:
         raise ValueError(f"quarantine_s: {quarantine_s} is negative")
-    parts = urlsplit(url)
-    if parts.scheme == "file":
+    scheme = url.partition(":")[0].lower()
+    if scheme == "file":
         limits = {"capacity_nbytes": capacity_nbytes, "records_max": records_max, "quarantine_s": quarantine_s}
         return _open_file(url, limits, durability)
-    if parts.scheme in ("redis", "rediss"):
-        return _open_redis(url, capacity_nbytes, records_max)
-    if parts.scheme == "mooncake":
-        return _open_mooncake(url, capacity_nbytes, records_max)
+    if scheme in ("redis", "rediss"):
+        return _open_redis(url, password, capacity_nbytes, records_max)
+    if scheme == "mooncake":
+        return _open_mooncake(url, password, capacity_nbytes, records_max)
     known = ", ".join(f"{scheme}://" for scheme in SCHEMES)
-    raise ValueError(f"store URL: {url!r} starts with none of {known}; for a directory write file:///DIR")
+    raise ValueError(f"store URL: {shown_url(url)!r} starts with none of {known}; for a directory write file:///DIR")
 
 
-def hidden(url: str) -> str:
-    """``url`` without passwords, to be shown."""
+def shown_url(url: str) -> str:
+    """``url`` as logs, errors and answers show it: without user and password, and with plain options only.
+
+    Of a URL that is not clear, which may have a password in an unexpected place, nothing but the scheme is shown.
+    """
     scheme, separator, rest = url.partition("://")
-    place, mark, options = rest.partition("?")
-    metadata = f"{mark}..." if scheme == "mooncake" and mark else mark + options
-    return f"{scheme}{separator}{place.rpartition('@')[2]}{metadata}"
+    place, mark, query = rest.partition("?")
+    if scheme == "file":
+        host, slash, path = rest.partition("/")
+        return f"file://{host.rpartition('@')[2]}{slash}{path}"
+    clear = None if "@" in query or "#" in query else _SERVER.fullmatch(place)
+    if clear is None:
+        return f"{scheme}://***" if separator else "***"
+    options = query.split("&") if mark else []
+    plain = [option for option in options if option.partition("=")[0] in _SHOWN_OPTIONS]
+    shown = "&".join(plain if len(plain) == len(options) else [*plain, "..."])
+    return f"{scheme}://{clear[1]}{mark}{shown}"
 
 
 def _open_file(url: str, limits: dict[str, int | None], durability: Durability) -> SharedStore:
     parts = urlsplit(url)
     if parts.netloc not in ("", "localhost") or not parts.path.startswith("/") or parts.query or parts.fragment:
-        raise ValueError(f"store URL: {url!r} must be file:///DIR with an absolute path (three slashes)")
+        raise ValueError(f"store URL: {shown_url(url)!r} must be file:///DIR with an absolute path (three slashes)")
     root = Path(unquote(parts.path))
     ledger = SqliteLedger(
         root / "index.sqlite",
@@ -71,7 +89,7 @@ def _open_file(url: str, limits: dict[str, int | None], durability: Durability) 
     return SharedStore(ledger, FileBlobs(root, durability))
 
 
-def _open_redis(url: str, capacity_nbytes: int | None, records_max: int | None) -> SharedStore:
+def _open_redis(url: str, password: str | None, capacity_nbytes: int | None, records_max: int | None) -> SharedStore:
     try:
         from chunk_store.redis.blobs import ObjectBlobs
         from chunk_store.redis.connection import RedisConnection, parse_redis_url
@@ -80,7 +98,7 @@ def _open_redis(url: str, capacity_nbytes: int | None, records_max: int | None) 
         from chunk_store.redis.wire import RedisWire
     except ImportError as error:
         raise ValueError("store URL: redis:// needs the redis client: pip install 'cairn[redis]'") from error
-    address = parse_redis_url(url)
+    address = parse_redis_url(url, password)
     connection = RedisConnection(address)
     ledger = RedisLedger(
         connection,
@@ -91,7 +109,7 @@ def _open_redis(url: str, capacity_nbytes: int | None, records_max: int | None) 
     return SharedStore(ledger, ObjectBlobs(RedisObjects(connection, RedisWire(address)), connection))
 
 
-def _open_mooncake(url: str, capacity_nbytes: int | None, records_max: int | None) -> SharedStore:
+def _open_mooncake(url: str, password: str | None, capacity_nbytes: int | None, records_max: int | None) -> SharedStore:
     """The ledger of ``redis://`` with Mooncake's memory for the data."""
     try:
         import mooncake.store  # noqa: F401
@@ -101,15 +119,18 @@ def _open_mooncake(url: str, capacity_nbytes: int | None, records_max: int | Non
         remedy = "pip install 'cairn[redis,mooncake]', and libibverbs1 from the distribution"
         raise ValueError(f"store URL: mooncake:// needs its client ({error}): {remedy}") from error
     address = parse_mooncake_url(url)
-    metadata = _open_redis(address.redis_url, capacity_nbytes, records_max)
-    return mooncake_store(connect(address, segment_nbytes=0), address.redis_url, metadata.ledger)
+    metadata = _open_redis(address.redis_url, password, capacity_nbytes, records_max)
+    from chunk_store.redis.connection import parse_redis_url
+
+    redis = parse_redis_url(address.redis_url, password)
+    return mooncake_store(connect(address, segment_nbytes=0), redis, metadata.ledger)
 
 
-def mooncake_store(client: Any, redis_url: str, ledger: Ledger) -> SharedStore:
+def mooncake_store(client: Any, redis: RedisAddress, ledger: Ledger) -> SharedStore:
     """A store over a Mooncake client that is already connected; closing the store closes the client."""
     from chunk_store.mooncake.objects import MooncakeObjects
     from chunk_store.redis.blobs import ObjectBlobs
-    from chunk_store.redis.connection import RedisConnection, parse_redis_url
+    from chunk_store.redis.connection import RedisConnection
 
-    metadata = RedisConnection(parse_redis_url(redis_url))
+    metadata = RedisConnection(redis)
     return SharedStore(ledger, ObjectBlobs(MooncakeObjects(client, metadata), metadata))

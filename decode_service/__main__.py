@@ -15,7 +15,8 @@ from collections.abc import Callable
 
 from prometheus_client import CollectorRegistry
 
-from chunk_store.open import hidden, open_store
+from chunk_store.open import open_store, shown_url
+from chunk_store.password import password_from
 from decode_service.api.service import DecodeService
 from decode_service.kv_source.prefill_client import RemotePrefiller
 from decode_service.kv_source.store_source import StoreSource
@@ -56,8 +57,11 @@ def build(options: DecodeOptions, loaded: Loaded, on_failure: Callable[[], None]
         )
         runner.prepare()
     metrics = DecodeMetrics(CollectorRegistry(), model_name=loaded.model_name, token_nbytes=served.layout.nbytes(1))
-    with loaded.startup.stage("store", f"opening the store {hidden(shared.store)}"):
-        store = MeteredStore(open_store(shared.store), StoreMeter(metrics.registry, loaded.model_name))
+    with loaded.startup.stage("store", f"opening the store {shown_url(shared.store)}"):
+        store = MeteredStore(
+            open_store(shared.store, password=password_from(os.environ)),
+            StoreMeter(metrics.registry, loaded.model_name),
+        )
     metrics.registry.register(StoreGauges(store, loaded.model_name))
     prefiller = RemotePrefiller(options.prefill, token=options.prefill_token, ca=options.prefill_ca)
     residents = ResidentChunks(pool)

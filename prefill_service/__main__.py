@@ -10,9 +10,11 @@ if __name__ == "__main__":
     begin_logging("prefill", sys.argv[1:])
 
 import argparse
+import os
 from functools import partial
 
-from chunk_store.open import hidden, open_store
+from chunk_store.open import open_store, shown_url
+from chunk_store.password import password_from
 from engine.kv.pool import PagedKVPool
 from engine.kv.resident import ResidentChunks
 from prefill_service.api.resolver import Registrar
@@ -70,9 +72,13 @@ def make_service(
     """The service around a loaded model. Raises ``ValueError`` or ``StoreUnavailable`` for the store's URL."""
     served = loaded.served
     metrics = PrefillMetrics(loaded.model_name)
-    with loaded.startup.stage("store", f"opening the store {hidden(options.store)}"):
+    with loaded.startup.stage("store", f"opening the store {shown_url(options.store)}"):
         opened = open_store(
-            options.store, capacity_nbytes=capacity_nbytes, records_max=registry_max, quarantine_s=quarantine_s
+            options.store,
+            password=password_from(os.environ),
+            capacity_nbytes=capacity_nbytes,
+            records_max=registry_max,
+            quarantine_s=quarantine_s,
         )
     store = MeteredStore(opened, StoreMeter(metrics.registry, loaded.model_name))
     metrics.registry.register(StoreGauges(store, loaded.model_name))

@@ -19,7 +19,8 @@ from chunk_store.errors import ClaimLost, StoreError, StoreFull, StoreTooNew, St
 from chunk_store.key import ChunkId, ModelIdentity
 from chunk_store.local.database import remedy
 from chunk_store.local.rebuild import INDEX, Renewed, renew_index
-from chunk_store.open import hidden, open_store
+from chunk_store.open import open_store, shown_url
+from chunk_store.password import password_from
 from chunk_store.record import RecordQuery
 from chunk_store.shared_store import SharedStore
 from chunk_store.tools.selection import chunks_with_tag, each_record
@@ -39,8 +40,8 @@ def add_store_flag(parser: argparse.ArgumentParser) -> None:
         "--store",
         metavar="URL",
         default=store_from_environment(),
-        help="file:///DIR, redis://..., rediss://... or mooncake://... (environment: CAIRN_STORE; default: the "
-        "directory that `cairn up` uses)",
+        help="file:///DIR, redis://..., rediss://... or mooncake://... (environment: CAIRN_STORE, and for its password "
+        "CAIRN_STORE_PASSWORD or CAIRN_STORE_PASSWORD_FILE; default: the directory that `cairn up` uses)",
     )
 
 
@@ -58,7 +59,7 @@ def opened(url: str, *, create: bool = False) -> Iterator[SharedStore]:
     """
     if not create:
         _check_directory(url)
-    with _told(url), closing(open_store(url)) as store:
+    with _told(url), closing(open_store(url, password=password_from(os.environ))) as store:
         yield store
 
 
@@ -83,7 +84,7 @@ def _told(url: str) -> Iterator[None]:
         raise UsageError(f"--store: {error}") from error
     except StoreError as error:
         code = next((code for kind, code in _CODES if isinstance(error, kind)), "DATA_LOSS")
-        raise error_from_status(code, str(error), f"chunk store {hidden(url)}") from error
+        raise error_from_status(code, str(error), f"chunk store {shown_url(url)}") from error
 
 
 def choose_chunks(store: SharedStore, words: Sequence[str], tags: Sequence[str]) -> list[ChunkId]:
@@ -145,6 +146,5 @@ def _check_directory(url: str) -> None:
 
 def _directory(url: str) -> Path | None:
     """Where a ``file://`` store is; None for every other URL."""
-    parts = urlsplit(url)
-    directory = Path(unquote(parts.path))
-    return directory if parts.scheme == "file" and directory.is_absolute() else None
+    directory = Path(unquote(urlsplit(url).path)) if url.startswith("file:") else Path()
+    return directory if directory.is_absolute() else None

@@ -10,7 +10,7 @@ interfaces and ask for no password: a trusted network only.
 from __future__ import annotations
 
 import socket
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
@@ -32,23 +32,27 @@ class MooncakeAddress:
     master: str
     host: str
     buffer_nbytes: int
-    redis_url: str
+    redis_url: str = field(repr=False)  # may have a password
 
 
 def parse_mooncake_url(url: str) -> MooncakeAddress:
-    """Raises ``ValueError`` that names the part that is wrong."""
-    parts = urlsplit(url)
+    """Raises ``ValueError`` that names the part that is wrong. It shows nothing that may be part of a password."""
+    try:
+        parts = urlsplit(url)
+        host, port = parts.hostname, parts.port
+    except ValueError:  # whose words quote the URL
+        parts, host, port = urlsplit(""), None, None
     options = parse_qs(parts.query, keep_blank_values=True)
-    unknown = options.keys() - _OPTIONS
-    if parts.scheme != "mooncake" or not parts.hostname or parts.path.strip("/") or "redis" not in options:
+    named = host and not parts.username and not parts.password and not parts.path.strip("/")
+    if parts.scheme != "mooncake" or not named or parts.fragment or "redis" not in options:
         raise ValueError("store URL: must be mooncake://MASTER[:port]?redis=PERCENT-ENCODED-REDIS-URL")
-    if unknown:
-        raise ValueError(f"store URL: unknown options {sorted(unknown)}; known are {sorted(_OPTIONS)}")
+    if options.keys() - _OPTIONS:
+        raise ValueError(f"store URL: an unknown option; known are {sorted(_OPTIONS)}; percent-encode the redis URL")
     buffer_mib = options.get("buffer_mib", [str(BUFFER_MIB)])[0]
     if not buffer_mib.isdigit() or int(buffer_mib) < 16:
         raise ValueError(f"store URL: buffer_mib {buffer_mib!r} must be a number of at least 16")
     return MooncakeAddress(
-        master=f"{parts.hostname}:{parts.port or MASTER_PORT}",
+        master=f"{host}:{port or MASTER_PORT}",
         host=options.get("host", ["127.0.0.1"])[0],
         buffer_nbytes=int(buffer_mib) * 2**20,
         redis_url=options["redis"][0],

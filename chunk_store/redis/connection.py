@@ -1,7 +1,7 @@
 """One Redis server: connecting from a URL, running scripts, and one kind of error for everything that goes wrong.
 
 redis://[user:password@]host[:port][/db][?prefix=NAME]       rediss:// for TLS, with ?ca=FILE for a private CA
-A password that must not stand on a command line is read from a file: redis://host?password-file=FILE.
+A password need not stand in the URL: redis://host?password-file=FILE, or the environment (``password.py``).
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from redis.backoff import ExponentialBackoff
 from redis.retry import Retry
 
 from chunk_store.errors import StoreUnavailable
+from chunk_store.password import password_in
 from chunk_store.redis.prelude import PRELUDE
 
 TIMEOUT_S = 10.0
@@ -43,43 +44,42 @@ class RedisAddress:
     prefix: str
 
 
-def parse_redis_url(url: str) -> RedisAddress:
-    """Reads the password file that the URL names. Raises ``ValueError`` that names the part that is wrong."""
-    parts = urlsplit(url)
-    options = parse_qs(parts.query, keep_blank_values=True)
+def parse_redis_url(url: str, password: str | None = None) -> RedisAddress:
+    """The server at ``url``; ``password`` is for a URL that has none, nor a password file, of its own.
+
+    Raises ``ValueError`` that names the part that is wrong. It shows nothing that may be part of a password.
+    """
+    try:
+        parts = urlsplit(url)
+        host, port = parts.hostname, parts.port
+    except ValueError:  # whose words quote the URL
+        parts, host, port = urlsplit(""), None, None
+    if parts.scheme not in ("redis", "rediss") or not host or parts.fragment or "@" in parts.path:
+        wanted = "redis://[user:password@]host[:port][/db][?prefix=NAME]"
+        raise ValueError(f"store URL: must be {wanted}, with / ? # and @ of a password percent-encoded")
     path = parts.path.strip("/")
-    if parts.scheme not in ("redis", "rediss") or not parts.hostname:
-        raise ValueError(f"store URL: {_hidden(url)!r} must be redis://[user:password@]host[:port][/db]")
     if path and not path.isdigit():
         raise ValueError(f"store URL: the database {path!r} must be a number")
-    unknown = options.keys() - _OPTIONS
+    options = parse_qs(parts.query, keep_blank_values=True)
+    unknown = sorted(options.keys() - _OPTIONS)
     if unknown:
-        raise ValueError(f"store URL: unknown options {sorted(unknown)}; known are {sorted(_OPTIONS)}")
+        named = "" if "@" in parts.query else f" {unknown}"
+        raise ValueError(f"store URL: unknown options{named}; known are {sorted(_OPTIONS)}")
+    own = unquote(parts.password) if parts.password else None
+    if "password-file" in options:
+        if own:
+            raise ValueError("store URL: a password and password-file; give one of them")
+        own = password_in(Path(options["password-file"][0]), "store URL: password-file")
     return RedisAddress(
-        host=parts.hostname,
-        port=parts.port or 6379,
+        host=host,
+        port=port or 6379,
         db=int(path or 0),
         username=unquote(parts.username) if parts.username else None,
-        password=_password(parts.password, options.get("password-file", [None])[0]),
+        password=own or password,
         tls=parts.scheme == "rediss",
         ca_file=options.get("ca", [None])[0],
         prefix=options.get("prefix", ["cairn"])[0],
     )
-
-
-def _password(in_url: str | None, file: str | None) -> str | None:
-    """The password in the URL or the first line of the file; None without either. Raises ``ValueError``."""
-    if file is None:
-        return unquote(in_url) if in_url else None
-    if in_url:
-        raise ValueError("store URL: a password and password-file; give one of them")
-    try:
-        password = Path(file).read_text().partition("\n")[0].strip()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"store URL: password-file: cannot read {file!r}: {error}") from error
-    if not password:
-        raise ValueError(f"store URL: password-file: {file!r} begins with an empty line")
-    return password
 
 
 class RedisConnection:
@@ -127,9 +127,3 @@ class RedisConnection:
 
     def close(self) -> None:
         self.client.close()
-
-
-def _hidden(url: str) -> str:
-    """``url`` without what stands before the ``@``."""
-    scheme, separator, rest = url.partition("://")
-    return f"{scheme}{separator}{rest.rpartition('@')[2]}"

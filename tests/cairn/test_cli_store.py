@@ -16,10 +16,10 @@ import pytest
 from cairn.cli import main as cli
 from chunk_store.entry import EntryInfo
 from chunk_store.key import ChunkKey, chunk_key
-from chunk_store.open import hidden, open_store
+from chunk_store.open import open_store
 from tests.cairn.on_terminal import on_a_terminal
 from tests.cairn.stored import LAYOUT, MODEL, OTHER_MODEL, TOKENS, fill, record
-from tests.chunk_store.servers import Server, redis_server, redis_url
+from tests.chunk_store.servers import PASSWORD, Server, redis_server, redis_url
 
 Run = Callable[..., tuple[int, str, str]]
 KV_NBYTES = LAYOUT.nbytes(TOKENS)
@@ -43,7 +43,8 @@ def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 @pytest.fixture
 def cairn(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Run:
-    monkeypatch.delenv("CAIRN_STORE", raising=False)
+    for variable in ("CAIRN_STORE", "CAIRN_STORE_PASSWORD", "CAIRN_STORE_PASSWORD_FILE"):
+        monkeypatch.delenv(variable, raising=False)
 
     def run(*argv: str) -> tuple[int, str, str]:
         code = cli.main(argv)
@@ -246,10 +247,27 @@ def test_a_store_that_cannot_be_reached_is_a_failed_request(cairn: Run) -> None:
     assert code == 2 and "starts with none of file://" in err
 
 
-def test_passwords_are_not_shown() -> None:
-    assert hidden("redis://user:pw@host:1/0?prefix=p") == "redis://host:1/0?prefix=p"
-    assert hidden("mooncake://host:1?redis=redis%3A%2F%2F%3Apw%40host") == "mooncake://host:1?..."
-    assert hidden("file:///var/tmp/cairn") == "file:///var/tmp/cairn"
+def test_the_stores_password_comes_from_the_environment_or_a_file_and_is_shown_nowhere(
+    cairn: Run, redis: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    argv = ("store", "stats", "--json", "--store", f"redis://127.0.0.1:{redis.port}/0?prefix={tmp_path.name}")
+    assert cairn(*argv)[0] == 1
+    file = tmp_path / "password"
+    for variable, value in (("CAIRN_STORE_PASSWORD", PASSWORD), ("CAIRN_STORE_PASSWORD_FILE", str(file))):
+        file.write_text(PASSWORD)
+        monkeypatch.setenv(variable, value)
+        code, out, err = cairn(*argv)
+        assert code == 0 and json.loads(out)["store"] == argv[-1] and PASSWORD not in out + err
+        monkeypatch.delenv(variable)
+    monkeypatch.setenv("CAIRN_STORE_PASSWORD_FILE", str(tmp_path / "none"))
+    code, _, err = cairn(*argv)
+    assert code == 2 and "CAIRN_STORE_PASSWORD_FILE" in err
+
+
+@pytest.mark.parametrize("form", ["redis://:s3[cret@127.0.0.1:1/0", "redis://u:s3/cret@127.0.0.1:1/0"])
+def test_a_careless_password_is_not_shown(cairn: Run, form: str) -> None:
+    code, out, err = cairn("store", "stats", "--store", form)
+    assert code == 2 and "percent-encoded" in err and "cret" not in out + err
 
 
 def test_an_index_that_is_no_database_is_a_failed_request(cairn: Run, tmp_path: Path) -> None:

@@ -106,7 +106,7 @@ class MooncakePlace:
 
     def open(self, **options: Any) -> SharedStore:
         metadata = open_store(self._redis_url, **options)
-        store = mooncake_store(StaysOpen(self.client), self._redis_url, metadata.ledger)
+        store = mooncake_store(StaysOpen(self.client), parse_redis_url(self._redis_url), metadata.ledger)
         self._stores.append(store)
         return store
 

@@ -23,7 +23,7 @@ from cairn.cli.stores import add_store_flag, choose_chunks, choose_model, opened
 from cairn.cli.terminal import Terminal, human_bytes, short_id, table
 from chunk_store.entry import EntryInfo
 from chunk_store.key import ChunkId
-from chunk_store.open import hidden
+from chunk_store.open import shown_url
 from chunk_store.record import RecordQuery
 from chunk_store.shared_store import SharedStore
 from chunk_store.store import DeleteReport
@@ -112,11 +112,11 @@ def _stats(args: argparse.Namespace, terminal: Terminal, store: SharedStore) -> 
     stats = store.stats()
     models = _by_model(store.list_entries(tenants=None))
     if terminal.as_json:
-        terminal.json_line({"store": hidden(args.store), **asdict(stats), "models": models})
+        terminal.json_line({"store": shown_url(args.store), **asdict(stats), "models": models})
         return 0
     share = 100 * stats.nbytes / stats.capacity_nbytes
     rows = [
-        ("store", hidden(args.store)),
+        ("store", shown_url(args.store)),
         ("backend", stats.backend),
         ("chunks", f"{stats.records} of {stats.records_max}"),
         ("KV entries", stats.entries),
