@@ -38,7 +38,7 @@ check: $(STAMP)
 	$(BIN)/lint-imports
 
 protos: $(STAMP)
-	$(BIN)/python -m grpc_tools.protoc -I. --python_out=. --pyi_out=. --grpc_python_out=. protos/*.proto
+	PATH=$(BIN):$$PATH $(BIN)/python -m grpc_tools.protoc -I. $(patsubst %,--%_out=.,python mypy grpc_python mypy_grpc) protos/*.proto
 
 bench: $(STAMP)
 	$(BIN)/python -m bench.cpu

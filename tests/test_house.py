@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import os
 import re
 import shutil
 import subprocess
@@ -27,12 +28,42 @@ def test_imports_go_down_only() -> None:
 def test_generated_code_is_what_the_protos_say(tmp_path: Path) -> None:
     protos = sorted((ROOT / "protos").glob("*.proto"))
     names = [f"protos/{path.name}" for path in protos]
-    outs = [f"--{kind}_out={tmp_path}" for kind in ("python", "pyi", "grpc_python")]
-    subprocess.run([sys.executable, "-m", "grpc_tools.protoc", "-I.", *outs, *names], cwd=ROOT, check=True, timeout=120)
+    outs = [f"--{kind}_out={tmp_path}" for kind in ("python", "mypy", "grpc_python", "mypy_grpc")]
+    scripts = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # where protoc finds mypy's two plugins
+    command = [sys.executable, "-m", "grpc_tools.protoc", "-I.", *outs, *names]
+    subprocess.run(command, cwd=ROOT, check=True, timeout=120, env={**os.environ, "PATH": scripts})
     made = sorted((tmp_path / "protos").iterdir())
-    assert len(made) == 3 * len(protos)
+    assert len(made) == 4 * len(protos)
     for path in made:
         assert path.read_text() == (ROOT / "protos" / path.name).read_text(), f"run `make protos`: {path.name} is stale"
+
+
+MISUSES = """
+import grpc
+from protos import chunks_pb2, decode_pb2, prefill_pb2, prefill_pb2_grpc
+
+decode_pb2.GenerateRequest(no_such_field=1)
+decode_pb2.GenerateRequest(request_id=1)
+decode_pb2.GenerateRequest().sampling.no_such_field
+decode_pb2.Segment().HasField("no_such_field")
+decode_pb2.Segment().WhichOneof("no_such_oneof")
+chunks_pb2.CHUNK_TYPE_NO_SUCH
+prefill_pb2.PrefillChunkRequest(type=3)
+prefill_pb2_grpc.PrefillServiceStub(grpc.insecure_channel("")).NoSuchCall
+prefill_pb2_grpc.PrefillServiceStub(grpc.insecure_channel("")).GetChunk(prefill_pb2.PinChunkRequest())
+prefill_pb2_grpc.PrefillServiceStub(grpc.insecure_channel("")).GetChunk(prefill_pb2.GetChunkRequest()).no_such_field
+"""
+
+
+def test_mypy_reads_messages_and_stubs(tmp_path: Path) -> None:
+    """A field, an enum value or an RPC that the protos do not have, or one of another type, fails ``make check``."""
+    (tmp_path / "misuses.py").write_text(MISUSES)
+    mypy = [Path(sys.executable).with_name("mypy"), "--no-error-summary", tmp_path / "misuses.py"]
+    environment = {**os.environ, "MYPYPATH": str(ROOT)}
+    found = subprocess.run(mypy, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240)
+    wrong = {int(number) for number in re.findall(r"misuses\.py:(\d+): error", found.stdout)}
+    meant = {number for number, line in enumerate(MISUSES.splitlines(), 1) if line and "import" not in line}
+    assert wrong == meant, found.stdout + found.stderr
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))

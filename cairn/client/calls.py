@@ -93,7 +93,7 @@ def stub(service: str, channel: Any) -> Any:
     return stubs[service](channel)
 
 
-def prefill(request: Any) -> Call[Chunk]:
+def prefill(request: prefill_pb2.PrefillChunkRequest) -> Call[Chunk]:
     return Call(
         "prefill",
         "PrefillChunk",
@@ -139,19 +139,19 @@ def loads() -> Call[Loads]:
     return Call("decode", "GetLoads", decode_pb2.GetLoadsRequest(), replies.parse_loads)
 
 
-def explain(request: Any) -> Call[Explanation]:
+def explain(request: decode_pb2.GenerateRequest) -> Call[Explanation]:
     return Call("decode", "Explain", request, replies.parse_explanation, request_id=request.request_id)
 
 
 def abort(request_id: str) -> Call[bool]:
-    return Call("decode", "Abort", decode_pb2.AbortRequest(request_id=request_id), lambda reply: bool(reply.found))
+    return Call("decode", "Abort", decode_pb2.AbortRequest(request_id=request_id), replies.parse_aborted)
 
 
-def prefill_request(content: Part, options: PrefillOptions) -> Any:
+def prefill_request(content: Part, options: PrefillOptions) -> prefill_pb2.PrefillChunkRequest:
     """A request for ``PrefillChunk`` or ``PrefillChunks``."""
     return requests.prefill_request(content, **options)
 
 
-def generate_request(parts: Sequence[Part], options: GenerateOptions) -> Any:
+def generate_request(parts: Sequence[Part], options: GenerateOptions) -> decode_pb2.GenerateRequest:
     """A request for ``Generate`` or ``Explain``."""
     return requests.generate_request(parts, **options)

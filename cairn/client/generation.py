@@ -14,6 +14,7 @@ from cairn.client.errors import error_from_status
 from cairn.client.replies import parse_delta, parse_result
 from cairn.client.transport import END, Attempts, Peer, error_from_rpc
 from cairn.client.types import Delta, Result
+from protos import decode_pb2
 
 StartCall = Callable[[float], Any]  # seconds until the deadline -> the gRPC call
 
@@ -27,7 +28,7 @@ class _Assembly:
         self._peer = peer
         self._deltas: list[Delta] = []
 
-    def add(self, event: Any) -> Delta | None:
+    def add(self, event: decode_pb2.GenerateResponse) -> Delta | None:
         """The delta in this event, or None for the final message, whose result it keeps."""
         self.started = True
         if event.WhichOneof("event") == "complete":

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import grpc
+from google.protobuf.message import Message
 
 from cairn.client.errors import CairnError, error_from_status
 from cairn.client.types import (
@@ -27,7 +28,7 @@ from protos import chunks_pb2, decode_pb2, prefill_pb2
 _STATUS_NAMES: dict[int, str] = {code.value[0]: code.name for code in grpc.StatusCode}
 
 
-def parse_chunk(reply: Any, request: Any) -> Chunk:
+def parse_chunk(reply: prefill_pb2.PrefillChunkResponse, request: prefill_pb2.PrefillChunkRequest) -> Chunk:
     """What ``prefill`` returns; name and type are the request's own."""
     return Chunk(
         id=reply.chunk_id,
@@ -44,7 +45,9 @@ def parse_chunk(reply: Any, request: Any) -> Chunk:
     )
 
 
-def parse_chunk_or_error(reply: Any, request: Any, source: str, request_id: str) -> Chunk | CairnError:
+def parse_chunk_or_error(
+    reply: prefill_pb2.PrefillChunksResponse, request: prefill_pb2.PrefillChunkRequest, source: str, request_id: str
+) -> Chunk | CairnError:
     """One item of ``prefill_many``: a failed one is an error *value*, for the stream goes on."""
     if reply.WhichOneof("result") == "response":
         return parse_chunk(reply.response, request)
@@ -52,7 +55,7 @@ def parse_chunk_or_error(reply: Any, request: Any, source: str, request_id: str)
     return error_from_status(code, reply.error.message, source, request.request_id or request_id)
 
 
-def parse_stored_chunk(reply: Any) -> StoredChunk:
+def parse_stored_chunk(reply: chunks_pb2.Chunk) -> StoredChunk:
     return StoredChunk(
         id=reply.chunk_id,
         type=_chunk_type(reply.type),
@@ -71,20 +74,24 @@ def parse_stored_chunk(reply: Any) -> StoredChunk:
     )
 
 
-def parse_page(reply: Any) -> tuple[tuple[StoredChunk, ...], str]:
+def parse_page(reply: prefill_pb2.ListChunksResponse) -> tuple[tuple[StoredChunk, ...], str]:
     """A page of chunks and the token of the next page, empty on the last."""
     return tuple(parse_stored_chunk(chunk) for chunk in reply.chunks), reply.next_page_token
 
 
-def parse_deleted(reply: Any) -> Deleted:
+def parse_deleted(reply: prefill_pb2.DeleteChunkResponse) -> Deleted:
     return Deleted(kv_entries=reply.kv_entries, kv_bytes=reply.kv_bytes)
 
 
-def parse_delta(delta: Any) -> Delta:
+def parse_aborted(reply: decode_pb2.AbortResponse) -> bool:
+    return reply.found
+
+
+def parse_delta(delta: decode_pb2.Delta) -> Delta:
     return Delta(text=delta.text, token_ids=tuple(delta.token_ids), logprobs=tuple(delta.logprobs))
 
 
-def parse_result(complete: Any, deltas: list[Delta]) -> Result:
+def parse_result(complete: decode_pb2.Complete, deltas: list[Delta]) -> Result:
     """The final message together with what was streamed before it."""
     return Result(
         request_id=complete.request_id,
@@ -100,7 +107,7 @@ def parse_result(complete: Any, deltas: list[Delta]) -> Result:
     )
 
 
-def parse_reuse(reply: Any) -> ReuseReport:
+def parse_reuse(reply: decode_pb2.ReuseReport) -> ReuseReport:
     return ReuseReport(
         reuse_mode=_reuse_mode(reply.reuse_mode),
         exactness=_exactness(reply.exactness),
@@ -108,22 +115,22 @@ def parse_reuse(reply: Any) -> ReuseReport:
     )
 
 
-def parse_explanation(reply: Any) -> Explanation:
+def parse_explanation(reply: decode_pb2.ExplainResponse) -> Explanation:
     numbers = {name: getattr(reply, name) for name in Explanation.__dataclass_fields__ if name != "reuse"}
     return Explanation(reuse=parse_reuse(reply.reuse), **numbers)
 
 
-def parse_timings(reply: Any) -> Timings:
+def parse_timings(reply: chunks_pb2.StageTimings) -> Timings:
     return Timings(
         **{name: getattr(reply, f"{name.removesuffix('_s')}_ns") / 1e9 for name in Timings.__dataclass_fields__}
     )
 
 
-def parse_stats(reply: Any) -> StoreStats:
+def parse_stats(reply: prefill_pb2.StoreStatsResponse) -> StoreStats:
     return StoreStats(**_numbers(reply, StoreStats))
 
 
-def parse_loads(reply: Any) -> Loads:
+def parse_loads(reply: decode_pb2.GetLoadsResponse) -> Loads:
     modes = tuple(
         ModeSupport(_reuse_mode(mode.mode), mode.supported, mode.reason, mode.context_length_max)
         for mode in reply.modes
@@ -131,7 +138,7 @@ def parse_loads(reply: Any) -> Loads:
     return Loads(**{name: getattr(reply, name) for name in Loads.__dataclass_fields__ if name != "modes"}, modes=modes)
 
 
-def _segment(reply: Any) -> SegmentReport:
+def _segment(reply: decode_pb2.SegmentReport) -> SegmentReport:
     return SegmentReport(
         chunk_id=reply.chunk_id,
         name=reply.name,
@@ -147,7 +154,7 @@ def _segment(reply: Any) -> SegmentReport:
     )
 
 
-def _numbers(reply: Any, target: type) -> dict[str, Any]:
+def _numbers(reply: Message, target: type) -> dict[str, Any]:
     """The fields of a message whose names are those of a dataclass."""
     return {name: getattr(reply, name) for name in target.__dataclass_fields__}  # type: ignore[attr-defined]
 

@@ -30,7 +30,7 @@ def prefill_request(
     salt: str = "",
     request_id: str = "",
     shared: bool = False,
-) -> Any:
+) -> prefill_pb2.PrefillChunkRequest:
     """A ``PrefillChunkRequest``. Raises ``InvalidRequest``."""
     if isinstance(context, str | ChunkRef):
         raise invalid("context", "give a list of chunks")
@@ -80,7 +80,7 @@ def generate_request(
     seed: int | None = None,
     logprobs: bool = False,
     keep_special_tokens: bool = False,
-) -> Any:
+) -> decode_pb2.GenerateRequest:
     """A ``GenerateRequest``; None leaves a sampling value to the service. Raises ``InvalidRequest``."""
     if isinstance(parts, str | ChunkRef | Text | Tokens):
         raise invalid("parts", "give a list: the chunks in order, the query last")
@@ -111,13 +111,13 @@ def generate_request(
         sampling=sampling,
         reuse_mode=_reuse_mode(reuse),
         salt=salt,
-        cache_use=f"CACHE_USE_{cache.upper()}",
+        cache_use=decode_pb2.CacheUse.Value(f"CACHE_USE_{cache.upper()}"),
     )
 
 
 def list_request(
     *, type: str = "", tag: str = "", name: str = "", order: str = "created", page_size: int = 100, page_token: str = ""
-) -> Any:
+) -> prefill_pb2.ListChunksRequest:
     """A ``ListChunksRequest``. Raises ``InvalidRequest``."""
     if order not in LIST_ORDERS:
         raise invalid("order", f"must be one of {', '.join(LIST_ORDERS)}, not {order!r}")
@@ -129,7 +129,7 @@ def list_request(
         name=name,
         page_size=page_size,
         page_token=page_token,
-        order=f"ORDER_{order.upper()}",
+        order=prefill_pb2.ListChunksRequest.Order.Value(f"ORDER_{order.upper()}"),
     )
 
 
@@ -167,25 +167,25 @@ def _content(part: Part, field: str) -> dict[str, Any]:
     return {"token_ids": chunks_pb2.TokenIds(ids=token_ids(tokens.ids, field)), "type": tokens.type}
 
 
-def _segment(part: Part, field: str) -> Any:
+def _segment(part: Part, field: str) -> decode_pb2.Segment:
     fields = _content(part, field)
     return decode_pb2.Segment(**{**fields, "type": _chunk_type(fields.get("type", ""))})
 
 
-def _sampling(**values: Any) -> Any:
+def _sampling(**values: Any) -> decode_pb2.SamplingParams:
     try:
         return decode_pb2.SamplingParams(**{name: value for name, value in values.items() if value is not None})
     except (TypeError, ValueError) as error:
         raise invalid("sampling", str(error)) from error
 
 
-def _chunk_type(type: str) -> str:
+def _chunk_type(type: str) -> chunks_pb2.ChunkType.ValueType:
     if type and type not in CHUNK_TYPES:
         raise invalid("type", f"must be one of {', '.join(CHUNK_TYPES)}, not {type!r}")
-    return f"CHUNK_TYPE_{(type or 'unspecified').upper()}"
+    return chunks_pb2.ChunkType.Value(f"CHUNK_TYPE_{(type or 'unspecified').upper()}")
 
 
-def _reuse_mode(reuse: str) -> str:
+def _reuse_mode(reuse: str) -> chunks_pb2.ReuseMode.ValueType:
     if reuse not in REUSE_MODES:
         raise invalid("reuse", f"must be one of {', '.join(REUSE_MODES)}, not {reuse!r}")
-    return f"REUSE_MODE_{reuse.upper()}"
+    return chunks_pb2.ReuseMode.Value(f"REUSE_MODE_{reuse.upper()}")

@@ -44,7 +44,7 @@ Context = grpc.aio.ServicerContext[Any, Any]
 T = TypeVar("T")
 
 
-class DecodeService(decode_pb2_grpc.DecodeServiceServicer):  # type: ignore[misc]  # generated without annotations
+class DecodeService(decode_pb2_grpc.DecodeServiceServicer):
     """Generate, Explain, Abort and GetLoads over one worker."""
 
     def __init__(

@@ -127,11 +127,10 @@ class RemotePrefiller:
         call = self._stub.PrefillChunk.future(request, timeout=timeout_s, metadata=metadata)
         while True:
             try:
-                reply: prefill_pb2.PrefillChunkResponse = call.result(timeout=RETRY_S)
-                return reply
+                return call.result(timeout=RETRY_S)
             except grpc.FutureTimeoutError:
                 if caller.abandoned():
-                    call.cancel()
+                    call.cancel()  # type: ignore[no-untyped-call]  # of the two in the stubs it finds the bare one
                     raise FetchFailed("CANCELLED", "nobody waits for this KV any more") from None
             except grpc.FutureCancelledError:  # the channel was closed
                 raise FetchFailed("UNAVAILABLE", "the decode service is shutting down") from None

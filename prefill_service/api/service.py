@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 from contextlib import aclosing, suppress
 from typing import Any
 
+import grpc
 from grpc import StatusCode
 
 from chunk_store.errors import StoreError
@@ -24,7 +25,6 @@ from serving.rpc.access import Access, Caller
 from serving.rpc.arrival import adopt_request_id
 from serving.rpc.errors import RequestError, internal_error, request_error
 from serving.rpc.field_bounds import ContentBudget, check_request_id
-from serving.rpc.server import LateHandlers
 from serving.trace import StageTimer
 
 FULL_NAME = prefill_pb2.DESCRIPTOR.services_by_name["PrefillService"].full_name
@@ -34,7 +34,7 @@ SWEEP_EVERY_S = 15.0
 log = logging.getLogger(__name__)
 
 
-class PrefillService(prefill_pb2_grpc.PrefillServiceServicer):  # type: ignore[misc]  # generated, untyped
+class PrefillService(prefill_pb2_grpc.PrefillServiceServicer):
     """Handlers over a ``Prefiller`` and its store; ``start`` and ``stop`` come in pairs."""
 
     def __init__(self, prefiller: Prefiller, store: ChunkStore, access: Access, model_name: str) -> None:
@@ -50,7 +50,7 @@ class PrefillService(prefill_pb2_grpc.PrefillServiceServicer):  # type: ignore[m
     async def start(self) -> None:
         self._sweeper = asyncio.create_task(self._sweep())
 
-    def add_to(self, server: LateHandlers) -> None:
+    def add_to(self, server: grpc.aio.Server) -> None:
         prefill_pb2_grpc.add_PrefillServiceServicer_to_server(self, server)
 
     async def stop(self) -> None:

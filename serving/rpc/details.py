@@ -9,7 +9,8 @@ from collections.abc import Iterable
 from typing import Any
 
 from google.protobuf.message import DecodeError, Message
-from google.rpc import error_details_pb2, status_pb2
+from google.rpc.error_details_pb2 import ErrorInfo, RetryInfo
+from google.rpc.status_pb2 import Status
 from grpc import StatusCode
 
 DETAILS_KEY = "grpc-status-details-bin"  # where every gRPC library looks for a google.rpc.Status
@@ -22,14 +23,14 @@ def details_metadata(
     """Trailing metadata of a call that ends with ``code``; empty when there is nothing to say."""
     details: list[Message] = []
     if retry_after_s is not None:
-        info = error_details_pb2.RetryInfo()
+        info = RetryInfo()
         info.retry_delay.FromMilliseconds(round(retry_after_s * 1000))
         details.append(info)
     if reason:
-        details.append(error_details_pb2.ErrorInfo(reason=reason, domain=DOMAIN))
+        details.append(ErrorInfo(reason=reason, domain=DOMAIN))
     if not details:
         return ()
-    status = status_pb2.Status(code=code.value[0], message=message)
+    status = Status(code=code.value[0], message=message)
     for detail in details:
         status.details.add().Pack(detail)
     return ((DETAILS_KEY, status.SerializeToString()),)
@@ -40,7 +41,7 @@ def retry_after_s(trailing: Iterable[Any] | None) -> float | None:
 
     ``trailing``: pairs of a key and its text or bytes, as either kind of channel has them.
     """
-    info = error_details_pb2.RetryInfo()
+    info = RetryInfo()
     if not _unpack(trailing, info):
         return None
     seconds: float = info.retry_delay.ToMilliseconds() / 1000
@@ -49,7 +50,7 @@ def retry_after_s(trailing: Iterable[Any] | None) -> float | None:
 
 def error_reason(trailing: Iterable[Any] | None) -> str:
     """The reason that a service of ours gave with its status, such as ``STORE_FULL``; "" without one."""
-    info = error_details_pb2.ErrorInfo()
+    info = ErrorInfo()
     return str(info.reason) if _unpack(trailing, info) and info.domain == DOMAIN else ""
 
 
@@ -59,7 +60,7 @@ def _unpack(trailing: Iterable[Any] | None, into: Message) -> bool:
         if key != DETAILS_KEY or not isinstance(value, bytes):
             continue
         try:
-            if any(detail.Unpack(into) for detail in status_pb2.Status.FromString(value).details):
+            if any(detail.Unpack(into) for detail in Status.FromString(value).details):
                 return True
         except (DecodeError, UnicodeDecodeError):
             continue  # of another service's making

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import grpc
 from google.protobuf import descriptor_pool, message_factory
@@ -128,7 +128,9 @@ class RpcServer:
         await self._server.start()
         return bound
 
-    async def open(self, add_services: Callable[[LateHandlers], None], message_nbytes_max: int | None = None) -> None:
+    async def open(
+        self, add_services: Callable[[grpc.aio.Server], None], message_nbytes_max: int | None = None
+    ) -> None:
         """Adds the services, lets calls in and reports SERVING.
 
         ``add_services`` is given what the generated ``add_...Servicer_to_server`` functions take for a server. From
@@ -136,7 +138,7 @@ class RpcServer:
         """
         if message_nbytes_max is not None:
             self.gate.message_nbytes_max = message_nbytes_max
-        add_services(self._late)
+        add_services(cast(grpc.aio.Server, self._late))
         self.gate.open()
         self._health.set(True)
 

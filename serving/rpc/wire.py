@@ -56,7 +56,7 @@ def chunk_type(number: int, *, unspecified: ChunkType = ChunkType.CONTEXT) -> Ch
     return _known(_TYPES, number, "type")
 
 
-def chunk_type_out(type: ChunkType) -> chunks_pb2.ChunkType:
+def chunk_type_out(type: ChunkType) -> chunks_pb2.ChunkType.ValueType:
     return _TYPES_OUT[type]
 
 
@@ -67,15 +67,15 @@ def reuse_mode(number: int) -> ReuseMode:
     return _known(_MODES, number, "reuse_mode")
 
 
-def reuse_mode_out(mode: ReuseMode) -> chunks_pb2.ReuseMode:
+def reuse_mode_out(mode: ReuseMode) -> chunks_pb2.ReuseMode.ValueType:
     return _MODES_OUT[mode]
 
 
-def exactness_out(exactness: Exactness) -> chunks_pb2.Exactness:
+def exactness_out(exactness: Exactness) -> chunks_pb2.Exactness.ValueType:
     return _EXACTNESS_OUT[exactness]
 
 
-def miss_reason_out(reason: MissReason | None) -> chunks_pb2.MissReason:
+def miss_reason_out(reason: MissReason | None) -> chunks_pb2.MissReason.ValueType:
     """UNSPECIFIED for None: no miss."""
     return chunks_pb2.MISS_REASON_UNSPECIFIED if reason is None else _REASONS_OUT[reason]
 
