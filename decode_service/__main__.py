@@ -17,6 +17,7 @@ from prometheus_client import CollectorRegistry
 
 from chunk_store.open import open_store, shown_url
 from chunk_store.password import password_from
+from chunk_store.quantities import human_bytes
 from decode_service.api.service import DecodeService
 from decode_service.kv_source.prefill_client import RemotePrefiller
 from decode_service.kv_source.store_source import StoreSource
@@ -28,7 +29,6 @@ from engine.kv.pool import PagedKVPool
 from engine.kv.resident import ResidentChunks
 from serving.process.life import run_main
 from serving.process.loading import Loaded, pool_nbytes_default, pool_pages
-from serving.process.startup import gigabytes
 from serving.store.gauges import StoreGauges
 from serving.store.metered import MeteredStore, StoreMeter
 
@@ -44,7 +44,7 @@ def build(options: DecodeOptions, loaded: Loaded, on_failure: Callable[[], None]
     tokens = options.max_batch * served.context_length_max
     pages = shared.kv_pages or pool_pages(served.layout, shared.page_size, tokens, pool_nbytes_default(shared.device))
     chunk_pages = min(pages - 1, max(1, round(pages * options.chunk_page_ratio)))
-    size = gigabytes(pages * served.layout.nbytes(shared.page_size))
+    size = human_bytes(pages * served.layout.nbytes(shared.page_size))
     with loaded.startup.stage("pool", f"preparing the KV pool: {pages} pages, {size}"):
         pool = PagedKVPool(
             served.layout, pages=pages, chunk_pages=chunk_pages, page_size=shared.page_size, device=shared.device

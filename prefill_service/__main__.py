@@ -15,6 +15,7 @@ from functools import partial
 
 from chunk_store.open import open_store, shown_url
 from chunk_store.password import password_from
+from chunk_store.quantities import human_bytes
 from engine.kv.pool import PagedKVPool
 from engine.kv.resident import ResidentChunks
 from prefill_service.api.resolver import Registrar
@@ -25,7 +26,6 @@ from prefill_service.metrics import PrefillMetrics
 from serving.process.life import run_main
 from serving.process.loading import Loaded, pool_nbytes_default, pool_pages
 from serving.process.options import ServiceOptions, add_service_options, nbytes, positive, service_options
-from serving.process.startup import gigabytes
 from serving.store.gauges import StoreGauges
 from serving.store.metered import MeteredStore, StoreMeter
 
@@ -88,7 +88,7 @@ def make_service(
         CONTEXTS_RESIDENT_DEFAULT * served.context_length_max,
         pool_nbytes_default(options.device),
     )
-    size = gigabytes(pages * served.layout.nbytes(options.page_size))
+    size = human_bytes(pages * served.layout.nbytes(options.page_size))
     with loaded.startup.stage("pool", f"preparing the KV pool: {pages} pages, {size}"):
         pool = PagedKVPool(
             served.layout, pages=pages, chunk_pages=pages, page_size=options.page_size, device=options.device

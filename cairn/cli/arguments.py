@@ -1,4 +1,4 @@
-"""What the words of a command line stand for: chunks, files, texts, durations.
+"""What the words of a command line stand for: chunks, files, texts.
 
 A word that looks like a chunk id is one, or the command ends: an id with a typing error in it would otherwise become
 part of a prompt without anybody's notice. ``text:WORD`` says that a word is text, whatever it looks like.
@@ -8,21 +8,22 @@ from __future__ import annotations
 
 import argparse
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 from cairn.cli.terminal import Terminal
 from cairn.client.client import Client
 from cairn.client.requests import Part
 from cairn.client.types import ChunkRef, StoredChunk, Text
 
+Parsed = TypeVar("Parsed")
+
 TEXT_PREFIX = "text:"
 _CHUNK_ID = re.compile(r"[0-9a-f]{64}")
 _ID_PREFIX = re.compile(r"[0-9a-f]{6,64}")
 _WORD_OF_LETTERS = re.compile(r"[a-f]{1,11}")  # "facade" and "decade" are words
 _PATH = re.compile(r"(~|\.{1,2})?/\S*|\S+/\S*\.[A-Za-z0-9]{1,8}")
-_DURATION = re.compile(r"([0-9.eE+-]+?)\s*(ms|s|m|min|h|d)?")
-_UNIT_S = {"ms": 0.001, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
 
 
 class UsageError(Exception):
@@ -111,18 +112,16 @@ def read_file(path: Path) -> str:
         raise UsageError(f"cannot read {path}: {error}") from error
 
 
-def seconds(text: str) -> float:
-    """An argparse type: a positive duration in seconds, or with a unit: ``90``, ``500ms``, ``15m``, ``2h``, ``7d``."""
-    match = _DURATION.fullmatch(text.strip())
-    try:
-        value = float(match[1]) * _UNIT_S[match[2] or "s"] if match else float("nan")
-    except ValueError:
-        value = float("nan")
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(
-            f"must be a positive number of seconds or a duration such as 500ms, 15m, 2h or 7d, not {_shown(text)}"
-        )
-    return value
+def typed(parse: Callable[[str], Parsed]) -> Callable[[str], Parsed]:
+    """``parse`` as an argparse type that says what its ``ValueError`` says."""
+
+    def of(text: str) -> Parsed:
+        try:
+            return parse(text)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
+
+    return of
 
 
 def _shown(word: str) -> str:

@@ -6,8 +6,9 @@ import argparse
 import os
 from pathlib import Path
 
-from cairn.cli.arguments import UsageError, read_file, seconds
+from cairn.cli.arguments import UsageError, read_file, typed
 from cairn.client.client import DEFAULT_DECODE, DEFAULT_PREFILL, Client
+from chunk_store.quantities import parse_seconds
 from serving.process.model_path import check_model
 
 
@@ -36,7 +37,11 @@ def add_connection_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--tls-ca", type=Path, metavar="FILE", help="use TLS; PEM file of certificates to trust")
     group.add_argument("--salt", default="", help="keep this use apart from others in the cache")
     group.add_argument(
-        "--timeout", type=seconds, default=300.0, metavar="DURATION", help="deadline of a call, 90s or 5m (default 300)"
+        "--timeout",
+        type=typed(parse_seconds),
+        default=300.0,
+        metavar="DURATION",
+        help="deadline of a call, 90s or 5m (default 300)",
     )
     add_json_flag(parser)
 

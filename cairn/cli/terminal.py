@@ -20,6 +20,7 @@ from rich.text import Text
 
 from cairn.client.errors import CairnError
 from cairn.client.types import ReuseReport
+from chunk_store.quantities import human_age
 
 PLAIN_WIDTH = 140  # columns where the output is not a terminal
 
@@ -124,33 +125,6 @@ def reuse_table(report: ReuseReport, title: str = "") -> Table:
 def short_id(chunk_id: str) -> str:
     """The first digits of a chunk id: enough to recognise it."""
     return chunk_id[:12]
-
-
-def human_bytes(count: int) -> str:
-    """A size in binary units, such as ``1.5 MiB``."""
-    size = float(count)
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if size < 1024:
-            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
-        size /= 1024
-    return f"{size:.1f} TiB"
-
-
-def human_seconds(seconds: float) -> str:
-    """How long something took, such as ``3.2 ms``, ``1.5 s`` or ``2 min 5 s``."""
-    if seconds < 0.99995:
-        return f"{seconds * 1000:.1f} ms"
-    return f"{seconds:.1f} s" if seconds < 59.95 else human_age(seconds)
-
-
-def human_age(seconds: float) -> str:
-    """A span in whole seconds and at most two units, such as ``5 s``, ``2 min 5 s``, ``3 h 20 min`` or ``5 d``."""
-    whole = max(0, round(seconds))
-    for size, unit, part, below in ((86400, "d", 3600, "h"), (3600, "h", 60, "min"), (60, "min", 1, "s")):
-        if whole >= size:
-            rest = whole % size // part
-            return f"{whole // size} {unit} {rest} {below}" if rest else f"{whole // size} {unit}"
-    return f"{whole} s"
 
 
 def human_time(unix_s: float, now_s: float) -> str:

@@ -15,6 +15,7 @@ from math import sqrt
 
 import torch
 
+from chunk_store.quantities import human_bytes
 from engine.kv.pool import TORCH_DTYPES
 from engine.model.processor import Processor, memory_nbytes, read_processor
 
@@ -76,8 +77,8 @@ def choose_dtype(
         return DtypeChoice("float32", f"the model has {parameters / 1e6:.3g} M parameters, fewer than 100 M")
     available = memory if memory is not None else memory_nbytes()
     if available is not None and 2 * 4 * parameters > MEMORY_SHARE * available:
-        nbytes = f"{4 * parameters / 2**30:.1f} GiB a service"
-        return DtypeChoice(stored, f"in float32 the weights take {nbytes}, too much for {available / 2**30:.1f} GiB")
+        needed = f"in float32 the weights take {human_bytes(4 * parameters)} a service"
+        return DtypeChoice(stored, f"{needed}, too much for {human_bytes(available)}")
     return _faster(stored, processor or read_processor(), measure)
 
 

@@ -6,7 +6,7 @@ import argparse
 from dataclasses import dataclass
 from pathlib import Path
 
-from serving.process import sizes
+from chunk_store.quantities import parse_nbytes
 from serving.process.logs import FORMATS, LEVELS
 from serving.rpc.access import Access
 from serving.rpc.exposure import exposure_refusal
@@ -153,7 +153,7 @@ def port(text: str) -> int:
 def nbytes(text: str) -> int:
     """A size in bytes, for example ``10GiB``, ``500MB`` or ``1048576``."""
     try:
-        return sizes.nbytes(text)
+        return parse_nbytes(text)
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
 

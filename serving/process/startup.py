@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from chunk_store.quantities import human_bytes
+
 log = logging.getLogger(__name__)
 
 WEIGHT_FILES = ("*.safetensors", "*.bin")
@@ -40,16 +42,11 @@ def seconds_since_start() -> float:
     return logging.makeLogRecord({}).relativeCreated / 1000
 
 
-def gigabytes(nbytes: int) -> str:
-    """A size for people: GB of 10^9 bytes, MB below a tenth of one."""
-    return f"{nbytes / 1e9:.1f} GB" if nbytes >= 1e8 else f"{nbytes / 1e6:.1f} MB"
-
-
 def weights_on_disk(model: str) -> str:
     """The size of a model directory's weight files, for people; "" for a hub id."""
     path = Path(model)
     for pattern in WEIGHT_FILES:
         total = sum(file.stat().st_size for file in path.glob(pattern))
         if total:
-            return gigabytes(total)
+            return human_bytes(total)
     return ""

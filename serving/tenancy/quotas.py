@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 
+from chunk_store.quantities import parse_nbytes
 from chunk_store.tenant import SHARED_TENANT, Tenant, TenantLimits
-from serving.process.sizes import nbytes
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ def parse_quota(word: str) -> tuple[str, int]:
     if not separator or name not in NAMES:
         raise ValueError(f"{word!r} is not one of admin, {', '.join(f'{name}=N' for name in NAMES)}")
     try:
-        limit = nbytes(text) if name == "bytes" else int(text)
+        limit = parse_nbytes(text) if name == "bytes" else int(text)
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from error
     if limit < 0:

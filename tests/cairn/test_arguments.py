@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import argparse
-
 import pytest
 
-from cairn.cli.arguments import UsageError, find_chunk, looks_like_id, read_part, seconds
-from cairn.cli.terminal import Terminal, human_age, human_seconds
+from cairn.cli.arguments import UsageError, find_chunk, looks_like_id, read_part
+from cairn.cli.terminal import Terminal
 from cairn.client.types import ChunkRef, Text
 from tests.cairn.cairn_fakes import digits
 
@@ -104,36 +102,3 @@ def test_ordinary_words_are_sent_without_one(client, word):
 @pytest.mark.parametrize("word", ["x" * 100_000, "nul\0character", "~nobodyhere42"])
 def test_words_that_no_path_can_be(client, word):
     assert read_part(word, client, Asked(True)) == Text(word)
-
-
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        ("90", 90),
-        ("1.5", 1.5),
-        ("500ms", 0.5),
-        ("15m", 900),
-        ("15min", 900),
-        ("2h", 7200),
-        ("7d", 604800),
-        ("1e2 s", 100),
-    ],
-)
-def test_durations(text, expected):
-    assert seconds(text) == expected
-
-
-@pytest.mark.parametrize("text", ["", "0", "-1", "inf", "nan", "2 weeks", "h", "1e400", "--", "0x9" * 1000])
-def test_durations_that_are_none(text):
-    with pytest.raises(argparse.ArgumentTypeError) as caught:
-        seconds(text)
-    assert len(str(caught.value)) < 300
-
-
-def test_times_for_people():
-    shown = [human_seconds(s) for s in (0.0, 0.0123, 0.99994, 0.99996, 1.0, 59.94, 59.96, 125, 12000, 446400)]
-    assert shown == [
-        *("0.0 ms", "12.3 ms", "999.9 ms", "1.0 s", "1.0 s", "59.9 s", "1 min"),
-        *("2 min 5 s", "3 h 20 min", "5 d 4 h"),
-    ]
-    assert [human_age(s) for s in (-1, 0.4, 3599.6, 86400)] == ["0 s", "0 s", "1 h", "1 d"]

@@ -10,7 +10,6 @@ import grpc
 import pytest
 
 from cairn.cli import main as cli
-from cairn.cli.terminal import human_bytes
 from protos import chunks_pb2, prefill_pb2
 from tests.cairn.cairn_fakes import digits
 from tests.cairn.on_terminal import on_a_terminal
@@ -284,16 +283,6 @@ def test_colours_only_on_a_terminal_and_not_with_no_color(services, cairn):
     assert b"\x1b[3" not in coloured
     _, out, err = cairn(*argv)
     assert "\x1b" not in out + err
-
-
-def test_sizes_for_people():
-    assert [human_bytes(size) for size in (0, 1023, 1024, 1536 * 1024, 2**50)] == [
-        "0 B",
-        "1023 B",
-        "1.0 KiB",
-        "1.5 MiB",
-        "1024.0 TiB",
-    ]
 
 
 def test_a_reader_that_goes_away_is_not_an_accident(services):

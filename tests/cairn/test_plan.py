@@ -123,7 +123,7 @@ def test_bandwidths(plan: Run, llama: str, rate: str, expected: float) -> None:
         (["LLAMA", "--bandwidth", "25Gb"], "is not a bandwidth; write for example 25Gbit/s or 3GB/s"),
         (["LLAMA", "--ttft-ms", "0"], "0 is not a positive number"),
         (["LLAMA", "--bandwidth", "25"], "is not a bandwidth"),
-        (["LLAMA", "--capacity", "25Gbit"], "is not a size; write for example 16GiB"),
+        (["LLAMA", "--capacity", "25Gbit"], "is not a size; write for example 10GiB"),
         (["LLAMA", "--capacity", "0GiB"], "is not a size"),
         (["LLAMA", "--chunks", "0"], "0 is not at least 1"),
         (["LLAMA", "--device", "tpu"], "--device: 'tpu' is not cpu, cuda or cuda:N"),

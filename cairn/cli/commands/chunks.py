@@ -12,9 +12,10 @@ from itertools import islice
 
 from cairn.cli.arguments import UsageError, find_chunk
 from cairn.cli.connection import add_connection_flags, open_client
-from cairn.cli.terminal import Terminal, human_age, human_bytes, human_time, short_id, table
+from cairn.cli.terminal import Terminal, human_time, short_id, table
 from cairn.client.client import Client
 from cairn.client.types import CHUNK_TYPES, LIST_ORDERS, StoredChunk
+from chunk_store.quantities import human_age, human_bytes
 
 NAME = "chunks"
 HELP = "list, show, pin, unpin and remove chunks"

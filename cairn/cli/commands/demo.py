@@ -19,7 +19,7 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cairn.cli.arguments import UsageError, seconds
+from cairn.cli.arguments import UsageError, typed
 from cairn.cli.connection import add_json_flag, check_model_flag
 from cairn.cli.terminal import Terminal, reuse_table, table
 from cairn.client.async_client import AsyncClient
@@ -27,6 +27,7 @@ from cairn.demo.examples import Examples, Exercise, plan_exercises
 from cairn.demo.trial import Registered, Verdict, register, try_exercise
 from cairn.local.processes import LogLine, Processes, ServiceFailed
 from cairn.local.services import Settings, service_commands
+from chunk_store.quantities import parse_seconds
 
 if TYPE_CHECKING:
     from cairn.demo.oracle import PlainModel
@@ -52,7 +53,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--orders", type=int, default=3, metavar="N", help="document orders (default %(default)s)")
     parser.add_argument("--questions", type=int, default=2, metavar="N", help="in each order (default %(default)s)")
     parser.add_argument("--threads", type=int, default=1, metavar="N", help="of each process (default %(default)s)")
-    parser.add_argument("--start-timeout", type=seconds, default=120.0, metavar="SECONDS")
+    parser.add_argument("--start-timeout", type=typed(parse_seconds), default=120.0, metavar="SECONDS")
     parser.add_argument("--verbose", action="store_true", help="show the services' logs")
     add_json_flag(parser)
 

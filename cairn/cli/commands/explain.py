@@ -11,7 +11,8 @@ from contextlib import ExitStack
 
 from cairn.cli.commands.generate import add_prompt_flags, read_parts
 from cairn.cli.connection import add_connection_flags, open_client
-from cairn.cli.terminal import Terminal, human_bytes, reuse_table
+from cairn.cli.terminal import Terminal, reuse_table
+from chunk_store.quantities import human_bytes
 
 NAME = "explain"
 HELP = "show what a request would reuse, without running it"

@@ -10,10 +10,11 @@ import argparse
 
 from cairn.cli.arguments import UsageError, read_part
 from cairn.cli.connection import add_connection_flags, open_client
-from cairn.cli.terminal import Terminal, human_seconds, reuse_table
+from cairn.cli.terminal import Terminal, reuse_table
 from cairn.client.client import Client
 from cairn.client.requests import Part
 from cairn.client.types import CACHE_USES, REUSE_MODES, Result
+from chunk_store.quantities import human_seconds
 
 NAME = "generate"
 HELP = "stream an answer to chunks and a query"

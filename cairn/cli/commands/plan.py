@@ -9,22 +9,21 @@ different contexts (1 in the reuse modes anchored and independent). Formulas: do
 from __future__ import annotations
 
 import argparse
-import re
 from pathlib import Path
 from typing import Any
 
-from cairn.cli.arguments import UsageError
+from cairn.cli.arguments import UsageError, typed
 from cairn.cli.connection import add_json_flag
-from cairn.cli.terminal import Terminal, human_bytes, table
+from cairn.cli.terminal import Terminal, table
 from cairn.local.geometry import layout_from_config, read_config, served_dtype
 from chunk_store.layout import DTYPE_BYTES, KVLayout
+from chunk_store.quantities import human_bytes, parse_nbytes, parse_rate
 from chunk_store.tools.capacity import Workload, entries_that_fit, entry_nbytes, load_s, plan
 
 NAME = "plan"
 HELP = "compute bytes a token, capacity and network for a model"
 
 CAPACITY_DEFAULT = "16GiB"  # of a new store
-_AMOUNT = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*(?:([kKMGT]i?)?(bit|B)(?:/s|ps)?)?")
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -39,11 +38,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
     time.add_argument("--ttft-ms", type=_positive, metavar="MS", help="the time to first token to be reached")
     time.add_argument("--forward-ms", type=_number, default=0.0, metavar="MS", help="of it not spent on loading KV")
     time.add_argument("--requests-per-s", type=_positive, metavar="N", help="what all of them move together")
-    time.add_argument("--bandwidth", type=_bandwidth, metavar="RATE", help="what there is, for example 25Gbit/s")
+    time.add_argument("--bandwidth", type=typed(parse_rate), metavar="RATE", help="what there is, for example 25Gbit/s")
     time.add_argument("--prefill-tokens-per-s", type=_positive, metavar="N", help="when is loading worth it?")
     store = parser.add_argument_group("store")
     store.add_argument(
-        "--capacity", type=_nbytes, default=CAPACITY_DEFAULT, metavar="BYTES", help="default %(default)s"
+        "--capacity", type=typed(parse_nbytes), default=CAPACITY_DEFAULT, metavar="BYTES", help="default %(default)s"
     )
     store.add_argument("--documents", type=_count, metavar="N", help="how many chunks it is to hold")
     store.add_argument("--contexts", type=_positive, default=1.0, metavar="N", help="of each (default %(default)g)")
@@ -147,29 +146,6 @@ def _size(count: int) -> str:
 
 def _rate(rate: float) -> str:
     return f"{rate / 1e9:.3g} GB/s ({rate * 8 / 1e9:.3g} Gbit/s)"
-
-
-def _bandwidth(text: str) -> float:
-    """Bytes a second of ``25Gbit/s``, ``3GB/s`` or ``800MiB``."""
-    found = _AMOUNT.fullmatch(text.strip())
-    if found is None or not found[3]:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a bandwidth; write for example 25Gbit/s or 3GB/s")
-    return _positive(str(_bytes(found)))
-
-
-def _nbytes(text: str) -> int:
-    """Bytes of ``16GiB``, ``500MB`` or ``1048576``."""
-    found = _AMOUNT.fullmatch(text.strip())
-    if found is None or found[3] == "bit" or _bytes(found) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a size; write for example 16GiB")
-    return int(_bytes(found))
-
-
-def _bytes(amount: re.Match[str]) -> float:
-    number, prefix, unit = amount.groups()
-    base = 1024 if (prefix or "").endswith("i") else 1000
-    power = " kmgt".index((prefix or " ")[0].lower())
-    return float(number) * float(base**power) / (8 if unit == "bit" else 1)
 
 
 def _count(text: str) -> int:

@@ -9,12 +9,13 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from cairn.cli.arguments import find_chunk, read_part, seconds
+from cairn.cli.arguments import find_chunk, read_part, typed
 from cairn.cli.connection import add_connection_flags, open_client
-from cairn.cli.terminal import Terminal, human_seconds, short_id, table
+from cairn.cli.terminal import Terminal, short_id, table
 from cairn.client.client import Client
 from cairn.client.requests import Part
 from cairn.client.types import CHUNK_TYPES, REUSE_MODES, Chunk, ChunkRef
+from chunk_store.quantities import human_seconds, parse_seconds
 
 NAME = "prefill"
 HELP = "register chunks and compute their KV"
@@ -30,7 +31,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--context", action="append", default=[], metavar="CHUNK", help="id or name of a chunk before it, in order"
     )
     parser.add_argument("--reuse", choices=REUSE_MODES, default="exact", help="which of the context its KV depends on")
-    parser.add_argument("--ttl", type=seconds, metavar="DURATION", help="forget it after this time: 90, 15m, 2h, 7d")
+    parser.add_argument(
+        "--ttl", type=typed(parse_seconds), metavar="DURATION", help="forget it after this time: 90, 15m, 2h, 7d"
+    )
     parser.add_argument("--pin", action="store_true", help="never evict it")
     parser.add_argument("--shared", action="store_true", help="for every tenant to use (tokens marked admin)")
     add_connection_flags(parser)

@@ -20,10 +20,11 @@ from typing import Any
 from cairn.cli.arguments import UsageError
 from cairn.cli.connection import add_json_flag
 from cairn.cli.stores import add_store_flag, choose_chunks, choose_model, opened, with_sound_index
-from cairn.cli.terminal import Terminal, human_bytes, short_id, table
+from cairn.cli.terminal import Terminal, short_id, table
 from chunk_store.entry import EntryInfo
 from chunk_store.key import ChunkId
 from chunk_store.open import shown_url
+from chunk_store.quantities import human_bytes
 from chunk_store.record import RecordQuery
 from chunk_store.shared_store import SharedStore
 from chunk_store.store import DeleteReport

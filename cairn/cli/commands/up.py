@@ -22,12 +22,13 @@ from typing import Any
 
 from rich.text import Text
 
-from cairn.cli.arguments import UsageError, seconds
+from cairn.cli.arguments import UsageError, typed
 from cairn.cli.connection import add_json_flag, check_model_flag
 from cairn.cli.stores import add_store_flag
-from cairn.cli.terminal import Terminal, human_age
+from cairn.cli.terminal import Terminal
 from cairn.local.processes import Command, Processes, ServiceFailed
 from cairn.local.services import Settings, private_tokens, service_commands
+from chunk_store.quantities import human_age, parse_seconds
 from serving.rpc.exposure import exposure_refusal
 
 NAME = "up"
@@ -76,9 +77,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     work.add_argument("--max-waiting", type=int, metavar="N", help="requests that may wait; more are refused")
     work.add_argument("--prefill-tokens-max", type=int, metavar="N", help="tokens a prefill forward at most")
     work.add_argument("--strict", action="store_true", help="one batch size for every step: bits never change")
-    parser.add_argument("--start-timeout", type=seconds, default=300.0, metavar="SECONDS")
+    parser.add_argument("--start-timeout", type=typed(parse_seconds), default=300.0, metavar="SECONDS")
     parser.add_argument(
-        "--drain-s", type=seconds, default=20.0, metavar="SECONDS", help="for running requests at the end"
+        "--drain-s", type=typed(parse_seconds), default=20.0, metavar="SECONDS", help="for running requests at the end"
     )
     add_json_flag(parser)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from serving.process.options import add_service_options, nbytes, service_options
+from serving.process.options import add_service_options, service_options
 
 
 def parse(*words: str) -> object:
@@ -26,14 +26,3 @@ def test_refused_options(words: tuple[str, ...], capsys: pytest.CaptureFixture[s
     with pytest.raises(SystemExit):
         parse(*words)
     assert words[0] in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(("text", "size"), [("10GiB", 10 << 30), ("500 MB", 500_000_000), ("7", 7), ("1.5KiB", 1536)])
-def test_sizes(text: str, size: int) -> None:
-    assert nbytes(text) == size
-
-
-@pytest.mark.parametrize("text", ["", "GiB", "0", "1XB", "-1"])
-def test_what_is_no_size(text: str) -> None:
-    with pytest.raises(argparse.ArgumentTypeError):
-        nbytes(text)
