@@ -19,10 +19,7 @@ from decode_service.line import FillRoom, Misfit, Stay
 from decode_service.sequence import ChunkOutcome, Sequence
 from engine.kv.resident import PoolFull, ResidentChunk, ResidentChunks
 from engine.kv.source import KVSource
-
-
-class TooLarge(ValueError):
-    """A request needs more pages than the pool has, even alone."""
+from serving.errors import Unsupported
 
 
 @dataclass
@@ -61,19 +58,19 @@ class Admission:
         self._memory = PoolMemory(residents.pool, host_nbytes=host_nbytes)
 
     def check_size(self, sequence: Sequence) -> None:
-        """Raises ``TooLarge`` if the sequence could never be admitted."""
+        """Raises ``Unsupported`` if the sequence could never be admitted."""
         # A chunk that stands in several places has one copy, except where nothing is shared.
         chunks = enumerate(sequence.composition.chunks)
         lengths = {index if sequence.bypass else c.key: len(c.token_ids) for index, c in chunks}
         chunk_pages = sum(self.pool.pages_for(tokens) for tokens in lengths.values())
         if chunk_pages > self.pool.chunk_pages:
-            raise TooLarge(
+            raise Unsupported(
                 f"segments: their chunks need {chunk_pages} pages of the KV pool; at most {self.pool.chunk_pages} hold "
                 "chunks (raise kv-pages or chunk-page-ratio)"
             )
         tail_pages, most = self.pool.pages_for(sequence.tail_tokens_max), self.pool.pages - self.pool.chunk_pages
         if tail_pages > most:
-            raise TooLarge(
+            raise Unsupported(
                 f"sampling.max_tokens: query and answer need {tail_pages} pages of the KV pool; at most {most} hold "
                 "tails (lower max_tokens, raise kv-pages or lower chunk-page-ratio)"
             )

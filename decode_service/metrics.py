@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable, Iterable
 from functools import partial
 
-from grpc import StatusCode
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from chunk_store.entry import MissReason
@@ -14,6 +13,7 @@ from decode_service.sequence import Failed, Finished, FinishReason, Load, Sequen
 from engine.kv.source import KVSource
 from engine.plan import CascadePlan
 from serving.process.metrics_endpoint import SECONDS_BUCKETS, SHORT_SECONDS_BUCKETS, TOKENS_BUCKETS
+from serving.rpc.errors import STATUS_NAMES, status_name
 
 BATCH_BUCKETS = (1.0, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0, 16.0, 24.0, 32.0, 48.0, 64.0, 96.0, 128.0, 256.0, 512.0)
 
@@ -63,7 +63,7 @@ class DecodeMetrics:
             (self._misses, MissReason),
             (self._unpublished, Unpublished),
             (self._success, FinishReason),
-            (self._failures, (code.name for code in StatusCode if code is not StatusCode.OK)),
+            (self._failures, STATUS_NAMES),
         )
         for counter, values in each:
             for value in values:
@@ -130,7 +130,7 @@ class DecodeMetrics:
         """A request has ended, wherever it stood."""
         self._last_token.pop(id(sequence), None)
         if isinstance(event, Failed):
-            self._failures.labels(self._model, event.code).inc()
+            self._failures.labels(self._model, status_name(event.error)).inc()
             return
         clock = sequence.clock
         self._success.labels(self._model, event.reason.value).inc()

@@ -6,6 +6,7 @@ import logging
 
 from decode_service.sequence import Failed, Finished, Sequence
 from serving.process.logs import bearing
+from serving.rpc.errors import status_name
 
 log = logging.getLogger(__name__)
 
@@ -29,7 +30,7 @@ def ended(sequence: Sequence, event: Finished | Failed) -> None:
     took = _ms(clock.finished - clock.arrived)
     with bearing(sequence.request_id):
         if isinstance(event, Failed):
-            log.warning("failed with %s after %s ms: %s", event.code, took, event.message)
+            log.warning("failed with %s after %s ms: %s", status_name(event.error), took, event.error.message)
             return
         cached = sum(sequence.cached_tokens(index) for index in range(len(sequence.outcomes)))
         log.info(

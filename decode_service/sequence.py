@@ -19,6 +19,7 @@ from engine.kv.source import KVSource
 from engine.plan import PlacedChunk
 from engine.sampling.params import Choice, SamplingParams
 from engine.sampling.sampler import Sampler
+from serving.errors import RequestError
 
 
 class FinishReason(StrEnum):
@@ -59,10 +60,9 @@ class Finished:
 
 @dataclass(frozen=True)
 class Failed:
-    """The last event of a request that could not be answered; ``code`` names a gRPC status."""
+    """The last event of a request that could not be answered."""
 
-    code: str
-    message: str
+    error: RequestError
 
 
 Event = Tokens | Finished | Failed

@@ -36,6 +36,7 @@ from engine.kv.resident import ResidentChunks
 from engine.plan import PlacedChunk
 from engine.run.eager.runner import ModelRunner
 from engine.sampling.params import Choice
+from serving.errors import InternalFault, Overloaded, Unavailable
 from serving.process.logs import NO_REQUEST, bearing
 from serving.tenancy.places import PlacesFull, TenantPlaces
 from serving.tenancy.quotas import TenantQuotas
@@ -44,18 +45,6 @@ log = logging.getLogger(__name__)
 
 IDLE_WAIT_S = 0.5
 RETRY_AFTER_S_MIN, RETRY_AFTER_S_MAX = 0.5, 30.0  # what a refused request is told
-
-
-class Overloaded(Exception):
-    """The waiting queue is full; it may have room again after ``retry_after_s`` seconds."""
-
-    def __init__(self, message: str, retry_after_s: float) -> None:
-        super().__init__(message)
-        self.retry_after_s = retry_after_s
-
-
-class WorkerEnded(Exception):
-    """The device thread is no more: the service stops, or the thread met a fault of ours."""
 
 
 class DecodeWorker:
@@ -129,7 +118,7 @@ class DecodeWorker:
         try:
             self.places.take(tenant)
         except PlacesFull as error:
-            raise Overloaded(str(error), self._wait_s()) from error
+            raise Overloaded(str(error), retry_after_s=self._wait_s()) from error
 
     def leave_place(self, tenant: Tenant = DEFAULT_TENANT) -> None:
         """Gives a place back that nothing was submitted to."""
@@ -140,7 +129,8 @@ class DecodeWorker:
         return min(max(self._last_wait_ns / 1e9, RETRY_AFTER_S_MIN), RETRY_AFTER_S_MAX)
 
     def submit(self, sequence: Sequence) -> None:
-        """Queues a sequence, whose place was taken before. Raises ``WorkerEnded``; it keeps its place then."""
+        """Queues a sequence, whose place was taken before. Raises ``Unavailable`` once the device thread has ended;
+        it keeps its place then."""
         sequence.clock.submitted = time.monotonic_ns()
         with self._lock:
             self._put(lambda: self._line.add(sequence))
@@ -150,17 +140,17 @@ class DecodeWorker:
         self._inbox.put(lambda: self._end_by_id(owner, request_id, reason))
 
     def check_size(self, sequence: Sequence) -> None:
-        """Raises ``TooLarge`` if the pool could never hold the sequence."""
+        """Raises ``Unsupported`` if the pool could never hold the sequence."""
         self._admission.check_size(sequence)
 
     def call(self, function: Callable[[], None]) -> None:
-        """Runs ``function`` in the device thread between two steps. Raises ``WorkerEnded``."""
+        """Runs ``function`` in the device thread between two steps. Raises ``Unavailable`` once that has ended."""
         with self._lock:
             self._put(function)
 
     def _put(self, function: Callable[[], None]) -> None:
         if self._ended_because:
-            raise WorkerEnded(self._ended_because)
+            raise Unavailable(self._ended_because)
         self._inbox.put(function)
 
     def load(self) -> Load:
@@ -176,11 +166,12 @@ class DecodeWorker:
         except Exception as error:  # broken bookkeeping: nothing that is in the pool can be trusted any more
             log.critical("the device thread has ended", exc_info=error)
             self._close("the device thread has ended after a fault; restart the decode service")
-            self._abandon_all(Failed("INTERNAL", f"the device thread has ended ({type(error).__name__}); see its log"))
+            fault = InternalFault(f"the device thread has ended ({type(error).__name__}); see its log")
+            self._abandon_all(Failed(fault))
             self._on_failure()
         else:
             self._close("the decode service is shutting down")
-            self._abandon_all(Failed("UNAVAILABLE", "the decode service is shutting down"))
+            self._abandon_all(Failed(Unavailable("the decode service is shutting down")))
 
     def _pass(self) -> None:
         self._take_inbox()
@@ -232,9 +223,10 @@ class DecodeWorker:
             return step()
         except Exception as error:  # anything a forward can raise: out of memory, a kernel's failure
             with bearing(involved[0].request_id if len(involved) == 1 else NO_REQUEST):
-                log.exception("a step failed; %d requests end with INTERNAL", len(involved))
+                log.exception("a step failed; %d requests end with it", len(involved))
+            fault = InternalFault(f"a forward failed ({type(error).__name__}); see the log")
             for sequence in involved:
-                self._end(sequence, Failed("INTERNAL", f"a forward failed ({type(error).__name__}); see the log"))
+                self._end(sequence, Failed(fault))
             return 0
 
     def _stop(self) -> None:

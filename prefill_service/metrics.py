@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 
-from grpc import StatusCode
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from chunk_store.entry import MissReason
 from prefill_service.jobs.computer import Source
 from serving.process.metrics_endpoint import SECONDS_BUCKETS
+from serving.rpc.errors import STATUS_NAMES
 
 ANSWERS = ("computed", "already_stored")
 
@@ -41,7 +41,7 @@ class PrefillMetrics:
             self._tokens.labels(model_name, source.value)
         for reason in MissReason:
             self._misses.labels(model_name, reason.value)
-        for outcome in (*ANSWERS, *(code.name.lower() for code in StatusCode if code is not StatusCode.OK)):
+        for outcome in (*ANSWERS, *(name.lower() for name in STATUS_NAMES)):
             self._chunks.labels(model_name, outcome)
         self._seconds.labels(model_name)
 

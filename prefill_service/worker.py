@@ -13,10 +13,8 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, TypeVar
 
-from grpc import StatusCode
-
 from chunk_store.tenant import DEFAULT_TENANT, Tenant
-from serving.rpc.errors import RequestError
+from serving.errors import Overloaded
 from serving.tenancy.places import Places, PlacesFull, Rotation, quota_full
 from serving.tenancy.quotas import TenantQuotas
 from serving.trace import StageTimer
@@ -50,7 +48,7 @@ class DeviceQueue:
                 raise quota_full("jobs", most)
             self._places.take(tenant)
         except PlacesFull as error:
-            raise RequestError(StatusCode.RESOURCE_EXHAUSTED, str(error), retry_after_s=RETRY_AFTER_S) from error
+            raise Overloaded(str(error), retry_after_s=RETRY_AFTER_S) from error
 
     def leave_place(self, tenant: Tenant = DEFAULT_TENANT) -> None:
         self._places.leave(tenant)

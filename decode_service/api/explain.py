@@ -32,7 +32,7 @@ class Explanation:
 def explain(worker: DecodeWorker, store: ChunkStore, composition: Composition, *, bypass: bool = False) -> Explanation:
     """Asks the device thread what is resident and the store what it has.
 
-    Raises ``TimeoutError`` or ``WorkerEnded``.
+    Raises ``TimeoutError``, or ``Unavailable`` once the device thread has ended.
     """
     if bypass:
         computed = tuple(ChunkOutcome(KVSource.COMPUTED) for _ in composition.chunks)

@@ -5,8 +5,6 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence as Items
 
-from grpc import StatusCode
-
 from chunk_store.entry import MissReason
 from chunk_store.key import ChunkType
 from decode_service.prompt.composition import Composition
@@ -16,8 +14,8 @@ from engine.kv.source import KVSource
 from engine.reuse import Exactness
 from engine.sampling.params import SamplingParams
 from protos import chunks_pb2, decode_pb2
+from serving.errors import InvalidRequest
 from serving.rpc import wire
-from serving.rpc.errors import RequestError
 from serving.rpc.field_bounds import ContentBudget, check_count, check_id, check_label
 
 MAX_TOKENS_DEFAULT = 128
@@ -49,7 +47,7 @@ def segments_in(segments: Items[decode_pb2.Segment], budget: ContentBudget) -> l
 def _segment_in(index: int, segment: decode_pb2.Segment, budget: ContentBudget, count: int) -> SegmentRequest:
     content, field = segment.WhichOneof("content"), f"segments[{index}]"
     if content is None:
-        raise RequestError(StatusCode.INVALID_ARGUMENT, f"{field}: give one of chunk_id, text and token_ids")
+        raise InvalidRequest(f"{field}: give one of chunk_id, text and token_ids")
     check_label(f"{field}.role", segment.role)
     text = token_ids = name = None
     if content == "text":
@@ -72,7 +70,7 @@ def check_sampling(sampling: decode_pb2.SamplingParams) -> None:
     for index, text in enumerate(sampling.stop):
         check_label(f"sampling.stop[{index}]", text)
         if not text:
-            raise RequestError(StatusCode.INVALID_ARGUMENT, f"sampling.stop[{index}]: is empty; leave it out")
+            raise InvalidRequest(f"sampling.stop[{index}]: is empty; leave it out")
 
 
 def max_tokens_in(sampling: decode_pb2.SamplingParams) -> int | None:
@@ -86,8 +84,7 @@ def sampling_in(
     """Sampling parameters with the field's defaults. Raises ``RequestError`` naming the field."""
     outside = max(sampling.stop_token_ids, default=0)
     if outside >= vocabulary:
-        raise RequestError(
-            StatusCode.INVALID_ARGUMENT,
+        raise InvalidRequest(
             f"sampling.stop_token_ids: {outside} is outside the model's vocabulary of {vocabulary}",
         )
     try:
@@ -108,10 +105,9 @@ def sampling_in(
             logprobs=sampling.logprobs,
         )
     except ValueError as error:
-        raise RequestError(StatusCode.INVALID_ARGUMENT, str(error)) from error
+        raise InvalidRequest(str(error)) from error
     if params.min_tokens and params.stops_at(eos_token_ids).issuperset(range(vocabulary)):
-        raise RequestError(
-            StatusCode.INVALID_ARGUMENT,
+        raise InvalidRequest(
             f"sampling.min_tokens: {params.min_tokens} cannot be reached: all {vocabulary} tokens end "
             "the answer; name fewer stop_token_ids",
         )

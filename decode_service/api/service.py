@@ -12,27 +12,25 @@ from contextlib import suppress
 from typing import Any, TypeVar
 
 import grpc
-from grpc import StatusCode
 from prometheus_client import CollectorRegistry
 
 from chunk_store.store import ChunkStore
 from chunk_store.tenant import DEFAULT_TENANT, Tenant
-from decode_service.admission import TooLarge
 from decode_service.api import messages
 from decode_service.api.explain import Explanation, explain
 from decode_service.prompt.composition import Composition, answer_tokens
 from decode_service.prompt.resolver import Resolver
 from decode_service.sequence import Event, Failed, Finished, FinishReason, Sequence, StageClock, Tokens
-from decode_service.worker import DecodeWorker, Overloaded, WorkerEnded
+from decode_service.worker import DecodeWorker
 from engine.reuse import ReuseMode
 from engine.sampling.params import SamplingParams
 from engine.sampling.sampler import Sampler
 from protos import decode_pb2, decode_pb2_grpc
+from serving.errors import Conflict, DeadlineExceeded, InvalidRequest
 from serving.process.logs import current_request_id
 from serving.rpc import wire
 from serving.rpc.access import Access, Caller
 from serving.rpc.arrival import adopt_request_id, arrived_ns
-from serving.rpc.errors import RequestError
 from serving.rpc.field_bounds import ContentBudget, check_label, check_request_id
 from serving.tenancy.text_lanes import TextLanes
 from text.answer import AnswerText
@@ -120,7 +118,7 @@ class DecodeService(decode_pb2_grpc.DecodeServiceServicer):
         if not wanted and (owner, request_id) in self._active:  # tried again while the first attempt still ends
             request_id = uuid.uuid4().hex
         if (owner, request_id) in self._active:
-            raise RequestError(StatusCode.ALREADY_EXISTS, f"request_id: {request_id!r} is running; use another one")
+            raise Conflict(f"request_id: {request_id!r} is running; use another one")
         self._active.add((owner, request_id))
         return request_id
 
@@ -128,19 +126,14 @@ class DecodeService(decode_pb2_grpc.DecodeServiceServicer):
         self, request: decode_pb2.GenerateRequest, context: Context, caller: Caller, request_id: str, clock: StageClock
     ) -> tuple[Sequence, asyncio.Queue[list[Event]]]:
         """Takes a place in the queue, or is refused at once; then resolves the request and hands it to the worker."""
-        try:
-            self.worker.take_place(caller.tenant)
-        except Overloaded as error:
-            raise RequestError(StatusCode.RESOURCE_EXHAUSTED, str(error), retry_after_s=error.retry_after_s) from error
+        self.worker.take_place(caller.tenant)
         try:
             sequence, events = await self._compose(request, caller, request_id, clock)
             left_s = context.time_remaining()
             sequence.deadline = time.monotonic() + min(self.request_timeout_s, math.inf if left_s is None else left_s)
             self.worker.submit(sequence)
-        except BaseException as error:
+        except BaseException:
             self.worker.leave_place(caller.tenant)
-            if isinstance(error, WorkerEnded):
-                raise RequestError(StatusCode.UNAVAILABLE, str(error)) from error
             raise
         if (caller.owner, request_id) in self._aborted:
             self.worker.end(request_id, FinishReason.ABORT, caller.owner)
@@ -162,10 +155,7 @@ class DecodeService(decode_pb2_grpc.DecodeServiceServicer):
                 loop.call_soon_threadsafe(events.put_nowait, batch)
 
         sequence = Sequence(request_id, composition, params, sampler, caller.salt, bypass, deliver, caller.owner, clock)
-        try:
-            self.worker.check_size(sequence)
-        except TooLarge as error:
-            raise RequestError(StatusCode.FAILED_PRECONDITION, str(error)) from error
+        self.worker.check_size(sequence)
         log.info(
             "accepted: %d prompt tokens, %d chunks, at most %d tokens of answer, %s",
             *(composition.prompt_tokens, len(composition.chunks), params.max_tokens, composition.mode.value),
@@ -192,7 +182,7 @@ class DecodeService(decode_pb2_grpc.DecodeServiceServicer):
                 served, composition, messages.max_tokens_in(request.sampling), messages.MAX_TOKENS_DEFAULT
             )
         except ValueError as error:
-            raise RequestError(StatusCode.INVALID_ARGUMENT, str(error)) from error
+            raise InvalidRequest(str(error)) from error
         params = messages.sampling_in(request.sampling, max_tokens, served.vocabulary, served.eos_token_ids)
         stops = frozenset(token for token in params.stops_at(served.eos_token_ids) if token < served.vocabulary)
         return composition, params, Sampler(params, composition.token_ids(), stops)
@@ -216,7 +206,7 @@ class DecodeService(decode_pb2_grpc.DecodeServiceServicer):
                     self.worker.end(sequence.request_id, FinishReason.STOP, sequence.owner)
             end = batch[-1]
             if isinstance(end, Failed):
-                raise RequestError(StatusCode[end.code], end.message)
+                raise end.error
             if isinstance(end, Finished):
                 rest = "" if reason is not None else answer.flush()
                 if rest:
@@ -231,9 +221,7 @@ class DecodeService(decode_pb2_grpc.DecodeServiceServicer):
         try:
             batch = await asyncio.wait_for(events.get(), max(0.0, deadline - time.monotonic()))
         except TimeoutError:
-            raise RequestError(
-                StatusCode.DEADLINE_EXCEEDED, f"the answer took longer than {self.request_timeout_s:g} s"
-            ) from None
+            raise DeadlineExceeded(f"the answer took longer than {self.request_timeout_s:g} s") from None
         while not events.empty():
             batch = batch + events.get_nowait()
         return batch
@@ -255,10 +243,7 @@ class DecodeService(decode_pb2_grpc.DecodeServiceServicer):
         salt = self._caller(request, context).salt
         composition = await self._resolve(request, salt, lambda composition: composition)
         bypass = request.cache_use == decode_pb2.CACHE_USE_BYPASS
-        try:
-            found: Explanation = await asyncio.to_thread(explain, self.worker, self.store, composition, bypass=bypass)
-        except WorkerEnded as error:
-            raise RequestError(StatusCode.UNAVAILABLE, str(error)) from error
+        found: Explanation = await asyncio.to_thread(explain, self.worker, self.store, composition, bypass=bypass)
         return decode_pb2.ExplainResponse(
             prompt_tokens=composition.prompt_tokens,
             cached_tokens=found.cached_tokens,

@@ -14,9 +14,10 @@ from functools import partial
 
 from chunk_store.key import ChunkKey
 from decode_service.admission import Admission, Admitted
-from decode_service.kv_source.store_source import Caller, Fetched, FetchFailed, NoRoomToAsk, StoreSource
+from decode_service.kv_source.store_source import Caller, Fetched, NoRoomToAsk, StoreSource
 from decode_service.line import Stay
 from decode_service.sequence import Failed, Sequence
+from serving.errors import InternalFault, RequestError
 from serving.process.logs import bearing
 
 log = logging.getLogger(__name__)
@@ -117,11 +118,11 @@ class Fills:
             fetched = self._source.fetch(sequence.composition, admitted.wanted, caller)
         except NoRoomToAsk:
             self._post(partial(self._put_off, admitted))
-        except FetchFailed as error:
-            self._post(partial(self._failed, admitted, Failed(error.code, str(error))))
+        except RequestError as error:
+            self._post(partial(self._failed, admitted, Failed(error)))
         except Exception as error:
             log.exception("loading KV failed")
-            unexpected = Failed("INTERNAL", f"loading KV failed ({type(error).__name__}); see the log")
+            unexpected = Failed(InternalFault(f"loading KV failed ({type(error).__name__}); see the log"))
             self._post(partial(self._failed, admitted, unexpected))
         else:
             self._post(partial(self._fetched, admitted, fetched))

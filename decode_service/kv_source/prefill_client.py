@@ -7,14 +7,22 @@ import time
 import grpc
 
 from chunk_store.key import ChunkKey
-from decode_service.kv_source.store_source import Asked, Caller, FetchFailed
+from decode_service.kv_source.store_source import Asked, Caller
 from decode_service.prompt.composition import Composition
 from decode_service.sequence import Unpublished
 from protos import prefill_pb2, prefill_pb2_grpc
+from serving.errors import (
+    STORE_FULL,
+    STORE_UNAVAILABLE,
+    Cancelled,
+    DeadlineExceeded,
+    Overloaded,
+    RequestError,
+    Unavailable,
+)
 from serving.process.logs import current_request_id
 from serving.rpc.arrival import REQUEST_ID_KEY
-from serving.rpc.details import error_reason, retry_after_s
-from serving.rpc.errors import STORE_FULL, STORE_UNAVAILABLE
+from serving.rpc.client import call
 from serving.rpc.parsing import MESSAGE_NBYTES_MAX
 from serving.rpc.wire import reuse_mode_out
 
@@ -25,8 +33,6 @@ HUNG_CALLS_MAX = 2  # calls that run out of that time before the request is give
 MARGIN_S, MARGIN_SHARE = 0.5, 0.1  # before the caller's deadline, to tell it why; of short ones a tenth
 # A connection whose peer answers no ping is given up; a service that allows no pings this frequent ends it itself.
 KEEPALIVE_S, KEEPALIVE_TIMEOUT_S = 10.0, 5.0
-# A service that goes away ends calls with UNAVAILABLE, or with CANCELLED when its time to drain is over.
-_AWAY = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
 _UNPUBLISHED = {STORE_FULL: Unpublished.STORE_FULL, STORE_UNAVAILABLE: Unpublished.STORE_UNAVAILABLE}
 
 
@@ -73,7 +79,7 @@ class RemotePrefiller:
         self._stub = prefill_pb2_grpc.PrefillServiceStub(self._channel)
 
     def compute(self, composition: Composition, index: int, caller: Caller) -> Asked:
-        """Makes the KV of chunk ``index``, and of its context, exist in the store. Raises ``FetchFailed``."""
+        """Makes the KV of chunk ``index``, and of its context, exist in the store. Raises ``RequestError``."""
         request = prefill_pb2.PrefillChunkRequest(
             chunk_id=composition.parts[index].chunk_id,
             context_chunk_ids=[part.chunk_id for part in composition.parts[:index]],
@@ -87,53 +93,43 @@ class RemotePrefiller:
         while True:
             left_s = max(0.0, caller.deadline - time.monotonic())
             try:
-                return Asked(ChunkKey(self._call(request, min(work_s, left_s), caller).key))
-            except grpc.RpcError as error:
-                unpublished = _UNPUBLISHED.get(error_reason(error.trailing_metadata()))
-                if unpublished is not None:
-                    return Asked(composition.chunks[index].key, unpublished)
-                hung += error.code() is grpc.StatusCode.DEADLINE_EXCEEDED
-                pause_s = self._pause_s(error, hung)
+                reply = call(
+                    self._stub.PrefillChunk,
+                    request,
+                    timeout_s=min(work_s, left_s),
+                    metadata=(*self._metadata, (REQUEST_ID_KEY, current_request_id())),
+                    abandoned=caller.abandoned,
+                )
+                return Asked(ChunkKey(reply.key))
+            except Cancelled:
+                if caller.abandoned():
+                    raise
+                raise Unavailable("the decode service is shutting down") from None
+            except RequestError as error:
+                if error.reason in _UNPUBLISHED:
+                    return Asked(composition.chunks[index].key, _UNPUBLISHED[error.reason])
+                hung += isinstance(error, DeadlineExceeded)
+                pause_s = self._pause_s(error)
                 now = time.monotonic()
                 out_of_time = now + pause_s >= caller.deadline - margin_s
                 if out_of_time or caller.abandoned() or hung >= HUNG_CALLS_MAX:
                     raise self._gave_up(error, now - asked_at) from error
             time.sleep(pause_s)
 
-    def _pause_s(self, error: grpc.RpcError, hung: int) -> float:
-        """Seconds until the next attempt. Raises ``FetchFailed`` where another one would fare no better."""
-        if error.code() in _AWAY:
-            return RETRY_S
-        if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
+    def _pause_s(self, error: RequestError) -> float:
+        """Seconds until the next attempt. Raises ``RequestError`` where another one would fare no better."""
+        if isinstance(error, DeadlineExceeded):
             return 0.0
-        busy_s = retry_after_s(error.trailing_metadata())
-        if error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED and busy_s is not None:
-            return max(RETRY_S, busy_s)
-        raise FetchFailed(error.code().name, f"prefill service {self.target}: {error.details()}") from error
+        if error.retry:
+            return max(RETRY_S, error.retry_after_s or 0.0)
+        raise type(error)(f"prefill service {self.target}: {error.message}") from error
 
-    def _gave_up(self, error: grpc.RpcError, after_s: float) -> FetchFailed:
+    def _gave_up(self, error: RequestError, after_s: float) -> RequestError:
         """What a request ends with that has no more time, or has met a peer that hangs."""
-        if error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED:
-            return FetchFailed(error.code().name, f"prefill service {self.target}: {error.details()}")
-        was = "did not answer" if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED else "was not there"
-        message = f"prefill service {self.target} {was} for {after_s:.0f} s: {error.details()}"
-        return FetchFailed("UNAVAILABLE", message)
-
-    def _call(
-        self, request: prefill_pb2.PrefillChunkRequest, timeout_s: float, caller: Caller
-    ) -> prefill_pb2.PrefillChunkResponse:
-        """One call, cancelled when nobody waits for it any more. Raises ``RpcError`` or ``FetchFailed``."""
-        metadata = (*self._metadata, (REQUEST_ID_KEY, current_request_id()))
-        call = self._stub.PrefillChunk.future(request, timeout=timeout_s, metadata=metadata)
-        while True:
-            try:
-                return call.result(timeout=RETRY_S)
-            except grpc.FutureTimeoutError:
-                if caller.abandoned():
-                    call.cancel()  # type: ignore[no-untyped-call]  # of the two in the stubs it finds the bare one
-                    raise FetchFailed("CANCELLED", "nobody waits for this KV any more") from None
-            except grpc.FutureCancelledError:  # the channel was closed
-                raise FetchFailed("UNAVAILABLE", "the decode service is shutting down") from None
+        if isinstance(error, Overloaded):
+            return Overloaded(f"prefill service {self.target}: {error.message}")
+        was = "did not answer" if isinstance(error, DeadlineExceeded) else "was not there"
+        return Unavailable(f"prefill service {self.target} {was} for {after_s:.0f} s: {error.message}")
 
     def close(self) -> None:
         self._channel.close()

@@ -25,6 +25,7 @@ from chunk_store.tenant import Tenant
 from decode_service.prompt.composition import Composition
 from decode_service.sequence import ChunkOutcome, Unpublished
 from engine.kv.source import KVSource
+from serving.errors import NotFound, Unavailable, Unsupported
 from serving.store.heartbeat import heartbeat
 
 log = logging.getLogger(__name__)
@@ -36,14 +37,6 @@ NO_LEASE_FOR_S = 2.0  # how long nobody waits for a lease after somebody waited 
 FULL_FOR_S = 5.0  # how long a store that was full is taken to be
 
 LoadedT = TypeVar("LoadedT")
-
-
-class FetchFailed(Exception):
-    """KV could not be had. ``code`` names the gRPC status that the request ends with."""
-
-    def __init__(self, code: str, message: str) -> None:
-        super().__init__(message)
-        self.code = code
 
 
 class NoRoomToAsk(Exception):
@@ -118,7 +111,7 @@ class Prefiller(Protocol):
     def compute(self, composition: Composition, index: int, caller: Caller) -> Asked:
         """Makes the KV of chunk ``index`` and of its context exist in the store.
 
-        Raises ``FetchFailed``, soon once the caller has ``abandoned`` it, and not after its deadline.
+        Raises ``RequestError``, soon once the caller has ``abandoned`` it, and not after its deadline.
         """
 
 
@@ -147,7 +140,7 @@ class StoreSource:
     def fetch(self, composition: Composition, wanted: Sequence[Wanted], caller: Caller) -> Fetched:
         """Fills every wanted chunk, but for those that it reports as unpublished.
 
-        Raises ``FetchFailed`` or ``NoRoomToAsk``; then the content of the memory is undefined.
+        Raises ``RequestError`` or ``NoRoomToAsk``; then the content of the memory is undefined.
         """
         fetch = _Fetch(self, composition, wanted, caller)
         try:
@@ -157,7 +150,7 @@ class StoreSource:
         except StoreFull as error:
             fetch.go_without(Unpublished.STORE_FULL, error)
         except StoreError as error:
-            raise FetchFailed("UNAVAILABLE", f"chunk store: {error}") from error
+            raise Unavailable(f"chunk store: {error}") from error
         return fetch.fetched()
 
     def lease(self, keys: Sequence[ChunkKey]) -> Lease | None:
@@ -183,8 +176,7 @@ class StoreSource:
         if asked.unpublished is Unpublished.STORE_FULL:
             self._full_until[composition.tenant] = time.monotonic() + FULL_FOR_S
         if asked.unpublished is None and asked.key != composition.chunks[index].key:
-            raise FetchFailed(
-                "FAILED_PRECONDITION",
+            raise Unsupported(
                 "the prefill service computes under another model identity (weights, dtype, device, processor, "
                 "versions or threads differ); start both services with the same model and options, and give both a "
                 "--dtype if auto chose differently for them (their ready lines and logs say what and why)",
@@ -239,7 +231,7 @@ class _Fetch:
         return Fetched(self._outcomes, looked_up - began, computed - looked_up, loaded - computed)
 
     def run(self) -> None:
-        """Raises what stores raise, ``FetchFailed`` and ``NoRoomToAsk``."""
+        """Raises what stores raise, ``RequestError`` and ``NoRoomToAsk``."""
         keys = [self._composition.chunks[want.index].key for want in self._wanted]
         with self._leased(keys) as renew:
             found = self._store.lookup(keys)
@@ -256,8 +248,7 @@ class _Fetch:
                 self._compute(unreadable, renew)
                 unreadable = self._load([want for want in unreadable if want.index not in self._outcomes])
             for want in unreadable:
-                raise FetchFailed(
-                    "UNAVAILABLE",
+                raise Unavailable(
                     f"segments[{want.index}]: its KV was computed but cannot be loaded "
                     f"({self._missed[want.index]}); try again",
                 )
@@ -327,8 +318,8 @@ class _Fetch:
         for _ in range(REGISTER_ATTEMPTS_MAX):
             try:
                 return self._source.ask(self._composition, index, self._caller)
-            except FetchFailed as error:
-                if error.code != "NOT_FOUND" or all(part.named_by_id for part in self._composition.parts[: index + 1]):
+            except NotFound:
+                if all(part.named_by_id for part in self._composition.parts[: index + 1]):
                     raise
             try:
                 self._source.register(self._composition)

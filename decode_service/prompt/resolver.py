@@ -11,8 +11,6 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from grpc import StatusCode
-
 from chunk_store.errors import StoreUnavailable
 from chunk_store.key import ChunkId, ChunkType, chunk_id
 from chunk_store.record import ChunkRecord
@@ -21,7 +19,7 @@ from chunk_store.tenant import SHARED_TENANT, Tenant, tenant_of, visible_to
 from decode_service.prompt.composition import Composition, Part, compose
 from engine.reuse import ReuseMode
 from engine.served import ServedModel
-from serving.rpc.errors import RequestError
+from serving.errors import InvalidRequest, NotFound, Unsupported
 from serving.tenancy.quotas import TenantQuotas
 from text.codec import TextCodec
 
@@ -85,15 +83,14 @@ class Resolver:
         """
         refusal = self.served.refusals[mode]
         if refusal:
-            raise RequestError(
-                StatusCode.FAILED_PRECONDITION,
+            raise Unsupported(
                 f"reuse_mode: {mode.value} is not offered for model {self.served.borrowed.name}: {refusal}; use exact",
             )
         parts = self._parts(segments, tenant_of(salt))
         try:
             composition = compose(self.served, parts, mode, salt)
         except ValueError as error:
-            raise RequestError(StatusCode.INVALID_ARGUMENT, str(error)) from error
+            raise InvalidRequest(str(error)) from error
         return composition
 
     def _parts(self, segments: Sequence[SegmentRequest], tenant: Tenant) -> list[Part]:
@@ -142,14 +139,12 @@ class Resolver:
 
     def _known(self, index: int, record: ChunkRecord | None, wanted: str) -> ChunkRecord:
         if record is None:
-            raise RequestError(
-                StatusCode.NOT_FOUND,
+            raise NotFound(
                 f"segments[{index}].chunk_id: {wanted!r} is not registered (or has expired); register it with "
                 "PrefillChunk or send its content",
             )
         if record.tokenizer != self.codec.identity:
-            raise RequestError(
-                StatusCode.FAILED_PRECONDITION,
+            raise Unsupported(
                 f"segments[{index}].chunk_id: {wanted} was registered with tokenizer {record.tokenizer[:12]}, this "
                 f"model's is {self.codec.identity[:12]}; register its text with this model",
             )
@@ -161,7 +156,7 @@ class Resolver:
         try:
             return self.codec.encode(segment.text, role=segment.role, generation_prompt=last and bool(segment.role))
         except ValueError as error:
-            raise RequestError(StatusCode.INVALID_ARGUMENT, f"segments[{index}].{error}") from error
+            raise InvalidRequest(f"segments[{index}].{error}") from error
 
     def register(self, composition: Composition) -> None:
         """Registers inline chunks that are new, as content that makes room for other; what is known stays as it is.

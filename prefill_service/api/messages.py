@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from grpc import StatusCode
-
 from chunk_store.entry import EntryInfo
 from chunk_store.key import ChunkId
 from chunk_store.record import ChunkRecord, RecordOrder, RecordQuery
@@ -14,8 +12,8 @@ from chunk_store.tenant import SHARED_TENANT, Tenant, TenantUsage, visible_to
 from prefill_service.api.resolver import ChunkRequest
 from prefill_service.jobs.job import Made
 from protos import chunks_pb2, prefill_pb2
+from serving.errors import InvalidRequest
 from serving.rpc import wire
-from serving.rpc.errors import RequestError
 from serving.rpc.field_bounds import ContentBudget, check_count, check_id, check_label
 from serving.tenancy.quotas import Quotas
 
@@ -37,7 +35,7 @@ def chunk_request(message: prefill_pb2.PrefillChunkRequest, salt: str, budget: C
     """The request as plain values within ``budget``, under the caller's ``salt``. Raises ``RequestError``."""
     content = message.WhichOneof("content")
     if content is None:
-        raise RequestError(StatusCode.INVALID_ARGUMENT, "content: missing; give text, token_ids or chunk_id")
+        raise InvalidRequest("content: missing; give text, token_ids or chunk_id")
     _check_fields(message)
     if content == "text":
         budget.take_text("text", message.text)
@@ -90,9 +88,9 @@ def prefill_response(made: Made, model_identity: str) -> prefill_pb2.PrefillChun
 def record_query(message: prefill_pb2.ListChunksRequest, tenant: Tenant) -> RecordQuery:
     """The filter and page that a tenant's listing asks for. Raises ``RequestError``."""
     if message.page_size > LIST_PAGE_MAX:
-        raise RequestError(StatusCode.INVALID_ARGUMENT, f"page_size: {message.page_size} is more than {LIST_PAGE_MAX}")
+        raise InvalidRequest(f"page_size: {message.page_size} is more than {LIST_PAGE_MAX}")
     if message.order not in _ORDERS:
-        raise RequestError(StatusCode.INVALID_ARGUMENT, f"order: {message.order} is unknown to this server")
+        raise InvalidRequest(f"order: {message.order} is unknown to this server")
     check_label("name", message.name)
     check_label("tag", message.tag)
     check_label("page_token", message.page_token, PAGE_TOKEN_CHARACTERS_MAX)
@@ -167,6 +165,6 @@ def stats_message(stats: StoreStats, model_identity: str, model_name: str) -> pr
 def chunk_id_of(text: str) -> ChunkId:
     """The id that an administrative request names. Raises ``RequestError`` for an empty one."""
     if not text:
-        raise RequestError(StatusCode.INVALID_ARGUMENT, "chunk_id: missing")
+        raise InvalidRequest("chunk_id: missing")
     check_id("chunk_id", text)
     return ChunkId(text)

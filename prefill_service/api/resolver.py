@@ -11,8 +11,6 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from grpc import StatusCode
-
 from chunk_store.key import ChunkId, ChunkKey, ChunkType, chunk_id
 from chunk_store.record import ChunkRecord
 from chunk_store.store import ChunkStore
@@ -20,7 +18,7 @@ from chunk_store.tenant import SHARED_TENANT, Tenant, TenantLimits, tenant_of, v
 from engine.kv.pool import PagedKVPool
 from engine.reuse import KeyedChunk, ReuseMode, key_composition
 from engine.served import ServedModel
-from serving.rpc.errors import RequestError
+from serving.errors import InvalidRequest, NotFound, PermissionDenied, RequestError, Unsupported
 from serving.tenancy.quotas import TenantQuotas
 from serving.trace import StageTimer
 from text.codec import TextCodec
@@ -110,8 +108,7 @@ class Registrar:
         """
         _check_labels(request)
         if refusal := self.served.refusals[request.mode]:
-            raise RequestError(
-                StatusCode.FAILED_PRECONDITION,
+            raise Unsupported(
                 f"reuse_mode: {request.mode} does not hold for this model ({refusal}); use exact",
             )
         with timer.stage("lookup"):
@@ -148,8 +145,7 @@ class Registrar:
     def check_tokenizer(self, record: ChunkRecord, field: str) -> None:
         """Raises ``RequestError`` (FAILED_PRECONDITION) for a chunk of another tokenizer."""
         if record.tokenizer != self.codec.identity:
-            raise RequestError(
-                StatusCode.FAILED_PRECONDITION,
+            raise Unsupported(
                 f"{field}: chunk {record.chunk_id} was registered under tokenizer {record.tokenizer[:16]}, this "
                 f"service has {self.codec.identity[:16]}; register its content here",
             )
@@ -172,9 +168,7 @@ class Registrar:
                 token_ids = self.codec.encode(request.text, role=request.role)
         field = "token_ids" if request.text is None else "text"
         if not token_ids:
-            raise RequestError(
-                StatusCode.INVALID_ARGUMENT, f"{field}: no tokens in it; a chunk needs at least one (text or token_ids)"
-            )
+            raise InvalidRequest(f"{field}: no tokens in it; a chunk needs at least one (text or token_ids)")
         self._check_vocabulary(token_ids, field)
         name = chunk_id(self.codec.identity, request.type, token_ids)
         with timer.stage("lookup"):
@@ -188,16 +182,14 @@ class Registrar:
     def _check_vocabulary(self, token_ids: Sequence[int], field: str) -> None:
         worst = max(token_ids)
         if worst >= self.served.vocabulary:
-            raise RequestError(
-                StatusCode.INVALID_ARGUMENT,
+            raise InvalidRequest(
                 f"{field}: token id {worst} is not in the model's vocabulary, 0..{self.served.vocabulary - 1}",
             )
 
     def _check_length(self, lengths: Sequence[int], mode: ReuseMode) -> None:
         limit = self.served.limit(mode)
         if sum(lengths) > limit.tokens:
-            raise RequestError(
-                StatusCode.INVALID_ARGUMENT,
+            raise InvalidRequest(
                 f"context_chunk_ids: context of {sum(lengths[:-1])} tokens and chunk of {lengths[-1]} are together "
                 f"longer than the model's context, limited to {limit}; shorten or leave out a chunk",
             )
@@ -205,8 +197,7 @@ class Registrar:
     def _check_pool(self, lengths: Sequence[int]) -> None:
         pages = sum(self.pool.pages_for(length) for length in lengths)
         if pages > self.pool.chunk_pages:
-            raise RequestError(
-                StatusCode.FAILED_PRECONDITION,
+            raise Unsupported(
                 f"chunk of {lengths[-1]} tokens with {sum(lengths[:-1])} tokens of context needs {pages} pages of "
                 f"{self.pool.page_size} tokens, the pool has {self.pool.chunk_pages}; raise --kv-pages",
             )
@@ -232,16 +223,12 @@ class Registrar:
 
 def unknown_chunk(field: str, name: str) -> RequestError:
     """NOT_FOUND for a chunk that was never registered, was deleted, or has expired."""
-    return RequestError(
-        StatusCode.NOT_FOUND, f"{field}: no chunk {name!r} here (or it has expired); register it with PrefillChunk"
-    )
+    return NotFound(f"{field}: no chunk {name!r} here (or it has expired); register it with PrefillChunk")
 
 
 def not_yours(field: str, name: str) -> RequestError:
     """PERMISSION_DENIED for a change to a chunk that the caller may use and does not own."""
-    return RequestError(
-        StatusCode.PERMISSION_DENIED, f"{field}: chunk {name} is shared; only a token marked admin may change it"
-    )
+    return PermissionDenied(f"{field}: chunk {name} is shared; only a token marked admin may change it")
 
 
 def _check_labels(request: ChunkRequest) -> None:
@@ -255,4 +242,4 @@ def _check_labels(request: ChunkRequest) -> None:
 
 
 def _refuse(message: str) -> None:
-    raise RequestError(StatusCode.INVALID_ARGUMENT, message)
+    raise InvalidRequest(message)

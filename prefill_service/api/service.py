@@ -9,7 +9,6 @@ from contextlib import aclosing, suppress
 from typing import Any
 
 import grpc
-from grpc import StatusCode
 
 from chunk_store.errors import StoreError
 from chunk_store.key import ChunkId
@@ -20,10 +19,11 @@ from prefill_service.api.ordered import in_order
 from prefill_service.api.resolver import Job, not_yours, unknown_chunk
 from prefill_service.jobs.job import Prefiller
 from protos import chunks_pb2, prefill_pb2, prefill_pb2_grpc
+from serving.errors import InternalFault, InvalidRequest, PermissionDenied, request_error
 from serving.process.logs import set_request_id
 from serving.rpc.access import Access, Caller
 from serving.rpc.arrival import adopt_request_id
-from serving.rpc.errors import RequestError, internal_error, request_error
+from serving.rpc.errors import status_name, status_number
 from serving.rpc.field_bounds import ContentBudget, check_request_id
 from serving.trace import StageTimer
 
@@ -112,12 +112,11 @@ class PrefillService(prefill_pb2_grpc.PrefillServiceServicer):
             return prefill_pb2.PrefillChunksResponse(response=await self._finish(job, timer))
         except Exception as error:
             self._count_error(error, timer)
-            known = request_error(error)
-            if known is None:
+            told = request_error(error)
+            if isinstance(told, InternalFault) and told is not error:
                 log.error("an entry of a stream failed", exc_info=error)
-                known = internal_error(error)
             return prefill_pb2.PrefillChunksResponse(
-                error=prefill_pb2.PrefillError(code=known.code.value[0], message=known.message)
+                error=prefill_pb2.PrefillError(code=status_number(told), message=told.message)
             )
         finally:
             registered.set()  # or refused
@@ -125,8 +124,7 @@ class PrefillService(prefill_pb2_grpc.PrefillServiceServicer):
     async def _register(self, request: prefill_pb2.PrefillChunkRequest, context: Any, timer: StageTimer) -> Job:
         caller = self._caller(request, context)
         if request.shared and not caller.admin:
-            raise RequestError(
-                StatusCode.PERMISSION_DENIED,
+            raise PermissionDenied(
                 "shared: only a token marked admin in the token file may publish for every tenant",
             )
         salt = SHARED_SALT if request.shared else caller.salt
@@ -151,9 +149,7 @@ class PrefillService(prefill_pb2_grpc.PrefillServiceServicer):
         return messages.prefill_response(made, self.model_identity)
 
     def _count_error(self, error: Exception, timer: StageTimer) -> None:
-        known = request_error(error)
-        outcome = "internal" if known is None else known.code.name.lower()
-        self.prefiller.metrics.request_ended(outcome, timer.elapsed_ns() / 1e9)
+        self.prefiller.metrics.request_ended(status_name(request_error(error)).lower(), timer.elapsed_ns() / 1e9)
 
     # -- administration -----------------------------------------------------------------------------
     async def GetChunk(self, request: prefill_pb2.GetChunkRequest, context: Any) -> chunks_pb2.Chunk:
@@ -169,7 +165,7 @@ class PrefillService(prefill_pb2_grpc.PrefillServiceServicer):
             try:
                 page = self.store.list_records(query)
             except ValueError as error:
-                raise RequestError(StatusCode.INVALID_ARGUMENT, f"page_token: {error}") from error
+                raise InvalidRequest(f"page_token: {error}") from error
             ids = [record.chunk_id for record in page.records]
             entries = self.store.list_entries(ids, query.tenants) if ids else []
             chunks = [messages.chunk_message(record, entries) for record in page.records]

@@ -14,8 +14,6 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TypeVar
 
-from grpc import StatusCode
-
 from chunk_store.errors import StoreError
 from chunk_store.key import ChunkId
 from chunk_store.store import ChunkStore, DeleteReport
@@ -24,7 +22,7 @@ from prefill_service.api.resolver import ChunkRequest, Job, Registrar
 from prefill_service.jobs.computer import Computer, Progress, Source
 from prefill_service.metrics import PrefillMetrics
 from prefill_service.worker import DeviceQueue, ended
-from serving.rpc.errors import RequestError
+from serving.errors import Unavailable
 from serving.tenancy.text_lanes import TextLanes
 from serving.trace import StageTimer
 
@@ -150,8 +148,7 @@ class Prefiller:
             if wait_s is None:
                 return
             if time.monotonic() + wait_s > deadline:
-                raise RequestError(
-                    StatusCode.UNAVAILABLE,
+                raise Unavailable(
                     f"another worker has not finished the KV that this chunk needs within {self.busy_wait_s_max:g} s; "
                     "try again",
                 )

@@ -19,10 +19,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from grpc import StatusCode
-
 from chunk_store.tenant import Tenant, tenant_of
-from serving.rpc.errors import RequestError
+from serving.errors import InvalidRequest, Unauthenticated
 from serving.tenancy.quotas import NO_QUOTAS, Quotas, parse_quota
 
 Metadata = Iterable[tuple[str, str | bytes]]
@@ -101,7 +99,7 @@ class Access:
         Raises ``RequestError``: UNAUTHENTICATED as ``check`` does, INVALID_ARGUMENT for a salt that is none.
         """
         if not requested_salt.isprintable():
-            raise RequestError(StatusCode.INVALID_ARGUMENT, "salt: has characters that cannot be printed")
+            raise InvalidRequest("salt: has characters that cannot be printed")
         token = self._token(metadata)
         if self.grants is None:
             return Caller(requested_salt, admin=False, sees_all=True, owner=tenant_of(""))
@@ -113,14 +111,12 @@ class Access:
             return ""
         values = [value for name, value in metadata or () if name == "authorization"]
         if not values:
-            raise RequestError(
-                StatusCode.UNAUTHENTICATED, "authorization: missing; send the metadata `authorization: Bearer TOKEN`"
-            )
+            raise Unauthenticated("authorization: missing; send the metadata `authorization: Bearer TOKEN`")
         text = values[-1] if isinstance(values[-1], str) else values[-1].decode(errors="replace")
         scheme, _, token = text.partition(" ")
         name = _digest(token.strip()) if scheme.lower() == "bearer" else ""
         if name not in self.grants:
-            raise RequestError(StatusCode.UNAUTHENTICATED, "authorization: not a bearer token that is known here")
+            raise Unauthenticated("authorization: not a bearer token that is known here")
         return name
 
 

@@ -7,9 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sized
 
-from grpc import StatusCode
-
-from serving.rpc.errors import RequestError
+from serving.errors import InvalidRequest, RequestError
 from serving.rpc.parsing import text_nbytes_max
 
 ID_CHARACTERS_MAX = 128  # of a chunk's id, which has 64
@@ -18,7 +16,7 @@ LABEL_CHARACTERS_MAX = 256  # of a name, a tag, a role, a salt or a request id
 
 def refuse(message: str) -> RequestError:
     """INVALID_ARGUMENT."""
-    return RequestError(StatusCode.INVALID_ARGUMENT, message)
+    return InvalidRequest(message)
 
 
 def check_count(field: str, items: Sized, most: int, remedy: str = "send fewer") -> None:

@@ -18,11 +18,11 @@ from contextlib import aclosing, asynccontextmanager
 from typing import Any, NoReturn
 
 import grpc
-from grpc import StatusCode
 
+from serving.errors import InternalFault, RequestError, Unavailable, request_error
 from serving.process.logs import printable
 from serving.rpc.access import Access
-from serving.rpc.errors import RequestError, internal_error, request_error
+from serving.rpc.errors import error_metadata, status_of
 from serving.rpc.handlers import behaviour_of
 from serving.rpc.open_calls import Caller, CallKind, CallLimits, OpenCall, OpenCalls
 from serving.rpc.parsing import MESSAGE_NBYTES_MAX
@@ -53,7 +53,7 @@ class CallGate(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # generic
     def close(self) -> None:
         """Refuses new calls with UNAVAILABLE and ends those that wait for a message; those that work go on."""
         self._closed_because = "the service is shutting down; try another one"
-        self.calls.close(RequestError(StatusCode.UNAVAILABLE, self._closed_because))
+        self.calls.close(Unavailable(self._closed_because))
 
     async def wait_idle(self, timeout_s: float) -> bool:
         """Waits until no call of the service runs, at most ``timeout_s`` seconds; False if some still do."""
@@ -81,7 +81,7 @@ class CallGate(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # generic
             try:
                 token = self._access.check(handler_call_details.invocation_metadata)
                 if self._closed_because and kind is CallKind.WORK:
-                    raise RequestError(StatusCode.UNAVAILABLE, self._closed_because)
+                    raise Unavailable(self._closed_because)
             except RequestError as error:
                 return _refusal(handler, error)
         return None if handler is None else self._guarded(handler, method, kind, token)
@@ -142,13 +142,13 @@ async def abort(context: grpc.aio.ServicerContext[Any, Any], error: Exception) -
     """Ends the call with the status that ``error`` stands for."""
     if isinstance(error, grpc.aio.AbortError):
         raise error
-    known = request_error(error)
-    if known is None:
+    told = request_error(error)
+    code = status_of(told)
+    if isinstance(told, InternalFault) and told is not error:
         log.error("a call failed", exc_info=error)
-        known = internal_error(error)
     else:
-        log.info("refused: %s: %s", known.code.name, printable(known.message, 512))
-    await context.abort(known.code, known.message, (*(context.trailing_metadata() or ()), *known.metadata))
+        log.info("refused: %s: %s", code.name, printable(told.message, 512))
+    await context.abort(code, told.message, (*(context.trailing_metadata() or ()), *error_metadata(told)))
     raise AssertionError("abort raises")
 
 
@@ -156,7 +156,7 @@ def _refusal(handler: Any | None, error: RequestError) -> grpc.RpcMethodHandler[
     """A handler of the same kind that only answers ``error``, without waiting for a message."""
 
     async def refuse(_: Any, context: Any) -> Any:
-        await context.abort(error.code, error.message, error.metadata)
+        await context.abort(status_of(error), error.message, error_metadata(error))
 
     return _taking_bytes(handler, refuse)
 

@@ -6,10 +6,9 @@ import asyncio
 from collections.abc import AsyncIterator
 from typing import Any
 
-from grpc import StatusCode
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from serving.rpc.errors import RequestError
+from serving.errors import NotFound
 
 Status = health_pb2.HealthCheckResponse
 
@@ -30,9 +29,7 @@ class Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # generated
 
     async def Check(self, request: health_pb2.HealthCheckRequest, context: Any) -> health_pb2.HealthCheckResponse:
         if request.service not in self._names:
-            raise RequestError(
-                StatusCode.NOT_FOUND, "service: unknown here; ask for the empty name or one that reflection lists"
-            )
+            raise NotFound("service: unknown here; ask for the empty name or one that reflection lists")
         return Status(status=self._status(request.service))
 
     async def List(self, request: health_pb2.HealthListRequest, context: Any) -> health_pb2.HealthListResponse:

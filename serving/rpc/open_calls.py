@@ -16,9 +16,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from urllib.parse import unquote
 
-from grpc import StatusCode
-
-from serving.rpc.errors import RequestError
+from serving.errors import Overloaded, RequestError
 
 RETRY_AFTER_S = 1.0
 DRAIN_MESSAGE_S = 1.0  # how long a service that drains waits for a message, or for a stream's end
@@ -158,8 +156,7 @@ class OpenCalls:
     def enter(self, call: OpenCall) -> None:
         """Counts a call in; ends others that only wait, if it takes that. Raises ``RequestError`` at a bound."""
         if self._unread[call.caller.connection] >= self.limits.unread:
-            raise RequestError(
-                StatusCode.RESOURCE_EXHAUSTED,
+            raise Overloaded(
                 f"{self.limits.unread} replies of this connection are not taken; read them or connect anew",
             )
         bounds = self.limits.of(call.kind)
@@ -200,8 +197,7 @@ class OpenCalls:
         idle = [call for call in self._calls[kind] if call.idle_since is not None and call.scopes.get(scope) == name]
         whose = {"connection": "of this connection", "token": "with this token", "address": "of this address"}
         if not idle:
-            raise RequestError(
-                StatusCode.RESOURCE_EXHAUSTED,
+            raise Overloaded(
                 f"{most} {kind} {whose.get(scope, 'in all')} are open, and no more may be; try again later",
                 retry_after_s=RETRY_AFTER_S,
             )
@@ -210,8 +206,7 @@ class OpenCalls:
             self._set_aside(oldest)
             return
         oldest.end(
-            RequestError(
-                StatusCode.RESOURCE_EXHAUSTED,
+            Overloaded(
                 f"ended in favour of a new call: this one waited longest for its client, and at most {most} {kind} "
                 f"{whose.get(scope, 'in all')} may be open",
             )

@@ -8,9 +8,8 @@ from __future__ import annotations
 from typing import Any, TypeVar
 
 from google.protobuf.message import DecodeError, Message
-from grpc import StatusCode
 
-from serving.rpc.errors import RequestError
+from serving.errors import InvalidRequest, RequestError, TooLarge
 
 M = TypeVar("M", bound=Message)
 
@@ -37,8 +36,7 @@ def text_nbytes_max(context_length: int) -> int:
 def parse(kind: type[M], raw: bytes, nbytes_max: int = MESSAGE_NBYTES_MAX) -> M:
     """The message that ``raw`` encodes. Raises ``RequestError`` if it is too large or not a ``kind``."""
     if len(raw) > nbytes_max:
-        raise RequestError(
-            StatusCode.RESOURCE_EXHAUSTED,
+        raise TooLarge(
             f"message: {len(raw)} bytes are more than the {nbytes_max} that this model's context can need; send less",
         )
     if len(raw) > UNCOUNTED_NBYTES:
@@ -46,8 +44,7 @@ def parse(kind: type[M], raw: bytes, nbytes_max: int = MESSAGE_NBYTES_MAX) -> M:
     try:
         return kind.FromString(raw)
     except DecodeError:
-        raise RequestError(
-            StatusCode.INVALID_ARGUMENT,
+        raise InvalidRequest(
             f"message: these {len(raw)} bytes are not a {kind.DESCRIPTOR.full_name} (wire format, or text that is not "
             "UTF-8)",
         ) from None
@@ -90,7 +87,6 @@ def _varint(raw: bytes, at: int, end: int) -> tuple[int, int]:
 
 def _too_many(field: Any | None) -> RequestError:
     name = "message" if field is None else field.name
-    return RequestError(
-        StatusCode.INVALID_ARGUMENT,
+    return InvalidRequest(
         f"{name}: the message has more than {FIELDS_MAX} fields; send fewer (and numbers packed)",
     )

@@ -8,9 +8,8 @@ from typing import Any, cast
 
 import grpc
 from google.protobuf.message import Message
-from grpc import StatusCode
 
-from serving.rpc.errors import RequestError
+from serving.errors import Cancelled, DeadlineExceeded, InvalidRequest
 from serving.rpc.open_calls import CallKind, CallLimits, OpenCall
 from serving.rpc.parsing import parse
 
@@ -53,7 +52,7 @@ class ClientStream:
         """The message of a call that sends one. Raises ``RequestError`` without it."""
         raw = await self._next()
         if raw is None:
-            raise RequestError(StatusCode.INVALID_ARGUMENT, "message: missing; the call ended without one")
+            raise InvalidRequest("message: missing; the call ended without one")
         return self.parse(raw)
 
     def __aiter__(self) -> ClientStream:
@@ -69,8 +68,7 @@ class ClientStream:
         """Returns when grpc has taken the reply, which it does while the client makes room for it."""
         self.call.waits(
             self.limits.write_s,
-            RequestError(
-                StatusCode.DEADLINE_EXCEEDED,
+            DeadlineExceeded(
                 f"a reply was not taken within {self.limits.write_s:g} s; read the stream while it runs",
             ),
         )
@@ -97,7 +95,7 @@ class ClientStream:
     def _resume(self) -> None:
         """After any event: does the call wait for its client now?"""
         if self.call.kind is CallKind.WATCH and self._read:
-            self.call.waits(None, RequestError(StatusCode.CANCELLED, "ended"))
+            self.call.waits(None, Cancelled("ended"))
         elif self._reading and (self._read <= self._written or not self.streaming):
             self._await_message()
         else:
@@ -109,7 +107,5 @@ class ClientStream:
         what = "a whole message" if first else "the next message"
         self.call.awaits_message(
             seconds,
-            RequestError(
-                StatusCode.DEADLINE_EXCEEDED, f"{what} did not come within {seconds:g} s; send it, or end the stream"
-            ),
+            DeadlineExceeded(f"{what} did not come within {seconds:g} s; send it, or end the stream"),
         )

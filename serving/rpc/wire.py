@@ -8,13 +8,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
-from grpc import StatusCode
-
 from chunk_store.entry import MissReason
 from chunk_store.key import ChunkType
 from engine.reuse import Exactness, ReuseMode
 from protos import chunks_pb2
-from serving.rpc.errors import RequestError
+from serving.errors import InvalidRequest
 
 T = TypeVar("T")
 
@@ -89,6 +87,4 @@ def _known(table: Mapping[Any, T], number: int, field: str) -> T:
     try:
         return table[number]
     except KeyError:
-        raise RequestError(
-            StatusCode.INVALID_ARGUMENT, f"{field}: {number} is unknown to this server; use one of {sorted(table)}"
-        ) from None
+        raise InvalidRequest(f"{field}: {number} is unknown to this server; use one of {sorted(table)}") from None

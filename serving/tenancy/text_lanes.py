@@ -7,9 +7,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from grpc import StatusCode
-
-from serving.rpc.errors import RequestError
+from serving.errors import Overloaded, RequestError
 
 LONG_CHARACTERS = 64 * 1024
 MANY_SEGMENTS = 64
@@ -56,8 +54,7 @@ class TextLanes:
             self._waiting -= 1
 
     def _refusal(self, because: str) -> RequestError:
-        return RequestError(
-            StatusCode.RESOURCE_EXHAUSTED,
+        return Overloaded(
             f"segments: {because}, and those of more than {LONG_CHARACTERS} characters or {MANY_SEGMENTS} parts are "
             "prepared one at a time; try later, or send token_ids in fewer parts",
             retry_after_s=self._wait_s / 4,

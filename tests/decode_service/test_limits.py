@@ -15,8 +15,8 @@ import cairn
 from cairn import Client
 from cairn.client.requests import generate_request
 from chunk_store.tenant import Tenant
-from decode_service.worker import Overloaded
 from protos import chunks_pb2, decode_pb2
+from serving.errors import Overloaded
 from serving.rpc.details import retry_after_s
 from tests import oracle
 from tests.decode_service.models import CONTEXT_LENGTH, loaded, model_dir, oracle_model, tokens

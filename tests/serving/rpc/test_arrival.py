@@ -13,8 +13,8 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from prometheus_client import CollectorRegistry
 
 from protos import prefill_pb2
+from serving.errors import NotFound
 from serving.rpc.access import Access
-from serving.rpc.errors import RequestError
 from tests.serving.rpc.test_server import Running, get, refused, serve
 
 
@@ -59,7 +59,7 @@ def test_every_method_and_status_is_there_from_the_start() -> None:
 def test_answers_refusals_and_faults() -> None:
     async def body(running: Running, stub: Any, channel: grpc.aio.Channel) -> None:
         await get(stub)
-        running.service.error = RequestError(StatusCode.NOT_FOUND, "chunk_id: unknown")
+        running.service.error = NotFound("unknown", field="chunk_id")
         await refused(get(stub))
         running.service.error = RuntimeError("boom")
         await refused(get(stub))

@@ -6,8 +6,9 @@ from google.rpc import error_details_pb2, status_pb2
 from grpc import StatusCode
 
 from chunk_store.errors import StoreFull
+from serving.errors import STORE_FULL, NotFound, request_error
 from serving.rpc.details import DETAILS_KEY, details_metadata, error_reason, retry_after_s
-from serving.rpc.errors import STORE_FULL, RequestError, request_error
+from serving.rpc.errors import error_metadata
 
 
 def test_what_is_written_is_a_status_with_its_details() -> None:
@@ -27,9 +28,9 @@ def test_what_says_nothing_of_it_is_none() -> None:
         assert retry_after_s(((DETAILS_KEY, details),)) is None
         assert error_reason(((DETAILS_KEY, details),)) == ""
     assert retry_after_s(None) is None and retry_after_s((("x", "y"),)) is None
-    assert RequestError(StatusCode.NOT_FOUND, "no").metadata == ()
+    assert error_metadata(NotFound("no")) == ()
 
 
 def test_a_full_store_is_told_from_a_full_queue() -> None:
-    full = request_error(StoreFull("no room"))
-    assert full is not None and error_reason(full.metadata) == STORE_FULL and retry_after_s(full.metadata) is None
+    full = error_metadata(request_error(StoreFull("no room")))
+    assert error_reason(full) == STORE_FULL and retry_after_s(full) is None

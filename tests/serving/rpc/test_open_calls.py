@@ -16,8 +16,8 @@ from grpc import StatusCode
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from protos import prefill_pb2, prefill_pb2_grpc
+from serving.errors import DeadlineExceeded, Unavailable
 from serving.rpc.access import Access, Grant
-from serving.rpc.errors import RequestError
 from serving.rpc.open_calls import DRAIN_MESSAGE_S, Bounds, Caller, CallKind, CallLimits, OpenCall, OpenCalls
 from tests.serving.rpc.raw_http2 import RawConnection, grpc_message
 from tests.serving.rpc.test_server import Running, get, health
@@ -270,10 +270,7 @@ def test_a_watch_whose_reader_takes_nothing_delays_neither_opening_nor_draining(
 def test_draining_ends_who_waits_for_a_message_and_nobody_who_hands_out_a_reply() -> None:
     async def main() -> None:
         calls, loop = OpenCalls(CallLimits()), asyncio.get_running_loop()
-        closing, slow = (
-            RequestError(StatusCode.UNAVAILABLE, "drains"),
-            RequestError(StatusCode.DEADLINE_EXCEEDED, "slow"),
-        )
+        closing, slow = Unavailable("drains"), DeadlineExceeded("slow")
         async with asyncio.timeout(None) as first, asyncio.timeout(None) as second, asyncio.timeout(None) as third:
             writes, waits, works = (
                 OpenCall(CallKind.WORK, Caller("ipv4:1.2.3.4:5"), d) for d in (first, second, third)

@@ -16,9 +16,9 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from chunk_store.errors import StoreFull, StoreUnavailable
 from protos import chunks_pb2, prefill_pb2, prefill_pb2_grpc
+from serving.errors import Conflict, NotFound
 from serving.process.logs import current_request_id
 from serving.rpc.access import Access
-from serving.rpc.errors import RequestError
 from serving.rpc.parsing import MESSAGE_NBYTES_MAX
 from serving.rpc.server import RpcServer, TlsFiles
 from text.codec import TextRefused
@@ -51,7 +51,7 @@ class Scripted(prefill_pb2_grpc.PrefillServiceServicer):
         try:
             async for request in requests:
                 if request.name == "fail":
-                    raise RequestError(StatusCode.DATA_LOSS, "name: fails on request")
+                    raise Conflict("fails on request", field="name")
                 yield prefill_pb2.PrefillChunksResponse()
         finally:
             self.released += 1
@@ -132,7 +132,7 @@ def test_starting_then_open() -> None:
 @pytest.mark.parametrize(
     ("error", "code", "words"),
     [
-        (RequestError(StatusCode.NOT_FOUND, "chunk_id: unknown"), StatusCode.NOT_FOUND, "chunk_id: unknown"),
+        (NotFound("unknown", field="chunk_id"), StatusCode.NOT_FOUND, "chunk_id: unknown"),
         (StoreUnavailable("disk gone"), StatusCode.UNAVAILABLE, "disk gone"),
         (StoreFull("no room"), StatusCode.RESOURCE_EXHAUSTED, "no room"),
         (TextRefused("role: refused"), StatusCode.INVALID_ARGUMENT, "role: refused"),
@@ -160,7 +160,7 @@ def test_streams_fail_with_a_status_and_release() -> None:
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             async for _ in call:
                 replies += 1
-        assert (caught.value.code(), replies) == (StatusCode.DATA_LOSS, 2)
+        assert (caught.value.code(), replies) == (StatusCode.ALREADY_EXISTS, 2)
         assert running.service.released == 1
 
     serve(body)
