@@ -29,7 +29,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "chunk_store")]
 from servers import Mooncake, Server, mooncake, mooncake_url, redis_server, redis_url  # noqa: E402
 
 from chunk_store.entry import EntryHeader  # noqa: E402
-from chunk_store.format.values import PIECE_NBYTES  # noqa: E402
+from chunk_store.format.values import VALUE_NBYTES  # noqa: E402
 from chunk_store.key import ChunkId, ChunkKey, ModelIdentity, digest  # noqa: E402
 from chunk_store.layout import KVLayout, LayerLayout  # noqa: E402
 from chunk_store.mooncake.client import connect, parse_mooncake_url, pinned_config  # noqa: E402
@@ -74,7 +74,7 @@ def entry(tokens: int, layout: KVLayout = LAYOUT) -> EntryHeader:
 
 def parts(header: EntryHeader) -> list[memoryview]:
     """Data for an entry, as part buffers with random content."""
-    sizes = header.layout.buffer_nbytes(len(header.token_ids))
+    sizes = header.layout.plane_nbytes(len(header.token_ids))
     return [memoryview(bytearray(os.urandom(size))) for size in sizes]
 
 
@@ -310,7 +310,7 @@ def bench_mooncake(cluster: Mooncake, seconds: float) -> list[Row]:
 
 def raw_values(nbytes: int) -> list[bytes]:
     """The same bytes as values of the size the store uses."""
-    return [os.urandom(min(PIECE_NBYTES, nbytes - at)) for at in range(0, nbytes, PIECE_NBYTES)]
+    return [os.urandom(min(VALUE_NBYTES, nbytes - at)) for at in range(0, nbytes, VALUE_NBYTES)]
 
 
 def show(rows: Sequence[Row]) -> None:

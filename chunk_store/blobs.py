@@ -11,28 +11,9 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from chunk_store.entry import EntryHeader
+from chunk_store.errors import BlobBad
 from chunk_store.format.header import Frame
 from chunk_store.key import ChunkKey
-
-
-class BlobMissing(Exception):
-    """No data under this name."""
-
-
-class BlobBad(Exception):
-    """The data is there and wrong: cut, foreign, another entry's, or a checksum differs."""
-
-
-class BlobOtherVersion(BlobBad):
-    """The data is in the format of older or newer software: of no use here, and not damaged."""
-
-
-class BlobUnreadable(Exception):
-    """The data could not be read now (I/O error, server away); it may be fine."""
-
-
-class NoSpace(Exception):
-    """The medium is full."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +40,7 @@ class Expected:
             raise BlobBad("the stored token ids differ from the requested ones")
         sizes = tuple(view.nbytes for view in views)
         if frame.sizes != sizes:
-            raise BlobBad(f"the stored layout has parts of {frame.sizes} bytes, asked for {sizes}")
+            raise BlobBad(f"the stored layout has planes of {frame.sizes} bytes, asked for {sizes}")
 
 
 class Blobs(Protocol):

@@ -1,7 +1,7 @@
 """Who holds a claim, in a form that lets others tell that the holder is dead.
 
-An owner is named by boot, process-id namespace, process id and the process's start time. Where all of it can be
-compared (Linux, the same boot and namespace), a dead owner is known at once; anywhere else only time tells.
+A claimant is named by boot, process-id namespace, process id and the process's start time. Where all of it can be
+compared (Linux, the same boot and namespace), a dead one is known at once; anywhere else only time tells.
 """
 
 from __future__ import annotations
@@ -11,19 +11,19 @@ import os
 _SEPARATOR = "/"
 
 
-def this_owner() -> str:
+def this_claimant() -> str:
     """The name of the calling process; it changes across ``fork``."""
     return _SEPARATOR.join((*_machine(), str(os.getpid()), _start_time(os.getpid())))
 
 
-def is_dead(owner: str) -> bool:
-    """True only when ``owner`` certainly runs no more; False for an owner of another machine or container."""
-    parts = owner.split(_SEPARATOR)
+def is_dead(claimant: str) -> bool:
+    """True only when ``claimant`` certainly runs no more; False for one of another machine or container."""
+    fields = claimant.split(_SEPARATOR)
     here = _machine()
-    if len(parts) != 4 or not here[0] or tuple(parts[:2]) != here:
+    if len(fields) != 4 or not here[0] or tuple(fields[:2]) != here:
         return False
     try:
-        return _start_time(int(parts[2])) != parts[3]
+        return _start_time(int(fields[2])) != fields[3]
     except ValueError:
         return False
 

@@ -1,4 +1,8 @@
-"""What goes wrong with a store: one hierarchy, which says what, the remedy, and whether trying again helps."""
+"""What goes wrong with a store: one hierarchy, which says what, the remedy, and whether trying again helps.
+
+What is wrong with one entry's data (``Blob...``, ``NoSpace``) stays inside: a store makes a ``MissReason`` of it, or a
+``StoreError``.
+"""
 
 from __future__ import annotations
 
@@ -41,3 +45,23 @@ class ClaimLost(StoreError):
     """A publication's claim expired and was taken or swept; its data was not published."""
 
     retry = True
+
+
+class BlobMissing(Exception):
+    """No data under this name."""
+
+
+class BlobBad(Exception):
+    """The data is there and wrong: cut, foreign, another entry's, or a checksum differs. The message says why."""
+
+
+class BlobOtherVersion(BlobBad):
+    """The data is in the format of older or newer software: of no use here, and not damaged."""
+
+
+class BlobUnreadable(Exception):
+    """The data could not be read now (I/O error, server away); it may be fine."""
+
+
+class NoSpace(Exception):
+    """The medium is full."""

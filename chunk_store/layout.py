@@ -41,8 +41,8 @@ class KVLayout:
         if self.dtype not in DTYPE_BYTES:
             raise ValueError(f"dtype: {self.dtype!r} is not one of {sorted(DTYPE_BYTES)}")
 
-    def buffer_nbytes(self, tokens: int) -> list[int]:
-        """Sizes in bytes of an entry's parts in file order: K0, V0, K1, V1, ..."""
+    def plane_nbytes(self, tokens: int) -> list[int]:
+        """Sizes in bytes of an entry's planes in file order: K0, V0, K1, V1, ..."""
         sizes: list[int] = []
         for layer in self.layers:
             sizes += [layer.k_nbytes(tokens, self.dtype), layer.v_nbytes(tokens, self.dtype)]
@@ -50,7 +50,7 @@ class KVLayout:
 
     def nbytes(self, tokens: int) -> int:
         """Bytes of one entry's KV data for ``tokens`` tokens."""
-        return sum(self.buffer_nbytes(tokens))
+        return sum(self.plane_nbytes(tokens))
 
     def canonical(self) -> str:
         """A text that two equal layouts share; it enters the model identity and the entry header."""
@@ -66,5 +66,5 @@ class KVLayout:
 @lru_cache(maxsize=64)  # a store reads the same few layouts again and again
 def _parse(text: str) -> KVLayout:
     dtype, _, layers = text.partition(":")
-    triples = [tuple(int(n) for n in part.split(",")) for part in layers.split(";") if part]
+    triples = [tuple(int(n) for n in layer.split(",")) for layer in layers.split(";") if layer]
     return KVLayout(dtype, tuple(LayerLayout(*triple) for triple in triples))

@@ -75,7 +75,7 @@ class Placed:
 
 @dataclass(frozen=True)
 class Space:
-    """Bytes that a blob will take, whose it is, and how many its owner may have in all (None: any number)."""
+    """Bytes that a blob will take, whose it is, and how many the tenant may have in all (None: any number)."""
 
     nbytes: int
     tenant: Tenant = DEFAULT_TENANT

@@ -91,10 +91,10 @@ def _open_file(url: str, limits: dict[str, int | None], durability: Durability) 
 
 def _open_redis(url: str, password: str | None, capacity_nbytes: int | None, records_max: int | None) -> SharedStore:
     try:
-        from chunk_store.redis.blobs import ObjectBlobs
+        from chunk_store.redis.blobs import ValueBlobs
         from chunk_store.redis.connection import RedisConnection, parse_redis_url
         from chunk_store.redis.ledger import RedisLedger
-        from chunk_store.redis.objects import RedisObjects
+        from chunk_store.redis.values import RedisValues
         from chunk_store.redis.wire import RedisWire
     except ImportError as error:
         raise ValueError("store URL: redis:// needs the redis client: pip install 'cairn[redis]'") from error
@@ -106,7 +106,7 @@ def _open_redis(url: str, password: str | None, capacity_nbytes: int | None, rec
         records_max=records_max or RECORDS_MAX_DEFAULT,
     )
     ledger.set_limits(capacity_nbytes=capacity_nbytes, records_max=records_max)
-    return SharedStore(ledger, ObjectBlobs(RedisObjects(connection, RedisWire(address)), connection))
+    return SharedStore(ledger, ValueBlobs(RedisValues(connection, RedisWire(address)), connection))
 
 
 def _open_mooncake(url: str, password: str | None, capacity_nbytes: int | None, records_max: int | None) -> SharedStore:
@@ -128,9 +128,9 @@ def _open_mooncake(url: str, password: str | None, capacity_nbytes: int | None, 
 
 def mooncake_store(client: Any, redis: RedisAddress, ledger: Ledger) -> SharedStore:
     """A store over a Mooncake client that is already connected; closing the store closes the client."""
-    from chunk_store.mooncake.objects import MooncakeObjects
-    from chunk_store.redis.blobs import ObjectBlobs
+    from chunk_store.mooncake.values import MooncakeValues
+    from chunk_store.redis.blobs import ValueBlobs
     from chunk_store.redis.connection import RedisConnection
 
     metadata = RedisConnection(redis)
-    return SharedStore(ledger, ObjectBlobs(MooncakeObjects(client, metadata), metadata))
+    return SharedStore(ledger, ValueBlobs(MooncakeValues(client, metadata), metadata))

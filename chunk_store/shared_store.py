@@ -14,9 +14,19 @@ from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Self
 
-from chunk_store.blobs import BlobBad, BlobMissing, BlobOtherVersion, Blobs, BlobUnreadable, Expected, NoSpace
+from chunk_store.blobs import Blobs, Expected
 from chunk_store.entry import EntryHeader, EntryInfo, MissReason
-from chunk_store.errors import ClaimLost, StoreError, StoreFull, StoreUnavailable
+from chunk_store.errors import (
+    BlobBad,
+    BlobMissing,
+    BlobOtherVersion,
+    BlobUnreadable,
+    ClaimLost,
+    NoSpace,
+    StoreError,
+    StoreFull,
+    StoreUnavailable,
+)
 from chunk_store.format.header import flat_views, header_nbytes, writable_views
 from chunk_store.key import ChunkId, ChunkKey, ModelIdentity
 from chunk_store.ledger import Ledger, ReadTicket, Space, blob_name, check_key
@@ -211,7 +221,7 @@ class SharedPublication:
             raise StoreError("write was already called for this publication")
         if header.key != self._key:
             raise ValueError(f"header.key: {header.key} is not the claimed key {self._key}")
-        views = flat_views(buffers, header.layout.buffer_nbytes(len(header.token_ids)))
+        views = flat_views(buffers, header.layout.plane_nbytes(len(header.token_ids)))
         nbytes = header_nbytes(header) + header.nbytes
         blob = blob_name(self._key, self._nonce)
         self._reserve(Space(nbytes, header.tenant, limits.nbytes))

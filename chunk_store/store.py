@@ -45,7 +45,7 @@ class Publication(Protocol):
         """Extends the claim by its TTL. Raises ``ClaimLost``."""
 
     def write(self, header: EntryHeader, buffers: Sequence[memoryview], *, limits: TenantLimits = NO_LIMITS) -> None:
-        """Stores header and data (parts in layout order); still unreadable.
+        """Stores header and data (planes in layout order); still unreadable.
 
         Raises ``StoreFull``, ``QuotaFull`` when the header's tenant would exceed ``limits``, ``ClaimLost``.
         """
@@ -115,7 +115,7 @@ class StoreStats:
 class ChunkStore(Protocol):
     """One store, many processes. Every backend passes the same contract suite.
 
-    Content has an owner (``chunk_store.tenant``): a call that names tenants sees and changes theirs, and for a chunk
+    Content has a tenant (``chunk_store.tenant``): a call that names tenants sees and changes theirs, and for a chunk
     of anybody else does what it does for a chunk that nobody has.
     """
 
@@ -169,7 +169,7 @@ class ChunkStore(Protocol):
         """Claims ``key`` for writing, so that it is computed once across all workers."""
 
     def load(self, key: ChunkKey, token_ids: Sequence[int], buffers: Sequence[memoryview]) -> MissReason | None:
-        """Reads an entry into ``buffers`` (writable, parts in layout order) and verifies it.
+        """Reads an entry into ``buffers`` (writable, planes in layout order) and verifies it.
 
         Returns None when every checksum and the token ids match, otherwise the reason; the content of
         ``buffers`` is then undefined and a bad entry has been quarantined; one in another format (FORMAT_DIFFERS)

@@ -1,4 +1,4 @@
-"""Whose content it is: the owner that stands in every record and every entry.
+"""Whose content it is: the tenant that stands in every record and every entry.
 
 A tenant is known by a digest of its salt; content without a salt belongs to the default tenant. What is published for
 everybody belongs to ``SHARED_TENANT``, whose KV has a salt of its own that no caller can name.
@@ -25,7 +25,7 @@ DEFAULT_ONLY = (DEFAULT_TENANT,)
 
 
 def tenant_of(salt: str) -> Tenant:
-    """The owner of what is registered under ``salt``: a digest, enough to compare, not enough to forge a key."""
+    """The tenant of what is registered under ``salt``: a digest, enough to compare, not enough to forge a key."""
     if salt == SHARED_SALT:
         return SHARED_TENANT
     return Tenant(digest("cairn.salt.v1", [salt.encode()])) if salt else DEFAULT_TENANT

@@ -5,7 +5,7 @@
     fields  = each field behind its length as u32, in this order:
               key, chunk id, model, layout, token ids (u32 each), context (length-prefixed keys), salt digest,
               block size (u32), checksums (xxh3-64 of each block, u64 each)
-    data    = the layout's parts back to back; blocks never span two parts
+    data    = the layout's planes (each layer's K, then V) back to back; blocks never span two planes
 
 Written down in docs/store_format.md and pinned by a golden file. This module turns headers into bytes and back
 and checks blocks; it does not know where entries are kept. Nothing here executes what it reads.
@@ -20,6 +20,7 @@ from dataclasses import dataclass
 import xxhash
 
 from chunk_store.entry import EntryHeader
+from chunk_store.errors import BlobBad, BlobOtherVersion
 from chunk_store.key import ChunkId, ChunkKey, ModelIdentity, pack_token_ids, unpack_token_ids
 from chunk_store.layout import KVLayout
 
@@ -34,14 +35,6 @@ _PREFIX = struct.Struct("<8sIIQ")
 _U32 = struct.Struct("<I")
 
 
-class FormatError(ValueError):
-    """The bytes are not an entry that this version reads; the message says why."""
-
-
-class OtherVersion(FormatError):
-    """The bytes are an entry in the format of older or newer software: nothing is wrong with them."""
-
-
 @dataclass(frozen=True)
 class Frame:
     """A decoded header: what the entry says of itself, and how to check its data."""
@@ -50,7 +43,7 @@ class Frame:
     data_offset: int
     block_nbytes: int
     checksums: tuple[int, ...]
-    sizes: tuple[int, ...]  # bytes of each part
+    sizes: tuple[int, ...]  # bytes of each plane
 
     @property
     def stored_nbytes(self) -> int:
@@ -68,7 +61,7 @@ def flat_views(buffers: Sequence[memoryview], sizes: Sequence[int]) -> list[memo
     views = [_flat(buffer) for buffer in buffers]
     found = [view.nbytes for view in views]
     if found != list(sizes):
-        raise ValueError(f"buffers: the layout wants parts of {list(sizes)} bytes, got {found}")
+        raise ValueError(f"buffers: the layout wants planes of {list(sizes)} bytes, got {found}")
     return views
 
 
@@ -86,20 +79,20 @@ def _flat(buffer: memoryview) -> memoryview:
 
 
 def split_blocks(views: Sequence[memoryview], block_nbytes: int) -> Iterator[memoryview]:
-    """The blocks of ``views`` in file order: at most ``block_nbytes`` each, none spans two parts."""
+    """The blocks of ``views`` in file order: at most ``block_nbytes`` each, none spans two planes."""
     for view in views:
         for start in range(0, view.nbytes, block_nbytes):
             yield view[start : start + block_nbytes]
 
 
 def block_count(sizes: Sequence[int], block_nbytes: int) -> int:
-    """How many blocks parts of ``sizes`` bytes have."""
+    """How many blocks planes of ``sizes`` bytes have."""
     return sum(-(-size // block_nbytes) for size in sizes)
 
 
 def header_nbytes(header: EntryHeader) -> int:
     """Bytes before the data in this version's encoding; known before the data is."""
-    blocks = block_count(header.layout.buffer_nbytes(len(header.token_ids)), BLOCK_NBYTES)
+    blocks = block_count(header.layout.plane_nbytes(len(header.token_ids)), BLOCK_NBYTES)
     texts = (header.key, header.chunk_id, header.model, header.layout.canonical(), header.salt_digest)
     fields = sum(len(text.encode()) for text in texts) + 4 * len(header.token_ids) + _U32.size + 8 * blocks
     context = sum(_U32.size + len(key.encode()) for key in header.context)
@@ -124,54 +117,54 @@ def encode_header(header: EntryHeader, checksums: Sequence[int]) -> bytes:
 
 
 def fields_end(start: bytes | memoryview) -> int:
-    """Where the fields end, from an entry's first bytes. Raises ``FormatError`` for a foreign format or version."""
+    """Where the fields end, from an entry's first bytes. Raises ``BlobBad`` for a foreign format or version."""
     if len(start) < _PREFIX.size:
-        raise FormatError(f"the entry has {len(start)} bytes, less than a header's prefix")
+        raise BlobBad(f"the entry has {len(start)} bytes, less than a header's prefix")
     magic, version, length, _ = _PREFIX.unpack_from(start)
     if magic != MAGIC:
-        raise FormatError(f"the entry starts with {magic!r}, not {MAGIC!r}: not written by this store")
+        raise BlobBad(f"the entry starts with {magic!r}, not {MAGIC!r}: not written by this store")
     if version != VERSION:
         age = "older" if version < VERSION else "newer"
-        raise OtherVersion(
+        raise BlobOtherVersion(
             f"format version {version}, written by {age} software; this software reads version {VERSION}"
         )
     if length > HEADER_NBYTES_MAX:
-        raise FormatError(f"the header claims {length} bytes, over the limit of {HEADER_NBYTES_MAX}")
+        raise BlobBad(f"the header claims {length} bytes, over the limit of {HEADER_NBYTES_MAX}")
     return _PREFIX.size + int(length)
 
 
 def decode_header(raw: bytes | memoryview) -> Frame:
-    """The header at the start of ``raw``. Raises ``FormatError`` if it is cut, foreign or damaged."""
+    """The header at the start of ``raw``. Raises ``BlobBad`` if it is cut, foreign or damaged."""
     end = fields_end(raw)
     fields = bytes(raw[_PREFIX.size : end])
     if len(fields) != end - _PREFIX.size:
-        raise FormatError(f"the header is cut: {len(fields)} of {end - _PREFIX.size} bytes")
+        raise BlobBad(f"the header is cut: {len(fields)} of {end - _PREFIX.size} bytes")
     if checksum(fields) != _PREFIX.unpack_from(raw)[3]:
-        raise FormatError("the header's checksum does not match")
-    parts = _split(fields)
-    if len(parts) != FIELDS:
-        raise FormatError(f"the header has {len(parts)} fields, expected {FIELDS}")
+        raise BlobBad("the header's checksum does not match")
+    values = _split(fields)
+    if len(values) != FIELDS:
+        raise BlobBad(f"the header has {len(values)} fields, expected {FIELDS}")
     try:
-        return _frame(parts, _aligned(end))
+        return _frame(values, _aligned(end))
     except (ValueError, TypeError, struct.error) as error:
-        raise FormatError(f"the header's fields do not decode: {error}") from error
+        raise BlobBad(f"the header's fields do not decode: {error}") from error
 
 
-def _frame(parts: list[bytes], data_offset: int) -> Frame:
-    key, chunk, model, layout, tokens, context, salt, block, sums = parts
+def _frame(fields: list[bytes], data_offset: int) -> Frame:
+    key, chunk, model, layout, tokens, context, salt, block, sums = fields
     header = EntryHeader(
         key=ChunkKey(key.decode()),
         chunk_id=ChunkId(chunk.decode()),
         model=ModelIdentity(model.decode()),
         layout=KVLayout.from_canonical(layout.decode()),
         token_ids=unpack_token_ids(tokens),
-        context=tuple(ChunkKey(part.decode()) for part in _split(context)),
+        context=tuple(ChunkKey(name.decode()) for name in _split(context)),
         salt_digest=salt.decode(),
     )
     (block_nbytes,) = _U32.unpack(block)
     if block_nbytes == 0:
         raise ValueError("block size 0")
-    sizes = tuple(header.layout.buffer_nbytes(len(header.token_ids)))
+    sizes = tuple(header.layout.plane_nbytes(len(header.token_ids)))
     checksums = struct.unpack(f"<{block_count(sizes, block_nbytes)}Q", sums)
     return Frame(header, data_offset, block_nbytes, checksums, sizes)
 
@@ -181,17 +174,17 @@ def _join(*fields: bytes) -> bytes:
 
 
 def _split(joined: bytes) -> list[bytes]:
-    parts, at = [], 0
+    fields, at = [], 0
     while at < len(joined):
         if at + _U32.size > len(joined):
-            raise FormatError("a field's length is cut")
+            raise BlobBad("a field's length is cut")
         (length,) = _U32.unpack_from(joined, at)
         at += _U32.size
         if at + length > len(joined):
-            raise FormatError("a field is longer than the header")
-        parts.append(joined[at : at + length])
+            raise BlobBad("a field is longer than the header")
+        fields.append(joined[at : at + length])
         at += length
-    return parts
+    return fields
 
 
 def _aligned(nbytes: int) -> int:

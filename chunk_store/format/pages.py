@@ -64,8 +64,8 @@ def encode_cursor(order: RecordOrder, last: ChunkRecord, rank: int) -> str:
 def decode_cursor(cursor: str, order: RecordOrder) -> After:
     """Where the page begins. Raises ``ValueError`` for a cursor of another order or of no page at all."""
     try:
-        parts = json.loads(base64.urlsafe_b64decode(cursor.encode()))
-        name, value, chunk_id, rank = parts
+        place = json.loads(base64.urlsafe_b64decode(cursor.encode()))
+        name, value, chunk_id, rank = place
     except (ValueError, TypeError, binascii.Error) as error:
         raise ValueError("cursor: not one that list_records returned") from error
     wanted_type = str if order is RecordOrder.NAME else float

@@ -20,15 +20,13 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
-from chunk_store.blobs import BlobBad, BlobMissing, BlobOtherVersion, BlobUnreadable, Expected, NoSpace, Quarantined
+from chunk_store.blobs import Expected, Quarantined
 from chunk_store.entry import EntryHeader
-from chunk_store.errors import StoreUnavailable
+from chunk_store.errors import BlobBad, BlobMissing, BlobUnreadable, NoSpace, StoreUnavailable
 from chunk_store.format.header import (
     ALIGN_NBYTES,
     BLOCK_NBYTES,
-    FormatError,
     Frame,
-    OtherVersion,
     checksum,
     decode_header,
     encode_header,
@@ -208,16 +206,11 @@ def _read_error(error: OSError, blob: str) -> Exception:
 
 
 def _read_frame(fd: int) -> Frame:
-    try:
-        raw = os.pread(fd, ALIGN_NBYTES, 0)
-        end = fields_end(raw)
-        if end > len(raw):
-            raw += os.pread(fd, end - len(raw), len(raw))
-        frame = decode_header(raw)
-    except OtherVersion as error:
-        raise BlobOtherVersion(str(error)) from error
-    except FormatError as error:
-        raise BlobBad(str(error)) from error
+    raw = os.pread(fd, ALIGN_NBYTES, 0)
+    end = fields_end(raw)
+    if end > len(raw):
+        raw += os.pread(fd, end - len(raw), len(raw))
+    frame = decode_header(raw)
     size = os.fstat(fd).st_size
     if size != frame.stored_nbytes:
         raise BlobBad(f"the file has {size} bytes, its header says {frame.stored_nbytes}")

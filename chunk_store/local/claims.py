@@ -7,7 +7,7 @@ import sqlite3
 import time
 from collections.abc import Sequence
 
-from chunk_store import claimant as owner
+from chunk_store import claimant
 from chunk_store.errors import ClaimLost, StoreFull
 from chunk_store.key import ChunkId, ChunkKey
 from chunk_store.ledger import BUSY_RETRY_S, Space, blob_name, full_bytes, full_pins, full_records
@@ -58,7 +58,7 @@ def answer(connection: sqlite3.Connection, key: ChunkKey) -> Stored | Busy | Non
     if row is None:
         return None
     remaining = row[1] - time.time()
-    if remaining <= 0 or owner.is_dead(row[0]):
+    if remaining <= 0 or claimant.is_dead(row[0]):
         return None
     return Busy(min(BUSY_RETRY_S, remaining))
 

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from chunk_store import claimant as owner
+from chunk_store import claimant
 from chunk_store.blobs import Quarantined
 from chunk_store.entry import EntryHeader, EntryInfo, MissReason
 from chunk_store.errors import StoreError, StoreFull
@@ -137,7 +137,8 @@ class SqliteLedger:
                 return answer
             claims.drop(connection, key)
             connection.execute(
-                "INSERT INTO claims VALUES (?, ?, ?, ?, 0, '')", (key, nonce, owner.this_owner(), time.time() + ttl_s)
+                "INSERT INTO claims VALUES (?, ?, ?, ?, 0, '')",
+                (key, nonce, claimant.this_claimant(), time.time() + ttl_s),
             )
             return Claimed()
 
@@ -220,7 +221,7 @@ class SqliteLedger:
         with self._write() as connection:
             before = (claims.total(connection, "entries"), claims.total(connection, "entry_nbytes"))
             rows = connection.execute("SELECT key, owner, expires_at FROM claims").fetchall()
-            dead = [key for key, holder, expires_at in rows if expires_at <= now or owner.is_dead(holder)]
+            dead = [key for key, holder, expires_at in rows if expires_at <= now or claimant.is_dead(holder)]
             for key in dead:
                 claims.drop(connection, key)
             connection.execute("DELETE FROM leases WHERE expires_at <= ?", (now,))

@@ -1,9 +1,9 @@
-"""Blobs on a server of named values: the header and each piece of at most 2 MiB is one value.
+"""Blobs on a server of named values: the header and each 2 MiB of data is one value.
 
-    BLOB:h   header      BLOB:0, BLOB:1, ...   pieces (chunk_store/format/values.py)
+    BLOB:h   header      BLOB:0, BLOB:1, ...   data (chunk_store/format/values.py)
 
-Such stores cannot cheaply list what they hold, so Redis keeps a catalogue: blob -> number of pieces and stored bytes,
-written before the first value and dropped after the last one is removed. What holds the values is behind ``Objects``.
+Such stores cannot cheaply list what they hold, so Redis keeps a catalogue: blob -> number of values and stored bytes,
+written before the first value and dropped after the last one is removed. What holds the values is behind ``Values``.
 """
 
 from __future__ import annotations
@@ -12,17 +12,18 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from typing import Protocol
 
-from chunk_store.blobs import BlobBad, BlobMissing, BlobUnreadable, Expected, NoSpace, Quarantined
+from chunk_store.blobs import Expected, Quarantined
 from chunk_store.entry import EntryHeader
+from chunk_store.errors import BlobBad, BlobMissing, BlobUnreadable, NoSpace
 from chunk_store.format.header import BLOCK_NBYTES, Frame, checksum, encode_header, header_nbytes, split_blocks
-from chunk_store.format.values import check_piece, framed, piece_count, pieces_of
+from chunk_store.format.values import check_value, framed, value_count, values_of
 from chunk_store.redis.connection import RedisConnection, ServerFull
 from chunk_store.redis.mending import names_below
 
-PIECES_IN_FLIGHT = 4
+VALUES_IN_FLIGHT = 4
 
 
-class Objects(Protocol):
+class Values(Protocol):
     """Named values in one place. Batches are bounded by the caller."""
 
     @property
@@ -30,7 +31,7 @@ class Objects(Protocol):
         """The backend's name in statistics."""
 
     def put(self, values: Sequence[tuple[str, Sequence[memoryview | bytes]]]) -> None:
-        """Stores new values, each given in parts. Raises ``NoSpace`` or ``StoreUnavailable``."""
+        """Stores new values, each given in spans. Raises ``NoSpace`` or ``StoreUnavailable``."""
 
     def finish(self, values: Sequence[tuple[str, Sequence[memoryview | bytes]]], header: tuple[str, bytes]) -> None:
         """Stores the last values and, after them, the header. Raises ``NoSpace`` or ``StoreUnavailable``."""
@@ -56,50 +57,50 @@ class Objects(Protocol):
         """Frees handles."""
 
 
-class ObjectBlobs:
-    """The ``Blobs`` of one ``Objects`` and its catalogue; closing it closes both."""
+class ValueBlobs:
+    """The ``Blobs`` of one ``Values`` and its catalogue; closing it closes both."""
 
-    def __init__(self, objects: Objects, catalogue: RedisConnection) -> None:
-        self._objects = objects
+    def __init__(self, values: Values, catalogue: RedisConnection) -> None:
+        self._values = values
         self._redis = catalogue
         self._catalogue = catalogue.name("catalogue")
 
     @property
     def kind(self) -> str:
-        return self._objects.kind
+        return self._values.kind
 
     def write(self, blob: str, header: EntryHeader, views: Sequence[memoryview]) -> None:
-        pieces = list(pieces_of(views))
-        self._note(blob, f"{len(pieces)} {header_nbytes(header) + header.nbytes}")
+        values = list(values_of(views))
+        self._note(blob, f"{len(values)} {header_nbytes(header) + header.nbytes}")
         checksums: list[int] = []
         waiting: list[tuple[str, Sequence[memoryview | bytes]]] = []
-        for number, spans in enumerate(pieces):
-            if len(waiting) == PIECES_IN_FLIGHT:
-                self._objects.put(waiting)
+        for number, spans in enumerate(values):
+            if len(waiting) == VALUES_IN_FLIGHT:
+                self._values.put(waiting)
                 waiting = []
             checksums += [checksum(block) for block in split_blocks(spans, BLOCK_NBYTES)]
             waiting.append((self._name(blob, number), spans))
-        self._objects.finish(waiting, (self._name(blob, "h"), encode_header(header, checksums)))
+        self._values.finish(waiting, (self._name(blob, "h"), encode_header(header, checksums)))
 
     def read(self, blob: str, expected: Expected, views: Sequence[memoryview]) -> None:
-        pieces = list(pieces_of(views))
-        batches = [range(at, min(at + PIECES_IN_FLIGHT, len(pieces))) for at in range(0, len(pieces), PIECES_IN_FLIGHT)]
+        values = list(values_of(views))
+        batches = [range(at, min(at + VALUES_IN_FLIGHT, len(values))) for at in range(0, len(values), VALUES_IN_FLIGHT)]
         first = batches[0] if batches else range(0)
-        raw, sizes = self._objects.read(self._name(blob, "h"), self._names(blob, first), [pieces[n] for n in first])
+        raw, sizes = self._values.read(self._name(blob, "h"), self._names(blob, first), [values[n] for n in first])
         if raw is None:
             raise BlobMissing(blob)
         frame = framed(raw)
         expected.check(frame, views)
         checksums = iter(frame.checksums)
         for batch in batches:
-            targets = [pieces[number] for number in batch]
+            targets = [values[number] for number in batch]
             if batch is not first:
-                sizes = self._objects.read_more(self._names(blob, batch), targets)
+                sizes = self._values.read_more(self._names(blob, batch), targets)
             for spans, size in zip(targets, sizes, strict=True):
-                check_piece(spans, size, frame.block_nbytes, checksums)
+                check_value(spans, size, frame.block_nbytes, checksums)
 
     def frame(self, blob: str) -> Frame:
-        raw = self._objects.header(self._name(blob, "h"))
+        raw = self._values.header(self._name(blob, "h"))
         if raw is None:
             raise BlobMissing(blob)
         return framed(raw)
@@ -111,8 +112,8 @@ class ObjectBlobs:
             listed = self._redis.client.hmget(self._catalogue, list(blobs))
         gone = []
         for blob, entry in zip(blobs, listed, strict=True):
-            pieces = int(entry.split()[0]) if entry else self._pieces(blob)
-            if self._objects.remove(self._name(blob, "h"), self._names(blob, range(pieces))):
+            values = int(entry.split()[0]) if entry else self._value_count(blob)
+            if self._values.remove(self._name(blob, "h"), self._names(blob, range(values))):
                 gone.append(blob)
         if gone:
             with self._redis.errors():
@@ -131,27 +132,27 @@ class ObjectBlobs:
             for blob, entry in self._redis.client.hscan_iter(self._catalogue, count=1000):
                 yield blob.decode(), int(entry.split()[1])
         for name in names_below(self._redis, "blob:"):  # what the catalogue has lost
-            blob, _, part = name.removeprefix("blob:").rpartition(":")
+            blob, _, suffix = name.removeprefix("blob:").rpartition(":")
             with self._redis.errors():
-                lost = part == "h" and not self._redis.client.hexists(self._catalogue, blob)
+                lost = suffix == "h" and not self._redis.client.hexists(self._catalogue, blob)
             if lost:
                 with suppress(BlobBad, BlobMissing, BlobUnreadable):
                     yield blob, self.frame(blob).stored_nbytes
 
     def close(self) -> None:
-        self._objects.close()
+        self._values.close()
         self._redis.close()
 
-    def _name(self, blob: str, part: str | int) -> str:
-        return f"{self._redis.prefix}blob:{blob}:{part}"
+    def _name(self, blob: str, suffix: str | int) -> str:
+        return f"{self._redis.prefix}blob:{blob}:{suffix}"
 
-    def _pieces(self, blob: str) -> int:
-        """How many pieces a blob has that is not in the catalogue; 0 where its header does not say."""
+    def _value_count(self, blob: str) -> int:
+        """How many values a blob has that is not in the catalogue; 0 where its header does not say."""
         try:
             frame = self.frame(blob)
         except (BlobBad, BlobMissing, BlobUnreadable):
             return 0
-        return piece_count(frame.sizes)
+        return value_count(frame.sizes)
 
     def _names(self, blob: str, numbers: range) -> list[str]:
         return [self._name(blob, number) for number in numbers]

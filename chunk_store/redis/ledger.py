@@ -9,7 +9,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import Iterable, Sequence
 
-from chunk_store import claimant as owner
+from chunk_store import claimant
 from chunk_store.blobs import Quarantined
 from chunk_store.entry import EntryHeader, EntryInfo, MissReason
 from chunk_store.errors import ClaimLost, StoreFull, StoreTooNew, StoreUnavailable
@@ -149,14 +149,14 @@ class RedisLedger:
     # -- claims ---------------------------------------------------------------------------------------
     def claim(self, key: ChunkKey, nonce: str, ttl_s: float) -> Claimed | Stored | Busy:
         for _ in range(CLAIM_ATTEMPTS_MAX):
-            answer = self._redis.run(scripts.CLAIM, key, nonce, owner.this_owner(), ttl_s)
+            answer = self._redis.run(scripts.CLAIM, key, nonce, claimant.this_claimant(), ttl_s)
             if answer[0] == b"claimed":
                 return Claimed()
             if answer[0] == b"stored":
                 info = self.find([key])[0]
                 if info is not None:
                     return Stored(info)
-            elif owner.is_dead(answer[2].decode()):
+            elif claimant.is_dead(answer[2].decode()):
                 self._redis.run(scripts.DROP_CLAIM, key, answer[3])
             else:
                 return Busy(min(BUSY_RETRY_S, float(answer[1])))
@@ -214,7 +214,7 @@ class RedisLedger:
         """On a server nothing is kept of bad data."""
         broken = 0
         for key, nonce, holder in self._claims():
-            if owner.is_dead(holder):
+            if claimant.is_dead(holder):
                 broken += int(self._redis.run(scripts.DROP_CLAIM, key, nonce))
         claims, *rest = (int(count) for count in self._redis.run(scripts.SWEEP, self._capacity_nbytes))
         return SweepReport(claims + broken, *rest)

@@ -53,12 +53,12 @@ end
 local function left_of(tenant) return redis.call('ZCARD', of(tenant, 'records_created')) - (chosen_of[tenant] or 0) end
 -- Whether the registry may be exceeded by `over` records; ChunkStore.put_records says when.
 local function within_shares(more, over)
-  local owners = 0
-  for _ in pairs(more) do owners = owners + 1 end
+  local holders = 0
+  for _ in pairs(more) do holders = holders + 1 end
   for _, tenant in ipairs(tenants()) do
-    if not more[tenant] and left_of(tenant) > 0 then owners = owners + 1 end
+    if not more[tenant] and left_of(tenant) > 0 then holders = holders + 1 end
   end
-  local share = math.max(1, math.floor(registry_max / owners))
+  local share = math.max(1, math.floor(registry_max / holders))
   for tenant, count in pairs(more) do
     if left_of(tenant) + count > share then return false end
   end

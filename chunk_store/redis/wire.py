@@ -2,7 +2,7 @@
 
 The Redis client packs every value into one more buffer on the way out and builds a new object for it on the way in.
 For values of megabytes that costs more than the network; this module speaks just enough of the protocol (AUTH, SELECT,
-SET, GET) to scatter and gather instead. Everything small goes through the ordinary client (``redis_connection.py``).
+SET, GET) to scatter and gather instead. Everything small goes through the ordinary client (``connection.py``).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from chunk_store.errors import StoreUnavailable
 from chunk_store.redis.connection import TIMEOUT_S, RedisAddress, ServerFull
 
 IDLE_MAX = 8
-PARTS_PER_CALL = 512  # the kernel takes at most 1024
+SPANS_PER_CALL = 512  # the kernel takes at most 1024
 VALUE_NBYTES_MAX = 512 * 2**20
 
 _T = TypeVar("_T")
@@ -37,7 +37,7 @@ class RedisWire:
         self._lock = threading.Lock()
 
     def set(self, values: Sequence[tuple[str, Sequence[memoryview | bytes]]]) -> None:
-        """Stores each value, given in parts; all of them in flight at once."""
+        """Stores each value, given in spans; all of them in flight at once."""
         self._with_socket(lambda wire: wire.set(values))
 
     def get(self, name: str) -> bytes | None:
@@ -119,10 +119,10 @@ class _Socket:
             raise
 
     def set(self, values: Sequence[tuple[str, Sequence[memoryview | bytes]]]) -> None:
-        for name, parts in values:
-            nbytes = sum(len(part) for part in parts)
+        for name, spans in values:
+            nbytes = sum(len(span) for span in spans)
             head = b"*3\r\n$3\r\nSET\r\n" + _bulk(name) + b"$%d\r\n" % nbytes
-            self._send([head, *(parts if len(parts) <= PARTS_PER_CALL else [b"".join(parts)]), b"\r\n"])
+            self._send([head, *(spans if len(spans) <= SPANS_PER_CALL else [b"".join(spans)]), b"\r\n"])
         for _ in values:
             self._status()
 
@@ -144,13 +144,13 @@ class _Socket:
         self._send([b"*%d\r\n" % len(words), *(_bulk(word) for word in words)])
         self._status()
 
-    def _send(self, parts: Sequence[memoryview | bytes]) -> None:
+    def _send(self, spans: Sequence[memoryview | bytes]) -> None:
         if isinstance(self._socket, ssl.SSLSocket):  # has no sendmsg
-            for part in parts:
-                self._socket.sendall(part)
+            for span in spans:
+                self._socket.sendall(span)
             return
-        for at in range(0, len(parts), PARTS_PER_CALL):
-            left = [memoryview(part) for part in parts[at : at + PARTS_PER_CALL]]
+        for at in range(0, len(spans), SPANS_PER_CALL):
+            left = [memoryview(span) for span in spans[at : at + SPANS_PER_CALL]]
             while left:
                 left = _unsent(left, self._socket.sendmsg(left))
 
@@ -219,13 +219,13 @@ def _bulk(word: str) -> bytes:
     return b"$%d\r\n%b\r\n" % (len(raw), raw)
 
 
-def _unsent(parts: Iterable[memoryview], sent: int) -> list[memoryview]:
-    """What is left of ``parts`` after the first ``sent`` bytes went out."""
+def _unsent(spans: Iterable[memoryview], sent: int) -> list[memoryview]:
+    """What is left of ``spans`` after the first ``sent`` bytes went out."""
     left = []
-    for part in parts:
-        if sent >= len(part):
-            sent -= len(part)
+    for span in spans:
+        if sent >= len(span):
+            sent -= len(span)
         else:
-            left.append(part[sent:])
+            left.append(span[sent:])
             sent = 0
     return left

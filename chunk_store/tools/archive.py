@@ -14,9 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, cast
 
-from chunk_store.blobs import BlobBad, BlobMissing, BlobUnreadable, Expected
+from chunk_store.blobs import Expected
 from chunk_store.entry import EntryHeader, EntryInfo
-from chunk_store.format.header import BLOCK_NBYTES, FormatError, checksum, encode_header, split_blocks
+from chunk_store.errors import BlobBad, BlobMissing, BlobUnreadable
+from chunk_store.format.header import BLOCK_NBYTES, checksum, encode_header, split_blocks
 from chunk_store.key import ChunkId, ChunkKey
 from chunk_store.local.private_files import create_file
 from chunk_store.shared_store import SharedStore
@@ -25,6 +26,7 @@ from chunk_store.tenant import DEFAULT_TENANT, SHARED_SALT, SHARED_TENANT, Tenan
 from chunk_store.tools.archive_file import (
     ArchiveError,
     Member,
+    MemberRefused,
     check_signature,
     each_member,
     next_member,
@@ -79,7 +81,7 @@ def export(
 ) -> ExportReport:
     """Writes the chunks, their entries, and all that those were computed under (records and KV) to ``path``.
 
-    It is the operator's: whoever the chunks belong to, and each record and entry keeps its owner.
+    It is the operator's: whoever the chunks belong to, and each record and entry keeps its tenant.
     With ``sign_key`` its signature is written beside it (``FILE.sig``). The file appears when it is complete, for its
     owner alone to read. Raises ``ArchiveError`` for an entry that cannot be read, ``StoreUnavailable``, or ``OSError``
     from writing ``path``.
@@ -175,7 +177,7 @@ class _Import:
         try:
             if member.nbytes > largest:
                 skip_member(file, member)
-                raise FormatError(f"{member.nbytes} bytes are more than {largest}")
+                raise MemberRefused(f"{member.nbytes} bytes are more than {largest}")
             raw = read_member(file, member)
             if folder == "records":
                 new = self._record(raw)
@@ -185,7 +187,7 @@ class _Import:
                 self._entries += new
                 self._nbytes += len(raw) if new else 0
             self._known += not new
-        except (FormatError, BlobBad) as error:
+        except (MemberRefused, BlobBad) as error:
             self._refused.append(f"{member.name}: {error}")
             if len(self._refused) > REFUSED_MAX:
                 words = f"more than {REFUSED_MAX} members do not verify, the last: {self._refused[-1]}"
@@ -198,7 +200,7 @@ class _Import:
         """A record the store knows keeps its own name, tags and pin."""
         record = decode_record(raw)
         if not self._signed and record.tenant not in self._salts:
-            raise FormatError(f"it belongs to a tenant that is not known here: {UNKNOWN_TENANT}")
+            raise MemberRefused(f"it belongs to a tenant that is not known here: {UNKNOWN_TENANT}")
         self._tokens[record.chunk_id] = tokens_digest(record.token_ids)
         if self._store.get_records([record.chunk_id], [record.tenant])[0] is not None:
             return False
@@ -261,7 +263,7 @@ def _entry_bytes(store: SharedStore, key: ChunkKey) -> bytes | None:
         return None
     try:
         header = store.blobs.frame(placed.blob).header
-        buffers = [bytearray(size) for size in header.layout.buffer_nbytes(len(header.token_ids))]
+        buffers = [bytearray(size) for size in header.layout.plane_nbytes(len(header.token_ids))]
         views = [memoryview(buffer) for buffer in buffers]
         store.blobs.read(placed.blob, Expected(key, header.token_ids), views)
     except (BlobMissing, BlobBad, BlobUnreadable):

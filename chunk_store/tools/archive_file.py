@@ -32,6 +32,10 @@ class ArchiveError(StoreError):
     """The file is no archive that this version reads, it is cut, or its signature does not fit."""
 
 
+class MemberRefused(Exception):
+    """A member does not verify; the import goes on without it."""
+
+
 @dataclass(frozen=True)
 class Member:
     """One member as its header announces it; ``nbytes`` follow."""
@@ -107,8 +111,8 @@ def signature(file: BinaryIO, key: bytes) -> str:
     """HMAC-SHA256 over what ``file`` holds from its start, in hexadecimal; goes back to the start."""
     state = hmac.new(key, _DOMAIN, hashlib.sha256)
     file.seek(0)
-    while piece := file.read(READ_NBYTES):
-        state.update(piece)
+    while read := file.read(READ_NBYTES):
+        state.update(read)
     file.seek(0)
     return state.hexdigest()
 

@@ -13,13 +13,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from chunk_store.blobs import BlobBad
 from chunk_store.entry import EntryHeader
-from chunk_store.format.header import FormatError, Frame, checksum, decode_header, split_blocks
+from chunk_store.errors import BlobBad
+from chunk_store.format.header import Frame, checksum, decode_header, split_blocks
 from chunk_store.key import ChunkId, ChunkType, TokenizerIdentity, chunk_id, chunk_key, digest, pack_token_ids
 from chunk_store.record import ChunkRecord
 from chunk_store.tenant import DEFAULT_TENANT, Tenant
-from chunk_store.tools.archive_file import ArchiveError
+from chunk_store.tools.archive_file import ArchiveError, MemberRefused
 
 ARCHIVE_FORMAT = "cairn-archive"
 ARCHIVE_VERSION = 1
@@ -53,8 +53,8 @@ def decode_manifest(raw: bytes) -> int:
 
 def member_of(record: ChunkRecord) -> str:
     """The name of a record's member; whose it is stands inside."""
-    owner = f"{record.tenant[:16]}." if record.tenant else ""
-    return f"records/{owner}{record.chunk_id}.json"
+    tenant = f"{record.tenant[:16]}." if record.tenant else ""
+    return f"records/{tenant}{record.chunk_id}.json"
 
 
 def encode_record(record: ChunkRecord) -> bytes:
@@ -62,7 +62,7 @@ def encode_record(record: ChunkRecord) -> bytes:
 
 
 def decode_record(raw: bytes) -> ChunkRecord:
-    """Raises ``FormatError``; the chunk id must be the digest of what it names."""
+    """Raises ``MemberRefused``; the chunk id must be the digest of what it names."""
     try:
         fields = json.loads(raw)
         record = ChunkRecord(
@@ -81,34 +81,34 @@ def decode_record(raw: bytes) -> ChunkRecord:
         )
         expected = chunk_id(record.tokenizer, record.type, record.token_ids)
     except (ValueError, TypeError, KeyError, RecursionError) as error:
-        raise FormatError(f"the record does not decode: {_short(error)}") from error
+        raise MemberRefused(f"the record does not decode: {_short(error)}") from error
     if record.chunk_id != expected:
-        raise FormatError(f"the record's tokens have the id {expected}, not {record.chunk_id}")
+        raise MemberRefused(f"the record's tokens have the id {expected}, not {record.chunk_id}")
     return record
 
 
 def decode_entry(raw: bytes) -> tuple[EntryHeader, list[memoryview]]:
-    """Header and the parts of the data, every block compared with its checksum. Raises ``FormatError``, ``BlobBad``."""
+    """Header and planes, every block compared with its checksum. Raises ``MemberRefused``, ``BlobBad``."""
     frame = decode_header(raw)
     header = frame.header
     for name in (header.key, header.chunk_id, *header.context):
         if not _NAME.fullmatch(name):
-            raise FormatError(f"{_short(name)} is no name of a chunk or its KV: 64 hexadecimal digits are")
+            raise MemberRefused(f"{_short(name)} is no name of a chunk or its KV: 64 hexadecimal digits are")
     if not header.model or len(header.model) > LABEL_CHARACTERS_MAX or _CONTROL.search(header.model):
-        raise FormatError("the header's model identity is empty, too long, or not plain text")
+        raise MemberRefused("the header's model identity is empty, too long, or not plain text")
     return header, _checked_views(frame, memoryview(raw))
 
 
 def check_entry_key(header: EntryHeader, salts: Mapping[Tenant, str]) -> None:
-    """Raises ``FormatError`` unless model, context and tokens give the key. ``salts`` are those of tenants."""
+    """Raises ``MemberRefused`` unless model, context and tokens give the key. ``salts`` are those of tenants."""
     salt = salts.get(header.tenant)
     if salt is None:
-        raise FormatError(
+        raise MemberRefused(
             f"its key depends on a salt that is not known here, so nothing shows what it is of: {UNKNOWN_TENANT}"
         )
     expected = chunk_key(header.model, header.context, header.token_ids, salt)
     if header.key != expected:
-        raise FormatError(f"its model, context and tokens have the key {expected}, not {header.key}")
+        raise MemberRefused(f"its model, context and tokens have the key {expected}, not {header.key}")
 
 
 def tokens_digest(token_ids: Sequence[int]) -> str:
@@ -117,11 +117,11 @@ def tokens_digest(token_ids: Sequence[int]) -> str:
 
 
 def check_entry_content(header: EntryHeader, registered: str | None) -> None:
-    """Raises ``FormatError`` unless its chunk is registered (None: it is not) with tokens of this digest."""
+    """Raises ``MemberRefused`` unless its chunk is registered (None: it is not) with tokens of this digest."""
     if registered is None:
-        raise FormatError(f"there is no record of its chunk {header.chunk_id}")
+        raise MemberRefused(f"there is no record of its chunk {header.chunk_id}")
     if registered != tokens_digest(header.token_ids):
-        raise FormatError(f"its tokens are not those of its chunk {header.chunk_id}")
+        raise MemberRefused(f"its tokens are not those of its chunk {header.chunk_id}")
 
 
 def _checked_views(frame: Frame, raw: memoryview) -> list[memoryview]:

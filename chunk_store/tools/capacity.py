@@ -76,7 +76,7 @@ def token_nbytes(layout: KVLayout) -> int:
 
 def entry_nbytes(layout: KVLayout, tokens: int) -> int:
     """Bytes that one entry takes in a store, header included, for a context of a few chunks."""
-    checksums = 8 * block_count(layout.buffer_nbytes(tokens), BLOCK_NBYTES)
+    checksums = 8 * block_count(layout.plane_nbytes(tokens), BLOCK_NBYTES)
     header = HEADER_FIXED_NBYTES + len(layout.canonical()) + 4 * tokens + checksums
     return -(-header // ALIGN_NBYTES) * ALIGN_NBYTES + layout.nbytes(tokens)
 

@@ -9,7 +9,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
 
-from chunk_store.blobs import BlobBad, BlobMissing, BlobOtherVersion, BlobUnreadable, Expected
+from chunk_store.blobs import Expected
+from chunk_store.errors import BlobBad, BlobMissing, BlobOtherVersion, BlobUnreadable
 from chunk_store.ledger import Placed, key_of
 from chunk_store.shared_store import SharedStore
 
@@ -158,7 +159,7 @@ def _check_stray(store: SharedStore, blob: str) -> list[Finding]:
 def _read(store: SharedStore, blob: str) -> None:
     """Reads a blob against its own header."""
     header = store.blobs.frame(blob).header
-    buffers = [memoryview(bytearray(size)) for size in header.layout.buffer_nbytes(len(header.token_ids))]
+    buffers = [memoryview(bytearray(size)) for size in header.layout.plane_nbytes(len(header.token_ids))]
     store.blobs.read(blob, Expected(header.key, header.token_ids), buffers)
 
 

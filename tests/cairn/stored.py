@@ -30,7 +30,7 @@ def publish(store: SharedStore, of: ChunkRecord, model: ModelIdentity, context: 
     """Stores KV: every byte is the first byte of the key, so that a reader can tell whose it is."""
     key = chunk_key(model, context, of.token_ids)
     header = EntryHeader(key, of.chunk_id, model, LAYOUT, of.token_ids, tuple(context))
-    parts = [memoryview(bytearray([int(key[:2], 16)]) * size) for size in LAYOUT.buffer_nbytes(TOKENS)]
+    parts = [memoryview(bytearray([int(key[:2], 16)]) * size) for size in LAYOUT.plane_nbytes(TOKENS)]
     publication = store.begin(key)
     assert not isinstance(publication, Stored | Busy)
     with publication:

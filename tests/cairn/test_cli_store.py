@@ -164,7 +164,7 @@ def test_export_then_import_elsewhere(
     with closing(open_store(other)) as copy:
         for key, info in entries(other).items():
             ids = next(r.token_ids for r in map(record, range(1, 5)) if r.chunk_id == info.chunk_id)
-            buffers = [bytearray(size) for size in LAYOUT.buffer_nbytes(TOKENS)]
+            buffers = [bytearray(size) for size in LAYOUT.plane_nbytes(TOKENS)]
             assert copy.load(key, ids, [memoryview(buffer) for buffer in buffers]) is None
             assert b"".join(buffers) == bytes([int(key[:2], 16)]) * KV_NBYTES
     code, out, _ = cairn("store", "import", str(archive), "--store", other)

@@ -101,7 +101,7 @@ def sample(
         salt_digest=tenant_of(salt),
     )
     noise = random.Random(key)
-    return Sample(header, tuple(noise.randbytes(size) for size in layout.buffer_nbytes(tokens)))
+    return Sample(header, tuple(noise.randbytes(size) for size in layout.plane_nbytes(tokens)))
 
 
 def publish(store: SharedStore, entry: Sample) -> EntryInfo:

@@ -10,7 +10,7 @@ import pytest
 from servers import Server, redis_url, tls_url
 
 from chunk_store.redis.connection import RedisConnection, parse_redis_url
-from chunk_store.redis.wire import PARTS_PER_CALL, RedisWire
+from chunk_store.redis.wire import SPANS_PER_CALL, RedisWire
 
 
 @pytest.fixture(params=["plain", "tls"])
@@ -36,7 +36,7 @@ def cut(raw: bytes, sizes: list[int]) -> list[memoryview]:
     return spans
 
 
-@pytest.mark.parametrize("sizes", [[0], [1], [3_000_000], [5, 0, 70_000, 1], [11] * (PARTS_PER_CALL + 3)])
+@pytest.mark.parametrize("sizes", [[0], [1], [3_000_000], [5, 0, 70_000, 1], [11] * (SPANS_PER_CALL + 3)])
 def test_values_go_and_come_in_parts(wire: RedisWire, url: str, sizes: list[int]) -> None:
     raw = random.Random(1).randbytes(sum(sizes))
     client = RedisConnection(parse_redis_url(url)).client

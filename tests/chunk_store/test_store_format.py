@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from places import FilePlace, damage_bytes
 
 from chunk_store.entry import EntryHeader, MissReason
+from chunk_store.errors import BlobBad
 from chunk_store.format.header import (
     BLOCK_NBYTES,
-    FormatError,
     block_count,
     checksum,
     decode_header,
@@ -22,7 +22,7 @@ from chunk_store.format.header import (
     header_nbytes,
     split_blocks,
 )
-from chunk_store.format.values import pieces_of
+from chunk_store.format.values import values_of
 from chunk_store.key import ChunkId, ChunkKey, ModelIdentity
 from chunk_store.layout import KVLayout, LayerLayout
 from chunk_store.local.blobs import SHARE_NBYTES_MIN, FileBlobs
@@ -44,7 +44,7 @@ HEADER = EntryHeader(
 
 
 def golden_parts() -> list[bytes]:
-    sizes = HEADER.layout.buffer_nbytes(3)
+    sizes = HEADER.layout.plane_nbytes(3)
     return [bytes((part * 31 + position * 7) % 256 for position in range(size)) for part, size in enumerate(sizes)]
 
 
@@ -110,14 +110,14 @@ def test_a_large_entry_is_checked_whole_by_however_many_readers(file_place: File
 
 @pytest.mark.parametrize("length", [0, 1, 7, 8, 23, 24, 100, HEADER_END - 1])
 def test_a_cut_header_is_refused(length: int) -> None:
-    with pytest.raises(FormatError):
+    with pytest.raises(BlobBad):
         decode_header(GOLDEN.read_bytes()[:length])
 
 
 @pytest.mark.parametrize("how", [Damage.FOREIGN, Damage.NEWER_VERSION, Damage.FLIPPED_HEADER])
 def test_a_foreign_header_is_refused_with_the_reason(how: Damage) -> None:
     words = {Damage.FOREIGN: "not written", Damage.NEWER_VERSION: "version 2", Damage.FLIPPED_HEADER: "checksum"}
-    with pytest.raises(FormatError, match=words[how]):
+    with pytest.raises(BlobBad, match=words[how]):
         decode_header(damage_bytes(bytearray(GOLDEN.read_bytes()), how))
 
 
@@ -129,7 +129,7 @@ def test_rubbish_never_does_more_than_raise(rubbish: bytes, position: int) -> No
     for candidate in (rubbish, bytes(raw)):
         try:
             decode_header(candidate)
-        except FormatError:
+        except BlobBad:
             continue
         assert candidate[:HEADER_END] == GOLDEN.read_bytes()[:HEADER_END], "what decodes is the header it was"
 
@@ -154,7 +154,7 @@ def test_every_header_survives_the_round_trip(
         tuple(ChunkKey(key) for key in context),
         words[3],
     )
-    sums = tuple(range(block_count(layout.buffer_nbytes(len(token_ids)), BLOCK_NBYTES)))
+    sums = tuple(range(block_count(layout.plane_nbytes(len(token_ids)), BLOCK_NBYTES)))
     raw = encode_header(header, sums)
     frame = decode_header(raw)
     assert (frame.header, frame.checksums) == (header, sums)
@@ -171,9 +171,9 @@ def test_blocks_cover_each_part_without_spanning_two() -> None:
 def test_pieces_are_cut_as_documented() -> None:
     mib = 2**20
     parts = [memoryview(bytes(size)) for size in (3 * mib, mib, 3 * mib // 2, 0, 7)]
-    cut = [[span.nbytes for span in piece] for piece in pieces_of(parts)]
+    cut = [[span.nbytes for span in piece] for piece in values_of(parts)]
     assert cut == [[2 * mib], [mib, mib], [3 * mib // 2, 7]]
-    assert list(pieces_of([])) == []
+    assert list(values_of([])) == []
 
 
 def test_buffers_are_used_as_they_are(file_place: FilePlace) -> None:

@@ -28,7 +28,7 @@ MODES = {
 def stored_bytes(loaded: Loaded, store: Path, key: str, ids: tuple[int, ...]) -> bytes:
     """KV as it lies in the store, verified."""
     opened = open_store(f"file://{store}")
-    buffers = [bytearray(size) for size in loaded.served.layout.buffer_nbytes(len(ids))]
+    buffers = [bytearray(size) for size in loaded.served.layout.plane_nbytes(len(ids))]
     assert opened.load(ChunkKey(key), ids, [memoryview(buffer) for buffer in buffers]) is None
     opened.close()
     return b"".join(buffers)

@@ -21,7 +21,7 @@ NBYTES = LAYOUT.nbytes(len(TOKENS))
 
 
 def buffers(fill: int) -> list[memoryview]:
-    return [memoryview(bytearray([fill]) * size) for size in LAYOUT.buffer_nbytes(len(TOKENS))]
+    return [memoryview(bytearray([fill]) * size) for size in LAYOUT.plane_nbytes(len(TOKENS))]
 
 
 def put(store: SharedStore) -> None:

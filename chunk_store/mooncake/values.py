@@ -1,19 +1,18 @@
-"""Values in Mooncake: in the memory of owner processes, gone when their owner dies. Headers are metadata: in Redis."""
+"""Values in Mooncake: in the memory of lenders, gone when their lender dies. Headers are metadata: in Redis."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
 
-from chunk_store.blobs import BlobUnreadable, NoSpace
-from chunk_store.errors import StoreUnavailable
+from chunk_store.errors import BlobUnreadable, NoSpace, StoreUnavailable
 from chunk_store.format.values import joined, scatter
 from chunk_store.mooncake.client import NO_AVAILABLE_HANDLE, OBJECT_NOT_FOUND, REPLICA_IS_NOT_READY, pinned_config
 from chunk_store.redis.connection import RedisConnection, ServerFull
 
 
-class MooncakeObjects:
-    """The ``Objects`` of one Mooncake cluster."""
+class MooncakeValues:
+    """The ``Values`` of one Mooncake cluster."""
 
     kind = "mooncake"
 
@@ -23,12 +22,12 @@ class MooncakeObjects:
         self._config = pinned_config()
 
     def put(self, values: Sequence[tuple[str, Sequence[memoryview | bytes]]]) -> None:
-        for name, parts in values:
-            code = self._client.put(name, joined(parts), self._config)
+        for name, spans in values:
+            code = self._client.put(name, joined(spans), self._config)
             if code == NO_AVAILABLE_HANDLE:
-                raise NoSpace("mooncake: no owner has room (or none is running)")
+                raise NoSpace("mooncake: no lender has room (or none is running)")
             if code != 0:
-                raise StoreUnavailable(f"mooncake: put failed with code {code}; an owner or the master is gone")
+                raise StoreUnavailable(f"mooncake: put failed with code {code}; a lender or the master is gone")
 
     def finish(self, values: Sequence[tuple[str, Sequence[memoryview | bytes]]], header: tuple[str, bytes]) -> None:
         self.put(values)
@@ -79,7 +78,7 @@ class MooncakeObjects:
         self._client.close()
 
     def _get(self, name: str) -> memoryview | None:
-        """Of a dead owner nothing comes while the master still lists it: that is missing too."""
+        """Of a dead lender nothing comes while the master still lists it: that is missing too."""
         handle = self._client.get_buffer(name)
         if handle is not None:
             return memoryview(handle).cast("B")

@@ -1,18 +1,17 @@
-"""Values in Redis: plain strings, several in flight, moved without copies (``redis_wire.py``)."""
+"""Values in Redis: plain strings, several in flight, moved without copies (``wire.py``)."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-from chunk_store.blobs import BlobUnreadable, NoSpace
-from chunk_store.errors import StoreUnavailable
+from chunk_store.errors import BlobUnreadable, NoSpace, StoreUnavailable
 from chunk_store.redis.connection import RedisConnection, ServerFull
 from chunk_store.redis.wire import RedisWire
 
 
-class RedisObjects:
-    """The ``Objects`` of one Redis server."""
+class RedisValues:
+    """The ``Values`` of one Redis server."""
 
     kind = "redis"
 

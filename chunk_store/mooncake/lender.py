@@ -1,6 +1,6 @@
 """The process that lends its memory to a Mooncake cluster. Run one for each machine that should hold entries.
 
-    python -m chunk_store.mooncake.owner --master HOST:PORT --memory-gib N [--host ADDRESS]
+    python -m chunk_store.mooncake.lender --master HOST:PORT --memory-gib N [--host ADDRESS]
 
 Its ports listen on all interfaces without authentication: a trusted network only. What it holds dies with it.
 """
