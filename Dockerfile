@@ -17,7 +17,7 @@ RUN useradd --system --uid 999 --create-home cairn \
     && install --directory --owner cairn --mode 0700 /var/lib/cairn /var/cache/cairn
 
 WORKDIR /opt/cairn
-COPY pyproject.toml README.md LICENSE ./
+COPY pyproject.toml setup.py README.md LICENSE ./
 COPY protos protos
 COPY chunk_store chunk_store
 COPY text text
@@ -27,7 +27,8 @@ COPY prefill_service prefill_service
 COPY decode_service decode_service
 COPY cairn cairn
 ARG EXTRAS=redis
-RUN pip install --no-cache-dir ".[${EXTRAS}]"
+# Where it stands: `python -m prefill_service` finds its rooms here.
+RUN pip install --no-cache-dir --editable ".[server,${EXTRAS}]"
 COPY models/fable models/fable
 
 USER cairn

@@ -12,12 +12,12 @@ TORCH := torch==2.13.0
 env: $(STAMP)
 
 # torch goes first and as the CPU's build, which is a tenth of the other; where its index is out of reach, from pip's own.
-$(STAMP): pyproject.toml
+$(STAMP): pyproject.toml setup.py
 	$(PYTHON) -m venv $(VENV)
 	@echo "Installing Python packages into $(VENV) ..."
 	@$(PIP) install --retries 1 --timeout 30 --index-url $(TORCH_INDEX) $(TORCH) 2>/dev/null || \
 	  { echo "$(TORCH_INDEX) did not give $(TORCH); from pip's own index:"; $(PIP) install $(TORCH); }
-	@$(PIP) install -e ".[dev,redis,mooncake]"
+	@$(PIP) install -e ".[server,dev,redis,mooncake]"
 	@touch $(STAMP)
 
 demo: $(STAMP)

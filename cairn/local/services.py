@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import decode_service
+import prefill_service
 from cairn.local.processes import Command, free_port
 
 
@@ -79,8 +81,8 @@ def service_commands(settings: Settings) -> tuple[Command, Command]:
         "--strict": settings.strict,
     }
     return (
-        Command("prefill", _argv("prefill_service", prefill), prefill_address, settings.tls_ca),
-        Command("decode", _argv("decode_service", decode), decode_address, settings.tls_ca),
+        Command("prefill", _argv(prefill_service.__name__, prefill), prefill_address, settings.tls_ca),
+        Command("decode", _argv(decode_service.__name__, decode), decode_address, settings.tls_ca),
     )
 
 
@@ -122,8 +124,13 @@ def _shared_flags(settings: Settings, address: str, metrics_port: int) -> dict[s
 
 
 def _argv(module: str, flags: dict[str, object]) -> tuple[str, ...]:
-    """``python -m module`` with the flags that have a value; a flag that is True stands alone."""
-    argv = [sys.executable, "-m", module]
+    """``python -m module`` with the flags that have a value; a flag that is True stands alone.
+
+    The child looks for modules in the working directory only if this process was found there itself: whatever a
+    user's own directory holds, it is not imported.
+    """
+    found_here = sys.path[:1] == [str(Path(__file__).parents[2])]
+    argv = [sys.executable, *([] if found_here else ["-P"]), "-m", module]
     for flag, value in flags.items():
         if value is True:
             argv.append(flag)

@@ -24,6 +24,7 @@ from cairn.cli.connection import add_json_flag, check_model_flag
 from cairn.cli.terminal import Terminal, reuse_table, table
 from cairn.client.async_client import AsyncClient
 from cairn.demo.examples import Examples, Exercise, plan_exercises
+from cairn.demo.shipped import EXAMPLES, MODEL
 from cairn.demo.trial import Registered, Verdict, register, try_exercise
 from cairn.local.processes import LogLine, Processes, ServiceFailed
 from cairn.local.services import Settings, service_commands
@@ -35,20 +36,17 @@ if TYPE_CHECKING:
 NAME = "demo"
 HELP = "start everything, ask questions, compare with transformers"
 
-CHECKOUT = Path(__file__).resolve().parents[3]
 DRAIN_S = 10.0
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--model", default=str(CHECKOUT / "models" / "fable"), metavar="PATH_OR_ID", help="default: models/fable"
-    )
+    parser.add_argument("--model", default=str(MODEL), metavar="PATH_OR_ID", help="default: the shipped one")
     parser.add_argument(
         "--examples",
         type=Path,
-        default=CHECKOUT / "examples",
+        default=EXAMPLES,
         metavar="DIR",
-        help="system.txt, documents/ and questions.json (default: examples)",
+        help="system.txt, documents/ and questions.json (default: the shipped ones)",
     )
     parser.add_argument("--orders", type=int, default=3, metavar="N", help="document orders (default %(default)s)")
     parser.add_argument("--questions", type=int, default=2, metavar="N", help="in each order (default %(default)s)")
