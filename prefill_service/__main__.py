@@ -18,10 +18,10 @@ from chunk_store.password import password_from
 from chunk_store.quantities import human_bytes
 from engine.kv.pool import PagedKVPool
 from engine.kv.resident import ResidentChunks
-from prefill_service.api.resolver import Registrar
 from prefill_service.api.service import FULL_NAME, PrefillService
-from prefill_service.jobs.computer import Computer
-from prefill_service.jobs.job import Prefiller
+from prefill_service.jobs.computer import ChunkComputer
+from prefill_service.jobs.job import PrefillJobs
+from prefill_service.jobs.resolver import Resolver
 from prefill_service.metrics import PrefillMetrics
 from serving.process.life import run_main
 from serving.process.loading import Loaded, pool_nbytes_default, pool_pages
@@ -93,12 +93,12 @@ def make_service(
         pool = PagedKVPool(
             served.layout, pages=pages, chunk_pages=pages, page_size=options.page_size, device=options.device
         )
-    computer = Computer(served, served.make_runner(pool), ResidentChunks(pool), store)
+    computer = ChunkComputer(served, served.make_runner(pool), ResidentChunks(pool), store)
     access = options.load_access()
-    registrar = Registrar(store, served, loaded.codec, pool, options.quotas(access))
-    prefiller = Prefiller(registrar, computer, store, metrics, jobs_max=jobs_max)
-    metrics.watch(lambda: prefiller.queue.jobs, pool.count)
-    return PrefillService(prefiller, store, access, loaded.model_name)
+    resolver = Resolver(store, served, loaded.codec, pool, options.quotas(access))
+    jobs = PrefillJobs(resolver, computer, store, metrics, jobs_max=jobs_max)
+    metrics.watch(lambda: jobs.queue.jobs, pool.count)
+    return PrefillService(jobs, store, access, loaded.model_name)
 
 
 def days(text: str) -> int:

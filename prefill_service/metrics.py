@@ -8,11 +8,12 @@ from functools import partial
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from chunk_store.entry import MissReason
-from prefill_service.jobs.computer import Source
+from engine.kv.source import KVSource
 from serving.process.metrics_endpoint import SECONDS_BUCKETS
 from serving.rpc.errors import STATUS_NAMES
 
 ANSWERS = ("computed", "already_stored")
+SOURCES = (KVSource.COMPUTED, KVSource.STORE, KVSource.DEVICE)
 
 
 class PrefillMetrics:
@@ -37,7 +38,7 @@ class PrefillMetrics:
         )
         self._depth = Gauge("cairn_prefill_queue_depth", "Requests that wait or run.", model, registry=registry)
         self._pages = Gauge("cairn_kv_pages", "Pages of the KV pool.", [*model, "owner"], registry=registry)
-        for source in Source:
+        for source in SOURCES:
             self._tokens.labels(model_name, source.value)
         for reason in MissReason:
             self._misses.labels(model_name, reason.value)
@@ -50,7 +51,7 @@ class PrefillMetrics:
         self._chunks.labels(self._model, outcome).inc()
         self._seconds.labels(self._model).observe(seconds)
 
-    def tokens_made(self, tokens: Mapping[Source, int]) -> None:
+    def tokens_made(self, tokens: Mapping[KVSource, int]) -> None:
         for source, count in tokens.items():
             self._tokens.labels(self._model, source.value).inc(count)
 

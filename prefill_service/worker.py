@@ -69,7 +69,7 @@ class DeviceQueue:
         with self._lock:
             self._steps.append((tenant, work, begin))
         self._thread.submit(self._run_next)
-        return await ended(work)
+        return await thread_result(work)
 
     def _run_next(self) -> None:
         """In the device thread: once for each step, whichever is next."""
@@ -93,7 +93,7 @@ class DeviceQueue:
             work.cancel()
 
 
-async def ended(work: Future[T]) -> T:
+async def thread_result(work: Future[T]) -> T:
     """The result of what a thread was given. Cancelled, it takes back what has not begun, else waits for its end."""
     waiting = asyncio.wrap_future(work)
     try:

@@ -20,7 +20,7 @@ TokenT = TypeVar("TokenT", bound=Token)
 
 
 @dataclass(frozen=True)
-class Piece(Generic[TokenT]):
+class TextDelta(Generic[TokenT]):
     """New text and the tokens that were taken. ``stopped``: a stop string was found; nothing comes after."""
 
     text: str
@@ -39,7 +39,7 @@ class AnswerText:
         self._held = ""
         self.tokens = 0
 
-    def push(self, choices: Sequence[TokenT]) -> Piece[TokenT]:
+    def push(self, choices: Sequence[TokenT]) -> TextDelta[TokenT]:
         """Takes tokens up to the one that completes a stop string."""
         text = ""
         for count, choice in enumerate(choices, start=1):
@@ -52,11 +52,11 @@ class AnswerText:
             if found:
                 text += self._held[: min(found)]
                 self._held = ""
-                return Piece(text, tuple(choices[:count]), stopped=True)
+                return TextDelta(text, tuple(choices[:count]), stopped=True)
             keep = self._could_be_stop()
             text += self._held[: len(self._held) - keep]
             self._held = self._held[len(self._held) - keep :]
-        return Piece(text, tuple(choices), stopped=False)
+        return TextDelta(text, tuple(choices), stopped=False)
 
     def flush(self) -> str:
         """What was held back, once no more tokens come."""

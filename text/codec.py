@@ -187,8 +187,8 @@ def tokenizer_identity(serialized: str) -> TokenizerIdentity:
 
 def _quotes(words: str, turns: Sequence[tuple[str, str]]) -> bool:
     """Whether eight characters in a row come from the turns' texts."""
-    pieces = {words[at : at + 8] for at in range(max(1, len(words) - 7))}
-    return any(piece in content for _, content in turns for piece in pieces)
+    runs = {words[at : at + 8] for at in range(max(1, len(words) - 7))}
+    return any(run in content for _, content in turns for run in runs)
 
 
 class TextStream:

@@ -115,7 +115,7 @@ class Processes:
         finally:
             for task in waits:
                 task.cancel()
-        return " and ".join(_obituary(waits[task]) for task in done)
+        return " and ".join(_how_it_ended(waits[task]) for task in done)
 
     async def stop(self, grace_s: float) -> bool:
         """End every child, the last started first: SIGTERM, at most ``grace_s`` seconds each, then SIGKILL.
@@ -218,7 +218,7 @@ async def _stop_one(process: Process, grace_s: float) -> bool:
         return False
 
 
-def _obituary(child: _Child) -> str:
+def _how_it_ended(child: _Child) -> str:
     code = child.process.returncode
     assert code is not None
     how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"

@@ -199,9 +199,9 @@ class DecodeService(decode_pb2_grpc.DecodeServiceServicer):
             if choices and reason is None:
                 if not answer.tokens:
                     self.worker.metrics.first_token_sent(sequence.clock)
-                piece = answer.push(choices)
-                yield delta(piece.text, piece.choices)
-                if piece.stopped:
+                new = answer.push(choices)
+                yield delta(new.text, new.choices)
+                if new.stopped:
                     reason = FinishReason.STOP
                     self.worker.end(sequence.request_id, FinishReason.STOP, sequence.owner)
             end = batch[-1]

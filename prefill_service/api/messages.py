@@ -9,8 +9,8 @@ from chunk_store.key import ChunkId
 from chunk_store.record import ChunkRecord, RecordOrder, RecordQuery
 from chunk_store.store import StoreStats
 from chunk_store.tenant import SHARED_TENANT, Tenant, TenantUsage, visible_to
-from prefill_service.api.resolver import ChunkRequest
-from prefill_service.jobs.job import Made
+from prefill_service.jobs.job import PrefillResult
+from prefill_service.jobs.resolver import ChunkRequest
 from protos import chunks_pb2, prefill_pb2
 from serving.errors import InvalidRequest
 from serving.rpc import wire
@@ -70,18 +70,18 @@ def _check_fields(message: prefill_pb2.PrefillChunkRequest) -> None:
         check_id(f"context_chunk_ids[{index}]", name)
 
 
-def prefill_response(made: Made, model_identity: str) -> prefill_pb2.PrefillChunkResponse:
+def prefill_response(result: PrefillResult, model_identity: str) -> prefill_pb2.PrefillChunkResponse:
     outcomes = prefill_pb2.PrefillChunkResponse
     return prefill_pb2.PrefillChunkResponse(
-        chunk_id=made.job.chunk_id,
-        key=made.job.key,
-        outcome=outcomes.OUTCOME_COMPUTED if made.computed_tokens else outcomes.OUTCOME_ALREADY_STORED,
-        tokens=made.job.tokens,
-        computed_tokens=made.computed_tokens,
-        reused_tokens=made.reused_tokens,
-        timings=wire.timings_out(made.spent_ns),
+        chunk_id=result.job.chunk_id,
+        key=result.job.key,
+        outcome=outcomes.OUTCOME_COMPUTED if result.computed_tokens else outcomes.OUTCOME_ALREADY_STORED,
+        tokens=result.job.tokens,
+        computed_tokens=result.computed_tokens,
+        reused_tokens=result.reused_tokens,
+        timings=wire.timings_out(result.spent_ns),
         model_identity=model_identity,
-        newly_registered=made.job.newly_registered,
+        newly_registered=result.job.newly_registered,
     )
 
 

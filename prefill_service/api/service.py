@@ -16,8 +16,8 @@ from chunk_store.store import ChunkStore
 from chunk_store.tenant import SHARED_SALT, SHARED_TENANT, Tenant
 from prefill_service.api import messages
 from prefill_service.api.ordered import in_order
-from prefill_service.api.resolver import Job, not_yours, unknown_chunk
-from prefill_service.jobs.job import Prefiller
+from prefill_service.jobs.job import PrefillJobs
+from prefill_service.jobs.resolver import PrefillJob, not_yours, unknown_chunk
 from protos import chunks_pb2, prefill_pb2, prefill_pb2_grpc
 from serving.errors import InternalFault, InvalidRequest, PermissionDenied, request_error
 from serving.process.logs import set_request_id
@@ -35,15 +35,15 @@ log = logging.getLogger(__name__)
 
 
 class PrefillService(prefill_pb2_grpc.PrefillServiceServicer):
-    """Handlers over a ``Prefiller`` and its store; ``start`` and ``stop`` come in pairs."""
+    """Handlers over the jobs and their store; ``start`` and ``stop`` come in pairs."""
 
-    def __init__(self, prefiller: Prefiller, store: ChunkStore, access: Access, model_name: str) -> None:
-        self.prefiller = prefiller
+    def __init__(self, jobs: PrefillJobs, store: ChunkStore, access: Access, model_name: str) -> None:
+        self.jobs = jobs
         self.store = store
         self.access = access
         self.model_name = model_name
-        self.model_identity = prefiller.computer.served.identity
-        self.registry = prefiller.metrics.registry
+        self.model_identity = jobs.computer.served.identity
+        self.registry = jobs.metrics.registry
         self._sweeper: asyncio.Task[None] | None = None
 
     # -- life ---------------------------------------------------------------------------------------
@@ -58,14 +58,14 @@ class PrefillService(prefill_pb2_grpc.PrefillServiceServicer):
             self._sweeper.cancel()
             with suppress(asyncio.CancelledError):
                 await self._sweeper
-        await self.prefiller.stop()
+        await self.jobs.stop()
         await asyncio.to_thread(self.store.close)
 
     async def _sweep(self) -> None:
         """The store's upkeep: what dead writers left, what has expired."""
         while True:
             try:
-                await self.prefiller.in_store_thread(self.store.sweep)
+                await self.jobs.in_store_thread(self.store.sweep)
             except StoreError as error:
                 log.warning("the store could not be swept: %s", error)
             await asyncio.sleep(SWEEP_EVERY_S)
@@ -121,40 +121,41 @@ class PrefillService(prefill_pb2_grpc.PrefillServiceServicer):
         finally:
             registered.set()  # or refused
 
-    async def _register(self, request: prefill_pb2.PrefillChunkRequest, context: Any, timer: StageTimer) -> Job:
+    async def _register(self, request: prefill_pb2.PrefillChunkRequest, context: Any, timer: StageTimer) -> PrefillJob:
         caller = self._caller(request, context)
         if request.shared and not caller.admin:
             raise PermissionDenied(
                 "shared: only a token marked admin in the token file may publish for every tenant",
             )
         salt = SHARED_SALT if request.shared else caller.salt
-        served = self.prefiller.computer.served
+        served = self.jobs.computer.served
         budget = ContentBudget(served.context_length_max, "chunk", limit=str(served.limit()))
         check_request_id(request.request_id)
         asked = messages.chunk_request(request, salt, budget)
-        return await self.prefiller.register(asked, timer)
+        return await self.jobs.register(asked, timer)
 
     def _caller(self, request: Any, context: Any) -> Caller:
         """Who calls, and under which salt; ``request`` is any that can name one."""
         return self.access.caller(context.invocation_metadata(), request.salt)
 
-    async def _finish(self, job: Job, timer: StageTimer) -> prefill_pb2.PrefillChunkResponse:
-        made = await self.prefiller.make(job, timer)
-        outcome = "computed" if made.computed_tokens else "already_stored"
+    async def _finish(self, job: PrefillJob, timer: StageTimer) -> prefill_pb2.PrefillChunkResponse:
+        result = await self.jobs.run(job, timer)
+        outcome = "computed" if result.computed_tokens else "already_stored"
         log.info(
             "%s: chunk %s of %d tokens; %d tokens computed, %d reused, %.1f ms",
-            *(outcome, job.chunk_id, job.tokens, made.computed_tokens, made.reused_tokens, timer.elapsed_ns() / 1e6),
+            *(outcome, job.chunk_id, job.tokens, result.computed_tokens, result.reused_tokens),
+            timer.elapsed_ns() / 1e6,
         )
-        self.prefiller.metrics.request_ended(outcome, timer.elapsed_ns() / 1e9)
-        return messages.prefill_response(made, self.model_identity)
+        self.jobs.metrics.request_ended(outcome, timer.elapsed_ns() / 1e9)
+        return messages.prefill_response(result, self.model_identity)
 
     def _count_error(self, error: Exception, timer: StageTimer) -> None:
-        self.prefiller.metrics.request_ended(status_name(request_error(error)).lower(), timer.elapsed_ns() / 1e9)
+        self.jobs.metrics.request_ended(status_name(request_error(error)).lower(), timer.elapsed_ns() / 1e9)
 
     # -- administration -----------------------------------------------------------------------------
     async def GetChunk(self, request: prefill_pb2.GetChunkRequest, context: Any) -> chunks_pb2.Chunk:
         chunk_id, tenant = messages.chunk_id_of(request.chunk_id), self._caller(request, context).tenant
-        return await self.prefiller.in_store_thread(
+        return await self.jobs.in_store_thread(
             lambda: self._chunk(chunk_id, tenant, token_ids=request.include_token_ids, text=request.include_text)
         )
 
@@ -171,37 +172,37 @@ class PrefillService(prefill_pb2_grpc.PrefillServiceServicer):
             chunks = [messages.chunk_message(record, entries) for record in page.records]
             return prefill_pb2.ListChunksResponse(chunks=chunks, next_page_token=page.next_cursor)
 
-        return await self.prefiller.in_store_thread(listed)
+        return await self.jobs.in_store_thread(listed)
 
     async def PinChunk(self, request: prefill_pb2.PinChunkRequest, context: Any) -> chunks_pb2.Chunk:
         chunk_id, caller = messages.chunk_id_of(request.chunk_id), self._caller(request, context)
-        return await self.prefiller.in_store_thread(lambda: self._set_pinned(chunk_id, True, caller))
+        return await self.jobs.in_store_thread(lambda: self._set_pinned(chunk_id, True, caller))
 
     async def UnpinChunk(self, request: prefill_pb2.UnpinChunkRequest, context: Any) -> chunks_pb2.Chunk:
         chunk_id, caller = messages.chunk_id_of(request.chunk_id), self._caller(request, context)
-        return await self.prefiller.in_store_thread(lambda: self._set_pinned(chunk_id, False, caller))
+        return await self.jobs.in_store_thread(lambda: self._set_pinned(chunk_id, False, caller))
 
     async def DeleteChunk(self, request: prefill_pb2.DeleteChunkRequest, context: Any) -> Any:
         """The caller's own chunk, or its own KV of a shared one; an admin's, without one of its own, the shared one."""
         chunk_id, caller = messages.chunk_id_of(request.chunk_id), self._caller(request, context)
-        report = await self.prefiller.delete(chunk_id, caller.tenant)
+        report = await self.jobs.delete(chunk_id, caller.tenant)
         if not report.records and not report.entries:
-            await self.prefiller.in_store_thread(lambda: self._check_shared(chunk_id, caller))
+            await self.jobs.in_store_thread(lambda: self._check_shared(chunk_id, caller))
         if not report.records and caller.admin:
-            report = await self.prefiller.delete(chunk_id, SHARED_TENANT)
+            report = await self.jobs.delete(chunk_id, SHARED_TENANT)
         return prefill_pb2.DeleteChunkResponse(kv_entries=report.entries, kv_bytes=report.nbytes)
 
     async def StoreStats(self, request: prefill_pb2.StoreStatsRequest, context: Any) -> Any:
         caller = self._caller(request, context)
-        stats = await self.prefiller.in_store_thread(self.store.stats)
+        stats = await self.jobs.in_store_thread(self.store.stats)
         if caller.sees_all and not request.salt:
             return messages.stats_message(stats, self.model_identity, self.model_name)
-        usage = await self.prefiller.in_store_thread(lambda: self.store.usage(caller.tenant))
-        quotas = self.prefiller.registrar.quotas.of(caller.tenant)
+        usage = await self.jobs.in_store_thread(lambda: self.store.usage(caller.tenant))
+        quotas = self.jobs.resolver.quotas.of(caller.tenant)
         return messages.usage_message(stats, usage, quotas, self.model_identity, self.model_name)
 
     def _set_pinned(self, chunk_id: ChunkId, pinned: bool, caller: Caller) -> chunks_pb2.Chunk:
-        tenant, limits = caller.tenant, self.prefiller.registrar.quotas.of(caller.tenant).limits
+        tenant, limits = caller.tenant, self.jobs.resolver.quotas.of(caller.tenant).limits
         if not self.store.set_pinned([chunk_id], pinned, tenant, limits=limits)[0]:
             self._check_shared(chunk_id, caller)
             tenant = SHARED_TENANT
@@ -218,12 +219,12 @@ class PrefillService(prefill_pb2_grpc.PrefillServiceServicer):
     def _chunk(
         self, chunk_id: ChunkId, tenant: Tenant, *, token_ids: bool = False, text: bool = False
     ) -> chunks_pb2.Chunk:
-        registrar = self.prefiller.registrar
-        record = registrar.record_of(chunk_id, tenant)
+        resolver = self.jobs.resolver
+        record = resolver.resolve_id(chunk_id, tenant)
         message = messages.chunk_message(record, self.store.list_entries([chunk_id], [record.tenant]))
         if token_ids:
             message.token_ids.extend(record.token_ids)
         if text:
-            registrar.check_tokenizer(record, "include_text")
-            message.text = registrar.codec.decode(record.token_ids, keep_special=True)
+            resolver.check_tokenizer(record, "include_text")
+            message.text = resolver.codec.decode(record.token_ids, keep_special=True)
         return message

@@ -1,1 +1,1 @@
-"""Computing and publishing the KV of a chunk."""
+"""From what a caller asks of a chunk to its KV in the store."""

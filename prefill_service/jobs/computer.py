@@ -13,9 +13,9 @@ from __future__ import annotations
 
 import logging
 import threading
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from enum import StrEnum
 
 from chunk_store.entry import EntryHeader, MissReason
 from chunk_store.errors import ClaimLost
@@ -23,10 +23,11 @@ from chunk_store.store import Busy, ChunkStore, Publication, Stored
 from chunk_store.tenant import NO_LIMITS
 from engine.kv.pool_bytes import incoming, outgoing
 from engine.kv.resident import ResidentChunk, ResidentChunks
+from engine.kv.source import KVSource
 from engine.plan import PlacedChunk
 from engine.run.eager.runner import ModelRunner
 from engine.served import ServedModel
-from prefill_service.api.resolver import Job
+from prefill_service.jobs.resolver import PrefillJob
 from serving.store.heartbeat import TTL_S, heartbeat
 from serving.trace import StageTimer
 
@@ -35,41 +36,33 @@ CLAIM_LOST_RETRY_S = 0.05
 log = logging.getLogger(__name__)
 
 
-class Source(StrEnum):
-    """Where a chunk's KV came from."""
-
-    COMPUTED = "computed"
-    STORE = "store"
-    DEVICE = "device"  # this process's pool
-
-
 class JobCancelled(Exception):
     """Nobody waits for the job any more."""
 
 
 @dataclass
-class Progress:
+class JobProgress:
     """What has become of a job over all its attempts. ``cancelled`` ends it between two chunks."""
 
     timer: StageTimer
-    sources: dict[int, Source] = field(default_factory=dict)  # by index in the composition
+    sources: dict[int, KVSource] = field(default_factory=dict)  # by index in the composition
     misses: dict[int, MissReason] = field(default_factory=dict)  # the first one of each chunk
     cancelled: threading.Event = field(default_factory=threading.Event)
 
-    def note(self, index: int, source: Source) -> None:
+    def note(self, index: int, source: KVSource) -> None:
         """A chunk is there. What this job computed stays computed, however often it is met again."""
-        if self.sources.get(index) is not Source.COMPUTED:
+        if self.sources.get(index) is not KVSource.COMPUTED:
             self.sources[index] = source
 
-    def tokens(self, job: Job) -> dict[Source, int]:
+    def tokens(self, job: PrefillJob) -> Counter[KVSource]:
         """Tokens by source so far."""
-        counted = dict.fromkeys(Source, 0)
+        counted: Counter[KVSource] = Counter()
         for index, source in self.sources.items():
             counted[source] += len(job.chunks[index].token_ids)
         return counted
 
 
-class Computer:
+class ChunkComputer:
     """One device's pool, its resident chunks and the store that they go to."""
 
     def __init__(self, served: ServedModel, runner: ModelRunner, residents: ResidentChunks, store: ChunkStore) -> None:
@@ -78,7 +71,7 @@ class Computer:
         self.residents = residents
         self.store = store
 
-    def find_missing(self, job: Job, progress: Progress) -> list[int]:
+    def find_missing(self, job: PrefillJob, progress: JobProgress) -> list[int]:
         """Which needed chunks are not stored, with the reasons noted. Needs no device: any thread may ask."""
         with progress.timer.stage("lookup"):
             found = self.store.lookup([job.chunks[index].key for index in job.needed])
@@ -89,10 +82,10 @@ class Computer:
                         job.chunks[index].key, job.chunk_ids[index], self.served.identity, job.owner(index)
                     )
         for index in set(job.needed) - set(missing):
-            progress.sources.setdefault(index, Source.STORE)
+            progress.sources.setdefault(index, KVSource.STORE)
         return missing
 
-    def attempt(self, job: Job, progress: Progress) -> float | None:
+    def attempt(self, job: PrefillJob, progress: JobProgress) -> float | None:
         """Goes through the job once. None when all is stored, else seconds to wait before the next attempt.
 
         Raises ``JobCancelled``, ``PoolFull`` and what stores raise.
@@ -111,7 +104,7 @@ class Computer:
 class _Attempt:
     """One walk through a job: which chunks it holds in the pool meanwhile."""
 
-    def __init__(self, computer: Computer, job: Job, progress: Progress) -> None:
+    def __init__(self, computer: ChunkComputer, job: PrefillJob, progress: JobProgress) -> None:
         self.computer = computer
         self.residents = computer.residents
         self.store = computer.store
@@ -141,7 +134,7 @@ class _Attempt:
         """Makes a stored chunk resident; False, with the reason noted, if what is stored is not usable."""
         keyed = self.job.chunks[index]
         if self._hold(index):
-            self.progress.note(index, Source.DEVICE)
+            self.progress.note(index, KVSource.DEVICE)
             return True
         chunk = self.residents.reserve(keyed.key, len(keyed.token_ids))
         self.held[index] = chunk
@@ -153,7 +146,7 @@ class _Attempt:
             self.residents.release(self.held.pop(index))
             return False
         chunk.ready = True
-        self.progress.note(index, Source.STORE)
+        self.progress.note(index, KVSource.STORE)
         return True
 
     def _publish(self, index: int) -> float | None:
@@ -166,7 +159,7 @@ class _Attempt:
             return None
         with answer as publication, heartbeat(publication.renew):
             if self._hold(index):
-                self.progress.note(index, Source.DEVICE)
+                self.progress.note(index, KVSource.DEVICE)
             else:
                 self._compute(index)
             with self.progress.timer.stage("publish"):
@@ -176,7 +169,7 @@ class _Attempt:
     def _adopt(self, index: int) -> None:
         """Another worker stored it since the lookup; or it is stored and unreadable now: then this job uses its own."""
         if index not in self.as_context:
-            self.progress.note(index, Source.STORE)
+            self.progress.note(index, KVSource.STORE)
         elif not self._bring(index):
             self._compute(index)
 
@@ -217,4 +210,4 @@ class _Attempt:
         with self.progress.timer.stage("prefill"):
             self.computer.runner.prefill_chunk(keyed.token_ids, context, chunk.run)
         chunk.ready = True
-        self.progress.note(index, Source.COMPUTED)
+        self.progress.note(index, KVSource.COMPUTED)

@@ -18,10 +18,11 @@ from chunk_store.errors import StoreError
 from chunk_store.key import ChunkId
 from chunk_store.store import ChunkStore, DeleteReport
 from chunk_store.tenant import Tenant
-from prefill_service.api.resolver import ChunkRequest, Job, Registrar
-from prefill_service.jobs.computer import Computer, Progress, Source
+from engine.kv.source import KVSource
+from prefill_service.jobs.computer import ChunkComputer, JobProgress
+from prefill_service.jobs.resolver import ChunkRequest, PrefillJob, Resolver
 from prefill_service.metrics import PrefillMetrics
-from prefill_service.worker import DeviceQueue, ended
+from prefill_service.worker import DeviceQueue, thread_result
 from serving.errors import Unavailable
 from serving.tenancy.text_lanes import TextLanes
 from serving.trace import StageTimer
@@ -35,70 +36,70 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Made:
+class PrefillResult:
     """What became of a job; tokens of the chunk and of the context that it depends on."""
 
-    job: Job
+    job: PrefillJob
     computed_tokens: int
     reused_tokens: int
     spent_ns: dict[str, int]
 
 
-class Prefiller:
+class PrefillJobs:
     """Used from one event loop; the pool is touched by the device thread only."""
 
     def __init__(
         self,
-        registrar: Registrar,
-        computer: Computer,
+        resolver: Resolver,
+        computer: ChunkComputer,
         store: ChunkStore,
         metrics: PrefillMetrics,
         *,
         jobs_max: int,
         busy_wait_s_max: float = BUSY_WAIT_S_MAX,
     ) -> None:
-        self.registrar = registrar
+        self.resolver = resolver
         self.computer = computer
         self.store = store
         self.metrics = metrics
-        self.queue = DeviceQueue(jobs_max, registrar.quotas)
+        self.queue = DeviceQueue(jobs_max, resolver.quotas)
         self.busy_wait_s_max = busy_wait_s_max
         self._store_threads = ThreadPoolExecutor(STORE_THREADS, thread_name_prefix="store")
         self._lanes = TextLanes()
         self._named: Counter[tuple[Tenant, ChunkId]] = Counter()  # by jobs that run
-        self._works: set[asyncio.Task[None]] = set()  # each has a place in the queue
+        self._running: set[asyncio.Task[None]] = set()  # each has a place in the queue
 
     async def in_store_thread(self, call: Callable[[], T]) -> T:
         """Runs a store call, or anything that may block, off the event loop."""
         context = contextvars.copy_context()
         return await asyncio.wrap_future(self._store_threads.submit(context.run, call))
 
-    async def register(self, request: ChunkRequest, timer: StageTimer) -> Job:
+    async def register(self, request: ChunkRequest, timer: StageTimer) -> PrefillJob:
         """Takes a place for the request, or is refused at once; then registers its content.
 
-        What it returns must be given to ``make``, which gives the place back. Raises ``RequestError`` and what stores
+        What it returns must be given to ``run``, which gives the place back. Raises ``RequestError`` and what stores
         raise; it leaves no place taken then.
         """
         self.queue.take_place(request.tenant)
         try:
             async with self._lanes.lane(len(request.text or "")):
-                return await self.in_store_thread(lambda: self.registrar.register(request, timer))
+                return await self.in_store_thread(lambda: self.resolver.register(request, timer))
         except BaseException:
             self.queue.leave_place(request.tenant)
             raise
 
-    async def make(self, job: Job, timer: StageTimer) -> Made:
+    async def run(self, job: PrefillJob, timer: StageTimer) -> PrefillResult:
         """Returns when the job's KV is stored. Raises ``RequestError``, ``PoolFull`` and what stores raise; what the
         request registered is then taken back.
 
         Cancelled, it returns at once, while the device thread goes on to the end of the chunk it computes, no
         further: until then the job keeps its place, and what is computed is counted.
         """
-        progress = Progress(timer)
-        work = asyncio.create_task(self._make(job, progress))
-        self._works.add(work)
-        self._named.update(_named_by(job))
-        work.add_done_callback(partial(self._made, job, progress))
+        progress = JobProgress(timer)
+        work = asyncio.create_task(self._work(job, progress))
+        self._running.add(work)
+        self._named.update(_chunks_of(job))
+        work.add_done_callback(partial(self._ended, job, progress))
         try:
             await asyncio.shield(work)
         except asyncio.CancelledError:
@@ -109,9 +110,10 @@ class Prefiller:
             await self._withdraw(job)
             raise
         tokens = progress.tokens(job)
-        return Made(job, tokens[Source.COMPUTED], tokens[Source.STORE] + tokens[Source.DEVICE], timer.spent_ns())
+        reused_tokens = tokens[KVSource.STORE] + tokens[KVSource.DEVICE]
+        return PrefillResult(job, tokens[KVSource.COMPUTED], reused_tokens, timer.spent_ns())
 
-    async def _withdraw(self, job: Job) -> None:
+    async def _withdraw(self, job: PrefillJob) -> None:
         """Takes back what a request registered that then failed: it leaves nothing behind that others do not use."""
         place = ([job.chunk_id], [job.tenant])
         if not job.newly_registered or self._named[job.tenant, job.chunk_id]:
@@ -126,10 +128,10 @@ class Prefiller:
         except StoreError as error:
             log.warning("chunk %s stays registered, though its KV could not be made: %s", job.chunk_id, error)
 
-    def _made(self, job: Job, progress: Progress, work: asyncio.Task[None]) -> None:
+    def _ended(self, job: PrefillJob, progress: JobProgress, work: asyncio.Task[None]) -> None:
         """The job has ended, and no thread touches its progress any more."""
-        self._works.discard(work)
-        self._named.subtract(_named_by(job))
+        self._running.discard(work)
+        self._named.subtract(_chunks_of(job))
         self._named += Counter()  # only what is named still
         self.queue.leave_place(job.tenant)
         if not work.cancelled():
@@ -137,11 +139,11 @@ class Prefiller:
         self.metrics.tokens_made(progress.tokens(job))
         self.metrics.misses_met(progress.misses.values())
 
-    async def _make(self, job: Job, progress: Progress) -> None:
+    async def _work(self, job: PrefillJob, progress: JobProgress) -> None:
         """Ends when no thread works for it any more, also when it is cancelled."""
         deadline = time.monotonic() + self.busy_wait_s_max
         looking = self._store_threads.submit(contextvars.copy_context().run, self.computer.find_missing, job, progress)
-        if not await ended(looking):
+        if not await thread_result(looking):
             return
         while True:
             wait_s = await self.queue.run(lambda: self.computer.attempt(job, progress), progress.timer, job.tenant)
@@ -166,9 +168,9 @@ class Prefiller:
         """Waits for the threads to end what they do."""
         await asyncio.to_thread(self.queue.close)
         await asyncio.to_thread(self._store_threads.shutdown, wait=True, cancel_futures=True)
-        await asyncio.gather(*self._works, return_exceptions=True)
+        await asyncio.gather(*self._running, return_exceptions=True)
 
 
-def _named_by(job: Job) -> list[tuple[Tenant, ChunkId]]:
+def _chunks_of(job: PrefillJob) -> list[tuple[Tenant, ChunkId]]:
     """The chunks that a job is about: one tenant's jobs say nothing of another's chunks."""
     return [(job.tenant, name) for name in job.chunk_ids]

@@ -126,8 +126,8 @@ class Pair:
         pages = {owner: self.metric("cairn_kv_pages", owner=owner) for owner in ("free", "chunk", "tail")}
         assert pages == {"free": loads.pages_free, "chunk": loads.pages_chunks, "tail": 0}
         if self.prefill is not None:
-            computer = self.prefill.prefiller.computer
-            wait_until(lambda: self.prefill.prefiller.queue.jobs == 0)
+            computer = self.prefill.jobs.computer
+            wait_until(lambda: self.prefill.jobs.queue.jobs == 0)
             computer.residents.check_integrity()
             assert computer.residents.held == 0
 
@@ -145,7 +145,7 @@ class Pair:
     def held_prefill(self) -> Iterator[None]:
         """Keeps the device thread of the prefill service busy inside the block."""
         release = threading.Event()
-        self.prefill.prefiller.queue._thread.submit(release.wait, DEADLINE_S)
+        self.prefill.jobs.queue._thread.submit(release.wait, DEADLINE_S)
         try:
             yield
         finally:

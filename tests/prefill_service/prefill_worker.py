@@ -44,10 +44,10 @@ class Worker:
 
     def check_idle(self) -> None:
         """Nothing is held and every page is accounted for."""
-        residents = self.service.prefiller.computer.residents
+        residents = self.service.jobs.computer.residents
         residents.check_integrity()
         assert residents.held == 0
-        assert self.service.prefiller.queue.jobs == 0
+        assert self.service.jobs.queue.jobs == 0
 
     def value(self, name: str, **labels: str) -> float:
         """A metric's value now."""

@@ -240,7 +240,7 @@ def test_conservation_over_a_random_workload(tiny: Loaded, store: Path) -> None:
                 assert made.computed_tokens + made.reused_tokens == expected
                 answered += expected
             assert await w.server.gate.wait_idle(60)
-            while w.service.prefiller.queue.jobs:  # what was cancelled may run to its step's end
+            while w.service.jobs.queue.jobs:  # what was cancelled may run to its step's end
                 await asyncio.sleep(0.01)
             counted = sum(w.value("cairn_prefill_tokens_total", source=s) for s in ("computed", "store", "device"))
             assert answered <= counted <= answered + 8 * 3  # cancelled calls may have got their three tokens

@@ -75,7 +75,7 @@ def test_a_chunk_of_another_tokenizer(tiny: Loaded, store: Path) -> None:
             foreign = await w.prefill([5, 6])
             code, text = await w.refused(text="words")
             assert code is StatusCode.INVALID_ARGUMENT and "no tokenizer; give token_ids" in text
-            other = w.service.prefiller.registrar.codec.identity
+            other = w.service.jobs.resolver.codec.identity
         async with worker(tiny, store) as w:
             for fields in ({"chunk_id": foreign.chunk_id}, {"ids": [1], "context_chunk_ids": [foreign.chunk_id]}):
                 code, text = await w.refused(**fields)
@@ -108,12 +108,12 @@ def test_bounds_of_pool_registry_store_and_queue(tiny: Loaded, store: Path) -> N
             assert code is StatusCode.RESOURCE_EXHAUSTED and "registry is full" in text
             # The device thread is kept busy, so a second request finds no place.
             done = threading.Event()
-            busy = asyncio.create_task(w.service.prefiller.queue.run(lambda: done.wait(10), StageTimer()))
+            busy = asyncio.create_task(w.service.jobs.queue.run(lambda: done.wait(10), StageTimer()))
             first = asyncio.create_task(w.prefill([3], context_chunk_ids=[a.chunk_id]))
-            while w.service.prefiller.queue.jobs == 0:
+            while w.service.jobs.queue.jobs == 0:
                 await asyncio.sleep(0.01)
             with pytest.MonkeyPatch.context() as patched:
-                patched.delattr(w.service.prefiller, "registrar")  # refused before anything is done for it
+                patched.delattr(w.service.jobs, "resolver")  # refused before anything is done for it
                 with pytest.raises(grpc.aio.AioRpcError) as caught:
                     await w.prefill([1] * 40)
             done.set()
@@ -145,7 +145,7 @@ def test_a_refused_prefill_leaves_nothing(tiny: Loaded, store: Path) -> None:
             w.service.store.put_records([known])
             assert (await w.refused([3] * 40))[0] is StatusCode.RESOURCE_EXHAUSTED
             assert w.service.store.get_records([known.chunk_id])[0] is not None
-            assert not w.service.prefiller._named
+            assert not w.service.jobs._named
 
     run(body)
 
@@ -183,7 +183,7 @@ def test_faults_of_ours_are_internal_and_the_service_goes_on(
                 def fail(*_: Any) -> None:
                     raise RuntimeError("the secret prompt")
 
-                broken.setattr(w.service.prefiller.computer.runner, "prefill_chunk", fail)
+                broken.setattr(w.service.jobs.computer.runner, "prefill_chunk", fail)
                 code, text = await w.refused([1, 2])
                 assert code is StatusCode.INTERNAL and "secret" not in text
                 w.check_idle()

@@ -53,7 +53,7 @@ def test_a_busy_key_is_waited_for(tiny: Loaded, store: Path) -> None:
 def test_waiting_ends_at_its_deadline(tiny: Loaded, store: Path) -> None:
     async def body() -> None:
         async with worker(tiny, store) as w:
-            w.service.prefiller.busy_wait_s_max = 0.2
+            w.service.jobs.busy_wait_s_max = 0.2
             other = open_store(f"file://{store}")
             with other.begin(keys_of(tiny, A)[0]):  # type: ignore[union-attr]
                 code, text = await w.refused(A)
@@ -121,7 +121,7 @@ def test_an_unreadable_context_is_computed_for_oneself(
 def test_a_cancelled_call_stops_between_two_chunks(tiny: Loaded, store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async def body() -> None:
         async with worker(tiny, store) as w:
-            runner = w.service.prefiller.computer.runner
+            runner = w.service.jobs.computer.runner
             real, computed, go_on, begun = runner.prefill_chunk, [], threading.Event(), threading.Event()
 
             def slow(token_ids: Any, *rest: Any) -> None:
@@ -152,7 +152,7 @@ def test_a_cancelled_job_keeps_its_place_until_its_step_ends(
 
     async def body() -> None:
         async with worker(tiny, store) as w:
-            prefiller, runner = w.service.prefiller, w.service.prefiller.computer.runner
+            jobs, runner = w.service.jobs, w.service.jobs.computer.runner
             real, go_on, begun = runner.prefill_chunk, threading.Event(), threading.Event()
 
             def slow(*arguments: Any) -> None:
@@ -164,18 +164,18 @@ def test_a_cancelled_job_keeps_its_place_until_its_step_ends(
             call = w.stub.PrefillChunk(message(A))
             assert await asyncio.to_thread(begun.wait, 60)
             waiting = w.stub.PrefillChunk(message(B))
-            while prefiller.queue.jobs < 2:
+            while jobs.queue.jobs < 2:
                 await asyncio.sleep(0.01)
             waiting.cancel()
             call.cancel()
             assert await w.server.gate.wait_idle(60)  # callers are told at once
-            while prefiller.queue.jobs > 1:  # what has not begun never does
+            while jobs.queue.jobs > 1:  # what has not begun never does
                 await asyncio.sleep(0.01)
             await asyncio.sleep(0.1)
-            assert (prefiller.queue.jobs, prefiller.computer.residents.held) == (1, 1)
+            assert (jobs.queue.jobs, jobs.computer.residents.held) == (1, 1)
             assert w.value("cairn_prefill_tokens_total", source="computed") == 0
             go_on.set()
-            while prefiller.queue.jobs:
+            while jobs.queue.jobs:
                 await asyncio.sleep(0.01)
             w.check_idle()
             assert w.value("cairn_prefill_tokens_total", source="computed") == len(A)

@@ -56,7 +56,7 @@ class ChunkRequest:
 
 
 @dataclass(frozen=True)
-class Job:
+class PrefillJob:
     """KV to make: the composition's chunks with their keys; ``needed`` ends with the one that was asked for."""
 
     chunk_ids: tuple[ChunkId, ...]
@@ -84,7 +84,7 @@ class Job:
         return len(self.chunks[-1].token_ids)
 
 
-class Registrar:
+class Resolver:
     """Registers content and says what KV it needs."""
 
     def __init__(
@@ -101,7 +101,7 @@ class Registrar:
         self.codec = codec
         self.pool = pool
 
-    def register(self, request: ChunkRequest, timer: StageTimer) -> Job:
+    def register(self, request: ChunkRequest, timer: StageTimer) -> PrefillJob:
         """Checks a request against model, registry and pool, registers its content, and names its KV.
 
         Raises ``RequestError``; nothing is registered then.
@@ -112,8 +112,8 @@ class Registrar:
                 f"reuse_mode: {request.mode} does not hold for this model ({refusal}); use exact",
             )
         with timer.stage("lookup"):
-            context = self._known(request.context, "context_chunk_ids", request.tenant)
-        record, known = self._content(request, timer)
+            context = self._resolve_ids(request.context, "context_chunk_ids", request.tenant)
+        record, known = self._resolve_content(request, timer)
         chunks = [*(chunk.token_ids for chunk in context), record.token_ids]
         self._check_length([len(token_ids) for token_ids in chunks], request.mode)
         shared = [chunk.tenant == SHARED_TENANT for chunk in (*context, record)]
@@ -124,16 +124,16 @@ class Registrar:
         with timer.stage("lookup"):
             added = self._put(request, record, known, limits)
         ids = (*(chunk.chunk_id for chunk in context), record.chunk_id)
-        return Job(ids, tuple(keyed), needed, request.tenant, limits, added)
+        return PrefillJob(ids, tuple(keyed), needed, request.tenant, limits, added)
 
-    def record_of(self, name: str, tenant: Tenant, field: str = "chunk_id") -> ChunkRecord:
+    def resolve_id(self, name: str, tenant: Tenant, field: str = "chunk_id") -> ChunkRecord:
         """A chunk that the tenant may use, of any tokenizer. Raises ``RequestError`` (NOT_FOUND)."""
         record = self.store.get_records([ChunkId(name)], visible_to(tenant))[0]
         if record is None:
             raise unknown_chunk(field, name)
         return record
 
-    def _known(self, names: Sequence[str], field: str, tenant: Tenant) -> list[ChunkRecord]:
+    def _resolve_ids(self, names: Sequence[str], field: str, tenant: Tenant) -> list[ChunkRecord]:
         """Chunks that the tenant may use and this model can read."""
         records = self.store.get_records([ChunkId(name) for name in names], visible_to(tenant)) if names else []
         for name, record in zip(names, records, strict=True):
@@ -150,14 +150,14 @@ class Registrar:
                 f"service has {self.codec.identity[:16]}; register its content here",
             )
 
-    def _content(self, request: ChunkRequest, timer: StageTimer) -> tuple[ChunkRecord, bool]:
+    def _resolve_content(self, request: ChunkRequest, timer: StageTimer) -> tuple[ChunkRecord, bool]:
         """The record that the request is about, and whether it stays as it is but for what the request says of it.
 
         Content that is shared, and of which the request says nothing more, is not registered a second time.
         """
         if request.chunk_id is not None:
             with timer.stage("lookup"):
-                record = self._known([request.chunk_id], "chunk_id", request.tenant)[0]
+                record = self._resolve_ids([request.chunk_id], "chunk_id", request.tenant)[0]
             if request.labelled and record.tenant != request.tenant:
                 raise not_yours("chunk_id", record.chunk_id)
             self._check_vocabulary(record.token_ids, "chunk_id")
