@@ -1,6 +1,6 @@
 """How fast the chunk stores are, each beside what it stands on: memcpy, files, the raw Redis and Mooncake clients.
 
-    python bench/store.py [--backends file,redis,mooncake] [--dir DIR] [--seconds N] [--json FILE]
+    python -m bench.store [--backends file,redis,mooncake] [--dir DIR] [--seconds N] [--json FILE]
 
 The two sides of a ratio take turns in the same run; each number is a median. File reads go round a working set larger
 than the processor's caches, entries and destination buffers both, as a pool would; ours and the bare read stand half a
@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -23,21 +22,17 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-ROOT = Path(__file__).parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "chunk_store")]
-
-from servers import Mooncake, Server, mooncake, mooncake_url, redis_server, redis_url  # noqa: E402
-
-from chunk_store.entry import EntryHeader  # noqa: E402
-from chunk_store.format.values import VALUE_NBYTES  # noqa: E402
-from chunk_store.key import ChunkId, ChunkKey, ModelIdentity, digest  # noqa: E402
-from chunk_store.layout import KVLayout, LayerLayout  # noqa: E402
-from chunk_store.mooncake.client import connect, parse_mooncake_url, pinned_config  # noqa: E402
-from chunk_store.open import open_store  # noqa: E402
-from chunk_store.redis.connection import RedisConnection, parse_redis_url  # noqa: E402
-from chunk_store.shared_store import SharedStore  # noqa: E402
-from chunk_store.store import Busy, Stored  # noqa: E402
-from engine.model.processor import read_processor  # noqa: E402
+from chunk_store.entry import EntryHeader
+from chunk_store.format.values import VALUE_NBYTES
+from chunk_store.key import ChunkId, ChunkKey, ModelIdentity, digest
+from chunk_store.layout import KVLayout, LayerLayout
+from chunk_store.mooncake.client import connect, parse_mooncake_url, pinned_config
+from chunk_store.open import open_store
+from chunk_store.redis.connection import RedisConnection, parse_redis_url
+from chunk_store.shared_store import SharedStore
+from chunk_store.store import Busy, Stored
+from engine.model.processor import read_processor
+from tests.chunk_store.servers import Mooncake, Server, mooncake, mooncake_url, redis_server, redis_url
 
 LAYOUT = KVLayout("bfloat16", (LayerLayout(8, 128, 128),) * 28)  # Qwen3-0.6B: 114 688 bytes a token
 SIZES_MB = (2, 16, 64)

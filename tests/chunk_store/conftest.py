@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from contract import Place
-from places import FilePlace, MooncakePlace, RedisPlace
-from servers import (
+
+from chunk_store.mooncake.client import connect, parse_mooncake_url
+from tests.chunk_store.contract import Place
+from tests.chunk_store.places import FilePlace, MooncakePlace, RedisPlace
+from tests.chunk_store.servers import (
     Mooncake,
     Server,
     mooncake,
@@ -23,8 +25,6 @@ from servers import (
     tls_server,
     tls_url,
 )
-
-from chunk_store.mooncake.client import connect, parse_mooncake_url
 
 BACKENDS = ("file", "redis", "rediss", "mooncake")
 

@@ -7,7 +7,6 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from contract import Damage
 from redis.exceptions import RedisError
 
 from chunk_store.key import ChunkKey
@@ -15,6 +14,7 @@ from chunk_store.mooncake.client import parse_mooncake_url
 from chunk_store.open import mooncake_store, open_store
 from chunk_store.redis.connection import RedisConnection, parse_redis_url
 from chunk_store.shared_store import SharedStore
+from tests.chunk_store.contract import Damage
 
 
 class FilePlace:

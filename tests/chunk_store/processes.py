@@ -11,7 +11,7 @@ from multiprocessing.context import ForkServerProcess
 from typing import Any
 
 CONTEXT = multiprocessing.get_context("forkserver")  # children never inherit an open SQLite connection
-CONTEXT.set_forkserver_preload(["chunk_store.open", "contract", "workers"])
+CONTEXT.set_forkserver_preload(["chunk_store.open", "tests.chunk_store.contract", "tests.chunk_store.workers"])
 
 
 @dataclass

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from contract import LAYOUT, MODEL, Place, Sample, loads, publish, sample
 
 from chunk_store.entry import EntryHeader
 from chunk_store.format.header import BLOCK_NBYTES, checksum, encode_header, split_blocks
@@ -22,6 +21,7 @@ from chunk_store.layout import KVLayout, LayerLayout
 from chunk_store.tools.archive import export, import_
 from chunk_store.tools.archive_file import ArchiveError, read_sign_key, signature_path
 from chunk_store.tools.archive_members import encode_manifest, encode_record
+from tests.chunk_store.contract import LAYOUT, MODEL, Place, Sample, loads, publish, sample
 
 KEY = b"0123456789abcdef0123456789abcdef"
 

@@ -7,7 +7,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from contract import sample
 
 from chunk_store.format.header import header_nbytes
 from chunk_store.layout import KVLayout, LayerLayout
@@ -19,6 +18,7 @@ from chunk_store.tools.capacity import (
     plan,
     token_nbytes,
 )
+from tests.chunk_store.contract import sample
 
 ROOT = Path(__file__).parents[2]
 QWEN3_8B = KVLayout("bfloat16", (LayerLayout(8, 128, 128),) * 36)

@@ -6,7 +6,6 @@ import threading
 import time
 
 import pytest
-from contract import LAYOUT, MODEL, Place, blank, loads, publish, sample, views_of
 
 from chunk_store.entry import MissReason
 from chunk_store.errors import ClaimLost, StoreError, StoreFull
@@ -15,6 +14,7 @@ from chunk_store.key import ChunkKey, ModelIdentity
 from chunk_store.layout import KVLayout, LayerLayout
 from chunk_store.store import Busy, Publication, Stored
 from chunk_store.tenant import DEFAULT_TENANT
+from tests.chunk_store.contract import LAYOUT, MODEL, Place, blank, loads, publish, sample, views_of
 
 STORED_NBYTES = header_nbytes(sample(1).header) + sample(1).header.nbytes
 

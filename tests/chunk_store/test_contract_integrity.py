@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import pytest
-from contract import Damage, Place, blank, loads, publish, sample, views_of
 
 from chunk_store.entry import MissReason
 from chunk_store.layout import KVLayout, LayerLayout
 from chunk_store.tools.verify import Problem, repair, verify
+from tests.chunk_store.contract import Damage, Place, blank, loads, publish, sample, views_of
 
 
 @pytest.mark.parametrize("how", [Damage.FLIPPED_DATA, Damage.FLIPPED_HEADER, Damage.CUT, Damage.FOREIGN])

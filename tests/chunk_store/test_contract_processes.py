@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from contextlib import ExitStack
 
-from contract import Place, loads
-from processes import child
-from workers import compute_each_once, worker_sample
+from tests.chunk_store.contract import Place, loads
+from tests.chunk_store.processes import child
+from tests.chunk_store.workers import compute_each_once, worker_sample
 
 WORKERS = 4
 KEYS = 25

@@ -7,13 +7,13 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from contract import TOKENIZER, Place, loads, publish, sample
 
 from chunk_store.errors import QuotaFull, StoreFull
 from chunk_store.key import ChunkId, ChunkType, chunk_id
 from chunk_store.record import ChunkRecord, RecordOrder, RecordQuery
 from chunk_store.shared_store import SharedStore
 from chunk_store.tenant import TenantLimits, tenant_of
+from tests.chunk_store.contract import TOKENIZER, Place, loads, publish, sample
 
 
 def test_a_record_comes_back_as_it_was_put(place: Place) -> None:

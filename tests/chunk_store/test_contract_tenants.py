@@ -11,9 +11,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from contract import MODEL, Place, loads, publish, sample
-from places import FilePlace, RedisPlace
-from servers import Server, redis_url
 
 from chunk_store.entry import MissReason
 from chunk_store.errors import QuotaFull, StoreFull, StoreTooNew
@@ -21,6 +18,9 @@ from chunk_store.key import ChunkId
 from chunk_store.record import RecordOrder, RecordQuery
 from chunk_store.shared_store import SharedStore
 from chunk_store.tenant import DEFAULT_TENANT, SHARED_TENANT, Tenant, TenantLimits, TenantUsage, tenant_of, visible_to
+from tests.chunk_store.contract import MODEL, Place, loads, publish, sample
+from tests.chunk_store.places import FilePlace, RedisPlace
+from tests.chunk_store.servers import Server, redis_url
 
 A, B = tenant_of("a"), tenant_of("b")
 ENTRY_NBYTES = 5 * 4 * (2 * 16 + 24) + 4096

@@ -6,7 +6,6 @@ import tarfile
 from pathlib import Path
 
 import pytest
-from contract import Damage, Place, loads, publish, sample
 
 from chunk_store.record import RecordQuery
 from chunk_store.store import Busy, Stored
@@ -14,6 +13,7 @@ from chunk_store.tools.archive import export, import_
 from chunk_store.tools.archive_file import ArchiveError
 from chunk_store.tools.selection import chunks_with_tag, each_record
 from chunk_store.tools.verify import Problem, repair, verify
+from tests.chunk_store.contract import Damage, Place, loads, publish, sample
 
 
 def test_a_sound_store_has_no_findings(place: Place) -> None:

@@ -10,9 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from contract import MODEL, Sample, blank, sample, views_of
-from places import FilePlace, RedisPlace
-from servers import Server, redis_url
 
 from chunk_store.errors import StoreFull
 from chunk_store.key import ChunkId, ModelIdentity
@@ -20,6 +17,9 @@ from chunk_store.record import ChunkRecord, RecordOrder, RecordQuery
 from chunk_store.shared_store import SharedStore
 from chunk_store.store import Busy, Lease, Stored
 from chunk_store.tenant import DEFAULT_TENANT, NO_LIMITS, Tenant, TenantLimits, tenant_of
+from tests.chunk_store.contract import MODEL, Sample, blank, sample, views_of
+from tests.chunk_store.places import FilePlace, RedisPlace
+from tests.chunk_store.servers import Server, redis_url
 
 STEPS = 250
 TENANTS = (DEFAULT_TENANT, tenant_of("tenant"), tenant_of("b"))

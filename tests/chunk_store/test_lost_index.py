@@ -9,16 +9,16 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
-from contract import Sample, loads, publish, sample
-from places import FilePlace
-from processes import child
-from workers import answer_until_killed
 
 from chunk_store.errors import StoreTooNew, StoreUnavailable
 from chunk_store.local.rebuild import index_damage, renew_index
 from chunk_store.local.schema import SCHEMA_VERSION
 from chunk_store.shared_store import SharedStore
 from chunk_store.tools.verify import repair, verify
+from tests.chunk_store.contract import Sample, loads, publish, sample
+from tests.chunk_store.places import FilePlace
+from tests.chunk_store.processes import child
+from tests.chunk_store.workers import answer_until_killed
 
 PARENT = sample(90)
 ENTRIES = [sample(number, context=[PARENT.key] if number % 2 else []) for number in range(8)] + [PARENT]

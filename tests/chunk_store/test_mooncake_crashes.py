@@ -8,16 +8,16 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
-from contract import Sample, loads, publish, sample
-from processes import child
-from servers import Mooncake, Server, mooncake, mooncake_url, need_mooncake
-from workers import CRASH_TOKENS, publish_once_each
 
 from chunk_store.errors import StoreError, StoreFull, StoreUnavailable
 from chunk_store.mooncake.client import parse_mooncake_url
 from chunk_store.open import open_store
 from chunk_store.shared_store import SharedStore
 from chunk_store.tools.verify import repair, verify
+from tests.chunk_store.contract import Sample, loads, publish, sample
+from tests.chunk_store.processes import child
+from tests.chunk_store.servers import Mooncake, Server, mooncake, mooncake_url, need_mooncake
+from tests.chunk_store.workers import CRASH_TOKENS, publish_once_each
 
 
 @pytest.fixture

@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from servers import PASSWORD, Mooncake, Server, mooncake_url, redis_url
 
 from chunk_store.errors import StoreError, StoreUnavailable
 from chunk_store.mooncake.client import parse_mooncake_url
 from chunk_store.open import open_store, shown_url
 from chunk_store.redis.connection import parse_redis_url
+from tests.chunk_store.servers import PASSWORD, Mooncake, Server, mooncake_url, redis_url
 
 SHOWN = {
     "redis://user:pw@host:1/0?prefix=p": "redis://host:1/0?prefix=p",

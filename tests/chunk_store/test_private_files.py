@@ -8,11 +8,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from contract import Damage, blank, loads, publish, sample, views_of
-from places import FilePlace
 
 from chunk_store.local.rebuild import renew_index
 from chunk_store.tools.archive import export
+from tests.chunk_store.contract import Damage, blank, loads, publish, sample, views_of
+from tests.chunk_store.places import FilePlace
 
 
 @pytest.fixture

@@ -9,12 +9,12 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
-from contract import Damage, Sample, blank, loads, publish, sample, views_of
-from places import FilePlace
 
 from chunk_store.local.rebuild import renew_index
 from chunk_store.shared_store import SharedStore
 from chunk_store.tools.verify import repair, verify
+from tests.chunk_store.contract import Damage, Sample, blank, loads, publish, sample, views_of
+from tests.chunk_store.places import FilePlace
 
 TOKENS = 200
 

@@ -9,11 +9,6 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
-from contract import loads, publish, sample
-from places import RedisPlace
-from processes import child
-from servers import PASSWORD, Server, need_redis, redis_server, redis_url, running
-from workers import CRASH_TOKENS, answer_until_killed, publish_once_each
 
 from chunk_store.entry import MissReason
 from chunk_store.errors import StoreFull, StoreUnavailable
@@ -22,6 +17,11 @@ from chunk_store.redis.connection import parse_redis_url
 from chunk_store.store import Busy, Stored
 from chunk_store.tenant import DEFAULT_TENANT
 from chunk_store.tools.verify import repair, verify
+from tests.chunk_store.contract import loads, publish, sample
+from tests.chunk_store.places import RedisPlace
+from tests.chunk_store.processes import child
+from tests.chunk_store.servers import PASSWORD, Server, need_redis, redis_server, redis_url, running
+from tests.chunk_store.workers import CRASH_TOKENS, answer_until_killed, publish_once_each
 
 KILLS = 40
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-from contract import loads, publish, sample
-from places import MooncakePlace, RedisPlace
 
 from chunk_store.errors import StoreTooNew, StoreUnavailable
 from chunk_store.record import RecordOrder, RecordQuery
 from chunk_store.tenant import tenant_of
 from chunk_store.tools.verify import Problem, repair, verify
+from tests.chunk_store.contract import loads, publish, sample
+from tests.chunk_store.places import MooncakePlace, RedisPlace
 
 pytestmark = pytest.mark.parametrize("place", ["redis", "mooncake"], indirect=True)
 

@@ -7,10 +7,10 @@ import threading
 from collections.abc import Iterator
 
 import pytest
-from servers import Server, redis_url, tls_url
 
 from chunk_store.redis.connection import RedisConnection, parse_redis_url
 from chunk_store.redis.wire import SPANS_PER_CALL, RedisWire
+from tests.chunk_store.servers import Server, redis_url, tls_url
 
 
 @pytest.fixture(params=["plain", "tls"])

@@ -14,10 +14,6 @@ from contextlib import ExitStack, closing
 from pathlib import Path
 
 import pytest
-from contract import blank, loads, publish, sample, views_of
-from places import FilePlace
-from processes import child
-from workers import CRASH_TOKENS, answer_until_killed, publish_once_each, publish_until_killed, read_until_killed
 
 from chunk_store.entry import MissReason
 from chunk_store.errors import StoreError, StoreFull, StoreUnavailable
@@ -25,6 +21,16 @@ from chunk_store.local.blobs import Durability
 from chunk_store.shared_store import SharedStore
 from chunk_store.store import Busy, Stored
 from chunk_store.tools.verify import repair, verify
+from tests.chunk_store.contract import blank, loads, publish, sample, views_of
+from tests.chunk_store.places import FilePlace
+from tests.chunk_store.processes import child
+from tests.chunk_store.workers import (
+    CRASH_TOKENS,
+    answer_until_killed,
+    publish_once_each,
+    publish_until_killed,
+    read_until_killed,
+)
 
 KILLS = 200
 

@@ -5,10 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from contract import Damage, blank, loads, publish, sample, views_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from places import FilePlace, damage_bytes
 
 from chunk_store.entry import EntryHeader, MissReason
 from chunk_store.errors import BlobBad
@@ -28,6 +26,8 @@ from chunk_store.layout import KVLayout, LayerLayout
 from chunk_store.local.blobs import SHARE_NBYTES_MIN, FileBlobs
 from chunk_store.open import open_store
 from chunk_store.store import Busy, Stored
+from tests.chunk_store.contract import Damage, blank, loads, publish, sample, views_of
+from tests.chunk_store.places import FilePlace, damage_bytes
 
 GOLDEN = Path(__file__).parent / "golden" / "entry-v1.kv"
 HEADER_END = fields_end(GOLDEN.read_bytes())

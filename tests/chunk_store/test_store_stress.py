@@ -7,13 +7,13 @@ from collections import Counter
 from contextlib import ExitStack
 
 import pytest
-from contract import Place
-from processes import child
-from workers import stress, stress_sample
 
 from chunk_store.format.header import header_nbytes
 from chunk_store.shared_store import SharedStore
 from chunk_store.tools.verify import verify
+from tests.chunk_store.contract import Place
+from tests.chunk_store.processes import child
+from tests.chunk_store.workers import stress, stress_sample
 
 KEYS = 300
 WRITERS = 8

@@ -7,13 +7,12 @@ import time
 from collections import Counter
 from multiprocessing.connection import Connection
 
-from contract import Sample, blank, sample, views_of
-
 from chunk_store.entry import MissReason
 from chunk_store.errors import ClaimLost, StoreFull, StoreUnavailable
 from chunk_store.open import open_store
 from chunk_store.shared_store import SharedStore
 from chunk_store.store import Busy, Stored
+from tests.chunk_store.contract import Sample, blank, sample, views_of
 
 CRASH_TOKENS = 1500
 

@@ -6,7 +6,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-from cascade_cases import PAGE, Sequences, attention_of, frequencies, random_sequences, turned
 from torch import Tensor
 
 from chunk_store.layout import KVLayout, LayerLayout
@@ -22,6 +21,7 @@ from engine.run.cuda.cascade.launch import (
     Tuning,
 )
 from engine.run.cuda.cascade.work import Limits
+from tests.gpu.cascade_cases import PAGE, Sequences, attention_of, frequencies, random_sequences, turned
 
 pytestmark = pytest.mark.gpu
 

@@ -6,7 +6,6 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from cascade_cases import PAGE, random_sequences
 
 from engine.plan import CascadePlan
 from engine.run.cuda.cascade.work import (
@@ -27,6 +26,7 @@ from engine.run.cuda.cascade.work import (
     shared_lists,
     tail_lists,
 )
+from tests.gpu.cascade_cases import PAGE, random_sequences
 
 RATIO = 4
 LIMITS = Limits(rows=512, pairs=4096, items=8192, pages=8192, partials=16384)
