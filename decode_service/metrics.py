@@ -12,8 +12,8 @@ from chunk_store.entry import MissReason
 from decode_service.sequence import Failed, Finished, FinishReason, Load, Sequence, StageClock, Unpublished
 from engine.kv.source import KVSource
 from engine.plan import CascadePlan
-from serving.process.metrics_endpoint import SECONDS_BUCKETS, SHORT_SECONDS_BUCKETS, TOKENS_BUCKETS
 from serving.rpc.errors import STATUS_NAMES, status_name
+from serving.trace.buckets import SECONDS_BUCKETS, SHORT_SECONDS_BUCKETS, TOKENS_BUCKETS
 
 BATCH_BUCKETS = (1.0, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0, 16.0, 24.0, 32.0, 48.0, 64.0, 96.0, 128.0, 256.0, 512.0)
 

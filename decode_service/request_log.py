@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 
 from decode_service.sequence import Failed, Finished, Sequence
-from serving.process.logs import bearing
 from serving.rpc.errors import status_name
+from serving.trace.request_id import bearing
 
 log = logging.getLogger(__name__)
 

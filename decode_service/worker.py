@@ -37,9 +37,9 @@ from engine.plan import PlacedChunk
 from engine.run.eager.runner import ModelRunner
 from engine.sampling.params import Choice
 from serving.errors import InternalFault, Overloaded, Unavailable
-from serving.process.logs import NO_REQUEST, bearing
 from serving.tenancy.places import PlacesFull, TenantPlaces
 from serving.tenancy.quotas import TenantQuotas
+from serving.trace.request_id import NO_REQUEST, bearing
 
 log = logging.getLogger(__name__)
 

@@ -9,8 +9,8 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from chunk_store.entry import MissReason
 from engine.kv.source import KVSource
-from serving.process.metrics_endpoint import SECONDS_BUCKETS
 from serving.rpc.errors import STATUS_NAMES
+from serving.trace.buckets import SECONDS_BUCKETS
 
 ANSWERS = ("computed", "already_stored")
 SOURCES = (KVSource.COMPUTED, KVSource.STORE, KVSource.DEVICE)

@@ -17,7 +17,7 @@ from chunk_store.tenant import DEFAULT_TENANT, Tenant
 from serving.errors import Overloaded
 from serving.tenancy.places import Places, PlacesFull, Rotation, quota_full
 from serving.tenancy.quotas import TenantQuotas
-from serving.trace import StageTimer
+from serving.trace.stages import StageTimer
 
 T = TypeVar("T")
 

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from chunk_store.errors import ClaimLost, StoreFull, StoreTooNew, StoreUnavailable
 from engine.kv.resident import PoolFull
-from serving.process.logs import current_request_id, printable
-from text.codec import TextRefused
+from serving.trace.printable import printable
+from serving.trace.request_id import current_request_id
+from text.errors import TextRefused
 
 MESSAGE_CHARACTERS_MAX = 1200
 STORE_FULL, STORE_UNAVAILABLE = "STORE_FULL", "STORE_UNAVAILABLE"  # who is told so computes for himself

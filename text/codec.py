@@ -16,6 +16,7 @@ from typing import Any, NoReturn
 from transformers import AutoTokenizer
 
 from chunk_store.key import TokenizerIdentity, digest
+from text.errors import TextRefused
 
 # A model directory without any of these has no tokenizer (some loaders would invent an empty one).
 TOKENIZER_FILES = (
@@ -31,10 +32,6 @@ ROLES_CHECKED_MAX = 64  # roles are the caller's words: what is remembered about
 LONG_TOKENS = 1024
 TEMPLATE_WORDS_MAX = 200
 _BYTE_TOKEN = re.compile(r"<0x[0-9A-Fa-f]{2}>")
-
-
-class TextRefused(ValueError):
-    """This text cannot become token ids here (no tokenizer, no chat template, a role it refuses)."""
 
 
 class TextCodec:

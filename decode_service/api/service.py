@@ -27,12 +27,12 @@ from engine.sampling.params import SamplingParams
 from engine.sampling.sampler import Sampler
 from protos import decode_pb2, decode_pb2_grpc
 from serving.errors import Conflict, DeadlineExceeded, InvalidRequest
-from serving.process.logs import current_request_id
 from serving.rpc import wire
 from serving.rpc.access import Access, Caller
 from serving.rpc.arrival import adopt_request_id, arrived_ns
 from serving.rpc.field_bounds import ContentBudget, check_label, check_request_id
 from serving.tenancy.text_lanes import TextLanes
+from serving.trace.request_id import current_request_id
 from text.answer import AnswerText
 from text.codec import TextCodec
 

@@ -18,7 +18,7 @@ from decode_service.kv_source.store_source import Caller, Fetched, NoRoomToAsk, 
 from decode_service.line import Stay
 from decode_service.sequence import Failed, Sequence
 from serving.errors import InternalFault, RequestError
-from serving.process.logs import bearing
+from serving.trace.request_id import bearing
 
 log = logging.getLogger(__name__)
 

@@ -20,11 +20,11 @@ from serving.errors import (
     RequestError,
     Unavailable,
 )
-from serving.process.logs import current_request_id
 from serving.rpc.arrival import REQUEST_ID_KEY
 from serving.rpc.client import call
 from serving.rpc.parsing import MESSAGE_NBYTES_MAX
 from serving.rpc.wire import reuse_mode_out
+from serving.trace.request_id import current_request_id
 
 RETRY_S = 0.25
 # A call gets as long as the slowest device worth having takes for its tokens, behind as many again of others.

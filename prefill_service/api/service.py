@@ -20,12 +20,12 @@ from prefill_service.jobs.job import PrefillJobs
 from prefill_service.jobs.resolver import PrefillJob, not_yours, unknown_chunk
 from protos import chunks_pb2, prefill_pb2, prefill_pb2_grpc
 from serving.errors import InternalFault, InvalidRequest, PermissionDenied, request_error
-from serving.process.logs import set_request_id
 from serving.rpc.access import Access, Caller
 from serving.rpc.arrival import adopt_request_id
 from serving.rpc.errors import status_name, status_number
 from serving.rpc.field_bounds import ContentBudget, check_request_id
-from serving.trace import StageTimer
+from serving.trace.request_id import set_request_id
+from serving.trace.stages import StageTimer
 
 FULL_NAME = prefill_pb2.DESCRIPTOR.services_by_name["PrefillService"].full_name
 STREAM_WINDOW = 4  # requests of one stream that are worked on at once

@@ -29,7 +29,7 @@ from engine.run.eager.runner import ModelRunner
 from engine.served import ServedModel
 from prefill_service.jobs.resolver import PrefillJob
 from serving.store.heartbeat import TTL_S, heartbeat
-from serving.trace import StageTimer
+from serving.trace.stages import StageTimer
 
 CLAIM_LOST_RETRY_S = 0.05
 

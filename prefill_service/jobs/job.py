@@ -25,7 +25,7 @@ from prefill_service.metrics import PrefillMetrics
 from prefill_service.worker import DeviceQueue, thread_result
 from serving.errors import Unavailable
 from serving.tenancy.text_lanes import TextLanes
-from serving.trace import StageTimer
+from serving.trace.stages import StageTimer
 
 log = logging.getLogger(__name__)
 

@@ -20,7 +20,7 @@ from engine.reuse import KeyedChunk, ReuseMode, key_composition
 from engine.served import ServedModel
 from serving.errors import InvalidRequest, NotFound, PermissionDenied, RequestError, Unsupported
 from serving.tenancy.quotas import TenantQuotas
-from serving.trace import StageTimer
+from serving.trace.stages import StageTimer
 from text.codec import TextCodec
 
 

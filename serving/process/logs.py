@@ -9,62 +9,20 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-import re
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from contextvars import ContextVar
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from typing import TextIO
 
 from serving.process.native_stderr import take_native_stderr
+from serving.trace.printable import printable
+from serving.trace.request_id import NO_REQUEST, current_request_id
 
 LEVELS = ("debug", "info", "warning", "error")
 FORMATS = ("text", "json")
-REQUEST_ID_CHARACTERS_MAX = 128
-MESSAGE_CHARACTERS_MAX = 4096
 TRACE_CHARACTERS_MAX = 32768
-NO_REQUEST = "-"
-
-_UNFIT = re.compile(r"[^\x21-\x7e]")
-
-_request_id: ContextVar[str] = ContextVar("request_id", default=NO_REQUEST)
-
-
-def printable(text: str, characters_max: int = MESSAGE_CHARACTERS_MAX) -> str:
-    """Foreign text as it may stand in a log line or an error: on one line, without control characters, bounded."""
-    more = len(text) - characters_max
-    text = text[:characters_max]
-    if not text.isprintable():
-        text = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
-    return text if more <= 0 else f"{text}... ({more} more characters)"
-
-
-def clean_request_id(text: str) -> str:
-    """A caller's request id as logs and metadata bear it: visible ASCII, at most 128 characters; "" stays ""."""
-    return _UNFIT.sub("_", text[:REQUEST_ID_CHARACTERS_MAX])
-
-
-def set_request_id(request_id: str) -> None:
-    """Log lines of the rest of this task, and of what it starts, bear ``request_id``, cleaned."""
-    _request_id.set(clean_request_id(request_id) or NO_REQUEST)
-
-
-def current_request_id() -> str:
-    """The request that this task or thread works on, "-" outside of one."""
-    return _request_id.get()
-
-
-@contextmanager
-def bearing(request_id: str) -> Iterator[None]:
-    """Log lines inside the block bear ``request_id``: for threads that work on one request after another."""
-    token = _request_id.set(clean_request_id(request_id) or NO_REQUEST)
-    try:
-        yield
-    finally:
-        _request_id.reset(token)
 
 
 class TextLines(logging.Formatter):
@@ -171,5 +129,5 @@ def _log_thread_failure(args: threading.ExceptHookArgs) -> None:
 
 
 def _add_request_id(record: logging.LogRecord) -> bool:
-    record.request_id = _request_id.get()
+    record.request_id = current_request_id()
     return True

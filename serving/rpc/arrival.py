@@ -20,8 +20,8 @@ from typing import Any, Protocol
 import grpc
 from grpc import StatusCode
 
-from serving.process.logs import clean_request_id, set_request_id
 from serving.rpc.handlers import behaviour_of, with_behaviour
+from serving.trace.request_id import clean_request_id, set_request_id
 
 REQUEST_ID_KEY = "x-request-id"
 

@@ -20,13 +20,13 @@ from typing import Any, NoReturn
 import grpc
 
 from serving.errors import InternalFault, RequestError, Unavailable, request_error
-from serving.process.logs import printable
 from serving.rpc.access import Access
 from serving.rpc.errors import error_metadata, status_of
 from serving.rpc.handlers import behaviour_of
 from serving.rpc.open_calls import Caller, CallKind, CallLimits, OpenCall, OpenCalls
 from serving.rpc.parsing import MESSAGE_NBYTES_MAX
 from serving.rpc.streams import ClientStream, MessageKinds
+from serving.trace.printable import printable
 
 HEALTH = "/grpc.health.v1.Health/"
 REFLECTION = "/grpc.reflection."

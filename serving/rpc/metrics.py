@@ -10,7 +10,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.core import Metric
 from prometheus_client.registry import Collector
 
-from serving.process.metrics_endpoint import SECONDS_BUCKETS
+from serving.trace.buckets import SECONDS_BUCKETS
 
 OTHER = "other"  # a method that there is not: its name is the caller's choice and no label
 

@@ -14,7 +14,7 @@ from chunk_store.key import ChunkKey
 from chunk_store.shared_store import SharedStore
 from chunk_store.store import Busy, Publication, Stored
 from chunk_store.tenant import NO_LIMITS, TenantLimits
-from serving.process.metrics_endpoint import SHORT_SECONDS_BUCKETS
+from serving.trace.buckets import SHORT_SECONDS_BUCKETS
 
 READ = "ok"
 WRITE_OUTCOMES = ("ok", "failed")

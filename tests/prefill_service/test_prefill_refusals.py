@@ -19,7 +19,7 @@ from engine.reuse import ReuseMode
 from protos import chunks_pb2, prefill_pb2
 from serving.process.loading import Loaded
 from serving.rpc.details import retry_after_s
-from serving.trace import StageTimer
+from serving.trace.stages import StageTimer
 from tests.prefill_service.prefill_worker import ALREADY_STORED, COMPUTED, refusal, run, worker
 from text.codec import TextCodec
 

@@ -11,7 +11,8 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers
 from transformers import PreTrainedTokenizerFast
 
 from tests.models_for_tests import CHAT_TEMPLATE, byte_level_tokenizer, tiny_model_dir
-from text.codec import TextCodec, TextRefused
+from text.codec import TextCodec
+from text.errors import TextRefused
 
 
 def sentencepiece_like() -> PreTrainedTokenizerFast:

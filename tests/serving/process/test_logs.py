@@ -6,23 +6,12 @@ import json
 import logging
 import subprocess
 import sys
-import threading
 from pathlib import Path
 
 import pytest
 
-from serving.process.logs import (
-    MESSAGE_CHARACTERS_MAX,
-    REQUEST_ID_CHARACTERS_MAX,
-    JsonLines,
-    TextLines,
-    bearing,
-    clean_request_id,
-    current_request_id,
-    printable,
-    set_request_id,
-)
-from serving.store.heartbeat import heartbeat
+from serving.process.logs import JsonLines, TextLines
+from serving.trace.printable import MESSAGE_CHARACTERS_MAX, printable
 
 ROOT = Path(__file__).resolve().parents[3]
 FORGED = "ok\n2026-11-21 12:00:00,000 INFO serving.calls [-] all is well"
@@ -60,49 +49,10 @@ def test_everything_is_bounded() -> None:
     assert printable("short", 10) == "short" and printable("x" * 11, 10) == "x" * 10 + "... (1 more characters)"
 
 
-@pytest.mark.parametrize("text", [*NASTY, "x" * 1000, "déjà vu", ""])
-def test_a_request_id_fits_metadata_and_a_line(text: str) -> None:
-    cleaned = clean_request_id(text)
-    assert len(cleaned) <= REQUEST_ID_CHARACTERS_MAX and cleaned.isascii() and cleaned.isprintable()
-    assert " " not in cleaned and bool(cleaned) == bool(text)
-
-
-def test_plain_request_ids_stay() -> None:
-    for text in ("to-be-aborted", "7f3a:1/b", "00000000-0000-4000-8000-000000000000"):
-        assert clean_request_id(text) == text
-
-
-def test_a_thread_works_for_one_request_after_another() -> None:
-    assert current_request_id() == "-"
-    with bearing("one"):
-        with bearing("two\n"):
-            assert current_request_id() == "two_"
-        assert current_request_id() == "one"
-    assert current_request_id() == "-"
-
-
-def test_the_heartbeat_of_a_request_bears_it() -> None:
-    seen: list[str] = []
-    beaten = threading.Event()
-
-    def renew() -> None:
-        seen.append(current_request_id())
-        beaten.set()
-
-    def work() -> None:
-        set_request_id("mine")
-        with heartbeat(renew, every_s=0.001):
-            assert beaten.wait(10)
-
-    thread = threading.Thread(target=work)
-    thread.start()
-    thread.join(20)
-    assert set(seen) == {"mine"}
-
-
 EVERYONE = """
 import logging, os, sys, threading, warnings
-from serving.process.logs import adopt_library_loggers, configure_logging, set_request_id
+from serving.process.logs import adopt_library_loggers, configure_logging
+from serving.trace.request_id import set_request_id
 configure_logging("info", "json", "test")
 import torch, transformers, grpc
 adopt_library_loggers()

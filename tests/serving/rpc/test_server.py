@@ -17,11 +17,11 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from chunk_store.errors import StoreFull, StoreUnavailable
 from protos import chunks_pb2, prefill_pb2, prefill_pb2_grpc
 from serving.errors import Conflict, NotFound
-from serving.process.logs import current_request_id
 from serving.rpc.access import Access
 from serving.rpc.parsing import MESSAGE_NBYTES_MAX
 from serving.rpc.server import RpcServer, TlsFiles
-from text.codec import TextRefused
+from serving.trace.request_id import current_request_id
+from text.errors import TextRefused
 
 NAME = "cairn.v1.PrefillService"
 SERVING = health_pb2.HealthCheckResponse.SERVING

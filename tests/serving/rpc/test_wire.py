@@ -10,7 +10,7 @@ from engine.reuse import Exactness, ReuseMode
 from protos import chunks_pb2
 from serving.errors import InvalidRequest
 from serving.rpc import wire
-from serving.trace import STAGES, StageTimer
+from serving.trace.stages import STAGES, StageTimer
 
 
 def test_every_enum_of_the_domain_has_a_number() -> None:
