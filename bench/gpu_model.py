@@ -84,21 +84,7 @@ def make_engine(*, pool_tokens: int, chunk_share: float = 0.8, piece_tokens: int
     for tensor in (*pool.keys, *pool.values):
         tensor.normal_()
     at = timed("pool", at)
-    runner = FusedRunner(
-        borrowed, weights, pool, _Unused(), positions=findings.context_length_max, piece_tokens=piece_tokens
-    )
+    runner = FusedRunner(weights, pool, positions=findings.context_length_max, piece_tokens=piece_tokens)
     runner.prepare()
     timed("compile and capture", at)
     return Engine(borrowed, findings, pool, runner, ModelIdentity("bench"), seconds)
-
-
-class _Unused:
-    """Stands where the generic path's attention would be; the fused path never calls it."""
-
-    name = "unused"
-
-    def prepare(self, plan: object, *, row_multiple: int = 1) -> object:
-        raise RuntimeError("the fused path prepares no generic attention")
-
-    def attend(self, *arguments: object) -> torch.Tensor:
-        raise RuntimeError("the fused path attends on its own")

@@ -21,10 +21,8 @@ from engine.run.cuda.runner import FusedRunner
 def variant(engine: Engine, *, tuning: Tuning | None = None, piece_tokens: int = 8192) -> Engine:
     """The same model and pool under another runner."""
     old = engine.runner
-    runner = FusedRunner(
-        engine.borrowed, old.weights, engine.pool, old.attention, positions=engine.findings.context_length_max,
-        piece_tokens=piece_tokens, tuning=tuning,
-    )  # fmt: skip
+    positions = engine.findings.context_length_max
+    runner = FusedRunner(old.weights, engine.pool, positions=positions, piece_tokens=piece_tokens, tuning=tuning)
     return replace(engine, runner=runner)
 
 

@@ -20,6 +20,7 @@ from chunk_store.store import Busy, ChunkStore, Stored
 from engine.kv.host_tier import HostTier
 from engine.kv.pages import PageRun
 from engine.plan import PlacedChunk, StepSequence
+from engine.run.pieces import prefill_chunk, prefill_tail
 
 QUERY_TOKENS = 64
 
@@ -70,16 +71,16 @@ def decode_ms(engine: Engine, tree: Tree, *, steps: int = 48) -> tuple[float, fl
         return [StepSequence(c, p, own - 1, 1, start + own - 1) for c, p, start in rows]
 
     runner, host = engine.runner, 0.0
-    pending, _ = runner.launch([1] * tree.rows, sequences(0))
+    pending = runner.decode([1] * tree.rows, sequences(0))
     for step in range(1, 9):
-        following, _ = runner.launch([~row for row in range(tree.rows)], sequences(step))
+        following = runner.decode([~row for row in range(tree.rows)], sequences(step))
         pending.wait()
         pending = following
     torch.cuda.synchronize()
     started = time.perf_counter()
     for step in range(9, 9 + steps - 8):
         at = time.perf_counter()
-        following, _ = runner.launch([~row for row in range(tree.rows)], sequences(step))
+        following = runner.decode([~row for row in range(tree.rows)], sequences(step))
         host += time.perf_counter() - at
         pending.wait()
         pending = following
@@ -123,7 +124,7 @@ def first_token(engine: Engine, placed: Sequence[PlacedChunk], query: Sequence[i
     start = sum(chunk.tokens for chunk in placed)
     pages = engine.pool.allocate_pages(engine.pool.pages_for(len(query)))
     assert pages is not None
-    token = int(engine.runner.prefill_tail(query, placed, pages, start=start).argmax())
+    token = int(prefill_tail(engine.runner, query, placed, pages, start=start).argmax())
     engine.pool.release_pages(pages)
     return token
 
@@ -146,7 +147,7 @@ def cold_ms(engine: Engine, tokens: int, *, repeats: int = 3) -> float:
     def run() -> None:
         chunk = engine.pool.allocate_run(tokens)
         assert chunk is not None
-        engine.runner.prefill_chunk(ids, (), chunk)
+        prefill_chunk(engine.runner, ids, (), chunk)
         first_token(engine, [PlacedChunk(chunk.first * PAGE_SIZE, tokens, 0)], query)
         engine.pool.release_run(chunk)
 

@@ -23,16 +23,14 @@ import torch
 from bench.models import random_model
 from engine.attention import Scores
 from engine.attention.partial import merge
-from engine.check.precision import decoder_layers
 from engine.check.start import KERNEL_MAX, ROUNDING_MAX, STRUCTURE_MAX, check_structure, measure
+from engine.device import current
 from engine.model.borrowed import BorrowedModel
 from engine.model.probe import examine
 from engine.plan import CascadePlan, ChunkRead, plan_step
-from engine.run.cuda import runner as cuda_runner
+from engine.run import planning
 from engine.run.cuda.cascade.launch import CascadeWork
-from engine.run.device import current
 from engine.run.eager import attention as torch_attention
-from engine.run.eager import runner as eager_runner
 from engine.run.eager.attention import TorchAttention
 from engine.served import check_runners
 
@@ -69,7 +67,7 @@ def _shifted_tail(*arguments: Any, **options: Any) -> CascadePlan:
 @contextmanager
 def planned(by: Callable[..., CascadePlan]) -> Iterator[None]:
     """Every plan made by ``by``."""
-    with mock.patch.object(eager_runner, "plan_step", by), mock.patch.object(cuda_runner, "plan_step", by):
+    with mock.patch.object(planning, "plan_step", by):
         yield
 
 
@@ -128,7 +126,7 @@ def row(borrowed: BorrowedModel, fault: str) -> tuple[float, float, float]:
     """Structure, R and kernels, the largest of all modes; NaN for what was not measured."""
     with torch.inference_mode(), current(borrowed.device), FAULTS[fault]():
         findings = examine(borrowed)
-        layers = decoder_layers(borrowed)
+        layers = borrowed.decoder_layers()
         structure = check_structure(borrowed, findings)
         _, make_runner = check_runners(borrowed, structure.findings)
         checks = measure(borrowed, structure, make_runner, layers).values()

@@ -1,10 +1,11 @@
 """Decode steps: from the running sequences to one more token each.
 
-``Stepwise`` waits for every step. ``Pipelined`` launches step n + 1 before it reads the tokens of step n: the device
-feeds the sampled tokens into the next step itself, and the host plans and delivers while it runs.
+While every row takes the argmax, and the device runs by itself, step n + 1 is begun before the tokens of step n are
+read: the device feeds the tokens into the next step, and the host plans and delivers meanwhile. Otherwise, as where a
+row is sampled on the host, a step is waited for at once.
 
-    host     launch 1 | launch 2, read 1, deliver 1 | launch 3, read 2, deliver 2 | ...
-    device   ........ step 1 ............. step 2 ............. step 3
+    host     begin 1 | begin 2, read 1, deliver 1 | begin 3, read 2, deliver 2 | ...
+    device   ....... step 1 ............ step 2 ............ step 3
 
 A sequence that ends with token n (a stop token, an abort) is in step n + 1 already: what that step gives it is dropped.
 Its pages may have a new owner by then; the owner's writes come later on the same stream.
@@ -14,7 +15,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence as Items
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
 
 from torch import Tensor
 
@@ -22,27 +22,12 @@ from decode_service.metrics import DecodeMetrics
 from decode_service.sequence import Sequence
 from engine.kv.resident import ResidentChunks
 from engine.plan import CascadePlan, StepSequence
-from engine.run.eager.runner import ModelRunner
+from engine.run.protocol import PendingStep, Runner
 from engine.sampling.params import Choice
 
 
-class TokensToCome(Protocol):
-    """The greedy tokens of a step that may still run."""
-
-    def wait(self) -> list[int]:
-        """One token id for each row of the step."""
-
-
-@runtime_checkable
-class LaunchingRunner(Protocol):
-    """A runner whose greedy steps need not be waited for."""
-
-    def launch(self, sources: Items[int], sequences: Items[StepSequence]) -> tuple[TokensToCome, CascadePlan]:
-        """``sources[i]`` is a token id, or ``~row`` for the token that the step before this one samples in that row."""
-
-
 @dataclass(frozen=True)
-class Drawn:
+class NextToken:
     """What a step has for one sequence: a greedy token, or the logits (vocabulary,) to draw from."""
 
     sequence: Sequence
@@ -57,97 +42,59 @@ class Drawn:
         return self.sequence.sampler.choose(self.logits)
 
 
-class Decoding(Protocol):
-    """One way of running decode steps. Belongs to the device thread."""
-
-    def step(self, running: Items[Sequence]) -> list[Drawn]:
-        """Runs or launches a step for ``running``; the tokens that are there now, perhaps of an earlier step."""
-
-    def drain(self) -> list[Drawn]:
-        """The tokens of what was launched and not yet read; nothing is in flight afterwards."""
-
-
-class Stepwise:
-    """Each step is waited for; works with every runner and every kind of sampling."""
-
-    def __init__(self, runner: ModelRunner, residents: ResidentChunks, metrics: DecodeMetrics) -> None:
-        self._runner = runner
-        self._residents = residents
-        self._metrics = metrics
-
-    def step(self, running: Items[Sequence]) -> list[Drawn]:
-        batch = list(running)
-        steps = step_sequences(batch, self._residents)
-        logits, plan = self._runner.decode([sequence.generated[-1] for sequence in batch], steps)
-        advance(batch, plan, self._residents.pool.page_size)
-        self._metrics.stepped(plan, batch)
-        greedy = logits.argmax(dim=-1).tolist()
-        rows = None if all(takes_argmax(sequence) for sequence in batch) else logits.cpu()
-        return [
-            Drawn(sequence, greedy[row]) if rows is None or takes_argmax(sequence) else Drawn(sequence, None, rows[row])
-            for row, sequence in enumerate(batch)
-        ]
-
-    def drain(self) -> list[Drawn]:
-        return []
-
-
 @dataclass(frozen=True)
-class _Launched:
+class _Begun:
     batch: list[Sequence]
-    plan: CascadePlan
-    tokens: TokensToCome
+    step: PendingStep
 
 
-class Pipelined:
-    """Launches ahead while every running sequence takes the argmax; steps one by one otherwise."""
+class Decoding:
+    """The loop of decode steps. Belongs to the device thread."""
 
-    def __init__(
-        self, runner: LaunchingRunner, stepwise: Stepwise, residents: ResidentChunks, metrics: DecodeMetrics
-    ) -> None:
+    def __init__(self, runner: Runner, residents: ResidentChunks, metrics: DecodeMetrics) -> None:
         self._runner = runner
-        self._stepwise = stepwise
         self._residents = residents
         self._metrics = metrics
-        self._launched: _Launched | None = None
+        self._in_flight: _Begun | None = None
 
-    def step(self, running: Items[Sequence]) -> list[Drawn]:
-        if not all(takes_argmax(sequence) for sequence in running):
-            return self.drain() if self._launched else self._stepwise.step(running)
-        before = self._launched
-        self._launched = self._launch(running, before)
+    def step(self, running: Items[Sequence]) -> list[NextToken]:
+        """Begins a step for ``running``; the tokens that are there now, perhaps of the step before."""
+        if self._runner.runs_ahead and all(takes_argmax(sequence) for sequence in running):
+            before = self._in_flight
+            self._in_flight = self._begin(running, before)
+            return self._read(before)
+        return self.drain() if self._in_flight else self._read(self._begin(running, None))
+
+    def drain(self) -> list[NextToken]:
+        """The tokens of what was begun and not yet read; nothing is in flight afterwards."""
+        before, self._in_flight = self._in_flight, None
         return self._read(before)
 
-    def drain(self) -> list[Drawn]:
-        before, self._launched = self._launched, None
-        return self._read(before)
-
-    def _launch(self, running: Items[Sequence], before: _Launched | None) -> _Launched | None:
+    def _begin(self, running: Items[Sequence], before: _Begun | None) -> _Begun | None:
         """The next step, without the sequences whose last token is on its way."""
         rows = {id(sequence): row for row, sequence in enumerate(before.batch)} if before else {}
         batch = [s for s in running if len(s.generated) + (id(s) in rows) < s.params.max_tokens]
         if not batch:
             return None
         sources = [~rows[id(s)] if id(s) in rows else s.generated[-1] for s in batch]
-        tokens, plan = self._runner.launch(sources, step_sequences(batch, self._residents))
-        advance(batch, plan, self._residents.pool.page_size)
-        return _Launched(batch, plan, tokens)
+        step = self._runner.decode(sources, step_sequences(batch, self._residents))
+        advance(batch, step.plan, self._residents.pool.page_size)
+        return _Begun(batch, step)
 
-    def _read(self, launched: _Launched | None) -> list[Drawn]:
-        if launched is None:
+    def _read(self, begun: _Begun | None) -> list[NextToken]:
+        if begun is None:
             return []
-        token_ids = launched.tokens.wait()
-        drawn = [Drawn(s, token) for s, token in zip(launched.batch, token_ids, strict=True) if not s.done]
-        self._metrics.stepped(launched.plan, [d.sequence for d in drawn])
-        return drawn
-
-
-def make_decoding(runner: ModelRunner, residents: ResidentChunks, metrics: DecodeMetrics) -> Decoding:
-    """Pipelined where the runner can launch, stepwise elsewhere."""
-    stepwise = Stepwise(runner, residents, metrics)
-    if isinstance(runner, LaunchingRunner):
-        return Pipelined(runner, stepwise, residents, metrics)
-    return stepwise
+        token_ids = begun.step.wait()
+        logits = None if all(takes_argmax(s) for s in begun.batch) else begun.step.logits().cpu()
+        tokens = [
+            NextToken(sequence, token_ids[row])
+            if logits is None or takes_argmax(sequence)
+            else NextToken(sequence, None, logits[row])
+            for row, sequence in enumerate(begun.batch)
+            if not sequence.done
+        ]
+        self._metrics.stepped(begun.step.plan, [token.sequence for token in tokens])
+        return tokens
 
 
 def takes_argmax(sequence: Sequence) -> bool:

@@ -26,7 +26,7 @@ from chunk_store.key import ModelIdentity
 from chunk_store.tenant import DEFAULT_TENANT, Tenant
 from decode_service import request_log
 from decode_service.admission import Admission, Admitted
-from decode_service.decoding import Drawn, make_decoding
+from decode_service.decoding import Decoding, NextToken
 from decode_service.kv_source.fills import Fills
 from decode_service.kv_source.store_source import StoreSource
 from decode_service.line import FillRoom, Line, Turns
@@ -34,7 +34,8 @@ from decode_service.metrics import DecodeMetrics
 from decode_service.sequence import Event, Failed, Finished, FinishReason, Load, Sequence, Tokens
 from engine.kv.resident import ResidentChunks
 from engine.plan import PlacedChunk
-from engine.run.eager.runner import ModelRunner
+from engine.run.pieces import prefill_chunk_piece, prefill_piece
+from engine.run.protocol import Runner
 from engine.sampling.params import Choice
 from serving.errors import InternalFault, Overloaded, Unavailable
 from serving.tenancy.places import PlacesFull, TenantPlaces
@@ -52,7 +53,7 @@ class DecodeWorker:
 
     def __init__(
         self,
-        runner: ModelRunner,
+        runner: Runner,
         residents: ResidentChunks,
         source: StoreSource,
         metrics: DecodeMetrics,
@@ -77,7 +78,7 @@ class DecodeWorker:
         pool = residents.pool
         room = FillRoom(batch_max, chunk_pages=pool.chunk_pages, tail_pages=pool.pages - pool.chunk_pages)
         self._admission = Admission(residents, room, host_nbytes=host_nbytes)
-        self._decoding = make_decoding(runner, residents, metrics)
+        self._decoding = Decoding(runner, residents, metrics)
         self._source = source
         self._on_failure = on_failure
         self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
@@ -305,7 +306,7 @@ class DecodeWorker:
             PlacedChunk(chunk.first_slot(page_size), chunk.tokens, 0)
             for chunk in (sequence.chunks[i] for i in keyed.context)
         ]
-        self.runner.prefill_chunk_piece(keyed.token_ids, entry.computed, context, resident.run)
+        prefill_chunk_piece(self.runner, keyed.token_ids, entry.computed, context, resident.run)
         entry.computed += rows
         if entry.computed == len(keyed.token_ids):
             entry.to_compute.popleft()
@@ -320,13 +321,12 @@ class DecodeWorker:
         sequence = entry.sequence
         tail = sequence.composition.tail
         placed = sequence.placed(self.runner.pool.page_size, self.residents.moves)
-        logits = self.runner.prefill_piece(
-            tail, sequence.tail_tokens, placed, sequence.tail_pages, start=sequence.composition.tail_start
-        )
+        start = sequence.composition.tail_start
+        step = prefill_piece(self.runner, tail, sequence.tail_tokens, placed, sequence.tail_pages, start=start)
         rows = self._rows_next(entry)
         sequence.tail_tokens += rows
         if sequence.tail_tokens == len(tail):
-            choice = sequence.sampler.choose(logits.cpu())  # waits for the device: only now is there a token
+            choice = sequence.sampler.choose(step.logits()[0].cpu())  # waits for the device: only now is there a token
             self._ready.popleft()
             self._running.append(sequence)
             sequence.clock.first_token = time.monotonic_ns()
@@ -337,21 +337,20 @@ class DecodeWorker:
 
     def _decode_step(self) -> int:
         """One token for every running sequence, as they come."""
-        drawn = self._decoding.step(self._running)
-        for each in drawn:
-            self._guarded(partial(self._choose, each), [each.sequence])
-        return len(drawn)
+        return self._choose_all(self._decoding.step(self._running))
 
     def _drain(self) -> int:
         """Takes the tokens that are on their way: what a prefill runs must not come between two launched steps."""
-        drawn = self._decoding.drain()
-        for each in drawn:
-            self._guarded(partial(self._choose, each), [each.sequence])
-        return len(drawn)
+        return self._choose_all(self._decoding.drain())
 
-    def _choose(self, drawn: Drawn) -> int:
-        if not drawn.sequence.done:
-            self._take_token(drawn.sequence, drawn.choose())
+    def _choose_all(self, tokens: list[NextToken]) -> int:
+        for token in tokens:
+            self._guarded(partial(self._choose, token), [token.sequence])
+        return len(tokens)
+
+    def _choose(self, token: NextToken) -> int:
+        if not token.sequence.done:
+            self._take_token(token.sequence, token.choose())
         return 1
 
     # -- tokens and ends ----------------------------------------------------------------------------

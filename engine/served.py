@@ -9,26 +9,19 @@ import torch
 
 from chunk_store.key import ModelIdentity
 from chunk_store.layout import KVLayout
-from engine.attention import Attention
 from engine.check.forwards import PIECE_TOKENS, RunnerFactory
-from engine.check.precision import decoder_layers
 from engine.check.start import ModeCheck, check_modes, check_structure
+from engine.device import current
 from engine.kv.pool import PagedKVPool
 from engine.model.borrowed import BorrowedModel
 from engine.model.identity import model_identity, numerics, weights_digest
 from engine.model.limits import ContextLimit
 from engine.model.probe import Findings, examine
 from engine.reuse import ReuseMode
-from engine.run.cuda.attention import CudaAttention, cascade_refusal
-from engine.run.cuda.cascade.attention import AttentionUnavailable
-from engine.run.cuda.runner import FusedRunner
+from engine.run.choice import choose_weights, make_runner, numerics_name
 from engine.run.cuda.steps import StepLimits
-from engine.run.cuda.weights import FusedWeights, fused_refusal, merge_weights
-from engine.run.device import current
-from engine.run.eager.attention import TorchAttention
-from engine.run.eager.runner import ModelRunner
-
-CUDA_PAGE_SIZES = (16, 32, 64)  # a page is one copy of the bulk copy engine, a block of 64 tokens whole pages
+from engine.run.cuda.weights import FusedWeights
+from engine.run.protocol import WatchableRunner
 
 
 @dataclass(frozen=True)
@@ -44,7 +37,7 @@ class ServedModel:
     identity: ModelIdentity
     refusals: dict[ReuseMode, str]
     piece_tokens: int
-    fused: FusedWeights | None = None  # on CUDA, for the families that ``fused_refusal`` lets pass
+    weights: FusedWeights | None = None  # merged, where ``run.choice`` found that the model can have them
     checks: dict[ReuseMode, ModeCheck] = field(default_factory=dict)
 
     @property
@@ -75,46 +68,9 @@ class ServedModel:
             return frozenset()
         return frozenset([eos] if isinstance(eos, int) else eos)
 
-    def make_runner(self, pool: PagedKVPool, **options: Any) -> ModelRunner:
-        """A runner over ``pool`` with this model's piece size; ``options`` as in ``ModelRunner``."""
-        with current(pool.device):
-            return _make_runner(
-                self.borrowed, self.findings, self.fused, pool, piece_tokens=self.piece_tokens, **options
-            )
-
-
-def _make_runner(
-    borrowed: BorrowedModel, findings: Findings, fused: FusedWeights | None, pool: PagedKVPool, **options: Any
-) -> ModelRunner:
-    attention = make_attention(pool, borrowed, findings)
-    if fused is None:
-        return ModelRunner(borrowed, pool, attention, **options)
-    return FusedRunner(borrowed, fused, pool, attention, positions=findings.context_length_max, **options)
-
-
-def make_attention(pool: PagedKVPool, borrowed: BorrowedModel, findings: Findings) -> Attention[Any]:
-    """The attention backend for the pool's device. Raises ``ValueError`` for pages it cannot read."""
-    heads = int(borrowed.config.get_text_config().num_attention_heads)
-    if pool.device.type != "cuda" or cascade_refusal(findings, heads):
-        return TorchAttention(pool, findings.rotations, deferred=findings.deferred)
-    if pool.page_size not in CUDA_PAGE_SIZES:
-        raise ValueError(f"page-size: {pool.page_size} is none of {CUDA_PAGE_SIZES}, which CUDA needs")
-    return CudaAttention(pool, findings.rotations, heads=heads, positions=findings.context_length_max)
-
-
-def _numerics_name(borrowed: BorrowedModel, findings: Findings, fused: FusedWeights | None) -> str:
-    """What computes, for the model identity: another way of computing rounds otherwise."""
-    heads = int(borrowed.config.get_text_config().num_attention_heads)
-    if borrowed.device.type != "cuda" or cascade_refusal(findings, heads):
-        return TorchAttention.name
-    return CudaAttention.name if fused is None else f"{FusedRunner.name} {CudaAttention.name}"
-
-
-def _check_triton() -> None:
-    try:
-        import triton  # noqa: F401
-    except ImportError as error:
-        raise AttentionUnavailable("device cuda needs Triton: pip install 'cairn[gpu]'") from error
+    def make_runner(self, pool: PagedKVPool, **options: Any) -> WatchableRunner:
+        """A runner over ``pool`` with this model's piece size; ``options`` as in ``run.choice.make_runner``."""
+        return make_runner(pool, self.borrowed, self.findings, self.weights, piece_tokens=self.piece_tokens, **options)
 
 
 def serve(borrowed: BorrowedModel, *, piece_tokens: int = 512) -> ServedModel:
@@ -128,30 +84,26 @@ def serve(borrowed: BorrowedModel, *, piece_tokens: int = 512) -> ServedModel:
 
 def check_runners(borrowed: BorrowedModel, findings: Findings) -> tuple[FusedWeights | None, RunnerFactory]:
     """The merged weights, if the model has some, and small runners of the kind that will serve it, to check with."""
-    fused = _merged(borrowed, findings)
+    weights = choose_weights(borrowed, findings)
     small: dict[str, Any] = {}
-    if fused is not None:
+    if weights is not None:
         # Pieces of the check are longer than 8 rows and shorter, so both ways of computing them are checked.
         small = {"limits": StepLimits(rows=8, pairs=256, partials=512), "decode_buckets": (4,), "graphs": False}
-
-    def make_runner(pool: PagedKVPool) -> ModelRunner:
-        return _make_runner(borrowed, findings, fused, pool, piece_tokens=PIECE_TOKENS, **small)
-
-    return fused, make_runner
+    return weights, lambda pool: make_runner(pool, borrowed, findings, weights, piece_tokens=PIECE_TOKENS, **small)
 
 
 def _serve(borrowed: BorrowedModel, piece_tokens: int) -> ServedModel:
     found = examine(borrowed)
-    layers = decoder_layers(borrowed)
+    layers = borrowed.decoder_layers()
     structure = check_structure(borrowed, found)
     findings = structure.findings
-    fused, make_runner = check_runners(borrowed, findings)
-    checks = check_modes(borrowed, structure, make_runner, layers)
+    weights, make_small = check_runners(borrowed, findings)
+    checks = check_modes(borrowed, structure, make_small, layers)
     if borrowed.device.type == "cuda":
         torch.cuda.empty_cache()  # the pool is sized by what is free
     refusals = {mode: check.refusal for mode, check in checks.items()}
-    identity = _identity(borrowed, findings, fused, piece_tokens)
-    return ServedModel(borrowed, findings, identity, refusals, piece_tokens, fused, checks)
+    identity = _identity(borrowed, findings, weights, piece_tokens)
+    return ServedModel(borrowed, findings, identity, refusals, piece_tokens, weights, checks)
 
 
 def look_into(borrowed: BorrowedModel, *, piece_tokens: int = 512) -> ServedModel:
@@ -160,20 +112,14 @@ def look_into(borrowed: BorrowedModel, *, piece_tokens: int = 512) -> ServedMode
     Raises as ``serve`` if its attention cannot be replaced at all.
     """
     findings = examine(borrowed)
-    fused = _merged(borrowed, findings)
-    return ServedModel(borrowed, findings, _identity(borrowed, findings, fused, piece_tokens), {}, piece_tokens, fused)
-
-
-def _merged(borrowed: BorrowedModel, findings: Findings) -> FusedWeights | None:
-    """Merged weights on CUDA, for the families that have them."""
-    if borrowed.device.type != "cuda":
-        return None
-    _check_triton()
-    return None if fused_refusal(borrowed, findings) else merge_weights(borrowed, findings)
+    weights = choose_weights(borrowed, findings)
+    return ServedModel(
+        borrowed, findings, _identity(borrowed, findings, weights, piece_tokens), {}, piece_tokens, weights
+    )
 
 
 def _identity(
-    borrowed: BorrowedModel, findings: Findings, fused: FusedWeights | None, piece_tokens: int
+    borrowed: BorrowedModel, findings: Findings, weights: FusedWeights | None, piece_tokens: int
 ) -> ModelIdentity:
-    text = numerics(borrowed.device, _numerics_name(borrowed, findings, fused), piece_tokens)
+    text = numerics(borrowed.device, numerics_name(borrowed, findings, weights), piece_tokens)
     return model_identity(weights_digest(borrowed.module), borrowed.config, findings.layout, text)

@@ -21,7 +21,8 @@ from engine.kv.resident import ResidentChunks
 from engine.model.borrowed import BorrowedModel
 from engine.plan import PlacedChunk, StepSequence
 from engine.reuse import ReuseMode, key_composition
-from engine.run.eager.runner import ModelRunner
+from engine.run.pieces import prefill_chunk, prefill_tail
+from engine.run.protocol import Runner, WatchableRunner
 
 PIECE_TOKENS = 12  # of the runner to check with
 PAGE_SIZE = 16
@@ -30,7 +31,7 @@ CHUNK_TOKENS_FEW = (2, 7, 1, 4)  # where a forward of a large model costs second
 QUERY_TOKENS = 8
 STEPS = 6  # of them decoded, one at a time
 
-RunnerFactory = Callable[[PagedKVPool], ModelRunner]
+RunnerFactory = Callable[[PagedKVPool], WatchableRunner]
 
 
 @dataclass(frozen=True)
@@ -91,29 +92,27 @@ def our_logits(
     rows: list[list[Tensor]] = []
     for prompt, chunks, pages_of in zip(prompts, placed, tails, strict=True):
         prefilled = prompt.query[: len(prompt.query) - prompt.steps]
-        rows.append([runner.prefill_tail(prefilled, chunks, pages_of, start=prompt.start).clone()])
+        rows.append([prefill_tail(runner, prefilled, chunks, pages_of, start=prompt.start)])
     for step in range(prompts[0].steps):
         at = len(prompts[0].query) - prompts[0].steps + step
         sequences = [
             StepSequence(chunks, pages_of, at, 1, prompt.start + at)
             for prompt, chunks, pages_of in zip(prompts, placed, tails, strict=True)
         ]
-        logits, _ = runner.decode([prompt.query[at] for prompt in prompts], sequences)
-        for own, row in zip(rows, logits.clone(), strict=True):
+        step_logits = runner.decode([prompt.query[at] for prompt in prompts], sequences).logits()
+        for own, row in zip(rows, step_logits, strict=True):
             own.append(row)
     return torch.stack([row for own in rows for row in own])
 
 
-def _place(
-    runner: ModelRunner, residents: ResidentChunks, prompt: CheckPrompt, mode: ReuseMode
-) -> tuple[PlacedChunk, ...]:
+def _place(runner: Runner, residents: ResidentChunks, prompt: CheckPrompt, mode: ReuseMode) -> tuple[PlacedChunk, ...]:
     """The prompt's chunks in the pool, computed where they are not there yet."""
     placed: list[PlacedChunk] = []
     for chunk in key_composition(ModelIdentity("self-check"), prompt.chunks, mode):
         resident = residents.find(chunk.key) or residents.reserve(chunk.key, len(chunk.token_ids))
         if not resident.ready:
             context = [PlacedChunk(placed[i].first_slot, placed[i].tokens, 0) for i in chunk.context]
-            runner.prefill_chunk(chunk.token_ids, context, resident.run)
+            prefill_chunk(runner, chunk.token_ids, context, resident.run)
             resident.ready = True
         placed.append(PlacedChunk(resident.first_slot(PAGE_SIZE), len(chunk.token_ids), chunk.offset))
     return tuple(placed)

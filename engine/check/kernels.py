@@ -19,8 +19,8 @@ from engine.kv.pool import PagedKVPool
 from engine.model.probe import Findings
 from engine.plan import CascadePlan
 from engine.run.eager.attention import TorchAttention
-from engine.run.eager.runner import ModelRunner
 from engine.run.eager.step import TorchStep
+from engine.run.protocol import WatchableRunner
 
 
 @dataclass(frozen=True)
@@ -34,19 +34,23 @@ class WatchedStep:
 
 
 class WatchedAttention:
-    """An attention backend that is compared, call by call.
+    """An ``AttentionWatch`` that compares every call, around a backend or after the calls of a runner without one.
 
     ``worst`` is the largest of all calls: rms(out - float32) / rms(torch backend - float32).
     """
 
-    def __init__(self, attention: Attention[Any], pool: PagedKVPool, findings: Findings) -> None:
-        self.name = attention.name
+    def __init__(self, pool: PagedKVPool, findings: Findings) -> None:
+        self.name = ""
         self.worst = 0.0
-        self._attention = attention
+        self._attention: Attention[Any]
         self._pool = pool
         self._rotations = findings.rotations
         self._exact = TorchAttention(_twin(pool, "float32"), findings.rotations)
         self._rounded = TorchAttention(_twin(pool, pool.layout.dtype), findings.rotations)
+
+    def around(self, attention: Attention[Any]) -> WatchedAttention:
+        self.name, self._attention = attention.name, attention
+        return self
 
     def prepare(self, plan: CascadePlan, *, row_multiple: int = 1) -> WatchedStep:
         served = self._attention.prepare(plan, row_multiple=row_multiple)
@@ -59,8 +63,8 @@ class WatchedAttention:
         self._compare(step.plan, out, exact, rounded)
         return out
 
-    def watch(self, plan: CascadePlan, layer: int, q: Tensor, out: Tensor, scaling: float) -> None:
-        """A call of the fused path: ``q`` is as before rotation, K and V of the new tokens are in the pool."""
+    def after(self, plan: CascadePlan, layer: int, q: Tensor, out: Tensor, scaling: float) -> None:
+        """K and V of the new tokens are in the pool."""
         rotation, turned = self._rotations[layer], q.float()
         if rotation is not None:
             turned = rotation.turn_back(turned, *rotation.whole_table(-torch.tensor(plan.positions), q.device))
@@ -105,11 +109,10 @@ class KernelWatch:
     def over(self, make_runner: RunnerFactory) -> RunnerFactory:
         """The factory, with every attention call of its runners watched."""
 
-        def make(pool: PagedKVPool) -> ModelRunner:
+        def make(pool: PagedKVPool) -> WatchableRunner:
             runner = make_runner(pool)
-            self._watched = WatchedAttention(runner.attention, pool, self._findings)
-            runner.attention = self._watched
-            runner.watch_attention(self._watched.watch)
+            self._watched = WatchedAttention(pool, self._findings)
+            runner.watch_attention(self._watched)
             return runner
 
         return make

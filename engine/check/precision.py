@@ -23,19 +23,6 @@ GAIN = 1.2  # rms of a redrawn matrix's product with a vector of rms 1: scores t
 DRAWN = 1_048_573  # normal numbers, repeated; a prime, so that no two rows of a matrix are equal
 
 
-def decoder_layers(borrowed: BorrowedModel) -> nn.ModuleList | None:
-    """The list whose item i holds the attention of layer i, after a forward; None if the model has no such list."""
-    seen = borrowed.attention_modules
-    for module in borrowed.module.modules():
-        if isinstance(module, nn.ModuleList) and len(module) == len(seen) and _hold(module, seen):
-            return module
-    return None
-
-
-def _hold(layers: nn.ModuleList, attention: list[nn.Module]) -> bool:
-    return all(any(part is inner for inner in layer.modules()) for layer, part in zip(layers, attention, strict=True))
-
-
 def layers_of_every_kind(layers: nn.ModuleList, also: list[Any], *, least: int = 3) -> int:
     """How many first layers hold one of every kind; ``also[i]`` is what else tells layer i from others."""
     first: dict[Any, int] = {}

@@ -31,14 +31,14 @@ from engine.check.forwards import (
     plain_logits,
 )
 from engine.check.kernels import KernelWatch
-from engine.check.precision import decoder_layers, first_layers, layers_of_every_kind, redrawn, upcast
+from engine.check.precision import first_layers, layers_of_every_kind, redrawn, upcast
 from engine.kv.pool import PagedKVPool
 from engine.model.borrowed import BorrowedModel, ModelRefused
 from engine.model.isolation import MOVED_MAX, MOVED_MAX_DEEP, cap_by_rows, check_isolation, moved_limit
 from engine.model.probe import CONTEXT_LEAST, Findings
 from engine.reuse import ReuseMode
 from engine.run.eager.attention import TorchAttention
-from engine.run.eager.runner import ModelRunner
+from engine.run.eager.runner import EagerRunner
 
 STRUCTURE_MAX = 1e-3  # standard deviations of the logits
 ROUNDING_MAX = 2.5  # times the rounding of the model's own eager attention
@@ -83,8 +83,8 @@ def check_structure(borrowed: BorrowedModel, findings: Findings) -> Structure:
         modes = modes_to_check(findings)
         rotations = findings.rotations[:layers]
 
-        def make_runner(pool: PagedKVPool) -> ModelRunner:
-            return ModelRunner(borrowed, pool, TorchAttention(pool, rotations), piece_tokens=PIECE_TOKENS)
+        def make_runner(pool: PagedKVPool) -> EagerRunner:
+            return EagerRunner(borrowed, pool, TorchAttention(pool, rotations), piece_tokens=PIECE_TOKENS)
 
         layout = KVLayout("float32", findings.layout.layers[:layers])
         eager = eager_logits(borrowed, modes, prompts, findings.limit.tokens)
@@ -114,7 +114,7 @@ def _with_limits(borrowed: BorrowedModel, findings: Findings, *, cap_rows: int) 
 @contextmanager
 def _few_layers(borrowed: BorrowedModel, findings: Findings) -> Iterator[int]:
     """The model cut to layers of every kind; how many they are. One whose layers are in no list stays whole."""
-    layers = decoder_layers(borrowed)
+    layers = borrowed.decoder_layers()
     if layers is None:
         yield len(findings.layout.layers)
         return

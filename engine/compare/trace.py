@@ -7,30 +7,28 @@ offset, in fp32, before they are compared; otherwise every moved chunk would dif
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import DynamicCache
 
 from chunk_store.key import ChunkKey
 from engine.block_mask import masked_sequence
-from engine.check.precision import decoder_layers
 from engine.kv.pages import PageRun
 from engine.kv.pool import PagedKVPool
 from engine.kv.resident import ResidentChunk, ResidentChunks
 from engine.plan import PlacedChunk
 from engine.reuse import KeyedChunk, ReuseMode, key_composition
-from engine.run.cuda.runner import FusedRunner
-from engine.run.eager.runner import ModelRunner
+from engine.run.pieces import prefill_chunk, prefill_tail
+from engine.run.protocol import WatchableRunner
 from engine.served import ServedModel
 
 # Fills a run with a chunk's stored KV; "" or why it is not there.
 LoadStored = Callable[[ChunkKey, Sequence[int], PagedKVPool, PageRun], str]
-MakeRunner = Callable[[PagedKVPool], ModelRunner]
+MakeRunner = Callable[[PagedKVPool], WatchableRunner]
 
 COMPUTED = "computed"
 STORED = "stored"
@@ -56,28 +54,14 @@ class Trace:
 
 
 class HiddenStates:
-    """What the decoder layers hand on while ``watch`` is open, whichever code runs them."""
+    """What the decoder layers hand on, whichever code runs them."""
 
     def __init__(self, served: ServedModel) -> None:
-        self._layers = decoder_layers(served.borrowed) or ()  # where a model has no list of layers, none are seen
         self._rows: list[list[Tensor]] = [[] for _ in served.layout.layers]
 
-    @contextmanager
-    def watch(self, runner: ModelRunner | None = None) -> Iterator[None]:
-        """For forwards of ``runner``, or of the module itself."""
-        if isinstance(runner, FusedRunner):
-            runner.forward.watch = self._note
-            try:
-                yield
-            finally:
-                runner.forward.watch = None
-            return
-        hooks = [layer.register_forward_hook(self._hook(index)) for index, layer in enumerate(self._layers)]
-        try:
-            yield
-        finally:
-            for hook in hooks:
-                hook.remove()
+    def note(self, layer: int, hidden: Tensor) -> None:
+        """Takes rows of one layer; to be called by what runs it."""
+        self._rows[layer].append(hidden.detach().reshape(-1, hidden.shape[-1]).float().cpu())
 
     def take(self, pieces: Sequence[int]) -> tuple[list[Tensor], Tensor]:
         """The rows since the last time, of forwards of so many tokens each.
@@ -89,15 +73,6 @@ class HiddenStates:
         for rows in self._rows:
             rows.clear()
         return [states for states, _ in found], torch.stack([seen for _, seen in found])
-
-    def _note(self, layer: int, hidden: Tensor) -> None:
-        self._rows[layer].append(hidden.detach().reshape(-1, hidden.shape[-1]).float().cpu())
-
-    def _hook(self, index: int) -> Callable[[nn.Module, Any, Any], None]:
-        def note(module: nn.Module, arguments: Any, output: Any) -> None:
-            self._note(index, output[0] if isinstance(output, tuple) else output)
-
-        return note
 
 
 def _laid(rows: Sequence[Tensor], pieces: Sequence[int]) -> tuple[Tensor, Tensor]:
@@ -144,8 +119,8 @@ def trace_engine(
         held.append(_hold(chunk, held, residents, runner, hidden, load))
     placed = [PlacedChunk(h.resident.first_slot(PAGE_SIZE), h.resident.tokens, h.keyed.offset) for h in held]
     tail = pool.allocate_pages(pool.pages_for(len(query))) or []
-    with hidden.watch(runner):
-        logits = runner.prefill_tail(query, placed, tail, start=sum(map(len, chunks)))
+    with runner.watching_layers(hidden.note):
+        logits = prefill_tail(runner, query, placed, tail, start=sum(map(len, chunks)))
     states = [*(h.hidden for h in held), hidden.take(_pieces(runner, len(query)))]
     slots = [page * PAGE_SIZE + at for page in tail for at in range(PAGE_SIZE)][: len(query)]
     keys, values = _gather(served, pool, held, slots)
@@ -171,7 +146,7 @@ def _hold(
     keyed: KeyedChunk,
     held: list[_Held],
     residents: ResidentChunks,
-    runner: ModelRunner,
+    runner: WatchableRunner,
     hidden: HiddenStates,
     load: LoadStored | None,
 ) -> _Held:
@@ -185,18 +160,18 @@ def _hold(
     if load is not None and not missing:
         return _Held(keyed, resident, hidden.take([len(keyed.token_ids)]), STORED)
     context = [PlacedChunk(held[i].resident.first_slot(PAGE_SIZE), held[i].resident.tokens, 0) for i in keyed.context]
-    with hidden.watch(runner):
-        runner.prefill_chunk(keyed.token_ids, context, resident.run)
+    with runner.watching_layers(hidden.note):
+        prefill_chunk(runner, keyed.token_ids, context, resident.run)
     states = hidden.take(_pieces(runner, len(keyed.token_ids)))
     return _Held(keyed, resident, states, f"{COMPUTED} ({missing})" if missing else COMPUTED)
 
 
 def _seen_into(served: ServedModel) -> dict[str, Any]:
     """Options of a runner that can be watched: a captured step runs without us."""
-    return {"graphs": False} if served.fused is not None else {}
+    return {"graphs": False} if served.weights is not None else {}
 
 
-def _pieces(runner: ModelRunner, tokens: int) -> list[int]:
+def _pieces(runner: WatchableRunner, tokens: int) -> list[int]:
     """Tokens of each forward of a prefill."""
     return [min(runner.piece_tokens, tokens - first) for first in range(0, tokens, runner.piece_tokens)]
 
@@ -243,7 +218,7 @@ def trace_eager(served: ServedModel, chunks: Sequence[tuple[int, ...]], query: S
     plain = masked_sequence(lengths, mode)
     cache = DynamicCache()
     hidden = HiddenStates(served)
-    with hidden.watch():
+    with served.borrowed.watching_layers(hidden.note):
         logits = served.borrowed.eager_forward(
             tokens[plain.source.to(device)], plain.positions.to(device), plain.allowed, cache=cache
         )

@@ -20,8 +20,8 @@ import torch
 from torch import Tensor
 
 from chunk_store.key import ChunkKey
+from engine.device import current
 from engine.kv.source import KVSource
-from engine.run.device import current
 
 ALIGN_NBYTES = 4096
 

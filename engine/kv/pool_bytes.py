@@ -12,9 +12,9 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
+from engine.device import current
 from engine.kv.pages import PageRun
 from engine.kv.pool import PagedKVPool
-from engine.run.device import current
 
 
 def outgoing(pool: PagedKVPool, run: PageRun, tokens: int) -> list[memoryview]:

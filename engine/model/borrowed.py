@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import inspect
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -144,6 +145,26 @@ class BorrowedModel:
         logits: Tensor = output.logits[0]
         return (logits if kept or logit_rows is None else logits[logit_rows]).float()
 
+    def decoder_layers(self) -> nn.ModuleList | None:
+        """The list whose item i holds the attention of layer i, after a forward; None if the model has no such list."""
+        seen = self.attention_modules
+        for module in self.module.modules():
+            if isinstance(module, nn.ModuleList) and len(module) == len(seen) and _hold(module, seen):
+                return module
+        return None
+
+    @contextmanager
+    def watching_layers(self, watch: Callable[[int, Tensor], None]) -> Iterator[None]:
+        """``watch`` is called with what each decoder layer hands on; never where the model has no list of layers."""
+
+        def hook(index: int) -> Callable[[nn.Module, Any, Any], None]:
+            return lambda module, arguments, out: watch(index, out[0] if isinstance(out, tuple) else out)
+
+        with ExitStack() as ends:
+            for index, layer in enumerate(self.decoder_layers() or ()):
+                ends.callback(layer.register_forward_hook(hook(index)).remove)
+            yield
+
     @torch.inference_mode()
     def masks(self) -> list[MaskFunction]:
         """What the model would hide besides later tokens: the mask functions that it makes for a plain forward.
@@ -191,6 +212,10 @@ class BorrowedModel:
 def dtype_name(module: nn.Module) -> str:
     """The dtype of a module's weights by its short name, for example "bfloat16"."""
     return str(next(p.dtype for p in module.parameters() if p.is_floating_point())).removeprefix("torch.")
+
+
+def _hold(layers: nn.ModuleList, attention: list[nn.Module]) -> bool:
+    return all(any(part is inner for inner in layer.modules()) for layer, part in zip(layers, attention, strict=True))
 
 
 def _values_alone(

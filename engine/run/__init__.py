@@ -1,1 +1,1 @@
-"""Forwards: one runner a kind of device, side by side."""
+"""Running a model: one protocol, a runner for any model's own code and a runner of fused kernels side by side."""

@@ -25,7 +25,8 @@ from engine.kv.pool_bytes import incoming, outgoing
 from engine.kv.resident import ResidentChunk, ResidentChunks
 from engine.kv.source import KVSource
 from engine.plan import PlacedChunk
-from engine.run.eager.runner import ModelRunner
+from engine.run.pieces import prefill_chunk
+from engine.run.protocol import Runner
 from engine.served import ServedModel
 from prefill_service.jobs.resolver import PrefillJob
 from serving.store.heartbeat import TTL_S, heartbeat
@@ -65,7 +66,7 @@ class JobProgress:
 class ChunkComputer:
     """One device's pool, its resident chunks and the store that they go to."""
 
-    def __init__(self, served: ServedModel, runner: ModelRunner, residents: ResidentChunks, store: ChunkStore) -> None:
+    def __init__(self, served: ServedModel, runner: Runner, residents: ResidentChunks, store: ChunkStore) -> None:
         self.served = served
         self.runner = runner
         self.residents = residents
@@ -208,6 +209,6 @@ class _Attempt:
         context = [PlacedChunk(c.first_slot(page_size), c.tokens, 0) for c in behind]
         log.debug("computing %d tokens behind %d chunks", len(keyed.token_ids), len(context))
         with self.progress.timer.stage("prefill"):
-            self.computer.runner.prefill_chunk(keyed.token_ids, context, chunk.run)
+            prefill_chunk(self.computer.runner, keyed.token_ids, context, chunk.run)
         chunk.ready = True
         self.progress.note(index, KVSource.COMPUTED)

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from decode_service.decoding import LaunchingRunner
 from engine.kv.pool import PagedKVPool
-from engine.plan import CascadePlan, StepSequence
-from engine.run.eager.runner import ModelRunner
+from engine.plan import StepSequence
+from engine.run.eager.runner import EagerRunner
+from engine.run.protocol import LogitsStep
 from engine.served import ServedModel
 from tests.decode_service.models import loaded, tokens
 from tests.decode_service.pair import Pair, pair
@@ -20,46 +20,29 @@ from tests.decode_service.pair import Pair, pair
 DOCUMENT = tokens(1, 40)
 
 
-class Late:
-    """Tokens that are there already, and only told when asked for."""
+class AheadModel(ServedModel):
+    """Its steps are read when the next one has begun, as on a device; until then their tokens are only named."""
 
-    def __init__(self, token_ids: list[int]) -> None:
-        self._token_ids = token_ids
+    def make_runner(self, pool: PagedKVPool, **options: Any) -> Any:
+        runner = super().make_runner(pool, **options)
+        assert not runner.runs_ahead and isinstance(runner, EagerRunner)
+        runner.runs_ahead = True
+        runner.steps_named = 0
+        decode = runner.decode
 
-    def wait(self) -> list[int]:
-        return self._token_ids
+        def counted(sources: Sequence[int], sequences: Sequence[StepSequence]) -> LogitsStep:
+            runner.steps_named += any(source < 0 for source in sources)
+            return decode(sources, sequences)
 
-
-class LaunchingModelRunner(ModelRunner):
-    """The CPU's runner with ``launch``: a row may name the token that the last step sampled, as on a device."""
-
-    launches = 0
-    _sampled: list[int] = []  # noqa: RUF012  # replaced, never changed
-
-    def launch(self, sources: Sequence[int], sequences: Sequence[StepSequence]) -> tuple[Late, CascadePlan]:
-        self.launches += 1
-        ids = [source if source >= 0 else self._sampled[~source] for source in sources]
-        logits, plan = self.decode(ids, sequences)
-        self._sampled = logits.argmax(dim=-1).tolist()
-        return Late(self._sampled), plan
-
-    def prefill_piece(self, *args: Any, **options: Any) -> Any:
-        self._sampled = [-1] * 64  # as on a device, where a prefill's own argmax overwrites what was sampled
-        return super().prefill_piece(*args, **options)
-
-
-@dataclasses.dataclass(frozen=True)
-class LaunchingModel(ServedModel):
-    def make_runner(self, pool: PagedKVPool, **options: Any) -> ModelRunner:
-        plain = super().make_runner(pool, **options)
-        return LaunchingModelRunner(self.borrowed, pool, plain.attention, piece_tokens=self.piece_tokens, **options)
+        runner.decode = counted
+        return runner
 
 
 @pytest.fixture
 def pipelined(folder: Path, tmp_path: Path) -> Iterator[Pair]:
     decode = loaded(folder, "decode")
     fields = {field.name: getattr(decode.served, field.name) for field in dataclasses.fields(ServedModel)}
-    launching = dataclasses.replace(decode, served=LaunchingModel(**fields))
+    launching = dataclasses.replace(decode, served=AheadModel(**fields))
     with pair(loaded(folder, "prefill"), launching, tmp_path / "pipelined") as services:
         yield services
 
@@ -84,15 +67,15 @@ def requests() -> list[tuple[list[Any], dict[str, Any]]]:
 
 
 def test_answers_are_those_of_waiting_for_every_step(pipelined: Pair, stepwise: Pair) -> None:
-    assert isinstance(pipelined.decode.worker.runner, LaunchingRunner)
-    assert not isinstance(stepwise.decode.worker.runner, LaunchingRunner)
+    assert pipelined.decode.worker.runner.runs_ahead
+    assert not stepwise.decode.worker.runner.runs_ahead
     expected = [stepwise.generate(parts, **options) for parts, options in requests()]
     alone = [pipelined.generate(parts, **options) for parts, options in requests()]
     together = pipelined.together_each(requests())
     for want, one, many in zip(expected, alone, together, strict=True):
         assert one.token_ids == many.token_ids == want.token_ids
         assert one.finish_reason == many.finish_reason == want.finish_reason
-    assert pipelined.decode.worker.runner.launches > 20
+    assert pipelined.decode.worker.runner.steps_named > 20
     pipelined.check_idle()
     tokens_made = sum(len(result.token_ids) for result in (*alone, *together))
     assert pipelined.metric("cairn_generation_tokens_total") == tokens_made

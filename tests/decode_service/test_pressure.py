@@ -86,7 +86,7 @@ def test_a_large_request_lets_small_ones_pass(folder: Path, tmp_path: Path) -> N
 def recorded(services: Pair) -> Iterator[list[str]]:
     """What the device thread runs: "piece" or "step"."""
     runner, ran = services.decode.worker.runner, []
-    piece, decode = runner.prefill_piece, runner.decode
+    piece, decode = runner.prefill, runner.decode
 
     def noted_piece(*arguments: Any, **options: Any) -> Any:
         ran.append("piece")
@@ -96,11 +96,11 @@ def recorded(services: Pair) -> Iterator[list[str]]:
         ran.append("step")
         return decode(*arguments)
 
-    runner.prefill_piece, runner.decode = noted_piece, noted_decode
+    runner.prefill, runner.decode = noted_piece, noted_decode
     try:
         yield ran
     finally:
-        del runner.prefill_piece, runner.decode
+        del runner.prefill, runner.decode
 
 
 @pytest.mark.parametrize("cache", ["shared", "bypass"])
@@ -128,17 +128,16 @@ def test_who_joined_a_chunk_that_is_computed_here_goes_on_when_its_owner_leaves(
         expected = services.generate([chunk, [6]], cache="bypass")
         runner = services.decode.worker.runner
         services.decode.worker._fills._source._full_until[DEFAULT_TENANT] = float("inf")
-        real = runner.prefill_chunk_piece
+        real = runner.prefill
 
-        def held(*arguments: Any) -> None:
+        def held(token_ids: Any, sequence: Any, **options: Any) -> Any:
             reached.set()
             assert release.wait(20)
-            if len(arguments[0]) == 30:
-                return real(*arguments)
-            del runner.prefill_chunk_piece
-            real(*arguments)
+            if len(token_ids) != 30:
+                del runner.prefill
+            return real(token_ids, sequence, **options)
 
-        runner.prefill_chunk_piece = held
+        runner.prefill = held
         other = later(services, [tokens(2, 30), [5]], reuse="independent")
         assert reached.wait(20)  # the device thread stands still in another request's chunk
         owner = later(services, [chunk, [5]], request_id="owner")

@@ -11,6 +11,7 @@ from engine.kv.pool import PagedKVPool
 from engine.kv.resident import ResidentChunk, ResidentChunks
 from engine.plan import PlacedChunk, StepSequence
 from engine.reuse import ReuseMode, key_composition
+from engine.run.pieces import prefill_chunk, prefill_tail
 from engine.served import ServedModel
 
 Request = tuple[list[list[int]], list[int], str]  # chunks, query, mode
@@ -48,7 +49,7 @@ class Composer:
             if resident is None:
                 resident = self.residents.reserve(chunk.key, len(chunk.token_ids))
                 context = [self._at(held[i], 0) for i in chunk.context]
-                self.runner.prefill_chunk(chunk.token_ids, context, resident.run)
+                prefill_chunk(self.runner, chunk.token_ids, context, resident.run)
                 resident.ready = True
                 self.computed += len(chunk.token_ids)
             held.append(resident)
@@ -62,8 +63,9 @@ class Composer:
         running = [self._start(*request, count) for request in requests]
         for _ in range(count - 1):
             steps = [StepSequence(r.placed, r.pages, r.tail_tokens, 1, r.start + r.tail_tokens) for r in running]
-            logits, plan = self.runner.decode([r.generated[-1] for r in running], steps)
-            self.plans.append(plan)
+            step = self.runner.decode([r.generated[-1] for r in running], steps)
+            logits = step.logits()
+            self.plans.append(step.plan)
             for row, request in enumerate(running):
                 request.tail_tokens += 1
                 request.logits.append(logits[row].clone())
@@ -80,5 +82,5 @@ class Composer:
         pages = self.pool.allocate_pages(self.pool.pages_for(len(query) + count))
         assert pages is not None
         start = sum(map(len, chunks))
-        logits = self.runner.prefill_tail(query, placed, pages, start=start)
+        logits = prefill_tail(self.runner, query, placed, pages, start=start)
         return _Running(placed, held, tuple(pages), len(query), start, [int(logits.argmax())], [logits.clone()])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -15,10 +16,12 @@ from engine.compare.trace import PAGE_SIZE, STORED, Trace, trace_eager, trace_en
 from engine.kv.pages import PageRun
 from engine.kv.pool import TORCH_DTYPES, PagedKVPool
 from engine.model.borrowed import BorrowedModel, ModelRefused
-from engine.plan import PlacedChunk
+from engine.plan import StepSequence
 from engine.reuse import ReuseMode
-from engine.run.eager.runner import ModelRunner
-from engine.served import ServedModel, look_into, make_attention, serve
+from engine.run.choice import make_attention
+from engine.run.eager.runner import EagerRunner
+from engine.run.protocol import LogitsStep
+from engine.served import ServedModel, look_into, serve
 from tests.architectures import ARCHITECTURES, EXACT_ONLY, build
 
 MODELS = ("qwen3-ratio2", "gemma3-two-ropes", "cohere-interleaved", "gpt-oss-sinks", "gpt2-learned-positions")
@@ -124,52 +127,43 @@ def test_planted_one_wrong_element_of_stored_kv(
     assert (place.kind, place.layer, place.token) == (kind, layer, sum(LENGTHS[:chunk]) + token)
 
 
-class Planted(ModelRunner):
+class Planted(EagerRunner):
     """A runner with a defect; ``at`` is the first position of the chunk that it is planted in."""
 
     at = LENGTHS[0]
 
-    def prefill_piece(
-        self, token_ids: Sequence[int], first: int, context: Sequence[PlacedChunk], pages: Sequence[int], *, start: int
-    ) -> torch.Tensor:
-        context, pages = self.spoil(context, pages, start)
-        return super().prefill_piece(token_ids, first, context, pages, start=self.start)
+    def prefill(self, token_ids: Sequence[int], sequence: StepSequence, *, logits: bool = True) -> LogitsStep:
+        return super().prefill(token_ids, self.spoil(sequence), logits=logits)
 
-    def spoil(self, context: Any, pages: Any, start: int) -> tuple[Any, Any]:
-        self.start = start
-        return context, pages
+    def spoil(self, sequence: StepSequence) -> StepSequence:
+        return sequence
 
 
 class TurnedOneTooFar(Planted):
     """The second chunk is computed one position further on."""
 
-    def spoil(self, context: Any, pages: Any, start: int) -> tuple[Any, Any]:
-        self.start = start + 1 if start == self.at else start
-        return context, pages
+    def spoil(self, sequence: StepSequence) -> StepSequence:
+        at_chunk = sequence.position - sequence.tail_tokens == self.at
+        return replace(sequence, position=sequence.position + 1) if at_chunk else sequence
 
 
 class OneTokenHidden(Planted):
     """From the second chunk the last token of the first one cannot be seen."""
 
-    def spoil(self, context: Any, pages: Any, start: int) -> tuple[Any, Any]:
-        self.start = start
-        if start == self.at:
-            context = [PlacedChunk(c.first_slot, c.tokens - 1, c.offset) for c in context]
-        return context, pages
+    def spoil(self, sequence: StepSequence) -> StepSequence:
+        if sequence.position - sequence.tail_tokens != self.at:
+            return sequence
+        return replace(sequence, chunks=tuple(replace(c, tokens=c.tokens - 1) for c in sequence.chunks))
 
 
 class ReadAtAWrongOffset(Planted):
     """The query reads the moved third chunk as if it stood one position further on."""
 
-    def spoil(self, context: Any, pages: Any, start: int) -> tuple[Any, Any]:
-        self.start = start
-        if start == sum(LENGTHS):
-            context = [
-                *context[:2],
-                PlacedChunk(context[2].first_slot, context[2].tokens, context[2].offset + 1),
-                context[3],
-            ]
-        return context, pages
+    def spoil(self, sequence: StepSequence) -> StepSequence:
+        if sequence.position - sequence.tail_tokens != sum(LENGTHS):
+            return sequence
+        first, second, third, fourth = sequence.chunks
+        return replace(sequence, chunks=(first, second, replace(third, offset=third.offset + 1), fourth))
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -188,7 +182,7 @@ def test_planted_defects_of_the_engine(
     served = served_model("qwen3-ratio2", dtype)
     chunks, query = composition(served)
 
-    def make(pool: PagedKVPool) -> ModelRunner:
+    def make(pool: PagedKVPool) -> Planted:
         attention = make_attention(pool, served.borrowed, served.findings)
         return runner(served.borrowed, pool, attention, piece_tokens=served.piece_tokens)
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
+from engine.plan import StepSequence
+from engine.run.pieces import prefill_tail
 from tests.engine.composer import Composer, Request
 from tests.gpu.engine_models import served, tokens
 
@@ -89,25 +91,23 @@ def test_captured_and_eager_steps_have_the_same_bits() -> None:
 
 
 def test_a_pipelined_step_samples_what_a_waited_one_does() -> None:
-    from engine.plan import StepSequence
-
     composer = Composer(served(NAMES[0]), pages=512)
     held, placed = composer.hold([tokens(1, 70)], "exact")
     pages = tuple(composer.pool.allocate_pages(2) or ())
-    first = int(composer.runner.prefill_tail(tokens(2, 5), placed, pages, start=70).argmax())
+    first = int(prefill_tail(composer.runner, tokens(2, 5), placed, pages, start=70).argmax())
 
     def step(at: int) -> list[StepSequence]:
         return [StepSequence(placed, pages, 5 + at, 1, 75 + at)]
 
     waited, token = [], first
     for at in range(6):
-        logits, _ = composer.runner.decode([token], step(at))
+        logits = composer.runner.decode([token], step(at)).logits()
         token = int(logits[0].argmax())
         waited.append(token)
-    handles = [composer.runner.launch([first], step(0))[0]]  # type: ignore[attr-defined]
+    handles = [composer.runner.decode([first], step(0))]
     pipelined = []
     for at in range(1, 6):
-        handles.append(composer.runner.launch([~0], step(at))[0])  # type: ignore[attr-defined]
+        handles.append(composer.runner.decode([~0], step(at)))
         pipelined += handles.pop(0).wait()
     assert [*pipelined, *handles[0].wait()] == waited
     assert held

@@ -45,11 +45,11 @@ def test_tokens_in_flight_survive_a_growth() -> None:
     _, placed = composer.hold(chunks, "independent")
     pages = tuple(composer.pool.allocate_pages(2) or ())
     alone = StepSequence((), pages, 0, 1, 0)
-    first, _ = runner.launch([7], [alone])
+    first = runner.decode([7], [alone])
     wide = StepSequence(placed, pages, 1, 1, 1201)
-    second, _ = runner.launch([~0], [wide])
+    second = runner.decode([~0], [wide])
     token = first.wait()[0]
     named = second.wait()[0]
-    third, _ = runner.launch([token], [wide])
+    third = runner.decode([token], [wide])
     assert runner.steps.limits.partials > 16
     assert third.wait()[0] == named

@@ -180,10 +180,10 @@ def test_faults_of_ours_are_internal_and_the_service_goes_on(
         async with worker(tiny, store) as w:
             with monkeypatch.context() as broken:
 
-                def fail(*_: Any) -> None:
+                def fail(*_: Any, **options: Any) -> None:
                     raise RuntimeError("the secret prompt")
 
-                broken.setattr(w.service.jobs.computer.runner, "prefill_chunk", fail)
+                broken.setattr(w.service.jobs.computer.runner, "prefill", fail)
                 code, text = await w.refused([1, 2])
                 assert code is StatusCode.INTERNAL and "secret" not in text
                 w.check_idle()

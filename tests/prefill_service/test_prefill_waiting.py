@@ -122,16 +122,16 @@ def test_a_cancelled_call_stops_between_two_chunks(tiny: Loaded, store: Path, mo
     async def body() -> None:
         async with worker(tiny, store) as w:
             runner = w.service.jobs.computer.runner
-            real, computed, go_on, begun = runner.prefill_chunk, [], threading.Event(), threading.Event()
+            real, computed, go_on, begun = runner.prefill, [], threading.Event(), threading.Event()
 
-            def slow(token_ids: Any, *rest: Any) -> None:
+            def slow(token_ids: Any, *rest: Any, **options: Any) -> Any:
                 begun.set()
                 assert go_on.wait(10)
                 computed.append(tuple(token_ids))
-                real(token_ids, *rest)
+                return real(token_ids, *rest, **options)
 
             a, b = await w.prefill(A), await w.prefill(B)
-            monkeypatch.setattr(runner, "prefill_chunk", slow)
+            monkeypatch.setattr(runner, "prefill", slow)
             context = [b.chunk_id, a.chunk_id, b.chunk_id]  # b is stored; a and b under b are not
             call = w.stub.PrefillChunk(message([9], context_chunk_ids=context))
             assert await asyncio.to_thread(begun.wait, 60)
@@ -153,14 +153,14 @@ def test_a_cancelled_job_keeps_its_place_until_its_step_ends(
     async def body() -> None:
         async with worker(tiny, store) as w:
             jobs, runner = w.service.jobs, w.service.jobs.computer.runner
-            real, go_on, begun = runner.prefill_chunk, threading.Event(), threading.Event()
+            real, go_on, begun = runner.prefill, threading.Event(), threading.Event()
 
-            def slow(*arguments: Any) -> None:
+            def slow(*arguments: Any, **options: Any) -> Any:
                 begun.set()
                 assert go_on.wait(60)
-                real(*arguments)
+                return real(*arguments, **options)
 
-            monkeypatch.setattr(runner, "prefill_chunk", slow)
+            monkeypatch.setattr(runner, "prefill", slow)
             call = w.stub.PrefillChunk(message(A))
             assert await asyncio.to_thread(begun.wait, 60)
             waiting = w.stub.PrefillChunk(message(B))

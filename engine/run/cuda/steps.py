@@ -11,7 +11,7 @@ graph for each number of rows and set of the attention kernel's tile classes tha
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -22,25 +22,34 @@ from engine.plan import CascadePlan, ChunkRead, Tail
 from engine.run.cuda.cascade.launch import AttentionShape, CascadeWork, Tuning
 from engine.run.cuda.cascade.work import Limits
 from engine.run.cuda.forward import Buffers, FusedForward
-from engine.run.eager.runner import AttentionWatch
 
 IN_FLIGHT = 4  # steps whose inputs may still be on their way
 
+# plan, layer, queries (rows, heads, dim) before rotation, attention (rows, heads, dim), scaling
+CallWatch = Callable[[CascadePlan, int, Tensor, Tensor, float], None]
 
-class Tokens:
-    """The greedy tokens of a step that may still run."""
 
-    def __init__(self, pinned: Tensor, rows: int) -> None:
+class LaunchedStep:
+    """A pending decode step: its tokens are on their way to the host, its logits are overwritten by the next step."""
+
+    def __init__(self, plan: CascadePlan, steps: Steps, pinned: Tensor, logits: Tensor) -> None:
+        self.plan = plan
+        self._steps = steps
+        self._number = steps.launched
         self._pinned = pinned
-        self._rows = rows
+        self._logits = logits
         self._done = torch.cuda.Event()  # type: ignore[no-untyped-call]
         self._done.record()
 
     def wait(self) -> list[int]:
-        """One token id for each of the step's rows."""
         self._done.synchronize()
-        ids: list[int] = self._pinned[: self._rows].tolist()
+        ids: list[int] = self._pinned[: len(self._logits)].tolist()
         return ids
+
+    def logits(self) -> Tensor:
+        if self._steps.launched != self._number:
+            raise RuntimeError("logits: a later step has overwritten them")
+        return self._logits.float()
 
 
 @dataclass(frozen=True)
@@ -82,7 +91,8 @@ class Steps:
         self._captured: dict[tuple[int, tuple[int, ...]], torch.cuda.CUDAGraph] = {}
         self._memory: Any = None
         self._plan: CascadePlan | None = None  # of the step that is launched, for ``watch``
-        self.watch: AttentionWatch | None = None  # of a check; steps are not captured then
+        self.watch: CallWatch | None = None  # of a check; steps are not captured then
+        self.launched = 0  # steps so far
 
     @torch.inference_mode()
     def run(self, plan: CascadePlan, sources: Sequence[int]) -> Tensor:
@@ -97,21 +107,19 @@ class Steps:
             self._work.update(plan)
         self._stage(sources, plan)
         self._plan = plan
+        self.launched += 1
         if self._graphs:
             self._captured[rows, classes].replay()
         else:
             self._launch(rows, classes)
         return self._logits[:rows]
 
-    def tokens(self, rows: int) -> Tokens:
-        """The greedy tokens of the last step's first ``rows`` rows, on their way to the host.
-
-        At most ``IN_FLIGHT`` of them may be unread.
-        """
-        pinned = self._read_back[0]
+    def pending(self, plan: CascadePlan) -> LaunchedStep:
+        """The last step, of which ``plan`` is the part without padding. At most ``IN_FLIGHT`` may be unread."""
+        rows, pinned = len(plan.slots), self._read_back[0]
         self._read_back.rotate(-1)
         pinned[:rows].copy_(self._sampled[:rows], non_blocking=True)
-        return Tokens(pinned, rows)
+        return LaunchedStep(plan, self, pinned, self._logits[:rows])
 
     def adopt(self, other: Steps) -> None:
         """Takes over what ``other`` sampled last, so that the next step may name its rows."""
