@@ -32,7 +32,7 @@ def rate(run: Callable[[int], None], threads: int) -> float:
 def main() -> None:
     most = 16
     pinned = torch.empty(most * EACH, dtype=torch.uint8, pin_memory=True)
-    view = memoryview(pinned.numpy()).cast("B")
+    view = memoryview(pinned.numpy().data).cast("B")
     library = ctypes.CDLL(__import__("xxhash._xxhash", fromlist=["x"]).__file__)
     library.XXH3_64bits.restype = ctypes.c_uint64
     library.XXH3_64bits.argtypes = [ctypes.c_void_p, ctypes.c_size_t]

@@ -58,7 +58,7 @@ def make_service(engine: Engine, store: ChunkStore) -> DecodeService:
     refusals = dict.fromkeys(ReuseMode, "")
     served = ServedModel(engine.borrowed, engine.findings, engine.identity, refusals, engine.runner.piece_tokens)
     metrics = DecodeMetrics(CollectorRegistry(), model_name="bench", token_nbytes=served.layout.nbytes(1))
-    source = StoreSource(store, _NothingMissing(), engine.identity)
+    source = StoreSource(store, _NothingMissing(), engine.identity, lambda composition: None)
     residents = ResidentChunks(engine.pool)
     worker = DecodeWorker(
         engine.runner, residents, source, metrics, eos_token_ids=frozenset(), batch_max=BATCH, waiting_max=2 * BATCH

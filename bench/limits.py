@@ -19,6 +19,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from typing import Any
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -39,10 +40,10 @@ def requests(context: int) -> Iterator[tuple[str, str, bytes]]:
     label, text = "n" * LABEL_CHARACTERS_MAX, text_nbytes_max(context)
     few, each = min(1023, context - 1), max(1, (context - 1) // 1024)
 
-    def request(*segments: Segment, **fields: object) -> bytes:
+    def request(*segments: decode_pb2.Segment, **fields: Any) -> bytes:
         return decode_pb2.GenerateRequest(segments=segments, **fields).SerializeToString()
 
-    def prefill(**fields: object) -> bytes:
+    def prefill(**fields: Any) -> bytes:
         return prefill_pb2.PrefillChunkRequest(**fields).SerializeToString()
 
     yield "token ids, one segment", EXPLAIN, request(Segment(token_ids=TokenIds(ids=[5] * context)))
@@ -97,9 +98,9 @@ def send(address: str, method: str, raw: bytes) -> str:
     with grpc.insecure_channel(address, [("grpc.max_send_message_length", -1)]) as channel:
         try:
             if method == GENERATE:
-                list(channel.unary_stream(method)(raw, timeout=30))
+                list(channel.unary_stream(method, None, None)(raw, timeout=30))
             else:
-                channel.unary_unary(method)(raw, timeout=30)
+                channel.unary_unary(method, None, None)(raw, timeout=30)
         except grpc.RpcError as error:
             return str(error.code().name)
     return "OK"

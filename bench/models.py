@@ -13,7 +13,7 @@ from engine.model.dtype import choose_dtype
 
 FABLE = Path(__file__).parent.parent / "models" / "fable"
 
-QWEN3_0_6B = {
+QWEN3_0_6B: dict[str, Any] = {
     **{"vocab_size": 151936, "hidden_size": 1024, "intermediate_size": 3072, "num_hidden_layers": 28},
     **{"num_attention_heads": 16, "num_key_value_heads": 8, "head_dim": 128, "max_position_embeddings": 40960},
     **{"tie_word_embeddings": True, "rope_theta": 1000000.0},

@@ -74,7 +74,7 @@ def _entities(namer: Namer, facts: int) -> list[tuple[str, str]]:
     """(kind, name) pairs, so many that each gets a few facts; some names begin alike."""
     rng = namer.rng
     count = max(1, round(facts / rng.uniform(1.0, 5.0)))
-    found = []
+    found: list[tuple[str, str]] = []
     for _ in range(count):
         kind = "place" if rng.random() < 0.7 else "person"
         name = namer.place() if kind == "place" else namer.person()

@@ -21,9 +21,9 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
-from models.training.data import IN_ANSWER, IN_DOCUMENT, TAIL, Encoded, Shape, encode, make_story
+from models.training.data import END, IN_ANSWER, IN_DOCUMENT, TAIL, Encoded, Shape, encode, make_story
 from models.training.evaluate import ANCHORED, EXACT, INDEPENDENT, SHAPES, accuracy, held_out, pad, reuse_mask, table
-from models.training.tokenizer import END, PAD, POSITIONS_MAX, VOCABULARY, train_tokenizer, wrap_tokenizer
+from models.training.tokenizer import PAD, POSITIONS_MAX, VOCABULARY, train_tokenizer, wrap_tokenizer
 
 LENGTHS = (192, 384, 768, 1792)  # tokens a row, by the kind of step
 SHARES = (0.15, 0.35, 0.25, 0.25)  # how often each, after the short first part of the training
