@@ -17,7 +17,8 @@ from transformers import DynamicCache, StoppingCriteria, StoppingCriteriaList
 from bench.models import BenchModel
 from chunk_store.key import ChunkId, ChunkType
 from decode_service.metrics import DecodeMetrics
-from decode_service.prompt.composition import Part, compose
+from decode_service.prompt.composition import compose
+from decode_service.prompt.request_chunk import Segment
 from decode_service.sequence import Event, Finished, Sequence, Tokens
 from decode_service.worker import DecodeWorker
 from engine.kv.pool import PagedKVPool
@@ -63,23 +64,23 @@ class DecodeRate:
             worker.stop()
 
     def _make_resident(self, residents: ResidentChunks, document: tuple[int, ...]) -> None:
-        part = Part(ChunkId("document"), ChunkType.CONTEXT, document)
-        query = Part(ChunkId(""), ChunkType.QUERY, (100,))
-        keyed = compose(self.served, [part, query], ReuseMode.EXACT, "").chunks[0]
+        segment = Segment(ChunkId("document"), ChunkType.CONTEXT, document)
+        query = Segment(ChunkId(""), ChunkType.QUERY, (100,))
+        keyed = compose(self.served, [segment, query], ReuseMode.EXACT, "").chunks[0]
         chunk = residents.reserve(keyed.key, len(document))
         for tensor in residents.pool.run_parts(chunk.run, chunk.tokens):
             tensor.normal_()
         chunk.ready = True
 
     def _sequence(self, index: int, document: tuple[int, ...], steps: int, events: Any) -> Sequence:
-        parts = [
-            Part(ChunkId("document"), ChunkType.CONTEXT, document),
-            Part(ChunkId(""), ChunkType.QUERY, tuple(self.model.prompt(QUERY_TOKENS, 100 + index))),
+        segments = [
+            Segment(ChunkId("document"), ChunkType.CONTEXT, document),
+            Segment(ChunkId(""), ChunkType.QUERY, tuple(self.model.prompt(QUERY_TOKENS, 100 + index))),
         ]
         params = SamplingParams(max_tokens=steps, ignore_eos=True)
         return Sequence(
             request_id=str(index),
-            composition=compose(self.served, parts, ReuseMode.EXACT, ""),
+            composition=compose(self.served, segments, ReuseMode.EXACT, ""),
             params=params,
             sampler=Sampler(params, [], frozenset()),
             salt="",

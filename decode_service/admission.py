@@ -8,7 +8,6 @@ still writes to them, whatever happens to the request that asked.
 from __future__ import annotations
 
 import uuid
-from collections import deque
 from collections.abc import Collection
 from dataclasses import dataclass, field
 
@@ -16,7 +15,8 @@ from chunk_store.key import ChunkKey
 from decode_service.kv_source.pool_memory import PoolMemory
 from decode_service.kv_source.store_source import Wanted
 from decode_service.line import FillRoom, Misfit, Stay
-from decode_service.sequence import ChunkOutcome, Sequence
+from decode_service.prompt.request_chunk import ChunkOutcome, RequestChunk
+from decode_service.sequence import Sequence
 from engine.kv.resident import PoolFull, ResidentChunk, ResidentChunks
 from engine.kv.source import KVSource
 from serving.errors import Unsupported
@@ -26,16 +26,13 @@ from serving.errors import Unsupported
 class Admitted:
     """A request with its pages. ``wanted`` are the chunks it must fetch, ``awaited`` those others fetch.
 
-    ``filling`` are the chunks whose fetch holds them, by index; ``to_compute`` the indices of those that are computed
-    here, of the first of which ``computed`` tokens are done.
+    ``filling`` are the chunks whose fetch holds their pages.
     """
 
     sequence: Sequence
     wanted: list[Wanted]
     awaited: set[ChunkKey]
-    filling: dict[int, ResidentChunk] = field(default_factory=dict)
-    to_compute: deque[int] = field(default_factory=deque)
-    computed: int = 0
+    filling: dict[RequestChunk, ResidentChunk] = field(default_factory=dict)
     stay: Stay | None = None
 
     @property
@@ -60,8 +57,8 @@ class Admission:
     def check_size(self, sequence: Sequence) -> None:
         """Raises ``Unsupported`` if the sequence could never be admitted."""
         # A chunk that stands in several places has one copy, except where nothing is shared.
-        chunks = enumerate(sequence.composition.chunks)
-        lengths = {index if sequence.bypass else c.key: len(c.token_ids) for index, c in chunks}
+        chunks = sequence.composition.chunks
+        lengths = {chunk.index if sequence.bypass else chunk.key: len(chunk.token_ids) for chunk in chunks}
         chunk_pages = sum(self.pool.pages_for(tokens) for tokens in lengths.values())
         if chunk_pages > self.pool.chunk_pages:
             raise Unsupported(
@@ -122,72 +119,72 @@ class Admission:
 
     def _hold_chunks(self, sequence: Sequence) -> Admitted | None:
         """Holds the chunks that are here before it makes room for the others, lest one makes room for another."""
-        keys = [
-            ChunkKey(f"bypass:{uuid.uuid4()}") if sequence.bypass else keyed.key
-            for keyed in sequence.composition.chunks
-        ]
-        held = [self.residents.acquire(key) for key in keys]
-        admitted = Admitted(sequence, [], {c.key for c in held if c is not None and not c.ready})
+        chunks = sequence.composition.chunks
+        for chunk in chunks:
+            chunk.computed = None
+            chunk.outcome = ChunkOutcome(KVSource.COMPUTED if sequence.bypass else KVSource.DEVICE)
+            chunk.resident = None if sequence.bypass else self.residents.acquire(chunk.key)
+        here = [chunk.resident for chunk in chunks if chunk.resident is not None]
+        admitted = Admitted(sequence, [], {resident.key for resident in here if not resident.ready})
         try:
-            self._check_room(sequence, {key: i for i, key in enumerate(keys) if held[i] is None})
-            for index, key in enumerate(keys):
-                if held[index] is None:
-                    held[index] = self._hold_absent(admitted, index, key)
+            self._check_room([chunk for chunk in chunks if chunk.resident is None], bypass=sequence.bypass)
+            for chunk in chunks:
+                if chunk.resident is None:
+                    chunk.resident = self._hold_absent(admitted, chunk)
         except PoolFull:
-            for chunk in held:
-                if chunk is not None:
-                    self.residents.release(chunk)
+            self._let_go(sequence)
             return None
-        sequence.chunks = [chunk for chunk in held if chunk is not None]
-        sequence.outcomes = [ChunkOutcome(KVSource.COMPUTED if sequence.bypass else KVSource.DEVICE) for _ in held]
-        for chunk in admitted.filling.values():
-            self.residents.acquire(chunk.key)
+        for resident in admitted.filling.values():
+            self.residents.acquire(resident.key)
         return admitted
 
-    def _check_room(self, sequence: Sequence, absent: dict[ChunkKey, int]) -> None:
+    def _check_room(self, absent: list[RequestChunk], *, bypass: bool) -> None:
         """Raises ``PoolFull`` if evicting all that nobody holds were not enough; then nothing is evicted."""
-        chunks = sequence.composition.chunks
-        need = sum(self.pool.pages_for(len(chunks[index].token_ids)) for index in absent.values())
+        lengths = {chunk.index if bypass else chunk.key: len(chunk.token_ids) for chunk in absent}
+        need = sum(self.pool.pages_for(tokens) for tokens in lengths.values())
         if need > self.pool.chunk_pages - self.residents.pages_held:
             raise PoolFull(f"{need} pages are needed; chunks in use fill the chunk region")
 
-    def _hold_absent(self, admitted: Admitted, index: int, key: ChunkKey) -> ResidentChunk:
-        repeated = self.residents.acquire(key)  # it stands here a second time
+    def _hold_absent(self, admitted: Admitted, chunk: RequestChunk) -> ResidentChunk:
+        if admitted.sequence.bypass:
+            chunk.computed = 0
+            return self.residents.reserve(ChunkKey(f"bypass:{uuid.uuid4()}"), len(chunk.token_ids))
+        repeated = self.residents.acquire(chunk.key)  # it stands here a second time
         if repeated is not None:
             return repeated
-        chunk = self.residents.reserve(key, len(admitted.sequence.composition.chunks[index].token_ids))
-        if admitted.sequence.bypass:
-            admitted.to_compute.append(index)
-        else:
-            admitted.filling[index] = chunk
-            admitted.wanted.append(Wanted(index, self._memory.of(chunk)))
-        return chunk
+        resident = self.residents.reserve(chunk.key, len(chunk.token_ids))
+        admitted.filling[chunk] = resident
+        admitted.wanted.append(Wanted(chunk, self._memory.of(resident)))
+        return resident
 
-    def filled(self, admitted: Admitted, index: int) -> None:
+    def filled(self, admitted: Admitted, chunk: RequestChunk) -> None:
         """A chunk's KV is all there: it can be read, by this request and by those that waited."""
-        chunk = admitted.filling.pop(index)
-        chunk.ready = True
-        self.residents.release(chunk)
+        resident = admitted.filling.pop(chunk)
+        resident.ready = True
+        self.residents.release(resident)
 
     def fill_failed(self, admitted: Admitted) -> set[ChunkKey]:
         """What is not filled yet never will be: its chunks leave the pool with their holders. Returns their keys."""
         failed = list(admitted.filling.values())
         admitted.filling.clear()
-        for chunk in failed:
-            self.residents.release(chunk)
-        return {chunk.key for chunk in failed}
+        for resident in failed:
+            self.residents.release(resident)
+        return {resident.key for resident in failed}
 
     def all_ready(self, admitted: Admitted) -> bool:
         """Whether all KV is there but what is computed here."""
-        chunks = enumerate(admitted.sequence.chunks)
-        return all(chunk.ready or index in admitted.to_compute for index, chunk in chunks)
+        return all(chunk.held.ready or chunk.computed is not None for chunk in admitted.sequence.composition.chunks)
 
     def release(self, sequence: Sequence) -> None:
         """Gives back the pages and holds of a sequence; what bypassed the caches leaves the pool at once."""
         self.pool.release_pages(sequence.tail_pages)
         sequence.tail_pages = ()
-        for chunk in sequence.chunks:
-            self.residents.release(chunk)
-            if sequence.bypass:
-                self.residents.evict(chunk.key)
-        sequence.chunks = []
+        self._let_go(sequence)
+
+    def _let_go(self, sequence: Sequence) -> None:
+        for chunk in sequence.composition.chunks:
+            resident, chunk.resident = chunk.resident, None
+            if resident is not None:
+                self.residents.release(resident)
+                if sequence.bypass:
+                    self.residents.evict(resident.key)

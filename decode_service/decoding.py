@@ -121,6 +121,7 @@ def advance(batch: Items[Sequence], plan: CascadePlan, page_size: int) -> None:
     """The step's tokens are in the tails; at its first step a sequence learns in which level each chunk is read."""
     for row, sequence in enumerate(batch):
         sequence.tail_tokens += 1
-        if not sequence.levels and sequence.chunks:
-            sequence.levels = [plan.level_of(chunk.first_slot(page_size), row) for chunk in sequence.chunks]
+        if sequence.tail_level is None:
             sequence.tail_level = len(plan.levels)
+            for chunk in sequence.composition.chunks:
+                chunk.level = plan.level_of(chunk.held.first_slot(page_size), row)

@@ -9,7 +9,8 @@ from functools import partial
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from chunk_store.entry import MissReason
-from decode_service.sequence import Failed, Finished, FinishReason, Load, Sequence, StageClock, Unpublished
+from decode_service.prompt.request_chunk import ChunkOutcome, Unpublished
+from decode_service.sequence import Failed, Finished, FinishReason, Load, Sequence, StageClock
 from engine.kv.source import KVSource
 from engine.plan import CascadePlan
 from serving.rpc.errors import STATUS_NAMES, status_name
@@ -94,8 +95,9 @@ class DecodeMetrics:
         """A request has reached its first token: its prompt is accounted for, hit + computed = prompt."""
         composition, clock = sequence.composition, sequence.clock
         by_source = dict.fromkeys(KVSource, 0)
-        for index, outcome in enumerate(sequence.outcomes):
-            by_source[outcome.source] += sequence.cached_tokens(index)
+        for chunk in composition.chunks:
+            outcome = chunk.outcome or ChunkOutcome(KVSource.COMPUTED)
+            by_source[outcome.source] += chunk.cached_tokens
             if outcome.miss_reason is not None:
                 self._misses.labels(self._model, outcome.miss_reason.value).inc()
             if outcome.unpublished is not None:

@@ -16,7 +16,9 @@ def admitted(sequence: Sequence, wanted: int) -> None:
     if log.isEnabledFor(logging.DEBUG):
         with bearing(sequence.request_id):
             waited = _ms(sequence.clock.admitted - sequence.clock.submitted)
-            log.debug("admitted after %s ms; %d of %d chunks to fetch", waited, wanted, len(sequence.chunks))
+            log.debug(
+                "admitted after %s ms; %d of %d chunks to fetch", waited, wanted, len(sequence.composition.chunks)
+            )
 
 
 def first_token(sequence: Sequence) -> None:
@@ -32,7 +34,7 @@ def ended(sequence: Sequence, event: Finished | Failed) -> None:
         if isinstance(event, Failed):
             log.warning("failed with %s after %s ms: %s", status_name(event.error), took, event.error.message)
             return
-        cached = sum(sequence.cached_tokens(index) for index in range(len(sequence.outcomes)))
+        cached = sequence.composition.cached_tokens
         log.info(
             "finished (%s) after %s ms, first token after %s ms: %d prompt tokens, %d of them cached, %d generated",
             *(event.reason.value, took, _ms(clock.first_token - clock.arrived) if clock.first_token else "-"),

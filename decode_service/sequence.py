@@ -11,11 +11,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from chunk_store.entry import MissReason
 from chunk_store.tenant import DEFAULT_TENANT, Tenant
 from decode_service.prompt.composition import Composition
-from engine.kv.resident import ResidentChunk
-from engine.kv.source import KVSource
+from decode_service.prompt.request_chunk import RequestChunk
 from engine.plan import PlacedChunk
 from engine.sampling.params import Choice, SamplingParams
 from engine.sampling.sampler import Sampler
@@ -26,22 +24,6 @@ class FinishReason(StrEnum):
     STOP = "stop"
     LENGTH = "length"
     ABORT = "abort"
-
-
-class Unpublished(StrEnum):
-    """Why KV that was computed for a request did not go to the store."""
-
-    STORE_FULL = "store_full"
-    STORE_UNAVAILABLE = "store_unavailable"
-
-
-@dataclass(frozen=True)
-class ChunkOutcome:
-    """How one chunk of a composition came into the pool. ``unpublished``: it was computed here, for this pool only."""
-
-    source: KVSource
-    miss_reason: MissReason | None = None
-    unpublished: Unpublished | None = None
 
 
 @dataclass(frozen=True)
@@ -97,9 +79,6 @@ class Sequence:
     deliver: Callable[[list[Event]], None]
     owner: Tenant = DEFAULT_TENANT  # of the request and its id, which is the owner's own among many
     clock: StageClock = field(default_factory=StageClock)
-    chunks: list[ResidentChunk] = field(default_factory=list)
-    outcomes: list[ChunkOutcome] = field(default_factory=list)
-    levels: list[int] = field(default_factory=list)
     tail_pages: tuple[int, ...] = ()
     tail_tokens: int = 0  # in the pool
     generated: list[int] = field(default_factory=list)
@@ -107,7 +86,7 @@ class Sequence:
     deadline: float = math.inf  # by the monotonic clock, seconds; nobody waits for the answer after it
     cold: bool = False  # its KV was not in the store when it was looked for
     passed: int = 0  # how often another request was admitted before it
-    tail_level: int = 0
+    tail_level: int | None = None  # not known before its first decode step
     _placed: tuple[int, tuple[PlacedChunk, ...]] = (-1, ())
 
     @property
@@ -120,22 +99,19 @@ class Sequence:
         """Slots that the tail can need: its prompt part and all of the answer but the last token."""
         return len(self.composition.tail) + self.params.max_tokens - 1
 
+    @property
+    def to_compute(self) -> RequestChunk | None:
+        """The next chunk that is computed here, or has begun to be."""
+        chunks = self.composition.chunks
+        return next((c for c in chunks if c.computed is not None and c.computed < len(c.token_ids)), None)
+
     def placed(self, page_size: int, moves: int) -> tuple[PlacedChunk, ...]:
         """The chunks as a plan needs them; built anew only after runs have moved (``moves`` changed)."""
         if self._placed[0] != moves:
-            chunks = zip(self.chunks, self.composition.chunks, strict=True)
-            places = (
-                PlacedChunk(resident.first_slot(page_size), self.composition.visible(index), keyed.offset)
-                for index, (resident, keyed) in enumerate(chunks)
-            )
-            self._placed = moves, tuple(place for place in places if place.tokens)
+            chunks = (chunk for chunk in self.composition.chunks if chunk.visible)
+            places = (PlacedChunk(c.held.first_slot(page_size), c.visible, c.offset) for c in chunks)
+            self._placed = moves, tuple(places)
         return self._placed[1]
-
-    def cached_tokens(self, index: int) -> int:
-        """Tokens of part ``index`` whose KV was reused."""
-        if index >= len(self.composition.chunks) or self.outcomes[index].source is KVSource.COMPUTED:
-            return 0
-        return self.composition.visible(index)
 
 
 @dataclass(frozen=True)

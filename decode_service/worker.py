@@ -31,6 +31,7 @@ from decode_service.kv_source.fills import Fills
 from decode_service.kv_source.store_source import StoreSource
 from decode_service.line import FillRoom, Line, Turns
 from decode_service.metrics import DecodeMetrics
+from decode_service.prompt.request_chunk import RequestChunk
 from decode_service.sequence import Event, Failed, Finished, FinishReason, Load, Sequence, Tokens
 from engine.kv.resident import ResidentChunks
 from engine.plan import PlacedChunk
@@ -282,39 +283,38 @@ class DecodeWorker:
                 continue
             if done and done + self._rows_next(entry) > self.runner.piece_tokens:
                 break
-            work = self._compute_piece if entry.to_compute else self._prefill_piece
-            done += self._guarded(partial(work, entry), [entry.sequence])
+            chunk = entry.sequence.to_compute
+            work = partial(self._prefill_piece, entry) if chunk is None else partial(self._compute_piece, entry, chunk)
+            done += self._guarded(work, [entry.sequence])
             self._deliver()  # a first token waits neither for the others' first tokens nor for their step
         return done
 
     def _rows_next(self, entry: Admitted) -> int:
         """Rows of the next piece that an entry needs."""
         sequence = entry.sequence
-        if entry.to_compute:
-            tokens = len(sequence.composition.chunks[entry.to_compute[0]].token_ids) - entry.computed
+        chunk = sequence.to_compute
+        if chunk is not None and chunk.computed is not None:
+            tokens = len(chunk.token_ids) - chunk.computed
         else:
             tokens = len(sequence.composition.tail) - sequence.tail_tokens
         return min(self.runner.piece_tokens, tokens)
 
-    def _compute_piece(self, entry: Admitted) -> int:
+    def _compute_piece(self, entry: Admitted, chunk: RequestChunk) -> int:
         """A piece of the next chunk that is computed here: for this request alone, or because nobody could store it."""
-        index, rows = entry.to_compute[0], self._rows_next(entry)
-        sequence = entry.sequence
-        keyed, resident = sequence.composition.chunks[index], sequence.chunks[index]
+        sequence, rows, resident = entry.sequence, self._rows_next(entry), chunk.held
+        assert chunk.computed is not None
         page_size = self.runner.pool.page_size
         context = [
-            PlacedChunk(chunk.first_slot(page_size), chunk.tokens, 0)
-            for chunk in (sequence.chunks[i] for i in keyed.context)
+            PlacedChunk(before.first_slot(page_size), before.tokens, 0)
+            for before in (sequence.composition.chunks[index].held for index in chunk.context)
         ]
-        prefill_chunk_piece(self.runner, keyed.token_ids, entry.computed, context, resident.run)
-        entry.computed += rows
-        if entry.computed == len(keyed.token_ids):
-            entry.to_compute.popleft()
-            entry.computed = 0
+        prefill_chunk_piece(self.runner, chunk.token_ids, chunk.computed, context, resident.run)
+        chunk.computed += rows
+        if chunk.computed == len(chunk.token_ids):
             if sequence.bypass:
                 resident.ready = True
             else:
-                self._admission.filled(entry, index)
+                self._admission.filled(entry, chunk)
         return rows
 
     def _prefill_piece(self, entry: Admitted) -> int:

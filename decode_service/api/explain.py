@@ -5,11 +5,10 @@ from __future__ import annotations
 import threading
 from dataclasses import dataclass
 
-from chunk_store.entry import MissReason
 from chunk_store.key import ChunkKey
 from chunk_store.store import ChunkStore
 from decode_service.prompt.composition import Composition
-from decode_service.sequence import ChunkOutcome
+from decode_service.prompt.request_chunk import ChunkOutcome, RequestChunk
 from decode_service.worker import DecodeWorker
 from engine.kv.source import KVSource
 
@@ -18,11 +17,8 @@ SNAPSHOT_S = 10.0  # a step, at most, passes before the device thread looks
 
 @dataclass(frozen=True)
 class Explanation:
-    """Sources as they would be now, miss reasons by index, and bytes."""
+    """What a request would move, in bytes."""
 
-    outcomes: tuple[ChunkOutcome, ...]
-    missing: dict[int, MissReason]
-    cached_tokens: int
     nbytes_to_load: int
     nbytes_to_compute: int
     nbytes_per_step: int
@@ -30,74 +26,60 @@ class Explanation:
 
 
 def explain(worker: DecodeWorker, store: ChunkStore, composition: Composition, *, bypass: bool = False) -> Explanation:
-    """Asks the device thread what is resident and the store what it has.
+    """Notes in each chunk of ``composition`` where its KV would come from now, and adds up what that costs.
 
-    Raises ``TimeoutError``, or ``Unavailable`` once the device thread has ended.
+    Asks the device thread what is resident and the store what it has. Raises ``TimeoutError``, or ``Unavailable`` once
+    the device thread has ended.
     """
     if bypass:
-        computed = tuple(ChunkOutcome(KVSource.COMPUTED) for _ in composition.chunks)
-        return _weigh(worker, composition, computed, {}, set())
+        for chunk in composition.chunks:
+            chunk.outcome = ChunkOutcome(KVSource.COMPUTED)
+        return _weigh(worker, composition, set())
     resident, in_use = _snapshot(worker, composition)
     infos = store.lookup([chunk.key for chunk in composition.chunks])
-    model = worker.model
-    missing: dict[int, MissReason] = {}
-    outcomes: list[ChunkOutcome] = []
     met: set[ChunkKey] = set()
-    for index, (chunk, info) in enumerate(zip(composition.chunks, infos, strict=True)):
-        if index in resident or chunk.key in met:  # the second time it stands here, it will be resident
-            outcomes.append(ChunkOutcome(KVSource.DEVICE))
+    for chunk, info in zip(composition.chunks, infos, strict=True):
+        if chunk in resident or chunk.key in met:  # the second time it stands here, it will be resident
+            chunk.outcome = ChunkOutcome(KVSource.DEVICE)
         elif info is not None:
-            outcomes.append(ChunkOutcome(KVSource.STORE))
+            chunk.outcome = ChunkOutcome(KVSource.STORE)
         else:
-            chunk_id = composition.parts[index].chunk_id
-            missing[index] = store.miss_reason(chunk.key, chunk_id, model, composition.owner(index))
-            outcomes.append(ChunkOutcome(KVSource.COMPUTED))
+            missing = store.miss_reason(chunk.key, chunk.segment.chunk_id, worker.model, chunk.tenant)
+            chunk.outcome = ChunkOutcome(KVSource.COMPUTED, missing)
         met.add(chunk.key)
-    return _weigh(worker, composition, tuple(outcomes), missing, in_use)
+    return _weigh(worker, composition, in_use)
 
 
-def _weigh(
-    worker: DecodeWorker,
-    composition: Composition,
-    outcomes: tuple[ChunkOutcome, ...],
-    missing: dict[int, MissReason],
-    in_use: set[int],
-) -> Explanation:
-    """Adds up tokens and bytes."""
-    layout = worker.residents.pool.layout
+def _weigh(worker: DecodeWorker, composition: Composition, in_use: set[RequestChunk]) -> Explanation:
+    """Adds up bytes."""
+    layout = worker.runner.pool.layout
+    nbytes = {chunk: layout.nbytes(len(chunk.token_ids)) for chunk in composition.chunks}
 
-    def nbytes(sources: set[KVSource], indices: set[int] | None = None) -> int:
-        return sum(
-            layout.nbytes(len(chunk.token_ids))
-            for index, chunk in enumerate(composition.chunks)
-            if outcomes[index].source in sources and (indices is None or index in indices)
-        )
+    def nbytes_from(source: KVSource) -> int:
+        return sum(size for chunk, size in nbytes.items() if chunk.outcome and chunk.outcome.source is source)
 
     tail = layout.nbytes(len(composition.tail))
     return Explanation(
-        outcomes=outcomes,
-        missing=missing,
-        cached_tokens=sum(composition.visible(i) for i, o in enumerate(outcomes) if o.source is not KVSource.COMPUTED),
-        nbytes_to_load=nbytes({KVSource.STORE}),
-        nbytes_to_compute=nbytes({KVSource.COMPUTED}) + tail,
-        nbytes_per_step=nbytes(set(KVSource)) + tail,
-        nbytes_shared=nbytes(set(KVSource), in_use),
+        nbytes_to_load=nbytes_from(KVSource.STORE),
+        nbytes_to_compute=nbytes_from(KVSource.COMPUTED) + tail,
+        nbytes_per_step=sum(nbytes.values()) + tail,
+        nbytes_shared=sum(nbytes[chunk] for chunk in in_use),
     )
 
 
-def _snapshot(worker: DecodeWorker, composition: Composition) -> tuple[set[int], set[int]]:
-    """Indices of the chunks that are resident, and of those that running requests read."""
-    resident: set[int] = set()
-    in_use: set[int] = set()
+def _snapshot(worker: DecodeWorker, composition: Composition) -> tuple[set[RequestChunk], set[RequestChunk]]:
+    """The chunks that are resident, and of those the ones that running requests read."""
+    resident: set[RequestChunk] = set()
+    in_use: set[RequestChunk] = set()
     looked = threading.Event()
 
     def look() -> None:
-        for index, keyed in enumerate(composition.chunks):
-            chunk = worker.residents.find(keyed.key)
-            if chunk is not None:
-                resident.add(index)
-                if chunk.holders:
-                    in_use.add(index)
+        for chunk in composition.chunks:
+            found = worker.residents.find(chunk.key)
+            if found is not None:
+                resident.add(chunk)
+                if found.holders:
+                    in_use.add(chunk)
         looked.set()
 
     worker.call(look)

@@ -5,11 +5,11 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence as Items
 
-from chunk_store.entry import MissReason
 from chunk_store.key import ChunkType
 from decode_service.prompt.composition import Composition
+from decode_service.prompt.request_chunk import ChunkOutcome, Segment, Unpublished
 from decode_service.prompt.resolver import SegmentRequest
-from decode_service.sequence import ChunkOutcome, Sequence, StageClock, Unpublished
+from decode_service.sequence import Sequence, StageClock
 from engine.kv.source import KVSource
 from engine.reuse import Exactness
 from engine.sampling.params import SamplingParams
@@ -122,7 +122,7 @@ def usage_out(sequence: Sequence, completion_tokens: int) -> decode_pb2.Usage:
     if not sequence.clock.first_token:
         return decode_pb2.Usage()
     prompt = sequence.composition.prompt_tokens
-    cached = sum(sequence.cached_tokens(index) for index in range(len(sequence.outcomes)))
+    cached = sequence.composition.cached_tokens
     return decode_pb2.Usage(
         prompt_tokens=prompt,
         cached_tokens=cached,
@@ -131,44 +131,45 @@ def usage_out(sequence: Sequence, completion_tokens: int) -> decode_pb2.Usage:
     )
 
 
-def reuse_out(
-    composition: Composition, outcomes: Items[ChunkOutcome], cached: Items[int], levels: Items[int], tail_level: int
-) -> decode_pb2.ReuseReport:
-    """What was reused, part by part; ``outcomes``, ``cached`` and ``levels`` are those of the chunks."""
+def reuse_out(composition: Composition, query_level: int = 0) -> decode_pb2.ReuseReport:
+    """What was reused, or would be, segment by segment. ``query_level``: in which the tail is read."""
     report = decode_pb2.ReuseReport(reuse_mode=wire.reuse_mode_out(composition.mode))
-    kinds = [composition.exactness(index) for index in range(len(composition.parts))]
+    kinds = [composition.exactness(chunk) for chunk in composition.chunks]
     weakest = Exactness.EXACT_BLOCK_MASK if Exactness.EXACT_BLOCK_MASK in kinds else Exactness.EXACT_CONTEXT
     report.exactness = wire.exactness_out(weakest)
-    for index, part in enumerate(composition.parts):
-        is_chunk = index < len(composition.chunks)
-        outcome = outcomes[index] if index < len(outcomes) else ChunkOutcome(KVSource.COMPUTED)
-        report.segments.append(
-            decode_pb2.SegmentReport(
-                chunk_id=part.chunk_id,
-                name=part.name,
-                type=wire.chunk_type_out(part.type),
-                tokens=len(part.token_ids),
-                cached_tokens=cached[index] if is_chunk else 0,
-                source=_SOURCES[outcome.source],
-                level=levels[index] if is_chunk and index < len(levels) else tail_level,
-                offset=composition.chunks[index].offset if is_chunk else 0,
-                exactness=wire.exactness_out(kinds[index]),
-                miss_reason=wire.miss_reason_out(outcome.miss_reason),
-                unpublished=_UNPUBLISHED[outcome.unpublished],
-            )
-        )
+    for chunk, kind in zip(composition.chunks, kinds, strict=True):
+        found = _segment_out(chunk.segment, chunk.outcome or ChunkOutcome(KVSource.COMPUTED), kind, chunk.level)
+        found.cached_tokens, found.offset = chunk.cached_tokens, chunk.offset
+        report.segments.append(found)
+    if composition.query is not None:
+        computed = ChunkOutcome(KVSource.COMPUTED)
+        report.segments.append(_segment_out(composition.query, computed, Exactness.EXACT_CONTEXT, query_level))
     return report
+
+
+def _segment_out(segment: Segment, outcome: ChunkOutcome, kind: Exactness, level: int) -> decode_pb2.SegmentReport:
+    return decode_pb2.SegmentReport(
+        chunk_id=segment.chunk_id,
+        name=segment.name,
+        type=wire.chunk_type_out(segment.type),
+        tokens=len(segment.token_ids),
+        source=_SOURCES[outcome.source],
+        level=level,
+        exactness=wire.exactness_out(kind),
+        miss_reason=wire.miss_reason_out(outcome.miss_reason),
+        unpublished=_UNPUBLISHED[outcome.unpublished],
+    )
 
 
 def sequence_reuse_out(sequence: Sequence) -> decode_pb2.ReuseReport:
     """The reuse report of a request; of one that ended before its first token no source is known."""
+    report = reuse_out(sequence.composition, sequence.tail_level or 0)
     if not sequence.clock.first_token:
-        report = reuse_out(sequence.composition, (), [0] * len(sequence.composition.chunks), (), 0)
         for segment in report.segments:
-            segment.source = decode_pb2.KV_SOURCE_UNSPECIFIED
-        return report
-    cached = [sequence.cached_tokens(index) for index in range(len(sequence.outcomes))]
-    return reuse_out(sequence.composition, sequence.outcomes, cached, sequence.levels, sequence.tail_level)
+            segment.source, segment.cached_tokens = decode_pb2.KV_SOURCE_UNSPECIFIED, 0
+            segment.ClearField("miss_reason")
+            segment.ClearField("unpublished")
+    return report
 
 
 def timings_out(clock: StageClock) -> chunks_pb2.StageTimings:
@@ -185,12 +186,3 @@ def timings_out(clock: StageClock) -> chunks_pb2.StageTimings:
         decode_ns=max(0, clock.finished - clock.first_token) if clock.first_token else 0,
         total_ns=clock.finished - clock.arrived,
     )
-
-
-def expected_reuse_out(
-    composition: Composition, outcomes: Items[ChunkOutcome], missing: dict[int, MissReason]
-) -> decode_pb2.ReuseReport:
-    """The reuse report that a request would have now."""
-    known = [ChunkOutcome(outcome.source, missing.get(index)) for index, outcome in enumerate(outcomes)]
-    cached = [0 if o.source is KVSource.COMPUTED else composition.visible(i) for i, o in enumerate(known)]
-    return reuse_out(composition, known, cached, [0] * len(known), 0)

@@ -246,9 +246,9 @@ class DecodeService(decode_pb2_grpc.DecodeServiceServicer):
         found: Explanation = await asyncio.to_thread(explain, self.worker, self.store, composition, bypass=bypass)
         return decode_pb2.ExplainResponse(
             prompt_tokens=composition.prompt_tokens,
-            cached_tokens=found.cached_tokens,
-            computed_tokens=composition.prompt_tokens - found.cached_tokens,
-            reuse=messages.expected_reuse_out(composition, found.outcomes, found.missing),
+            cached_tokens=composition.cached_tokens,
+            computed_tokens=composition.prompt_tokens - composition.cached_tokens,
+            reuse=messages.reuse_out(composition),
             bytes_to_load=found.nbytes_to_load,
             bytes_to_compute=found.nbytes_to_compute,
             bytes_read_per_step=found.nbytes_per_step,

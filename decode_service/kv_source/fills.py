@@ -14,7 +14,7 @@ from functools import partial
 
 from chunk_store.key import ChunkKey
 from decode_service.admission import Admission, Admitted
-from decode_service.kv_source.store_source import Caller, Fetched, NoRoomToAsk, StoreSource
+from decode_service.kv_source.store_source import Caller, NoRoomToAsk, StageTimes, StoreSource
 from decode_service.line import Stay
 from decode_service.sequence import Failed, Sequence
 from serving.errors import InternalFault, RequestError
@@ -85,7 +85,7 @@ class Fills:
 
     def give_up(self, entry: Admitted) -> None:
         """Nobody computes what this request, which has ended, was to compute: others try for themselves."""
-        if entry.to_compute and entry.filling:
+        if entry.filling and any(chunk.computed is not None for chunk in entry.filling):
             self._send_back(self._admission.fill_failed(entry))
 
     def stop(self) -> None:
@@ -115,7 +115,7 @@ class Fills:
 
         caller = Caller(sequence.salt, sequence.deadline, abandoned, partial(self._may_ask, stay))
         try:
-            fetched = self._source.fetch(sequence.composition, admitted.wanted, caller)
+            times = self._source.fetch(sequence.composition, admitted.wanted, caller)
         except NoRoomToAsk:
             self._post(partial(self._put_off, admitted))
         except RequestError as error:
@@ -125,7 +125,7 @@ class Fills:
             unexpected = Failed(InternalFault(f"loading KV failed ({type(error).__name__}); see the log"))
             self._post(partial(self._failed, admitted, unexpected))
         else:
-            self._post(partial(self._fetched, admitted, fetched))
+            self._post(partial(self._fetched, admitted, times))
 
     def _may_ask(self, stay: Stay) -> bool:
         """Whether what a stay waits for may be computed; then its place among those that are read for is free."""
@@ -134,19 +134,19 @@ class Fills:
             self._post(_look_again)
         return may
 
-    def _fetched(self, admitted: Admitted, fetched: Fetched) -> None:
+    def _fetched(self, admitted: Admitted, times: StageTimes) -> None:
         self._end_fetch(admitted)
-        for index in list(admitted.filling):
-            if not fetched.outcomes[index].unpublished:
-                self._admission.filled(admitted, index)
-        admitted.to_compute.extend(sorted(admitted.filling))
-        if admitted in self._filling:  # else it has ended, or was returned to the queue
+        for want in admitted.wanted:
+            if want.outcome is not None and not want.outcome.unpublished:
+                self._admission.filled(admitted, want.chunk)
+        if admitted in self._filling:
             clock = admitted.sequence.clock
-            clock.lookup_ns, clock.prefill_ns, clock.load_ns = fetched.lookup_ns, fetched.prefill_ns, fetched.load_ns
-            for index, outcome in fetched.outcomes.items():
-                admitted.sequence.outcomes[index] = outcome
-        else:
-            self.give_up(admitted)
+            clock.lookup_ns, clock.prefill_ns, clock.load_ns = times.lookup_ns, times.prefill_ns, times.load_ns
+            for want in admitted.wanted:
+                want.chunk.outcome = want.outcome
+                want.chunk.computed = 0 if want.chunk in admitted.filling else None
+        elif admitted.filling:  # it has ended, or was returned to the queue, and nobody else can compute the rest
+            self._send_back(self._admission.fill_failed(admitted))
 
     def _failed(self, admitted: Admitted, failure: Failed) -> None:
         """Ends the request. Those that wait for its chunks try for themselves: they have time of their own."""
@@ -174,7 +174,6 @@ class Fills:
             if entry in self._filling and not entry.sequence.done and (entry is also or keys & entry.awaited):
                 self._leave(entry)
                 self._admission.release(entry.sequence)
-                entry.sequence.outcomes.clear()
                 self._requeue(entry.sequence)
                 self.give_up(entry)
 

@@ -9,7 +9,7 @@ import grpc
 from chunk_store.key import ChunkKey
 from decode_service.kv_source.store_source import Asked, Caller
 from decode_service.prompt.composition import Composition
-from decode_service.sequence import Unpublished
+from decode_service.prompt.request_chunk import Unpublished
 from protos import prefill_pb2, prefill_pb2_grpc
 from serving.errors import (
     STORE_FULL,
@@ -81,8 +81,8 @@ class RemotePrefiller:
     def compute(self, composition: Composition, index: int, caller: Caller) -> Asked:
         """Makes the KV of chunk ``index``, and of its context, exist in the store. Raises ``RequestError``."""
         request = prefill_pb2.PrefillChunkRequest(
-            chunk_id=composition.parts[index].chunk_id,
-            context_chunk_ids=[part.chunk_id for part in composition.parts[:index]],
+            chunk_id=composition.chunks[index].segment.chunk_id,
+            context_chunk_ids=[chunk.segment.chunk_id for chunk in composition.chunks[:index]],
             reuse_mode=reuse_mode_out(composition.mode),
             salt=caller.salt,
         )

@@ -15,15 +15,15 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from typing import Protocol
 
 from chunk_store.entry import MissReason
 from chunk_store.errors import StoreError, StoreFull, StoreUnavailable
-from chunk_store.key import ChunkId, ChunkKey, ModelIdentity
+from chunk_store.key import ChunkKey, ModelIdentity
 from chunk_store.store import ChunkStore, Lease
 from chunk_store.tenant import Tenant
 from decode_service.prompt.composition import Composition
-from decode_service.sequence import ChunkOutcome, Unpublished
+from decode_service.prompt.request_chunk import ChunkOutcome, RequestChunk, Unpublished
 from engine.kv.source import KVSource
 from serving.errors import NotFound, Unavailable, Unsupported
 from serving.store.heartbeat import heartbeat
@@ -35,8 +35,6 @@ LOADS_AT_ONCE = 4  # chunks, over all requests; each is read by several processo
 LEASE_WAIT_S = 0.25
 NO_LEASE_FOR_S = 2.0  # how long nobody waits for a lease after somebody waited in vain
 FULL_FOR_S = 5.0  # how long a store that was full is taken to be
-
-LoadedT = TypeVar("LoadedT")
 
 
 class NoRoomToAsk(Exception):
@@ -76,22 +74,23 @@ class Memory(Protocol):
         ...
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class Wanted:
-    """A chunk to fill: its place in the composition and the memory for it."""
+    """A chunk to fill, the memory for it, why it was missing if it was, and how it came in the end.
 
-    index: int
-    memory: Memory
-
-
-@dataclass(frozen=True)
-class Fetched:
-    """How the wanted chunks came, by index in the composition, and nanoseconds spent a stage.
-
-    The memory of those that are ``unpublished`` is not filled: they are to be computed there.
+    The memory of one whose outcome is ``unpublished`` is not filled: it is to be computed there.
     """
 
-    outcomes: dict[int, ChunkOutcome]
+    chunk: RequestChunk
+    memory: Memory
+    missed: MissReason | None = None
+    outcome: ChunkOutcome | None = None
+
+
+@dataclass(frozen=True)
+class StageTimes:
+    """Nanoseconds that a fetch spent on each stage."""
+
     lookup_ns: int
     prefill_ns: int
     load_ns: int
@@ -137,8 +136,8 @@ class StoreSource:
         self._full_until: dict[Tenant, float] = {}
         self._no_lease_until = 0.0
 
-    def fetch(self, composition: Composition, wanted: Sequence[Wanted], caller: Caller) -> Fetched:
-        """Fills every wanted chunk, but for those that it reports as unpublished.
+    def fetch(self, composition: Composition, wanted: Sequence[Wanted], caller: Caller) -> StageTimes:
+        """Fills every wanted chunk, but for those that are left unpublished, and notes its outcome.
 
         Raises ``RequestError`` or ``NoRoomToAsk``; then the content of the memory is undefined.
         """
@@ -151,7 +150,7 @@ class StoreSource:
             fetch.go_without(Unpublished.STORE_FULL, error)
         except StoreError as error:
             raise Unavailable(f"chunk store: {error}") from error
-        return fetch.fetched()
+        return fetch.times()
 
     def lease(self, keys: Sequence[ChunkKey]) -> Lease | None:
         """Keeps what is stored from being evicted, or None: then what was found may be gone when it is read, a miss.
@@ -190,17 +189,18 @@ class StoreSource:
                 self._full_until.pop(other, None)
         return tenant in self._full_until
 
-    def load_all(self, wanted: Sequence[Wanted], load: Callable[[Wanted], LoadedT]) -> dict[int, LoadedT]:
+    def load_all(self, wanted: Sequence[Wanted], load: Callable[[Wanted], None]) -> None:
         """Loads side by side: one is read while another is verified or on its way to a device.
 
         Returns or raises when none of them writes to its memory any more.
         """
         if len(wanted) == 1:
-            return {wanted[0].index: load(wanted[0])}
+            return load(wanted[0])
         # Each with a context of its own, for its log lines bear the request.
         jobs = [self._loads.submit(contextvars.copy_context().run, load, want) for want in wanted]
         try:
-            return {want.index: job.result() for want, job in zip(wanted, jobs, strict=True)}
+            for job in jobs:
+                job.result()
         finally:
             for job in jobs:
                 job.cancel()
@@ -222,35 +222,32 @@ class _Fetch:
         self._composition = composition
         self._wanted = wanted
         self._caller = caller
-        self._missed: dict[int, MissReason] = {}
-        self._outcomes: dict[int, ChunkOutcome] = {}
         self._ended_ns = [time.monotonic_ns()]  # of the stages: begun, looked up, computed, loaded
 
-    def fetched(self) -> Fetched:
+    def times(self) -> StageTimes:
         began, looked_up, computed, loaded = (self._ended_ns + [time.monotonic_ns()] * 3)[:4]
-        return Fetched(self._outcomes, looked_up - began, computed - looked_up, loaded - computed)
+        return StageTimes(looked_up - began, computed - looked_up, loaded - computed)
 
     def run(self) -> None:
         """Raises what stores raise, ``RequestError`` and ``NoRoomToAsk``."""
-        keys = [self._composition.chunks[want.index].key for want in self._wanted]
+        keys = [want.chunk.key for want in self._wanted]
         with self._leased(keys) as renew:
             found = self._store.lookup(keys)
             absent = [w for w, info in zip(self._wanted, found, strict=True) if info is None and not w.memory.held]
             for want in absent:
-                self._missed[want.index] = self._why_missing(want.index)
+                want.missed = self._why_missing(want.chunk)
             self._ended_ns.append(time.monotonic_ns())
             if absent:
-                log.info("not stored: %s", ", ".join(f"chunk {at} ({why})" for at, why in self._missed.items()))
+                log.info("not stored: %s", ", ".join(f"chunk {want.chunk.index} ({want.missed})" for want in absent))
                 self._compute(absent, renew)
             self._ended_ns.append(time.monotonic_ns())
-            unreadable = self._load([want for want in self._wanted if want.index not in self._outcomes])
+            unreadable = self._load([want for want in self._wanted if want.outcome is None])
             if unreadable:  # computed anew, once
                 self._compute(unreadable, renew)
-                unreadable = self._load([want for want in unreadable if want.index not in self._outcomes])
+                unreadable = self._load([want for want in unreadable if want.outcome is None])
             for want in unreadable:
                 raise Unavailable(
-                    f"segments[{want.index}]: its KV was computed but cannot be loaded "
-                    f"({self._missed[want.index]}); try again",
+                    f"segments[{want.chunk.index}]: its KV was computed but cannot be loaded ({want.missed}); try again"
                 )
 
     @contextmanager
@@ -274,18 +271,14 @@ class _Fetch:
         """The store is of no use now: what is not in host memory is left to be computed."""
         log.warning("KV is computed without the chunk store: %s", error)
         for want in self._wanted:
-            if want.index in self._outcomes:
+            if want.outcome is not None:
                 continue
             if want.memory.held:
                 source, reason = want.memory.fill(lambda _: MissReason.LOAD_FAILED)
                 if reason is None:
-                    self._outcomes[want.index] = ChunkOutcome(source)
+                    want.outcome = ChunkOutcome(source)
                     continue
-            self._leave(want.index, why)
-
-    def _leave(self, index: int, why: Unpublished) -> None:
-        missed = self._missed.get(index, MissReason.LOAD_FAILED)
-        self._outcomes[index] = ChunkOutcome(KVSource.COMPUTED, missed, why)
+            _leave(want, why)
 
     def _compute(self, absent: Sequence[Wanted], renew: Callable[[], None]) -> None:
         """Asks for the deepest missing chunks; a chunk's missing context is computed with it."""
@@ -297,19 +290,19 @@ class _Fetch:
         except StoreFull as error:  # what is stored can still be loaded
             log.warning("content is not registered: %s", error)
             for want in absent:
-                self._leave(want.index, Unpublished.STORE_FULL)
+                _leave(want, Unpublished.STORE_FULL)
             return
         with heartbeat(renew):
-            for index in sorted((want.index for want in absent), reverse=True):
-                if index not in covered:
-                    answer = self._ask(index)
+            for want in sorted(absent, key=lambda want: want.chunk.index, reverse=True):
+                if want.chunk.index not in covered:
+                    answer = self._ask(want.chunk)
                     renew()  # at once: it covers what has just been computed, too, while the rest is
-                    covered |= dict.fromkeys((index, *self._composition.chunks[index].context), answer)
-                why = covered[index]
+                    covered |= dict.fromkeys((want.chunk.index, *want.chunk.context), answer)
+                why = covered[want.chunk.index]
                 if why is not None:
-                    self._leave(index, why)
+                    _leave(want, why)
 
-    def _ask(self, index: int) -> Unpublished | None:
+    def _ask(self, chunk: RequestChunk) -> Unpublished | None:
         """Asks for one chunk; again where its content was displaced before the prefill service looked for it.
 
         A registry that is full drops content that only passes through when other such content comes. Where that goes
@@ -317,9 +310,10 @@ class _Fetch:
         """
         for _ in range(REGISTER_ATTEMPTS_MAX):
             try:
-                return self._source.ask(self._composition, index, self._caller)
+                return self._source.ask(self._composition, chunk.index, self._caller)
             except NotFound:
-                if all(part.named_by_id for part in self._composition.parts[: index + 1]):
+                before = self._composition.chunks[: chunk.index]
+                if all(each.segment.named_by_id for each in (*before, chunk)):
                     raise
             try:
                 self._source.register(self._composition)
@@ -331,21 +325,21 @@ class _Fetch:
     def _load(self, wanted: Sequence[Wanted]) -> list[Wanted]:
         """Loads what can be loaded; the rest, with the reason noted."""
 
-        def load(want: Wanted) -> tuple[KVSource, MissReason | None]:
-            keyed = self._composition.chunks[want.index]
-            return want.memory.fill(lambda buffers: self._store.load(keyed.key, keyed.token_ids, buffers))
-
-        unreadable = []
-        for index, (source, reason) in self._source.load_all(wanted, load).items() if wanted else ():
-            if reason is not None:
-                self._missed.setdefault(index, reason)
-                unreadable.append(next(want for want in wanted if want.index == index))
+        def load(want: Wanted) -> None:
+            chunk = want.chunk
+            source, reason = want.memory.fill(lambda buffers: self._store.load(chunk.key, chunk.token_ids, buffers))
+            if reason is None:
+                want.outcome = ChunkOutcome(source if want.missed is None else KVSource.COMPUTED, want.missed)
             else:
-                missed = self._missed.get(index)
-                self._outcomes[index] = ChunkOutcome(source if missed is None else KVSource.COMPUTED, missed)
-        return unreadable
+                want.missed = want.missed or reason
 
-    def _why_missing(self, index: int) -> MissReason:
-        part, keyed = self._composition.parts[index], self._composition.chunks[index]
-        owner = self._composition.owner(index)
-        return self._store.miss_reason(keyed.key, ChunkId(part.chunk_id), self._source.model, owner)
+        self._source.load_all(wanted, load)
+        return [want for want in wanted if want.outcome is None]
+
+    def _why_missing(self, chunk: RequestChunk) -> MissReason:
+        return self._store.miss_reason(chunk.key, chunk.segment.chunk_id, self._source.model, chunk.tenant)
+
+
+def _leave(want: Wanted, why: Unpublished) -> None:
+    """It is to be computed by whoever asked."""
+    want.outcome = ChunkOutcome(KVSource.COMPUTED, want.missed or MissReason.LOAD_FAILED, why)

@@ -1,98 +1,109 @@
-"""From a request's parts to a composition: token ids, keys, places and limits; no protobuf, no tensors."""
+"""From a request's segments to a composition: token ids, keys, places and limits; no protobuf, no tensors."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
 
-from chunk_store.key import ChunkId, ChunkType
 from chunk_store.tenant import DEFAULT_TENANT, SHARED_TENANT, Tenant, tenant_of
-from engine.reuse import Exactness, KeyedChunk, ReuseMode, exactness, key_composition
-from engine.served import ServedModel
+from decode_service.prompt.request_chunk import RequestChunk, Segment
+from engine.reuse import Exactness, ReuseMode, exactness, key_composition
+
+if TYPE_CHECKING:  # a request's prompt is plain values; only its making asks a model
+    from engine.served import ServedModel
 
 
-@dataclass(frozen=True)
-class Part:
-    """One segment with its tokens. ``chunk_id`` is "" for an inline query; ``shared`` if it is everybody's content."""
-
-    chunk_id: ChunkId
-    type: ChunkType
-    token_ids: tuple[int, ...]
-    name: str = ""
-    named_by_id: bool = False
-    shared: bool = False
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Composition:
-    """A tenant's prompt.
+    """One request's prompt, of a tenant.
 
-    ``chunks[i]`` is the keyed form of ``parts[i]``; the parts behind the last chunk, if any, are the query.
-    ``tail`` holds the tokens that are computed for this request alone. On a full hit the tail is the last
-    token of the last chunk, of which ``visible(i)`` then leaves out one token.
+    ``query`` follows the ``chunks``; it is None if the last chunk is the query (a full hit).
+    ``tail`` holds the tokens that are computed for this request alone. On a full hit that is the last token of the
+    last chunk, which is not read from the pool then.
     """
 
-    parts: tuple[Part, ...]
+    chunks: tuple[RequestChunk, ...]
+    query: Segment | None
     mode: ReuseMode
-    chunks: tuple[KeyedChunk, ...]
     tail: tuple[int, ...]
     tenant: Tenant = DEFAULT_TENANT
 
-    def owner(self, index: int) -> Tenant:
-        """Whose KV that of chunk ``index`` is."""
-        return SHARED_TENANT if self.chunks[index].shared else self.tenant
+    @cached_property
+    def segments(self) -> list[Segment]:
+        """All of the prompt, in order."""
+        return [*(chunk.segment for chunk in self.chunks), *([] if self.query is None else [self.query])]
 
     @property
+    def context(self) -> list[Segment]:
+        """The segments before the query."""
+        return self.segments[:-1]
+
+    @cached_property
     def prompt_tokens(self) -> int:
-        return sum(len(part.token_ids) for part in self.parts)
+        return sum(len(segment.token_ids) for segment in self.segments)
 
     def token_ids(self) -> list[int]:
         """The whole prompt."""
-        return [token for part in self.parts for token in part.token_ids]
-
-    @property
-    def full_hit(self) -> bool:
-        """Whether the query itself is a chunk with KV of its own, so that only its last token is computed."""
-        return len(self.chunks) == len(self.parts)
+        return [token for segment in self.segments for token in segment.token_ids]
 
     @property
     def tail_start(self) -> int:
         """The global position of the first tail token."""
         return self.prompt_tokens - len(self.tail)
 
-    def visible(self, index: int) -> int:
-        """Tokens of chunk ``index`` that are read from the pool."""
-        tokens = len(self.chunks[index].token_ids)
-        return tokens - 1 if self.full_hit and index == len(self.chunks) - 1 else tokens
+    @property
+    def cached_tokens(self) -> int:
+        """Tokens of the prompt whose KV is reused."""
+        return sum(chunk.cached_tokens for chunk in self.chunks)
 
-    def exactness(self, index: int) -> Exactness:
-        """Of part ``index``; the query sees everything in every mode."""
-        return exactness(self.mode, index) if index < len(self.chunks) else Exactness.EXACT_CONTEXT
+    def exactness(self, chunk: RequestChunk) -> Exactness:
+        """Of one of its chunks; a query sees everything in every mode."""
+        return exactness(self.mode, chunk.index)
 
 
-def compose(served: ServedModel, parts: Sequence[Part], mode: ReuseMode, salt: str) -> Composition:
-    """Keys the parts of a request; the last is the query.
+def compose(served: ServedModel, segments: Sequence[Segment], mode: ReuseMode, salt: str) -> Composition:
+    """Keys the segments of a request; the last is the query.
 
     A query named by its chunk id has KV under its EXACT context and is reused there; in the other modes no
     key covers what it saw, so it is computed. Raises ``ValueError`` naming the segment and the remedy.
     """
-    if not parts:
+    _check_tokens(served, segments)
+    tenant, query = tenant_of(salt), segments[-1]
+    full_hit = mode is ReuseMode.EXACT and query.named_by_id
+    cached = segments if full_hit else segments[:-1]
+    shared = [segment.shared for segment in cached]
+    keyed = key_composition(served.identity, [segment.token_ids for segment in cached], mode, salt, shared)
+    chunks = tuple(
+        RequestChunk(
+            index=index,
+            segment=segment,
+            key=key.key,
+            context=key.context,
+            offset=key.offset,
+            tenant=SHARED_TENANT if key.shared else tenant,
+            visible=len(segment.token_ids) - (full_hit and index == len(cached) - 1),
+        )
+        for index, (segment, key) in enumerate(zip(cached, keyed, strict=True))
+    )
+    if full_hit:
+        return Composition(chunks, None, mode, query.token_ids[-1:], tenant)
+    return Composition(chunks, query, mode, query.token_ids, tenant)
+
+
+def _check_tokens(served: ServedModel, segments: Sequence[Segment]) -> None:
+    if not segments:
         raise ValueError("segments: at least one is needed; the last is the query")
-    for index, part in enumerate(parts):
-        if not part.token_ids:
-            what = "the query is empty; it needs at least one token" if index == len(parts) - 1 else "it is empty"
+    for index, segment in enumerate(segments):
+        if not segment.token_ids:
+            what = "the query is empty; it needs at least one token" if index == len(segments) - 1 else "it is empty"
             raise ValueError(f"segments[{index}]: {what}")
-        too_large = max(part.token_ids)
+        too_large = max(segment.token_ids)
         if too_large >= served.vocabulary:
             raise ValueError(
                 f"segments[{index}]: token id {too_large} is outside the model's vocabulary of {served.vocabulary}"
             )
-    reuse_query = mode is ReuseMode.EXACT and parts[-1].named_by_id
-    cached = parts if reuse_query else parts[:-1]
-    shared = [part.shared for part in cached]
-    chunks = key_composition(served.identity, [part.token_ids for part in cached], mode, salt, shared)
-    tail = parts[-1].token_ids[-1:] if reuse_query else parts[-1].token_ids
-    return Composition(tuple(parts), mode, tuple(chunks), tail, tenant_of(salt))
 
 
 def answer_tokens(served: ServedModel, composition: Composition, max_tokens: int | None, default: int) -> int:

@@ -16,7 +16,8 @@ from chunk_store.key import ChunkId, ChunkType, chunk_id
 from chunk_store.record import ChunkRecord
 from chunk_store.store import ChunkStore
 from chunk_store.tenant import SHARED_TENANT, Tenant, tenant_of, visible_to
-from decode_service.prompt.composition import Composition, Part, compose
+from decode_service.prompt.composition import Composition, compose
+from decode_service.prompt.request_chunk import Segment
 from engine.reuse import ReuseMode
 from engine.served import ServedModel
 from serving.errors import InvalidRequest, NotFound, Unsupported
@@ -86,14 +87,14 @@ class Resolver:
             raise Unsupported(
                 f"reuse_mode: {mode.value} is not offered for model {self.served.borrowed.name}: {refusal}; use exact",
             )
-        parts = self._parts(segments, tenant_of(salt))
+        resolved = self._resolve_all(segments, tenant_of(salt))
         try:
-            composition = compose(self.served, parts, mode, salt)
+            composition = compose(self.served, resolved, mode, salt)
         except ValueError as error:
             raise InvalidRequest(str(error)) from error
         return composition
 
-    def _parts(self, segments: Sequence[SegmentRequest], tenant: Tenant) -> list[Part]:
+    def _resolve_all(self, segments: Sequence[SegmentRequest], tenant: Tenant) -> list[Segment]:
         last = len(segments) - 1
         inline = {
             index: self._inline(index, segment, index == last)
@@ -101,17 +102,17 @@ class Resolver:
             if segment.chunk_id is None
         }
         named = [ChunkId(segment.chunk_id) for segment in segments if segment.chunk_id is not None]
-        records = self._lookup(named, [part.chunk_id for part in inline.values() if part.chunk_id], tenant)
+        records = self._lookup(named, [known.chunk_id for known in inline.values() if known.chunk_id], tenant)
 
-        def part(index: int, segment: SegmentRequest) -> Part:
+        def resolved(index: int, segment: SegmentRequest) -> Segment:
             if segment.chunk_id is None:
                 record = records.get(inline[index].chunk_id)
                 return replace(inline[index], shared=record is not None and record.tenant == SHARED_TENANT)
             record = self._known(index, records[ChunkId(segment.chunk_id)], segment.chunk_id)
             shared = record.tenant == SHARED_TENANT
-            return Part(record.chunk_id, record.type, record.token_ids, record.name, named_by_id=True, shared=shared)
+            return Segment(record.chunk_id, record.type, record.token_ids, record.name, named_by_id=True, shared=shared)
 
-        return [part(index, segment) for index, segment in enumerate(segments)]
+        return [resolved(index, segment) for index, segment in enumerate(segments)]
 
     def _lookup(self, named: list[ChunkId], inline: list[ChunkId], tenant: Tenant) -> dict[ChunkId, ChunkRecord | None]:
         """What the tenant may use, by id: its own, else what is shared.
@@ -132,10 +133,10 @@ class Resolver:
             self._records.remember(tenant, name, record)
         return seen | records
 
-    def _inline(self, index: int, segment: SegmentRequest, last: bool) -> Part:
+    def _inline(self, index: int, segment: SegmentRequest, last: bool) -> Segment:
         token_ids = segment.token_ids or () if segment.text is None else self._encode(index, segment, last)
         name = "" if last else chunk_id(self.codec.identity, segment.type, token_ids)
-        return Part(ChunkId(name), segment.type, token_ids)
+        return Segment(ChunkId(name), segment.type, token_ids)
 
     def _known(self, index: int, record: ChunkRecord | None, wanted: str) -> ChunkRecord:
         if record is None:
@@ -164,19 +165,19 @@ class Resolver:
         Called when the prefill service is about to be asked for one of them. Raises what stores raise.
         """
         tenant = composition.tenant
-        inline = {part.chunk_id: part for part in composition.parts[:-1] if not (part.named_by_id or part.shared)}
+        inline = {s.chunk_id: s for s in composition.context if not (s.named_by_id or s.shared)}
         names = list(inline)
         known = dict(zip(names, self.store.get_records(names, [tenant]), strict=True)) if names else {}
         now = time.time()
         new = [
             ChunkRecord(
-                *(part.chunk_id, self.codec.identity, part.type, part.token_ids),
+                *(segment.chunk_id, self.codec.identity, segment.type, segment.token_ids),
                 created_at=now,
                 last_used_at=now,
                 tenant=tenant,
                 transient=True,
             )
-            for part, record in ((part, known[name]) for name, part in inline.items())
+            for segment, record in ((segment, known[name]) for name, segment in inline.items())
             if record is None or record.transient
         ]
         if new:

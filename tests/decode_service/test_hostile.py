@@ -167,7 +167,7 @@ def test_text_becomes_tokens_off_the_event_loop(services: Pair, monkeypatch: pyt
 
         return watching
 
-    for codec in (services.decode.resolver.codec, services.prefill.prefiller.registrar.codec):
+    for codec in (services.decode.resolver.codec, services.prefill.jobs.resolver.codec):
         monkeypatch.setattr(codec, "encode", watched(codec, codec.encode))
     services.client.prefill("Some text that becomes tokens.")
     services.generate(["More text that becomes tokens.", "And a question?"])

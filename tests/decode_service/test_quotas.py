@@ -165,7 +165,7 @@ def prefill(running: Pair, token: str, seed: int) -> Any:
 
 def test_prefill_jobs(folder: Path, tmp_path: Path) -> None:
     with services(folder, tmp_path, "a salt-a\nb salt-b\nc salt-c jobs=1\n") as (running, _):
-        queue = running.prefill.prefiller.queue
+        queue = running.prefill.jobs.queue
         queue._places.most = 4
         with running.held_prefill():
             flood = [prefill(running, "a", seed) for seed in range(4)]

@@ -53,7 +53,7 @@ DAMAGE = {corrupt: "verify_failed", truncate: "verify_failed", empty: "verify_fa
 def lose(services: Pair) -> None:
     """Makes both services forget what is in their pools."""
     services.forget()
-    residents = services.prefill.prefiller.computer.residents
+    residents = services.prefill.jobs.computer.residents
     for key in list(residents._chunks):
         residents.evict(key)
 
