@@ -9,40 +9,65 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from importlib import import_module
 
+from cairn.cli import commands
 from cairn.cli.arguments import UsageError
-from cairn.cli.commands import abort, chunks, compare, demo, explain, generate, health, plan, prefill, store, up
+from cairn.cli.extras import remedy
 from cairn.cli.hints import hint
 from cairn.cli.terminal import Terminal
+from cairn.cli.version import PrintVersions
 from cairn.client.errors import CairnError
 
-COMMANDS = (up, demo, prefill, generate, explain, abort, chunks, health, store, plan, compare)
+COMMANDS = {  # a module each
+    "up": "start the two services on this machine",
+    "demo": "start everything, ask questions, compare with transformers",
+    "prefill": "register chunks and compute their KV",
+    "generate": "stream an answer to chunks and a query",
+    "explain": "show what a request would reuse, without running it",
+    "abort": "end waiting or running generations",
+    "chunks": "list, show, pin, unpin and remove chunks",
+    "health": "ask the services whether they are serving",
+    "store": "look after a chunk store: stats, verify, gc, export, import, rm",
+    "plan": "compute bytes a token, capacity and network for a model",
+    "compare": "show where two ways of answering a request part, layer by layer",
+}
 OK, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """The parser of ``cairn`` with a sub-parser for each command."""
+def build_parser(chosen: str) -> argparse.ArgumentParser:
+    """The parser of ``cairn``. Only the chosen command is imported: what the others need may not be installed."""
     parser = argparse.ArgumentParser(
         prog="cairn",
-        description="Serve language models whose prompts are built from parts.",
+        description="Serve language models whose prompts are built from segments.",
         epilog="exit codes: 0 it worked, 1 the request failed, 2 the command line was wrong",
     )
+    parser.add_argument("--version", action=PrintVersions, nargs=0, help="of the package, the protocol and the store")
     subparsers = parser.add_subparsers(title="commands", dest="command", required=True, metavar="COMMAND")
-    for command in COMMANDS:
-        subparser = subparsers.add_parser(
-            command.NAME,
-            help=command.HELP,
-            description=command.__doc__,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-        )
-        command.configure(subparser)
-        subparser.set_defaults(run=command.run)
+    for name, words in COMMANDS.items():
+        subparser = subparsers.add_parser(name, help=words, formatter_class=argparse.RawDescriptionHelpFormatter)
+        if name == chosen:
+            command = import_module(f"{commands.__name__}.{name}")
+            subparser.description = command.__doc__
+            command.configure(subparser)
+            subparser.set_defaults(run=command.run)
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return the exit code."""
-    parser = build_parser()
+    argv = sys.argv[1:] if argv is None else argv
+    chosen = next((word for word in argv if not word.startswith("-")), "")
+    try:
+        return _run(build_parser(chosen), argv)
+    except ModuleNotFoundError as error:
+        if words := remedy(error, chosen):
+            Terminal().failed(UsageError(words))
+            return USAGE
+        raise
+
+
+def _run(parser: argparse.ArgumentParser, argv: Sequence[str]) -> int:
     try:
         args = parser.parse_args(argv)
     except SystemExit as stop:  # argparse has said what was wrong, or printed its help

@@ -21,11 +21,11 @@ import xxhash
 
 from chunk_store.entry import EntryHeader
 from chunk_store.errors import BlobBad, BlobOtherVersion
+from chunk_store.format.versions import ENTRY_VERSION
 from chunk_store.key import ChunkId, ChunkKey, ModelIdentity, pack_token_ids, unpack_token_ids
 from chunk_store.layout import KVLayout
 
 MAGIC = b"CAIRN-KV"
-VERSION = 1
 ALIGN_NBYTES = 4096
 BLOCK_NBYTES = 256 * 1024
 HEADER_NBYTES_MAX = 256 * 2**20
@@ -112,7 +112,7 @@ def encode_header(header: EntryHeader, checksums: Sequence[int]) -> bytes:
         _U32.pack(BLOCK_NBYTES),
         struct.pack(f"<{len(checksums)}Q", *checksums),
     )
-    prefix = _PREFIX.pack(MAGIC, VERSION, len(fields), checksum(fields))
+    prefix = _PREFIX.pack(MAGIC, ENTRY_VERSION, len(fields), checksum(fields))
     return _padded(prefix + fields)
 
 
@@ -123,10 +123,10 @@ def fields_end(start: bytes | memoryview) -> int:
     magic, version, length, _ = _PREFIX.unpack_from(start)
     if magic != MAGIC:
         raise BlobBad(f"the entry starts with {magic!r}, not {MAGIC!r}: not written by this store")
-    if version != VERSION:
-        age = "older" if version < VERSION else "newer"
+    if version != ENTRY_VERSION:
+        age = "older" if version < ENTRY_VERSION else "newer"
         raise BlobOtherVersion(
-            f"format version {version}, written by {age} software; this software reads version {VERSION}"
+            f"format version {version}, written by {age} software; this software reads version {ENTRY_VERSION}"
         )
     if length > HEADER_NBYTES_MAX:
         raise BlobBad(f"the header claims {length} bytes, over the limit of {HEADER_NBYTES_MAX}")

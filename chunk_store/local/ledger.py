@@ -19,11 +19,12 @@ from chunk_store import claimant
 from chunk_store.blobs import Quarantined
 from chunk_store.entry import EntryHeader, EntryInfo, MissReason
 from chunk_store.errors import StoreError, StoreFull
+from chunk_store.format.versions import INDEX_VERSION
 from chunk_store.key import ChunkId, ChunkKey, ModelIdentity
 from chunk_store.ledger import IDENTITY_BITS, WRITE_TTL_S, Claimed, Placed, ReadTicket, Space, blob_name
 from chunk_store.local import claims, entries, quarantine, records
 from chunk_store.local.database import Database, Schema
-from chunk_store.local.schema import SCHEMA, SCHEMA_VERSION, TENANTS, TOTALS
+from chunk_store.local.schema import SCHEMA, TENANTS, TOTALS
 from chunk_store.local.upgrade import MIGRATIONS
 from chunk_store.record import ChunkRecord, RecordPage, RecordQuery
 from chunk_store.store import Busy, DeleteReport, Stored, StoreStats, SweepReport
@@ -38,7 +39,7 @@ class SqliteLedger:
 
     def __init__(self, path: Path, *, capacity_nbytes: int, records_max: int, synchronous: str) -> None:
         limits = f"INSERT INTO settings VALUES ('capacity_nbytes', {capacity_nbytes}), ('records_max', {records_max})"
-        schema = Schema(SCHEMA_VERSION, f"{SCHEMA};;{limits}", MIGRATIONS)
+        schema = Schema(INDEX_VERSION, f"{SCHEMA};;{limits}", MIGRATIONS)
         self._database = Database(path, schema, synchronous)
         self._used: dict[ChunkKey, float] = {}
         self._used_since = 0.0

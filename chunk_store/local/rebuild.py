@@ -21,10 +21,11 @@ from pathlib import Path
 from urllib.parse import quote
 
 from chunk_store.errors import StoreUnavailable
+from chunk_store.format.versions import INDEX_VERSION
 from chunk_store.ledger import CAPACITY_NBYTES_DEFAULT
 from chunk_store.local.blobs import Durability, FileBlobs
 from chunk_store.local.database import SIBLINGS, check_version
-from chunk_store.local.schema import SCHEMA, SCHEMA_VERSION
+from chunk_store.local.schema import SCHEMA
 from chunk_store.open import open_store
 
 INDEX = "index.sqlite"
@@ -81,11 +82,11 @@ def index_damage(root: Path) -> str:
 
 
 def _inner_damage(connection: sqlite3.Connection, path: Path) -> str:
-    found = check_version(connection, SCHEMA_VERSION, path)
+    found = check_version(connection, INDEX_VERSION, path)
     names = _names(connection)
     if not found and not names:
         return "it is empty"
-    missing = _wanted_names() - names if found in (0, SCHEMA_VERSION) else set()
+    missing = _wanted_names() - names if found in (0, INDEX_VERSION) else set()
     if missing:
         return f"it has no {', '.join(sorted(missing))}"
     problems = [str(row[0]) for row in connection.execute("PRAGMA integrity_check(3)") if row[0] != "ok"]

@@ -3,11 +3,9 @@
 ``totals`` and ``tenants`` are kept by triggers, so that counts and sizes cost the same for ten entries and a hundred
 thousand, and cannot drift from the rows they count.
 
-A change of the tables is a new version: ``SCHEMA`` makes it, ``sqlite_upgrade.py`` brings an older index to it, and a
-newer index than this is refused.
+A change of the tables is a new ``INDEX_VERSION``: ``SCHEMA`` makes it, ``upgrade.py`` brings an older index to it, and
+a newer index than this is refused.
 """
-
-SCHEMA_VERSION = 3
 
 SCHEMA = """
 CREATE TABLE settings (name TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID;;

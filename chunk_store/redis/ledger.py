@@ -14,6 +14,7 @@ from chunk_store.blobs import Quarantined
 from chunk_store.entry import EntryHeader, EntryInfo, MissReason
 from chunk_store.errors import ClaimLost, StoreFull, StoreTooNew, StoreUnavailable
 from chunk_store.format.header import header_nbytes
+from chunk_store.format.versions import REDIS_VERSION
 from chunk_store.key import ChunkId, ChunkKey, ModelIdentity
 from chunk_store.ledger import (
     BUSY_RETRY_S,
@@ -39,7 +40,6 @@ from chunk_store.tenant import DEFAULT_ONLY, DEFAULT_TENANT, NO_LIMITS, Tenant, 
 READ_TTL_S = 30.0
 STEP_ENTRIES = 500
 CLAIM_ATTEMPTS_MAX = 100
-SCHEMA_VERSION = 2
 _INFO = ("chunk", "model", "tokens", "nbytes", "created", "salt")
 
 
@@ -60,10 +60,10 @@ class RedisLedger:
         given = {name: value for name, value in limits.items() if value is not None}
         with self._redis.errors():
             self._redis.client.ping()
-        version = self._redis.run(scripts.UPGRADE, SCHEMA_VERSION)
-        if version != SCHEMA_VERSION:
+        version = self._redis.run(scripts.UPGRADE, REDIS_VERSION)
+        if version != REDIS_VERSION:
             raise StoreTooNew(
-                f"the store has version {version}, this software reads up to {SCHEMA_VERSION}: use the newer one"
+                f"the store has version {version}, this software reads up to {REDIS_VERSION}: use the newer one"
             )
         with self._redis.errors():
             if given:

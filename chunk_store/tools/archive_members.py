@@ -16,13 +16,13 @@ from typing import Any
 from chunk_store.entry import EntryHeader
 from chunk_store.errors import BlobBad
 from chunk_store.format.header import Frame, checksum, decode_header, split_blocks
+from chunk_store.format.versions import ARCHIVE_VERSION
 from chunk_store.key import ChunkId, ChunkType, TokenizerIdentity, chunk_id, chunk_key, digest, pack_token_ids
 from chunk_store.record import ChunkRecord
 from chunk_store.tenant import DEFAULT_TENANT, Tenant
 from chunk_store.tools.archive_file import ArchiveError, MemberRefused
 
 ARCHIVE_FORMAT = "cairn-archive"
-ARCHIVE_VERSION = 1
 MANIFEST_NBYTES_MAX = 4096
 RECORD_NBYTES_MAX = 16 * 2**20
 LABEL_CHARACTERS_MAX = 256

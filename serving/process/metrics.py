@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from importlib.metadata import PackageNotFoundError, version
-
 import grpc
 import torch
 import transformers
 from prometheus_client import CollectorRegistry, Gauge, PlatformCollector, ProcessCollector
 
 from serving.process.loading import Loaded
+from serving.process.version import package_version
 
 LABELS = ("service", "version", "torch", "transformers", "grpc", "device", "dtype", "model_name", "model_identity")
 
@@ -19,14 +18,6 @@ def add_process_metrics(registry: CollectorRegistry, service: str, loaded: Loade
     ProcessCollector(registry=registry)
     PlatformCollector(registry=registry)
     borrowed = loaded.served.borrowed
-    told = (service, our_version(), torch.__version__, transformers.__version__, grpc.__version__)
+    told = (service, package_version(), torch.__version__, transformers.__version__, grpc.__version__)
     model = (str(borrowed.device), borrowed.dtype_name, loaded.model_name, loaded.served.identity)
     Gauge("cairn_build_info", "What serves; always 1.", LABELS, registry=registry).labels(*told, *model).set(1)
-
-
-def our_version() -> str:
-    """The installed version; "unknown" in a checkout that is not installed."""
-    try:
-        return version("cairn")
-    except PackageNotFoundError:
-        return "unknown"

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from chunk_store.errors import StoreTooNew, StoreUnavailable
+from chunk_store.format.versions import INDEX_VERSION
 from chunk_store.local.rebuild import index_damage, renew_index
-from chunk_store.local.schema import SCHEMA_VERSION
 from chunk_store.shared_store import SharedStore
 from chunk_store.tools.verify import repair, verify
 from tests.chunk_store.contract import Sample, loads, publish, sample
@@ -141,9 +141,9 @@ def test_the_error_names_all_three_files_and_the_command(filled: FilePlace, harm
 def test_an_index_of_newer_software_is_refused_and_left_alone(filled: FilePlace) -> None:
     index = filled.root / "index.sqlite"
     with closing(sqlite3.connect(index, isolation_level=None)) as connection:
-        connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION + 1}")
+        connection.execute(f"PRAGMA user_version = {INDEX_VERSION + 1}")
     before = index.read_bytes()
-    with pytest.raises(StoreTooNew, match=f"version {SCHEMA_VERSION + 1}.* up to version {SCHEMA_VERSION}"):
+    with pytest.raises(StoreTooNew, match=f"version {INDEX_VERSION + 1}.* up to version {INDEX_VERSION}"):
         filled.open()
     with pytest.raises(StoreTooNew):
         renew_index(filled.root)

@@ -1,1 +1,1 @@
-"""The commands: each module has ``NAME``, ``HELP``, ``configure(parser)`` and ``run(args, terminal)``."""
+"""The commands: each module has ``configure(parser)`` and ``run(args, terminal)``; its docstring is its help."""

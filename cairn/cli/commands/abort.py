@@ -10,9 +10,6 @@ import argparse
 from cairn.cli.connection import add_connection_flags, open_client
 from cairn.cli.terminal import Terminal
 
-NAME = "abort"
-HELP = "end waiting or running generations"
-
 
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("request_id", nargs="+", metavar="REQUEST_ID", help="as `generate --request-id` gave it")

@@ -17,9 +17,6 @@ from cairn.client.client import Client
 from cairn.client.types import CHUNK_TYPES, LIST_ORDERS, StoredChunk
 from chunk_store.quantities import human_age, human_bytes
 
-NAME = "chunks"
-HELP = "list, show, pin, unpin and remove chunks"
-
 
 def configure(parser: argparse.ArgumentParser) -> None:
     actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")

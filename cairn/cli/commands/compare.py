@@ -31,9 +31,6 @@ if TYPE_CHECKING:
     from engine.served import ServedModel
     from text.codec import TextCodec
 
-NAME = "compare"
-HELP = "show where two ways of answering a request part, layer by layer"
-
 KINDS = ("K", "V", "hidden")
 
 

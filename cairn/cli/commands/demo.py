@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 
 from cairn.cli.arguments import UsageError, typed
 from cairn.cli.connection import add_json_flag, check_model_flag
+from cairn.cli.extras import require_server
 from cairn.cli.terminal import Terminal, reuse_table, table
 from cairn.client.async_client import AsyncClient
 from cairn.demo.examples import Examples, Exercise, plan_exercises
@@ -32,9 +33,6 @@ from chunk_store.quantities import parse_seconds
 
 if TYPE_CHECKING:
     from cairn.demo.oracle import PlainModel
-
-NAME = "demo"
-HELP = "start everything, ask questions, compare with transformers"
 
 DRAIN_S = 10.0
 
@@ -57,6 +55,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace, terminal: Terminal) -> int:
+    require_server()
     check_model_flag(args.model)
     if args.orders < 1 or args.questions < 1:
         raise UsageError("--orders and --questions must be at least 1")

@@ -14,9 +14,6 @@ from cairn.cli.connection import add_connection_flags, open_client
 from cairn.cli.terminal import Terminal, reuse_table
 from chunk_store.quantities import human_bytes
 
-NAME = "explain"
-HELP = "show what a request would reuse, without running it"
-
 
 def configure(parser: argparse.ArgumentParser) -> None:
     add_prompt_flags(parser)

@@ -16,9 +16,6 @@ from cairn.client.requests import Part
 from cairn.client.types import CACHE_USES, REUSE_MODES, Result
 from chunk_store.quantities import human_seconds
 
-NAME = "generate"
-HELP = "stream an answer to chunks and a query"
-
 
 def configure(parser: argparse.ArgumentParser) -> None:
     add_prompt_flags(parser)

@@ -16,9 +16,6 @@ from cairn.cli.hints import reachability
 from cairn.cli.terminal import Terminal
 from cairn.client.transport import Peer
 
-NAME = "health"
-HELP = "ask the services whether they are serving"
-
 POLL_S = 0.1
 
 

@@ -20,9 +20,6 @@ from chunk_store.layout import DTYPE_BYTES, KVLayout
 from chunk_store.quantities import human_bytes, parse_nbytes, parse_rate
 from chunk_store.tools.capacity import Workload, entries_that_fit, entry_nbytes, load_s, plan
 
-NAME = "plan"
-HELP = "compute bytes a token, capacity and network for a model"
-
 CAPACITY_DEFAULT = "16GiB"  # of a new store
 
 

@@ -17,9 +17,6 @@ from cairn.client.requests import Part
 from cairn.client.types import CHUNK_TYPES, REUSE_MODES, Chunk, ChunkRef
 from chunk_store.quantities import human_seconds, parse_seconds
 
-NAME = "prefill"
-HELP = "register chunks and compute their KV"
-
 
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("content", nargs="+", metavar="CONTENT", help="text, @FILE, a chunk id or :NAME")

@@ -34,9 +34,6 @@ from chunk_store.tools.archive_file import read_sign_key
 from chunk_store.tools.selection import each_record
 from chunk_store.tools.verify import Progress, RepairReport, VerifyReport, repair, verify
 
-NAME = "store"
-HELP = "look after a chunk store: stats, verify, gc, export, import, rm"
-
 FINDINGS_SHOWN = 20
 PROGRESS_EVERY = 16  # entries
 

@@ -24,15 +24,13 @@ from rich.text import Text
 
 from cairn.cli.arguments import UsageError, typed
 from cairn.cli.connection import add_json_flag, check_model_flag
+from cairn.cli.extras import require_server
 from cairn.cli.stores import add_store_flag
 from cairn.cli.terminal import Terminal
 from cairn.local.processes import Command, Processes, ServiceFailed
 from cairn.local.services import Settings, private_tokens, service_commands
 from chunk_store.quantities import human_age, parse_seconds
 from serving.rpc.exposure import exposure_refusal
-
-NAME = "up"
-HELP = "start the two services on this machine"
 
 PROGRESS_S = 1.0  # between two changes of what is shown while the services start
 KILL_AFTER_S = 3.0  # a service that has not ended so long after its drain time is killed
@@ -85,6 +83,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace, terminal: Terminal) -> int:
+    require_server()
     check_model_flag(args.model)
     _check_access(args)
     asked = {field.name: getattr(args, field.name) for field in fields(Settings) if field.name in args}

@@ -1,0 +1,25 @@
+"""What an installation of the client and the command line alone lacks, and what brings it: ``cairn[server]``."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+
+SERVER = (  # what the extra brings, by the names that are imported
+    *("torch", "transformers", "tokenizers", "safetensors", "numpy"),
+    *("grpc_reflection", "prometheus_client", "xxhash"),
+)
+
+
+def require_server() -> None:
+    """Raises ``ModuleNotFoundError`` for what the services need and this installation lacks; imports nothing."""
+    for name in SERVER:
+        if find_spec(name) is None:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+
+def remedy(missing: ModuleNotFoundError, command: str) -> str:
+    """What to install for a package that ``command`` needs; "" for one that no extra of ours brings."""
+    package = (missing.name or "").partition(".")[0]
+    if package not in SERVER:
+        return ""
+    return f'cairn {command} needs the server side, and {package} is not installed: pip install "cairn[server]"'
