@@ -7,7 +7,7 @@ import ssl
 from pathlib import Path
 
 from cairn.client.errors import CairnError, Unavailable
-from cairn.client.transport import is_loopback
+from serving.rpc.addresses import host_and_port, is_loopback
 
 PROBE_TIMEOUT_S = 2.0
 
@@ -22,8 +22,7 @@ def hint(error: CairnError, addresses: tuple[str, ...], tls_ca: Path | None) -> 
 
 def reachability(address: str, tls_ca: Path | None) -> str:
     """What stands between this machine and ``HOST:PORT``; "" if nothing does, or if the address is of another form."""
-    host, _, port = address.rpartition(":")
-    host = host.strip("[]")
+    host, port = host_and_port(address)
     if not host or not port.isdigit():
         return ""
     try:
@@ -31,7 +30,7 @@ def reachability(address: str, tls_ca: Path | None) -> str:
             connection.settimeout(PROBE_TIMEOUT_S)
             return _secured(connection, host, address, tls_ca)
     except ConnectionRefusedError:
-        if is_loopback(address):
+        if is_loopback(host):
             return f"nothing listens on {address}; start both services with: cairn up --model PATH"
         return f"nothing listens on {address}; is the service up, and is that its address?"
     except socket.gaierror:

@@ -10,15 +10,13 @@ import asyncio
 from collections.abc import AsyncIterator, Iterable, Sequence
 from typing import Any, Self, TypeVar, Unpack
 
-import grpc
-
 from cairn.client import calls, replies
 from cairn.client.calls import Call, GenerateOptions, ListOptions, PrefillOptions
 from cairn.client.client import DEFAULT_DECODE, DEFAULT_PREFILL, DEFAULT_TIMEOUT_S
 from cairn.client.errors import CairnError, error_from_status
 from cairn.client.generation import AsyncGeneration
 from cairn.client.requests import ChunkName, Part
-from cairn.client.transport import END, Attempts, Peer, Tls, error_from_rpc
+from cairn.client.transport import END, AsyncChannel, Attempts, CallFailed, Peer, Tls, error_from_rpc
 from cairn.client.types import Chunk, Deleted, Explanation, Loads, StoredChunk, StoreStats
 
 T = TypeVar("T")
@@ -43,7 +41,7 @@ class AsyncClient:
         }
         self._salt = salt
         self._timeout_s = timeout_s
-        self._channels: dict[str, grpc.aio.Channel] = {}
+        self._channels: dict[str, AsyncChannel] = {}
 
     async def prefill(
         self, content: Part, *, timeout_s: float | None = None, **options: Unpack[PrefillOptions]
@@ -69,7 +67,7 @@ class AsyncClient:
                         "INTERNAL", "the stream ended with requests unanswered", peer.source, peer.request_id
                     )
                 yield replies.parse_chunk_or_error(reply, request, peer.source, peer.request_id)
-        except grpc.RpcError as error:
+        except CallFailed as error:
             raise error_from_rpc(error, peer) from None
         finally:
             call.cancel()
@@ -163,7 +161,7 @@ class AsyncClient:
         while True:
             try:
                 return call.parse(await method(call.request, timeout=attempts.remaining_s(), metadata=peer.metadata))
-            except grpc.RpcError as error:
+            except CallFailed as error:
                 delay_s = attempts.delay_after(error)
                 if delay_s is None:
                     raise error_from_rpc(error, peer) from None

@@ -9,14 +9,12 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Self, TypeVar, Unpack
 
-import grpc
-
 from cairn.client import calls, replies
 from cairn.client.calls import Call, GenerateOptions, ListOptions, PrefillOptions
 from cairn.client.errors import CairnError, error_from_status
 from cairn.client.generation import Generation
 from cairn.client.requests import ChunkName, Part
-from cairn.client.transport import Attempts, Peer, Tls, error_from_rpc
+from cairn.client.transport import Attempts, CallFailed, Peer, Tls, error_from_rpc
 from cairn.client.types import Chunk, Deleted, Explanation, Loads, StoredChunk, StoreStats
 
 T = TypeVar("T")
@@ -154,7 +152,7 @@ class Client:
         while True:
             try:
                 return call.parse(method(call.request, timeout=attempts.remaining_s(), metadata=peer.metadata))
-            except grpc.RpcError as error:
+            except CallFailed as error:
                 delay_s = attempts.delay_after(error)
                 if delay_s is None:
                     raise error_from_rpc(error, peer) from None
@@ -171,7 +169,7 @@ def _in_order(call: Any, sent: list[Any], peer: Peer) -> Iterator[Chunk | CairnE
                     "INTERNAL", "the stream ended with requests unanswered", peer.source, peer.request_id
                 )
             yield replies.parse_chunk_or_error(reply, request, peer.source, peer.request_id)
-    except grpc.RpcError as error:
+    except CallFailed as error:
         raise error_from_rpc(error, peer) from None
     finally:
         call.cancel()

@@ -8,11 +8,9 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Self
 
-import grpc
-
 from cairn.client.errors import error_from_status
 from cairn.client.replies import parse_delta, parse_result
-from cairn.client.transport import END, Attempts, Peer, error_from_rpc
+from cairn.client.transport import END, Attempts, CallFailed, Peer, error_from_rpc
 from cairn.client.types import Delta, Result
 from protos import decode_pb2
 
@@ -68,7 +66,7 @@ class _Stream:
             self._open = False
             self._call.cancel()
 
-    def _delay_or_raise(self, error: grpc.RpcError) -> float:
+    def _delay_or_raise(self, error: CallFailed) -> float:
         """Seconds until another attempt; raises the error when there is none, or when text was delivered."""
         delay_s = None if self._assembly.started else self._attempts.delay_after(error)
         if delay_s is None:
@@ -92,7 +90,7 @@ class Generation(_Stream):
                 self._open = False
                 self._assembly.end()
                 break
-            except grpc.RpcError as error:
+            except CallFailed as error:
                 if not self._open:  # closed by another thread
                     break
                 time.sleep(self._delay_or_raise(error))
@@ -138,7 +136,7 @@ class AsyncGeneration(_Stream):
         while self._open:
             try:
                 event = await self._call.read()
-            except grpc.RpcError as error:
+            except CallFailed as error:
                 await asyncio.sleep(self._delay_or_raise(error))
                 self._call = self._start(self._attempts.remaining_s())
                 continue

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-import grpc
 from google.protobuf.message import Message
+from google.rpc import code_pb2
 
 from cairn.client.errors import CairnError, error_from_status
 from cairn.client.types import (
@@ -25,7 +25,7 @@ from cairn.client.types import (
 )
 from protos import chunks_pb2, decode_pb2, prefill_pb2
 
-_STATUS_NAMES: dict[int, str] = {code.value[0]: code.name for code in grpc.StatusCode}
+_STATUS_NAMES: dict[int, str] = {number: name for name, number in code_pb2.Code.items()}
 
 
 def parse_chunk(reply: prefill_pb2.PrefillChunkResponse, request: prefill_pb2.PrefillChunkRequest) -> Chunk:

@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
-import ipaddress
 import random
 import re
 import time
 import uuid
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import grpc
 
 from cairn.client.errors import CairnError, error_from_status, invalid
+from serving.rpc.channel import Target
 from serving.rpc.details import retry_after_s
 
 Tls: TypeAlias = bool | str | Path | None
+AsyncChannel: TypeAlias = grpc.aio.Channel
+CallFailed: TypeAlias = grpc.RpcError  # what a call of either kind of channel raises
 
 END: object = grpc.aio.EOF  # type: ignore[attr-defined]  # what read() returns after the last message
-MESSAGE_BYTES_MAX = 64 * 2**20
 ATTEMPTS_MAX = 4
 FIRST_DELAY_S = 0.1
 _UNFIT = re.compile(r"[^\x21-\x7e]")  # what cannot stand in metadata
@@ -51,43 +52,19 @@ class Peer:
 
     def open_channel(self) -> grpc.Channel:
         """A channel for threads. Connects on the first call."""
-        credentials = self._credentials()
-        if credentials is None:
-            return grpc.insecure_channel(self.address, options=self._options())
-        return grpc.secure_channel(self.address, credentials, options=self._options())
+        return self._target().open()
 
-    def open_async_channel(self) -> grpc.aio.Channel:
+    def open_async_channel(self) -> AsyncChannel:
         """A channel of the running event loop. Connects on the first call."""
-        credentials = self._credentials()
-        if credentials is None:
-            return grpc.aio.insecure_channel(self.address, options=self._options())
-        return grpc.aio.secure_channel(self.address, credentials, options=self._options())
+        return self._target().open_async()
 
-    def _credentials(self) -> grpc.ChannelCredentials | None:
-        if not self.tls:
-            return None
-        if self.tls is True:
-            return grpc.ssl_channel_credentials()
+    def _target(self) -> Target:
+        if self.tls is None or isinstance(self.tls, bool):
+            return Target(self.address, self.tls)
         try:
-            return grpc.ssl_channel_credentials(Path(self.tls).read_bytes())
+            return Target(self.address, Path(self.tls).read_bytes())
         except OSError as error:
             raise invalid("tls", f"cannot read {self.tls}: {error.strerror}") from error
-
-    def _options(self) -> list[tuple[str, Any]]:
-        options: list[tuple[str, Any]] = [
-            ("grpc.max_receive_message_length", MESSAGE_BYTES_MAX),
-            # A refused connection is tried again as soon as a retry of ours wants it, not after a second.
-            ("grpc.initial_reconnect_backoff_ms", int(FIRST_DELAY_S * 1000)),
-            ("grpc.max_reconnect_backoff_ms", 2000),
-            ("grpc.use_local_subchannel_pool", 1),
-            # A peer that vanished without a word is noticed while a call runs.
-            ("grpc.keepalive_time_ms", 30_000),
-            ("grpc.keepalive_timeout_ms", 10_000),
-            ("grpc.http2.ping_timeout_ms", 10_000),
-        ]
-        if is_loopback(self.address):
-            options.append(("grpc.enable_http_proxy", 0))
-        return options
 
 
 @dataclass
@@ -107,7 +84,7 @@ class Attempts:
         """Seconds until the deadline; never quite 0, so that gRPC reports the deadline itself."""
         return max(0.001, self._ends_at - time.monotonic())
 
-    def delay_after(self, error: grpc.RpcError) -> float | None:
+    def delay_after(self, error: CallFailed) -> float | None:
         """Seconds to wait before the next attempt, or None to give up.
 
         UNAVAILABLE is tried again, and RESOURCE_EXHAUSTED from a service that says when (``RetryInfo``): a few
@@ -123,17 +100,8 @@ class Attempts:
         return delay_s if delay_s < self.remaining_s() else None
 
 
-def error_from_rpc(error: grpc.RpcError, peer: Peer) -> CairnError:
+def error_from_rpc(error: CallFailed, peer: Peer) -> CairnError:
     """What a failed RPC means to the caller."""
     failed = error_from_status(error.code().name, error.details() or "", peer.source, peer.request_id)
     failed.retry_after_s = retry_after_s(error.trailing_metadata())
     return failed
-
-
-def is_loopback(address: str) -> bool:
-    """Whether ``HOST:PORT`` is on this machine."""
-    host = address.rpartition(":")[0].strip("[]")
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"

@@ -20,12 +20,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import grpc
-from grpc_health.v1 import health_pb2, health_pb2_grpc
-
+from cairn.client.health import ask_health_async
 from cairn.client.transport import Peer
 
 POLL_S = 0.1
+HEALTH_S = 5.0  # for one question
 READ_BYTES = 65536
 PORTS = range(20_000, 32_000)
 _PR_SET_PDEATHSIG = 1
@@ -193,16 +192,12 @@ async def _wait_for_serving(child: _Child) -> None:
     """Poll grpc.health.v1 until the service says SERVING."""
     peer = Peer(child.command.name, child.command.address, child.command.tls_ca)
     async with peer.open_async_channel() as channel:
-        stub = health_pb2_grpc.HealthStub(channel)
         while True:
-            try:
-                reply = await stub.Check(health_pb2.HealthCheckRequest(), timeout=5.0)
-                if reply.status == health_pb2.HealthCheckResponse.SERVING:
-                    return
-            except grpc.RpcError as error:
-                if error.code() is grpc.StatusCode.UNIMPLEMENTED:
-                    raise ServiceFailed(f"{peer.source} has no health service") from None
-                child.refusal = error.details() or ""
+            status, child.refusal = await ask_health_async(channel, peer, HEALTH_S)
+            if status == "SERVING":
+                return
+            if status == "UNIMPLEMENTED":
+                raise ServiceFailed(f"{peer.source} has no health service")
             await asyncio.sleep(POLL_S)
 
 

@@ -11,7 +11,6 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
 from typing import Any, TypeVar
 
-import grpc
 from prometheus_client import CollectorRegistry
 
 from chunk_store.store import ChunkStore
@@ -31,6 +30,7 @@ from serving.rpc import wire
 from serving.rpc.access import Access, Caller
 from serving.rpc.arrival import adopt_request_id, arrived_ns
 from serving.rpc.field_bounds import ContentBudget, check_label, check_request_id
+from serving.rpc.handlers import Context, Server
 from serving.tenancy.text_lanes import TextLanes
 from serving.trace.request_id import current_request_id
 from text.answer import AnswerText
@@ -38,7 +38,6 @@ from text.codec import TextCodec
 
 log = logging.getLogger(__name__)
 
-Context = grpc.aio.ServicerContext[Any, Any]
 T = TypeVar("T")
 
 
@@ -76,7 +75,7 @@ class DecodeService(decode_pb2_grpc.DecodeServiceServicer):
     async def start(self) -> None:
         self.worker.start()
 
-    def add_to(self, server: grpc.aio.Server) -> None:
+    def add_to(self, server: Server) -> None:
         decode_pb2_grpc.add_DecodeServiceServicer_to_server(self, server)
 
     async def stop(self) -> None:

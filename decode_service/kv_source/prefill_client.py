@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import time
 
-import grpc
-
 from chunk_store.key import ChunkKey
 from decode_service.kv_source.store_source import Asked, Caller
 from decode_service.prompt.composition import Composition
@@ -21,8 +19,8 @@ from serving.errors import (
     Unavailable,
 )
 from serving.rpc.arrival import REQUEST_ID_KEY
+from serving.rpc.channel import Target
 from serving.rpc.client import call
-from serving.rpc.parsing import MESSAGE_NBYTES_MAX
 from serving.rpc.wire import reuse_mode_out
 from serving.trace.request_id import current_request_id
 
@@ -59,23 +57,8 @@ class RemotePrefiller:
         self._call_s = call_s
         self._call_s_a_token = call_s_a_token
         self._metadata = (("authorization", f"Bearer {token}"),) if token else ()
-        options = (
-            ("grpc.max_receive_message_length", MESSAGE_NBYTES_MAX),
-            ("grpc.max_send_message_length", MESSAGE_NBYTES_MAX),
-            ("grpc.lb_policy_name", "round_robin"),
-            ("grpc.max_reconnect_backoff_ms", 1000),
-            ("grpc.keepalive_time_ms", int(keepalive_s * 1000)),
-            ("grpc.keepalive_timeout_ms", int(keepalive_timeout_s * 1000)),
-            (
-                "grpc.http2.ping_timeout_ms",
-                int(keepalive_timeout_s * 1000),
-            ),  # what this gRPC goes by; its default is 60 s
-            ("grpc.http2.max_pings_without_data", 0),
-        )
-        if ca is None:
-            self._channel = grpc.insecure_channel(target, options)
-        else:
-            self._channel = grpc.secure_channel(target, grpc.ssl_channel_credentials(ca), options)
+        balanced = (("grpc.lb_policy_name", "round_robin"),)
+        self._channel = Target(target, ca, keepalive_s, keepalive_timeout_s, balanced).open()
         self._stub = prefill_pb2_grpc.PrefillServiceStub(self._channel)
 
     def compute(self, composition: Composition, index: int, caller: Caller) -> Asked:

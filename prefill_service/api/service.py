@@ -8,8 +8,6 @@ from collections.abc import AsyncIterator
 from contextlib import aclosing, suppress
 from typing import Any
 
-import grpc
-
 from chunk_store.errors import StoreError
 from chunk_store.key import ChunkId
 from chunk_store.store import ChunkStore
@@ -24,6 +22,7 @@ from serving.rpc.access import Access, Caller
 from serving.rpc.arrival import adopt_request_id
 from serving.rpc.errors import status_name, status_number
 from serving.rpc.field_bounds import ContentBudget, check_request_id
+from serving.rpc.handlers import Context, Server
 from serving.trace.request_id import set_request_id
 from serving.trace.stages import StageTimer
 
@@ -50,7 +49,7 @@ class PrefillService(prefill_pb2_grpc.PrefillServiceServicer):
     async def start(self) -> None:
         self._sweeper = asyncio.create_task(self._sweep())
 
-    def add_to(self, server: grpc.aio.Server) -> None:
+    def add_to(self, server: Server) -> None:
         prefill_pb2_grpc.add_PrefillServiceServicer_to_server(self, server)
 
     async def stop(self) -> None:
@@ -71,7 +70,7 @@ class PrefillService(prefill_pb2_grpc.PrefillServiceServicer):
             await asyncio.sleep(SWEEP_EVERY_S)
 
     # -- prefill ------------------------------------------------------------------------------------
-    async def PrefillChunk(self, request: prefill_pb2.PrefillChunkRequest, context: Any) -> Any:
+    async def PrefillChunk(self, request: prefill_pb2.PrefillChunkRequest, context: Context) -> Any:
         adopt_request_id(context, request.request_id)
         timer = StageTimer()
         try:
@@ -81,7 +80,7 @@ class PrefillService(prefill_pb2_grpc.PrefillServiceServicer):
             raise
 
     async def PrefillChunks(
-        self, requests: AsyncIterator[prefill_pb2.PrefillChunkRequest], context: Any
+        self, requests: AsyncIterator[prefill_pb2.PrefillChunkRequest], context: Context
     ) -> AsyncIterator[prefill_pb2.PrefillChunksResponse]:
         """Registers in the stream's order, so that a request may name what an earlier one registered."""
 
@@ -100,7 +99,7 @@ class PrefillService(prefill_pb2_grpc.PrefillServiceServicer):
                 yield entry
 
     async def _entry(
-        self, request: prefill_pb2.PrefillChunkRequest, context: Any, registered: asyncio.Event
+        self, request: prefill_pb2.PrefillChunkRequest, context: Context, registered: asyncio.Event
     ) -> prefill_pb2.PrefillChunksResponse:
         """One request of a stream; what goes wrong with it becomes its entry."""
         if request.request_id:
@@ -121,7 +120,9 @@ class PrefillService(prefill_pb2_grpc.PrefillServiceServicer):
         finally:
             registered.set()  # or refused
 
-    async def _register(self, request: prefill_pb2.PrefillChunkRequest, context: Any, timer: StageTimer) -> PrefillJob:
+    async def _register(
+        self, request: prefill_pb2.PrefillChunkRequest, context: Context, timer: StageTimer
+    ) -> PrefillJob:
         caller = self._caller(request, context)
         if request.shared and not caller.admin:
             raise PermissionDenied(
@@ -134,7 +135,7 @@ class PrefillService(prefill_pb2_grpc.PrefillServiceServicer):
         asked = messages.chunk_request(request, salt, budget)
         return await self.jobs.register(asked, timer)
 
-    def _caller(self, request: Any, context: Any) -> Caller:
+    def _caller(self, request: Any, context: Context) -> Caller:
         """Who calls, and under which salt; ``request`` is any that can name one."""
         return self.access.caller(context.invocation_metadata(), request.salt)
 
@@ -153,13 +154,13 @@ class PrefillService(prefill_pb2_grpc.PrefillServiceServicer):
         self.jobs.metrics.request_ended(status_name(request_error(error)).lower(), timer.elapsed_ns() / 1e9)
 
     # -- administration -----------------------------------------------------------------------------
-    async def GetChunk(self, request: prefill_pb2.GetChunkRequest, context: Any) -> chunks_pb2.Chunk:
+    async def GetChunk(self, request: prefill_pb2.GetChunkRequest, context: Context) -> chunks_pb2.Chunk:
         chunk_id, tenant = messages.chunk_id_of(request.chunk_id), self._caller(request, context).tenant
         return await self.jobs.in_store_thread(
             lambda: self._chunk(chunk_id, tenant, token_ids=request.include_token_ids, text=request.include_text)
         )
 
-    async def ListChunks(self, request: prefill_pb2.ListChunksRequest, context: Any) -> Any:
+    async def ListChunks(self, request: prefill_pb2.ListChunksRequest, context: Context) -> Any:
         query = messages.record_query(request, self._caller(request, context).tenant)
 
         def listed() -> prefill_pb2.ListChunksResponse:
@@ -174,15 +175,15 @@ class PrefillService(prefill_pb2_grpc.PrefillServiceServicer):
 
         return await self.jobs.in_store_thread(listed)
 
-    async def PinChunk(self, request: prefill_pb2.PinChunkRequest, context: Any) -> chunks_pb2.Chunk:
+    async def PinChunk(self, request: prefill_pb2.PinChunkRequest, context: Context) -> chunks_pb2.Chunk:
         chunk_id, caller = messages.chunk_id_of(request.chunk_id), self._caller(request, context)
         return await self.jobs.in_store_thread(lambda: self._set_pinned(chunk_id, True, caller))
 
-    async def UnpinChunk(self, request: prefill_pb2.UnpinChunkRequest, context: Any) -> chunks_pb2.Chunk:
+    async def UnpinChunk(self, request: prefill_pb2.UnpinChunkRequest, context: Context) -> chunks_pb2.Chunk:
         chunk_id, caller = messages.chunk_id_of(request.chunk_id), self._caller(request, context)
         return await self.jobs.in_store_thread(lambda: self._set_pinned(chunk_id, False, caller))
 
-    async def DeleteChunk(self, request: prefill_pb2.DeleteChunkRequest, context: Any) -> Any:
+    async def DeleteChunk(self, request: prefill_pb2.DeleteChunkRequest, context: Context) -> Any:
         """The caller's own chunk, or its own KV of a shared one; an admin's, without one of its own, the shared one."""
         chunk_id, caller = messages.chunk_id_of(request.chunk_id), self._caller(request, context)
         report = await self.jobs.delete(chunk_id, caller.tenant)
@@ -192,7 +193,7 @@ class PrefillService(prefill_pb2_grpc.PrefillServiceServicer):
             report = await self.jobs.delete(chunk_id, SHARED_TENANT)
         return prefill_pb2.DeleteChunkResponse(kv_entries=report.entries, kv_bytes=report.nbytes)
 
-    async def StoreStats(self, request: prefill_pb2.StoreStatsRequest, context: Any) -> Any:
+    async def StoreStats(self, request: prefill_pb2.StoreStatsRequest, context: Context) -> Any:
         caller = self._caller(request, context)
         stats = await self.jobs.in_store_thread(self.store.stats)
         if caller.sees_all and not request.salt:

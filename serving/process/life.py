@@ -15,7 +15,6 @@ from collections.abc import Callable
 from contextlib import AsyncExitStack
 from typing import Protocol
 
-import grpc
 import transformers
 from prometheus_client import CollectorRegistry
 
@@ -27,6 +26,7 @@ from serving.process.metrics_endpoint import MetricsEndpoint
 from serving.process.options import ServiceOptions
 from serving.process.startup import say, seconds_since_start
 from serving.rpc.exposure import exposure_warning
+from serving.rpc.handlers import Server
 from serving.rpc.parsing import MESSAGE_NBYTES_MAX, message_nbytes_max
 from serving.rpc.server import RpcServer
 
@@ -43,7 +43,7 @@ class Service(Protocol):
     async def start(self) -> None:
         """Begins its background work, in the event loop."""
 
-    def add_to(self, server: grpc.aio.Server) -> None:
+    def add_to(self, server: Server) -> None:
         """Registers the RPC handlers."""
 
     async def stop(self) -> None:

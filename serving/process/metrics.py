@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import grpc
+from importlib.metadata import version
+
 import torch
 import transformers
 from prometheus_client import CollectorRegistry, Gauge, PlatformCollector, ProcessCollector
@@ -18,6 +19,6 @@ def add_process_metrics(registry: CollectorRegistry, service: str, loaded: Loade
     ProcessCollector(registry=registry)
     PlatformCollector(registry=registry)
     borrowed = loaded.served.borrowed
-    told = (service, package_version(), torch.__version__, transformers.__version__, grpc.__version__)
+    told = (service, package_version(), torch.__version__, transformers.__version__, version("grpcio"))
     model = (str(borrowed.device), borrowed.dtype_name, loaded.model_name, loaded.served.identity)
     Gauge("cairn_build_info", "What serves; always 1.", LABELS, registry=registry).labels(*told, *model).set(1)

@@ -27,9 +27,12 @@ def call(
     """The reply of ``method``, a stub's.
 
     Raises the ``RequestError`` that the service's status stands for; ``Cancelled`` if nobody waits for it any more
-    (``abandoned``, asked every ``POLL_S`` seconds), or the channel was closed.
+    (``abandoned``, asked every ``POLL_S`` seconds), or the channel is closed; if it is closed meanwhile ``Unavailable``.
     """
-    running = method.future(request, timeout=timeout_s, metadata=metadata)
+    try:
+        running = method.future(request, timeout=timeout_s, metadata=metadata)
+    except ValueError:
+        raise Cancelled("the channel is closed") from None
     while True:
         try:
             return running.result(timeout=POLL_S)
@@ -37,7 +40,5 @@ def call(
             if abandoned():
                 running.cancel()  # type: ignore[no-untyped-call]  # of the two in the stubs it finds the bare one
                 raise Cancelled("nobody waits for this any more") from None
-        except grpc.FutureCancelledError:
-            raise Cancelled("the channel was closed") from None
         except grpc.RpcError as error:
             raise error_from_status(error) from error

@@ -1,11 +1,15 @@
-"""gRPC handlers of all four kinds as one: their behaviour taken out, and put back in another."""
+"""gRPC handlers of all four kinds as one: their behaviour taken out, and put back in another; the names that services
+use of gRPC."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeAlias
 
 import grpc
+
+Server: TypeAlias = grpc.aio.Server  # what a service adds its handlers to
+Context: TypeAlias = grpc.aio.ServicerContext[Any, Any]  # what a handler knows of its call
 
 
 def behaviour_of(handler: Any) -> Callable[[Any, Any], Any]:

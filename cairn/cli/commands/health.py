@@ -8,12 +8,10 @@ from __future__ import annotations
 import argparse
 import time
 
-import grpc
-from grpc_health.v1 import health_pb2, health_pb2_grpc
-
 from cairn.cli.connection import add_connection_flags, read_token
 from cairn.cli.hints import reachability
 from cairn.cli.terminal import Terminal
+from cairn.client.health import ask_health
 from cairn.client.transport import Peer
 
 POLL_S = 0.1
@@ -41,18 +39,8 @@ def run(args: argparse.Namespace, terminal: Terminal) -> int:
     return 0 if serving else 1
 
 
-def check(channel: grpc.Channel, peer: Peer, timeout_s: float) -> str:
-    """A service's status: ``SERVING``, ``NOT_SERVING``, or the gRPC code that the question ended with."""
-    stub = health_pb2_grpc.HealthStub(channel)
-    try:
-        reply = stub.Check(health_pb2.HealthCheckRequest(), timeout=timeout_s, metadata=peer.metadata)
-    except grpc.RpcError as error:
-        return str(error.code().name)
-    return str(health_pb2.HealthCheckResponse.ServingStatus.Name(reply.status))
-
-
 def _wait_for_serving(peer: Peer, ends_at: float, timeout_s: float) -> str:
     with peer.open_channel() as channel:
-        while (status := check(channel, peer, timeout_s)) != "SERVING" and time.monotonic() < ends_at:
+        while (status := ask_health(channel, peer, timeout_s)[0]) != "SERVING" and time.monotonic() < ends_at:
             time.sleep(POLL_S)
     return status

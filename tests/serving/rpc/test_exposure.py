@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from cairn.local.services import Settings, service_commands
-from serving.rpc.exposure import exposure_refusal, exposure_warning, is_loopback
+from serving.rpc.addresses import resolves_to_loopback
+from serving.rpc.exposure import exposure_refusal, exposure_warning
 
 INSIDE = ["127.0.0.1", "127.8.8.8", "::1", "[::1]", "::ffff:127.0.0.1", "localhost"]
 OUTSIDE = ["0.0.0.0", "::", "[::]", "10.0.0.5", "fe80::1%eth0", "::ffff:10.0.0.5", "", "0", "no such name.invalid"]
@@ -18,14 +19,14 @@ OUTSIDE = ["0.0.0.0", "::", "[::]", "10.0.0.5", "fe80::1%eth0", "::ffff:10.0.0.5
 
 @pytest.mark.parametrize("host", INSIDE)
 def test_loopback_needs_nothing(host: str) -> None:
-    assert is_loopback(host)
+    assert resolves_to_loopback(host)
     assert exposure_refusal(host, tokens=False, tls=False, insecure=False) == ""
     assert exposure_warning(host, tokens=False, tls=False, insecure=False) == ""
 
 
 @pytest.mark.parametrize("host", OUTSIDE)
 def test_other_addresses_need_tokens_or_tls(host: str) -> None:
-    assert not is_loopback(host)
+    assert not resolves_to_loopback(host)
     assert "--insecure" in exposure_refusal(host, tokens=False, tls=False, insecure=False)
     for tokens, tls in ((True, False), (False, True), (True, True)):
         assert exposure_refusal(host, tokens=tokens, tls=tls, insecure=False) == ""
