@@ -27,7 +27,7 @@ def call(
     """The reply of ``method``, a stub's.
 
     Raises the ``RequestError`` that the service's status stands for; ``Cancelled`` if nobody waits for it any more
-    (``abandoned``, asked every ``POLL_S`` seconds), or the channel is closed; if it is closed meanwhile ``Unavailable``.
+    (``abandoned``, asked every ``POLL_S`` seconds), or the channel is closed; ``Unavailable`` if it is meanwhile.
     """
     try:
         running = method.future(request, timeout=timeout_s, metadata=metadata)
