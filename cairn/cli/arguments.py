@@ -14,7 +14,7 @@ from typing import TypeVar
 
 from cairn.cli.terminal import Terminal
 from cairn.client.client import Client
-from cairn.client.requests import Part
+from cairn.client.requests import Segment
 from cairn.client.types import ChunkRef, StoredChunk, Text
 
 Parsed = TypeVar("Parsed")
@@ -36,8 +36,8 @@ def looks_like_id(word: str) -> bool:
     return _ID_PREFIX.fullmatch(lower) is not None and _WORD_OF_LETTERS.fullmatch(lower) is None
 
 
-def read_part(word: str, client: Client, terminal: Terminal, *, role: str = "") -> Part:
-    """One part of a prompt: ``:NAME``, a chunk id or its first digits, ``@FILE``, ``text:WORDS``, or text.
+def read_segment(word: str, client: Client, terminal: Terminal, *, role: str = "") -> Segment:
+    """One segment of a prompt: ``:NAME``, a chunk id or its first digits, ``@FILE``, ``text:WORDS``, or text.
 
     Raises ``UsageError`` for a chunk or a file that is not there.
     """

@@ -103,8 +103,8 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[object]], title: str =
 
 
 def reuse_table(report: ReuseReport, title: str = "") -> Table:
-    """The reuse report, one row for each part of the prompt."""
-    columns = ("part", "type", "#tokens", "#cached", "source", "#level", "#offset", "exactness", "miss")
+    """The reuse report, one row for each segment of the prompt."""
+    columns = ("segment", "type", "#tokens", "#cached", "source", "#level", "#offset", "exactness", "miss")
     rows = [
         (
             segment.name or short_id(segment.chunk_id) or "(query)",

@@ -15,7 +15,7 @@ from cairn.client.calls import Call, GenerateOptions, ListOptions, PrefillOption
 from cairn.client.client import DEFAULT_DECODE, DEFAULT_PREFILL, DEFAULT_TIMEOUT_S
 from cairn.client.errors import CairnError, error_from_status
 from cairn.client.generation import AsyncGeneration
-from cairn.client.requests import ChunkName, Part
+from cairn.client.requests import ChunkName, Segment
 from cairn.client.transport import END, AsyncChannel, Attempts, CallFailed, Peer, Tls, error_from_rpc
 from cairn.client.types import Chunk, Deleted, Explanation, Loads, StoredChunk, StoreStats
 
@@ -44,14 +44,14 @@ class AsyncClient:
         self._channels: dict[str, AsyncChannel] = {}
 
     async def prefill(
-        self, content: Part, *, timeout_s: float | None = None, **options: Unpack[PrefillOptions]
+        self, content: Segment, *, timeout_s: float | None = None, **options: Unpack[PrefillOptions]
     ) -> Chunk:
         """Register text, token ids or a known chunk, and compute its KV after ``context``. See ``PrefillOptions``."""
         request = calls.prefill_request(content, {"salt": self._salt, **options})
         return await self._run(calls.prefill(request), timeout_s)
 
     async def prefill_many(
-        self, contents: Iterable[Part], *, timeout_s: float | None = None, **options: Unpack[PrefillOptions]
+        self, contents: Iterable[Segment], *, timeout_s: float | None = None, **options: Unpack[PrefillOptions]
     ) -> AsyncIterator[Chunk | CairnError]:
         """Prefill each of ``contents``, in order; one that failed is a ``CairnError`` value. See ``Client``."""
         sent = [calls.prefill_request(content, {"salt": self._salt, **options}) for content in contents]
@@ -73,10 +73,10 @@ class AsyncClient:
             call.cancel()
 
     def generate(
-        self, parts: Sequence[Part], *, timeout_s: float | None = None, **options: Unpack[GenerateOptions]
+        self, segments: Sequence[Segment], *, timeout_s: float | None = None, **options: Unpack[GenerateOptions]
     ) -> AsyncGeneration:
-        """Stream an answer to ``parts``, the query last. Call it inside the running loop. See ``GenerateOptions``."""
-        request = calls.generate_request(parts, {"salt": self._salt, **options})
+        """Stream an answer to ``segments``, the query last. Call it in the running loop. See ``GenerateOptions``."""
+        request = calls.generate_request(segments, {"salt": self._salt, **options})
         peer, method = self._peers["decode"].for_request(request.request_id), self._stub("decode").Generate
 
         def start(remaining_s: float) -> Any:
@@ -85,10 +85,10 @@ class AsyncClient:
         return AsyncGeneration(start, peer, self._attempts(timeout_s, retry=True))
 
     async def explain(
-        self, parts: Sequence[Part], *, timeout_s: float | None = None, **options: Unpack[GenerateOptions]
+        self, segments: Sequence[Segment], *, timeout_s: float | None = None, **options: Unpack[GenerateOptions]
     ) -> Explanation:
         """What the same ``generate`` would reuse, compute and move; nothing is generated."""
-        request = calls.generate_request(parts, {"salt": self._salt, **options})
+        request = calls.generate_request(segments, {"salt": self._salt, **options})
         return await self._run(calls.explain(request), timeout_s)
 
     async def chunks(

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Generic, TypedDict, TypeVar
 
 from cairn.client import replies, requests
-from cairn.client.requests import ChunkName, Part
+from cairn.client.requests import ChunkName, Segment
 from cairn.client.types import Chunk, Deleted, Explanation, Loads, StoredChunk, StoreStats
 from protos import decode_pb2, decode_pb2_grpc, prefill_pb2, prefill_pb2_grpc
 
@@ -147,11 +147,11 @@ def abort(request_id: str) -> Call[bool]:
     return Call("decode", "Abort", decode_pb2.AbortRequest(request_id=request_id), replies.parse_aborted)
 
 
-def prefill_request(content: Part, options: PrefillOptions) -> prefill_pb2.PrefillChunkRequest:
+def prefill_request(content: Segment, options: PrefillOptions) -> prefill_pb2.PrefillChunkRequest:
     """A request for ``PrefillChunk`` or ``PrefillChunks``."""
     return requests.prefill_request(content, **options)
 
 
-def generate_request(parts: Sequence[Part], options: GenerateOptions) -> decode_pb2.GenerateRequest:
+def generate_request(segments: Sequence[Segment], options: GenerateOptions) -> decode_pb2.GenerateRequest:
     """A request for ``Generate`` or ``Explain``."""
-    return requests.generate_request(parts, **options)
+    return requests.generate_request(segments, **options)

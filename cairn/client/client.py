@@ -13,7 +13,7 @@ from cairn.client import calls, replies
 from cairn.client.calls import Call, GenerateOptions, ListOptions, PrefillOptions
 from cairn.client.errors import CairnError, error_from_status
 from cairn.client.generation import Generation
-from cairn.client.requests import ChunkName, Part
+from cairn.client.requests import ChunkName, Segment
 from cairn.client.transport import Attempts, CallFailed, Peer, Tls, error_from_rpc
 from cairn.client.types import Chunk, Deleted, Explanation, Loads, StoredChunk, StoreStats
 
@@ -52,13 +52,13 @@ class Client:
         self._channels = {name: peer.open_channel() for name, peer in self._peers.items()}
         self._stubs = {name: calls.stub(name, channel) for name, channel in self._channels.items()}
 
-    def prefill(self, content: Part, *, timeout_s: float | None = None, **options: Unpack[PrefillOptions]) -> Chunk:
+    def prefill(self, content: Segment, *, timeout_s: float | None = None, **options: Unpack[PrefillOptions]) -> Chunk:
         """Register text, token ids or a known chunk, and compute its KV after ``context``. See ``PrefillOptions``."""
         request = calls.prefill_request(content, {"salt": self._salt, **options})
         return self._run(calls.prefill(request), timeout_s)
 
     def prefill_many(
-        self, contents: Iterable[Part], *, timeout_s: float | None = None, **options: Unpack[PrefillOptions]
+        self, contents: Iterable[Segment], *, timeout_s: float | None = None, **options: Unpack[PrefillOptions]
     ) -> Iterator[Chunk | CairnError]:
         """Prefill each of ``contents`` with the same options, in one stream; results come in order.
 
@@ -72,10 +72,10 @@ class Client:
         return _in_order(call, sent, peer)
 
     def generate(
-        self, parts: Sequence[Part], *, timeout_s: float | None = None, **options: Unpack[GenerateOptions]
+        self, segments: Sequence[Segment], *, timeout_s: float | None = None, **options: Unpack[GenerateOptions]
     ) -> Generation:
-        """Stream an answer to the chunks, texts or token ids of ``parts``, the query last. See ``GenerateOptions``."""
-        request = calls.generate_request(parts, {"salt": self._salt, **options})
+        """Stream an answer to ``segments`` (chunks, texts, token ids), the query last. See ``GenerateOptions``."""
+        request = calls.generate_request(segments, {"salt": self._salt, **options})
         peer, method = self._peers["decode"].for_request(request.request_id), self._stubs["decode"].Generate
 
         def start(remaining_s: float) -> Any:
@@ -84,10 +84,10 @@ class Client:
         return Generation(start, peer, self._attempts(timeout_s, retry=True))
 
     def explain(
-        self, parts: Sequence[Part], *, timeout_s: float | None = None, **options: Unpack[GenerateOptions]
+        self, segments: Sequence[Segment], *, timeout_s: float | None = None, **options: Unpack[GenerateOptions]
     ) -> Explanation:
         """What the same ``generate`` would reuse, compute and move; nothing is generated."""
-        request = calls.generate_request(parts, {"salt": self._salt, **options})
+        request = calls.generate_request(segments, {"salt": self._salt, **options})
         return self._run(calls.explain(request), timeout_s)
 
     def chunks(self, *, timeout_s: float | None = None, **options: Unpack[ListOptions]) -> Iterator[StoredChunk]:

@@ -10,14 +10,14 @@ from cairn.client.errors import invalid
 from cairn.client.types import CACHE_USES, CHUNK_TYPES, LIST_ORDERS, REUSE_MODES, ChunkRef, Text, Tokens
 from protos import chunks_pb2, decode_pb2, prefill_pb2
 
-Part: TypeAlias = ChunkRef | Text | Tokens | str | Sequence[int]
+Segment: TypeAlias = ChunkRef | Text | Tokens | str | Sequence[int]
 ChunkName: TypeAlias = ChunkRef | str
 
 TOKEN_ID_MAX = 2**32 - 1
 
 
 def prefill_request(
-    content: Part,
+    content: Segment,
     *,
     type: str = "",
     context: Sequence[ChunkName] = (),
@@ -59,7 +59,7 @@ def prefill_request(
 
 
 def generate_request(
-    parts: Sequence[Part],
+    segments: Sequence[Segment],
     *,
     max_tokens: int = 128,
     reuse: str = "exact",
@@ -82,10 +82,10 @@ def generate_request(
     keep_special_tokens: bool = False,
 ) -> decode_pb2.GenerateRequest:
     """A ``GenerateRequest``; None leaves a sampling value to the service. Raises ``InvalidRequest``."""
-    if isinstance(parts, str | ChunkRef | Text | Tokens):
-        raise invalid("parts", "give a list: the chunks in order, the query last")
-    if not parts:
-        raise invalid("parts", "is empty: the query, at least, is needed")
+    if isinstance(segments, str | ChunkRef | Text | Tokens):
+        raise invalid("segments", "give a list: the chunks in order, the query last")
+    if not segments:
+        raise invalid("segments", "is empty: the query, at least, is needed")
     if cache not in CACHE_USES:
         raise invalid("cache", f"must be one of {', '.join(CACHE_USES)}, not {cache!r}")
     sampling = _sampling(
@@ -107,7 +107,7 @@ def generate_request(
     )
     return decode_pb2.GenerateRequest(
         request_id=request_id or "",
-        segments=[_segment(part, f"parts[{index}]") for index, part in enumerate(parts)],
+        segments=[_segment(segment, f"segments[{index}]") for index, segment in enumerate(segments)],
         sampling=sampling,
         reuse_mode=_reuse_mode(reuse),
         salt=salt,
@@ -153,22 +153,22 @@ def token_ids(ids: Sequence[int], field: str) -> list[int]:
     return plain
 
 
-def _content(part: Part, field: str) -> dict[str, Any]:
-    """The protobuf fields that give a part's content, its type and its role."""
-    if isinstance(part, ChunkRef):
-        return {"chunk_id": chunk_id_of(part, field)}
-    if isinstance(part, str):
-        return {"text": part}
-    if isinstance(part, Text):
-        return {"text": part.text, "type": part.type, "role": part.role}
-    tokens = part if isinstance(part, Tokens) else Tokens(part)
+def _content(segment: Segment, field: str) -> dict[str, Any]:
+    """The protobuf fields that give a segment's content, its type and its role."""
+    if isinstance(segment, ChunkRef):
+        return {"chunk_id": chunk_id_of(segment, field)}
+    if isinstance(segment, str):
+        return {"text": segment}
+    if isinstance(segment, Text):
+        return {"text": segment.text, "type": segment.type, "role": segment.role}
+    tokens = segment if isinstance(segment, Tokens) else Tokens(segment)
     if not hasattr(tokens.ids, "__iter__") or isinstance(tokens.ids, str | bytes):
         raise invalid(field, f"must be a chunk, a text or token ids, not {tokens.ids!r}")
     return {"token_ids": chunks_pb2.TokenIds(ids=token_ids(tokens.ids, field)), "type": tokens.type}
 
 
-def _segment(part: Part, field: str) -> decode_pb2.Segment:
-    fields = _content(part, field)
+def _segment(segment: Segment, field: str) -> decode_pb2.Segment:
+    fields = _content(segment, field)
     return decode_pb2.Segment(**{**fields, "type": _chunk_type(fields.get("type", ""))})
 
 

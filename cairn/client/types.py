@@ -17,7 +17,7 @@ LIST_ORDERS = ("created", "last_used", "name")
 
 @dataclass(frozen=True)
 class Text:
-    """A part of a prompt given as text. With a ``role`` it is rendered as one turn of the chat template."""
+    """A segment of a prompt given as text. With a ``role`` it is rendered as one turn of the chat template."""
 
     text: str
     type: str = ""
@@ -26,7 +26,7 @@ class Text:
 
 @dataclass(frozen=True)
 class Tokens:
-    """A part of a prompt given as token ids."""
+    """A segment of a prompt given as token ids."""
 
     ids: Sequence[int]
     type: str = ""
@@ -120,7 +120,7 @@ class Usage:
 
 @dataclass(frozen=True)
 class SegmentReport:
-    """Where the KV of one part of the prompt came from. ``offset`` is where it stands minus where it was
+    """Where the KV of one segment of the prompt came from. ``offset`` is where it stands minus where it was
     computed, in tokens; ``miss_reason`` is empty for a hit. ``unpublished`` says why KV that was computed did not go
     to the store (``"store_full"``, ``"store_unavailable"``), empty otherwise."""
 
@@ -139,7 +139,7 @@ class SegmentReport:
 
 @dataclass(frozen=True)
 class ReuseReport:
-    """What was reused, part by part, and how exact the answer is: the weakest of the parts."""
+    """What was reused, segment by segment, and how exact the answer is: the weakest of the segments."""
 
     reuse_mode: str
     exactness: str

@@ -44,13 +44,13 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Registered:
-    """The chunks of the examples, by the part they are."""
+    """The chunks of the examples."""
 
     system: Chunk
     documents: dict[str, Chunk]
 
     def compose(self, exercise: Exercise) -> list[ChunkRef | Text]:
-        """An exercise's parts in its order, the question last."""
+        """An exercise's segments in its order, the question last."""
         documents = [self.documents[name] for name in exercise.order]
         return [self.system, *documents, Text(exercise.question.question, type="query", role="user")]
 
@@ -69,10 +69,10 @@ async def try_exercise(
     client: AsyncClient, registered: Registered, examples: Examples, exercise: Exercise, oracle: PlainModel, show: Show
 ) -> Verdict:
     """Ask three times and compare; the first answer is shown while it streams."""
-    parts = registered.compose(exercise)
-    first = await _ask(client, parts, exercise.reuse, "shared", show)
-    warm = await _ask(client, parts, exercise.reuse, "shared")
-    cold = await _ask(client, parts, exercise.reuse, "bypass")
+    segments = registered.compose(exercise)
+    first = await _ask(client, segments, exercise.reuse, "shared", show)
+    warm = await _ask(client, segments, exercise.reuse, "shared")
+    cold = await _ask(client, segments, exercise.reuse, "bypass")
     prompt = oracle.prompt(exercise.messages(examples))
     answers = [oracle.without_end(list(answered.result.token_ids)) for answered in (first, warm, cold)]
     problems = _complaints(exercise, first.result, len(prompt))
@@ -104,11 +104,11 @@ def _complaints(exercise: Exercise, result: Result, prompt_tokens: int) -> list[
 
 
 async def _ask(
-    client: AsyncClient, parts: list[ChunkRef | Text], reuse: str, cache: str, show: Show | None = None
+    client: AsyncClient, segments: list[ChunkRef | Text], reuse: str, cache: str, show: Show | None = None
 ) -> Answered:
     begin = time.perf_counter()
     first_token_s = 0.0
-    async with client.generate(parts, reuse=reuse, cache=cache, max_tokens=ANSWER_TOKENS_MAX) as stream:
+    async with client.generate(segments, reuse=reuse, cache=cache, max_tokens=ANSWER_TOKENS_MAX) as stream:
         async for delta in stream:
             if delta.token_ids and not first_token_s:
                 first_token_s = time.perf_counter() - begin

@@ -38,7 +38,7 @@ class Way:
 
 @dataclass(frozen=True)
 class Comparison:
-    """``lengths`` are the tokens of each part, the query's last; ``sources_*`` say where each chunk's KV came from."""
+    """``lengths`` are the tokens of each segment, the query last; ``sources_*`` say where each chunk's KV came from."""
 
     a: Way
     b: Way
@@ -49,8 +49,8 @@ class Comparison:
     sources_a: list[str]
     sources_b: list[str]
 
-    def part_of(self, token: int) -> tuple[int, int]:
-        """The part that a token belongs to, and its place in it."""
+    def segment_of(self, token: int) -> tuple[int, int]:
+        """The segment that a token belongs to, and its place in it."""
         for index, length in enumerate(self.lengths):
             if token < length:
                 return index, token
@@ -70,34 +70,34 @@ def read_way(word: str) -> Way:
 
 def run_comparison(
     served: ServedModel,
-    parts: Sequence[tuple[int, ...]],
+    segments: Sequence[tuple[int, ...]],
     ways: tuple[Way, Way],
     *,
     store: str = "",
     salt: str = "",
     tolerance: float | None = None,
 ) -> Comparison:
-    """Answers ``parts`` (the query last) both ways. Raises ``ValueError`` if they cannot be compared, or as ``opened``.
+    """Answers ``segments`` (the query last) both ways. Raises ``ValueError`` if it cannot compare, or as ``opened``.
 
     Without ``tolerance`` it is the dtype's; 0 for stored against fresh of one mode, which have the same bits.
     """
     for way in ways:
-        if sum(map(len, parts)) > served.limit(way.mode).tokens:
-            raise ValueError(f"{sum(map(len, parts))} tokens are more than {way.mode} has: {served.limit(way.mode)}")
+        if sum(map(len, segments)) > served.limit(way.mode).tokens:
+            raise ValueError(f"{sum(map(len, segments))} tokens are more than {way.mode} has: {served.limit(way.mode)}")
     with ExitStack() as ends:
         place = ends.enter_context(opened(store)) if any(way.kind == STORED for way in ways) else None
-        a, b = (_trace(served, parts, way, place, salt) for way in ways)
+        a, b = (_trace(served, segments, way, place, salt) for way in ways)
     same = ways[0].mode == ways[1].mode and EAGER not in (ways[0].kind, ways[1].kind)
     if tolerance is None:
         tolerance = 0.0 if same else TOLERANCE[served.layout.dtype]
-    lengths = [len(part) for part in parts]
+    lengths = [len(segment) for segment in segments]
     return Comparison(*ways, lengths, served.layout.dtype, tolerance, compare(a, b), a.sources, b.sources)
 
 
 def _trace(
-    served: ServedModel, parts: Sequence[tuple[int, ...]], way: Way, store: SharedStore | None, salt: str
+    served: ServedModel, segments: Sequence[tuple[int, ...]], way: Way, store: SharedStore | None, salt: str
 ) -> Trace:
-    *chunks, query = parts
+    *chunks, query = segments
     if way.kind == EAGER:
         return trace_eager(served, chunks, query, way.mode)
     load = None if store is None or way.kind == FRESH else _load_from(store)

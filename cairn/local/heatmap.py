@@ -51,7 +51,7 @@ def draw(comparison: Comparison, file: Path) -> None:
         panel.set_ylabel(f"{kind}\nlayer")
         if first is not None and first.kind == kind:
             panel.plot(first.token, first.layer, "o", markersize=11, fillstyle="none", color="cyan", markeredgewidth=2)
-    panels[-1].set_xlabel("token (lines: where parts begin)")
+    panels[-1].set_xlabel("token (lines: where segments begin)")
     where = (
         "nothing beyond the tolerance"
         if first is None

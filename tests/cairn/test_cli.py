@@ -76,7 +76,7 @@ def test_generate_streams_text_and_reports(cairn, services, tmp_path):
     document.write_text("Facts.")
     code, out, err = cairn(
         *("generate", CHUNK_1, ":doc-2", f"@{document}", "more", "--query", "why?", "--query-role", "user"),
-        *("--part-role", "document", "--reuse", "anchored", "--max-tokens", "5", "--seed", "3", "--ignore-eos"),
+        *("--segment-role", "document", "--reuse", "anchored", "--max-tokens", "5", "--seed", "3", "--ignore-eos"),
     )
     assert (code, out) == (0, "Cairn is stone.\n")
     assert "9 prompt tokens (7 cached, 2 computed), 3 generated" in err

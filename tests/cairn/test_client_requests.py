@@ -64,18 +64,18 @@ def test_one_stop_text_is_not_a_list_of_letters():
 
 
 @pytest.mark.parametrize(
-    ("parts", "options", "complaint"),
+    ("segments", "options", "complaint"),
     [
-        ("just text", {}, "parts: give a list"),
-        (ChunkRef("abc"), {}, "parts: give a list"),
-        ([], {}, "parts: is empty"),
-        ([3], {}, r"parts\[0\]: must be a chunk"),
-        (["a", None], {}, r"parts\[1\]: must be a chunk"),
-        (["a", [1, "2"]], {}, r"parts\[1\]: token ids must be integers"),
+        ("just text", {}, "segments: give a list"),
+        (ChunkRef("abc"), {}, "segments: give a list"),
+        ([], {}, "segments: is empty"),
+        ([3], {}, r"segments\[0\]: must be a chunk"),
+        (["a", None], {}, r"segments\[1\]: must be a chunk"),
+        (["a", [1, "2"]], {}, r"segments\[1\]: token ids must be integers"),
         ([[1, -1]], {}, "token id -1 is not in"),
         ([[2**32]], {}, "token id 4294967296 is not in"),
-        ([ChunkRef("")], {}, r"parts\[0\]: must be a chunk or its id"),
-        ([b"bytes"], {}, r"parts\[0\]: must be a chunk"),
+        ([ChunkRef("")], {}, r"segments\[0\]: must be a chunk or its id"),
+        ([b"bytes"], {}, r"segments\[0\]: must be a chunk"),
         (["q"], {"reuse": "EXACT"}, "reuse: must be one of exact, anchored, independent"),
         (["q"], {"reuse": "blend"}, "reuse: must be one of"),
         (["q"], {"cache": "none"}, "cache: must be one of"),
@@ -84,9 +84,9 @@ def test_one_stop_text_is_not_a_list_of_letters():
         ([Text("q", type="poem")], {}, "type: must be one of"),
     ],
 )
-def test_refused_generate_requests(parts, options, complaint):
+def test_refused_generate_requests(segments, options, complaint):
     with pytest.raises(InvalidRequest, match=complaint) as caught:
-        generate_request(parts, **options)
+        generate_request(segments, **options)
     assert caught.value.code == "INVALID_ARGUMENT"
     assert isinstance(caught.value, ValueError)
 

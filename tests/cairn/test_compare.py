@@ -101,7 +101,7 @@ def test_a_chunk_of_the_store_is_named_by_its_id(compare: Run, folder: Path, sto
     )
     said = json.loads(out)
     assert code == 0 and said["sources_b"] == ["stored"] * 3
-    assert [part["tokens"] for part in said["parts"]] == [*map(len, parts_of(loaded(folder, "decode")))]
+    assert [segment["tokens"] for segment in said["segments"]] == [*map(len, parts_of(loaded(folder, "decode")))]
 
 
 def publish_wrong(served: Loaded, store: str, chunk: int, layer: int, kind: str, token: int) -> None:

@@ -76,8 +76,10 @@ def conserved(result: cairn.Result) -> bool:
     """hit + computed = prompt tokens, in the usage and in the report."""
     usage, segments = result.usage, result.reuse.segments
     return (
-        usage.cached_tokens + usage.computed_tokens == usage.prompt_tokens == sum(part.tokens for part in segments)
-        and sum(part.cached_tokens for part in segments) == usage.cached_tokens
+        usage.cached_tokens + usage.computed_tokens
+        == usage.prompt_tokens
+        == sum(segment.tokens for segment in segments)
+        and sum(segment.cached_tokens for segment in segments) == usage.cached_tokens
     )
 
 
@@ -89,7 +91,7 @@ def test_a_chunk_is_computed_once_and_the_answer_stays(live):
     assert first.text.strip() == warm.text.strip() == cold.text.strip() == ANSWER
     assert first.token_ids == warm.token_ids == cold.token_ids
     assert all(conserved(result) for result in (first, warm, cold))
-    assert [part.source for part in warm.reuse.segments] == ["device"] * 3 + ["computed"]
+    assert [segment.source for segment in warm.reuse.segments] == ["device"] * 3 + ["computed"]
     assert warm.reuse.exactness == "exact_context"
     assert cold.usage.cached_tokens == 0
     assert warm.timings.first_token_s < cold.timings.first_token_s
@@ -102,7 +104,7 @@ def test_other_orders_compute_only_the_query(live, reuse):
     result = live.generate([system, *reversed(documents), QUERY], reuse=reuse, max_tokens=32).finish()
     assert result.usage.computed_tokens == result.reuse.segments[-1].tokens
     assert result.reuse.exactness == "exact_block_mask"
-    assert any(part.offset for part in result.reuse.segments)
+    assert any(segment.offset for segment in result.reuse.segments)
     assert result.text.strip() == ANSWER
     assert conserved(result)
 
@@ -193,12 +195,12 @@ def test_abort_ends_a_stream_from_outside(live):
 def test_many_at_once_give_the_answers_of_one_alone(up, live):
     chunks = register(live, "chronicle", "people")
     questions = ["Who governs Wendolin?", "What does Port Aurel export?", "Which animal does Tavia Quillon keep?"]
-    parts = [[*chunks, Text(question, role="user")] for question in questions]
-    alone = [live.generate(part, max_tokens=24).finish().token_ids for part in parts]
+    segments = [[*chunks, Text(question, role="user")] for question in questions]
+    alone = [live.generate(segment, max_tokens=24).finish().token_ids for segment in segments]
 
     async def together() -> list[cairn.Result]:
         async with AsyncClient(up["prefill"]["address"], up["decode"]["address"], timeout_s=60) as client:
-            return await asyncio.gather(*(client.generate(parts[n % 3], max_tokens=24).finish() for n in range(12)))
+            return await asyncio.gather(*(client.generate(segments[n % 3], max_tokens=24).finish() for n in range(12)))
 
     results = asyncio.run(together())
     assert [result.token_ids for result in results] == [alone[n % 3] for n in range(12)]

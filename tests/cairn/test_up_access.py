@@ -69,11 +69,11 @@ def test_each_tenant_has_a_cache_of_its_own(up: dict[str, Any]) -> None:
     for token in ("stone", "slate"):
         with client(up, token) as tenant:
             # Given as text it is registered by the decode service, and its KV asked of the prefill service.
-            parts = [Text(DOCUMENT, role="document"), QUERY]
+            segments = [Text(DOCUMENT, role="document"), QUERY]
             chunk = tenant.prefill(DOCUMENT, role="document")
             first, again = (tenant.generate([chunk, QUERY], max_tokens=4).finish() for _ in range(2))
             sources[token] = (chunk.computed_tokens, first.reuse.segments[0].source, again.reuse.segments[0].source)
-            assert first.token_ids == again.token_ids == tenant.generate(parts, max_tokens=4).finish().token_ids
+            assert first.token_ids == again.token_ids == tenant.generate(segments, max_tokens=4).finish().token_ids
     tokens = sources["stone"][0]
     assert tokens > 0
     assert sources == {token: (tokens, "store", "device") for token in ("stone", "slate")}, "computed once for each"
@@ -84,7 +84,7 @@ def test_the_decode_service_may_ask_for_any_tenant(up: dict[str, Any]) -> None:
     with client(up, "slate") as tenant:
         chunks = [tenant.prefill(f"Note {number} of the town.", role="document") for number in range(2)]
         result = tenant.generate([*chunks, QUERY], max_tokens=2).finish()
-        assert [part.source for part in result.reuse.segments[:2]] == ["store", "computed"]
+        assert [segment.source for segment in result.reuse.segments[:2]] == ["store", "computed"]
 
 
 def test_nobody_comes_in_without_a_token_or_without_tls(up: dict[str, Any]) -> None:

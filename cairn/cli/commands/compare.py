@@ -1,8 +1,8 @@
 """Show where two ways of answering one request part: K, V and hidden states by layer and token.
 
-Runs here on a model directory; no service is asked. Each PART is @FILE or text (text:WORDS if it looks like something
-else), or a chunk of the store (its id, the first digits of it, or :NAME), in order; the query comes last: --query, or
-the last PART. A WAY is one of
+Runs here on a model directory; no service is asked. Each SEGMENT is @FILE or text (text:WORDS if it looks like
+something else), or a chunk of the store (its id, the first digits of it, or :NAME), in order; the query comes last:
+--query, or the last SEGMENT. A WAY is one of
 
   fresh:MODE    our engine computes everything                (MODE alone means this)
   stored:MODE   our engine loads the KV that --store has, and computes the rest
@@ -36,9 +36,11 @@ KINDS = ("K", "V", "hidden")
 
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("part", nargs="*", metavar="PART", help="@FILE, text, or a chunk of the store")
+    parser.add_argument("segment", nargs="*", metavar="SEGMENT", help="@FILE, text, or a chunk of the store")
     parser.add_argument("--query", metavar="TEXT", help="the query: text or @FILE")
-    parser.add_argument("--part-role", default="", metavar="ROLE", help="chat role of the parts given as text or files")
+    parser.add_argument(
+        "--segment-role", default="", metavar="ROLE", help="chat role of segments given as text or files"
+    )
     parser.add_argument("--query-role", default="", metavar="ROLE", help="chat role of the query, for example user")
     parser.add_argument("--a", default="fresh:exact", metavar="WAY", help="default %(default)s")
     parser.add_argument("--b", default="eager:exact", metavar="WAY", help="default %(default)s")
@@ -71,9 +73,9 @@ def run(args: argparse.Namespace, terminal: Terminal) -> int:
         ways = read_way(args.a), read_way(args.b)
         with terminal.waiting("Loading the model ..."):
             served, codec = _load(args)
-        names, parts = _parts(args, codec)
+        names, segments = _segments(args, codec)
         with terminal.waiting("Answering both ways ..."):
-            found = run_comparison(served, parts, ways, store=args.store, salt=args.salt, tolerance=args.tolerance)
+            found = run_comparison(served, segments, ways, store=args.store, salt=args.salt, tolerance=args.tolerance)
         if args.png is not None:
             draw(found, args.png)
     except (ValueError, OSError) as error:
@@ -100,27 +102,27 @@ def _load(args: argparse.Namespace) -> tuple[ServedModel, TextCodec]:
     return look_into(borrowed, piece_tokens=options.piece_tokens), codec
 
 
-def _parts(args: argparse.Namespace, codec: TextCodec) -> tuple[list[str], list[tuple[int, ...]]]:
-    """What to call the parts, and their tokens; the query is the last."""
-    words = list(args.part)
+def _segments(args: argparse.Namespace, codec: TextCodec) -> tuple[list[str], list[tuple[int, ...]]]:
+    """What to call the segments, and their tokens; the query is the last."""
+    words = list(args.segment)
     query = args.query if args.query is not None else (words.pop() if words else None)
     if query is None:
-        raise UsageError("give a query: --query TEXT, or at least one PART")
-    named = [_part(word, args, codec) for word in words]
+        raise UsageError("give a query: --query TEXT, or at least one SEGMENT")
+    named = [_segment(word, args, codec) for word in words]
     tokens = codec.encode(_text(query), role=args.query_role, generation_prompt=bool(args.query_role))
     if not tokens:
         raise UsageError("--query: holds no token")
-    return [*(name for name, _ in named), "(query)"], [*(part for _, part in named), tokens]
+    return [*(name for name, _ in named), "(query)"], [*(segment for _, segment in named), tokens]
 
 
-def _part(word: str, args: argparse.Namespace, codec: TextCodec) -> tuple[str, tuple[int, ...]]:
+def _segment(word: str, args: argparse.Namespace, codec: TextCodec) -> tuple[str, tuple[int, ...]]:
     if word.startswith(":") or looks_like_id(word):
         with opened(args.store) as store:
             (record,) = store.get_records(choose_chunks(store, [word], []))
         if record is None or record.tokenizer != codec.identity:
             raise UsageError(f"{word}: is not registered any more, or with another tokenizer")
         return record.name or record.chunk_id[:12], record.token_ids
-    tokens = codec.encode(_text(word), role=args.part_role)
+    tokens = codec.encode(_text(word), role=args.segment_role)
     if not tokens:
         raise UsageError(f"{word!r}: holds no token")
     return (word if len(word) <= 24 else f"{word[:21]}..."), tokens
@@ -139,7 +141,8 @@ def _say(found: Comparison, names: list[str], terminal: Terminal) -> None:
     terminal.say(table(("layer", *(f"#{kind}  at" for kind in KINDS)), [_layer_row(found, n) for n in range(layers)]))
     terminal.say(
         table(
-            ("part", "#tokens", *(f"#{kind}" for kind in KINDS), str(found.a), str(found.b)), _part_rows(found, names)
+            ("segment", "#tokens", *(f"#{kind}" for kind in KINDS), str(found.a), str(found.b)),
+            _segment_rows(found, names),
         )
     )
     left, right = found.found.likeliest
@@ -148,10 +151,10 @@ def _say(found: Comparison, names: list[str], terminal: Terminal) -> None:
     if first is None:
         terminal.say(f"nothing is beyond the tolerance of {found.tolerance:g} ({found.dtype})", "bold green")
         return
-    part, place = found.part_of(first.token)
+    segment, place = found.segment_of(first.token)
     terminal.say(
         f"first beyond the tolerance of {found.tolerance:g} ({found.dtype}): {first.kind} of layer {first.layer} at "
-        f"token {first.token} (token {place} of {names[part]}), {first.difference:.3g}; "
+        f"token {first.token} (token {place} of {names[segment]}), {first.difference:.3g}; "
         f"{found.found.beyond(found.tolerance)} places in all",
         "bold red",
     )
@@ -165,7 +168,7 @@ def _layer_row(found: Comparison, layer: int) -> list[str]:
     return [str(layer), *cells]
 
 
-def _part_rows(found: Comparison, names: list[str]) -> list[list[str]]:
+def _segment_rows(found: Comparison, names: list[str]) -> list[list[str]]:
     rows, start = [], 0
     for index, (name, length) in enumerate(zip(names, found.lengths, strict=True)):
         tokens = slice(start, start + length)
@@ -188,7 +191,7 @@ def _as_json(found: Comparison, names: list[str], first: Place | None, layers: i
         "b": str(found.b),
         "dtype": found.dtype,
         "tolerance": found.tolerance,
-        "parts": [{"name": name, "tokens": length} for name, length in zip(names, found.lengths, strict=True)],
+        "segments": [{"name": name, "tokens": length} for name, length in zip(names, found.lengths, strict=True)],
         "sources_a": found.sources_a,
         "sources_b": found.sources_b,
         "first": first,

@@ -1,7 +1,7 @@
 """Say what a request would reuse, compute and move, without running it.
 
-Each PART is a chunk (its id, the first digits of it, or :NAME), @FILE or text (text:WORDS if it looks like one of the
-others), in order. The query comes last: --query, or the last PART.
+Each SEGMENT is a chunk (its id, the first digits of it, or :NAME), @FILE or text (text:WORDS if it looks like one of
+the others), in order. The query comes last: --query, or the last SEGMENT.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 from contextlib import ExitStack
 
-from cairn.cli.commands.generate import add_prompt_flags, read_parts
+from cairn.cli.commands.generate import add_prompt_flags, read_segments
 from cairn.cli.connection import add_connection_flags, open_client
 from cairn.cli.terminal import Terminal, reuse_table
 from chunk_store.quantities import human_bytes
@@ -22,9 +22,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, terminal: Terminal) -> int:
     with open_client(args) as client, ExitStack() as shown:
-        parts = read_parts(args, client, terminal)  # may ask
+        segments = read_segments(args, client, terminal)  # may ask
         shown.enter_context(terminal.waiting("Looking up ..."))
-        plan = client.explain(parts, reuse=args.reuse, cache=args.cache, request_id=args.request_id)
+        plan = client.explain(segments, reuse=args.reuse, cache=args.cache, request_id=args.request_id)
     if terminal.as_json:
         terminal.json_line(plan)
         return 0

@@ -9,11 +9,11 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from cairn.cli.arguments import find_chunk, read_part, typed
+from cairn.cli.arguments import find_chunk, read_segment, typed
 from cairn.cli.connection import add_connection_flags, open_client
 from cairn.cli.terminal import Terminal, short_id, table
 from cairn.client.client import Client
-from cairn.client.requests import Part
+from cairn.client.requests import Segment
 from cairn.client.types import CHUNK_TYPES, REUSE_MODES, Chunk, ChunkRef
 from chunk_store.quantities import human_seconds, parse_seconds
 
@@ -40,7 +40,7 @@ def run(args: argparse.Namespace, terminal: Terminal) -> int:
     done = []
     with open_client(args) as client:
         context = [find_chunk(client, word) for word in args.context]
-        contents = [(word, read_part(word, client, terminal)) for word in args.content]  # may ask
+        contents = [(word, read_segment(word, client, terminal)) for word in args.content]  # may ask
         for number, (word, content) in enumerate(contents, start=1):
             with terminal.waiting(f"Prefilling {number} of {len(contents)} ..."):
                 chunk = _prefill(client, args, word, content, context)
@@ -55,7 +55,7 @@ def run(args: argparse.Namespace, terminal: Terminal) -> int:
     return 0
 
 
-def _prefill(client: Client, args: argparse.Namespace, word: str, content: Part, context: list[ChunkRef]) -> Chunk:
+def _prefill(client: Client, args: argparse.Namespace, word: str, content: Segment, context: list[ChunkRef]) -> Chunk:
     name = args.name or (Path(word[1:]).name if word.startswith("@") else "")
     return client.prefill(
         content,
