@@ -58,7 +58,7 @@ prefill_pb2_grpc.PrefillServiceStub(grpc.insecure_channel("")).GetChunk(prefill_
 def test_mypy_reads_messages_and_stubs(tmp_path: Path) -> None:
     """A field, an enum value or an RPC that the protos do not have, or one of another type, fails ``make check``."""
     (tmp_path / "misuses.py").write_text(MISUSES)
-    mypy = [Path(sys.executable).with_name("mypy"), "--no-error-summary", tmp_path / "misuses.py"]
+    mypy: list[str | Path] = [Path(sys.executable).with_name("mypy"), "--no-error-summary", tmp_path / "misuses.py"]
     environment = {**os.environ, "MYPYPATH": str(ROOT)}
     found = subprocess.run(mypy, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240)
     wrong = {int(number) for number in re.findall(r"misuses\.py:(\d+): error", found.stdout)}

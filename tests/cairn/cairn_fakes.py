@@ -32,7 +32,7 @@ class Script:
     chunks: int = 5
     pages_asked: list[int] = field(default_factory=list)
     requests: list[Any] = field(default_factory=list)
-    metadata: list[dict[str, str]] = field(default_factory=list)
+    metadata: list[dict[str, Any]] = field(default_factory=list)
     cancelled: threading.Event = field(default_factory=threading.Event)
     stopped: threading.Event = field(default_factory=threading.Event)
 
@@ -48,7 +48,7 @@ class Script:
 def stored_chunk(number: int) -> chunks_pb2.Chunk:
     return chunks_pb2.Chunk(
         chunk_id=digits(f"chunk {number:03d}"),
-        type="CHUNK_TYPE_CONTEXT",
+        type=chunks_pb2.CHUNK_TYPE_CONTEXT,
         name=f"doc-{number}",
         tags=["demo"],
         tokens=10 + number,
@@ -72,7 +72,7 @@ class FakePrefill(prefill_pb2_grpc.PrefillServiceServicer):
         return prefill_pb2.PrefillChunkResponse(
             chunk_id=digits(text),
             key="k" + digits(text)[1:],
-            outcome="OUTCOME_COMPUTED",
+            outcome=prefill_pb2.PrefillChunkResponse.OUTCOME_COMPUTED,
             tokens=7,
             computed_tokens=7,
             timings=chunks_pb2.StageTimings(prefill_ns=2_500_000, total_ns=3_000_000),
@@ -177,24 +177,24 @@ class FakeDecode(decode_pb2_grpc.DecodeServiceServicer):
         first = decode_pb2.SegmentReport(
             chunk_id=digits("a"),
             name="doc",
-            type="CHUNK_TYPE_CONTEXT",
+            type=chunks_pb2.CHUNK_TYPE_CONTEXT,
             tokens=7,
             cached_tokens=7,
-            source="KV_SOURCE_STORE",
+            source=decode_pb2.KV_SOURCE_STORE,
             level=0,
             offset=-4,
-            exactness="EXACTNESS_EXACT_BLOCK_MASK",
+            exactness=chunks_pb2.EXACTNESS_EXACT_BLOCK_MASK,
         )
         query = decode_pb2.SegmentReport(
-            type="CHUNK_TYPE_QUERY",
+            type=chunks_pb2.CHUNK_TYPE_QUERY,
             tokens=2,
-            source="KV_SOURCE_COMPUTED",
+            source=decode_pb2.KV_SOURCE_COMPUTED,
             level=1,
-            exactness="EXACTNESS_EXACT_CONTEXT",
-            miss_reason="MISS_REASON_NOT_STORED",
+            exactness=chunks_pb2.EXACTNESS_EXACT_CONTEXT,
+            miss_reason=chunks_pb2.MISS_REASON_NOT_STORED,
         )
         return decode_pb2.ReuseReport(
-            reuse_mode=request.reuse_mode, exactness="EXACTNESS_EXACT_BLOCK_MASK", segments=[first, query]
+            reuse_mode=request.reuse_mode, exactness=chunks_pb2.EXACTNESS_EXACT_BLOCK_MASK, segments=[first, query]
         )
 
     def Explain(self, request, context):
@@ -214,7 +214,7 @@ class FakeDecode(decode_pb2_grpc.DecodeServiceServicer):
 
     def GetLoads(self, request, context):
         self.script.enter(request, context)
-        modes = [decode_pb2.ModeSupport(mode="REUSE_MODE_ANCHORED", supported=False, reason="dynamic NTK")]
+        modes = [decode_pb2.ModeSupport(mode=chunks_pb2.REUSE_MODE_ANCHORED, supported=False, reason="dynamic NTK")]
         return decode_pb2.GetLoadsResponse(running=1, pages_total=100, page_size=16, model_name="fake", modes=modes)
 
 

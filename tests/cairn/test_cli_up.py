@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -60,7 +61,7 @@ def up(tmp_path):
     (tmp_path / "m" / "config.json").write_text("{}")
     started: list[subprocess.Popen[str]] = []
 
-    def start(*flags: str, **behaviour: str) -> subprocess.Popen[str]:
+    def start(*flags: str, **behaviour: Any) -> subprocess.Popen[str]:
         argv = [
             sys.executable,
             "-m",
@@ -93,7 +94,7 @@ def up(tmp_path):
             process.communicate(timeout=60)
 
 
-def _event(process: subprocess.Popen[str]) -> dict[str, object]:
+def _event(process: subprocess.Popen[str]) -> dict[str, Any]:
     assert process.stdout is not None
     return json.loads(process.stdout.readline())
 

@@ -40,6 +40,7 @@ def test_all_calls(services):
         chunk = await client.prefill("hello", name="n")
         assert (chunk.id, chunk.name) == (digits("hello"), "n")
         many = [result async for result in client.prefill_many(["one", "bad"])]
+        assert isinstance(many[0], cairn.Chunk)
         assert (many[0].id, type(many[1])) == (digits("one"), cairn.InvalidRequest)
         assert [found.name async for found in client.chunks(page_size=2)] == [f"doc-{n}" for n in range(5)]
         known = await client.get(digits("chunk 001"), text=True)

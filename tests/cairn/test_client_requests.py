@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any, cast
+
 import numpy as np
 import pytest
 
@@ -12,7 +14,14 @@ from protos import chunks_pb2, decode_pb2, prefill_pb2
 
 def test_every_kind_of_part_becomes_its_segment():
     request = generate_request(
-        [ChunkRef("abc"), "text", [1, 2], Tokens((3, 4), type="code"), np.array([5, 6]), Text("q", role="user")]
+        [
+            ChunkRef("abc"),
+            "text",
+            [1, 2],
+            Tokens((3, 4), type="code"),
+            cast(Any, np.array([5, 6])),
+            Text("q", role="user"),
+        ]
     )
     assert [segment.WhichOneof("content") for segment in request.segments] == [
         "chunk_id",
@@ -93,7 +102,7 @@ def test_refused_generate_requests(segments, options, complaint):
 
 def test_a_misspelt_option_is_a_type_error():
     with pytest.raises(TypeError, match="max_token"):
-        generate_request(["q"], max_token=3)
+        generate_request(["q"], max_token=3)  # type: ignore[call-arg]
 
 
 def test_prefill_request_carries_everything():
@@ -110,9 +119,9 @@ def test_prefill_request_carries_everything():
     )
     assert request == prefill_pb2.PrefillChunkRequest(
         text="hello",
-        type="CHUNK_TYPE_CODE",
+        type=chunks_pb2.CHUNK_TYPE_CODE,
         context_chunk_ids=["a", "b"],
-        reuse_mode="REUSE_MODE_INDEPENDENT",
+        reuse_mode=chunks_pb2.REUSE_MODE_INDEPENDENT,
         name="n",
         tags=["x", "y"],
         ttl_s=2.5,
@@ -149,7 +158,12 @@ def test_refused_prefill_requests(content, options, complaint):
 def test_list_request():
     request = list_request(type="rag_result", tag="t", name="n", order="last_used", page_size=7, page_token="p")
     assert request == prefill_pb2.ListChunksRequest(
-        type="CHUNK_TYPE_RAG_RESULT", tag="t", name="n", order="ORDER_LAST_USED", page_size=7, page_token="p"
+        type=chunks_pb2.CHUNK_TYPE_RAG_RESULT,
+        tag="t",
+        name="n",
+        order=prefill_pb2.ListChunksRequest.ORDER_LAST_USED,
+        page_size=7,
+        page_token="p",
     )
     with pytest.raises(InvalidRequest, match="order"):
         list_request(order="size")

@@ -13,6 +13,7 @@ import time
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
@@ -195,7 +196,7 @@ def test_abort_ends_a_stream_from_outside(live):
 def test_many_at_once_give_the_answers_of_one_alone(up, live):
     chunks = register(live, "chronicle", "people")
     questions = ["Who governs Wendolin?", "What does Port Aurel export?", "Which animal does Tavia Quillon keep?"]
-    segments = [[*chunks, Text(question, role="user")] for question in questions]
+    segments: list[list[Any]] = [[*chunks, Text(question, role="user")] for question in questions]
     alone = [live.generate(segment, max_tokens=24).finish().token_ids for segment in segments]
 
     async def together() -> list[cairn.Result]:

@@ -58,7 +58,7 @@ def test_what_an_export_writes_and_a_plain_tar_agree(file_place: Place, tmp_path
     publish(store, sample(1))
     export(store, tmp_path / "ours", [sample(1).chunk_id])
     with tarfile.open(tmp_path / "ours", "r:") as tar:
-        found = [(member.name, tar.extractfile(member).read()) for member in tar]  # type: ignore[union-attr]
+        found = [(member.name, tar.extractfile(member).read()) for member in tar]
     assert [name.split("/")[0] for name, _ in found] == ["manifest.json", "records", "entries"]
     again = archive(tmp_path / "again", *found[1:], manifest=found[0][1])
     store.delete_chunks([sample(1).chunk_id])
@@ -234,13 +234,13 @@ def sparse(tar: tarfile.TarFile) -> None:
     info = tarfile.TarInfo(f"entries/{GOOD.key}.kv")
     info.type = tarfile.GNUTYPE_SPARSE
     info.size = 2**40
-    tar.fileobj.write(info.tobuf(tarfile.GNU_FORMAT))  # type: ignore[union-attr]
+    tar.fileobj.write(info.tobuf(tarfile.GNU_FORMAT))
 
 
 def larger_than_the_file(tar: tarfile.TarFile) -> None:
     info = tarfile.TarInfo(f"entries/{GOOD.key}.kv")
     info.size = 2**33
-    tar.fileobj.write(info.tobuf(tarfile.GNU_FORMAT))  # type: ignore[union-attr]
+    tar.fileobj.write(info.tobuf(tarfile.GNU_FORMAT))
 
 
 def long_name(tar: tarfile.TarFile) -> None:

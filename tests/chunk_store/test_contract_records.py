@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -100,7 +100,7 @@ def test_pages_are_complete_and_stable_under_inserts(place: Place, order: Record
         RecordOrder.LAST_USED: [record.last_used_at for record in seen],
         RecordOrder.NAME: [record.name for record in seen],
     }[order]
-    assert keys == sorted(keys)
+    assert keys == sorted(cast(Any, keys))
     assert {record.chunk_id for record in seen} >= {record.chunk_id for record in first}
     assert len({record.chunk_id for record in seen}) == len(seen)
 

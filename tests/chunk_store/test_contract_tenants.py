@@ -9,6 +9,7 @@ from collections.abc import Callable
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -31,7 +32,7 @@ def usage(store: SharedStore, tenant: Tenant) -> tuple[int, int, int]:
     return counted.records, counted.pinned, counted.entries
 
 
-def seen(store: SharedStore, *tenants: Tenant, **query: str) -> list[tuple[Tenant, str]]:
+def seen(store: SharedStore, *tenants: Tenant, **query: Any) -> list[tuple[Tenant, str]]:
     page = store.list_records(RecordQuery(tenants=tenants, **query))
     return [(record.tenant, record.name) for record in page.records]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -66,7 +67,7 @@ def test_a_killed_owner_costs_misses_and_a_new_one_is_filled_again(cluster: Moon
         assert store.lookup([entry.key for entry in entries]) == [None] * 4
         cluster.owner.start()
         assert eventually(lambda: publishes(store, entries[0]), 30)
-        assert all(eventually(lambda entry=entry: publishes(store, entry), 30) for entry in entries[1:])
+        assert all(eventually(partial(publishes, store, entry), 30) for entry in entries[1:])
         repair(store)
         report = verify(store)
         assert report.sound, report.findings

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 
@@ -80,7 +81,7 @@ def test_a_url_of_no_store_is_refused_with_the_remedy(url: str) -> None:
 @pytest.mark.parametrize("setting", ["capacity_nbytes", "records_max", "quarantine_s"])
 def test_a_limit_that_is_none_is_named(setting: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=f"{setting}: -1 is "):
-        open_store(f"file://{tmp_path}/store", **{setting: -1})
+        open_store(f"file://{tmp_path}/store", **cast(Any, {setting: -1}))
     assert not (tmp_path / "store").exists()
 
 

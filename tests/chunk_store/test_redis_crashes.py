@@ -99,7 +99,7 @@ def test_services_recover_by_themselves(lasting: Server) -> None:
         wait_for(service, b"hit")
 
 
-def wait_for(service, wanted: bytes) -> None:  # type: ignore[no-untyped-def]
+def wait_for(service, wanted: bytes) -> None:
     deadline = time.monotonic() + 20
     while time.monotonic() < deadline and service.reports.poll(15):
         report = service.reports.recv_bytes()

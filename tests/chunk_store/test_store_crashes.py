@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 
@@ -35,7 +36,7 @@ from tests.chunk_store.workers import (
 KILLS = 200
 
 
-def crash_sample(number: int):  # type: ignore[no-untyped-def]
+def crash_sample(number: int):
     return sample(number, tokens=CRASH_TOKENS)
 
 
@@ -263,7 +264,7 @@ def test_services_recover_by_themselves_when_the_store_is_deleted(file_place: Fi
             assert wait_for(service.reports, b"published hit"), "it publishes again after the deletion"
 
 
-def wait_for(reports, wanted: bytes) -> bool:  # type: ignore[no-untyped-def]
+def wait_for(reports, wanted: bytes) -> bool:
     deadline = time.monotonic() + 10
     while time.monotonic() < deadline and reports.poll(1):
         report = reports.recv_bytes()
@@ -311,14 +312,14 @@ def test_who_reads_first_does_not_wait_for_who_waits_to_write(file_place: FilePl
         blocker.execute("BEGIN IMMEDIATE")
         with ThreadPoolExecutor(1) as threads:
             waiting = threads.submit(store.begin, sample(2).key)
-            while store.ledger._database._writer.connection is None:
+            while cast(Any, store.ledger)._database._writer.connection is None:
                 time.sleep(0.001)
             assert store.lookup([sample(1).key])[0] is not None
             assert not waiting.done()
             blocker.execute("ROLLBACK")
             claim = waiting.result(timeout=30)
     assert claim is not None
-    claim.abort()  # type: ignore[union-attr]
+    cast(Any, claim).abort()
 
 
 def test_writers_wait_for_each_other_but_not_for_ever(file_place: FilePlace, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -197,6 +198,6 @@ def test_an_unclear_url_is_refused(url: str) -> None:
 
 
 @pytest.mark.parametrize("options", [{"capacity_nbytes": 0}, {"records_max": -1}])
-def test_limits_are_positive(tmp_path: Path, options: dict[str, int]) -> None:
+def test_limits_are_positive(tmp_path: Path, options: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=next(iter(options))):
         open_store(f"file://{tmp_path}/store", **options)

@@ -131,7 +131,7 @@ class Pair:
             computer.residents.check_integrity()
             assert computer.residents.held == 0
 
-    def metric(self, name: str, service: str = "decode", **labels: str) -> float:
+    def metric(self, name: str, service: str = "decode", **labels: Any) -> float:
         """The sum of a metric's samples that bear ``labels``."""
         registry = (self.decode if service == "decode" else self.prefill).registry
         return sum(
@@ -155,7 +155,12 @@ class Pair:
     def held_decode(self) -> Iterator[None]:
         """Keeps the device thread of the decode service busy inside the block."""
         release, reached = threading.Event(), threading.Event()
-        self.decode.worker.call(lambda: (reached.set(), release.wait(DEADLINE_S))[1])
+
+        def held() -> None:
+            reached.set()
+            release.wait(DEADLINE_S)
+
+        self.decode.worker.call(held)
         assert reached.wait(DEADLINE_S)
         try:
             yield

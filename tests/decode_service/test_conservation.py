@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
@@ -28,7 +29,7 @@ def fresh(folder: Path, tmp_path: Path) -> Iterator[Pair]:
         services.check_idle()
 
 
-def workload(seed: int, count: int) -> list[tuple[list[list[int]], dict[str, object]]]:
+def workload(seed: int, count: int) -> list[tuple[list[list[int]], dict[str, Any]]]:
     draw = random.Random(seed)
     documents = [tokens(900 + index, draw.choice((1, 15, 16, 17, 60))) for index in range(6)]
     return [
@@ -88,7 +89,7 @@ def test_the_prefill_service_counts_the_same_computed_tokens(fresh: Pair) -> Non
     assert fresh.metric("cairn_prefill_tokens_total", "prefill", source="computed") == chunks
 
 
-def call_of(services: Pair, request_id: str, parts: list[list[int]], timeout_s: float = 30.0) -> object:
+def call_of(services: Pair, request_id: str, parts: list[list[int]], timeout_s: float = 30.0) -> Any:
     """A raw Generate call, so that it can be cancelled and read at will."""
     from cairn.client import calls
 
@@ -114,7 +115,7 @@ def victim(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[P
         yield services
 
 
-def end(services: Pair, how: str, call: object, other: Client, request_id: str) -> None:
+def end(services: Pair, how: str, call: Any, other: Client, request_id: str) -> None:
     if how == "cancel":
         call.cancel()
     elif how == "disconnect":
@@ -123,7 +124,7 @@ def end(services: Pair, how: str, call: object, other: Client, request_id: str) 
         assert services.client.abort(request_id)
 
 
-def outcome(call: object) -> str:
+def outcome(call: Any) -> str:
     """How a call ended: a finish reason, or a status."""
     try:
         *_, last = call

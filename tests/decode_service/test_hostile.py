@@ -87,12 +87,12 @@ def send(services: Pair, method: str, raw: bytes) -> tuple[Code, str]:
     with grpc.insecure_channel(address, [("grpc.max_send_message_length", -1)]) as channel:
         try:
             if METHODS[method].client_streaming:
-                list(channel.stream_stream(method)(iter([raw]), timeout=20))
+                list(channel.stream_stream(method, None, None)(iter([raw]), timeout=20))
             elif METHODS[method].server_streaming:
-                for _ in channel.unary_stream(method)(raw, timeout=20):
+                for _ in channel.unary_stream(method, None, None)(raw, timeout=20):
                     break
             else:
-                channel.unary_unary(method)(raw, timeout=20)
+                channel.unary_unary(method, None, None)(raw, timeout=20)
         except grpc.RpcError as error:
             return error.code(), error.details() or ""
     return Code.OK, ""
@@ -135,9 +135,20 @@ ECHOES: dict[str, tuple[str, Any]] = {
     "salt": ("Explain", decode_pb2.GenerateRequest(segments=[segment(text="x")], salt=LONG)),
     "text": ("Generate", decode_pb2.GenerateRequest(segments=[segment(text=SECRET * 9000)])),
     "refused role": ("Generate", decode_pb2.GenerateRequest(segments=[segment(text=SECRET, role="wizard")])),
-    "stop": ("Generate", decode_pb2.GenerateRequest(segments=[segment(text="x")], sampling={"stop": [SECRET] * 17})),
-    "long stop": ("Generate", decode_pb2.GenerateRequest(segments=[segment(text="x")], sampling={"stop": [LONG]})),
-    "stop ids": ("Generate", decode_pb2.GenerateRequest(sampling={"stop_token_ids": [1] * 100_000})),
+    "stop": (
+        "Generate",
+        decode_pb2.GenerateRequest(
+            segments=[segment(text="x")], sampling=decode_pb2.SamplingParams(stop=[SECRET] * 17)
+        ),
+    ),
+    "long stop": (
+        "Generate",
+        decode_pb2.GenerateRequest(segments=[segment(text="x")], sampling=decode_pb2.SamplingParams(stop=[LONG])),
+    ),
+    "stop ids": (
+        "Generate",
+        decode_pb2.GenerateRequest(sampling=decode_pb2.SamplingParams(stop_token_ids=[1] * 100_000)),
+    ),
     "abort": ("Abort", decode_pb2.AbortRequest(request_id=LONG)),
     "get": ("GetChunk", prefill_pb2.GetChunkRequest(chunk_id=LONG)),
     "delete": ("DeleteChunk", prefill_pb2.DeleteChunkRequest(chunk_id=LONG)),

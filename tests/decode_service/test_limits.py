@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import grpc
 import pytest
@@ -14,7 +14,7 @@ from transformers import AutoTokenizer
 import cairn
 from cairn import Client
 from cairn.client.requests import generate_request
-from chunk_store.tenant import Tenant
+from chunk_store.tenant import DEFAULT_TENANT, Tenant
 from protos import chunks_pb2, decode_pb2
 from serving.errors import Overloaded
 from serving.rpc.details import retry_after_s
@@ -59,7 +59,7 @@ def test_bad_segments(services: Pair, name: str, method: str) -> None:
     assert found[0] is code and words in found[1], found
 
 
-BAD_SAMPLING = {
+BAD_SAMPLING: dict[str, Any] = {
     "temperature": [-0.1, float("nan"), float("inf")],
     "top_p": [0.0, 1.1, float("nan")],
     "min_p": [-0.1, 1.5],
@@ -77,7 +77,7 @@ BAD_SAMPLING = {
 @pytest.mark.parametrize("field", BAD_SAMPLING)
 def test_bad_sampling_fields(services: Pair, field: str) -> None:
     for value in BAD_SAMPLING[field]:
-        sampling = decode_pb2.SamplingParams(**{field: value})
+        sampling = decode_pb2.SamplingParams(**cast(Any, {field: value}))
         found = raw(services, decode_pb2.GenerateRequest(segments=[segment(ids=[5])], sampling=sampling))
         assert found[0] is Code.INVALID_ARGUMENT and f"sampling.{field}" in found[1], (value, found)
 
@@ -87,7 +87,7 @@ def test_a_sampling_field_that_is_no_number(services: Pair, value: float) -> Non
     floats = [name for name, field in decode_pb2.SamplingParams.DESCRIPTOR.fields_by_name.items() if field.type == 2]
     assert len(floats) == 6
     for field in floats:
-        sampling = decode_pb2.SamplingParams(**{field: value})
+        sampling = decode_pb2.SamplingParams(**cast(Any, {field: value}))
         found = raw(services, decode_pb2.GenerateRequest(segments=[segment(ids=[5])], sampling=sampling))
         assert found[0] is Code.INVALID_ARGUMENT and f"sampling.{field}" in found[1], found
 
@@ -112,7 +112,9 @@ def test_extreme_penalties_have_an_answer(services: Pair) -> None:
 
 def test_other_bad_fields(services: Pair) -> None:
     query = [segment(ids=[5])]
-    assert raw(services, decode_pb2.GenerateRequest(segments=query, reuse_mode=4))[0] is Code.INVALID_ARGUMENT
+    assert (
+        raw(services, decode_pb2.GenerateRequest(segments=query, reuse_mode=cast(Any, 4)))[0] is Code.INVALID_ARGUMENT
+    )
     found = raw(services, decode_pb2.GenerateRequest(segments=query, request_id="x" * 257))
     assert found[0] is Code.INVALID_ARGUMENT and "request_id" in found[1]
     found = raw(services, decode_pb2.GenerateRequest(segments=query, salt="x" * 257))
@@ -165,7 +167,7 @@ def test_the_client_comes_again_when_it_was_told_to(folder: Path, tmp_path: Path
     ) as services:
         take, refused = services.decode.worker.take_place, threading.Event()
 
-        def noted(tenant: Tenant) -> None:
+        def noted(tenant: Tenant = DEFAULT_TENANT) -> None:
             try:
                 take(tenant)
             except Overloaded:

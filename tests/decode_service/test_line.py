@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from types import SimpleNamespace
+from typing import Any
 
 from decode_service.line import MISFITS_MAX, PASSES_MAX, STEPS_A_PIECE, FillRoom, Line, Misfit, Stay, Turns
 
@@ -14,7 +15,7 @@ class Entered:
     takes: Misfit | None
 
 
-def request(name: str, at: int = 0) -> SimpleNamespace:
+def request(name: str, at: int = 0) -> Any:
     """Behind an ``@`` stands whose it is."""
     clock = SimpleNamespace(submitted=at)
     return SimpleNamespace(name=name, passed=0, cold=name[0] == "c", clock=clock, tenant=name.partition("@")[2])
@@ -27,7 +28,7 @@ def line_of(*names: str) -> Line:
     return line
 
 
-def admit(sequence: SimpleNamespace, kept: set[Misfit]) -> Entered | Misfit:
+def admit(sequence: Any, kept: set[Misfit]) -> Entered | Misfit:
     """Names begin with what the request is: large, cold (there is no room to ask), asking, reading, or warm."""
     kind = sequence.name[0]
     room = {"c": Misfit.ASK, "a": Misfit.ASK, "r": Misfit.LOAD}.get(kind)
@@ -38,17 +39,21 @@ def admit(sequence: SimpleNamespace, kept: set[Misfit]) -> Entered | Misfit:
     return Entered(sequence.name, room)
 
 
+def names(line: Any) -> list[str]:
+    return [request.name for request in line]
+
+
 def taken(line: Line) -> list[str]:
-    names = []
+    found = []
     while (entered := line.next(admit)) is not None:
-        names.append(entered.name)
-    return names
+        found.append(entered.name)
+    return found
 
 
 def test_a_large_request_is_passed_a_bounded_number_of_times() -> None:
     line = line_of("large", *(f"w{n}" for n in range(PASSES_MAX + 5)))
     assert taken(line) == [f"w{n}" for n in range(PASSES_MAX)]
-    assert [sequence.name for sequence in line] == ["large", *(f"w{n}" for n in range(PASSES_MAX, PASSES_MAX + 5))]
+    assert names(line) == ["large", *(f"w{n}" for n in range(PASSES_MAX, PASSES_MAX + 5))]
 
 
 def test_cold_requests_are_passed_for_ever_but_by_those_who_want_the_same() -> None:
@@ -90,7 +95,7 @@ def test_who_comes_back_stands_where_it_stood() -> None:
     entered = next(iter(line))
     line.remove(entered)
     line.put_back(entered)
-    assert [sequence.name for sequence in line] == ["w0", "w1", "w2"]
+    assert names(line) == ["w0", "w1", "w2"]
 
 
 def test_what_waits_for_computing_leaves_room_for_what_is_read() -> None:

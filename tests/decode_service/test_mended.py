@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -175,6 +176,7 @@ def test_inline_content_leaves_a_pin_and_a_ttl_alone(small: Pair) -> None:
 @pytest.mark.parametrize("cache", ["shared", "bypass"])
 def test_explain_of_a_repeated_chunk_says_what_generate_will(small: Pair, known: str, cache: str) -> None:
     chunk = tokens(16, 20)
+    options: dict[str, Any]
     parts, options = [chunk, chunk, [5]], {"reuse": "independent", "cache": cache}
     if known != "nothing":
         small.generate(parts, reuse="independent")
@@ -218,6 +220,7 @@ def test_a_chunk_that_moves_while_it_is_read(small: Pair) -> None:
     residents = small.decode.worker.residents
     small.generate([tokens(20, 3 * PAGE), [5]], reuse="independent")
     before = next(iter(residents._chunks))
+    options: dict[str, Any]
     parts, options = [tokens(21, 3 * PAGE), [5]], {"reuse": "independent", "logprobs": True, "ignore_eos": True}
     stream = small.client.generate(parts, max_tokens=120, **options)
     next(stream)

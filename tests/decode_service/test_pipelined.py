@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -24,8 +24,9 @@ class AheadModel(ServedModel):
     """Its steps are read when the next one has begun, as on a device; until then their tokens are only named."""
 
     def make_runner(self, pool: PagedKVPool, **options: Any) -> Any:
-        runner = super().make_runner(pool, **options)
-        assert not runner.runs_ahead and isinstance(runner, EagerRunner)
+        made = super().make_runner(pool, **options)
+        assert not made.runs_ahead and isinstance(made, EagerRunner)
+        runner: Any = made
         runner.runs_ahead = True
         runner.steps_named = 0
         decode = runner.decode
@@ -75,7 +76,7 @@ def test_answers_are_those_of_waiting_for_every_step(pipelined: Pair, stepwise: 
     for want, one, many in zip(expected, alone, together, strict=True):
         assert one.token_ids == many.token_ids == want.token_ids
         assert one.finish_reason == many.finish_reason == want.finish_reason
-    assert pipelined.decode.worker.runner.steps_named > 20
+    assert cast(Any, pipelined.decode.worker.runner).steps_named > 20
     pipelined.check_idle()
     tokens_made = sum(len(result.token_ids) for result in (*alone, *together))
     assert pipelined.metric("cairn_generation_tokens_total") == tokens_made

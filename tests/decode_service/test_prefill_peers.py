@@ -131,7 +131,7 @@ def stub_generate(services: Pair, parts: list[Any]) -> None:
 
 
 def test_a_busy_peer_is_asked_again(services: Pair) -> None:
-    services.prefill.jobs.queue.jobs_max = 1
+    services.prefill.jobs.queue._places.most = 1
     with services.held_prefill():
         cold: list[Future[Any]] = [later(services, [tokens(30 + n, 20), [5]]) for n in range(3)]
         wait_until(lambda: services.client.loads().running == 3)

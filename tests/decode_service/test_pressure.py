@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -36,7 +36,7 @@ def asking(services: Pair) -> Iterator[list[int]]:
         asked.append(arguments[1])
         return compute(*arguments)
 
-    source.prefiller.compute = noted
+    source.prefiller.compute = cast(Any, noted)
     try:
         yield asked
     finally:
@@ -96,7 +96,7 @@ def recorded(services: Pair) -> Iterator[list[str]]:
         ran.append("step")
         return decode(*arguments)
 
-    runner.prefill, runner.decode = noted_piece, noted_decode
+    runner.prefill, runner.decode = noted_piece, cast(Any, noted_decode)
     try:
         yield ran
     finally:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -34,13 +35,13 @@ def small(folder: Path, store: Path) -> Iterator[Pair]:
         services.check_idle()
 
 
-def inline(*parts: decode_pb2.Segment, **fields: object) -> decode_pb2.GenerateRequest:
+def inline(*parts: decode_pb2.Segment, **fields: Any) -> decode_pb2.GenerateRequest:
     """A request with content of its own, then ``parts``, then a query."""
     ids = chunks_pb2.TokenIds(ids=tokens(1, 40))
     mine = [decode_pb2.Segment(token_ids=ids), decode_pb2.Segment(text=TEXT)]
     query = decode_pb2.Segment(token_ids=chunks_pb2.TokenIds(ids=[5]))
     sampling = fields.pop("sampling", decode_pb2.SamplingParams(max_tokens=4))
-    return decode_pb2.GenerateRequest(segments=[*mine, *parts, query], sampling=sampling, **fields)  # type: ignore[arg-type]
+    return decode_pb2.GenerateRequest(segments=[*mine, *parts, query], sampling=sampling, **fields)
 
 
 REFUSED = {

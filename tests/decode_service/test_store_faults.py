@@ -7,6 +7,7 @@ import shutil
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 
@@ -47,7 +48,12 @@ def empty(path: Path) -> None:
     os.truncate(path, 0)
 
 
-DAMAGE = {corrupt: "verify_failed", truncate: "verify_failed", empty: "verify_failed", os.unlink: "load_failed"}
+DAMAGE: dict[Callable[[Path], None], str] = {
+    corrupt: "verify_failed",
+    truncate: "verify_failed",
+    empty: "verify_failed",
+    os.unlink: "load_failed",
+}
 
 
 def lose(services: Pair) -> None:
@@ -144,7 +150,7 @@ class Rival:
 
     def press(self) -> None:
         """Evicts everything that nothing protects."""
-        self.evicted += len(self.store.ledger.evict(self.capacity))
+        self.evicted += len(cast(Any, self.store).ledger.evict(self.capacity))
 
 
 def test_what_was_just_computed_is_not_evicted_before_it_is_loaded(fresh: Pair, store: Path) -> None:
@@ -153,7 +159,7 @@ def test_what_was_just_computed_is_not_evicted_before_it_is_loaded(fresh: Pair, 
     rival = Rival(source.store, 1 << 30)
     compute, asked = source.prefiller.compute, []
 
-    def press_first(composition: Composition, index: int, caller: Caller) -> object:
+    def press_first(composition: Composition, index: int, caller: Caller) -> Any:
         rival.press()
         asked.append(index)
         return compute(composition, index, caller)
@@ -182,6 +188,6 @@ def test_a_lease_is_kept_while_another_chunk_is_computed(fresh: Pair, monkeypatc
         thread.start()
         wait_until(lambda: fresh.client.loads().running == 1)
         threading.Event().wait(2.5)
-        source.store.ledger.evict(1 << 30)
+        cast(Any, source.store).ledger.evict(1 << 30)
     thread.join(60)
     assert [segment.source for segment in results[0].reuse.segments] == ["store", "computed", "computed"]

@@ -8,7 +8,7 @@ import subprocess
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -28,12 +28,12 @@ def check_without_store(services: Pair, seed: int, why: str) -> None:
         ([tokens(seed, 40), tokens(seed + 1, 200), [5]], {"reuse": "exact"}),
         ([tokens(seed, 40), tokens(seed + 2, 30), tokens(seed + 3, 20), [5]], {"reuse": "anchored"}),
     ):
-        expected = services.generate(parts, cache="bypass", logprobs=True, **options)
-        first = services.generate(parts, logprobs=True, **options)
+        expected = services.generate(parts, cache="bypass", logprobs=True, **cast(Any, options))
+        first = services.generate(parts, logprobs=True, **cast(Any, options))
         assert (first.token_ids, first.logprobs) == (expected.token_ids, expected.logprobs)
         new = [segment for segment in first.reuse.segments[:-1] if segment.source != "device"]
         assert new and {(segment.source, segment.unpublished) for segment in new} == {("computed", why)}
-        again = services.generate(parts, logprobs=True, **options)
+        again = services.generate(parts, logprobs=True, **cast(Any, options))
         assert {segment.source for segment in again.reuse.segments[:-1]} == {"device"}
         assert not any(segment.unpublished for segment in again.reuse.segments)
         assert (again.token_ids, again.logprobs) == (expected.token_ids, expected.logprobs)
@@ -98,7 +98,7 @@ def test_others_fill_the_disk(folder: Path, small_disk: Path) -> None:
 def test_the_registry_is_full(folder: Path, tmp_path: Path) -> None:
     with pair(loaded(folder, "prefill"), loaded(folder, "decode"), tmp_path / "s") as services:
         stored = services.client.prefill(tokens(50, 40), pin=True)
-        services.decode.store.ledger.set_limits(capacity_nbytes=None, records_max=1)
+        cast(Any, services.decode.store).ledger.set_limits(capacity_nbytes=None, records_max=1)
         check_without_store(services, 60, "store_full")
         assert services.generate([stored, [5]]).reuse.segments[0].source == "store"
 
@@ -153,7 +153,7 @@ def test_a_locked_index_delays_no_warm_request(folder: Path, tmp_path: Path) -> 
     """Another process holds the write lock, and many cold requests wait for it: warm ones ask nobody."""
     with pair(loaded(folder, "prefill"), loaded(folder, "decode"), tmp_path / "s", max_batch=8) as services:
         named = services.client.prefill(tokens(140, 40))
-        parts = [[named, [5]], [tokens(140, 40), [6]], [tokens(141, 30), [7]], [[8, 9]]]
+        parts: list[list[Any]] = [[named, [5]], [tokens(140, 40), [6]], [tokens(141, 30), [7]], [[8, 9]]]
         expected = [services.generate(each) for each in parts]
         stored, early = (services.client.prefill(tokens(n, 40)) for n in (142, 143))
         with closing(sqlite3.connect(tmp_path / "s" / "index.sqlite", isolation_level=None)) as holder:

@@ -7,6 +7,7 @@ import random
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any, cast
 
 import grpc
 import pytest
@@ -32,7 +33,7 @@ def plain(running: Pair) -> Result:
 
 def test_deltas_add_up_to_the_text_of_all_tokens(services: Pair, plain: Result) -> None:
     for sampling in ({}, {"temperature": 3.0, "seed": 1}, {"temperature": 3.0, "seed": 2, "keep_special_tokens": True}):
-        stream = services.client.generate([DOCUMENT, QUERY], max_tokens=200, ignore_eos=True, **sampling)
+        stream = services.client.generate([DOCUMENT, QUERY], max_tokens=200, ignore_eos=True, **cast(Any, sampling))
         deltas = list(stream)
         ids = [token for delta in deltas for token in delta.token_ids]
         assert len(ids) == 200 and ids == list(stream.result.token_ids)
@@ -114,7 +115,7 @@ def test_logprobs_are_the_oracles(services: Pair, folder: Path, temperature: flo
 
 
 def test_a_seed_repeats_an_answer_and_another_does_not(services: Pair) -> None:
-    def draw(**options: object) -> Result:
+    def draw(**options: Any) -> Result:
         return services.generate([DOCUMENT, QUERY], 20, temperature=1.0, **options)
 
     free = draw()
@@ -183,7 +184,7 @@ def test_draining_lets_running_streams_finish_and_refuses_new_ones(draining: Pai
     with ThreadPoolExecutor(1) as threads:
         drained = threads.submit(servers().run, draining.decode_server.drain(30.0))
         wait_until(lambda: draining.decode_server.gate._closed_because != "")
-        status = raw_status(draining, decode_pb2.GenerateRequest(segments=[{"text": "x"}]))
+        status = raw_status(draining, decode_pb2.GenerateRequest(segments=[decode_pb2.Segment(text="x")]))
         assert status[0] is grpc.StatusCode.UNAVAILABLE and "shutting down" in status[1]
         assert len(stream.finish().token_ids) == 1500
         assert drained.result(30)

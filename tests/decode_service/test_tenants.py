@@ -172,12 +172,14 @@ class Seen:
 
 
 def seen(call: Any, streams: bool) -> Seen:
+    code, details = "OK", ""
+    trailing: tuple[str, ...] = ()
     try:
         replies = [reply for reply in call if not _is_delta(reply)] if streams else [call]
-        code, details, trailing = "OK", "", ()
     except grpc.RpcError as error:
         replies, code, details = [], error.code().name, error.details() or ""
-        trailing = tuple(f"{name}={value!r}" for name, value in error.trailing_metadata() or ())
+        metadata: Any = error.trailing_metadata() or ()
+        trailing = tuple(f"{name}={value!r}" for name, value in metadata)
     return Seen(code, hidden(details), tuple(hidden(str(reply)) for reply in replies), tuple(map(hidden, trailing)))
 
 

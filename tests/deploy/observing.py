@@ -64,7 +64,7 @@ class Prometheus:
     def __init__(self, port: int) -> None:
         self._url = f"http://127.0.0.1:{port}/api/v1"
 
-    def get(self, path: str, **parameters: str) -> Any:
+    def get(self, path: str, **parameters: Any) -> Any:
         with urllib.request.urlopen(f"{self._url}/{path}?{urllib.parse.urlencode(parameters)}", timeout=20) as reply:
             return json.load(reply)["data"]
 
@@ -112,7 +112,7 @@ def observed(root: Path) -> Iterator[Observed]:
         born = counted(launched)
         prometheus = _prometheus(stack, root, *launched)
         client = stack.enter_context(Client(launched[0].address, launched[1].address, timeout_s=DEADLINE_S))
-        yield Observed(*launched, client, prometheus, root / "store", born)
+        yield Observed(launched[0], launched[1], client, prometheus, root / "store", born)
 
 
 def counted(services: Iterable[Service]) -> set[tuple[str, ...]]:

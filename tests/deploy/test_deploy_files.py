@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -178,7 +179,7 @@ def test_dashboard_queries_parse(tmp_path):
 def test_dashboard_panels_do_not_overlap_and_use_the_provisioned_source():
     dashboard = json.loads((DEPLOY / "grafana" / "dashboard.json").read_text())
     source = read_yaml(DEPLOY / "grafana" / "provisioning" / "datasources" / "prometheus.yml")["datasources"][0]
-    places = set()
+    places: set[Any] = set()
     for panel in dashboard["panels"]:
         assert panel["datasource"]["uid"] == source["uid"]
         place = panel["gridPos"]

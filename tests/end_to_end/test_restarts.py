@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
 
 import grpc
 import pytest
@@ -35,7 +36,7 @@ def client(running: tuple[Process, Process]) -> Iterator[Client]:
         yield opened
 
 
-def later(client: Client, parts: list[list[int]], **options: object) -> Future[Result]:
+def later(client: Client, parts: list[list[int]], **options: Any) -> Future[Result]:
     threads = ThreadPoolExecutor(1)
     future = threads.submit(lambda: client.generate(parts, max_tokens=4, ignore_eos=True, **options).finish())
     threads.shutdown(wait=False)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -31,7 +32,7 @@ class _Running:
 class Composer:
     """A pool, its resident chunks and a runner over one served model."""
 
-    def __init__(self, served: ServedModel, *, pages: int = 512, page_size: int = 16, **options: object) -> None:
+    def __init__(self, served: ServedModel, *, pages: int = 512, page_size: int = 16, **options: Any) -> None:
         self.served = served
         device = served.borrowed.device
         self.pool = PagedKVPool(served.layout, pages=pages, chunk_pages=pages // 2, page_size=page_size, device=device)

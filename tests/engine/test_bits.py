@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -35,7 +37,7 @@ def crowd() -> list[Request]:
 
 
 def test_logits_have_the_same_bits_alone_and_among_31_others(served: ServedModel) -> None:
-    strict = {"decode_buckets": (32,), "row_multiple": 32}
+    strict: Any = {"decode_buckets": (32,), "row_multiple": 32}
     together = Composer(served, pages=1024, **strict).generate(crowd(), 5)
     for request, (ids, logits) in list(zip(crowd(), together, strict=True))[::5]:
         alone_ids, alone = Composer(served, pages=1024, **strict).generate([request], 5)[0]

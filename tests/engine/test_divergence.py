@@ -31,7 +31,7 @@ QUERY_TOKENS = 7
 
 @functools.cache
 def served_model(name: str, dtype: str) -> ServedModel:
-    model = build(*{**ARCHITECTURES, **EXACT_ONLY}[name]).to(TORCH_DTYPES[dtype])  # type: ignore[arg-type]
+    model = build(*{**ARCHITECTURES, **EXACT_ONLY}[name]).to(TORCH_DTYPES[dtype])
     return serve(BorrowedModel(model, name=name), piece_tokens=12)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 import pytest
 import torch
@@ -78,7 +79,7 @@ def test_a_model_whose_attention_sees_more_than_the_mask_is_refused() -> None:
     model = build("llama", {"num_attention_heads": 4, "num_key_value_heads": 2})
     inner = model.model.layers[1].self_attn.forward
 
-    def leaking(hidden_states: torch.Tensor, *args: object, **kwargs: object) -> object:
+    def leaking(hidden_states: torch.Tensor, *args: object, **kwargs: Any) -> object:
         return inner(hidden_states + 0.5 * hidden_states.roll(1, dims=1), *args, **kwargs)
 
     model.model.layers[1].self_attn.forward = leaking

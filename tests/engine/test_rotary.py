@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from typing import Any, cast
 
 import pytest
 import torch
@@ -73,7 +74,7 @@ def test_the_module_is_as_it_came_outside_of_a_forward() -> None:
         before = model(ids).logits
         borrowed = BorrowedModel(model, name="llama")
         assert examine(borrowed).deferred
-        borrowed.module.set_attn_implementation("sdpa")
+        cast(Any, borrowed.module).set_attn_implementation("sdpa")
         assert torch.equal(model(ids).logits, before)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any, cast
+
 import pytest
 import torch
 
@@ -9,11 +11,11 @@ from engine.sampling.params import SamplingParams
 from engine.sampling.sampler import Sampler
 
 
-def sampler(prompt: tuple[int, ...] = (), **params: object) -> Sampler:
-    return Sampler(SamplingParams(**params), prompt, frozenset([0]))  # type: ignore[arg-type]
+def sampler(prompt: tuple[int, ...] = (), **params: Any) -> Sampler:
+    return Sampler(SamplingParams(**params), prompt, frozenset([0]))
 
 
-def draws(count: int, logits: torch.Tensor, **params: object) -> list[int]:
+def draws(count: int, logits: torch.Tensor, **params: Any) -> list[int]:
     chooser = sampler(temperature=params.pop("temperature", 1.0), **params)
     return [chooser.choose(logits).token_id for _ in range(count)]
 
@@ -62,4 +64,4 @@ def test_logprobs_are_of_the_models_own_distribution() -> None:
 )
 def test_a_field_out_of_range_is_named(field: str, value: float) -> None:
     with pytest.raises(ValueError, match=rf"sampling\.{field}"):
-        SamplingParams(**{field: value})
+        SamplingParams(**cast(Any, {field: value}))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from typing import Any
 
 import pytest
 import torch
@@ -25,9 +26,9 @@ GRID = [
 ]
 
 
-def kept(logits: torch.Tensor, **params: object) -> dict[int, float]:
+def kept(logits: torch.Tensor, **params: Any) -> dict[int, float]:
     """Token id to probability, as ours."""
-    index, weights = candidates(logits.double(), SamplingParams(**params))  # type: ignore[arg-type]
+    index, weights = candidates(logits.double(), SamplingParams(**params))
     return dict(zip(index.tolist(), weights.tolist(), strict=True))
 
 
@@ -106,10 +107,10 @@ LOGITS = st.lists(
 @example({"temperature": 1.0, "min_tokens": 3}, [1.0, 2.0, float("-inf")], frozenset([0, 1]), [])
 @example({"temperature": 1.0, "min_tokens": 3, "top_k": 1}, [1.0, 2.0], frozenset([0, 1]), [])
 def test_no_parameters_break_a_draw_or_give_what_cannot_be(
-    values: dict[str, float], scores: list[float], stops: frozenset[int], prompt: list[int]
+    values: dict[str, Any], scores: list[float], stops: frozenset[int], prompt: list[int]
 ) -> None:
     try:
-        params = SamplingParams(**values)  # type: ignore[arg-type]
+        params = SamplingParams(**values)
     except ValueError as error:
         assert any(f"sampling.{name}:" in str(error) for name in values)
         return

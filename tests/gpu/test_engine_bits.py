@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -13,7 +15,7 @@ from tests.gpu.engine_models import served, tokens
 pytestmark = pytest.mark.gpu
 
 NAMES = ("qwen3-ratio4-128", "llama-ratio8-64")
-STRICT = {"decode_buckets": (32,)}
+STRICT: Any = {"decode_buckets": (32,)}
 
 
 def crowd() -> list[Request]:

@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -58,8 +59,8 @@ def services(
 def ask(client: Client, order: list[int], reuse: str, cache: str = "shared") -> Result:
     """24 tokens with their log-probabilities: what tokens alone do not show, these do."""
     parts = [*(CHUNKS[i] for i in order), QUERY]
-    options = {"max_tokens": 24, "ignore_eos": True, "logprobs": True}
-    return client.generate(parts, reuse=reuse, cache=cache, **options).finish()  # type: ignore[misc]
+    options: Any = {"max_tokens": 24, "ignore_eos": True, "logprobs": True}
+    return client.generate(parts, reuse=reuse, cache=cache, **options).finish()
 
 
 def test_every_mode_is_allowed(services: tuple[Process, Process]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from tests.models_for_tests import tiny_model_dir
 
 pytestmark = [pytest.mark.gpu, pytest.mark.timeout(280)]
 
-SHAPE = {"hidden_size": 256, "num_attention_heads": 8, "num_key_value_heads": 2, "head_dim": 64, "vocab_size": 384}
+SHAPE: Any = {"hidden_size": 256, "num_attention_heads": 8, "num_key_value_heads": 2, "head_dim": 64, "vocab_size": 384}
 CHUNKS = [list(range(6 + i, 300 + i)) for i in range(4)]
 QUERY = [9, 8, 7, 300, 12]
 

@@ -26,7 +26,7 @@ def home(built: Built, tmp_path_factory: pytest.TempPathFactory) -> Path:
     makefile = (ROOT / "Makefile").read_text()
     torch, index = (re.search(rf"^{name} \S?= (\S+)", makefile, re.MULTILINE) for name in ("TORCH", "TORCH_INDEX"))
     assert torch and index
-    pip = [top / "venv/bin/pip", "install", "--quiet", "--retries", "1"]
+    pip: list[str | Path] = [top / "venv/bin/pip", "install", "--quiet", "--retries", "1"]
     if subprocess.run([*pip, "--timeout", "30", "--index-url", index[1], torch[1]], timeout=900).returncode:
         subprocess.run([*pip, torch[1]], check=True, timeout=900)
     subprocess.run([*pip, f"{built.wheel}[server]"], check=True, timeout=900)
@@ -39,7 +39,7 @@ def home(built: Built, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def up(home: Path, tmp_path: Path) -> Iterator[dict[str, str]]:
     """The environment of commands that find a running `cairn up`."""
-    argv = [home / "venv/bin/cairn", "up", "--json", "--prefill-port", "0", "--decode-port", "0"]
+    argv: list[str | Path] = [home / "venv/bin/cairn", "up", "--json", "--prefill-port", "0", "--decode-port", "0"]
     with subprocess.Popen(
         [*argv, "--store", f"file://{tmp_path}/store"], cwd=home, stdout=subprocess.PIPE, text=True, env=environment()
     ) as process:

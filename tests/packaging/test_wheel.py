@@ -86,7 +86,7 @@ def test_nothing_names_a_room_at_the_top(built: Built) -> None:
                 assert not (ROOT / node.value.replace(".", "/")).with_suffix(".py").exists(), f"{path}:{node.lineno}"
             names = [node.module or ""] if isinstance(node, ast.ImportFrom) and not node.level else []
             names += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
-            assert not {name.partition(".")[0] for name in names} & set(ROOMS), f"{path}:{node.lineno}"
+            assert not {name.partition(".")[0] for name in names} & set(ROOMS), f"{path}: {names}"
 
 
 def test_packages_of_the_same_names_live_beside_it(built: Built, user: Path) -> None:

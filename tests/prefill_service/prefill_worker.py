@@ -49,7 +49,7 @@ class Worker:
         assert residents.held == 0
         assert self.service.jobs.queue.jobs == 0
 
-    def value(self, name: str, **labels: str) -> float:
+    def value(self, name: str, **labels: Any) -> float:
         """A metric's value now."""
         found = self.service.registry.get_sample_value(name, {"model_name": "tiny", **labels})
         assert found is not None, name

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
+from typing import Any
 
 import pytest
 from grpc import StatusCode
@@ -59,7 +60,7 @@ def test_listings(tiny: Loaded, store: Path) -> None:
                     [number + 1], name=f"n{number}", tags=["odd"] if number % 2 else [], type=1 + number % 2
                 )
 
-            async def names(**query: object) -> list[str]:
+            async def names(**query: Any) -> list[str]:
                 reply = await w.stub.ListChunks(prefill_pb2.ListChunksRequest(**query))
                 return [chunk.name for chunk in reply.chunks]
 
@@ -67,7 +68,9 @@ def test_listings(tiny: Loaded, store: Path) -> None:
             assert await names(tag="odd") == ["n1", "n3"]
             assert await names(name="n2") == ["n2"]
             assert await names(type=chunks_pb2.CHUNK_TYPE_CONTEXT) == ["n1", "n3"]
-            first = await w.stub.ListChunks(prefill_pb2.ListChunksRequest(page_size=3, order=3))
+            first = await w.stub.ListChunks(
+                prefill_pb2.ListChunksRequest(page_size=3, order=prefill_pb2.ListChunksRequest.ORDER_NAME)
+            )
             assert len(first.chunks) == 3 and first.next_page_token
             assert await names(page_size=3, order=3, page_token=first.next_page_token) == ["n3", "n4"]
             for query, words in (

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 from pathlib import Path
+from typing import Any, cast
 
 import grpc
 import pytest
@@ -208,7 +209,7 @@ def test_a_stream_answers_before_the_next_request_comes(tiny: Loaded, store: Pat
                 await call.write(message(ids))
                 assert (await call.read()).response.computed_tokens == len(ids)
             await call.done_writing()
-            assert await call.read() is grpc.aio.EOF
+            assert await call.read() is cast(Any, grpc.aio).EOF
 
     run(body)
 

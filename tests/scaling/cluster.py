@@ -72,7 +72,7 @@ class Service:
         self.child.kill()
         self.child.wait(60)
 
-    def metric(self, name: str, **labels: str) -> float:
+    def metric(self, name: str, **labels: Any) -> float:
         """The sum of a metric's samples that bear ``labels``."""
         url = f"http://127.0.0.1:{self.metrics_port}/metrics"
         text = urllib.request.urlopen(url, timeout=20).read().decode()

@@ -71,7 +71,7 @@ def test_a_long_stream_is_not_decoded_from_its_beginning() -> None:
     decoded: list[int] = []
 
     class Counting(TextCodec):
-        def decode(self, ids, keep_special=False):  # type: ignore[no-untyped-def]
+        def decode(self, ids, keep_special=False):
             decoded.append(len(ids))
             return super().decode(ids, keep_special)
 

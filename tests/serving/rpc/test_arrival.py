@@ -63,8 +63,8 @@ def test_answers_refusals_and_faults() -> None:
         await refused(get(stub))
         running.service.error = RuntimeError("boom")
         await refused(get(stub))
-        await refused(channel.unary_unary("/cairn.v1.PrefillService/NoSuch")(b"", timeout=10))
-        await refused(channel.unary_unary("/x.Y/" + "n" * 1000)(b"", timeout=10))
+        await refused(channel.unary_unary("/cairn.v1.PrefillService/NoSuch", None, None)(b"", timeout=10))
+        await refused(channel.unary_unary("/x.Y/" + "n" * 1000, None, None)(b"", timeout=10))
         await health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest())
         await until(
             running,
@@ -96,7 +96,7 @@ def test_those_refused_at_the_door(tmp_path: Path) -> None:
 def test_messages_that_are_none_or_too_large() -> None:
     async def body(running: Running, stub: Any, channel: grpc.aio.Channel) -> None:
         running.server.gate.message_nbytes_max = 1000
-        raw = channel.unary_unary("/cairn.v1.PrefillService/GetChunk")
+        raw = channel.unary_unary("/cairn.v1.PrefillService/GetChunk", None, None)
         assert (await refused(raw(b"\xff\xff", timeout=10)))[0] is StatusCode.INVALID_ARGUMENT
         code, _ = await refused(raw(b"\x0a\x90\x4e" + b"a" * 10_000, timeout=10))
         assert code is StatusCode.RESOURCE_EXHAUSTED
@@ -137,7 +137,7 @@ def test_callers_who_leave() -> None:
 
 def test_a_request_id_comes_goes_and_is_made() -> None:
     async def body(running: Running, stub: Any, channel: grpc.aio.Channel) -> None:
-        async def ids(**metadata: str) -> tuple[str, str]:
+        async def ids(**metadata: Any) -> tuple[str, str]:
             """As the handler's log lines bear it, and as the caller gets it back."""
             call: Any = get(stub, **metadata)
             name = (await call).name

@@ -46,14 +46,14 @@ def addresses(certificate: tuple[bytes, bytes]) -> Iterator[tuple[str, str]]:
 
 def echoed(target: Target, message: bytes = b"hello") -> bytes:
     with target.open() as channel:
-        answer: bytes = channel.unary_unary("/a.B/C")(message, timeout=30)
+        answer: bytes = channel.unary_unary("/a.B/C", None, None)(message, timeout=30)
         return answer
 
 
 def echoed_async(target: Target) -> bytes:
     async def main() -> bytes:
         async with target.open_async() as channel:
-            answer: bytes = await channel.unary_unary("/a.B/C")(b"hello", timeout=30)
+            answer: bytes = await channel.unary_unary("/a.B/C", None, None)(b"hello", timeout=30)
             return answer
 
     return asyncio.run(main())

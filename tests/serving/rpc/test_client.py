@@ -57,7 +57,7 @@ def channel(peer: Peer) -> Iterator[grpc.Channel]:
 
 
 def ask(channel: grpc.Channel, *, timeout_s: float = 30.0, abandoned: bool = False) -> bytes:
-    method: Any = channel.unary_unary("/a.B/C")
+    method: Any = channel.unary_unary("/a.B/C", None, None)
     metadata = (("x-request-id", "mine"),)
     reply: bytes = call(method, b"hello", timeout_s=timeout_s, metadata=metadata, abandoned=lambda: abandoned)
     return reply

@@ -332,16 +332,16 @@ def test_an_undecodable_message_is_the_callers_fault(caplog: pytest.LogCaptureFi
             for method in ("GetChunk", "ListChunks", "PrefillChunk", "StoreStats"):
                 for raw in (b"\xff", b"\x0a\xff", b"\x0a\x05a"):
                     with pytest.raises(grpc.aio.AioRpcError) as caught:
-                        await channel.unary_unary(PREFIX + method)(raw)
+                        await channel.unary_unary(PREFIX + method, None, None)(raw)
                     assert caught.value.code() is StatusCode.INVALID_ARGUMENT, (method, raw, caught.value)
                     assert "message: these" in (caught.value.details() or "")
-            call = channel.stream_stream(PREFIX + "PrefillChunks")(iter([b"", b"\xff"]))
+            call = channel.stream_stream(PREFIX + "PrefillChunks", None, None)(iter([b"", b"\xff"]))
             with pytest.raises(grpc.aio.AioRpcError) as caught:
                 async for _ in call:
                     pass
             assert caught.value.code() is StatusCode.INVALID_ARGUMENT
             with pytest.raises(grpc.aio.AioRpcError) as caught:
-                await channel.stream_unary(PREFIX + "GetChunk")(iter([]))
+                await channel.stream_unary(PREFIX + "GetChunk", None, None)(iter([]))
             assert caught.value.code() is StatusCode.INVALID_ARGUMENT and "missing" in (caught.value.details() or "")
 
     serve(body)

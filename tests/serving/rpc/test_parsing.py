@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from protos import decode_pb2, prefill_pb2
+from protos import chunks_pb2, decode_pb2, prefill_pb2
 from serving.errors import InvalidRequest, TooLarge
 from serving.rpc.parsing import FIELDS_MAX, MESSAGE_NBYTES_MAX, message_nbytes_max, parse, text_nbytes_max
 
@@ -27,7 +27,7 @@ def never(kind: Any) -> Any:
 
 
 MIB = 1 << 20
-GENERATE, PREFILL = decode_pb2.GenerateRequest, prefill_pb2.PrefillChunkRequest
+GENERATE, PREFILL, SEGMENT = decode_pb2.GenerateRequest, prefill_pb2.PrefillChunkRequest, decode_pb2.Segment
 HOSTILE: dict[str, tuple[Any, bytes, str]] = {
     "empty segments": (GENERATE, b"\x12\x00" * (2 * MIB), "segments"),
     "segments with empty texts": (GENERATE, b"\x12\x02\x12\x00" * MIB, "segments"),
@@ -59,9 +59,9 @@ def test_too_many_bytes_are_refused_unparsed() -> None:
 def test_what_a_model_can_need_fits_its_message_limit() -> None:
     for context in (1, 128, 2048, 131072, 900_000):
         most = message_nbytes_max(context)
-        tokens = GENERATE(segments=[{"token_ids": {"ids": [2**32 - 1] * context}}])
+        tokens = GENERATE(segments=[SEGMENT(token_ids=chunks_pb2.TokenIds(ids=[2**32 - 1] * context))])
         assert len(tokens.SerializeToString()) <= most
-        text = GENERATE(segments=[{"text": "x" * text_nbytes_max(context)}])
+        text = GENERATE(segments=[SEGMENT(text="x" * text_nbytes_max(context))])
         assert len(text.SerializeToString()) <= most
         named = PREFILL(context_chunk_ids=["f" * 64] * 1024, text="x" * text_nbytes_max(context))
         assert len(named.SerializeToString()) <= most
@@ -70,7 +70,7 @@ def test_what_a_model_can_need_fits_its_message_limit() -> None:
 
 
 def test_many_segments_within_the_bounds_are_parsed() -> None:
-    message = GENERATE(segments=[{"text": "word " * 20, "role": "user"}] * 1024)
+    message = GENERATE(segments=[SEGMENT(text="word " * 20, role="user")] * 1024)
     assert parse(GENERATE, message.SerializeToString()) == message
 
 

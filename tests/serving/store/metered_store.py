@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from prometheus_client import CollectorRegistry
 
@@ -40,5 +41,5 @@ class Metered:
         self.registry = CollectorRegistry()
         self.store = MeteredStore(open_store(f"file://{root}"), StoreMeter(self.registry, "tiny"))
 
-    def value(self, name: str, **labels: str) -> float | None:
+    def value(self, name: str, **labels: Any) -> float | None:
         return self.registry.get_sample_value(f"cairn_store_{name}", {"model_name": "tiny", **labels})
