@@ -10,11 +10,12 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from chunk_store.entry import MissReason
 from decode_service.prompt.request_chunk import ChunkOutcome, Unpublished
-from decode_service.sequence import Failed, Finished, FinishReason, Load, Sequence, StageClock
+from decode_service.sequence import Failed, Finished, FinishReason, Load, Sequence
 from engine.kv.source import KVSource
 from engine.plan import CascadePlan
 from serving.rpc.errors import STATUS_NAMES, status_name
 from serving.trace.buckets import SECONDS_BUCKETS, SHORT_SECONDS_BUCKETS, TOKENS_BUCKETS
+from serving.trace.stages import StageClock
 
 BATCH_BUCKETS = (1.0, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0, 16.0, 24.0, 32.0, 48.0, 64.0, 96.0, 128.0, 256.0, 512.0)
 
@@ -107,7 +108,7 @@ class DecodeMetrics:
             self._by_source.labels(self._model, source.value).inc(tokens)
         self._prompt_tokens.labels(self._model).inc(composition.prompt_tokens)
         self._prompt_length.labels(self._model).observe(composition.prompt_tokens)
-        self._queue.labels(self._model).observe((clock.admitted - clock.submitted) / 1e9)
+        self._queue.labels(self._model).observe(clock.spent_ns()["queue"] / 1e9)
         self._prefill.labels(self._model).observe((clock.first_token - clock.admitted) / 1e9)
         self._generated.labels(self._model).inc()
         self._last_token[id(sequence)] = time.monotonic()
@@ -134,9 +135,9 @@ class DecodeMetrics:
         if isinstance(event, Failed):
             self._failures.labels(self._model, status_name(event.error)).inc()
             return
-        clock = sequence.clock
+        spent_ns = sequence.clock.spent_ns()
         self._success.labels(self._model, event.reason.value).inc()
-        self._e2e.labels(self._model).observe((clock.finished - clock.arrived) / 1e9)
-        if clock.first_token:
+        self._e2e.labels(self._model).observe(spent_ns["total"] / 1e9)
+        if sequence.generated:
             self._answer_length.labels(self._model).observe(len(sequence.generated))
-            self._decode.labels(self._model).observe((clock.finished - clock.first_token) / 1e9)
+            self._decode.labels(self._model).observe(spent_ns["decode"] / 1e9)

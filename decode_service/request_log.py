@@ -15,7 +15,7 @@ def admitted(sequence: Sequence, wanted: int) -> None:
     """It has its pages; ``wanted`` of its chunks have to be fetched."""
     if log.isEnabledFor(logging.DEBUG):
         with bearing(sequence.request_id):
-            waited = _ms(sequence.clock.admitted - sequence.clock.submitted)
+            waited = _ms(sequence.clock.spent_ns()["queue"])
             log.debug(
                 "admitted after %s ms; %d of %d chunks to fetch", waited, wanted, len(sequence.composition.chunks)
             )
@@ -24,12 +24,12 @@ def admitted(sequence: Sequence, wanted: int) -> None:
 def first_token(sequence: Sequence) -> None:
     if log.isEnabledFor(logging.DEBUG):
         with bearing(sequence.request_id):
-            log.debug("first token %s ms after its arrival", _ms(sequence.clock.first_token - sequence.clock.arrived))
+            log.debug("first token %s ms after its arrival", _ms(sequence.clock.spent_ns()["first_token"]))
 
 
 def ended(sequence: Sequence, event: Finished | Failed) -> None:
-    clock = sequence.clock
-    took = _ms(clock.finished - clock.arrived)
+    spent_ns, answered = sequence.clock.spent_ns(), bool(sequence.generated)
+    took = _ms(spent_ns["total"])
     with bearing(sequence.request_id):
         if isinstance(event, Failed):
             log.warning("failed with %s after %s ms: %s", status_name(event.error), took, event.error.message)
@@ -37,8 +37,8 @@ def ended(sequence: Sequence, event: Finished | Failed) -> None:
         cached = sequence.composition.cached_tokens
         log.info(
             "finished (%s) after %s ms, first token after %s ms: %d prompt tokens, %d of them cached, %d generated",
-            *(event.reason.value, took, _ms(clock.first_token - clock.arrived) if clock.first_token else "-"),
-            *(sequence.composition.prompt_tokens, cached if clock.first_token else 0, len(sequence.generated)),
+            *(event.reason.value, took, _ms(spent_ns["first_token"]) if answered else "-"),
+            *(sequence.composition.prompt_tokens, cached if answered else 0, len(sequence.generated)),
         )
 
 

@@ -6,7 +6,6 @@ A sequence is touched by the device thread only, from ``submit`` to its last eve
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -18,6 +17,7 @@ from engine.plan import PlacedChunk
 from engine.sampling.params import Choice, SamplingParams
 from engine.sampling.sampler import Sampler
 from serving.errors import RequestError
+from serving.trace.stages import StageClock
 
 
 class FinishReason(StrEnum):
@@ -48,22 +48,6 @@ class Failed:
 
 
 Event = Tokens | Finished | Failed
-
-
-@dataclass
-class StageClock:
-    """Monotonic nanoseconds at which a request passed its stages; 0 where it has not."""
-
-    arrived: int = field(default_factory=time.monotonic_ns)
-    submitted: int = 0
-    admitted: int = 0
-    filled: int = 0
-    first_token: int = 0
-    finished: int = 0
-    lookup_ns: int = 0
-    prefill_ns: int = 0
-    load_ns: int = 0
-    tokenize_ns: int = 0
 
 
 @dataclass(eq=False)

@@ -9,11 +9,11 @@ from chunk_store.key import ChunkType
 from decode_service.prompt.composition import Composition
 from decode_service.prompt.request_chunk import ChunkOutcome, Segment, Unpublished
 from decode_service.prompt.resolver import SegmentRequest
-from decode_service.sequence import Sequence, StageClock
+from decode_service.sequence import Sequence
 from engine.kv.source import KVSource
 from engine.reuse import Exactness
 from engine.sampling.params import SamplingParams
-from protos import chunks_pb2, decode_pb2
+from protos import decode_pb2
 from serving.errors import InvalidRequest
 from serving.rpc import wire
 from serving.rpc.field_bounds import ContentBudget, check_count, check_id, check_label
@@ -170,19 +170,3 @@ def sequence_reuse_out(sequence: Sequence) -> decode_pb2.ReuseReport:
             segment.ClearField("miss_reason")
             segment.ClearField("unpublished")
     return report
-
-
-def timings_out(clock: StageClock) -> chunks_pb2.StageTimings:
-    """Nanoseconds a stage; 0 for a stage that the request did not reach."""
-    reached = clock.first_token or clock.finished
-    return chunks_pb2.StageTimings(
-        queue_ns=max(0, clock.admitted - clock.submitted),
-        tokenize_ns=clock.tokenize_ns,
-        lookup_ns=clock.lookup_ns,
-        prefill_ns=clock.prefill_ns,
-        load_ns=clock.load_ns,
-        forward_ns=max(0, reached - clock.filled) if clock.filled else 0,
-        first_token_ns=max(0, clock.first_token - clock.arrived),
-        decode_ns=max(0, clock.finished - clock.first_token) if clock.first_token else 0,
-        total_ns=clock.finished - clock.arrived,
-    )

@@ -19,7 +19,7 @@ from decode_service.api import messages
 from decode_service.api.explain import Explanation, explain
 from decode_service.prompt.composition import Composition, answer_tokens
 from decode_service.prompt.resolver import Resolver
-from decode_service.sequence import Event, Failed, Finished, FinishReason, Sequence, StageClock, Tokens
+from decode_service.sequence import Event, Failed, Finished, FinishReason, Sequence, Tokens
 from decode_service.worker import DecodeWorker
 from engine.reuse import ReuseMode
 from engine.sampling.params import SamplingParams
@@ -33,6 +33,7 @@ from serving.rpc.field_bounds import ContentBudget, check_label, check_request_i
 from serving.rpc.handlers import Context, Server
 from serving.tenancy.text_lanes import TextLanes
 from serving.trace.request_id import current_request_id
+from serving.trace.stages import StageClock
 from text.answer import AnswerText
 from text.codec import TextCodec
 
@@ -146,7 +147,7 @@ class DecodeService(decode_pb2_grpc.DecodeServiceServicer):
         composition, params, sampler = await self._resolve(
             request, caller.salt, lambda composition: self._sampling(request, composition)
         )
-        clock.tokenize_ns = time.monotonic_ns() - clock.arrived
+        clock.measured_ns["tokenize"] = time.monotonic_ns() - clock.arrived
         loop, events = asyncio.get_running_loop(), asyncio.Queue[list[Event]]()
 
         def deliver(batch: list[Event]) -> None:
@@ -231,7 +232,7 @@ class DecodeService(decode_pb2_grpc.DecodeServiceServicer):
             finish_reason=reason.value,
             usage=messages.usage_out(sequence, tokens),
             reuse=messages.sequence_reuse_out(sequence),
-            timings=messages.timings_out(sequence.clock),
+            timings=wire.timings_out(sequence.clock.spent_ns()),
             seed=sequence.params.seed,
             model_name=self.model_name,
         )

@@ -14,11 +14,12 @@ from functools import partial
 
 from chunk_store.key import ChunkKey
 from decode_service.admission import Admission, Admitted
-from decode_service.kv_source.store_source import Caller, NoRoomToAsk, StageTimes, StoreSource
+from decode_service.kv_source.store_source import Caller, NoRoomToAsk, StoreSource
 from decode_service.line import Stay
 from decode_service.sequence import Failed, Sequence
 from serving.errors import InternalFault, RequestError
 from serving.trace.request_id import bearing
+from serving.trace.stages import Stage
 
 log = logging.getLogger(__name__)
 
@@ -115,7 +116,7 @@ class Fills:
 
         caller = Caller(sequence.salt, sequence.deadline, abandoned, partial(self._may_ask, stay))
         try:
-            times = self._source.fetch(sequence.composition, admitted.wanted, caller)
+            spent_ns = self._source.fetch(sequence.composition, admitted.wanted, caller)
         except NoRoomToAsk:
             self._post(partial(self._put_off, admitted))
         except RequestError as error:
@@ -125,7 +126,7 @@ class Fills:
             unexpected = Failed(InternalFault(f"loading KV failed ({type(error).__name__}); see the log"))
             self._post(partial(self._failed, admitted, unexpected))
         else:
-            self._post(partial(self._fetched, admitted, times))
+            self._post(partial(self._fetched, admitted, spent_ns))
 
     def _may_ask(self, stay: Stay) -> bool:
         """Whether what a stay waits for may be computed; then its place among those that are read for is free."""
@@ -134,14 +135,13 @@ class Fills:
             self._post(_look_again)
         return may
 
-    def _fetched(self, admitted: Admitted, times: StageTimes) -> None:
+    def _fetched(self, admitted: Admitted, spent_ns: dict[Stage, int]) -> None:
         self._end_fetch(admitted)
         for want in admitted.wanted:
             if want.outcome is not None and not want.outcome.unpublished:
                 self._admission.filled(admitted, want.chunk)
         if admitted in self._filling:
-            clock = admitted.sequence.clock
-            clock.lookup_ns, clock.prefill_ns, clock.load_ns = times.lookup_ns, times.prefill_ns, times.load_ns
+            admitted.sequence.clock.measured_ns.update(spent_ns)
             for want in admitted.wanted:
                 want.chunk.outcome = want.outcome
                 want.chunk.computed = 0 if want.chunk in admitted.filling else None

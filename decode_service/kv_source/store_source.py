@@ -27,6 +27,7 @@ from decode_service.prompt.request_chunk import ChunkOutcome, RequestChunk, Unpu
 from engine.kv.source import KVSource
 from serving.errors import NotFound, Unavailable, Unsupported
 from serving.store.heartbeat import heartbeat
+from serving.trace.stages import Stage
 
 log = logging.getLogger(__name__)
 
@@ -88,15 +89,6 @@ class Wanted:
 
 
 @dataclass(frozen=True)
-class StageTimes:
-    """Nanoseconds that a fetch spent on each stage."""
-
-    lookup_ns: int
-    prefill_ns: int
-    load_ns: int
-
-
-@dataclass(frozen=True)
 class Asked:
     """What the prefill service made of a chunk: it is stored under ``key``, or is ``unpublished``."""
 
@@ -136,7 +128,7 @@ class StoreSource:
         self._full_until: dict[Tenant, float] = {}
         self._no_lease_until = 0.0
 
-    def fetch(self, composition: Composition, wanted: Sequence[Wanted], caller: Caller) -> StageTimes:
+    def fetch(self, composition: Composition, wanted: Sequence[Wanted], caller: Caller) -> dict[Stage, int]:
         """Fills every wanted chunk, but for those that are left unpublished, and notes its outcome.
 
         Raises ``RequestError`` or ``NoRoomToAsk``; then the content of the memory is undefined.
@@ -150,7 +142,7 @@ class StoreSource:
             fetch.go_without(Unpublished.STORE_FULL, error)
         except StoreError as error:
             raise Unavailable(f"chunk store: {error}") from error
-        return fetch.times()
+        return fetch.spent_ns()
 
     def lease(self, keys: Sequence[ChunkKey]) -> Lease | None:
         """Keeps what is stored from being evicted, or None: then what was found may be gone when it is read, a miss.
@@ -224,9 +216,9 @@ class _Fetch:
         self._caller = caller
         self._ended_ns = [time.monotonic_ns()]  # of the stages: begun, looked up, computed, loaded
 
-    def times(self) -> StageTimes:
+    def spent_ns(self) -> dict[Stage, int]:
         began, looked_up, computed, loaded = (self._ended_ns + [time.monotonic_ns()] * 3)[:4]
-        return StageTimes(looked_up - began, computed - looked_up, loaded - computed)
+        return {"lookup": looked_up - began, "prefill": computed - looked_up, "load": loaded - computed}
 
     def run(self) -> None:
         """Raises what stores raise, ``RequestError`` and ``NoRoomToAsk``."""

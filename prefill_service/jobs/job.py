@@ -25,7 +25,7 @@ from prefill_service.metrics import PrefillMetrics
 from prefill_service.worker import DeviceQueue, thread_result
 from serving.errors import Unavailable
 from serving.tenancy.text_lanes import TextLanes
-from serving.trace.stages import StageTimer
+from serving.trace.stages import Stage, StageTimer
 
 log = logging.getLogger(__name__)
 
@@ -42,7 +42,7 @@ class PrefillResult:
     job: PrefillJob
     computed_tokens: int
     reused_tokens: int
-    spent_ns: dict[str, int]
+    spent_ns: dict[Stage, int]
 
 
 class PrefillJobs:

@@ -13,6 +13,7 @@ from chunk_store.key import ChunkType
 from engine.reuse import Exactness, ReuseMode
 from protos import chunks_pb2
 from serving.errors import InvalidRequest
+from serving.trace.stages import Stage
 
 T = TypeVar("T")
 
@@ -78,8 +79,8 @@ def miss_reason_out(reason: MissReason | None) -> chunks_pb2.MissReason.ValueTyp
     return chunks_pb2.MISS_REASON_UNSPECIFIED if reason is None else _REASONS_OUT[reason]
 
 
-def timings_out(spent_ns: Mapping[str, int]) -> chunks_pb2.StageTimings:
-    """Nanoseconds by stage (``StageTimer.spent_ns``) as the message."""
+def timings_out(spent_ns: Mapping[Stage, int]) -> chunks_pb2.StageTimings:
+    """Nanoseconds by stage as the message."""
     return chunks_pb2.StageTimings(**{f"{stage}_ns": value for stage, value in spent_ns.items()})
 
 
