@@ -32,7 +32,7 @@ class AnswerText:
     """Turns tokens into text, holding back what may be the beginning of a stop string."""
 
     def __init__(self, stream: TextStream, stop: Sequence[str], min_tokens: int = 0) -> None:
-        """Stop strings that are complete before ``min_tokens`` tokens are text like any other."""
+        """Stop strings that begin before the token number ``min_tokens`` are text like any other."""
         self._stream = stream
         self._stop = tuple(stop)
         self._min_tokens = min_tokens
@@ -45,23 +45,29 @@ class AnswerText:
         for count, choice in enumerate(choices, start=1):
             self.tokens += 1
             self._held += self._stream.push(choice.token_id)
-            if self.tokens < self._min_tokens:
-                text, self._held = text + self._held, ""
-                continue
-            found = [at for at in (self._held.find(stop) for stop in self._stop) if at >= 0]
-            if found:
-                text += self._held[: min(found)]
-                self._held = ""
+            shown, stopped = self._take(keep=True)
+            text += shown
+            if stopped:
                 return TextDelta(text, tuple(choices[:count]), stopped=True)
-            keep = self._could_be_stop()
-            text += self._held[: len(self._held) - keep]
-            self._held = self._held[len(self._held) - keep :]
         return TextDelta(text, tuple(choices), stopped=False)
 
-    def flush(self) -> str:
-        """What was held back, once no more tokens come."""
-        text, self._held = self._held + self._stream.flush(), ""
-        return text
+    def flush(self) -> tuple[str, bool]:
+        """What was held back, once no more tokens come, and whether its end completed a stop string."""
+        self._held += self._stream.flush()
+        return self._take(keep=False)
+
+    def _take(self, *, keep: bool) -> tuple[str, bool]:
+        """The held text that may be shown, and whether a stop string ends it: of several the one complete first."""
+        shown, stopped, held = self._held, False, ""
+        if self.tokens >= self._min_tokens:
+            found = [(at + len(stop), at) for stop in self._stop if (at := self._held.find(stop)) >= 0]
+            if found:
+                shown, stopped = self._held[: min(found)[1]], True
+            elif keep:
+                split = len(self._held) - self._could_be_stop()
+                shown, held = self._held[:split], self._held[split:]
+        self._held = held
+        return shown, stopped
 
     def _could_be_stop(self) -> int:
         """Characters at the end of the held text that begin a stop string."""

@@ -208,12 +208,12 @@ class DecodeService(decode_pb2_grpc.DecodeServiceServicer):
             if isinstance(end, Failed):
                 raise end.error
             if isinstance(end, Finished):
-                rest = "" if reason is not None else answer.flush()
-                if rest:
-                    yield delta(rest, ())
-                yield decode_pb2.GenerateResponse(
-                    complete=self._complete(sequence, reason or end.reason, answer.tokens)
-                )
+                if reason is None:
+                    rest, stopped = answer.flush()
+                    if rest:
+                        yield delta(rest, ())
+                    reason = FinishReason.STOP if stopped and end.reason is FinishReason.LENGTH else end.reason
+                yield decode_pb2.GenerateResponse(complete=self._complete(sequence, reason, answer.tokens))
                 return
 
     async def _next_events(self, events: asyncio.Queue[list[Event]], deadline: float) -> list[Event]:
