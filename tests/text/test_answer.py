@@ -119,7 +119,9 @@ def test_a_stop_string_that_only_the_end_completes_is_not_shown() -> None:
         (["abc"], ["abc", "b"], ["a"]),
     ],
 )
-def test_what_may_be_a_stop_string_waits_until_it_is_none(texts: list[str], stops: list[str], deltas: list[str]) -> None:
+def test_what_may_be_a_stop_string_waits_until_it_is_none(
+    texts: list[str], stops: list[str], deltas: list[str]
+) -> None:
     answer = AnswerText(Texts(texts), stops)  # type: ignore[arg-type]
     assert [answer.push([choice]).text for choice in drawn(len(texts))][: len(deltas)] == deltas
 
