@@ -14,10 +14,9 @@ from typing import Any
 
 from chunk_store.key import ModelIdentity
 from chunk_store.layout import KVLayout, LayerLayout
-from engine.kv.pages import PageRun
 from engine.kv.pool import PagedKVPool
 from engine.model.limits import ContextLimit
-from engine.plan import PlacedChunk
+from engine.plan import PlacedChunk, StepSequence
 from engine.reuse import ReuseMode
 from tests.models_for_tests import VOCABULARY, byte_level_tokenizer
 from text.codec import TextCodec
@@ -54,16 +53,19 @@ class FakeRunner:
 
     pool: PagedKVPool
     before: Callable[[], None] = lambda: None
+    piece_tokens: int = 64
     computed: list[tuple[tuple[int, ...], tuple[PlacedChunk, ...]]] = field(default_factory=list)
     threads: set[str] = field(default_factory=set)
 
-    def prefill_chunk(self, token_ids: Sequence[int], context: Sequence[PlacedChunk], run: PageRun) -> None:
+    def prefill(self, token_ids: Sequence[int], sequence: StepSequence, *, logits: bool) -> None:
         self.before()
         self.threads.add(threading.current_thread().name)
-        self.computed.append((tuple(token_ids), tuple(context)))
-        for part in self.pool.run_parts(run, len(token_ids)):
-            for row, token in enumerate(token_ids):
-                part[row] = float(token)
+        self.computed.append((tuple(token_ids), sequence.chunks))
+        size = self.pool.page_size
+        for at, token in enumerate(token_ids, start=sequence.tail_tokens):
+            slot = sequence.tail_pages[at // size] * size + at % size
+            for tensor in (*self.pool.keys, *self.pool.values):
+                tensor[slot] = float(token)
 
 
 def small_pool(pages: int = 16, page_size: int = 4) -> PagedKVPool:

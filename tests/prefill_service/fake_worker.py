@@ -9,7 +9,7 @@ from engine.kv.resident import ResidentChunks
 from engine.reuse import ReuseMode
 from prefill_service.jobs.computer import ChunkComputer, JobProgress
 from prefill_service.jobs.resolver import ChunkRequest, PrefillJob, Resolver
-from serving.trace import StageTimer
+from serving.trace.stages import StageTimer
 from tests.fakes import FakeRunner, FakeServed, codec, small_pool
 
 

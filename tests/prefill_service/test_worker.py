@@ -12,7 +12,7 @@ from chunk_store.tenant import Tenant
 from prefill_service.worker import DeviceQueue
 from serving.errors import Overloaded
 from serving.tenancy.quotas import Quotas, TenantQuotas
-from serving.trace import StageTimer
+from serving.trace.stages import StageTimer
 
 A, B = Tenant("a"), Tenant("b")
 

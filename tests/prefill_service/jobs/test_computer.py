@@ -13,7 +13,7 @@ from chunk_store.store import Busy, Stored
 from engine.kv.source import KVSource
 from prefill_service.jobs.computer import CLAIM_LOST_RETRY_S, JobCancelled, JobProgress
 from prefill_service.jobs.resolver import PrefillJob
-from serving.trace import StageTimer
+from serving.trace.stages import StageTimer
 from tests.prefill_service.fake_worker import FakeWorker
 
 

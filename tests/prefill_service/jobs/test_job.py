@@ -15,7 +15,7 @@ from prefill_service.jobs.job import PrefillJobs
 from prefill_service.jobs.resolver import ChunkRequest
 from prefill_service.metrics import PrefillMetrics
 from serving.errors import NotFound, Overloaded, Unavailable
-from serving.trace import StageTimer
+from serving.trace.stages import StageTimer
 from tests.prefill_service.fake_worker import FakeWorker
 
 TENANT = tenant_of("")

@@ -15,7 +15,7 @@ from chunk_store.tenant import SHARED_SALT, SHARED_TENANT, tenant_of
 from engine.reuse import ReuseMode
 from prefill_service.jobs.resolver import ChunkRequest, PrefillJob, Resolver
 from serving.errors import InvalidRequest, NotFound, PermissionDenied, RequestError, Unsupported
-from serving.trace import StageTimer
+from serving.trace.stages import StageTimer
 from tests.fakes import FakeServed, codec, small_pool
 
 
