@@ -104,7 +104,7 @@ def test_bytes_that_never_become_a_character_are_shown_at_the_end() -> None:
 def test_a_stop_string_that_only_the_end_completes_is_not_shown() -> None:
     """Byte tokens of a sentencepiece tokenizer are text only when it is known that no more of them come."""
     ids = PIECES.encode("aé")
-    spelled = [*PIECES.encode("a"), *(PIECES._backend.token_to_id(f"<0x{b:02X}>") for b in "ö".encode())]  # type: ignore[union-attr]
+    spelled = [*PIECES.encode("a"), *(PIECES._backend.token_to_id(f"<0x{b:02X}>") for b in "ö".encode())]
     answer = AnswerText(PIECES.stream(), ["ö"])
     assert shown(answer, [Drawn(token) for token in spelled]) == ("a", len(spelled), True)
     assert shown(AnswerText(PIECES.stream(), ["ö"]), [Drawn(token) for token in ids])[0] == "aé"

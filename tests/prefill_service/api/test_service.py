@@ -31,7 +31,9 @@ class Call:
         return self._metadata
 
 
-ANN, BOB, BOSS = Call("ann"), Call("bob"), Call("boss")
+ANN: Any = Call("ann")
+BOB: Any = Call("bob")
+BOSS: Any = Call("boss")
 
 
 def serve(root: Path, body: Callable[[PrefillService], Awaitable[None]], tokens: str = TOKENS) -> FakeWorker:
@@ -153,7 +155,7 @@ def test_a_tenant_reaches_its_own_chunks_and_may_not_change_shared_ones(tmp_path
         deleted = await service.DeleteChunk(prefill_pb2.DeleteChunkRequest(chunk_id=mine), ANN)
         assert deleted.kv_entries == 1 and deleted.kv_bytes > 0
         await service.DeleteChunk(prefill_pb2.DeleteChunkRequest(chunk_id=shared), BOSS)
-        assert service.store.get_records([shared], [SHARED_TENANT]) == [None]  # type: ignore[list-item]
+        assert service.store.get_records([shared], [SHARED_TENANT]) == [None]
 
     serve(tmp_path, body)
 

@@ -109,7 +109,7 @@ def test_what_another_worker_stored_meanwhile_is_taken_from_it(bench: FakeWorker
     missing = JobProgress(StageTimer())
     assert bench.computer.find_missing(job, missing) == [0, 1]
     other.attempt(other.job(5, 6))
-    bench.computer.find_missing = lambda *_: [0, 1]  # type: ignore[method-assign]
+    bench.computer.find_missing = lambda *_: [0, 1]
     wait_s, progress = bench.attempt(job)
     assert wait_s is None and counted(progress, job) == {KVSource.STORE: 2, KVSource.COMPUTED: 1}
 

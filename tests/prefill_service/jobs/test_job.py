@@ -37,7 +37,7 @@ class Jobs:
         result = await self.jobs.run(await self.register(*ids, context=context), timer)
         return result.computed_tokens, result.reused_tokens
 
-    async def register(self, *ids: int, context: tuple[str, ...] = ()):  # type: ignore[no-untyped-def]
+    async def register(self, *ids: int, context: tuple[str, ...] = ()):
         return await self.jobs.register(ChunkRequest(token_ids=ids, context=context), StageTimer())
 
     def run(self, body: Callable[[], Awaitable[None]]) -> None:
