@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import argparse
 import os
-import re
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-from cairn.cli.arguments import UsageError
+from cairn.cli.arguments import UsageError, shown
+from cairn.cli.selection import SEE_CHUNKS, choose_ids, is_id, may_be_id, only
 from cairn.client.errors import error_from_status
 from chunk_store.errors import ClaimLost, StoreError, StoreFull, StoreTooNew, StoreUnavailable
 from chunk_store.key import ChunkId, ModelIdentity
@@ -23,10 +23,9 @@ from chunk_store.open import open_store, shown_url
 from chunk_store.password import password_from
 from chunk_store.record import RecordQuery
 from chunk_store.shared_store import SharedStore
-from chunk_store.tools.selection import chunks_with_tag, each_record
+from chunk_store.tools.selection import each_record
 
-_WHOLE_NAME = re.compile(r"[0-9a-f]{64}")
-_NAME_PREFIX = re.compile(r"[0-9a-f]{6,63}")
+SEE_STATS = "see: cairn store stats"
 _CODES: tuple[tuple[type[StoreError], str], ...] = (
     (StoreUnavailable, "UNAVAILABLE"),
     (StoreFull, "RESOURCE_EXHAUSTED"),
@@ -88,50 +87,24 @@ def _told(url: str) -> Iterator[None]:
 
 
 def choose_chunks(store: SharedStore, words: Sequence[str], tags: Sequence[str]) -> list[ChunkId]:
-    """Ids of the chunks that words (an id, the start of one, a name or ``:NAME``) and tags stand for, each once.
+    """Ids of the chunks that words and tags stand for. Raises ``UsageError`` as ``choose_ids``, and for unknown ids."""
 
-    Raises ``UsageError`` for a word that stands for more or less than one chunk and for a tag that no chunk bears.
-    """
-    chosen = [_chunk(store, word) for word in words]
-    for tag in tags:
-        if not tag:
-            raise UsageError("--tag: must not be empty")
-        tagged = chunks_with_tag(store, tag, None)
-        if not tagged:
-            raise UsageError(f"--tag: no chunk in the store bears {tag!r}; see: cairn chunks list")
-        chosen += tagged
-    return list(dict.fromkeys(chosen))
+    def ids(*, name: str = "", tag: str = "") -> Iterator[str]:
+        return (record.chunk_id for record in each_record(store, RecordQuery(name=name, tag=tag, tenants=None)))
+
+    whole = [ChunkId(word.lower()) for word in words if is_id(word)]
+    for chunk_id, record in zip(whole, store.get_records(whole, None), strict=True):
+        if record is None:
+            raise UsageError(f"no chunk {chunk_id} in the store (or it has expired); {SEE_CHUNKS}")
+    return [ChunkId(chunk_id) for chunk_id in choose_ids(words, tags, ids)]
 
 
 def choose_model(store: SharedStore, word: str) -> ModelIdentity:
     """The model with stored KV that an identity, or its first 6 digits or more, stands for. Raises ``UsageError``."""
-    if _WHOLE_NAME.fullmatch(word) is None and _NAME_PREFIX.fullmatch(word) is None:
-        raise UsageError(f"--model: {word!r} is not a model identity nor its first 6 digits; see: cairn store stats")
-    found = {info.model for info in store.list_entries(tenants=None) if info.model.startswith(word)}
-    if len(found) != 1:
-        raise UsageError(f"--model: {word!r} stands for {len(found)} models with stored KV; see: cairn store stats")
-    return found.pop()
-
-
-def _chunk(store: SharedStore, word: str) -> ChunkId:
-    named = word.startswith(":")
-    name = word.removeprefix(":")
-    if not name:
-        raise UsageError("give a chunk's name, its id, or the first 6 digits of its id")
-    if not named and _WHOLE_NAME.fullmatch(name):
-        if store.get_records([ChunkId(name)], None)[0] is None:
-            raise UsageError(f"no chunk {name} in the store (or it has expired); see: cairn chunks list")
-        return ChunkId(name)
-    found = {record.chunk_id for record in each_record(store, RecordQuery(name=name, tenants=None))}
-    if not found and not named and _NAME_PREFIX.fullmatch(name):
-        found = {
-            record.chunk_id
-            for record in each_record(store, RecordQuery(tenants=None))
-            if record.chunk_id.startswith(name)
-        }
-    if len(found) != 1:
-        raise UsageError(f"{word!r} stands for {len(found)} chunks; see: cairn chunks list")
-    return found.pop()
+    if not may_be_id(word):
+        raise UsageError(f"--model: {shown(word)} is not a model identity nor its first 6 digits; {SEE_STATS}")
+    found = {info.model for info in store.list_entries(tenants=None) if info.model.startswith(word.lower())}
+    return ModelIdentity(only(word, found, "models with stored KV", SEE_STATS))
 
 
 def _check_directory(url: str) -> None:

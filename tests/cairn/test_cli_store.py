@@ -209,7 +209,7 @@ def test_rm_by_chunk_by_tag_and_by_model(store: Run, url: str) -> None:
         (["export", "FILE", "one", "--all"], "name chunks (CHUNK ..., --tag TAG) or give --all"),
         (["export", "FILE", "nobody"], "'nobody' stands for 0 chunks"),
         (["export", "FILE", "f" * 64], "in the store (or it has expired)"),
-        (["export", "FILE", "--tag", "none"], "no chunk in the store bears 'none'"),
+        (["export", "FILE", "--tag", "none"], "no chunk bears 'none'"),
         (["export", "/nowhere/at/all", "one"], "cannot write /nowhere/at/all"),
         (["import", "/nowhere"], "cannot read /nowhere"),
         (["rm"], "or a model (--model IDENTITY)"),

@@ -11,7 +11,7 @@ from chunk_store.record import RecordQuery
 from chunk_store.store import Busy, Stored
 from chunk_store.tools.archive import export, import_
 from chunk_store.tools.archive_file import ArchiveError
-from chunk_store.tools.selection import chunks_with_tag, each_record
+from chunk_store.tools.selection import each_record
 from chunk_store.tools.verify import Problem, repair, verify
 from tests.chunk_store.contract import Damage, Place, loads, publish, sample
 
@@ -156,9 +156,7 @@ def test_chunks_by_tag(place: Place) -> None:
     store = place.open()
     tagged = [sample(number).record(tags=("old",)) for number in range(5)]
     store.put_records([*tagged, sample(9).record(tags=("new",))])
-    chosen = chunks_with_tag(store, "old")
+    chosen = [record.chunk_id for record in each_record(store, RecordQuery(tag="old"))]
     assert set(chosen) == {record.chunk_id for record in tagged}
     assert store.delete_chunks(chosen).records == 5
     assert store.stats().records == 1
-    with pytest.raises(ValueError, match="tag"):
-        chunks_with_tag(store, "")

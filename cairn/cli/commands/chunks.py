@@ -10,8 +10,9 @@ import time
 from collections.abc import Callable
 from itertools import islice
 
-from cairn.cli.arguments import UsageError, find_chunk
+from cairn.cli.arguments import UsageError
 from cairn.cli.connection import add_connection_flags, open_client
+from cairn.cli.selection import choose_ids, find_chunk, registered
 from cairn.cli.terminal import Terminal, human_time, short_id, table
 from cairn.client.client import Client
 from cairn.client.types import CHUNK_TYPES, LIST_ORDERS, StoredChunk
@@ -120,17 +121,11 @@ def _value(chunk: StoredChunk, field: str) -> object:
 def _remove(args: argparse.Namespace, terminal: Terminal, client: Client) -> None:
     if not args.chunk and not args.tag:
         raise UsageError("rm: name chunks (CHUNK ...) or give --tag TAG")
-    chosen = {chunk.id: chunk for chunk in (find_chunk(client, word) for word in args.chunk)}
-    for tag in args.tag:
-        tagged = {chunk.id: chunk for chunk in client.chunks(tag=tag)} if tag else {}
-        if not tagged:
-            raise UsageError(f"--tag: no chunk bears {tag!r}; see: cairn chunks list")
-        chosen |= tagged
-    for chunk in chosen.values():
-        freed = client.delete(chunk)
+    for chunk_id in choose_ids(args.chunk, args.tag, registered(client)):
+        freed = client.delete(chunk_id)
         terminal.result(
-            {"id": chunk.id, "kv_entries": freed.kv_entries, "kv_bytes": freed.kv_bytes},
-            f"removed {short_id(chunk.id)}: {freed.kv_entries} KV entries, {human_bytes(freed.kv_bytes)}",
+            {"id": chunk_id, "kv_entries": freed.kv_entries, "kv_bytes": freed.kv_bytes},
+            f"removed {short_id(chunk_id)}: {freed.kv_entries} KV entries, {human_bytes(freed.kv_bytes)}",
         )
 
 

@@ -20,8 +20,10 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cairn.cli.arguments import TEXT_PREFIX, UsageError, looks_like_id, read_file
+from cairn.cli.arguments import UsageError, read_file
 from cairn.cli.connection import add_json_flag, check_model_flag
+from cairn.cli.segments import TEXT_PREFIX
+from cairn.cli.selection import looks_like_id
 from cairn.cli.stores import add_store_flag, choose_chunks, opened
 from cairn.cli.terminal import Terminal, table
 

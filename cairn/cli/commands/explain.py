@@ -9,8 +9,8 @@ from __future__ import annotations
 import argparse
 from contextlib import ExitStack
 
-from cairn.cli.commands.generate import add_prompt_flags, read_segments
 from cairn.cli.connection import add_connection_flags, open_client
+from cairn.cli.segments import add_prompt_flags, read_segments
 from cairn.cli.terminal import Terminal, reuse_table
 from chunk_store.quantities import human_bytes
 

@@ -8,12 +8,10 @@ from __future__ import annotations
 
 import argparse
 
-from cairn.cli.arguments import UsageError, read_segment
 from cairn.cli.connection import add_connection_flags, open_client
+from cairn.cli.segments import add_prompt_flags, read_segments
 from cairn.cli.terminal import Terminal, reuse_table
-from cairn.client.client import Client
-from cairn.client.requests import Segment
-from cairn.client.types import CACHE_USES, REUSE_MODES, Result
+from cairn.client.types import Result
 from chunk_store.quantities import human_seconds
 
 
@@ -31,29 +29,6 @@ def configure(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--logprobs", action="store_true", help="log-probability of each token, in --json")
     parser.add_argument("--quiet", action="store_true", help="print the answer only, no report")
     add_connection_flags(parser)
-
-
-def add_prompt_flags(parser: argparse.ArgumentParser) -> None:
-    """The flags that say what the prompt is; ``explain`` has them too."""
-    parser.add_argument("segment", nargs="*", metavar="SEGMENT", help="a chunk id, :NAME, @FILE or text")
-    parser.add_argument("--query", metavar="TEXT", help="the query: text or @FILE")
-    parser.add_argument(
-        "--segment-role", default="", metavar="ROLE", help="chat role of segments given as text or files"
-    )
-    parser.add_argument("--query-role", default="", metavar="ROLE", help="chat role of the query, for example user")
-    parser.add_argument("--reuse", choices=REUSE_MODES, default="exact", help="how chunks may be reused")
-    parser.add_argument("--cache", choices=CACHE_USES, default="shared", help="bypass: compute everything anew")
-    parser.add_argument("--request-id", metavar="ID", help="to find it again in the logs and to abort it")
-
-
-def read_segments(args: argparse.Namespace, client: Client, terminal: Terminal) -> list[Segment]:
-    """The prompt's segments, the query last. Raises ``UsageError`` without a query."""
-    words = list(args.segment)
-    query = args.query if args.query is not None else (words.pop() if words else None)
-    if query is None:
-        raise UsageError("give a query: --query TEXT, or at least one SEGMENT")
-    segments = [read_segment(word, client, terminal, role=args.segment_role) for word in words]
-    return [*segments, read_segment(query, client, terminal, role=args.query_role)]
 
 
 def run(args: argparse.Namespace, terminal: Terminal) -> int:

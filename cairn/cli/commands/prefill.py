@@ -9,8 +9,10 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from cairn.cli.arguments import find_chunk, read_segment, typed
+from cairn.cli.arguments import typed
 from cairn.cli.connection import add_connection_flags, open_client
+from cairn.cli.segments import read_segment
+from cairn.cli.selection import find_chunk
 from cairn.cli.terminal import Terminal, short_id, table
 from cairn.client.client import Client
 from cairn.client.requests import Segment

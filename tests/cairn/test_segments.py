@@ -1,15 +1,16 @@
-"""What the words of a command line stand for."""
+"""What a command line makes a prompt of."""
 
 from __future__ import annotations
 
 import pytest
 
-from cairn.cli.arguments import UsageError, find_chunk, looks_like_id, read_segment
+from cairn.cli.arguments import UsageError
+from cairn.cli.segments import read_segment
 from cairn.cli.terminal import Terminal
 from cairn.client.types import ChunkRef, Text
 from tests.cairn.cairn_fakes import digits
 
-CHUNK_1, CHUNK_2 = digits("chunk 001"), digits("chunk 002")
+CHUNK_1 = digits("chunk 001")
 
 
 class Asked(Terminal):
@@ -27,28 +28,8 @@ class Asked(Terminal):
         return self.answer
 
 
-@pytest.mark.parametrize(
-    ("word", "expected"),
-    [
-        ("0123ab", True),
-        ("0123AB", True),
-        (CHUNK_1, True),
-        ("abcdefabcdef", True),
-        ("123456", True),
-        ("facade", False),
-        ("decade", False),
-        ("12345", False),
-        ("0123ag", False),
-        (CHUNK_1 + "0", False),
-        ("Who governs?", False),
-    ],
-)
-def test_what_looks_like_an_id(word, expected):
-    assert looks_like_id(word) is expected
-
-
 @pytest.mark.parametrize("word", [CHUNK_1, CHUNK_1[:18], CHUNK_1[:18].upper(), CHUNK_1.upper(), ":doc-1"])
-def test_a_part_may_be_an_id_the_start_of_one_or_a_name(client, word):
+def test_a_segment_may_be_an_id_the_start_of_one_or_a_name(client, word):
     assert read_segment(word, client, Asked()) == ChunkRef(CHUNK_1)
 
 
@@ -61,17 +42,6 @@ def test_a_word_that_looks_like_an_id_and_is_none_is_no_prompt_text(client, word
 def test_text_says_that_a_word_is_text(client):
     assert read_segment("text:123456", client, Asked(), role="user") == Text("123456", role="user")
     assert read_segment("text::doc-1", client, Asked()) == Text(":doc-1")
-
-
-@pytest.mark.parametrize("word", ["doc-1", ":doc-1", CHUNK_1, CHUNK_1[:18], CHUNK_1.upper()])
-def test_a_chunk_may_be_named_in_every_way(client, word):
-    assert find_chunk(client, word) == ChunkRef(CHUNK_1)
-
-
-@pytest.mark.parametrize("word", [":", "", ":nobody", "nobody", "fedcba", ":" + CHUNK_1[:18]])
-def test_a_chunk_that_is_not_there(client, word):
-    with pytest.raises(UsageError):
-        find_chunk(client, word)
 
 
 def test_a_file_without_its_sign(client, tmp_path):
