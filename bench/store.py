@@ -150,7 +150,7 @@ class StoredFile:
 
 def stored_file(root: Path, store: SharedStore, header: EntryHeader) -> StoredFile:
     put(store, header, parts(header))
-    located = store.ledger.locate(header.key)
+    located = store.ledger.entries.locate(header.key)
     assert located is not None
     path = root / "store" / "data" / header.key[:2] / located.blob
     return StoredFile(header, path, located.stored_nbytes - header.nbytes, parts(header))
@@ -198,7 +198,7 @@ def bench_scale(root: Path) -> list[dict[str, float]]:
     for wanted in COUNTS:
         while len(keys) < wanted:
             header = entry(1, SMALL)
-            store.ledger.adopt(header, f"{header.key}.bench")
+            store.ledger.entries.adopt(header, f"{header.key}.bench")
             keys.append(header.key)
         real = entry(1, SMALL)
         data = parts(real)

@@ -1,8 +1,9 @@
 """The rules of a store: which entries exist, who writes, who reads, what goes first. No data passes here.
 
-A ledger is the metadata half of a store, shared by every process; each call is one atomic step. Blobs are the data
-half (``blobs.py``). A ledger never touches a blob: what must be removed it hands out by name and remembers as
-*garbage* until ``discard`` says that the bytes are gone, so a process that dies in between leaks nothing.
+A ledger is the metadata half of a store, shared by every process; each call is one atomic step. It has five sides, one
+for each thing that it knows of: records, entries, claims, leases, and the upkeep of them all. Blobs are the data half
+(``blobs.py``). A ledger never touches a blob: what must be removed it hands out by name and remembers as *garbage*
+until ``discard`` says that the bytes are gone, so a process that dies in between leaks nothing.
 
 Space: entries, reservations of writers and garbage all count toward capacity.
 """
@@ -10,24 +11,20 @@ Space: entries, reservations of writers and garbage all count toward capacity.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 from chunk_store.blobs import Quarantined
 from chunk_store.entry import EntryHeader, EntryInfo, MissReason
-from chunk_store.errors import QuotaFull
 from chunk_store.key import ChunkId, ChunkKey, ModelIdentity
+from chunk_store.limits import Space, StoreLimits
 from chunk_store.record import ChunkRecord, RecordPage, RecordQuery
 from chunk_store.store import Busy, DeleteReport, Stored, StoreStats, SweepReport
 from chunk_store.tenant import DEFAULT_ONLY, DEFAULT_TENANT, NO_LIMITS, Tenant, TenantLimits, Tenants, TenantUsage
 
 TOMBSTONES_MAX = 65_536
-CAPACITY_NBYTES_DEFAULT = 16 * 2**30
-RECORDS_MAX_DEFAULT = 100_000
 IDENTITY_BITS = 63  # of a store's name; both kinds of ledger keep it as a signed number
-QUARANTINE_S_DEFAULT = 7 * 86_400  # how long bad data is kept
-QUARANTINE_MAX = 64  # and how many of it
 BUSY_RETRY_S = 0.05
 WRITE_TTL_S = 30.0  # how long writing one entry may take from its reservation on
 
@@ -51,11 +48,6 @@ def key_of(blob: str) -> ChunkKey:
 
 
 @dataclass(frozen=True)
-class Claimed:
-    """The caller holds the only live claim on the key."""
-
-
-@dataclass(frozen=True)
 class ReadTicket:
     """The committed blob of a key, protected from removal until ``end_read`` where removal would hurt a reader."""
 
@@ -73,43 +65,14 @@ class Placed:
     stored_nbytes: int
 
 
-@dataclass(frozen=True)
-class Space:
-    """Bytes that a blob will take, whose it is, and how many the tenant may have in all (None: any number)."""
+class Records(Protocol):
+    """Content; ``ChunkStore`` says what each call promises."""
 
-    nbytes: int
-    tenant: Tenant = DEFAULT_TENANT
-    tenant_nbytes_max: int | None = None
+    def put(self, records: Sequence[ChunkRecord], *, limits: TenantLimits = NO_LIMITS) -> list[bool]: ...
 
+    def get(self, chunk_ids: Sequence[ChunkId], tenants: Tenants = DEFAULT_ONLY) -> list[ChunkRecord | None]: ...
 
-def too_many(quota: str, limit: int, remedy: str) -> QuotaFull:
-    """What a tenant is told whose ``quota`` is full."""
-    return QuotaFull(f"quota {quota}: the tenant may have {limit}, and this would be more; {remedy}")
-
-
-def full_records(limit: int) -> QuotaFull:
-    return too_many("chunks", limit, "delete chunks (DeleteChunk) or have the quota raised")
-
-
-def full_pins(limit: int) -> QuotaFull:
-    return too_many("pins", limit, "unpin chunks (UnpinChunk) or have the quota raised")
-
-
-def full_bytes(limit: int) -> QuotaFull:
-    return too_many("bytes", limit, "delete chunks with their KV (DeleteChunk) or have the quota raised")
-
-
-class Ledger(Protocol):
-    """Metadata of one store. Thread-safe. Every method may raise ``StoreUnavailable``."""
-
-    # -- content; see ChunkStore ----------------------------------------------------------------------
-    def put_records(self, records: Sequence[ChunkRecord], *, limits: TenantLimits = NO_LIMITS) -> list[bool]: ...
-
-    def get_records(
-        self, chunk_ids: Sequence[ChunkId], tenants: Tenants = DEFAULT_ONLY
-    ) -> list[ChunkRecord | None]: ...
-
-    def list_records(self, query: RecordQuery) -> RecordPage: ...
+    def page(self, query: RecordQuery) -> RecordPage: ...
 
     def set_pinned(
         self,
@@ -120,18 +83,26 @@ class Ledger(Protocol):
         limits: TenantLimits = NO_LIMITS,
     ) -> list[bool]: ...
 
-    # -- entries --------------------------------------------------------------------------------------
+    def delete(self, chunk_ids: Sequence[ChunkId], tenants: Tenants = DEFAULT_ONLY) -> DeleteReport: ...
+
+
+class Entries(Protocol):
+    """Committed entries and the blobs they are in."""
+
     def find(self, keys: Sequence[ChunkKey]) -> list[EntryInfo | None]: ...
 
-    def list_entries(self, chunk_ids: Sequence[ChunkId], tenants: Tenants = DEFAULT_ONLY) -> list[EntryInfo]: ...
+    def listed(self, chunk_ids: Sequence[ChunkId] = (), tenants: Tenants = DEFAULT_ONLY) -> list[EntryInfo]: ...
 
     def miss_reason(self, key: ChunkKey, chunk_id: ChunkId, model: ModelIdentity, tenant: Tenant) -> MissReason: ...
 
-    def begin_read(self, key: ChunkKey) -> ReadTicket | MissReason:
-        """The blob to read, marked as used; NOT_STORED or EVICTED without one."""
+    def placed(self) -> list[Placed]:
+        """Every entry with its blob."""
 
-    def end_read(self, ticket: ReadTicket) -> None:
-        """Ends the protection of ``begin_read``."""
+    def locate(self, key: ChunkKey) -> Placed | None:
+        """One entry with its blob; does not count as use."""
+
+    def adopt(self, header: EntryHeader, blob: str) -> bool:
+        """Makes an entry of a complete blob found without one; False if the key has an entry or a live claim."""
 
     def forget(self, key: ChunkKey, blob: str, quarantined: bool) -> bool:
         """Drops an entry whose ``blob`` is lost or bad; False if ``blob`` is no longer that entry's.
@@ -139,10 +110,16 @@ class Ledger(Protocol):
         A bad one (``quarantined``) is counted; where the blobs keep it, it takes space until it is old or in the way.
         """
 
-    # -- claims ---------------------------------------------------------------------------------------
-    def claim(self, key: ChunkKey, nonce: str, ttl_s: float) -> Claimed | Stored | Busy: ...
+    def delete_model(self, model: ModelIdentity) -> DeleteReport: ...
 
-    def renew_claim(self, key: ChunkKey, nonce: str, ttl_s: float) -> None:
+
+class Claims(Protocol):
+    """Who may write which key, and the space for it."""
+
+    def claim(self, key: ChunkKey, nonce: str, ttl_s: float) -> Stored | Busy | None:
+        """None where the caller holds the only live claim on ``key`` now."""
+
+    def renew(self, key: ChunkKey, nonce: str, ttl_s: float) -> None:
         """Raises ``ClaimLost``."""
 
     def reserve(self, key: ChunkKey, nonce: str, space: Space, removed: Sequence[str]) -> list[str]:
@@ -157,20 +134,31 @@ class Ledger(Protocol):
     def commit(self, key: ChunkKey, nonce: str, header: EntryHeader) -> EntryInfo:
         """Turns a claim with a written blob into an entry. Raises ``ClaimLost``."""
 
-    def drop_claim(self, key: ChunkKey, nonce: str) -> bool:
+    def drop(self, key: ChunkKey, nonce: str) -> bool:
         """Ends a claim; its blob becomes garbage. False when it was lost or committed before."""
 
-    # -- leases ---------------------------------------------------------------------------------------
+    def unfinished(self) -> list[str]:
+        """Blobs that live claims may be writing."""
+
+
+class Leases(Protocol):
+    """What keeps entries from eviction: holds for a time, and readers while they read."""
+
     def hold(self, lease: str, keys: Sequence[ChunkKey], ttl_s: float, wait_s: float | None = None) -> None:
         """Leases the entries that exist among ``keys`` for ``ttl_s`` from now; see ``ChunkStore.lease``."""
 
-    def unhold(self, lease: str, keys: Sequence[ChunkKey], wait_s: float | None = None) -> None:
+    def end(self, lease: str, keys: Sequence[ChunkKey], wait_s: float | None = None) -> None:
         """Ends a lease on ``keys``."""
 
-    # -- removal and upkeep ---------------------------------------------------------------------------
-    def delete_chunks(self, chunk_ids: Sequence[ChunkId], tenants: Tenants = DEFAULT_ONLY) -> DeleteReport: ...
+    def begin_read(self, key: ChunkKey) -> ReadTicket | MissReason:
+        """The blob to read, marked as used; NOT_STORED or EVICTED without one."""
 
-    def delete_model(self, model: ModelIdentity) -> DeleteReport: ...
+    def end_read(self, ticket: ReadTicket) -> None:
+        """Ends the protection of ``begin_read``."""
+
+
+class Upkeep(Protocol):
+    """What is removed, counted and audited, of everybody's content."""
 
     def sweep(self, quarantined: Sequence[Quarantined] = ()) -> SweepReport:
         """See ``ChunkStore``; ``quarantined`` is what the blobs keep of bad data."""
@@ -181,18 +169,6 @@ class Ledger(Protocol):
     def discard(self, blobs: Sequence[str]) -> None:
         """Notes that ``blobs`` are gone from the medium."""
 
-    def placed(self) -> list[Placed]:
-        """Every committed entry with its blob."""
-
-    def locate(self, key: ChunkKey) -> Placed | None:
-        """One committed entry with its blob; does not count as use."""
-
-    def unfinished(self) -> list[str]:
-        """Blobs that live claims may be writing."""
-
-    def adopt(self, header: EntryHeader, blob: str) -> bool:
-        """Makes an entry of a complete blob found without one; False if the key has an entry or a live claim."""
-
     def audit(self) -> list[str]:
         """What is wrong with the ledger itself, one sentence each; empty when all of it agrees."""
 
@@ -202,10 +178,23 @@ class Ledger(Protocol):
     def identity(self) -> str:
         """Names this store and no other, in every process that uses it: drawn when it is first asked for."""
 
+    def set_limits(self, limits: StoreLimits) -> None:
+        """Changes the store's limits, for every process that uses it."""
+
     def stats(self, backend: str) -> StoreStats: ...
 
     def tenants(self) -> list[Tenant]: ...
 
     def usage(self, tenant: Tenant) -> TenantUsage: ...
 
-    def close(self) -> None: ...
+
+@dataclass(frozen=True)
+class Ledger:
+    """Metadata of one store. Thread-safe. Every call may raise ``StoreUnavailable``."""
+
+    records: Records
+    entries: Entries
+    claims: Claims
+    leases: Leases
+    upkeep: Upkeep
+    close: Callable[[], None]

@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
 
-from chunk_store.ledger import CAPACITY_NBYTES_DEFAULT, RECORDS_MAX_DEFAULT, Ledger
+from chunk_store.ledger import Ledger
+from chunk_store.limits import StoreLimits
 from chunk_store.local.blobs import Durability, FileBlobs
-from chunk_store.local.ledger import SqliteLedger
+from chunk_store.local.index import INDEX
+from chunk_store.local.ledger import local_ledger
 from chunk_store.shared_store import SharedStore
 
 if TYPE_CHECKING:
@@ -38,19 +40,14 @@ def open_store(
     durability is in its own configuration. Raises ``ValueError`` for a URL it does not know, ``StoreUnavailable`` when
     the store cannot be reached or written, ``StoreTooNew``.
     """
-    for name, value in (("capacity_nbytes", capacity_nbytes), ("records_max", records_max)):
-        if value is not None and value <= 0:
-            raise ValueError(f"{name}: {value} is not positive")
-    if quarantine_s is not None and quarantine_s < 0:
-        raise ValueError(f"quarantine_s: {quarantine_s} is negative")
+    limits = StoreLimits(capacity_nbytes, records_max, quarantine_s)
     scheme = url.partition(":")[0].lower()
     if scheme == "file":
-        limits = {"capacity_nbytes": capacity_nbytes, "records_max": records_max, "quarantine_s": quarantine_s}
         return _open_file(url, limits, durability)
     if scheme in ("redis", "rediss"):
-        return _open_redis(url, password, capacity_nbytes, records_max)
+        return _open_redis(url, password, limits)
     if scheme == "mooncake":
-        return _open_mooncake(url, password, capacity_nbytes, records_max)
+        return _open_mooncake(url, password, limits)
     known = ", ".join(f"{scheme}://" for scheme in SCHEMES)
     raise ValueError(f"store URL: {shown_url(url)!r} starts with none of {known}; for a directory write file:///DIR")
 
@@ -74,54 +71,42 @@ def shown_url(url: str) -> str:
     return f"{scheme}://{clear[1]}{mark}{shown}"
 
 
-def _open_file(url: str, limits: dict[str, int | None], durability: Durability) -> SharedStore:
+def _open_file(url: str, limits: StoreLimits, durability: Durability) -> SharedStore:
     parts = urlsplit(url)
     if parts.netloc not in ("", "localhost") or not parts.path.startswith("/") or parts.query or parts.fragment:
         raise ValueError(f"store URL: {shown_url(url)!r} must be file:///DIR with an absolute path (three slashes)")
     root = Path(unquote(parts.path))
-    ledger = SqliteLedger(
-        root / "index.sqlite",
-        capacity_nbytes=limits["capacity_nbytes"] or CAPACITY_NBYTES_DEFAULT,
-        records_max=limits["records_max"] or RECORDS_MAX_DEFAULT,
-        synchronous="FULL" if durability is Durability.POWER else "NORMAL",
-    )
-    ledger.set_limits(**limits)
-    return SharedStore(ledger, FileBlobs(root, durability))
+    synchronous = "FULL" if durability is Durability.POWER else "NORMAL"
+    return SharedStore(local_ledger(root / INDEX, limits, synchronous), FileBlobs(root, durability))
 
 
-def _open_redis(url: str, password: str | None, capacity_nbytes: int | None, records_max: int | None) -> SharedStore:
+def _open_redis(url: str, password: str | None, limits: StoreLimits) -> SharedStore:
     try:
         from chunk_store.redis.blobs import ValueBlobs
         from chunk_store.redis.connection import RedisConnection, parse_redis_url
-        from chunk_store.redis.ledger import RedisLedger
+        from chunk_store.redis.ledger import redis_ledger
         from chunk_store.redis.values import RedisValues
         from chunk_store.redis.wire import RedisWire
     except ImportError as error:
         raise ValueError("store URL: redis:// needs the redis client: pip install 'cairn[redis]'") from error
     address = parse_redis_url(url, password)
     connection = RedisConnection(address)
-    ledger = RedisLedger(
-        connection,
-        capacity_nbytes=capacity_nbytes or CAPACITY_NBYTES_DEFAULT,
-        records_max=records_max or RECORDS_MAX_DEFAULT,
-    )
-    ledger.set_limits(capacity_nbytes=capacity_nbytes, records_max=records_max)
-    return SharedStore(ledger, ValueBlobs(RedisValues(connection, RedisWire(address)), connection))
+    blobs = ValueBlobs(RedisValues(connection, RedisWire(address)), connection)
+    return SharedStore(redis_ledger(connection, limits), blobs)
 
 
-def _open_mooncake(url: str, password: str | None, capacity_nbytes: int | None, records_max: int | None) -> SharedStore:
+def _open_mooncake(url: str, password: str | None, limits: StoreLimits) -> SharedStore:
     """The ledger of ``redis://`` with Mooncake's memory for the data."""
     try:
         import mooncake.store  # noqa: F401
 
         from chunk_store.mooncake.client import connect, parse_mooncake_url
+        from chunk_store.redis.connection import parse_redis_url
     except ImportError as error:
         remedy = "pip install 'cairn[redis,mooncake]', and libibverbs1 from the distribution"
         raise ValueError(f"store URL: mooncake:// needs its client ({error}): {remedy}") from error
     address = parse_mooncake_url(url)
-    metadata = _open_redis(address.redis_url, password, capacity_nbytes, records_max)
-    from chunk_store.redis.connection import parse_redis_url
-
+    metadata = _open_redis(address.redis_url, password, limits)
     redis = parse_redis_url(address.redis_url, password)
     return mooncake_store(connect(address, segment_nbytes=0), redis, metadata.ledger)
 

@@ -29,10 +29,10 @@ from chunk_store.errors import (
 )
 from chunk_store.format.header import flat_views, header_nbytes, writable_views
 from chunk_store.key import ChunkId, ChunkKey, ModelIdentity
-from chunk_store.ledger import Ledger, ReadTicket, Space, blob_name, check_key
-from chunk_store.record import ChunkRecord, RecordPage, RecordQuery
+from chunk_store.ledger import Leases, Ledger, ReadTicket, blob_name, check_key
+from chunk_store.limits import Space
 from chunk_store.store import Busy, DeleteReport, Lease, Publication, Stored, StoreStats, SweepReport
-from chunk_store.tenant import DEFAULT_ONLY, DEFAULT_TENANT, NO_LIMITS, Tenant, TenantLimits, Tenants, TenantUsage
+from chunk_store.tenant import DEFAULT_ONLY, NO_LIMITS, TenantLimits, Tenants
 
 log = logging.getLogger(__name__)
 
@@ -49,50 +49,29 @@ class SharedStore:
         self.blobs = blobs
         self._lock = threading.Lock()
         self._open_claims: set[SharedPublication] = set()
-
-    def put_records(self, records: Sequence[ChunkRecord], *, limits: TenantLimits = NO_LIMITS) -> list[bool]:
-        return self.ledger.put_records(records, limits=limits)
-
-    def get_records(self, chunk_ids: Sequence[ChunkId], tenants: Tenants = DEFAULT_ONLY) -> list[ChunkRecord | None]:
-        return self.ledger.get_records(chunk_ids, tenants)
-
-    def list_records(self, query: RecordQuery) -> RecordPage:
-        return self.ledger.list_records(query)
-
-    def set_pinned(
-        self,
-        chunk_ids: Sequence[ChunkId],
-        pinned: bool,
-        tenant: Tenant = DEFAULT_TENANT,
-        *,
-        limits: TenantLimits = NO_LIMITS,
-    ) -> list[bool]:
-        return self.ledger.set_pinned(chunk_ids, pinned, tenant, limits=limits)
+        # What the ledger answers alone, it is asked directly.
+        self.put_records, self.get_records = ledger.records.put, ledger.records.get
+        self.list_records, self.set_pinned = ledger.records.page, ledger.records.set_pinned
+        self.lookup, self.list_entries = ledger.entries.find, ledger.entries.listed
+        self.miss_reason = ledger.entries.miss_reason
+        self.tenants, self.usage = ledger.upkeep.tenants, ledger.upkeep.usage
+        self.identity = ledger.upkeep.identity
 
     def delete_chunks(self, chunk_ids: Sequence[ChunkId], tenants: Tenants = DEFAULT_ONLY) -> DeleteReport:
-        report = self.ledger.delete_chunks(chunk_ids, tenants)
+        report = self.ledger.records.delete(chunk_ids, tenants)
         self._remove_garbage()
         return report
 
     def delete_model(self, model: ModelIdentity) -> DeleteReport:
-        report = self.ledger.delete_model(model)
+        report = self.ledger.entries.delete_model(model)
         self._remove_garbage()
         return report
-
-    def lookup(self, keys: Sequence[ChunkKey]) -> list[EntryInfo | None]:
-        return self.ledger.find(keys)
-
-    def miss_reason(self, key: ChunkKey, chunk_id: ChunkId, model: ModelIdentity, tenant: Tenant) -> MissReason:
-        return self.ledger.miss_reason(key, chunk_id, model, tenant)
-
-    def list_entries(self, chunk_ids: Sequence[ChunkId] = (), tenants: Tenants = DEFAULT_ONLY) -> list[EntryInfo]:
-        return self.ledger.list_entries(chunk_ids, tenants)
 
     def begin(self, key: ChunkKey, *, ttl_s: float = 30.0) -> Publication | Stored | Busy:
         check_key(key)
         nonce = secrets.token_hex(8)
-        answer = self.ledger.claim(key, nonce, ttl_s)
-        if isinstance(answer, Stored | Busy):
+        answer = self.ledger.claims.claim(key, nonce, ttl_s)
+        if answer is not None:
             return answer
         publication = SharedPublication(self.ledger, self.blobs, key, nonce, ttl_s, self._close_claim)
         with self._lock:
@@ -104,13 +83,13 @@ class SharedStore:
         expected = Expected(key, token_ids)
         reason: MissReason | None = MissReason.LOAD_FAILED
         for _ in range(LOAD_ATTEMPTS_MAX):
-            ticket = self.ledger.begin_read(key)
+            ticket = self.ledger.leases.begin_read(key)
             if isinstance(ticket, MissReason):
                 return ticket
             try:
                 settled, reason = self._read(ticket, expected, views)
             finally:
-                self.ledger.end_read(ticket)
+                self.ledger.leases.end_read(ticket)
             if settled:
                 break
         return reason
@@ -122,7 +101,7 @@ class SharedStore:
         try:
             self.blobs.read(ticket.blob, expected, views)
         except BlobMissing as error:
-            if not self.ledger.forget(ticket.key, ticket.blob, quarantined=False):
+            if not self.ledger.entries.forget(ticket.key, ticket.blob, quarantined=False):
                 return False, MissReason.LOAD_FAILED
             log.warning("load_failed: the data of key %s is gone (%s); the entry is dropped", ticket.key, error)
             return True, MissReason.LOAD_FAILED
@@ -130,7 +109,7 @@ class SharedStore:
             log.warning("load_failed: key %s cannot be read now (%s)", ticket.key, error)
             return True, MissReason.LOAD_FAILED
         except BlobOtherVersion as error:
-            if not self.ledger.forget(ticket.key, ticket.blob, quarantined=False):
+            if not self.ledger.entries.forget(ticket.key, ticket.blob, quarantined=False):
                 return False, MissReason.FORMAT_DIFFERS
             log.warning("format_differs: key %s: %s; it will be computed and stored anew", ticket.key, error)
             self._remove_garbage()
@@ -139,7 +118,7 @@ class SharedStore:
             # First out of the way: what the ledger has forgotten is garbage, and anybody may remove it.
             kept = self.blobs.quarantine(ticket.blob)
             # Of all its readers in all processes one drops the entry: one line for each bad blob.
-            if self.ledger.forget(ticket.key, ticket.blob, quarantined=True):
+            if self.ledger.entries.forget(ticket.key, ticket.blob, quarantined=True):
                 log.error("verify_failed: key %s: %s; quarantined, %s", ticket.key, error, kept)
                 self._remove_garbage()
                 return True, MissReason.VERIFY_FAILED
@@ -147,27 +126,17 @@ class SharedStore:
         return True, None
 
     def lease(self, keys: Sequence[ChunkKey], *, ttl_s: float = 30.0, wait_s: float | None = None) -> Lease:
-        lease = SharedLease(self.ledger, tuple(keys), ttl_s, wait_s)
+        lease = SharedLease(self.ledger.leases, tuple(keys), ttl_s, wait_s)
         lease.renew()
         return lease
 
     def sweep(self) -> SweepReport:
-        report = self.ledger.sweep(self.blobs.quarantined())
+        report = self.ledger.upkeep.sweep(self.blobs.quarantined())
         self._remove_garbage()
         return report
 
     def stats(self) -> StoreStats:
-        return self.ledger.stats(self.blobs.kind)
-
-    def tenants(self) -> list[Tenant]:
-        return self.ledger.tenants()
-
-    def usage(self, tenant: Tenant) -> TenantUsage:
-        return self.ledger.usage(tenant)
-
-    def identity(self) -> str:
-        """Names this store and no other, in every process that uses it. Raises ``StoreUnavailable``."""
-        return self.ledger.identity()
+        return self.ledger.upkeep.stats(self.blobs.kind)
 
     def close(self) -> None:
         with self._lock:
@@ -181,9 +150,9 @@ class SharedStore:
         self.blobs.close()
 
     def _remove_garbage(self) -> None:
-        blobs = self.ledger.garbage()
+        blobs = self.ledger.upkeep.garbage()
         if blobs:
-            self.ledger.discard(self.blobs.remove(blobs))
+            self.ledger.upkeep.discard(self.blobs.remove(blobs))
 
     def _close_claim(self, publication: SharedPublication) -> None:
         with self._lock:
@@ -213,7 +182,7 @@ class SharedPublication:
 
     def renew(self) -> None:
         self._check_open()
-        self._ledger.renew_claim(self._key, self._nonce, self._ttl_s)
+        self._ledger.claims.renew(self._key, self._nonce, self._ttl_s)
 
     def write(self, header: EntryHeader, buffers: Sequence[memoryview], *, limits: TenantLimits = NO_LIMITS) -> None:
         self._check_open()
@@ -238,7 +207,7 @@ class SharedPublication:
         self._check_open()
         if self._header is None:
             raise StoreError("commit needs write first")
-        info = self._ledger.commit(self._key, self._nonce, self._header)
+        info = self._ledger.claims.commit(self._key, self._nonce, self._header)
         self._end()
         return info
 
@@ -247,10 +216,10 @@ class SharedPublication:
             return
         self._end()
         blob = blob_name(self._key, self._nonce)
-        if self._ledger.drop_claim(self._key, self._nonce):
-            self._ledger.discard(self._blobs.remove([blob]))
+        if self._ledger.claims.drop(self._key, self._nonce):
+            self._ledger.upkeep.discard(self._blobs.remove([blob]))
             return
-        placed = self._ledger.locate(self._key)
+        placed = self._ledger.entries.locate(self._key)
         if placed is None or placed.blob != blob:  # it is, when a commit was done and its answer got lost
             self._blobs.remove([blob])
 
@@ -269,7 +238,7 @@ class SharedPublication:
     def _reserve(self, space: Space) -> None:
         removed: list[str] = []
         for _ in range(RESERVE_ATTEMPTS_MAX):
-            garbage = self._ledger.reserve(self._key, self._nonce, space, removed)
+            garbage = self._ledger.claims.reserve(self._key, self._nonce, space, removed)
             if not garbage:
                 return
             removed = self._blobs.remove(garbage)
@@ -278,10 +247,10 @@ class SharedPublication:
     def _make_room(self, blob: str, nbytes: int, cause: NoSpace) -> None:
         """Evicts as much as is to be written. Raises ``StoreFull`` when there is nothing to evict."""
         self._blobs.remove([blob])
-        garbage = self._ledger.evict(nbytes)
+        garbage = self._ledger.claims.evict(nbytes)
         if not garbage:
             raise StoreFull(f"the store's medium is full: {cause}") from cause
-        self._ledger.discard(self._blobs.remove(garbage))
+        self._ledger.upkeep.discard(self._blobs.remove(garbage))
 
     def _check_open(self) -> None:
         if self._ended:
@@ -295,8 +264,8 @@ class SharedPublication:
 class SharedLease:
     """A lease on some keys; see ``Lease``."""
 
-    def __init__(self, ledger: Ledger, keys: tuple[ChunkKey, ...], ttl_s: float, wait_s: float | None) -> None:
-        self._ledger = ledger
+    def __init__(self, leases: Leases, keys: tuple[ChunkKey, ...], ttl_s: float, wait_s: float | None) -> None:
+        self._leases = leases
         self._keys = keys
         self._ttl_s = ttl_s
         self._wait_s = wait_s
@@ -306,12 +275,12 @@ class SharedLease:
     def renew(self) -> None:
         if self._released:
             raise StoreError("the lease was released")
-        self._ledger.hold(self._name, self._keys, self._ttl_s, self._wait_s)
+        self._leases.hold(self._name, self._keys, self._ttl_s, self._wait_s)
 
     def release(self) -> None:
         if not self._released:
             self._released = True
-            self._ledger.unhold(self._name, self._keys, self._wait_s)
+            self._leases.end(self._name, self._keys, self._wait_s)
 
     def __enter__(self) -> Self:
         return self

@@ -18,7 +18,8 @@ from cairn.client.errors import error_from_status
 from chunk_store.errors import ClaimLost, StoreError, StoreFull, StoreTooNew, StoreUnavailable
 from chunk_store.key import ChunkId, ModelIdentity
 from chunk_store.local.database import remedy
-from chunk_store.local.rebuild import INDEX, Renewed, renew_index
+from chunk_store.local.index import INDEX
+from chunk_store.local.rebuild import Renewed, renew_index
 from chunk_store.open import open_store, shown_url
 from chunk_store.password import password_from
 from chunk_store.record import RecordQuery

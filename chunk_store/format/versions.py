@@ -2,5 +2,5 @@
 
 ENTRY_VERSION = 1  # of an entry's header and data: format/header.py
 INDEX_VERSION = 3  # of the tables of a directory's index: local/schema.py
-REDIS_VERSION = 2  # of the keys in Redis: redis/scripts.py
+REDIS_VERSION = 2  # of the keys in Redis: redis/scripts/
 ARCHIVE_VERSION = 1  # of what `cairn store export` writes: tools/archive_members.py

@@ -12,36 +12,38 @@ from __future__ import annotations
 
 import errno
 import os
-from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import suppress
-from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
 from chunk_store.blobs import Expected, Quarantined
 from chunk_store.entry import EntryHeader
-from chunk_store.errors import BlobBad, BlobMissing, BlobUnreadable, NoSpace, StoreUnavailable
+from chunk_store.errors import BlobMissing, BlobUnreadable, NoSpace, StoreUnavailable
 from chunk_store.format.header import (
-    ALIGN_NBYTES,
     BLOCK_NBYTES,
     Frame,
     checksum,
-    decode_header,
     encode_header,
-    fields_end,
     header_nbytes,
-    split_blocks,
+)
+from chunk_store.local.entry_file import (
+    SharedSpans,
+    Span,
+    batches_of,
+    check_headroom,
+    read_data,
+    read_frame,
+    spans_of,
+    sync_directory,
+    write_all,
 )
 from chunk_store.local.private_files import close_to_others, create_file, make_directory
 
-BATCH_NBYTES = 1024 * 1024
-BATCH_VIEWS_MAX = 512
 SHARE_NBYTES_MIN = 4 * 2**20  # below this a second thread costs more than it saves
 READERS_MAX = 16
 SHARES_MAX = 4  # processors that one read is shared out over
-INDEX_HEADROOM_NBYTES = 8 * 2**20  # what data leaves free on the disk: a full index could not even evict
 
 
 class Durability(StrEnum):
@@ -54,16 +56,6 @@ class Durability(StrEnum):
 
     PROCESS = "process"
     POWER = "power"
-
-
-@dataclass(frozen=True)
-class Span:
-    """Consecutive blocks that one system call reads."""
-
-    blocks: list[memoryview]
-    offset: int
-    nbytes: int
-    first_block: int
 
 
 class FileBlobs:
@@ -85,13 +77,13 @@ class FileBlobs:
             fd = self._create(blob)
             try:
                 self._fill(fd, header, views)
-                _check_headroom(fd)
+                check_headroom(fd)
                 if self._durability is Durability.POWER:
                     os.fsync(fd)
             finally:
                 os.close(fd)
             if self._durability is Durability.POWER:
-                _sync_directory(self._path(blob).parent)
+                sync_directory(self._path(blob).parent)
         except OSError as error:
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
                 raise NoSpace(f"{self._data}: {error.strerror}") from error
@@ -101,9 +93,9 @@ class FileBlobs:
         try:
             fd = os.open(self._path(blob), os.O_RDONLY)
             try:
-                frame = _read_frame(fd)
+                frame = read_frame(fd)
                 expected.check(frame, views)
-                self._read_spans(fd, frame, _spans(frame, views))
+                self._read_spans(fd, frame, spans_of(frame, views))
             finally:
                 os.close(fd)
         except OSError as error:
@@ -113,7 +105,7 @@ class FileBlobs:
         try:
             fd = os.open(self._path(blob), os.O_RDONLY)
             try:
-                return _read_frame(fd)
+                return read_frame(fd)
             finally:
                 os.close(fd)
         except OSError as error:
@@ -167,10 +159,10 @@ class FileBlobs:
         Whoever is free takes the next span, so that reads beside each other keep as many threads busy as there are.
         """
         shares = min(self._helpers + 1, SHARES_MAX, frame.stored_nbytes // SHARE_NBYTES_MIN)
-        left = _Shared(spans)
-        others = [self._pool.submit(_read_data, fd, frame, left) for _ in range(shares - 1)]
+        left = SharedSpans(spans)
+        others = [self._pool.submit(read_data, fd, frame, left) for _ in range(shares - 1)]
         try:
-            _read_data(fd, frame, left)
+            read_data(fd, frame, left)
         finally:
             left.clear()
             for other in others:
@@ -193,104 +185,13 @@ class FileBlobs:
     def _fill(self, fd: int, header: EntryHeader, views: Sequence[memoryview]) -> None:
         checksums: list[int] = []
         offset = header_nbytes(header)
-        for batch in _batches(views, BLOCK_NBYTES):
+        for batch in batches_of(views, BLOCK_NBYTES):
             checksums += [checksum(view) for view in batch]
-            offset = _write_all(fd, batch, offset)
-        _write_all(fd, [memoryview(encode_header(header, checksums))], 0)
+            offset = write_all(fd, batch, offset)
+        write_all(fd, [memoryview(encode_header(header, checksums))], 0)
 
 
 def _read_error(error: OSError, blob: str) -> Exception:
     if error.errno in (errno.ENOENT, errno.ENOTDIR):
         return BlobMissing(blob)
     return BlobUnreadable(f"{blob}: {error.strerror}")
-
-
-def _read_frame(fd: int) -> Frame:
-    raw = os.pread(fd, ALIGN_NBYTES, 0)
-    end = fields_end(raw)
-    if end > len(raw):
-        raw += os.pread(fd, end - len(raw), len(raw))
-    frame = decode_header(raw)
-    size = os.fstat(fd).st_size
-    if size != frame.stored_nbytes:
-        raise BlobBad(f"the file has {size} bytes, its header says {frame.stored_nbytes}")
-    return frame
-
-
-class _Shared:
-    """Spans that several threads take one after another."""
-
-    def __init__(self, spans: Sequence[Span]) -> None:
-        self._spans = deque(spans)
-
-    def clear(self) -> None:
-        """Leaves nothing to take."""
-        self._spans.clear()
-
-    def __iter__(self) -> Iterator[Span]:
-        while True:
-            try:
-                yield self._spans.popleft()  # atomic
-            except IndexError:
-                return
-
-
-def _read_data(fd: int, frame: Frame, spans: Iterable[Span]) -> None:
-    """Reads span by span and checks each block while it is still in the processor's cache."""
-    for span in spans:
-        if os.preadv(fd, span.blocks, span.offset) != span.nbytes:
-            raise BlobBad("the file ended early")
-        for index, block in enumerate(span.blocks, span.first_block):
-            if checksum(block) != frame.checksums[index]:
-                raise BlobBad(f"block {index} of {len(frame.checksums)} does not match its checksum")
-
-
-def _spans(frame: Frame, views: Sequence[memoryview]) -> list[Span]:
-    spans, offset, first_block = [], frame.data_offset, 0
-    for blocks in _batches(views, frame.block_nbytes):
-        nbytes = sum(block.nbytes for block in blocks)
-        spans.append(Span(blocks, offset, nbytes, first_block))
-        offset += nbytes
-        first_block += len(blocks)
-    return spans
-
-
-def _batches(views: Sequence[memoryview], block_nbytes: int) -> Iterator[list[memoryview]]:
-    """Blocks in file order, gathered so that one system call moves about ``BATCH_NBYTES``."""
-    batch: list[memoryview] = []
-    nbytes = 0
-    for block in split_blocks(views, block_nbytes):
-        if batch and (nbytes + block.nbytes > BATCH_NBYTES or len(batch) == BATCH_VIEWS_MAX):
-            yield batch
-            batch, nbytes = [], 0
-        batch.append(block)
-        nbytes += block.nbytes
-    if batch:
-        yield batch
-
-
-def _write_all(fd: int, views: list[memoryview], offset: int) -> int:
-    """Writes all of ``views``; returns the offset behind them."""
-    while views:
-        written = os.pwritev(fd, views, offset)
-        offset += written
-        while views and written >= views[0].nbytes:
-            written -= views[0].nbytes
-            views = views[1:]
-        if views and written:
-            views = [views[0][written:], *views[1:]]
-    return offset
-
-
-def _check_headroom(fd: int) -> None:
-    disk = os.fstatvfs(fd)
-    if disk.f_bavail * disk.f_frsize < INDEX_HEADROOM_NBYTES:
-        raise OSError(errno.ENOSPC, f"less than {INDEX_HEADROOM_NBYTES} bytes would be left for the index")
-
-
-def _sync_directory(path: Path) -> None:
-    fd = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)

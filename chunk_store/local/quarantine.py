@@ -9,7 +9,7 @@ import sqlite3
 from collections.abc import Sequence
 
 from chunk_store.blobs import Quarantined
-from chunk_store.ledger import QUARANTINE_MAX, QUARANTINE_S_DEFAULT
+from chunk_store.limits import QUARANTINE_MAX, QUARANTINE_S_DEFAULT
 
 
 def put(connection: sqlite3.Connection, blob: str, now: float) -> None:

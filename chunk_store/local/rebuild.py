@@ -18,17 +18,16 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import quote
 
 from chunk_store.errors import StoreUnavailable
 from chunk_store.format.versions import INDEX_VERSION
-from chunk_store.ledger import CAPACITY_NBYTES_DEFAULT
+from chunk_store.limits import CAPACITY_NBYTES_DEFAULT, StoreLimits
 from chunk_store.local.blobs import Durability, FileBlobs
 from chunk_store.local.database import SIBLINGS, check_version
+from chunk_store.local.index import INDEX
+from chunk_store.local.ledger import local_ledger
 from chunk_store.local.schema import SCHEMA
-from chunk_store.open import open_store
 
-INDEX = "index.sqlite"
 _SHARED_LOCK = (0x40000002, 510)  # where SQLite keeps the lock that every open connection holds: start, length
 WAL = 2  # SQLite's newest file format, bytes 18 and 19
 _NOT_NOW = ("locked", "busy", "unable to open", "disk I/O", "is full", "permission")
@@ -55,7 +54,7 @@ def renew_index(root: Path) -> Renewed | None:
     aside = set_index_aside(root)
     with closing(FileBlobs(root, Durability.PROCESS)) as blobs:
         capacity_nbytes = max(CAPACITY_NBYTES_DEFAULT, sum(nbytes for _, nbytes in blobs.names()))
-    open_store(f"file://{quote(str(root))}", capacity_nbytes=capacity_nbytes).close()
+    local_ledger(root / INDEX, StoreLimits(capacity_nbytes)).close()
     return Renewed(reason, tuple(aside), capacity_nbytes)
 
 

@@ -1,22 +1,91 @@
-"""Content in the embedded index: records, their tags, pages of them. Functions of one connection and the time."""
+"""Content in the embedded index: records, their tags, pages of them."""
 
 from __future__ import annotations
 
 import json
 import sqlite3
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from chunk_store.format.pages import After, merged_page
 from chunk_store.key import ChunkId, ChunkType, TokenizerIdentity, pack_token_ids, unpack_token_ids
+from chunk_store.local import counts, eviction, registry
+from chunk_store.local.index import Index
 from chunk_store.record import ChunkRecord, RecordOrder, RecordPage, RecordQuery
-from chunk_store.tenant import Tenant, Tenants
+from chunk_store.store import DeleteReport
+from chunk_store.tenant import DEFAULT_ONLY, DEFAULT_TENANT, NO_LIMITS, Tenant, TenantLimits, Tenants
 
 _COLUMNS = (
     "chunk_id, tokenizer, type, token_ids, name, tags, pinned, created_at, last_used_at, expires_at, tenant, transient"
 )
 _LIVE = "(pinned OR expires_at IS NULL OR expires_at > ?)"
 _SORT = {RecordOrder.CREATED: "created_at", RecordOrder.LAST_USED: "last_used_at", RecordOrder.NAME: "name"}
+
+
+class LocalRecords:
+    """The ``Records`` of a directory."""
+
+    def __init__(self, index: Index) -> None:
+        self._index = index
+
+    def put(self, new: Sequence[ChunkRecord], *, limits: TenantLimits = NO_LIMITS) -> list[bool]:
+        now = time.time()
+        with self._index.read() as connection:
+            full = registry.records_over(connection, new) > 0
+        if full:
+            with self._index.write() as connection:
+                eviction.remove_expired(connection, now)
+        with self._index.write() as connection:
+            registry.make_room_for(connection, new, limits, now)
+            before = {record.tenant: counts.tenant_counts(connection, record.tenant)["pinned"] for record in new}
+            added = [_put(connection, record, now) for record in new]
+            for tenant, pinned in before.items():
+                registry.check_pins(connection, tenant, pinned, limits)
+            return added
+
+    def get(self, chunk_ids: Sequence[ChunkId], tenants: Tenants = DEFAULT_ONLY) -> list[ChunkRecord | None]:
+        with self._index.read() as connection:
+            return get(connection, chunk_ids, time.time(), tenants)
+
+    def page(self, query: RecordQuery) -> RecordPage:
+        """A page by keyset: rows inserted before the cursor never shift what follows it."""
+        self._index.flush()
+        now = time.time()
+        with self._index.read() as connection:
+
+            def walk(tenant: Tenant, after: After | None, at_too: bool) -> Iterator[ChunkRecord]:
+                return _walk(connection, query, now, tenant, after, at_too)
+
+            return merged_page(query, named(connection, query.tenants), walk)
+
+    def set_pinned(
+        self,
+        chunk_ids: Sequence[ChunkId],
+        pinned: bool,
+        tenant: Tenant = DEFAULT_TENANT,
+        *,
+        limits: TenantLimits = NO_LIMITS,
+    ) -> list[bool]:
+        with self._index.write() as connection:
+            before = counts.tenant_counts(connection, tenant)["pinned"]
+            known = [record is not None for record in get(connection, chunk_ids, time.time(), [tenant])]
+            connection.executemany(
+                "UPDATE records SET pinned = ? WHERE tenant = ? AND chunk_id = ?",
+                [(pinned, tenant, chunk_id) for chunk_id, found in zip(chunk_ids, known, strict=True) if found],
+            )
+            registry.check_pins(connection, tenant, before, limits)
+            return known
+
+    def delete(self, chunk_ids: Sequence[ChunkId], tenants: Tenants = DEFAULT_ONLY) -> DeleteReport:
+        now = time.time()
+        removed = count = nbytes = 0
+        with self._index.write() as connection:
+            for place in [(tenant, name) for tenant in named(connection, tenants) for name in chunk_ids]:
+                removed += connection.execute("DELETE FROM records WHERE tenant = ? AND chunk_id = ?", place).rowcount
+                found = eviction.delete(connection, "tenant = ? AND chunk_id = ?", place, now)
+                count, nbytes = count + found[0], nbytes + found[1]
+        return DeleteReport(removed, count, nbytes)
 
 
 def named(connection: sqlite3.Connection, tenants: Tenants) -> Sequence[Tenant]:
@@ -43,7 +112,7 @@ def get(
     return [found.get(chunk_id) for chunk_id in chunk_ids]
 
 
-def put(connection: sqlite3.Connection, record: ChunkRecord, now: float) -> bool:
+def _put(connection: sqlite3.Connection, record: ChunkRecord, now: float) -> bool:
     """Registers or updates one record; True where it was new or had expired."""
     place = (record.tenant, record.chunk_id)
     known = get(connection, [record.chunk_id], now, [record.tenant])[0]
@@ -72,15 +141,6 @@ def put(connection: sqlite3.Connection, record: ChunkRecord, now: float) -> bool
     return False
 
 
-def page(connection: sqlite3.Connection, query: RecordQuery, now: float) -> RecordPage:
-    """A page by keyset: rows inserted before the cursor never shift what follows it."""
-
-    def walk(tenant: Tenant, after: After | None, at_too: bool) -> Iterator[ChunkRecord]:
-        return _walk(connection, query, now, tenant, after, at_too)
-
-    return merged_page(query, named(connection, query.tenants), walk)
-
-
 def _walk(
     connection: sqlite3.Connection, query: RecordQuery, now: float, tenant: Tenant, after: After | None, at_too: bool
 ) -> Iterator[ChunkRecord]:
@@ -102,23 +162,6 @@ def _walk(
         (*values, query.limit + 1),
     )
     return (_record(row) for row in rows)
-
-
-def set_pinned(
-    connection: sqlite3.Connection, chunk_ids: Sequence[ChunkId], pinned: bool, tenant: Tenant, now: float
-) -> list[bool]:
-    known = [record is not None for record in get(connection, chunk_ids, now, [tenant])]
-    connection.executemany(
-        "UPDATE records SET pinned = ? WHERE tenant = ? AND chunk_id = ?",
-        [(pinned, tenant, chunk_id) for chunk_id, found in zip(chunk_ids, known, strict=True) if found],
-    )
-    return known
-
-
-def expired(connection: sqlite3.Connection, now: float) -> list[tuple[Tenant, ChunkId]]:
-    """Chunks whose TTL has run out; a pin suspends it."""
-    rows = connection.execute("SELECT tenant, chunk_id FROM records WHERE expires_at <= ? AND NOT pinned", (now,))
-    return [(Tenant(row[0]), ChunkId(row[1])) for row in rows]
 
 
 def _insert(connection: sqlite3.Connection, record: ChunkRecord) -> None:

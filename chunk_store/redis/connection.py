@@ -19,7 +19,7 @@ from redis.retry import Retry
 
 from chunk_store.errors import StoreUnavailable
 from chunk_store.password import password_in
-from chunk_store.redis.prelude import PRELUDE
+from chunk_store.redis.scripts.prelude import PRELUDE
 
 TIMEOUT_S = 10.0
 RETRIES = 2  # a pooled connection that died with the server; every script may run twice
@@ -114,7 +114,7 @@ class RedisConnection:
             raise StoreUnavailable(f"{self._where}: {error}") from error
 
     def run(self, script: str, *arguments: str | bytes | int | float) -> Any:
-        """Runs one of ``redis_scripts``. Raises ``StoreUnavailable``."""
+        """Runs one of ``scripts``. Raises ``StoreUnavailable``."""
         registered = self._scripts.get(script)
         if registered is None:
             registered = self._scripts[script] = self.client.register_script(PRELUDE + script)

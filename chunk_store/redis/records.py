@@ -1,22 +1,164 @@
-"""Content in Redis: reading records and pages of them. Writing is one script (``PUT_RECORDS``)."""
+"""Content in Redis: records and pages of them."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from chunk_store.errors import StoreFull
 from chunk_store.format.pages import After, merged_page, sort_value
 from chunk_store.key import ChunkId, ChunkType, TokenizerIdentity, pack_token_ids, unpack_token_ids
+from chunk_store.limits import quota_full
 from chunk_store.record import ChunkRecord, RecordOrder, RecordPage, RecordQuery
 from chunk_store.redis.connection import RedisConnection
-from chunk_store.tenant import DEFAULT_TENANT, Tenant, Tenants
+from chunk_store.redis.names import index_name, named, number, sid
+from chunk_store.redis.scripts import records as scripts
+from chunk_store.store import DeleteReport
+from chunk_store.tenant import DEFAULT_ONLY, DEFAULT_TENANT, NO_LIMITS, Tenant, TenantLimits, Tenants
 
 _INDEX = {RecordOrder.CREATED: "records_created", RecordOrder.LAST_USED: "records_used"}
 STEP_RECORDS = 200
 
 
-def arguments(record: ChunkRecord) -> list[str | bytes]:
+class RedisRecords:
+    """The ``Records`` of one Redis store: reading is done here, writing is one script."""
+
+    def __init__(self, connection: RedisConnection, defaults: Mapping[str, int]) -> None:
+        self._redis = connection
+        self._defaults = defaults
+
+    def put(self, records: Sequence[ChunkRecord], *, limits: TenantLimits = NO_LIMITS) -> list[bool]:
+        if not records:
+            return []
+        fields = [field for record in records for field in _arguments(record)]
+        most = (number(limits.records), number(limits.pinned))
+        added = self._redis.run(scripts.PUT_RECORDS, self._defaults["records_max"], *most, *fields)
+        if added == b"full":
+            raise StoreFull(
+                "the registry is full: it has no room for these chunks", "delete chunks or raise records_max"
+            )
+        _check_quota(added, limits)
+        return [bool(new) for new in added]
+
+    def get(self, chunk_ids: Sequence[ChunkId], tenants: Tenants = DEFAULT_ONLY) -> list[ChunkRecord | None]:
+        """Of each id the record of the first tenant that has one, in one round trip; None where unknown or expired by
+        the server's clock."""
+        places = [(tenant, chunk_id) for tenant in named(self._redis, tenants) for chunk_id in chunk_ids]
+        with self._redis.errors(), self._redis.client.pipeline(transaction=False) as pipeline:
+            pipeline.time()
+            for tenant, chunk_id in places:
+                pipeline.hgetall(self._redis.name(f"record:{sid(tenant, chunk_id)}"))
+                pipeline.zscore(index_name(self._redis, tenant, "records_used"), chunk_id)
+            clock, *answers = pipeline.execute()
+        now = clock[0] + clock[1] / 1e6
+        found: dict[ChunkId, ChunkRecord] = {}
+        for (tenant, chunk_id), fields, used in zip(places, answers[::2], answers[1::2], strict=True):
+            record = _record(tenant, chunk_id, fields, used, now)
+            if record is not None:
+                found.setdefault(chunk_id, record)
+        return [found.get(chunk_id) for chunk_id in chunk_ids]
+
+    def page(self, query: RecordQuery) -> RecordPage:
+        """A page by keyset: walks the indexes of its order from the cursor on."""
+
+        def walk(tenant: Tenant, after: After | None, at_too: bool) -> Iterator[ChunkRecord]:
+            return self._matching(query, tenant, after, at_too)
+
+        return merged_page(query, named(self._redis, query.tenants), walk)
+
+    def set_pinned(
+        self,
+        chunk_ids: Sequence[ChunkId],
+        pinned: bool,
+        tenant: Tenant = DEFAULT_TENANT,
+        *,
+        limits: TenantLimits = NO_LIMITS,
+    ) -> list[bool]:
+        answer = self._redis.run(scripts.SET_PINNED, int(pinned), tenant, number(limits.pinned), *chunk_ids)
+        _check_quota(answer, limits)
+        return [bool(known) for known in answer]
+
+    def delete(self, chunk_ids: Sequence[ChunkId], tenants: Tenants = DEFAULT_ONLY) -> DeleteReport:
+        places = [(tenant, name) for tenant in named(self._redis, tenants) for name in chunk_ids]
+        sids = [sid(tenant, name) for tenant, name in places]
+        return DeleteReport(*(int(count) for count in self._redis.run(scripts.DELETE_CHUNKS, *sids)))
+
+    def _matching(self, query: RecordQuery, tenant: Tenant, after: After | None, at_too: bool) -> Iterator[ChunkRecord]:
+        tagged = self._tagged(tenant, query.tag)
+        place = None if after is None else (after.value, after.chunk_id)
+        if after is not None and at_too:
+            yield from self._wanted(query, tenant, [ChunkId(after.chunk_id)], tagged, place)
+        for batch in self._walk(tenant, query.order, place):
+            yield from self._wanted(query, tenant, batch, tagged, None)
+
+    def _wanted(
+        self,
+        query: RecordQuery,
+        tenant: Tenant,
+        batch: Sequence[ChunkId],
+        tagged: set[str] | None,
+        place: tuple[float | str, str] | None,
+    ) -> Iterator[ChunkRecord]:
+        """Of ``batch`` the records that match; with ``place`` only one that stands exactly there."""
+        chosen = [chunk_id for chunk_id in batch if tagged is None or chunk_id in tagged]
+        for record in self.get(chosen, [tenant]):
+            if record is None or query.type not in (None, record.type) or query.name not in ("", record.name):
+                continue
+            if place is None or place[0] == sort_value(query.order, record):
+                yield record
+
+    def _tagged(self, tenant: Tenant, tag: str) -> set[str] | None:
+        if not tag:
+            return None
+        with self._redis.errors():
+            members = self._redis.client.smembers(f"{index_name(self._redis, tenant, 'tag')}:{tag}")
+        return {member.decode() for member in members}
+
+    def _walk(
+        self, tenant: Tenant, order: RecordOrder, after: tuple[float | str, str] | None
+    ) -> Iterator[list[ChunkId]]:
+        """Ids in order behind ``after``, in batches."""
+        while True:
+            if order is RecordOrder.NAME:
+                batch, after = self._by_name(index_name(self._redis, tenant, "records_named"), after)
+            else:
+                batch, after = self._by_time(index_name(self._redis, tenant, _INDEX[order]), after)
+            if not batch:
+                return
+            yield batch
+
+    def _by_name(
+        self, index: str, after: tuple[float | str, str] | None
+    ) -> tuple[list[ChunkId], tuple[float | str, str] | None]:
+        low = b"-" if after is None else b"(" + f"{after[0]}\0{after[1]}".encode()
+        with self._redis.errors():
+            members = self._redis.client.zrangebylex(index, low, b"+", start=0, num=STEP_RECORDS)
+        pairs = [member.decode().rpartition("\0") for member in members]
+        return [ChunkId(pair[2]) for pair in pairs], (pairs[-1][0], pairs[-1][2]) if pairs else None
+
+    def _by_time(
+        self, index: str, after: tuple[float | str, str] | None
+    ) -> tuple[list[ChunkId], tuple[float | str, str] | None]:
+        """Equal scores are ordered by id, as the cursor is; so what stands at its score up to its id is skipped."""
+        low, last, skip = ("-inf", "", 0) if after is None else (repr(after[0]), after[1], 0)
+        while True:
+            with self._redis.errors():
+                members = self._redis.client.zrangebyscore(
+                    index, low, "+inf", start=skip, num=STEP_RECORDS, withscores=True
+                )
+            fresh = [
+                (member.decode(), score)
+                for member, score in members
+                if after is None or (score, member.decode()) > (after[0], last)
+            ]
+            if fresh or not members:
+                break
+            skip += len(members)
+        return [ChunkId(member) for member, _ in fresh], (fresh[-1][1], fresh[-1][0]) if fresh else None
+
+
+def _arguments(record: ChunkRecord) -> list[str | bytes]:
     """A record as ``PUT_RECORDS`` wants it."""
     return [
         sid(record.tenant, record.chunk_id),
@@ -31,132 +173,6 @@ def arguments(record: ChunkRecord) -> list[str | bytes]:
         "" if record.expires_at is None else repr(record.expires_at),
         "1" if record.transient else "0",
     ]
-
-
-def sid(tenant: Tenant, chunk_id: str) -> str:
-    """How the scripts know a tenant's chunk."""
-    return f"{tenant}/{chunk_id}" if tenant else chunk_id
-
-
-def index_name(connection: RedisConnection, tenant: Tenant, name: str) -> str:
-    """The key of what belongs to one tenant."""
-    return connection.name(f"{name}@{tenant}" if tenant else name)
-
-
-def named(connection: RedisConnection, tenants: Tenants) -> Sequence[Tenant]:
-    """The tenants themselves: those given, or all that there are."""
-    if tenants is not None:
-        return tenants
-    with connection.errors():
-        others = connection.client.smembers(connection.name("tenants"))
-    return [DEFAULT_TENANT, *sorted(Tenant(name.decode()) for name in others)]
-
-
-def get(connection: RedisConnection, chunk_ids: Sequence[ChunkId], tenants: Tenants) -> list[ChunkRecord | None]:
-    """Of each id the record of the first tenant that has one, in one round trip; None where unknown or expired by
-    the server's clock."""
-    places = [(tenant, chunk_id) for tenant in named(connection, tenants) for chunk_id in chunk_ids]
-    with connection.errors(), connection.client.pipeline(transaction=False) as pipeline:
-        pipeline.time()
-        for tenant, chunk_id in places:
-            pipeline.hgetall(connection.name(f"record:{sid(tenant, chunk_id)}"))
-            pipeline.zscore(index_name(connection, tenant, "records_used"), chunk_id)
-        clock, *answers = pipeline.execute()
-    now = clock[0] + clock[1] / 1e6
-    found: dict[ChunkId, ChunkRecord] = {}
-    for (tenant, chunk_id), fields, used in zip(places, answers[::2], answers[1::2], strict=True):
-        record = _record(tenant, chunk_id, fields, used, now)
-        if record is not None:
-            found.setdefault(chunk_id, record)
-    return [found.get(chunk_id) for chunk_id in chunk_ids]
-
-
-def page(connection: RedisConnection, query: RecordQuery) -> RecordPage:
-    """A page by keyset: walks the indexes of its order from the cursor on."""
-
-    def walk(tenant: Tenant, after: After | None, at_too: bool) -> Iterator[ChunkRecord]:
-        return _matching(connection, query, tenant, after, at_too)
-
-    return merged_page(query, named(connection, query.tenants), walk)
-
-
-def _matching(
-    connection: RedisConnection, query: RecordQuery, tenant: Tenant, after: After | None, at_too: bool
-) -> Iterator[ChunkRecord]:
-    tagged = _tagged(connection, tenant, query.tag)
-    place = None if after is None else (after.value, after.chunk_id)
-    if after is not None and at_too:
-        yield from _wanted(connection, query, tenant, [ChunkId(after.chunk_id)], tagged, place)
-    for batch in _walk(connection, tenant, query.order, place):
-        yield from _wanted(connection, query, tenant, batch, tagged, None)
-
-
-def _wanted(
-    connection: RedisConnection,
-    query: RecordQuery,
-    tenant: Tenant,
-    batch: Sequence[ChunkId],
-    tagged: set[str] | None,
-    place: tuple[float | str, str] | None,
-) -> Iterator[ChunkRecord]:
-    """Of ``batch`` the records that match; with ``place`` only one that stands exactly there."""
-    chosen = [chunk_id for chunk_id in batch if tagged is None or chunk_id in tagged]
-    for record in get(connection, chosen, [tenant]):
-        if record is None or query.type not in (None, record.type) or query.name not in ("", record.name):
-            continue
-        if place is None or place[0] == sort_value(query.order, record):
-            yield record
-
-
-def _tagged(connection: RedisConnection, tenant: Tenant, tag: str) -> set[str] | None:
-    if not tag:
-        return None
-    with connection.errors():
-        members = connection.client.smembers(f"{index_name(connection, tenant, 'tag')}:{tag}")
-    return {member.decode() for member in members}
-
-
-def _walk(
-    connection: RedisConnection, tenant: Tenant, order: RecordOrder, after: tuple[float | str, str] | None
-) -> Iterator[list[ChunkId]]:
-    """Ids in order behind ``after``, in batches."""
-    while True:
-        if order is RecordOrder.NAME:
-            batch, after = _named(connection, index_name(connection, tenant, "records_named"), after)
-        else:
-            batch, after = _scored(connection, index_name(connection, tenant, _INDEX[order]), after)
-        if not batch:
-            return
-        yield batch
-
-
-def _named(
-    connection: RedisConnection, index: str, after: tuple[float | str, str] | None
-) -> tuple[list[ChunkId], tuple[float | str, str] | None]:
-    low = b"-" if after is None else b"(" + f"{after[0]}\0{after[1]}".encode()
-    with connection.errors():
-        members = connection.client.zrangebylex(index, low, b"+", start=0, num=STEP_RECORDS)
-    pairs = [member.decode().rpartition("\0") for member in members]
-    return [ChunkId(pair[2]) for pair in pairs], (pairs[-1][0], pairs[-1][2]) if pairs else None
-
-
-def _scored(
-    connection: RedisConnection, index: str, after: tuple[float | str, str] | None
-) -> tuple[list[ChunkId], tuple[float | str, str] | None]:
-    """Equal scores are ordered by id, as the cursor is; so what stands at its score up to its id is skipped."""
-    low, last, skip = ("-inf", "", 0) if after is None else (repr(after[0]), after[1], 0)
-    while True:
-        with connection.errors():
-            members = connection.client.zrangebyscore(index, low, "+inf", start=skip, num=STEP_RECORDS, withscores=True)
-        fresh = [
-            (member.decode(), score)
-            for member, score in members
-            if after is None or (score, member.decode()) > (after[0], last)
-        ]
-        if fresh or not members:
-            break
-        skip += len(members)
-    return [ChunkId(member) for member, _ in fresh], (fresh[-1][1], fresh[-1][0]) if fresh else None
 
 
 def _record(
@@ -183,3 +199,10 @@ def _record(
         tenant=tenant,
         transient=text.get("transient") == b"1",  # a store of before had none
     )
+
+
+def _check_quota(answer: object, limits: TenantLimits) -> None:
+    if answer == b"records":
+        raise quota_full("chunks", limits.records or 0)
+    if answer == b"pins":
+        raise quota_full("pins", limits.pinned or 0)

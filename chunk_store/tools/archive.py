@@ -247,7 +247,7 @@ def _with_context(store: SharedStore, entries: Sequence[EntryInfo]) -> list[Entr
 
 
 def _context_of(store: SharedStore, key: ChunkKey) -> tuple[ChunkKey, ...]:
-    placed = store.ledger.locate(key)
+    placed = store.ledger.entries.locate(key)
     if placed is None:
         return ()
     try:
@@ -258,7 +258,7 @@ def _context_of(store: SharedStore, key: ChunkKey) -> tuple[ChunkKey, ...]:
 
 def _entry_bytes(store: SharedStore, key: ChunkKey) -> bytes | None:
     """An entry in the stored format, verified; None when it is gone or bad."""
-    placed = store.ledger.locate(key)
+    placed = store.ledger.entries.locate(key)
     if placed is None:
         return None
     try:

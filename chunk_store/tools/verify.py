@@ -69,7 +69,7 @@ def verify(store: SharedStore, progress: Progress = lambda done, total: None) ->
     Raises ``StoreUnavailable``.
     """
     names = dict(store.blobs.names())  # first: what appears later is not a stray
-    placed = store.ledger.placed()
+    placed = store.ledger.entries.placed()
     findings = []
     for done, entry in enumerate(placed):
         progress(done, len(placed))
@@ -77,12 +77,14 @@ def verify(store: SharedStore, progress: Progress = lambda done, total: None) ->
         if finding is not None:
             findings.append(finding)
     progress(len(placed), len(placed))
-    known = {entry.blob for entry in placed} | set(store.ledger.unfinished()) | set(store.ledger.garbage())
+    known = (
+        {entry.blob for entry in placed} | set(store.ledger.claims.unfinished()) | set(store.ledger.upkeep.garbage())
+    )
     known |= {bad.blob for bad in store.blobs.quarantined()}
-    known |= {entry.blob for entry in store.ledger.placed()}  # committed meanwhile
+    known |= {entry.blob for entry in store.ledger.entries.placed()}  # committed meanwhile
     for blob in sorted(names.keys() - known):
         findings += _check_stray(store, blob)
-    findings += [Finding(Problem.LEDGER, "", text) for text in store.ledger.audit()]
+    findings += [Finding(Problem.LEDGER, "", text) for text in store.ledger.upkeep.audit()]
     return VerifyReport(len(placed), sum(entry.stored_nbytes for entry in placed), tuple(findings))
 
 
@@ -94,7 +96,7 @@ def repair(store: SharedStore, progress: Progress = lambda done, total: None) ->
     store.sweep()
     found = report = verify(store, progress)
     if any(finding.problem is Problem.LEDGER for finding in found.findings):
-        store.ledger.recount()  # first: what it has lost sight of looks like stray data
+        store.ledger.upkeep.recount()  # first: what it has lost sight of looks like stray data
         report = verify(store, progress)
     dropped = adopted = removed = left = kept = 0
     for finding in sorted(report.findings, key=lambda finding: _depth(store, finding)):
@@ -164,13 +166,13 @@ def _read(store: SharedStore, blob: str) -> None:
 
 
 def _is_current(store: SharedStore, entry: Placed) -> bool:
-    now = store.ledger.locate(entry.key)
+    now = store.ledger.entries.locate(entry.key)
     return now is not None and now.blob == entry.blob
 
 
 def _drop(store: SharedStore, finding: Finding) -> bool:
     bad = finding.problem is Problem.DATA_BAD
-    if not store.ledger.forget(key_of(finding.blob), finding.blob, quarantined=bad):
+    if not store.ledger.entries.forget(key_of(finding.blob), finding.blob, quarantined=bad):
         return False
     if bad:
         store.blobs.quarantine(finding.blob)
@@ -183,9 +185,9 @@ def _adopt(store: SharedStore, blob: str) -> bool:
     try:
         _read(store, blob)
         header = store.blobs.frame(blob).header
-        if blob.startswith(f"{header.key}.") and store.ledger.adopt(header, blob):
+        if blob.startswith(f"{header.key}.") and store.ledger.entries.adopt(header, blob):
             return True
-        placed = store.ledger.locate(header.key)
+        placed = store.ledger.entries.locate(header.key)
         if placed is not None and placed.blob == blob:  # it has its entry meanwhile
             return True
     except (BlobBad, BlobMissing):

@@ -168,7 +168,7 @@ def test_a_claim_taken_between_write_and_commit(place: Place) -> None:
     entry = sample(1)
     late = claim(slow.begin(entry.key, ttl_s=30))
     late.write(entry.header, entry.views)
-    slow.ledger.renew_claim(entry.key, late._nonce, 0.0)  # type: ignore[attr-defined]
+    slow.ledger.claims.renew(entry.key, late._nonce, 0.0)  # type: ignore[attr-defined]
     publish(quick, entry)
     with pytest.raises(ClaimLost):
         late.commit()
@@ -180,7 +180,7 @@ def test_renewing_keeps_a_claim(place: Place) -> None:
     first, second = place.open(), place.open()
     entry = sample(1)
     with claim(first.begin(entry.key, ttl_s=30)) as publication:
-        first.ledger.renew_claim(entry.key, publication._nonce, 0.0)  # type: ignore[attr-defined]
+        first.ledger.claims.renew(entry.key, publication._nonce, 0.0)  # type: ignore[attr-defined]
         publication.renew()
         assert isinstance(second.begin(entry.key), Busy)
 
@@ -191,7 +191,7 @@ def test_sweep_ends_expired_claims_and_frees_their_space(place: Place) -> None:
     publication = claim(store.begin(entry.key, ttl_s=30))
     publication.write(entry.header, entry.views)
     assert store.stats().nbytes == STORED_NBYTES
-    store.ledger.renew_claim(entry.key, publication._nonce, 0.0)  # type: ignore[attr-defined]
+    store.ledger.claims.renew(entry.key, publication._nonce, 0.0)  # type: ignore[attr-defined]
     assert other.sweep().claims == 1
     assert store.stats().nbytes == 0
     assert list(store.blobs.names()) == []
@@ -432,7 +432,7 @@ def test_a_commit_whose_answer_got_lost(place: Place) -> None:
     publication = claim(store.begin(entry.key))
     publication.write(entry.header, entry.views)
     nonce = publication._nonce  # type: ignore[attr-defined]
-    store.ledger.commit(entry.key, nonce, entry.header)
+    store.ledger.claims.commit(entry.key, nonce, entry.header)
     publication.abort()
     assert loads(store, entry)
     assert store.stats().nbytes == STORED_NBYTES

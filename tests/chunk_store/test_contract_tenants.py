@@ -51,7 +51,7 @@ def test_one_content_of_two_tenants_is_two_chunks(place: Place) -> None:
     assert found is not None and (found.name, found.tags, found.pinned) == ("theirs", ("y", "z"), False)
     assert store.get_records([mine.chunk_id]) == [None], "the default tenant has neither"
     assert usage(store, A) == (1, 1, 0) and usage(store, B) == (1, 0, 0) and store.stats().records == 2
-    assert store.ledger.audit() == []
+    assert store.ledger.upkeep.audit() == []
 
 
 WITHOUT: dict[str, Callable[[SharedStore, ChunkId, Tenant], object]] = {
@@ -112,7 +112,7 @@ def test_deleting_pinning_and_expiring_touch_one_tenants_entries(place: Place) -
     store.put_records([mine.record(expires_at=time.time() - 1)])
     store.sweep()
     assert usage(store, A) == (0, 0, 0) and A not in store.tenants() and loads(store, theirs)
-    assert store.ledger.audit() == []
+    assert store.ledger.upkeep.audit() == []
 
 
 @pytest.mark.parametrize("order", RecordOrder)
@@ -179,7 +179,7 @@ def test_quotas(place: Place) -> None:
     assert store.usage(A) == TenantUsage(records=2, entries=2, nbytes=2 * ENTRY_NBYTES)
     assert store.delete_chunks([mine[0].chunk_id], [A]).entries == 1
     publish(store, mine[2])
-    assert store.ledger.audit() == []
+    assert store.ledger.upkeep.audit() == []
 
 
 def test_what_is_being_written_counts_toward_the_quota(place: Place) -> None:
@@ -222,7 +222,7 @@ def test_one_tenants_flood_leaves_others_their_share_of_the_registry(place: Plac
     store.delete_chunks([one.chunk_id for one in record["a"]], None)
     store.sweep()
     assert store.put_records(record["b"][:8]) == [True] * 8, "alone again, and everything is its share"
-    assert store.stats().records == 8 and store.ledger.audit() == []
+    assert store.stats().records == 8 and store.ledger.upkeep.audit() == []
 
 
 def test_transient_content_makes_room_before_shares_do(place: Place) -> None:
@@ -241,7 +241,7 @@ def test_transient_content_makes_room_before_shares_do(place: Place) -> None:
     assert store.put_records([sample(5, salt="c").record()]) == [True]
     with pytest.raises(StoreFull):
         store.put_records([sample(6, salt="c").record(transient=True)])
-    assert usage(store, tenant_of("c"))[0] == 1 and store.ledger.audit() == []
+    assert usage(store, tenant_of("c"))[0] == 1 and store.ledger.upkeep.audit() == []
 
 
 def test_an_index_of_before_tenants_is_upgraded(file_place: FilePlace, file_place_2: FilePlace) -> None:
@@ -272,7 +272,7 @@ def test_an_index_of_before_tenants_is_upgraded(file_place: FilePlace, file_plac
     assert [info.key for info in store.list_entries([plain.chunk_id], [A])] == [salted.key]
     assert all(loads(store, entry) for entry in (plain, gone, salted, under))
     assert store.miss_reason(child.key, child.chunk_id, MODEL, DEFAULT_TENANT) is MissReason.EVICTED
-    assert len(store.ledger.unfinished()) == 1 and store.ledger.audit() == []
+    assert len(store.ledger.claims.unfinished()) == 1 and store.ledger.upkeep.audit() == []
     with closing(sqlite3.connect(file_place.root / "index.sqlite")) as index, index:
         tables = [row[0] for row in index.execute("SELECT name FROM sqlite_master WHERE name LIKE 'old%'")]
         assert not tables
@@ -305,7 +305,7 @@ def test_a_redis_store_of_before_tenants_is_upgraded(shared_redis: Server) -> No
         assert usage(again, DEFAULT_TENANT) == (1, 1, 1) and usage(again, A) == (0, 0, 2)
         assert [info.key for info in again.list_entries([salted.chunk_id])] == []
         assert [info.key for info in again.list_entries([salted.chunk_id], [A])] == [salted.key]
-        assert all(loads(again, entry) for entry in (plain, salted, child)) and again.ledger.audit() == []
+        assert all(loads(again, entry) for entry in (plain, salted, child)) and again.ledger.upkeep.audit() == []
         redis.hset(name("settings"), "version", 9)
         with pytest.raises(StoreTooNew, match="version 9"):
             place.open()

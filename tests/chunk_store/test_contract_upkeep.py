@@ -57,13 +57,13 @@ def test_data_that_lost_its_entry_is_adopted_or_removed(place: Place) -> None:
     blobs = []
     for entry in (whole, damaged):
         publish(store, entry)
-        located = store.ledger.locate(entry.key)
+        located = store.ledger.entries.locate(entry.key)
         assert located is not None
         blobs.append(located.blob)
     place.damage(damaged.key, Damage.FLIPPED_DATA)
     for entry, blob in zip((whole, damaged), blobs, strict=True):
-        assert store.ledger.forget(entry.key, blob, quarantined=False)
-        store.ledger.discard([blob])
+        assert store.ledger.entries.forget(entry.key, blob, quarantined=False)
+        store.ledger.upkeep.discard([blob])
     found = verify(store).findings
     assert {(finding.problem, finding.blob) for finding in found} == {(Problem.STRAY, blob) for blob in blobs}
     report = repair(store)

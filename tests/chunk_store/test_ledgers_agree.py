@@ -101,7 +101,7 @@ class Player:
             [info.key for info in self.store.list_entries(tenants=None)],
             [[info.key for info in self.store.list_entries(tenants=[tenant])] for tenant in TENANTS],
             [self.store.usage(tenant) for tenant in TENANTS],
-            self.store.ledger.audit(),
+            self.store.ledger.upkeep.audit(),
             pages,
             records,
             (stats.records, stats.entries, stats.nbytes, stats.pinned_entries, stats.leased_entries, stats.evictions),

@@ -88,7 +88,7 @@ def test_a_lost_index_is_rebuilt_from_the_data(filled: FilePlace, harm: Callable
     assert verify(store).sound
     assert len(list(filled.root.glob("index.sqlite.damaged-*"))) == there
     assert store.stats().records == 0, "content is registered again"
-    parent = store.ledger.locate(PARENT.key)
+    parent = store.ledger.entries.locate(PARENT.key)
     assert parent is not None
     store.put_records([entry.record() for entry in ENTRIES])
     assert store.delete_chunks([PARENT.chunk_id]).entries == 1

@@ -40,7 +40,7 @@ def publishes(store: SharedStore, entry: Sample) -> bool:
 
 def swept_clean(store: SharedStore) -> bool:
     store.sweep()
-    return not store.ledger.garbage()
+    return not store.ledger.upkeep.garbage()
 
 
 def eventually(holds: Callable[[], bool], seconds: float) -> bool:
@@ -107,7 +107,7 @@ def test_killed_writers(cluster: Mooncake) -> None:
                 mine = [int(number) for number in writer.kill()]
             assert all(loads(store, sample(number, tokens=CRASH_TOKENS)) for number in mine)
             store.sweep()
-            assert store.ledger.unfinished() == []
+            assert store.ledger.claims.unfinished() == []
         assert eventually(lambda: swept_clean(store), 40), "what a dead writer left goes"
         report = verify(store)
         assert report.sound, report.findings

@@ -119,11 +119,11 @@ def test_killed_writers(shared_redis: Server) -> None:
             with child(publish_once_each, place.url(), kill * 1000) as writer:
                 time.sleep(delays.uniform(0, 0.02))
                 mine = [int(number) for number in writer.kill()]
-            interrupted += bool(store.ledger.unfinished())
+            interrupted += bool(store.ledger.claims.unfinished())
             assert all(loads(store, sample(number, tokens=CRASH_TOKENS)) for number in mine)
             reported += mine
             store.sweep()
-            assert store.ledger.unfinished() == [], "a dead writer's claim ends with the next sweep"
+            assert store.ledger.claims.unfinished() == [], "a dead writer's claim ends with the next sweep"
         assert interrupted > KILLS / 10 and len(reported) > KILLS / 2
         report = verify(store)
         assert report.sound, report.findings

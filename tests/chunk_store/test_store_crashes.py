@@ -45,7 +45,7 @@ def check_sound(store: SharedStore) -> None:
     store.sweep()
     report = verify(store)
     assert report.sound, report.findings
-    stored = {placed.blob: placed.stored_nbytes for placed in store.ledger.placed()}
+    stored = {placed.blob: placed.stored_nbytes for placed in store.ledger.entries.placed()}
     assert dict(store.blobs.names()) == stored
     assert store.stats().nbytes == sum(stored.values())
 
@@ -63,7 +63,7 @@ def test_200_killed_writers(file_place: FilePlace) -> None:
             reported = [int(number) for number in writer.kill()]
         longest_s *= 0.97 if reported else 1.05  # so that about half of them get to commit, however slow the machine
         committed |= set(reported)
-        interrupted += bool(store.ledger.unfinished())
+        interrupted += bool(store.ledger.claims.unfinished())
         assert all(loads(store, crash_sample(number)) for number in reported), "a committed entry was lost"
         following = crash_sample(first + len(reported) + 1)
         assert store.lookup([following.key]) == [None]
@@ -85,7 +85,7 @@ def test_a_dead_writers_key_is_free_at_once(file_place: FilePlace) -> None:
             time.sleep(0.002 * (seed % 5))
             writer.kill()
         entry = crash_sample(0)
-        claimed = bool(store.ledger.unfinished())
+        claimed = bool(store.ledger.claims.unfinished())
         outcome = store.begin(entry.key)
         assert not isinstance(outcome, Busy)
         if isinstance(outcome, Stored):
@@ -312,7 +312,7 @@ def test_who_reads_first_does_not_wait_for_who_waits_to_write(file_place: FilePl
         blocker.execute("BEGIN IMMEDIATE")
         with ThreadPoolExecutor(1) as threads:
             waiting = threads.submit(store.begin, sample(2).key)
-            while cast(Any, store.ledger)._database._writer.connection is None:
+            while cast(Any, store.ledger.claims)._index._database._writer.connection is None:
                 time.sleep(0.001)
             assert store.lookup([sample(1).key])[0] is not None
             assert not waiting.done()

@@ -150,7 +150,7 @@ class Rival:
 
     def press(self) -> None:
         """Evicts everything that nothing protects."""
-        self.evicted += len(cast(Any, self.store).ledger.evict(self.capacity))
+        self.evicted += len(cast(Any, self.store).ledger.claims.evict(self.capacity))
 
 
 def test_what_was_just_computed_is_not_evicted_before_it_is_loaded(fresh: Pair, store: Path) -> None:
@@ -188,6 +188,6 @@ def test_a_lease_is_kept_while_another_chunk_is_computed(fresh: Pair, monkeypatc
         thread.start()
         wait_until(lambda: fresh.client.loads().running == 1)
         threading.Event().wait(2.5)
-        cast(Any, source.store).ledger.evict(1 << 30)
+        cast(Any, source.store).ledger.claims.evict(1 << 30)
     thread.join(60)
     assert [segment.source for segment in results[0].reuse.segments] == ["store", "computed", "computed"]

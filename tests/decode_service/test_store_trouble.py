@@ -15,6 +15,7 @@ import pytest
 import cairn
 from cairn import Result
 from chunk_store.errors import StoreUnavailable
+from chunk_store.limits import StoreLimits
 from tests.chunk_store.servers import need_redis, redis_server, redis_url
 from tests.decode_service.models import loaded, tokens
 from tests.decode_service.pair import Pair, pair, wait_until
@@ -98,7 +99,7 @@ def test_others_fill_the_disk(folder: Path, small_disk: Path) -> None:
 def test_the_registry_is_full(folder: Path, tmp_path: Path) -> None:
     with pair(loaded(folder, "prefill"), loaded(folder, "decode"), tmp_path / "s") as services:
         stored = services.client.prefill(tokens(50, 40), pin=True)
-        cast(Any, services.decode.store).ledger.set_limits(capacity_nbytes=None, records_max=1)
+        cast(Any, services.decode.store).ledger.upkeep.set_limits(StoreLimits(records_max=1))
         check_without_store(services, 60, "store_full")
         assert services.generate([stored, [5]]).reuse.segments[0].source == "store"
 

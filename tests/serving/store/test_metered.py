@@ -55,6 +55,6 @@ def test_a_store_has_one_name_for_all_its_processes(tmp_path: Path) -> None:
     for url in urls:
         store = open_store(url)
         names.append(store.identity())
-        assert store.identity() == names[-1] and store.ledger.audit() == []
+        assert store.identity() == names[-1] and store.ledger.upkeep.audit() == []
         store.close()
     assert names[0] == names[2] != names[1]
