@@ -62,14 +62,16 @@ class Admission:
         chunk_pages = sum(self.pool.pages_for(tokens) for tokens in lengths.values())
         if chunk_pages > self.pool.chunk_pages:
             raise Unsupported(
-                f"segments: their chunks need {chunk_pages} pages of the KV pool; at most {self.pool.chunk_pages} hold "
-                "chunks (raise kv-pages or chunk-page-ratio)"
+                f"their chunks need {chunk_pages} pages of the KV pool; at most {self.pool.chunk_pages} hold chunks "
+                "(raise kv-pages or chunk-page-ratio)",
+                field="segments",
             )
         tail_pages, most = self.pool.pages_for(sequence.tail_tokens_max), self.pool.pages - self.pool.chunk_pages
         if tail_pages > most:
             raise Unsupported(
-                f"sampling.max_tokens: query and answer need {tail_pages} pages of the KV pool; at most {most} hold "
-                "tails (lower max_tokens, raise kv-pages or lower chunk-page-ratio)"
+                f"query and answer need {tail_pages} pages of the KV pool; at most {most} hold tails (lower "
+                "max_tokens, raise kv-pages or lower chunk-page-ratio)",
+                field="sampling.max_tokens",
             )
 
     def admit(self, sequence: Sequence, kept: Collection[Misfit] = ()) -> Admitted | Misfit:

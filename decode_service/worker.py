@@ -168,7 +168,7 @@ class DecodeWorker:
         except Exception as error:  # broken bookkeeping: nothing that is in the pool can be trusted any more
             log.critical("the device thread has ended", exc_info=error)
             self._close("the device thread has ended after a fault; restart the decode service")
-            fault = InternalFault(f"the device thread has ended ({type(error).__name__}); see its log")
+            fault = InternalFault(f"the device thread has ended ({type(error).__name__})", remedy="see its log")
             self._abandon_all(Failed(fault))
             self._on_failure()
         else:
@@ -226,7 +226,7 @@ class DecodeWorker:
         except Exception as error:  # anything a forward can raise: out of memory, a kernel's failure
             with bearing(involved[0].request_id if len(involved) == 1 else NO_REQUEST):
                 log.exception("a step failed; %d requests end with it", len(involved))
-            fault = InternalFault(f"a forward failed ({type(error).__name__}); see the log")
+            fault = InternalFault(f"a forward failed ({type(error).__name__})", remedy="see the log")
             for sequence in involved:
                 self._end(sequence, Failed(fault))
             return 0

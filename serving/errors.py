@@ -6,7 +6,7 @@ all that the caller sees: one line that names the field, what is wrong with it, 
 
 from __future__ import annotations
 
-from chunk_store.errors import ClaimLost, StoreFull, StoreTooNew, StoreUnavailable
+from chunk_store.errors import ClaimLost, StoreError, StoreFull, StoreTooNew, StoreUnavailable
 from engine.kv.resident import PoolFull
 from serving.trace.printable import printable
 from serving.trace.request_id import current_request_id
@@ -111,6 +111,8 @@ def request_error(error: Exception) -> RequestError:
         return error
     for kind, told, reason in _KNOWN:
         if isinstance(error, kind):
+            if isinstance(error, StoreError):
+                return told(error.problem, remedy=error.remedy, reason=reason)
             return told(str(error) or kind.__name__, reason=reason)
     return InternalFault(
         f"internal error ({type(error).__name__}); the service's log has it under request id {current_request_id()}"

@@ -47,7 +47,7 @@ def segments_in(segments: Items[decode_pb2.Segment], budget: ContentBudget) -> l
 def _segment_in(index: int, segment: decode_pb2.Segment, budget: ContentBudget, count: int) -> SegmentRequest:
     content, field = segment.WhichOneof("content"), f"segments[{index}]"
     if content is None:
-        raise InvalidRequest(f"{field}: give one of chunk_id, text and token_ids")
+        raise InvalidRequest("give one of chunk_id, text and token_ids", field=field)
     check_label(f"{field}.role", segment.role)
     text = token_ids = name = None
     if content == "text":
@@ -70,7 +70,7 @@ def check_sampling(sampling: decode_pb2.SamplingParams) -> None:
     for index, text in enumerate(sampling.stop):
         check_label(f"sampling.stop[{index}]", text)
         if not text:
-            raise InvalidRequest(f"sampling.stop[{index}]: is empty; leave it out")
+            raise InvalidRequest("is empty", field=f"sampling.stop[{index}]", remedy="leave it out")
 
 
 def max_tokens_in(sampling: decode_pb2.SamplingParams) -> int | None:
@@ -85,7 +85,7 @@ def sampling_in(
     outside = max(sampling.stop_token_ids, default=0)
     if outside >= vocabulary:
         raise InvalidRequest(
-            f"sampling.stop_token_ids: {outside} is outside the model's vocabulary of {vocabulary}",
+            f"{outside} is outside the model's vocabulary of {vocabulary}", field="sampling.stop_token_ids"
         )
     try:
         params = SamplingParams(
@@ -108,8 +108,9 @@ def sampling_in(
         raise InvalidRequest(str(error)) from error
     if params.min_tokens and params.stops_at(eos_token_ids).issuperset(range(vocabulary)):
         raise InvalidRequest(
-            f"sampling.min_tokens: {params.min_tokens} cannot be reached: all {vocabulary} tokens end "
-            "the answer; name fewer stop_token_ids",
+            f"{params.min_tokens} cannot be reached: all {vocabulary} tokens end the answer",
+            field="sampling.min_tokens",
+            remedy="name fewer stop_token_ids",
         )
     return params
 

@@ -25,7 +25,7 @@ from engine.reuse import ReuseMode
 from engine.sampling.params import SamplingParams
 from engine.sampling.sampler import Sampler
 from protos import decode_pb2, decode_pb2_grpc
-from serving.errors import Conflict, DeadlineExceeded, InvalidRequest
+from serving.errors import Conflict, DeadlineExceeded
 from serving.rpc import wire
 from serving.rpc.access import Access, Caller
 from serving.rpc.arrival import adopt_request_id, arrived_ns
@@ -118,7 +118,7 @@ class DecodeService(decode_pb2_grpc.DecodeServiceServicer):
         if not wanted and (owner, request_id) in self._active:  # tried again while the first attempt still ends
             request_id = uuid.uuid4().hex
         if (owner, request_id) in self._active:
-            raise Conflict(f"request_id: {request_id!r} is running; use another one")
+            raise Conflict(f"{request_id!r} is running", field="request_id", remedy="use another one")
         self._active.add((owner, request_id))
         return request_id
 
@@ -177,12 +177,9 @@ class DecodeService(decode_pb2_grpc.DecodeServiceServicer):
     ) -> tuple[Composition, SamplingParams, Sampler]:
         """The composition with how its answer is drawn. Raises ``RequestError``."""
         served = self.resolver.served
-        try:
-            max_tokens = answer_tokens(
-                served, composition, messages.max_tokens_in(request.sampling), messages.MAX_TOKENS_DEFAULT
-            )
-        except ValueError as error:
-            raise InvalidRequest(str(error)) from error
+        max_tokens = answer_tokens(
+            served, composition, messages.max_tokens_in(request.sampling), messages.MAX_TOKENS_DEFAULT
+        )
         params = messages.sampling_in(request.sampling, max_tokens, served.vocabulary, served.eos_token_ids)
         stops = frozenset(token for token in params.stops_at(served.eos_token_ids) if token < served.vocabulary)
         return composition, params, Sampler(params, composition.token_ids(), stops)

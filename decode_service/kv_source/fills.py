@@ -123,7 +123,7 @@ class Fills:
             self._post(partial(self._failed, admitted, Failed(error)))
         except Exception as error:
             log.exception("loading KV failed")
-            unexpected = Failed(InternalFault(f"loading KV failed ({type(error).__name__}); see the log"))
+            unexpected = Failed(InternalFault(f"loading KV failed ({type(error).__name__})", remedy="see the log"))
             self._post(partial(self._failed, admitted, unexpected))
         else:
             self._post(partial(self._fetched, admitted, spent_ns))

@@ -169,8 +169,11 @@ class StoreSource:
         if asked.unpublished is None and asked.key != composition.chunks[index].key:
             raise Unsupported(
                 "the prefill service computes under another model identity (weights, dtype, device, processor, "
-                "versions or threads differ); start both services with the same model and options, and give both a "
-                "--dtype if auto chose differently for them (their ready lines and logs say what and why)",
+                "versions or threads differ)",
+                remedy=(
+                    "start both services with the same model and options, and give both a --dtype if auto chose "
+                    "differently for them (their ready lines and logs say what and why)"
+                ),
             )
         return asked.unpublished
 
@@ -239,7 +242,9 @@ class _Fetch:
                 unreadable = self._load([want for want in unreadable if want.outcome is None])
             for want in unreadable:
                 raise Unavailable(
-                    f"segments[{want.chunk.index}]: its KV was computed but cannot be loaded ({want.missed}); try again"
+                    f"its KV was computed but cannot be loaded ({want.missed})",
+                    field=f"segments[{want.chunk.index}]",
+                    remedy="try again",
                 )
 
     @contextmanager

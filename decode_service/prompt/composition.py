@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 from chunk_store.tenant import DEFAULT_TENANT, SHARED_TENANT, Tenant, tenant_of
 from decode_service.prompt.request_chunk import RequestChunk, Segment
 from engine.reuse import Exactness, ReuseMode, exactness, key_composition
+from serving.errors import InvalidRequest
+from serving.resolving import check_vocabulary
 
 if TYPE_CHECKING:  # a request's prompt is plain values; only its making asks a model
     from engine.served import ServedModel
@@ -67,7 +69,7 @@ def compose(served: ServedModel, segments: Sequence[Segment], mode: ReuseMode, s
     """Keys the segments of a request; the last is the query.
 
     A query named by its chunk id has KV under its EXACT context and is reused there; in the other modes no
-    key covers what it saw, so it is computed. Raises ``ValueError`` naming the segment and the remedy.
+    key covers what it saw, so it is computed. Raises ``InvalidRequest`` naming the segment and the remedy.
     """
     _check_tokens(served, segments)
     tenant, query = tenant_of(salt), segments[-1]
@@ -94,35 +96,35 @@ def compose(served: ServedModel, segments: Sequence[Segment], mode: ReuseMode, s
 
 def _check_tokens(served: ServedModel, segments: Sequence[Segment]) -> None:
     if not segments:
-        raise ValueError("segments: at least one is needed; the last is the query")
+        raise InvalidRequest("at least one is needed; the last is the query", field="segments")
     for index, segment in enumerate(segments):
+        field = f"segments[{index}]"
+        if not segment.token_ids and index == len(segments) - 1:
+            raise InvalidRequest("the query is empty", field=field, remedy="it needs at least one token")
         if not segment.token_ids:
-            what = "the query is empty; it needs at least one token" if index == len(segments) - 1 else "it is empty"
-            raise ValueError(f"segments[{index}]: {what}")
-        too_large = max(segment.token_ids)
-        if too_large >= served.vocabulary:
-            raise ValueError(
-                f"segments[{index}]: token id {too_large} is outside the model's vocabulary of {served.vocabulary}"
-            )
+            raise InvalidRequest("it is empty", field=field)
+        check_vocabulary(segment.token_ids, field, served.vocabulary)
 
 
 def answer_tokens(served: ServedModel, composition: Composition, max_tokens: int | None, default: int) -> int:
-    """How many tokens the answer may have. Raises ``ValueError`` if prompt and answer exceed the model's limit.
+    """How many tokens the answer may have. Raises ``InvalidRequest`` if prompt and answer exceed the model's limit.
 
     An unset ``max_tokens`` takes ``default`` or what is left; a set one is never shortened silently.
     """
     limit, prompt = served.limit(composition.mode), composition.prompt_tokens
     room = limit.tokens - prompt
     if room < 1:
-        raise ValueError(
-            f"segments: {prompt} prompt tokens leave no room for an answer in the model's context, limited to {limit}; "
-            "use fewer or shorter chunks"
+        raise InvalidRequest(
+            f"{prompt} prompt tokens leave no room for an answer in the model's context, limited to {limit}",
+            field="segments",
+            remedy="use fewer or shorter chunks",
         )
     if max_tokens is None:
         return min(default, room)
     if max_tokens > room:
-        raise ValueError(
-            f"sampling.max_tokens: {max_tokens} with {prompt} prompt tokens exceeds the model's context; at most "
-            f"{room} are left (limited to {limit})"
+        raise InvalidRequest(
+            f"{max_tokens} with {prompt} prompt tokens exceeds the model's context",
+            field="sampling.max_tokens",
+            remedy=f"at most {room} are left (limited to {limit})",
         )
     return max_tokens

@@ -20,7 +20,8 @@ from decode_service.prompt.composition import Composition, compose
 from decode_service.prompt.request_chunk import Segment
 from engine.reuse import ReuseMode
 from engine.served import ServedModel
-from serving.errors import InvalidRequest, NotFound, Unsupported
+from serving.errors import InvalidRequest
+from serving.resolving import check_mode, readable
 from serving.tenancy.quotas import TenantQuotas
 from text.codec import TextCodec
 
@@ -82,17 +83,8 @@ class Resolver:
 
         Raises ``RequestError`` naming the segment and the remedy.
         """
-        refusal = self.served.refusals[mode]
-        if refusal:
-            raise Unsupported(
-                f"reuse_mode: {mode.value} is not offered for model {self.served.borrowed.name}: {refusal}; use exact",
-            )
-        resolved = self._resolve_all(segments, tenant_of(salt))
-        try:
-            composition = compose(self.served, resolved, mode, salt)
-        except ValueError as error:
-            raise InvalidRequest(str(error)) from error
-        return composition
+        check_mode(self.served, mode)
+        return compose(self.served, self._resolve_all(segments, tenant_of(salt)), mode, salt)
 
     def _resolve_all(self, segments: Sequence[SegmentRequest], tenant: Tenant) -> list[Segment]:
         last = len(segments) - 1
@@ -108,7 +100,8 @@ class Resolver:
             if segment.chunk_id is None:
                 record = records.get(inline[index].chunk_id)
                 return replace(inline[index], shared=record is not None and record.tenant == SHARED_TENANT)
-            record = self._known(index, records[ChunkId(segment.chunk_id)], segment.chunk_id)
+            found, field = records[ChunkId(segment.chunk_id)], f"segments[{index}].chunk_id"
+            record = readable(found, segment.chunk_id, field, self.codec.identity)
             shared = record.tenant == SHARED_TENANT
             return Segment(record.chunk_id, record.type, record.token_ids, record.name, named_by_id=True, shared=shared)
 
@@ -137,19 +130,6 @@ class Resolver:
         token_ids = segment.token_ids or () if segment.text is None else self._encode(index, segment, last)
         name = "" if last else chunk_id(self.codec.identity, segment.type, token_ids)
         return Segment(ChunkId(name), segment.type, token_ids)
-
-    def _known(self, index: int, record: ChunkRecord | None, wanted: str) -> ChunkRecord:
-        if record is None:
-            raise NotFound(
-                f"segments[{index}].chunk_id: {wanted!r} is not registered (or has expired); register it with "
-                "PrefillChunk or send its content",
-            )
-        if record.tokenizer != self.codec.identity:
-            raise Unsupported(
-                f"segments[{index}].chunk_id: {wanted} was registered with tokenizer {record.tokenizer[:12]}, this "
-                f"model's is {self.codec.identity[:12]}; register its text with this model",
-            )
-        return record
 
     def _encode(self, index: int, segment: SegmentRequest, last: bool) -> tuple[int, ...]:
         """A query with a role opens the model's answer, as chat templates do."""

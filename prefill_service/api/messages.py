@@ -35,7 +35,7 @@ def chunk_request(message: prefill_pb2.PrefillChunkRequest, salt: str, budget: C
     """The request as plain values within ``budget``, under the caller's ``salt``. Raises ``RequestError``."""
     content = message.WhichOneof("content")
     if content is None:
-        raise InvalidRequest("content: missing; give text, token_ids or chunk_id")
+        raise InvalidRequest("missing", field="content", remedy="give text, token_ids or chunk_id")
     _check_fields(message)
     if content == "text":
         budget.take_text("text", message.text)
@@ -88,9 +88,9 @@ def prefill_response(result: PrefillResult, model_identity: str) -> prefill_pb2.
 def record_query(message: prefill_pb2.ListChunksRequest, tenant: Tenant) -> RecordQuery:
     """The filter and page that a tenant's listing asks for. Raises ``RequestError``."""
     if message.page_size > LIST_PAGE_MAX:
-        raise InvalidRequest(f"page_size: {message.page_size} is more than {LIST_PAGE_MAX}")
+        raise InvalidRequest(f"{message.page_size} is more than {LIST_PAGE_MAX}", field="page_size")
     if message.order not in _ORDERS:
-        raise InvalidRequest(f"order: {message.order} is unknown to this server")
+        raise InvalidRequest(f"{message.order} is unknown to this server", field="order")
     check_label("name", message.name)
     check_label("tag", message.tag)
     check_label("page_token", message.page_token, PAGE_TOKEN_CHARACTERS_MAX)
@@ -165,6 +165,6 @@ def stats_message(stats: StoreStats, model_identity: str, model_name: str) -> pr
 def chunk_id_of(text: str) -> ChunkId:
     """The id that an administrative request names. Raises ``RequestError`` for an empty one."""
     if not text:
-        raise InvalidRequest("chunk_id: missing")
+        raise InvalidRequest("missing", field="chunk_id")
     check_id("chunk_id", text)
     return ChunkId(text)

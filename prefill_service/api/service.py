@@ -15,9 +15,10 @@ from chunk_store.tenant import SHARED_SALT, SHARED_TENANT, Tenant
 from prefill_service.api import messages
 from prefill_service.api.ordered import in_order
 from prefill_service.jobs.job import PrefillJobs
-from prefill_service.jobs.resolver import PrefillJob, not_yours, unknown_chunk
+from prefill_service.jobs.resolver import PrefillJob, not_yours
 from protos import chunks_pb2, prefill_pb2, prefill_pb2_grpc
 from serving.errors import InternalFault, InvalidRequest, PermissionDenied, request_error
+from serving.resolving import check_tokenizer, unknown_chunk
 from serving.rpc.access import Access, Caller
 from serving.rpc.arrival import adopt_request_id
 from serving.rpc.errors import status_name, status_number
@@ -126,7 +127,7 @@ class PrefillService(prefill_pb2_grpc.PrefillServiceServicer):
         caller = self._caller(request, context)
         if request.shared and not caller.admin:
             raise PermissionDenied(
-                "shared: only a token marked admin in the token file may publish for every tenant",
+                "only a token marked admin in the token file may publish for every tenant", field="shared"
             )
         salt = SHARED_SALT if request.shared else caller.salt
         served = self.jobs.computer.served
@@ -167,7 +168,7 @@ class PrefillService(prefill_pb2_grpc.PrefillServiceServicer):
             try:
                 page = self.store.list_records(query)
             except ValueError as error:
-                raise InvalidRequest(f"page_token: {error}") from error
+                raise InvalidRequest(str(error), field="page_token") from error
             ids = [record.chunk_id for record in page.records]
             entries = self.store.list_entries(ids, query.tenants) if ids else []
             chunks = [messages.chunk_message(record, entries) for record in page.records]
@@ -226,6 +227,6 @@ class PrefillService(prefill_pb2_grpc.PrefillServiceServicer):
         if token_ids:
             message.token_ids.extend(record.token_ids)
         if text:
-            resolver.check_tokenizer(record, "include_text")
+            check_tokenizer(record, "include_text", resolver.codec.identity)
             message.text = resolver.codec.decode(record.token_ids, keep_special=True)
         return message

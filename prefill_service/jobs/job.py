@@ -151,8 +151,8 @@ class PrefillJobs:
                 return
             if time.monotonic() + wait_s > deadline:
                 raise Unavailable(
-                    f"another worker has not finished the KV that this chunk needs within {self.busy_wait_s_max:g} s; "
-                    "try again",
+                    f"another worker has not finished the KV that this chunk needs within {self.busy_wait_s_max:g} s",
+                    remedy="try again",
                 )
             await asyncio.sleep(wait_s)
 

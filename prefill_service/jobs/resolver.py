@@ -18,7 +18,8 @@ from chunk_store.tenant import SHARED_TENANT, Tenant, TenantLimits, tenant_of, v
 from engine.kv.pool import PagedKVPool
 from engine.reuse import KeyedChunk, ReuseMode, key_composition
 from engine.served import ServedModel
-from serving.errors import InvalidRequest, NotFound, PermissionDenied, RequestError, Unsupported
+from serving.errors import InvalidRequest, PermissionDenied, RequestError, Unsupported
+from serving.resolving import check_mode, check_vocabulary, readable, unknown_chunk
 from serving.tenancy.quotas import TenantQuotas
 from serving.trace.stages import StageTimer
 from text.codec import TextCodec
@@ -107,10 +108,7 @@ class Resolver:
         Raises ``RequestError``; nothing is registered then.
         """
         _check_labels(request)
-        if refusal := self.served.refusals[request.mode]:
-            raise Unsupported(
-                f"reuse_mode: {request.mode} does not hold for this model ({refusal}); use exact",
-            )
+        check_mode(self.served, request.mode)
         with timer.stage("lookup"):
             context = self._resolve_ids(request.context, "context_chunk_ids", request.tenant)
         record, known = self._resolve_content(request, timer)
@@ -136,19 +134,7 @@ class Resolver:
     def _resolve_ids(self, names: Sequence[str], field: str, tenant: Tenant) -> list[ChunkRecord]:
         """Chunks that the tenant may use and this model can read."""
         records = self.store.get_records([ChunkId(name) for name in names], visible_to(tenant)) if names else []
-        for name, record in zip(names, records, strict=True):
-            if record is None:
-                raise unknown_chunk(field, name)
-            self.check_tokenizer(record, field)
-        return [record for record in records if record is not None]
-
-    def check_tokenizer(self, record: ChunkRecord, field: str) -> None:
-        """Raises ``RequestError`` (FAILED_PRECONDITION) for a chunk of another tokenizer."""
-        if record.tokenizer != self.codec.identity:
-            raise Unsupported(
-                f"{field}: chunk {record.chunk_id} was registered under tokenizer {record.tokenizer[:16]}, this "
-                f"service has {self.codec.identity[:16]}; register its content here",
-            )
+        return [readable(record, name, field, self.codec.identity) for name, record in zip(names, records, strict=True)]
 
     def _resolve_content(self, request: ChunkRequest, timer: StageTimer) -> tuple[ChunkRecord, bool]:
         """The record that the request is about, and whether it stays as it is but for what the request says of it.
@@ -160,7 +146,7 @@ class Resolver:
                 record = self._resolve_ids([request.chunk_id], "chunk_id", request.tenant)[0]
             if request.labelled and record.tenant != request.tenant:
                 raise not_yours("chunk_id", record.chunk_id)
-            self._check_vocabulary(record.token_ids, "chunk_id")
+            check_vocabulary(record.token_ids, "chunk_id", self.served.vocabulary)
             return record, True
         token_ids = request.token_ids
         if request.text is not None:
@@ -168,8 +154,10 @@ class Resolver:
                 token_ids = self.codec.encode(request.text, role=request.role)
         field = "token_ids" if request.text is None else "text"
         if not token_ids:
-            raise InvalidRequest(f"{field}: no tokens in it; a chunk needs at least one (text or token_ids)")
-        self._check_vocabulary(token_ids, field)
+            raise InvalidRequest(
+                "no tokens in it", field=field, remedy="a chunk needs at least one (text or token_ids)"
+            )
+        check_vocabulary(token_ids, field, self.served.vocabulary)
         name = chunk_id(self.codec.identity, request.type, token_ids)
         with timer.stage("lookup"):
             there = self.store.get_records([name], visible_to(request.tenant))[0]
@@ -179,19 +167,14 @@ class Resolver:
         new = ChunkRecord(name, self.codec.identity, request.type, tuple(token_ids), tenant=request.tenant)
         return replace(new, pinned=pinned), False
 
-    def _check_vocabulary(self, token_ids: Sequence[int], field: str) -> None:
-        worst = max(token_ids)
-        if worst >= self.served.vocabulary:
-            raise InvalidRequest(
-                f"{field}: token id {worst} is not in the model's vocabulary, 0..{self.served.vocabulary - 1}",
-            )
-
     def _check_length(self, lengths: Sequence[int], mode: ReuseMode) -> None:
         limit = self.served.limit(mode)
         if sum(lengths) > limit.tokens:
             raise InvalidRequest(
-                f"context_chunk_ids: context of {sum(lengths[:-1])} tokens and chunk of {lengths[-1]} are together "
-                f"longer than the model's context, limited to {limit}; shorten or leave out a chunk",
+                f"context of {sum(lengths[:-1])} tokens and chunk of {lengths[-1]} are together longer than the "
+                f"model's context, limited to {limit}",
+                field="context_chunk_ids",
+                remedy="shorten or leave out a chunk",
             )
 
     def _check_pool(self, lengths: Sequence[int]) -> None:
@@ -199,7 +182,8 @@ class Resolver:
         if pages > self.pool.chunk_pages:
             raise Unsupported(
                 f"chunk of {lengths[-1]} tokens with {sum(lengths[:-1])} tokens of context needs {pages} pages of "
-                f"{self.pool.page_size} tokens, the pool has {self.pool.chunk_pages}; raise --kv-pages",
+                f"{self.pool.page_size} tokens, the pool has {self.pool.chunk_pages}",
+                remedy="raise --kv-pages",
             )
 
     def _put(self, request: ChunkRequest, record: ChunkRecord, known: bool, limits: TenantLimits) -> bool:
@@ -221,25 +205,16 @@ class Resolver:
         return self.store.put_records([wanted], limits=limits)[0]
 
 
-def unknown_chunk(field: str, name: str) -> RequestError:
-    """NOT_FOUND for a chunk that was never registered, was deleted, or has expired."""
-    return NotFound(f"{field}: no chunk {name!r} here (or it has expired); register it with PrefillChunk")
-
-
 def not_yours(field: str, name: str) -> RequestError:
     """PERMISSION_DENIED for a change to a chunk that the caller may use and does not own."""
-    return PermissionDenied(f"{field}: chunk {name} is shared; only a token marked admin may change it")
+    return PermissionDenied(f"chunk {name} is shared", field=field, remedy="only a token marked admin may change it")
 
 
 def _check_labels(request: ChunkRequest) -> None:
     """Values that mean nothing; counts and lengths were checked in the message."""
     if "" in request.tags:
-        _refuse("tags: an empty tag means nothing; leave it out")
+        raise InvalidRequest("an empty tag means nothing", field="tags", remedy="leave it out")
     if not math.isfinite(request.ttl_s) or request.ttl_s < 0:
-        _refuse(f"ttl_s: {request.ttl_s} is not a number of seconds; 0 means no TTL")
+        raise InvalidRequest(f"{request.ttl_s} is not a number of seconds", field="ttl_s", remedy="0 means no TTL")
     if request.role and request.text is None:
-        _refuse("role: belongs to text; token_ids and chunk_id are taken as they are")
-
-
-def _refuse(message: str) -> None:
-    raise InvalidRequest(message)
+        raise InvalidRequest("belongs to text", field="role", remedy="token_ids and chunk_id are taken as they are")

@@ -99,7 +99,7 @@ class Access:
         Raises ``RequestError``: UNAUTHENTICATED as ``check`` does, INVALID_ARGUMENT for a salt that is none.
         """
         if not requested_salt.isprintable():
-            raise InvalidRequest("salt: has characters that cannot be printed")
+            raise InvalidRequest("has characters that cannot be printed", field="salt")
         token = self._token(metadata)
         if self.grants is None:
             return Caller(requested_salt, admin=False, sees_all=True, owner=tenant_of(""))
@@ -111,12 +111,14 @@ class Access:
             return ""
         values = [value for name, value in metadata or () if name == "authorization"]
         if not values:
-            raise Unauthenticated("authorization: missing; send the metadata `authorization: Bearer TOKEN`")
+            raise Unauthenticated(
+                "missing", field="authorization", remedy="send the metadata `authorization: Bearer TOKEN`"
+            )
         text = values[-1] if isinstance(values[-1], str) else values[-1].decode(errors="replace")
         scheme, _, token = text.partition(" ")
         name = _digest(token.strip()) if scheme.lower() == "bearer" else ""
         if name not in self.grants:
-            raise Unauthenticated("authorization: not a bearer token that is known here")
+            raise Unauthenticated("not a bearer token that is known here", field="authorization")
         return name
 
 

@@ -7,28 +7,23 @@ from __future__ import annotations
 
 from collections.abc import Sized
 
-from serving.errors import InvalidRequest, RequestError
+from serving.errors import InvalidRequest
 from serving.rpc.parsing import text_nbytes_max
 
 ID_CHARACTERS_MAX = 128  # of a chunk's id, which has 64
 LABEL_CHARACTERS_MAX = 256  # of a name, a tag, a role, a salt or a request id
 
 
-def refuse(message: str) -> RequestError:
-    """INVALID_ARGUMENT."""
-    return InvalidRequest(message)
-
-
 def check_count(field: str, items: Sized, most: int, remedy: str = "send fewer") -> None:
     """At most ``most`` items."""
     if len(items) > most:
-        raise refuse(f"{field}: {len(items)} are more than {most}; {remedy}")
+        raise InvalidRequest(f"{len(items)} are more than {most}", field=field, remedy=remedy)
 
 
 def check_label(field: str, text: str, most: int = LABEL_CHARACTERS_MAX) -> None:
     """At most ``most`` characters."""
     if len(text) > most:
-        raise refuse(f"{field}: {len(text)} characters are more than {most}; shorten it")
+        raise InvalidRequest(f"{len(text)} characters are more than {most}", field=field, remedy="shorten it")
 
 
 def check_id(field: str, text: str) -> None:
@@ -40,7 +35,9 @@ def check_request_id(text: str) -> None:
     """A name that can stand in a log line as it is."""
     check_label("request_id", text)
     if text and not text.isprintable():
-        raise refuse("request_id: has characters that cannot be printed; use letters, digits and signs")
+        raise InvalidRequest(
+            "has characters that cannot be printed", field="request_id", remedy="use letters, digits and signs"
+        )
 
 
 class ContentBudget:
@@ -59,16 +56,19 @@ class ContentBudget:
     def take_tokens(self, field: str, token_ids: Sized) -> None:
         self._tokens += len(token_ids)
         if self._tokens > self._context_length:
-            raise refuse(
-                f"{field}: a {self._whole} of {self._tokens} tokens is longer than the model's limit of "
-                f"{self._limit}; send fewer"
+            raise InvalidRequest(
+                f"a {self._whole} of {self._tokens} tokens is longer than the model's limit of {self._limit}",
+                field=field,
+                remedy="send fewer",
             )
 
     def take_text(self, field: str, text: str) -> None:
         self.characters += len(text)
         most = text_nbytes_max(self._context_length)
         if self.characters > most:
-            raise refuse(
-                f"{field}: a {self._whole} of {self.characters} characters is longer than the {most} that can fit the "
-                f"model's limit of {self._limit}; shorten it"
+            raise InvalidRequest(
+                f"a {self._whole} of {self.characters} characters is longer than the {most} that can fit the "
+                f"model's limit of {self._limit}",
+                field=field,
+                remedy="shorten it",
             )

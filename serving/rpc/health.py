@@ -29,7 +29,9 @@ class Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # generated
 
     async def Check(self, request: health_pb2.HealthCheckRequest, context: Any) -> health_pb2.HealthCheckResponse:
         if request.service not in self._names:
-            raise NotFound("service: unknown here; ask for the empty name or one that reflection lists")
+            raise NotFound(
+                "unknown here", field="service", remedy="ask for the empty name or one that reflection lists"
+            )
         return Status(status=self._status(request.service))
 
     async def List(self, request: health_pb2.HealthListRequest, context: Any) -> health_pb2.HealthListResponse:

@@ -157,7 +157,7 @@ class OpenCalls:
         """Counts a call in; ends others that only wait, if it takes that. Raises ``RequestError`` at a bound."""
         if self._unread[call.caller.connection] >= self.limits.unread:
             raise Overloaded(
-                f"{self.limits.unread} replies of this connection are not taken; read them or connect anew",
+                f"{self.limits.unread} replies of this connection are not taken", remedy="read them or connect anew"
             )
         bounds = self.limits.of(call.kind)
         call.scopes = call.caller.scopes()
@@ -198,7 +198,8 @@ class OpenCalls:
         whose = {"connection": "of this connection", "token": "with this token", "address": "of this address"}
         if not idle:
             raise Overloaded(
-                f"{most} {kind} {whose.get(scope, 'in all')} are open, and no more may be; try again later",
+                f"{most} {kind} {whose.get(scope, 'in all')} are open, and no more may be",
+                remedy="try again later",
                 retry_after_s=RETRY_AFTER_S,
             )
         oldest = min(idle, key=lambda call: call.idle_since or 0.0)

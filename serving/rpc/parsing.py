@@ -37,7 +37,9 @@ def parse(kind: type[M], raw: bytes, nbytes_max: int = MESSAGE_NBYTES_MAX) -> M:
     """The message that ``raw`` encodes. Raises ``RequestError`` if it is too large or not a ``kind``."""
     if len(raw) > nbytes_max:
         raise TooLarge(
-            f"message: {len(raw)} bytes are more than the {nbytes_max} that this model's context can need; send less",
+            f"{len(raw)} bytes are more than the {nbytes_max} that this model's context can need",
+            field="message",
+            remedy="send less",
         )
     if len(raw) > UNCOUNTED_NBYTES:
         _count(raw, 0, len(raw), kind.DESCRIPTOR, 0)
@@ -45,8 +47,8 @@ def parse(kind: type[M], raw: bytes, nbytes_max: int = MESSAGE_NBYTES_MAX) -> M:
         return kind.FromString(raw)
     except DecodeError:
         raise InvalidRequest(
-            f"message: these {len(raw)} bytes are not a {kind.DESCRIPTOR.full_name} (wire format, or text that is not "
-            "UTF-8)",
+            f"these {len(raw)} bytes are not a {kind.DESCRIPTOR.full_name} (wire format, or text that is not UTF-8)",
+            field="message",
         ) from None
 
 
@@ -88,5 +90,5 @@ def _varint(raw: bytes, at: int, end: int) -> tuple[int, int]:
 def _too_many(field: Any | None) -> RequestError:
     name = "message" if field is None else field.name
     return InvalidRequest(
-        f"{name}: the message has more than {FIELDS_MAX} fields; send fewer (and numbers packed)",
+        f"the message has more than {FIELDS_MAX} fields", field=name, remedy="send fewer (and numbers packed)"
     )

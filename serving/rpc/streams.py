@@ -52,7 +52,7 @@ class ClientStream:
         """The message of a call that sends one. Raises ``RequestError`` without it."""
         raw = await self._next()
         if raw is None:
-            raise InvalidRequest("message: missing; the call ended without one")
+            raise InvalidRequest("missing; the call ended without one", field="message")
         return self.parse(raw)
 
     def __aiter__(self) -> ClientStream:
@@ -69,7 +69,7 @@ class ClientStream:
         self.call.waits(
             self.limits.write_s,
             DeadlineExceeded(
-                f"a reply was not taken within {self.limits.write_s:g} s; read the stream while it runs",
+                f"a reply was not taken within {self.limits.write_s:g} s", remedy="read the stream while it runs"
             ),
         )
         if not self._written:  # alone, so that a status can follow a first reply that is never taken
@@ -107,5 +107,5 @@ class ClientStream:
         what = "a whole message" if first else "the next message"
         self.call.awaits_message(
             seconds,
-            DeadlineExceeded(f"{what} did not come within {seconds:g} s; send it, or end the stream"),
+            DeadlineExceeded(f"{what} did not come within {seconds:g} s", remedy="send it, or end the stream"),
         )

@@ -88,4 +88,6 @@ def _known(table: Mapping[Any, T], number: int, field: str) -> T:
     try:
         return table[number]
     except KeyError:
-        raise InvalidRequest(f"{field}: {number} is unknown to this server; use one of {sorted(table)}") from None
+        raise InvalidRequest(
+            f"{number} is unknown to this server", field=field, remedy=f"use one of {sorted(table)}"
+        ) from None

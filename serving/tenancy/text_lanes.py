@@ -55,7 +55,9 @@ class TextLanes:
 
     def _refusal(self, because: str) -> RequestError:
         return Overloaded(
-            f"segments: {because}, and those of more than {LONG_CHARACTERS} characters or {MANY_SEGMENTS} parts are "
-            "prepared one at a time; try later, or send token_ids in fewer parts",
+            f"{because}, and those of more than {LONG_CHARACTERS} characters or {MANY_SEGMENTS} parts are "
+            "prepared one at a time",
+            field="segments",
+            remedy="try later, or send token_ids in fewer parts",
             retry_after_s=self._wait_s / 4,
         )
