@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 
 from chunk_store.errors import StoreError, StoreFull, StoreUnavailable
-from chunk_store.mooncake.client import parse_mooncake_url
 from chunk_store.open import open_store
 from chunk_store.shared_store import SharedStore
 from chunk_store.tools.verify import repair, verify
@@ -125,17 +124,3 @@ def test_full_owners_evict_or_say_so(cluster: Mooncake) -> None:
         with store.lease([info.key for info in store.list_entries()]), pytest.raises(StoreFull):
             for number in range(100, 124):
                 publish(store, sample(number, tokens=20_000))
-
-
-@pytest.mark.parametrize(
-    "url", ["mooncake://", "mooncake://h", "mooncake://h/x?redis=a", "mooncake://h?redis=a&x=1", "mooncake://h?redis=a"]
-)
-def test_an_unclear_mooncake_url_is_refused(url: str) -> None:
-    with pytest.raises(ValueError, match="store URL"):
-        open_store(url)
-
-
-def test_mooncake_urls() -> None:
-    found = parse_mooncake_url("mooncake://m.example?redis=redis%3A%2F%2Fr%3A7000&host=10.0.0.2&buffer_mib=64")
-    assert (found.master, found.host) == ("m.example:50051", "10.0.0.2")
-    assert (found.redis_url, found.buffer_nbytes) == ("redis://r:7000", 64 * 2**20)

@@ -72,7 +72,9 @@ def _leaks(text: str) -> bool:
     return any(secret in text for secret in ("s3", "cret"))
 
 
-@pytest.mark.parametrize("url", ["ftp://somewhere", "/var/tmp/cairn", "", "file://relative/dir", "file:dir"])
+@pytest.mark.parametrize(
+    "url", ["", "x", "ftp://x/y", "/var/tmp/cairn", "file:", "file:dir", "file://store", "file://h/x", "file:///a?b"]
+)
 def test_a_url_of_no_store_is_refused_with_the_remedy(url: str) -> None:
     with pytest.raises(ValueError, match=r"store URL: .*file:///DIR"):
         open_store(url)

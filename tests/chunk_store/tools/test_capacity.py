@@ -20,7 +20,7 @@ from chunk_store.tools.capacity import (
 )
 from tests.chunk_store.contract import sample
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 QWEN3_8B = KVLayout("bfloat16", (LayerLayout(8, 128, 128),) * 36)
 
 
