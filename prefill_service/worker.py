@@ -41,7 +41,7 @@ class DeviceQueue:
         return self._places.taken
 
     def take_place(self, tenant: Tenant = DEFAULT_TENANT) -> None:
-        """A place in the line, until ``leave_place``. Raises ``RequestError`` (RESOURCE_EXHAUSTED) without one."""
+        """A place in the line, until ``leave_place``. Raises ``Overloaded`` without one."""
         most = self._quotas.of(tenant).jobs
         try:
             if most is not None and self._places.of(tenant) >= most:

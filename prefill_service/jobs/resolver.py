@@ -125,7 +125,7 @@ class Resolver:
         return PrefillJob(ids, tuple(keyed), needed, request.tenant, limits, added)
 
     def resolve_id(self, name: str, tenant: Tenant, field: str = "chunk_id") -> ChunkRecord:
-        """A chunk that the tenant may use, of any tokenizer. Raises ``RequestError`` (NOT_FOUND)."""
+        """A chunk that the tenant may use, of any tokenizer. Raises ``NotFound``."""
         record = self.store.get_records([ChunkId(name)], visible_to(tenant))[0]
         if record is None:
             raise unknown_chunk(field, name)
@@ -206,7 +206,7 @@ class Resolver:
 
 
 def not_yours(field: str, name: str) -> RequestError:
-    """PERMISSION_DENIED for a change to a chunk that the caller may use and does not own."""
+    """For a change to a chunk that the caller may use and does not own."""
     return PermissionDenied(f"chunk {name} is shared", field=field, remedy="only a token marked admin may change it")
 
 

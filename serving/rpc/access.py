@@ -89,14 +89,14 @@ class Access:
     def check(self, metadata: Metadata | None) -> str:
         """Who calls: the digest of the token, "" where none is asked for.
 
-        Raises ``RequestError`` (UNAUTHENTICATED) unless the caller may call.
+        Raises ``Unauthenticated`` unless the caller may call.
         """
         return self._token(metadata)
 
     def caller(self, metadata: Metadata | None, requested_salt: str = "") -> Caller:
         """Who calls and under which salt: the token's own, else the requested one.
 
-        Raises ``RequestError``: UNAUTHENTICATED as ``check`` does, INVALID_ARGUMENT for a salt that is none.
+        Raises ``Unauthenticated`` as ``check`` does, ``InvalidRequest`` for a salt that is none.
         """
         if not requested_salt.isprintable():
             raise InvalidRequest("has characters that cannot be printed", field="salt")

@@ -1,6 +1,6 @@
 """Bounds on a message's fields, checked by count and length before anything is made of them.
 
-Every function raises ``RequestError`` (INVALID_ARGUMENT) naming the field, and echoes nothing longer than an id.
+Every function raises ``InvalidRequest`` naming the field, and echoes nothing longer than an id.
 """
 
 from __future__ import annotations

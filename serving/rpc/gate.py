@@ -23,7 +23,7 @@ from serving.errors import InternalFault, RequestError, Unavailable, request_err
 from serving.rpc.access import Access
 from serving.rpc.errors import error_metadata, status_of
 from serving.rpc.handlers import behaviour_of
-from serving.rpc.open_calls import Caller, CallKind, CallLimits, OpenCall, OpenCalls
+from serving.rpc.open_calls import CallKind, CallLimits, Holder, OpenCall, OpenCalls
 from serving.rpc.parsing import MESSAGE_NBYTES_MAX
 from serving.rpc.streams import ClientStream, MessageKinds
 from serving.trace.printable import printable
@@ -92,7 +92,7 @@ class CallGate(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # generic
         call: OpenCall | None = None
         try:
             async with asyncio.timeout(None) as deadline:
-                call = OpenCall(kind, Caller(context.peer(), token), deadline)
+                call = OpenCall(kind, Holder(context.peer(), token), deadline)
                 self.calls.enter(call)
                 context.add_done_callback(lambda _: self.calls.leave(call))
                 yield call

@@ -61,8 +61,8 @@ class CallLimits:
 
 
 @dataclass(frozen=True)
-class Caller:
-    """Who calls: grpc's name of the connection, and the digest of the token ("" without one)."""
+class Holder:
+    """Who holds a call open: grpc's name of the connection, and the digest of the token ("" without one)."""
 
     connection: str
     token: str = ""
@@ -88,7 +88,7 @@ class OpenCall:
     """One call. ``deadline`` ends the task that answers it; ``ending`` is what it is then ended with."""
 
     kind: CallKind
-    caller: Caller
+    holder: Holder
     deadline: asyncio.Timeout
     ending: RequestError | None = None
     closing: RequestError | None = None  # the service drains: what it is ended with should no message come soon
@@ -155,12 +155,12 @@ class OpenCalls:
 
     def enter(self, call: OpenCall) -> None:
         """Counts a call in; ends others that only wait, if it takes that. Raises ``RequestError`` at a bound."""
-        if self._unread[call.caller.connection] >= self.limits.unread:
+        if self._unread[call.holder.connection] >= self.limits.unread:
             raise Overloaded(
                 f"{self.limits.unread} replies of this connection are not taken", remedy="read them or connect anew"
             )
         bounds = self.limits.of(call.kind)
-        call.scopes = call.caller.scopes()
+        call.scopes = call.holder.scopes()
         for scope, name in call.scopes.items():
             most = getattr(bounds, scope)
             while self._counts[call.kind, scope, name] >= most:
@@ -186,7 +186,7 @@ class OpenCalls:
         self._uncount(call)
         if call.unread:
             call.unread = False
-            self._unread -= Counter((call.caller.connection,))
+            self._unread -= Counter((call.holder.connection,))
 
     def close(self, closing: RequestError) -> None:
         """Ends every call of the service that waits for a message, now or later; those that work go on."""
@@ -220,7 +220,7 @@ class OpenCalls:
             call.delivery.cancel()
         self._uncount(call)
         call.unread = True
-        self._unread[call.caller.connection] += 1
+        self._unread[call.holder.connection] += 1
 
     def _uncount(self, call: OpenCall) -> None:
         if not call.counted:

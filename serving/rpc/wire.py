@@ -1,6 +1,6 @@
 """Between protobuf and the domain: enums, token ids and timings. Requests and replies are the services' own.
 
-Both directions raise ``RequestError`` (INVALID_ARGUMENT) for a number that this version does not know.
+Both directions raise ``InvalidRequest`` for a number that this version does not know.
 """
 
 from __future__ import annotations

@@ -28,7 +28,7 @@ class TextLanes:
     async def lane(self, characters: int, segments: int = 1) -> AsyncIterator[None]:
         """Inside the block a request of so many parts, with texts of so many characters in all, may be tokenized.
 
-        Raises ``RequestError`` (RESOURCE_EXHAUSTED) if too many wait, or it waited too long.
+        Raises ``Overloaded`` if too many wait, or it waited too long.
         """
         if characters <= LONG_CHARACTERS and segments <= MANY_SEGMENTS:
             yield

@@ -1,15 +1,10 @@
-"""What a request fails with, before any transport has a word for it; and its gRPC status, both ways."""
+"""What a request fails with, before any transport has a word for it."""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable
-from types import SimpleNamespace
-from typing import Any, cast
 
-import grpc
 import pytest
-from grpc import StatusCode
 
 from chunk_store.errors import ClaimLost, StoreFull, StoreTooNew, StoreUnavailable
 from engine.kv.resident import PoolFull
@@ -18,30 +13,21 @@ from serving.errors import (
     MESSAGE_CHARACTERS_MAX,
     STORE_FULL,
     STORE_UNAVAILABLE,
-    Cancelled,
     InternalFault,
     InvalidRequest,
     NotFound,
     Overloaded,
     RequestError,
-    TooLarge,
     Unavailable,
     Unsupported,
     request_error,
 )
-from serving.rpc.errors import STATUS_NAMES, error_from_status, error_metadata, status_name, status_number, status_of
 
 KINDS = [
     kind
     for _, kind in inspect.getmembers(errors, inspect.isclass)
     if issubclass(kind, RequestError) and kind is not RequestError
 ]
-
-
-def status(code: StatusCode, details: str | None, trailing: Iterable[Any] | None = None) -> grpc.RpcError:
-    """What a stub raises, as far as anybody asks."""
-    found = SimpleNamespace(code=lambda: code, details=lambda: details, trailing_metadata=lambda: trailing)
-    return cast(grpc.RpcError, found)
 
 
 def test_words_are_field_problem_and_remedy() -> None:
@@ -86,24 +72,3 @@ def test_what_nobody_expected_is_our_fault_and_quotes_nobody() -> None:
     assert type(found) is InternalFault and "KeyError" in found.message and "prompt" not in found.message
     known = NotFound("here")
     assert request_error(known) is known
-
-
-def test_every_kind_of_error_has_a_status() -> None:
-    assert len({status_name(kind("so")) for kind in KINDS}) == len(KINDS) - 1  # too large is too much of something
-    for kind in KINDS:
-        name = status_name(kind("so"))
-        assert name in STATUS_NAMES and StatusCode[name].value[0] == status_number(kind("so"))
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_status_means_again_what_it_meant(kind: type[RequestError]) -> None:
-    said = kind("so", field="text", retry_after_s=1.5, reason="WHY")
-    heard = error_from_status(status(status_of(said), said.message, error_metadata(said)))
-    known = {TooLarge: Overloaded, Cancelled: Unavailable}  # who drains cancels what runs
-    assert type(heard) is known.get(kind, kind)
-    assert (heard.message, heard.retry_after_s, heard.reason) == ("text: so", 1.5, "WHY")
-
-
-def test_a_status_of_nobody_of_ours() -> None:
-    assert type(error_from_status(status(StatusCode.UNIMPLEMENTED, "no such method"))) is Unsupported
-    assert type(error_from_status(status(StatusCode.DATA_LOSS, None))) is InternalFault

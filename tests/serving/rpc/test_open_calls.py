@@ -18,7 +18,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from protos import prefill_pb2, prefill_pb2_grpc
 from serving.errors import DeadlineExceeded, Unavailable
 from serving.rpc.access import Access, Grant
-from serving.rpc.open_calls import DRAIN_MESSAGE_S, Bounds, Caller, CallKind, CallLimits, OpenCall, OpenCalls
+from serving.rpc.open_calls import DRAIN_MESSAGE_S, Bounds, CallKind, CallLimits, Holder, OpenCall, OpenCalls
 from tests.serving.rpc.raw_http2 import RawConnection, grpc_message
 from tests.serving.rpc.test_server import Running, get, health
 
@@ -273,7 +273,7 @@ def test_draining_ends_who_waits_for_a_message_and_nobody_who_hands_out_a_reply(
         closing, slow = Unavailable("drains"), DeadlineExceeded("slow")
         async with asyncio.timeout(None) as first, asyncio.timeout(None) as second, asyncio.timeout(None) as third:
             writes, waits, works = (
-                OpenCall(CallKind.WORK, Caller("ipv4:1.2.3.4:5"), d) for d in (first, second, third)
+                OpenCall(CallKind.WORK, Holder("ipv4:1.2.3.4:5"), d) for d in (first, second, third)
             )
             for call in (writes, waits, works):
                 calls.enter(call)
@@ -321,9 +321,9 @@ def test_draining_does_not_wait_for_idle_streams() -> None:
     ],
 )
 def test_addresses(connection: str, address: str) -> None:
-    assert Caller(connection).address == address
-    assert Caller(connection).scopes().keys() == {"connection", "address", "total"}
-    assert Caller(connection, "t").scopes()["token"] == "t"
+    assert Holder(connection).address == address
+    assert Holder(connection).scopes().keys() == {"connection", "address", "total"}
+    assert Holder(connection, "t").scopes()["token"] == "t"
 
 
 def test_an_undecodable_message_is_the_callers_fault(caplog: pytest.LogCaptureFixture) -> None:
