@@ -8,6 +8,7 @@ import pytest
 
 from chunk_store.key import ChunkType
 from decode_service.api import messages
+from decode_service.prompt.request_chunk import ChunkOutcome
 from engine.kv.source import KVSource
 from engine.reuse import ReuseMode
 from protos import chunks_pb2, decode_pb2
@@ -110,7 +111,7 @@ def test_every_source_has_a_number() -> None:
     numbers = set()
     for source in KVSource:
         composition = composed((1, 2))
-        composition.chunks[0].outcome = messages.ChunkOutcome(source)
+        composition.chunks[0].outcome = ChunkOutcome(source)
         numbers.add(decode_pb2.KvSource.Name(messages.reuse_out(composition).segments[0].source))
     assert numbers == {f"KV_SOURCE_{source.name}" for source in KVSource}
 

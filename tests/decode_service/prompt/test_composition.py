@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from chunk_store.tenant import SHARED_TENANT, tenant_of
 from decode_service.prompt.composition import answer_tokens, compose
 from engine.reuse import Exactness, ReuseMode
+from serving.errors import InvalidRequest
 from tests.decode_service.prompts import composed, segment
 from tests.fakes import FakeServed
 
@@ -78,7 +79,7 @@ def test_kv_is_the_tenants_unless_it_and_its_context_are_shared() -> None:
     ],
 )
 def test_segments_that_cannot_be_are_named(segments: list[Any], words: str) -> None:
-    with pytest.raises(ValueError, match=words):
+    with pytest.raises(InvalidRequest, match=words):
         compose(SERVED, segments, ReuseMode.EXACT, "")
 
 
@@ -86,8 +87,8 @@ def test_the_answer_has_the_room_that_is_left() -> None:
     composition = composed((1,) * 4, query=(2, 3))
     assert answer_tokens(SERVED, composition, None, 128) == 4 and answer_tokens(SERVED, composition, None, 3) == 3
     assert answer_tokens(SERVED, composition, 4, 128) == 4
-    with pytest.raises(ValueError, match=r"sampling\.max_tokens: 5 with 6 prompt tokens .* at most 4"):
+    with pytest.raises(InvalidRequest, match=r"sampling\.max_tokens: 5 with 6 prompt tokens .* at most 4"):
         answer_tokens(SERVED, composition, 5, 128)
     assert answer_tokens(SERVED, composed((1,) * 8, query=(2,)), None, 128) == 1
-    with pytest.raises(ValueError, match="10 prompt tokens leave no room"):
+    with pytest.raises(InvalidRequest, match="10 prompt tokens leave no room"):
         answer_tokens(SERVED, composed((1,) * 8, query=(2, 2)), None, 128)

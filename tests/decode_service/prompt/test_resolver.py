@@ -44,9 +44,10 @@ def record(
 
 class Desk:
     def __init__(self, root: Path) -> None:
-        self.served: Any = FakeServed()
+        served: Any = FakeServed()
+        self.served = served
         self.store = open_store(f"file://{root}")
-        self.resolver = Resolver(self.served, codec(), self.store)
+        self.resolver = Resolver(served, codec(), self.store)
 
     def resolve(self, *segments: SegmentRequest, mode: ReuseMode = ReuseMode.EXACT, salt: str = "mine") -> Composition:
         return self.resolver.resolve(segments, mode, salt)
