@@ -108,7 +108,7 @@ def test_another_tenants_chunk_is_unknown(desk: Desk) -> None:
 
 
 REFUSED: dict[str, tuple[Sequence[SegmentRequest], type[RequestError], str]] = {
-    "unknown": ((ids(1), named("feed"), ids(9)), NotFound, r"^segments\[1\]\.chunk_id: 'feed' is not registered"),
+    "unknown": ((ids(1), named("feed"), ids(9)), NotFound, r"^segments\[1\]\.chunk_id: no chunk 'feed' here"),
     "role": ((text("a", "wizard"), ids(9)), InvalidRequest, r"^segments\[0\]\.role: .*wizard"),
     "empty text": ((text(""), ids(9)), InvalidRequest, r"^segments\[0\]: it is empty"),
     "no query": ((ids(1), ids()), InvalidRequest, r"^segments\[1\]: the query is empty"),
@@ -129,7 +129,7 @@ def test_a_mode_and_a_tokenizer_that_do_not_fit_are_refused(desk: Desk) -> None:
     with pytest.raises(Unsupported, match=r"reuse_mode: anchored .*model tiny: positions are learned; use exact"):
         desk.resolve(ids(1), ids(9), mode=ReuseMode.ANCHORED)
     (name,) = desk.put(record(5, tokenizer=TokenizerIdentity("f" * 64)))
-    with pytest.raises(Unsupported, match=r"segments\[0\]\.chunk_id: .* tokenizer ffffffffffff, this model's is"):
+    with pytest.raises(Unsupported, match=r"segments\[0\]\.chunk_id: .* tokenizer ffffffffffffffff, this service has"):
         desk.resolve(named(name), ids(9))
 
 

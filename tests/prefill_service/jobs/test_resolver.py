@@ -134,7 +134,7 @@ def test_what_the_pool_cannot_hold_is_refused_in_its_mode(desk: Desk) -> None:
 
 def test_a_mode_that_does_not_hold_is_refused_with_its_reason(desk: Desk) -> None:
     desk.served.refusals[ReuseMode.INDEPENDENT] = "positions are learned"
-    with pytest.raises(Unsupported, match=r"reuse_mode: independent does not hold .*positions are learned.*use exact"):
+    with pytest.raises(Unsupported, match=r"reuse_mode: independent is not offered .*positions are learned.*use exact"):
         desk.register(1, mode=ReuseMode.INDEPENDENT)
 
 
