@@ -90,6 +90,8 @@ class Steps:
         self._read_back = deque(torch.zeros(rows, dtype=torch.int64, pin_memory=True) for _ in range(IN_FLIGHT))
         self._captured: dict[tuple[int, tuple[int, ...]], torch.cuda.CUDAGraph] = {}
         self._memory: Any = None
+        # The stream that torch captures on unless told otherwise is of the card that captured first in this process.
+        self._capture_stream = torch.cuda.Stream(pool.device)  # type: ignore[no-untyped-call]
         self._plan: CascadePlan | None = None  # of the step that is launched, for ``watch``
         self.watch: CallWatch | None = None  # of a check; steps are not captured then
         self.launched = 0  # steps so far
@@ -183,7 +185,12 @@ class Steps:
         self._launch(rows, classes)
         torch.cuda.synchronize(self.forward.pool.device)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._memory, capture_error_mode="thread_local"):  # loads go on meanwhile
+        with torch.cuda.graph(
+            graph,
+            pool=self._memory,
+            stream=self._capture_stream,
+            capture_error_mode="thread_local",  # loads go on meanwhile
+        ):
             self._launch(rows, classes)
         self._memory = graph.pool()
         self._captured[rows, classes] = graph
