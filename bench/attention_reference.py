@@ -35,8 +35,8 @@ def reference(
     out = torch.zeros(rows, heads, values.shape[-1], device=device)
     for read in plan.reads:
         slots = torch.arange(read.first_slot, read.first_slot + read.tokens, device=device)
-        for part in sorted(set(read.parts)):
-            mine = [i for i, p in enumerate(read.parts) if p == part]
+        for part in sorted(set(read.places)):
+            mine = [i for i, p in enumerate(read.places) if p == part]
             index = torch.tensor([read.rows[i] for i in mine], device=device)
             offsets = torch.tensor([read.offsets[i] for i in mine], device=device)
             seen = torch.full((len(mine),), read.tokens, device=device)

@@ -68,7 +68,7 @@ class DecodeRate:
         query = Segment(ChunkId(""), ChunkType.QUERY, (100,))
         keyed = compose(self.served, [segment, query], ReuseMode.EXACT, "").chunks[0]
         chunk = residents.reserve(keyed.key, len(document))
-        for tensor in residents.pool.run_parts(chunk.run, chunk.tokens):
+        for tensor in residents.pool.run_planes(chunk.run, chunk.tokens):
             tensor.normal_()
         chunk.ready = True
 

@@ -227,7 +227,7 @@ def _load(engine: Engine, store: ChunkStore, tier: HostTier, run: PageRun, key: 
     def read(buffers: Sequence[memoryview]) -> MissReason | None:
         return store.load(key, ids, buffers)
 
-    _, reason = tier.load(key, engine.pool.run_parts(run, len(ids)), read)
+    _, reason = tier.load(key, engine.pool.run_planes(run, len(ids)), read)
     if reason is not None:
         raise RuntimeError(f"the store lost {key}: {reason}")
 
@@ -236,6 +236,6 @@ def _publish(engine: Engine, store: ChunkStore, run: PageRun, key: ChunkKey, ids
     header = EntryHeader(key, ChunkId(key), engine.identity, engine.findings.layout, ids, ())
     publication = store.begin(key)
     assert not isinstance(publication, Busy | Stored)
-    parts = [part.cpu() for part in engine.pool.run_parts(run, len(ids))]
+    parts = [part.cpu() for part in engine.pool.run_planes(run, len(ids))]
     publication.write(header, [part.reshape(-1).view(torch.uint8).numpy().data.cast("B") for part in parts])
     publication.commit()

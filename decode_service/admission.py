@@ -12,11 +12,11 @@ from collections.abc import Collection
 from dataclasses import dataclass, field
 
 from chunk_store.key import ChunkKey
-from decode_service.kv_source.pool_memory import PoolMemory
 from decode_service.kv_source.store_source import Wanted
 from decode_service.line import FillRoom, Misfit, Stay
 from decode_service.prompt.request_chunk import ChunkOutcome, RequestChunk
 from decode_service.sequence import Sequence
+from engine.kv.host_tier import PoolMemory
 from engine.kv.resident import PoolFull, ResidentChunk, ResidentChunks
 from engine.kv.source import KVSource
 from serving.errors import Unsupported

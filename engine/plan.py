@@ -12,9 +12,9 @@ composition, in order, and then to its own tail, causally:
            level 1:  doc1 <- rows 0 1 (row 1 turned back by 900)      doc2 <- row 1
     tails            A <- row 0    B <- row 1    C <- rows 2..4
 
-One read is one pass over a chunk's bytes for all the rows that share it. ``part`` is the place of a chunk in
-its row's composition: partial results are merged in that order (onto the tail's), whatever the batch, and a
-chunk is always one part, so folding a level changes who reads together, never what is summed.
+One read is one pass over a chunk's bytes for all the rows that share it. ``places`` are those of the chunk in
+its rows' compositions: partial results are merged in that order (onto the tail's), whatever the batch, and a
+chunk is always one partial result, so folding a level changes who reads together, never what is summed.
 """
 
 from __future__ import annotations
@@ -50,13 +50,13 @@ class StepSequence:
 
 @dataclass(frozen=True)
 class ChunkRead:
-    """One pass over a chunk. ``rows[i]`` is turned back by ``offsets[i]`` and yields its part ``parts[i]``."""
+    """One pass over a chunk. ``rows[i]`` is turned back by ``offsets[i]`` and yields partial result ``places[i]``."""
 
     first_slot: int
     tokens: int
     rows: tuple[int, ...]
     offsets: tuple[int, ...]
-    parts: tuple[int, ...]
+    places: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -73,14 +73,14 @@ class Tail:
 class CascadePlan:
     """A step's reads by level (the tails are the last level), and where its rows stand.
 
-    ``parts`` is the number of partial results a row can have: 1 + the longest composition.
+    ``partials`` is the number of partial results a row can have: 1 + the longest composition.
     """
 
     levels: tuple[tuple[ChunkRead, ...], ...]
     tails: tuple[Tail, ...]
     positions: tuple[int, ...]
     slots: tuple[int, ...]
-    parts: int
+    partials: int
 
     def padded(self, rows: int, scratch_page: int, page_size: int) -> CascadePlan:
         """The same step with ``rows`` rows; the new ones see one token of ``scratch_page`` and nothing else."""
@@ -91,7 +91,7 @@ class CascadePlan:
             (*self.tails, *(Tail(row, 1, (scratch_page,), 0) for row in extra)),
             self.positions + (0,) * len(extra),
             self.slots + (scratch_page * page_size,) * len(extra),
-            self.parts,
+            self.partials,
         )
 
     @property
@@ -140,13 +140,13 @@ def plan_levels(sequences: Sequence[StepSequence], *, max_cascade_levels: int) -
         level_of = _levels_of_sequence(sequence, readers, max_cascade_levels - 1)
         deepest = max(level_of.values(), default=0)
         rows = range(first_row, first_row + sequence.rows)
-        for part, chunk in enumerate(sequence.chunks):
+        for index, chunk in enumerate(sequence.chunks):
             place = (chunk.first_slot, chunk.tokens)
             level = level_of.get(place)
             if level is None:
-                folded.append((deepest, _read(place, [(row, chunk.offset, part) for row in rows])))
+                folded.append((deepest, _read(place, [(row, chunk.offset, index) for row in rows])))
             else:
-                shared[place] += [(row, chunk.offset, part) for row in rows]
+                shared[place] += [(row, chunk.offset, index) for row in rows]
                 levels_of[place] = max(level, levels_of.get(place, 0))
         first_row += sequence.rows
     reads = [(levels_of[place], _read(place, pairs)) for place, pairs in shared.items()] + folded
@@ -177,8 +177,8 @@ def _levels_of_sequence(
 
 
 def _read(place: tuple[int, int], pairs: Sequence[tuple[int, int, int]]) -> ChunkRead:
-    rows, offsets, parts = zip(*pairs, strict=True)
-    return ChunkRead(place[0], place[1], rows, offsets, parts)
+    rows, offsets, places = zip(*pairs, strict=True)
+    return ChunkRead(place[0], place[1], rows, offsets, places)
 
 
 def plan_step(sequences: Sequence[StepSequence], levels: Levels, *, page_size: int) -> CascadePlan:
@@ -196,5 +196,5 @@ def plan_step(sequences: Sequence[StepSequence], levels: Levels, *, page_size: i
         for at in range(sequence.tail_tokens, end):
             slots.append(sequence.tail_pages[at // page_size] * page_size + at % page_size)
         first_row += sequence.rows
-    parts = 1 + max((len(sequence.chunks) for sequence in sequences), default=0)
-    return CascadePlan(levels, tuple(tails), tuple(positions), tuple(slots), parts)
+    partials = 1 + max((len(sequence.chunks) for sequence in sequences), default=0)
+    return CascadePlan(levels, tuple(tails), tuple(positions), tuple(slots), partials)

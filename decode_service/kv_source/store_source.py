@@ -24,6 +24,7 @@ from chunk_store.store import ChunkStore, Lease
 from chunk_store.tenant import Tenant
 from decode_service.prompt.composition import Composition
 from decode_service.prompt.request_chunk import ChunkOutcome, RequestChunk, Unpublished
+from engine.kv.host_tier import ChunkMemory
 from engine.kv.source import KVSource
 from serving.errors import NotFound, Unavailable, Unsupported
 from serving.store.heartbeat import heartbeat
@@ -56,25 +57,6 @@ class Caller:
     may_ask: Callable[[], bool] = lambda: True
 
 
-Read = Callable[[Sequence[memoryview]], MissReason | None]
-
-
-class Memory(Protocol):
-    """Where a chunk's KV goes: pages of the pool, straight or through host memory."""
-
-    @property
-    def held(self) -> bool:
-        """Whether ``fill`` would need no reading now."""
-        ...
-
-    def fill(self, read: Read) -> tuple[KVSource, MissReason | None]:
-        """Brings the KV into the pages, by ``read`` into buffers of layout order if it must.
-
-        Returns where it was, and why it could not be read; the content of the pages is then undefined.
-        """
-        ...
-
-
 @dataclass(eq=False)
 class Wanted:
     """A chunk to fill, the memory for it, why it was missing if it was, and how it came in the end.
@@ -83,7 +65,7 @@ class Wanted:
     """
 
     chunk: RequestChunk
-    memory: Memory
+    memory: ChunkMemory
     missed: MissReason | None = None
     outcome: ChunkOutcome | None = None
 

@@ -46,6 +46,7 @@ class Attention(Protocol[StepT]):
     def attend(self, step: StepT, layer: int, q: Tensor, k: Tensor, v: Tensor, scores: Scores) -> Tensor:
         """Stores k, v (rows, kv_heads, dim) of the new tokens and returns (rows, heads, v_dim) in q's dtype.
 
-        ``q`` (rows, heads, k_dim) and ``k`` are already rotated to their global positions.
+        ``q`` (rows, heads, k_dim) and ``k`` are rotated to the rows' positions already, unless the model's rotation is
+        deferred: then both come as they are before rotation, and the backend turns them.
         """
         ...

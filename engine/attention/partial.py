@@ -63,7 +63,7 @@ def _by_matmul(
 def merge(outs: Sequence[Tensor], lses: Sequence[Tensor], sinks: Tensor | None = None) -> Tensor:
     """Merges partial results one after another, in the order given, in fp32; returns (..., heads, v_dim).
 
-    ``outs[i]`` is (..., heads, v_dim), ``lses[i]`` is (..., heads). The first part of every row must be finite; an
+    ``outs[i]`` is (..., heads, v_dim), ``lses[i]`` is (..., heads). The first of every row must be finite; an
     lse of -inf in a later one leaves the row's bits as they are. ``sinks`` (heads,) joins every softmax.
     """
     out, total = outs[0].float(), lses[0]

@@ -1,6 +1,6 @@
 """Host memory between the store and the pool: pinned, bounded, least recently used chunks first to go.
 
-    store --read + verify--> pinned memory --own stream, a copy a part--> pages of the pool
+    store --read + verify--> pinned memory --own stream, a copy a plane--> pages of the pool
                              stays here: the next load of the chunk starts from it
 
 Loads of several chunks run in threads of their own: while one chunk is read another is on the bus, and decode steps
@@ -21,6 +21,9 @@ from torch import Tensor
 
 from chunk_store.key import ChunkKey
 from engine.device import current
+from engine.kv.pool import PagedKVPool
+from engine.kv.pool_bytes import as_bytes, copy_planes
+from engine.kv.resident import ResidentChunk
 from engine.kv.source import KVSource
 
 ALIGN_NBYTES = 4096
@@ -61,26 +64,26 @@ class HostTier:
             entry = self._entries.get(key)
             return entry is not None and entry.ready
 
-    def load(self, key: ChunkKey, parts: Sequence[Tensor], read: Read[FailureT]) -> tuple[KVSource, FailureT | None]:
-        """Brings a chunk's bytes into ``parts`` (views of the pool, contiguous), through ``read`` if they are not here.
+    def load(self, key: ChunkKey, planes: Sequence[Tensor], read: Read[FailureT]) -> tuple[KVSource, FailureT | None]:
+        """Brings a chunk's bytes into ``planes`` (contiguous views of the pool), through ``read`` if they are not here.
 
-        Returns where they were and, if ``read`` failed, how; then the parts are as they were.
+        Returns where they were and, if ``read`` failed, how; then the planes are as they were.
         """
-        nbytes = sum(part.nbytes for part in parts)
+        nbytes = sum(plane.nbytes for plane in planes)
         entry, found = self._enter(key, nbytes)
         try:
             with current(self._device):
                 memory = self._memory(entry, nbytes)
-            staged = _split(memory, parts)
+            staged = _split(memory, planes)
             if not found:
-                failure = read([_view(part) for part in staged])
+                failure = read(as_bytes(staged))
                 if failure is not None:
                     return KVSource.STORE, failure
                 if entry is not None:
                     with self._lock:
                         entry.ready = True
             with current(self._device):
-                self._copy(parts, staged)
+                self._copy(planes, staged)
             return (KVSource.HOST if found else KVSource.STORE), None
         finally:
             self._leave(key, entry)
@@ -135,30 +138,58 @@ class HostTier:
             return self._arena[entry.at : entry.at + nbytes]
         return torch.empty(nbytes, dtype=torch.uint8, pin_memory=self._pinned)
 
-    def _copy(self, parts: Sequence[Tensor], staged: Sequence[Tensor]) -> None:
+    def _copy(self, planes: Sequence[Tensor], staged: Sequence[Tensor]) -> None:
         """Copies on this thread's own stream and waits for it; the main stream goes on meanwhile."""
         if not self._pinned:
-            for part, source in zip(parts, staged, strict=True):
-                part.copy_(source)
+            copy_planes(planes, staged)
             return
         stream = getattr(self._streams, "stream", None)
         if stream is None:
             stream = self._streams.stream = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
         with torch.cuda.stream(stream):
-            for part, source in zip(parts, staged, strict=True):
-                part.copy_(source, non_blocking=True)
+            copy_planes(planes, staged)
         stream.synchronize()
 
 
-def _split(memory: Tensor, parts: Sequence[Tensor]) -> list[Tensor]:
-    """Consecutive views of ``memory`` (bytes) with the parts' shapes and dtypes."""
+def _split(memory: Tensor, planes: Sequence[Tensor]) -> list[Tensor]:
+    """Consecutive views of ``memory`` (bytes) with the planes' shapes and dtypes."""
     views, at = [], 0
-    for part in parts:
-        views.append(memory[at : at + part.nbytes].view(part.dtype).view(part.shape))
-        at += part.nbytes
+    for plane in planes:
+        views.append(memory[at : at + plane.nbytes].view(plane.dtype).view(plane.shape))
+        at += plane.nbytes
     return views
 
 
-def _view(part: Tensor) -> memoryview:
-    flat: memoryview = part.reshape(-1).view(torch.uint8).numpy().data
-    return flat.cast("B")
+class PoolMemory:
+    """Makes the memory of chunks of one pool. ``host_nbytes`` of pinned memory keep what was loaded to a device."""
+
+    def __init__(self, pool: PagedKVPool, *, host_nbytes: int = 0) -> None:
+        self._pool = pool
+        self._tier = None if pool.device.type == "cpu" else HostTier(host_nbytes, pool.device)
+
+    def of(self, chunk: ResidentChunk) -> ChunkMemory:
+        """The memory of a reserved chunk, which nobody moves while it is being filled."""
+        return ChunkMemory(chunk.key, self._pool.run_planes(chunk.run, chunk.tokens), self._tier)
+
+
+@dataclass(frozen=True)
+class ChunkMemory:
+    """Where a chunk's KV goes: planes of the pool, straight (without a tier, on the CPU) or through host memory."""
+
+    key: ChunkKey
+    planes: Sequence[Tensor]
+    tier: HostTier | None = None
+
+    @property
+    def held(self) -> bool:
+        """Whether ``fill`` would need no reading now."""
+        return self.tier is not None and self.key in self.tier
+
+    def fill(self, read: Read[FailureT]) -> tuple[KVSource, FailureT | None]:
+        """Brings the KV into the pages, by ``read`` into buffers of layout order if it must.
+
+        Returns where it was, and why it could not be read; the content of the pages is then undefined.
+        """
+        if self.tier is None:
+            return KVSource.STORE, read(as_bytes(self.planes))
+        return self.tier.load(self.key, self.planes, read)

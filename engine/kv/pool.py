@@ -44,10 +44,10 @@ class PagedKVPool(PageTable):
             tensor[target : target + size] = tensor[source : source + size].clone()
         return moved
 
-    def run_parts(self, run: PageRun, tokens: int) -> list[torch.Tensor]:
+    def run_planes(self, run: PageRun, tokens: int) -> list[torch.Tensor]:
         """Views of a run's first ``tokens`` tokens in entry order (K0, V0, K1, V1, ...), contiguous each."""
         start = run.first * self.page_size
-        parts: list[torch.Tensor] = []
+        planes: list[torch.Tensor] = []
         for key, value in zip(self.keys, self.values, strict=True):
-            parts += [key[start : start + tokens], value[start : start + tokens]]
-        return parts
+            planes += [key[start : start + tokens], value[start : start + tokens]]
+        return planes

@@ -1,12 +1,13 @@
 """KV between a pool's pages and the byte buffers that stores read and write.
 
-On the CPU the buffers are the pages themselves. On another device bytes pass through host memory, and reach the
-pages when the block ends. Whether the bytes are right is the store's business.
+A chunk's *planes* are views of its pages, one K and one V a layer, in layout order. On the CPU the buffers are the
+planes themselves. On another device bytes pass through host memory, and reach the pages when the block ends. Whether
+the bytes are right is the store's business.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -18,39 +19,43 @@ from engine.kv.pool import PagedKVPool
 
 
 def outgoing(pool: PagedKVPool, run: PageRun, tokens: int) -> list[memoryview]:
-    """The KV of a run as bytes, parts in layout order. On the CPU a view: it changes when the pages do."""
-    parts = pool.run_parts(run, tokens)
+    """The KV of a run as bytes, plane by plane. On the CPU a view: it changes when the pages do."""
+    planes = pool.run_planes(run, tokens)
     if pool.device.type == "cpu":
-        return [_bytes_of(part) for part in parts]
+        return as_bytes(planes)
     with current(pool.device):
-        staged = _staging(parts)
-        for part, target in zip(parts, staged, strict=True):
-            target.copy_(part, non_blocking=True)
+        staged = _staging(planes)
+        copy_planes(staged, planes)
         torch.cuda.current_stream().synchronize()
-    return [_bytes_of(part) for part in staged]
+    return as_bytes(staged)
 
 
 @contextmanager
 def incoming(pool: PagedKVPool, run: PageRun, tokens: int) -> Iterator[list[memoryview]]:
-    """Buffers to fill with a run's KV, parts in layout order; in the pages for certain after the block."""
-    parts = pool.run_parts(run, tokens)
+    """Buffers to fill with a run's KV, plane by plane; in the pages for certain after the block."""
+    planes = pool.run_planes(run, tokens)
     if pool.device.type == "cpu":
-        yield [_bytes_of(part) for part in parts]
+        yield as_bytes(planes)
         return
     with current(pool.device):
-        staged = _staging(parts)
-    yield [_bytes_of(part) for part in staged]
+        staged = _staging(planes)
+    yield as_bytes(staged)
     with current(pool.device):
-        for part, source in zip(parts, staged, strict=True):
-            part.copy_(source, non_blocking=True)
+        copy_planes(planes, staged)
         torch.cuda.current_stream().synchronize()
 
 
-def _staging(parts: list[Tensor]) -> list[Tensor]:
-    """Pinned memory of the parts' shapes: the bus takes it at full speed, and torch keeps it for the next chunk."""
-    return [torch.empty(part.shape, dtype=part.dtype, pin_memory=True) for part in parts]
+def as_bytes(planes: Sequence[Tensor]) -> list[memoryview]:
+    """The planes' own memory as bytes; they are contiguous and on the CPU."""
+    return [plane.reshape(-1).view(torch.uint8).numpy().data.cast("B") for plane in planes]
 
 
-def _bytes_of(part: Tensor) -> memoryview:
-    flat: memoryview = part.reshape(-1).view(torch.uint8).numpy().data
-    return flat.cast("B")
+def copy_planes(targets: Sequence[Tensor], sources: Sequence[Tensor]) -> None:
+    """Begins to copy, on the current stream where one side is pinned and the other on a device."""
+    for target, source in zip(targets, sources, strict=True):
+        target.copy_(source, non_blocking=True)
+
+
+def _staging(planes: Sequence[Tensor]) -> list[Tensor]:
+    """Pinned memory of the planes' shapes: the bus takes it at full speed, and torch keeps it for the next chunk."""
+    return [torch.empty(plane.shape, dtype=plane.dtype, pin_memory=True) for plane in planes]

@@ -116,7 +116,7 @@ def publish_wrong(served: Loaded, store: str, chunk: int, layer: int, kind: str,
     trace_engine(served.served, chunks, query, ReuseMode.EXACT, load=note)
     keyed = key_composition(served.served.identity, chunks, ReuseMode.EXACT)[chunk]
     key, pool, run = taken[chunk]
-    kv = [part.clone() for part in pool.run_parts(run, len(chunks[chunk]))]
+    kv = [part.clone() for part in pool.run_planes(run, len(chunks[chunk]))]
     kv[2 * layer + "KV".index(kind)][token, 1, 5] -= 0.5
     header = EntryHeader(key, "c" * 64, served.served.identity, served.served.layout, keyed.token_ids, ())  # type: ignore[arg-type]
     with closing(open_store(store)) as opened:

@@ -41,7 +41,7 @@ def kv_digests(services: Pair) -> dict[str, str]:
     def look() -> dict[str, str]:
         return {
             chunk.key: hashlib.sha256(
-                b"".join(part.numpy().tobytes() for part in residents.pool.run_parts(chunk.run, chunk.tokens))
+                b"".join(part.numpy().tobytes() for part in residents.pool.run_planes(chunk.run, chunk.tokens))
             ).hexdigest()
             for chunk in residents._chunks.values()
         }

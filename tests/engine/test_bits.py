@@ -69,7 +69,7 @@ def test_stored_bytes_do_not_depend_on_what_was_computed_before(served: ServedMo
 
     def entry_bytes(composer: Composer) -> list[list[torch.Tensor]]:
         held, _ = composer.hold(chunks, "exact")
-        return [[p.clone() for p in composer.pool.run_parts(c.run, c.tokens)] for c in held]
+        return [[p.clone() for p in composer.pool.run_planes(c.run, c.tokens)] for c in held]
 
     fresh = entry_bytes(Composer(served, pages=512))
     busy = Composer(served, pages=512, page_size=8)

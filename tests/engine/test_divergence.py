@@ -56,7 +56,7 @@ def stored_kv(served: ServedModel, mode: ReuseMode) -> tuple[dict[ChunkKey, list
 
     trace = trace_engine(served, chunks, query, mode, load=note)
     for key, run, tokens, pool in asked:
-        held[key] = [part.clone() for part in pool.run_parts(run, tokens)]
+        held[key] = [part.clone() for part in pool.run_planes(run, tokens)]
     return held, trace
 
 
@@ -64,7 +64,7 @@ def answer_from(served: ServedModel, mode: ReuseMode, held: dict[ChunkKey, list[
     chunks, query = composition(served)
 
     def load(key: ChunkKey, token_ids: Sequence[int], pool: PagedKVPool, run: PageRun) -> str:
-        for part, source in zip(pool.run_parts(run, len(token_ids)), held[key], strict=True):
+        for part, source in zip(pool.run_planes(run, len(token_ids)), held[key], strict=True):
             part.copy_(source)
         return ""
 

@@ -11,7 +11,7 @@ from chunk_store.key import ChunkKey
 from engine.kv.host_tier import ALIGN_NBYTES, HostTier
 from engine.kv.source import KVSource
 
-PARTS = (ALIGN_NBYTES // 4, ALIGN_NBYTES // 4)  # elements of two float32 parts: two aligned blocks a chunk
+PLANES = (ALIGN_NBYTES // 4, ALIGN_NBYTES // 4)  # elements of two float32 planes: two aligned blocks a chunk
 
 
 class Store:
@@ -22,7 +22,7 @@ class Store:
         self.failing = False
 
     def bring(self, tier: HostTier, name: str) -> tuple[KVSource, str | None, list[torch.Tensor]]:
-        parts = [torch.zeros(count) for count in PARTS]
+        planes = [torch.zeros(count) for count in PLANES]
 
         def read(buffers: Sequence[memoryview]) -> str | None:
             self.reads.append(name)
@@ -30,12 +30,12 @@ class Store:
                 buffer[:] = bytes([int(name)]) * len(buffer)
             return "broken" if self.failing else None
 
-        origin, failure = tier.load(ChunkKey(name), parts, read)
-        return origin, failure, parts
+        origin, failure = tier.load(ChunkKey(name), planes, read)
+        return origin, failure, planes
 
 
-def filled(parts: list[torch.Tensor], name: str) -> bool:
-    return all(bool((part.view(torch.uint8) == int(name)).all()) for part in parts)
+def filled(planes: list[torch.Tensor], name: str) -> bool:
+    return all(bool((plane.view(torch.uint8) == int(name)).all()) for plane in planes)
 
 
 def test_a_second_load_comes_from_the_host_and_has_the_same_bytes() -> None:
@@ -58,9 +58,9 @@ def test_the_least_recently_used_goes_first() -> None:
 def test_a_failed_read_leaves_the_parts_and_the_tier_as_they_were() -> None:
     store, tier = Store(), HostTier(4 * ALIGN_NBYTES, "cpu")
     store.failing = True
-    origin, failure, parts = store.bring(tier, "1")
+    origin, failure, planes = store.bring(tier, "1")
     assert (origin, failure) == (KVSource.STORE, "broken")
-    assert filled(parts, "0")
+    assert filled(planes, "0")
     assert ChunkKey("1") not in tier
     store.failing = False
     assert store.bring(tier, "1")[1] is None

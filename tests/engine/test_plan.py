@@ -37,7 +37,7 @@ def test_every_pair_is_read_once_and_in_its_place(steps: list[StepSequence], lev
     got = [
         (r, part, read.first_slot, read.tokens, offset)
         for read in plan.reads
-        for r, offset, part in zip(read.rows, read.offsets, read.parts, strict=True)
+        for r, offset, part in zip(read.rows, read.offsets, read.places, strict=True)
     ]
     assert sorted(got) == sorted(wanted)
     assert len(plan.levels) <= max(levels - 1, 1)

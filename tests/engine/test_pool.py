@@ -43,7 +43,7 @@ class PoolMachine(RuleBasedStateMachine):
             return
         self.held.append(chunk)
         if ready:
-            for part in self.residents.pool.run_parts(chunk.run, tokens):
+            for part in self.residents.pool.run_planes(chunk.run, tokens):
                 part.fill_(self.count)
             chunk.ready = True
             self.filled[key] = float(self.count)
@@ -85,7 +85,7 @@ class PoolMachine(RuleBasedStateMachine):
         for key, value in self.filled.items():
             chunk = self.residents.find(key)
             if chunk is not None:
-                for part in self.residents.pool.run_parts(chunk.run, chunk.tokens):
+                for part in self.residents.pool.run_planes(chunk.run, chunk.tokens):
                     assert torch.all(part == value)
 
 
@@ -104,7 +104,7 @@ def test_gaps_are_closed_when_only_compaction_helps() -> None:
     residents = ResidentChunks(make_pool(chunk_pages=6))
     chunks = [residents.reserve(ChunkKey(name), 8) for name in "abc"]
     for value, chunk in enumerate(chunks):
-        for part in residents.pool.run_parts(chunk.run, 8):
+        for part in residents.pool.run_planes(chunk.run, 8):
             part.fill_(float(value))
         chunk.ready = True
     residents.release(chunks[0])
@@ -114,7 +114,7 @@ def test_gaps_are_closed_when_only_compaction_helps() -> None:
     assert residents.pool.allocate_run(16) is None
     residents.reserve(ChunkKey("d"), 16)
     assert residents.moves == 1
-    assert all(torch.all(part == 1.0) for part in residents.pool.run_parts(chunks[1].run, 8))
+    assert all(torch.all(part == 1.0) for part in residents.pool.run_planes(chunks[1].run, 8))
     residents.check_integrity()
 
 

@@ -76,7 +76,7 @@ def attention_of(plan: CascadePlan, keys: Tensor, values: Tensor, q: Tensor, *, 
         pairs = [
             (part, read, offset)
             for read in plan.reads
-            for r, offset, part in zip(read.rows, read.offsets, read.parts, strict=True)
+            for r, offset, part in zip(read.rows, read.offsets, read.places, strict=True)
             if r == row
         ]
         (tail,) = (t for t in plan.tails if t.first_row <= row < t.first_row + t.rows)

@@ -35,10 +35,10 @@ def test_a_wrong_element_of_stored_kv() -> None:
         return "not there"
 
     fresh = trace_engine(model, CHUNKS, QUERY, ReuseMode.ANCHORED, load=note)
-    held = {key: [part.clone() for part in pool.run_parts(run, count)] for key, pool, run, count in taken}
+    held = {key: [part.clone() for part in pool.run_planes(run, count)] for key, pool, run, count in taken}
 
     def load(key: Any, token_ids: Sequence[int], pool: Any, run: Any) -> str:
-        for part, source in zip(pool.run_parts(run, len(token_ids)), held[key], strict=True):
+        for part, source in zip(pool.run_planes(run, len(token_ids)), held[key], strict=True):
             part.copy_(source)
         return ""
 

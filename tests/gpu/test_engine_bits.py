@@ -55,7 +55,7 @@ def test_kv_bits_do_not_depend_on_what_was_computed_before_or_where(name: str) -
 
     def entry(composer: Composer) -> list[list[torch.Tensor]]:
         held, _ = composer.hold(chunks, "exact")
-        return [[part.cpu() for part in composer.pool.run_parts(c.run, c.tokens)] for c in held]
+        return [[part.cpu() for part in composer.pool.run_planes(c.run, c.tokens)] for c in held]
 
     fresh = entry(Composer(served(name), pages=512))
     busy = Composer(served(name), pages=512)
@@ -71,9 +71,9 @@ def test_cold_warm_and_reloaded_answers_have_the_same_bits(name: str) -> None:
     cold = composer.generate([request], 4)[0]
     warm = composer.generate([request], 4)[0]
     held, _ = composer.hold(request[0], "exact")
-    kept = [[part.cpu() for part in composer.pool.run_parts(c.run, c.tokens)] for c in held]
+    kept = [[part.cpu() for part in composer.pool.run_planes(c.run, c.tokens)] for c in held]
     for chunk, parts in zip(held, kept, strict=True):
-        for part, saved in zip(composer.pool.run_parts(chunk.run, chunk.tokens), parts, strict=True):
+        for part, saved in zip(composer.pool.run_planes(chunk.run, chunk.tokens), parts, strict=True):
             part.zero_()
             part.copy_(saved)
         composer.residents.release(chunk)

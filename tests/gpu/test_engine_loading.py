@@ -28,12 +28,12 @@ def test_bytes_that_leave_a_device_and_come_back_are_the_same() -> None:
         tensor.normal_()
     first, second = pool.allocate_run(50), pool.allocate_run(50)
     assert first is not None and second is not None
-    kept = [part.clone() for part in pool.run_parts(first, 50)]
+    kept = [part.clone() for part in pool.run_planes(first, 50)]
     sent = outgoing(pool, first, 50)
     with incoming(pool, second, 50) as buffers:
         for buffer, source in zip(buffers, sent, strict=True):
             buffer[:] = source
-    assert all(torch.equal(a, b) for a, b in zip(kept, pool.run_parts(second, 50), strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(kept, pool.run_planes(second, 50), strict=True))
 
 
 def test_loads_beside_running_steps_change_neither() -> None:
@@ -49,7 +49,7 @@ def test_loads_beside_running_steps_change_neither() -> None:
     def load(index: int) -> None:
         run = runs[index]
         assert run is not None
-        parts = pool.run_parts(run, 400)
+        parts = pool.run_planes(run, 400)
 
         def read(buffers: Sequence[memoryview]) -> str | None:
             for buffer in buffers:

@@ -143,10 +143,10 @@ class FlashInferAttention:
 def _merge_lists(plan: CascadePlan, pair_rows: np.ndarray[Any, np.dtype[np.int64]]) -> tuple[Any, Any]:
     """``order``: of each row, where its pairs' results and its tail's lie; and a header with the row records."""
     rows = len(plan.slots)
-    place = np.fromiter(chain.from_iterable(read.parts for read in plan.reads), np.int64)
+    place = np.fromiter(chain.from_iterable(read.places for read in plan.reads), np.int64)
     owner = np.concatenate((pair_rows, np.arange(rows)))
-    part = np.concatenate((place, np.full(rows, plan.parts)))
-    order = np.lexsort((part, owner)).astype(np.int32)
+    order_in_row = np.concatenate((place, np.full(rows, plan.partials)))
+    order = np.lexsort((order_in_row, owner)).astype(np.int32)
     counts = np.bincount(owner, minlength=rows)
     records = np.zeros((rows, ROW), np.int32)
     records[:, 1] = counts

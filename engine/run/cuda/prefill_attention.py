@@ -41,7 +41,7 @@ def prepare_piece(plan: CascadePlan, page_size: int, device: torch.device) -> Pi
     """Raises ``ValueError`` for a plan of several sequences."""
     if len(plan.tails) != 1:
         raise ValueError(f"a piece is one sequence's rows; the plan has {len(plan.tails)} sequences")
-    reads = sorted(plan.reads, key=lambda read: read.parts[0])
+    reads = sorted(plan.reads, key=lambda read: read.places[0])
     return PieceStep(tuple(reads), prepare_long_tail(plan.tails[0], page_size, device))
 
 

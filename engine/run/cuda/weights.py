@@ -104,7 +104,7 @@ def merge_weights(borrowed: BorrowedModel, findings: Findings) -> FusedWeights:
     module: Any = borrowed.module
     layer, rotation = findings.layout.layers[0], findings.rotations[0]
     assert rotation is not None
-    layers = tuple(_layer(part) for part in module.model.layers)
+    layers = tuple(_layer(inner) for inner in module.model.layers)
     return FusedWeights(
         embedding=module.model.embed_tokens.weight.detach(),
         layers=layers,
@@ -119,18 +119,18 @@ def merge_weights(borrowed: BorrowedModel, findings: Findings) -> FusedWeights:
     )
 
 
-def _layer(part: Any) -> LayerWeights:
-    attention, mlp = part.self_attn, part.mlp
+def _layer(layer: Any) -> LayerWeights:
+    attention, mlp = layer.self_attn, layer.mlp
     projections = (attention.q_proj, attention.k_proj, attention.v_proj)
     q_norm, k_norm = getattr(attention, "q_norm", None), getattr(attention, "k_norm", None)
     return LayerWeights(
-        input_norm=part.input_layernorm.weight.detach(),
+        input_norm=layer.input_layernorm.weight.detach(),
         qkv=_merged([linear.weight for linear in projections]),
         qkv_bias=None if projections[0].bias is None else _merged([linear.bias for linear in projections]),
         q_norm=None if q_norm is None else q_norm.weight.detach(),
         k_norm=None if k_norm is None else k_norm.weight.detach(),
         o=attention.o_proj.weight.detach(),
-        post_norm=part.post_attention_layernorm.weight.detach(),
+        post_norm=layer.post_attention_layernorm.weight.detach(),
         gate_up=_merged([mlp.gate_proj.weight, mlp.up_proj.weight]),
         down=mlp.down_proj.weight.detach(),
     )

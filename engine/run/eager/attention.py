@@ -2,7 +2,7 @@
 
 A chunk is read as a view of the pool, once for all rows that share it, with the group of query heads and
 the rows folded into one dimension. Decode tails of similar length are gathered through their block tables
-into one padded call. Every row's result is the same sum whatever else is in the step: a chunk is one part,
+into one padded call. Every row's result is the same sum whatever else is in the step: a chunk is one partial,
 and how far a tail is padded depends on its own length only.
 """
 
@@ -60,7 +60,7 @@ class TorchAttention:
         dtype = TORCH_DTYPES[self.pool.layout.dtype]
         return TorchStep(
             rows=rows,
-            parts=plan.parts,
+            partials=plan.partials,
             slots=torch.tensor(plan.slots, device=device),
             reads=reads,
             tail_classes=prepare_tail_classes(short, rows, page_size, dtype, device),
@@ -76,7 +76,7 @@ class TorchAttention:
             return last[3]
         every = (read for level in levels for read in level)
         made = (prepare_read(read, rows, row_multiple, self._distinct, self.pool.device) for read in every)
-        reads = tuple(sorted(made, key=lambda read: read.part))
+        reads = tuple(sorted(made, key=lambda read: read.place))
         self._prepared = (levels, rows, row_multiple, reads)
         return reads
 
@@ -92,7 +92,7 @@ class TorchAttention:
         if step.aligned:
             partials = [tail, *(self._attend_chunk(read, layer, q, raw, scores) for read in step.reads)]
         else:
-            partials = [tail, *self._scatter_parts(step, layer, q, raw, scores)]
+            partials = [tail, *self._scatter_partials(step, layer, q, raw, scores)]
         out = merge([out for out, _ in partials], [lse for _, lse in partials], scores.sinks)
         return out.to(q.dtype)
 
@@ -129,20 +129,20 @@ class TorchAttention:
             views = read.views[layer] = k, v
         return views
 
-    def _scatter_parts(self, step: TorchStep, layer: int, q: Tensor, raw: Tensor, scores: Scores) -> list[Partial]:
-        """Each row's partial results at its own parts; parts a row does not have keep an lse of -inf."""
+    def _scatter_partials(self, step: TorchStep, layer: int, q: Tensor, raw: Tensor, scores: Scores) -> list[Partial]:
+        """Each row's partial results at their own places; those that a row does not have keep an lse of -inf."""
         rows, heads, _ = q.shape
         v_dim = self.pool.values[layer].shape[-1]
-        outs = q.new_zeros(step.parts - 1, rows, heads, v_dim)
-        lses = torch.full((step.parts - 1, rows, heads), float("-inf"), device=q.device)
+        outs = q.new_zeros(step.partials - 1, rows, heads, v_dim)
+        lses = torch.full((step.partials - 1, rows, heads), float("-inf"), device=q.device)
         for read in step.reads:
             out, lse = self._attend_chunk(read, layer, q, raw, scores)
-            if read.rows is None or read.parts is None:
-                outs[read.part], lses[read.part] = out, lse
+            if read.rows is None or read.places is None:
+                outs[read.place], lses[read.place] = out, lse
             else:
                 pairs = read.rows.shape[0]
-                outs[read.parts, read.rows] = out[:pairs]
-                lses[read.parts, read.rows] = lse[:pairs]
+                outs[read.places, read.rows] = out[:pairs]
+                lses[read.places, read.rows] = lse[:pairs]
         return list(zip(outs.unbind(0), lses.unbind(0), strict=True))
 
     # -- tails --------------------------------------------------------------------------------------

@@ -20,17 +20,17 @@ Tables = dict[int, tuple[Tensor, Tensor]]  # id of a Rotation -> cos, sin, fp32 
 
 @dataclass(frozen=True)
 class Read:
-    """A chunk read. ``rows`` None: every row of the step once, in order, all of them yielding ``part``.
+    """A chunk read. ``rows`` None: every row of the step once, in order, all of them yielding the result ``place``.
 
-    Otherwise ``rows`` and ``parts`` are (pairs,), and ``padded_rows`` repeats the last row up to the multiple.
+    Otherwise ``rows`` and ``places`` are (pairs,), and ``padded_rows`` repeats the last row up to the multiple.
     """
 
     first_slot: int
     tokens: int
     rows: Tensor | None
-    parts: Tensor | None
+    places: Tensor | None
     padded_rows: Tensor | None
-    part: int
+    place: int
     offsets: Tensor | None  # (pairs padded,); None if all are 0
     tables: Tables  # empty: nothing is turned
     views: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)  # of the pool, by layer
@@ -58,13 +58,13 @@ class LongTail:
 
 @dataclass(frozen=True)
 class TorchStep:
-    """A prepared step. ``aligned``: each part is one tensor over all rows, nothing needs scattering.
+    """A prepared step. ``aligned``: each partial result is one tensor over all rows, nothing needs scattering.
 
     ``own`` turns the step's rows to their own positions where the model's rotation is deferred, else empty.
     """
 
     rows: int
-    parts: int
+    partials: int
     slots: Tensor
     reads: tuple[Read, ...]
     tail_classes: tuple[TailClass, ...]
@@ -77,7 +77,7 @@ def prepare_read(
     read: ChunkRead, rows: int, row_multiple: int, rotations: Sequence[Rotation], device: torch.device
 ) -> Read:
     """Index tensors and rotation tables of one read in a step of ``rows`` rows."""
-    whole = read.rows == tuple(range(rows)) and len(set(read.parts)) == 1
+    whole = read.rows == tuple(range(rows)) and len(set(read.places)) == 1
     padding = -len(read.rows) % row_multiple
     padded = read.rows + (read.rows[-1],) * padding
     tables: Tables = {}
@@ -85,14 +85,14 @@ def prepare_read(
     if offsets is not None:
         tables = {id(rotation): rotation.table(offsets, device) for rotation in rotations}
     if whole and not padding:
-        return Read(read.first_slot, read.tokens, None, None, None, read.parts[0], offsets, tables)
+        return Read(read.first_slot, read.tokens, None, None, None, read.places[0], offsets, tables)
     return Read(
         read.first_slot,
         read.tokens,
         torch.tensor(read.rows, device=device),
-        torch.tensor(read.parts, device=device),
+        torch.tensor(read.places, device=device),
         torch.tensor(padded, device=device),
-        read.parts[0],
+        read.places[0],
         offsets,
         tables,
     )
@@ -148,5 +148,5 @@ def prepare_long_tail(tail: Tail, page_size: int, device: torch.device) -> LongT
 
 
 def is_aligned(plan: CascadePlan, reads: Sequence[Read]) -> bool:
-    """Whether every part of the plan is exactly one read over all rows."""
-    return all(read.rows is None for read in reads) and len(reads) == plan.parts - 1
+    """Whether every partial result of the plan is exactly one read over all rows."""
+    return all(read.rows is None for read in reads) and len(reads) == plan.partials - 1

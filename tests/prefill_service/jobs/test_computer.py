@@ -77,7 +77,7 @@ def test_stored_context_of_a_missing_chunk_is_loaded(bench: FakeWorker, other: F
     assert [ids for ids, _ in other.runner.computed] == [(7,)] and "load" in progress.timer.spent_ns()
     chunk = other.residents.find(first.key)
     assert chunk is not None and chunk.ready
-    assert other.runner.pool.run_parts(chunk.run, 2)[0][:, 0, 0].tolist() == [5.0, 6.0]
+    assert other.runner.pool.run_planes(chunk.run, 2)[0][:, 0, 0].tolist() == [5.0, 6.0]
 
 
 def test_stored_context_that_is_damaged_is_computed_again(bench: FakeWorker, other: FakeWorker, tmp_path: Path) -> None:

@@ -186,7 +186,7 @@ def _shared_pairs(reads: Sequence[ChunkRead], rows: int, count: Ints, splits: In
     pairs[:, 0] = np.fromiter(chain.from_iterable(read.rows for read in reads), np.int32, total)
     pairs[:, 1] = np.fromiter(chain.from_iterable(read.offsets for read in reads), np.int32, total)
     pairs[:, 2] = np.repeat(np.fromiter((read.tokens for read in reads), np.int32, len(reads)), count)
-    place = np.fromiter(chain.from_iterable(read.parts for read in reads), np.int32, total)
+    place = np.fromiter(chain.from_iterable(read.places for read in reads), np.int32, total)
     splits_of_pair = np.repeat(splits, count)
     order = np.lexsort((place, pairs[:, 0]))
     pairs[order, 3] = _starts(splits_of_pair[order])[:-1]
