@@ -21,7 +21,9 @@ import torch
 from bench.models import BenchModel
 from cairn.client.async_client import AsyncClient
 from cairn.local.processes import Processes
-from cairn.local.services import Settings, service_commands
+from cairn.local.services import service_commands
+from decode_service.options import DecodeOptions
+from prefill_service.options import PrefillOptions
 
 QUERY_TOKENS = 8
 
@@ -40,15 +42,11 @@ async def ours(model: BenchModel, tokens: int, documents: int, threads: int) -> 
     texts = [model.prompt(tokens, seed) for seed in range(documents)]
     with tempfile.TemporaryDirectory(prefix="cairn-bench-") as folder:
         pages = documents * (tokens // 16 + 1) * 2 + 64
-        settings = Settings(
-            model=str(model.path),
-            store=f"file://{folder}",
-            dtype=model.dtype,
-            threads=threads,
-            pool_pages=pages,
-            prefill_pool_pages=pages,
-        )
-        async with _services(settings) as (first, second):
+        shared = {
+            **{"model": str(model.path), "store": f"file://{folder}", "dtype": model.dtype},
+            **{"threads": threads, "kv_pages": pages},
+        }
+        async with _services(shared) as (first, second):
             await _ask(first, model.prompt(64, 999), model)  # both are warm machines, not warm caches
             await _ask(second, model.prompt(64, 998), model)
             cold = [await _ask(first, text, model) for text in texts]
@@ -58,10 +56,11 @@ async def ours(model: BenchModel, tokens: int, documents: int, threads: int) -> 
 
 
 @contextlib.asynccontextmanager
-async def _services(settings: Settings) -> AsyncIterator[tuple[AsyncClient, AsyncClient]]:
+async def _services(shared: dict[str, Any]) -> AsyncIterator[tuple[AsyncClient, AsyncClient]]:
     """One prefill and two decode services on one store, and a client of each decode service."""
-    prefill, decode = service_commands(settings)
-    _, other = service_commands(replace(settings, prefill_port=int(prefill.address.rpartition(":")[2])))
+    told = PrefillOptions(**shared), DecodeOptions(**shared, prefill="")
+    prefill, decode = service_commands(*told)
+    _, other = service_commands(replace(told[0], port=int(prefill.address.rpartition(":")[2])), told[1])
     processes = Processes(lambda service, line: None)
     try:
         await processes.start([prefill, decode, replace(other, name="decode-2")])

@@ -168,13 +168,13 @@ def main() -> None:
     parser.add_argument("--callers", type=int, nargs="*", default=[8, 32, 128])
     parser.add_argument("--query", type=int, nargs="*", default=[2000, 6000])
     args = parser.parse_args()
-    with services("--max-batch", "4", "--max-waiting", "2") as address:
+    with services("--batch-max", "4", "--waiting-max", "2") as address:
         for callers in args.callers:
             asyncio.run(flood(address, callers, streams=6))
     with bare_service() as address:
         for callers in args.callers:
             asyncio.run(flood(address, callers, streams=0))
-    with services("--max-batch", "32") as address:
+    with services("--batch-max", "32") as address:
         for tokens in args.query:
             asyncio.run(long_query(address, tokens))
 

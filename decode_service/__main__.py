@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import sys
 
+from decode_service.options import DecodeOptions, parse
 from serving.process.logs import adopt_library_loggers, begin_logging
 
 if __name__ == "__main__":
-    begin_logging("decode", sys.argv[1:])
+    given = parse()
+    begin_logging("decode", given.log_level, given.log_format)
 
 import os
 import signal
@@ -16,21 +18,21 @@ from collections.abc import Callable
 from prometheus_client import CollectorRegistry
 
 from chunk_store.open import open_store, shown_url
-from chunk_store.password import password_from
 from chunk_store.quantities import human_bytes
 from decode_service.api.service import DecodeService
 from decode_service.kv_source.prefill_client import RemotePrefiller
 from decode_service.kv_source.store_source import StoreSource
 from decode_service.metrics import DecodeMetrics
-from decode_service.options import DecodeOptions, parse
 from decode_service.prompt.resolver import Resolver
 from decode_service.worker import DecodeWorker
 from engine.kv.pool import PagedKVPool
 from engine.kv.resident import ResidentChunks
 from serving.process.life import run_main
 from serving.process.loading import Loaded, pool_nbytes_default, pool_pages
+from serving.rpc.access import Access
 from serving.store.gauges import StoreGauges
 from serving.store.metered import MeteredStore, StoreMeter
+from serving.tenancy.quotas import TenantQuotas
 
 FULL_NAME = "cairn.v1.DecodeService"
 
@@ -40,33 +42,35 @@ def build(options: DecodeOptions, loaded: Loaded, on_failure: Callable[[], None]
 
     Raises ``StoreUnavailable``, ``OSError`` or ``ValueError``.
     """
-    served, shared = loaded.served, options.service
-    tokens = options.max_batch * served.context_length_max
-    pages = shared.kv_pages or pool_pages(served.layout, shared.page_size, tokens, pool_nbytes_default(shared.device))
+    served = loaded.served
+    tokens = options.batch_max * served.context_length_max
+    pages = options.kv_pages or pool_pages(
+        served.layout, options.page_size, tokens, pool_nbytes_default(options.device)
+    )
     chunk_pages = min(pages - 1, max(1, round(pages * options.chunk_page_ratio)))
-    size = human_bytes(pages * served.layout.nbytes(shared.page_size))
+    size = human_bytes(pages * served.layout.nbytes(options.page_size))
     with loaded.startup.stage("pool", f"preparing the KV pool: {pages} pages, {size}"):
         pool = PagedKVPool(
-            served.layout, pages=pages, chunk_pages=chunk_pages, page_size=shared.page_size, device=shared.device
+            served.layout, pages=pages, chunk_pages=chunk_pages, page_size=options.page_size, device=options.device
         )
         runner = served.make_runner(
             pool,
             decode_buckets=options.decode_buckets,
             row_multiple=options.row_multiple,
-            max_cascade_levels=options.max_cascade_levels,
+            max_cascade_levels=options.cascade_levels_max,
         )
         runner.prepare()
     metrics = DecodeMetrics(CollectorRegistry(), model_name=loaded.model_name, token_nbytes=served.layout.nbytes(1))
-    with loaded.startup.stage("store", f"opening the store {shown_url(shared.store)}"):
+    with loaded.startup.stage("store", f"opening the store {shown_url(options.store)}"):
         store = MeteredStore(
-            open_store(shared.store, password=password_from(os.environ)),
+            open_store(options.store, password=options.password()),
             StoreMeter(metrics.registry, loaded.model_name),
         )
     metrics.registry.register(StoreGauges(store, loaded.model_name))
-    prefiller = RemotePrefiller(options.prefill, token=options.prefill_token, ca=options.prefill_ca)
+    prefiller = RemotePrefiller(options.prefill, token=options.token_for_prefill(), ca=options.prefill_ca)
     residents = ResidentChunks(pool)
-    access = shared.load_access()
-    quotas = shared.quotas(access)
+    access = Access.from_file(options.token_file)
+    quotas = TenantQuotas(access.quotas, options.tenant_quota)
     resolver = Resolver(served, loaded.codec, store, quotas)
     worker = DecodeWorker(
         runner,
@@ -74,8 +78,8 @@ def build(options: DecodeOptions, loaded: Loaded, on_failure: Callable[[], None]
         StoreSource(store, prefiller, served.identity, resolver.register),
         metrics,
         eos_token_ids=served.eos_token_ids,
-        batch_max=options.max_batch,
-        waiting_max=options.max_waiting,
+        batch_max=options.batch_max,
+        waiting_max=options.waiting_max,
         quotas=quotas,
         host_nbytes=options.host_cache,
         on_failure=on_failure,
@@ -97,8 +101,7 @@ def build(options: DecodeOptions, loaded: Loaded, on_failure: Callable[[], None]
     )
 
 
-def main() -> int:
-    options = parse()
+def main(options: DecodeOptions) -> int:
     adopt_library_loggers()
     failed: list[bool] = []
 
@@ -107,9 +110,9 @@ def main() -> int:
         failed.append(True)
         os.kill(os.getpid(), signal.SIGTERM)
 
-    code = run_main("decode", FULL_NAME, options.service, lambda loaded: build(options, loaded, on_failure))
+    code = run_main("decode", FULL_NAME, options, lambda loaded: build(options, loaded, on_failure))
     return code or int(bool(failed))
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(given))

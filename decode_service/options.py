@@ -1,41 +1,52 @@
-"""The decode service's own command-line options."""
+"""The decode service's own settings."""
 
 from __future__ import annotations
 
-import argparse
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from serving.process.options import ServiceOptions, add_service_options, nbytes, positive, service_options
-from serving.rpc.access import NO_SALT
+from serving.process.options import ServiceOptions, parse_options
+from serving.process.settings import COUNT, FILE, SECONDS, SHARE, SIZE, SWITCH, or_zero, setting, text
+from serving.rpc.token_file import NO_SALT, token_lines
+
+GROUP = "decode"
 
 
-@dataclass(frozen=True)
-class DecodeOptions:
-    """What the decode service was told to do, besides what both services share."""
+@dataclass(frozen=True, kw_only=True)
+class DecodeOptions(ServiceOptions):
+    """What the decode service was told to do."""
 
-    service: ServiceOptions
-    prefill: str
-    prefill_token_file: Path | None
-    prefill_tls_ca: Path | None
-    chunk_page_ratio: float
-    max_cascade_levels: int
-    max_batch: int
-    max_waiting: int
-    strict: bool
-    request_timeout_s: float
-    host_cache: int = 0
+    prefill: str = setting(text("HOST:PORT"), "the prefill service (a gRPC target)", group=GROUP)
+    prefill_token: str | None = setting(
+        text("TOKEN"), "token for the prefill service", default=None, group=GROUP, secret=True, flagless=True
+    )
+    prefill_token_file: Path | None = setting(
+        FILE, "its first token goes to the prefill service", default=None, group=GROUP
+    )
+    prefill_tls_ca: Path | None = setting(
+        FILE, "authority of the prefill service's certificate, PEM", default=None, group=GROUP
+    )
+    chunk_page_ratio: float = setting(SHARE, "share of the pool that chunks may take", default=0.5, group=GROUP)
+    cascade_levels_max: int = setting(COUNT, "deeper sharing is folded", default=3, group=GROUP)
+    batch_max: int = setting(COUNT, "requests decoded together at most", default=32, group=GROUP)
+    waiting_max: int = setting(COUNT, "requests that may wait; more are refused", default=256, group=GROUP)
+    strict: bool = setting(SWITCH, "one batch size: equal bits whatever the batch", default=False, group=GROUP)
+    request_timeout_s: float = setting(SECONDS, "for a whole answer", default=600.0, group=GROUP)
+    host_cache: int = setting(
+        or_zero(SIZE), "pinned memory for loaded KV, cuda only", default=0, unset="0: none", group=GROUP
+    )
 
-    @property
-    def prefill_token(self) -> str:
-        """The first token of the file, sent to the prefill service; "" without a file.
+    def token_for_prefill(self) -> str:
+        """The token that is sent to the prefill service: the given one, or the first of the file; "" without.
 
         Raises ``OSError``, or ``ValueError`` for a token with a salt: it would act for one tenant, whoever asks.
         """
         if self.prefill_token_file is None:
-            return ""
-        lines = (line.split() for line in self.prefill_token_file.read_text().splitlines())
-        words = next((words for words in lines if words and not words[0].startswith("#")), [""])
+            return self.prefill_token or ""
+        if self.prefill_token is not None:
+            raise ValueError("prefill_token and prefill_token_file are both set; set one of them")
+        _, words = next(token_lines(self.prefill_token_file.read_text()), (0, [""]))
         if words[1:2] not in ([], [NO_SALT]):
             raise ValueError(
                 f"--prefill-token-file: the first token of {self.prefill_token_file} has a salt; the decode service "
@@ -50,53 +61,19 @@ class DecodeOptions:
 
     @property
     def decode_buckets(self) -> tuple[int, ...]:
-        """Batch sizes that steps are padded to: one if strict, else 1, 4, 8, 16, ... up to ``max_batch``."""
+        """Batch sizes that steps are padded to: one if strict, else 1, 4, 8, 16, ... up to ``batch_max``."""
         if self.strict:
-            return (self.max_batch,)
+            return (self.batch_max,)
         sizes = [1, 4]
-        while sizes[-1] < self.max_batch:
+        while sizes[-1] < self.batch_max:
             sizes.append(sizes[-1] * 2)
         return tuple(sizes)
 
     @property
     def row_multiple(self) -> int:
-        return self.max_batch if self.strict else 4
+        return self.batch_max if self.strict else 4
 
 
-def parse(arguments: list[str] | None = None) -> DecodeOptions:
-    """Parses the command line; ends the program with a message for a bad one."""
-    parser = argparse.ArgumentParser(prog="decode_service", description="Composes stored chunks, decodes, streams.")
-    add_service_options(parser)
-    group = parser.add_argument_group("decode")
-    group.add_argument("--prefill", required=True, metavar="HOST:PORT", help="the prefill service (a gRPC target)")
-    group.add_argument(
-        "--prefill-token-file", type=Path, metavar="FILE", help="its first token goes to the prefill service"
-    )
-    group.add_argument(
-        "--prefill-tls-ca", type=Path, metavar="FILE", help="authority of the prefill service's certificate"
-    )
-    group.add_argument("--chunk-page-ratio", type=_share, default=0.5, help="share of the pool that chunks may take")
-    group.add_argument("--max-cascade-levels", type=positive, default=3, help="deeper sharing is folded (default 3)")
-    group.add_argument("--max-batch", type=positive, default=32, help="requests decoded together (default 32)")
-    group.add_argument("--max-waiting", type=positive, default=256, help="requests that may wait (default 256)")
-    group.add_argument("--strict", action="store_true", help="one batch size: equal bits whatever the batch")
-    group.add_argument("--request-timeout-s", type=float, default=600.0, help="for a whole answer (default 600)")
-    group.add_argument(
-        "--host-cache", type=_size, default=0, metavar="SIZE", help="pinned memory for loaded KV, cuda only (default 0)"
-    )
-    args = parser.parse_args(arguments)
-    return DecodeOptions(
-        service=service_options(parser, args),
-        **{name: getattr(args, name) for name in DecodeOptions.__dataclass_fields__ if name != "service"},
-    )
-
-
-def _size(text: str) -> int:
-    return 0 if text == "0" else nbytes(text)
-
-
-def _share(text: str) -> float:
-    share = float(text)
-    if not 0.0 < share < 1.0:
-        raise argparse.ArgumentTypeError(f"{text} is not between 0 and 1")
-    return share
+def parse(words: Sequence[str] | None = None) -> DecodeOptions:
+    """The options of this command line, environment and file; ends the program with a message for a bad one."""
+    return parse_options(DecodeOptions, "decode", "Composes stored chunks, decodes, streams.", words)

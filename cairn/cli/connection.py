@@ -10,6 +10,7 @@ from cairn.cli.arguments import UsageError, read_file, typed
 from cairn.client.client import DEFAULT_DECODE, DEFAULT_PREFILL, Client
 from chunk_store.quantities import parse_seconds
 from serving.process.model_path import check_model
+from serving.rpc.token_file import token_lines
 
 
 def add_connection_flags(parser: argparse.ArgumentParser) -> None:
@@ -69,10 +70,8 @@ def read_token(token_file: Path | None) -> str | None:
     """
     if token_file is None:
         return os.environ.get("CAIRN_TOKEN") or None
-    for line in read_file(token_file).splitlines():
-        words = line.split()
-        if words and not words[0].startswith("#"):
-            return words[0]
+    for _, words in token_lines(read_file(token_file)):
+        return words[0]
     raise UsageError(f"--token-file: {token_file} holds no token")
 
 

@@ -6,7 +6,6 @@ Works on the store itself; no service has to run.
 from __future__ import annotations
 
 import argparse
-import os
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -15,16 +14,19 @@ from urllib.parse import unquote, urlsplit
 from cairn.cli.arguments import UsageError, shown
 from cairn.cli.selection import SEE_CHUNKS, choose_ids, is_id, may_be_id, only
 from cairn.client.errors import error_from_status
+from cairn.local.services import default_store
 from chunk_store.errors import ClaimLost, StoreError, StoreFull, StoreTooNew, StoreUnavailable
 from chunk_store.key import ChunkId, ModelIdentity
 from chunk_store.local.database import remedy
 from chunk_store.local.index import INDEX
 from chunk_store.local.rebuild import Renewed, renew_index
 from chunk_store.open import open_store, shown_url
-from chunk_store.password import password_from
 from chunk_store.record import RecordQuery
 from chunk_store.shared_store import SharedStore
 from chunk_store.tools.selection import each_record
+from serving.process.options import StoreOptions
+from serving.process.settings import settings_of
+from serving.process.sources import SettingError, Sources, add_flags, resolve
 
 SEE_STATS = "see: cairn store stats"
 _CODES: tuple[tuple[type[StoreError], str], ...] = (
@@ -35,31 +37,29 @@ _CODES: tuple[tuple[type[StoreError], str], ...] = (
 )
 
 
-def add_store_flag(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--store",
-        metavar="URL",
-        default=store_from_environment(),
-        help="file:///DIR, redis://..., rediss://... or mooncake://... (environment: CAIRN_STORE, and for its password "
-        "CAIRN_STORE_PASSWORD or CAIRN_STORE_PASSWORD_FILE; default: the directory that `cairn up` uses)",
-    )
+def add_store_flags(parser: argparse.ArgumentParser) -> None:
+    add_flags(parser, settings_of(StoreOptions))
 
 
-def store_from_environment() -> str:
-    """``CAIRN_STORE``, otherwise a directory below the user's cache."""
-    cache = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
-    return os.environ.get("CAIRN_STORE") or f"file://{cache}/cairn/store"
+def store_options(args: argparse.Namespace) -> StoreOptions:
+    """Where the store is that the flags, the environment or the file name. Raises ``UsageError``."""
+    try:
+        found = resolve(StoreOptions, "store", Sources.read(args), defaults={"store": default_store()})
+        found.check_files()
+    except SettingError as error:
+        raise UsageError(str(error)) from error
+    return found.options
 
 
 @contextmanager
-def opened(url: str, *, create: bool = False) -> Iterator[SharedStore]:
-    """The store at ``url``, closed at the end. A directory that holds none is refused unless ``create``.
+def opened(options: StoreOptions, *, create: bool = False) -> Iterator[SharedStore]:
+    """The store, closed at the end. A directory that holds none is refused unless ``create``.
 
     Raises ``UsageError`` for a URL that names no store, ``CairnError`` for what the store raises, then and later.
     """
     if not create:
-        _check_directory(url)
-    with _told(url), closing(open_store(url, password=password_from(os.environ))) as store:
+        _check_directory(options.store)
+    with _told(options.store), closing(open_store(options.store, password=options.password())) as store:
         yield store
 
 

@@ -20,6 +20,7 @@ from engine.kv.pool import PagedKVPool
 from engine.kv.pool_bytes import incoming
 from engine.reuse import ReuseMode
 from engine.served import ServedModel
+from serving.process.options import StoreOptions
 
 FRESH, STORED, EAGER = "fresh", "stored", "eager"
 WAYS = (FRESH, STORED, EAGER)
@@ -73,7 +74,7 @@ def run_comparison(
     segments: Sequence[tuple[int, ...]],
     ways: tuple[Way, Way],
     *,
-    store: str = "",
+    store: StoreOptions | None = None,
     salt: str = "",
     tolerance: float | None = None,
 ) -> Comparison:
@@ -85,7 +86,7 @@ def run_comparison(
         if sum(map(len, segments)) > served.limit(way.mode).tokens:
             raise ValueError(f"{sum(map(len, segments))} tokens are more than {way.mode} has: {served.limit(way.mode)}")
     with ExitStack() as ends:
-        place = ends.enter_context(opened(store)) if any(way.kind == STORED for way in ways) else None
+        place = ends.enter_context(opened(store)) if store and any(way.kind == STORED for way in ways) else None
         a, b = (_trace(served, segments, way, place, salt) for way in ways)
     same = ways[0].mode == ways[1].mode and EAGER not in (ways[0].kind, ways[1].kind)
     if tolerance is None:

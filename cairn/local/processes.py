@@ -14,7 +14,7 @@ import signal
 import socket
 import sys
 from asyncio.subprocess import PIPE, Process
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -38,12 +38,16 @@ class ServiceFailed(Exception):
 
 @dataclass(frozen=True)
 class Command:
-    """A service to start: its name, the command, and where it will serve (with TLS if ``tls_ca`` is given)."""
+    """A service to start: its name, the command, and where it will serve (with TLS if ``tls_ca`` is given).
+
+    Secrets are in its environment, which other users of the machine do not see.
+    """
 
     name: str
     argv: tuple[str, ...]
     address: str
     tls_ca: Path | None = None
+    environment: Mapping[str, str] | None = field(default=None, repr=False)
 
 
 @dataclass
@@ -70,7 +74,12 @@ class Processes:
         die_with_parent = _die_with_parent()
         for command in commands:
             process = await asyncio.create_subprocess_exec(
-                *command.argv, stdout=PIPE, stderr=PIPE, start_new_session=True, preexec_fn=die_with_parent
+                *command.argv,
+                stdout=PIPE,
+                stderr=PIPE,
+                env=command.environment,
+                start_new_session=True,
+                preexec_fn=die_with_parent,
             )
             child = _Child(command, process, asyncio.get_running_loop().create_future())
             assert process.stdout is not None and process.stderr is not None

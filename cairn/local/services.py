@@ -1,89 +1,85 @@
-"""The two services of one machine as command lines: which flags each gets, on which ports."""
+"""The two services of one machine as commands: what each is told, on which ports."""
 
 from __future__ import annotations
 
+import os
 import secrets
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-import decode_service
-import prefill_service
 from cairn.local.processes import Command, free_port
+from decode_service.options import DecodeOptions
+from prefill_service.options import PrefillOptions
+from serving.process.options import ServiceOptions, check
+from serving.process.settings import FILE, SECONDS, SWITCH, Setting, setting, settings_of
+from serving.process.sources import CONFIG_VARIABLE, Resolved, SettingError, Sources, resolve
+
+# What the decode service is told of the prefill service that it is started with.
+OF_THE_OTHER = ("prefill", "prefill_token", "prefill_token_file", "prefill_tls_ca")
+PORTS = {"prefill": {"port": 50071, "metrics_port": 9471}, "decode": {"port": 50072, "metrics_port": 9472}}
+
+
+@dataclass(frozen=True, kw_only=True)
+class UpOptions:
+    """What ``cairn up`` was told for itself."""
+
+    start_timeout: float = setting(SECONDS, "for both services to become ready", default=300.0)
+    tls_ca: Path | None = setting(
+        FILE, "authority of the certificate, PEM", default=None, unset="the certificate", group="access"
+    )
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What ``cairn up`` was asked for. None leaves a value to the service's own default; port 0 is any free one.
+    """All that ``cairn up`` was told, for itself and for each service."""
 
-    ``prefill_token_file`` holds what the prefill service accepts: the tokens of ``token_file``, and first the one that
-    the decode service comes with. ``tls_ca`` is the authority of ``tls_cert``.
-    """
+    up: Resolved[UpOptions]
+    prefill: Resolved[PrefillOptions]
+    decode: Resolved[DecodeOptions]
 
-    model: str
-    store: str
-    device: str = "cpu"
-    dtype: str | None = None
-    model_name: str | None = None
-    host: str = "127.0.0.1"
-    prefill_port: int = 0
-    decode_port: int = 0
-    prefill_metrics_port: int = 0
-    decode_metrics_port: int = 0
-    threads: int | None = None
-    page_size: int | None = None
-    pool_pages: int | None = None
-    prefill_pool_pages: int | None = None
-    prefill_tokens_max: int | None = None
-    registry_max: int | None = None
-    store_capacity: str | None = None
-    chunk_page_ratio: float | None = None
-    max_cascade_levels: int | None = None
-    max_batch: int | None = None
-    max_waiting: int | None = None
-    strict: bool = False
-    drain_s: float | None = None
-    log_level: str | None = None
-    log_format: str | None = None
-    token_file: Path | None = None
-    prefill_token_file: Path | None = None
-    tls_cert: Path | None = None
-    tls_key: Path | None = None
-    tls_ca: Path | None = None
-    insecure: bool = False
+    @classmethod
+    def read(cls, sources: Sources) -> Settings:
+        """The settings that ``sources`` give. Raises ``SettingError``."""
+        services = {"up": UpOptions, "prefill": PrefillOptions, "decode": DecodeOptions}
+        sources.check_keys({service: settings_of(options) for service, options in services.items()})
+        prefill = resolve(PrefillOptions, "prefill", sources, defaults={**PORTS["prefill"], "store": default_store()})
+        decode = resolve(
+            DecodeOptions,
+            "decode",
+            sources,
+            defaults={**PORTS["decode"], "store": default_store()},
+            fixed={"prefill": "", **dict.fromkeys(OF_THE_OTHER[1:])},
+        )
+        found = cls(resolve(UpOptions, "up", sources), prefill, decode)
+        check(prefill)
+        check(decode)
+        if found.up.options.tls_ca is not None and prefill.options.tls_cert is None:
+            raise SettingError(found.up.about("tls_ca", "belongs to --tls-cert and --tls-key"))
+        found.up.check_files()
+        return found
 
 
-def service_commands(settings: Settings) -> tuple[Command, Command]:
-    """The prefill and the decode service's commands, with every port chosen."""
-    prefill_address = f"{settings.host}:{settings.prefill_port or free_port(settings.host)}"
-    decode_address = f"{settings.host}:{settings.decode_port or free_port(settings.host)}"
-    prefill = {
-        **_shared_flags(settings, prefill_address, settings.prefill_metrics_port),
-        "--token-file": settings.prefill_token_file,
-        "--kv-pages": settings.prefill_pool_pages,
-        "--registry-max": settings.registry_max,
-        "--store-capacity": settings.store_capacity,
-    }
-    decode = {
-        **_shared_flags(settings, decode_address, settings.decode_metrics_port),
-        "--token-file": settings.token_file,
-        "--kv-pages": settings.pool_pages,
-        "--prefill": prefill_address,
-        "--prefill-token-file": settings.prefill_token_file,
-        "--prefill-tls-ca": settings.tls_ca,
-        "--chunk-page-ratio": settings.chunk_page_ratio,
-        "--max-cascade-levels": settings.max_cascade_levels,
-        "--max-batch": settings.max_batch,
-        "--max-waiting": settings.max_waiting,
-        "--strict": settings.strict,
-    }
-    return (
-        Command("prefill", _argv(prefill_service.__name__, prefill), prefill_address, settings.tls_ca),
-        Command("decode", _argv(decode_service.__name__, decode), decode_address, settings.tls_ca),
-    )
+def default_store() -> str:
+    """A directory below the user's cache."""
+    return f"file://{os.environ.get('XDG_CACHE_HOME') or str(Path.home() / '.cache')}/cairn/store"
+
+
+def flagged() -> list[Setting]:
+    """The settings that are flags of ``cairn up``, each once."""
+    found = (*settings_of(PrefillOptions), *settings_of(DecodeOptions), *settings_of(UpOptions))
+    return list({each.name: each for each in found if each.name not in OF_THE_OTHER}.values())
+
+
+def service_commands(
+    prefill: PrefillOptions, decode: DecodeOptions, tls_ca: Path | None = None
+) -> tuple[Command, Command]:
+    """The commands of both services, with every port chosen; ``tls_ca`` is the authority of their certificate."""
+    first = _command("prefill", prefill, tls_ca)
+    return first, _command("decode", replace(decode, prefill=first.address, prefill_tls_ca=tls_ca), tls_ca)
 
 
 @contextmanager
@@ -101,39 +97,35 @@ def private_tokens(token_file: Path | None) -> Iterator[Path | None]:
         yield path
 
 
-def _shared_flags(settings: Settings, address: str, metrics_port: int) -> dict[str, object]:
-    return {
-        "--model": settings.model,
-        "--store": settings.store,
-        "--device": settings.device,
-        "--dtype": settings.dtype,
-        "--model-name": settings.model_name,
-        "--host": settings.host,
-        "--port": address.rpartition(":")[2],
-        "--metrics-port": metrics_port or free_port(settings.host),
-        "--threads": settings.threads,
-        "--page-size": settings.page_size,
-        "--prefill-tokens-max": settings.prefill_tokens_max,
-        "--drain-s": settings.drain_s,
-        "--log-level": settings.log_level,
-        "--log-format": settings.log_format,
-        "--tls-cert": settings.tls_cert,
-        "--tls-key": settings.tls_key,
-        "--insecure": settings.insecure,
-    }
-
-
-def _argv(module: str, flags: dict[str, object]) -> tuple[str, ...]:
-    """``python -m module`` with the flags that have a value; a flag that is True stands alone.
-
-    The child looks for modules in the working directory only if this process was found there itself: whatever a
-    user's own directory holds, it is not imported.
-    """
+def _command(name: str, options: ServiceOptions, tls_ca: Path | None) -> Command:
+    """The service with exactly these options: secrets in its environment, the rest on its command line."""
+    host = options.host
+    options = replace(
+        options, port=options.port or free_port(host), metrics_port=options.metrics_port or free_port(host)
+    )
+    module = type(options).__module__.rpartition(".")[0]
+    # The child looks for modules in the working directory only if this process was found there itself: whatever a
+    # user's own directory holds, it is not imported.
     found_here = sys.path[:1] == [str(Path(__file__).parents[2])]
     argv = [sys.executable, *([] if found_here else ["-P"]), "-m", module]
-    for flag, value in flags.items():
-        if value is True:
-            argv.append(flag)
-        elif value is not None and value is not False:
-            argv += [flag, str(value)]
-    return tuple(argv)
+    environment = _without_settings(os.environ)
+    for declared in settings_of(type(options)):
+        value = getattr(options, declared.name)
+        if value == declared.default:
+            continue
+        if declared.secret:
+            environment[declared.variable] = str(value)
+        else:
+            argv += [declared.flag] if declared.kind is SWITCH else [declared.flag, str(value)]
+    return Command(name, tuple(argv), f"{host}:{options.port}", tls_ca, environment)
+
+
+def _without_settings(environment: Mapping[str, str]) -> dict[str, str]:
+    """An environment in which no setting is left: what it said of one has been read."""
+    read = {
+        variable
+        for service, options in (("prefill", PrefillOptions), ("decode", DecodeOptions))
+        for declared in settings_of(options)
+        for variable in declared.variables(service)
+    }
+    return {name: value for name, value in environment.items() if name not in read | {CONFIG_VARIABLE}}

@@ -25,6 +25,7 @@ from serving.process.metrics import add_process_metrics
 from serving.process.metrics_endpoint import MetricsEndpoint
 from serving.process.options import ServiceOptions
 from serving.process.startup import say, seconds_since_start
+from serving.rpc.access import Access
 from serving.rpc.exposure import exposure_warning
 from serving.rpc.handlers import Server
 from serving.rpc.parsing import MESSAGE_NBYTES_MAX, message_nbytes_max
@@ -65,7 +66,7 @@ async def run_service(
     # Before the model is loaded, what its configuration says bounds what grpc takes in for a message.
     context = await asyncio.to_thread(configured_context, options.model)
     nbytes_max = message_nbytes_max(context) if context else MESSAGE_NBYTES_MAX
-    server = RpcServer(options.load_access(), [full_name], message_nbytes_max=nbytes_max)
+    server = RpcServer(Access.from_file(options.token_file), [full_name], message_nbytes_max=nbytes_max)
     port = await server.start(options.host, options.port, options.tls)
     say(f"listening on {options.host}:{port}, not serving yet")
     async with AsyncExitStack() as ends:

@@ -6,13 +6,12 @@ marked, and everything is bounded. So nothing that a caller sends can look like 
 
 from __future__ import annotations
 
-import argparse
 import json
 import logging
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import TextIO
 
@@ -83,20 +82,9 @@ def configure_logging(level: str, log_format: str = "text", service: str = "") -
     threading.excepthook = _log_thread_failure
 
 
-def begin_logging(service: str, words: Sequence[str]) -> None:
-    """``configure_logging`` by ``--log-level`` and ``--log-format`` among ``words``, and a first line.
-
-    For the first moment of a service, before it imports what takes seconds and before its own parser, which comes to
-    be with those imports and complains about bad values.
-    """
-    if {"-h", "--help"} & set(words):
-        return
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--log-level", default="info")
-    parser.add_argument("--log-format", default="text")
-    known, _ = parser.parse_known_args(words)
-    level = known.log_level if known.log_level in LEVELS else "info"
-    configure_logging(level, known.log_format, service)
+def begin_logging(service: str, level: str, log_format: str) -> None:
+    """``configure_logging`` and a first line, before a service imports what takes seconds."""
+    configure_logging(level, log_format, service)
     logging.getLogger(__name__).info("%s service: importing torch and transformers", service)
 
 

@@ -1,46 +1,119 @@
-"""The command-line options that both services have, parsed once into a frozen value."""
+"""The settings that both services share, declared once; ``settings.py`` says what a declaration gives.
+
+Imports nothing heavy: the command line of a machine without torch reads these, too.
+"""
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
-from chunk_store.quantities import parse_nbytes
+from chunk_store.password import password_in
 from serving.process.logs import FORMATS, LEVELS
-from serving.rpc.access import Access
+from serving.process.settings import (
+    COUNT,
+    FILE,
+    PORT,
+    SECONDS,
+    SWITCH,
+    Kind,
+    choice,
+    or_zero,
+    setting,
+    settings_of,
+    text,
+)
+from serving.process.sources import EPILOG, Resolved, SettingError, Sources, add_flags, resolve
 from serving.rpc.exposure import exposure_refusal
-from serving.rpc.server import TlsFiles
-from serving.tenancy.quotas import NO_QUOTAS, Quotas, TenantQuotas, parse_quota
+from serving.rpc.tls import TlsFiles
+from serving.tenancy.quotas import NO_QUOTAS, Quotas, parse_quotas
 
 DTYPES = ("auto", "float32", "bfloat16")
 PIECE_TOKENS = {"cpu": 512, "cuda": 8192}
 
 
-@dataclass(frozen=True)
-class ServiceOptions:
+def _device(words: str) -> str:
+    name, colon, index = words.partition(":")
+    if name not in PIECE_TOKENS or (colon and not index.isdecimal()):
+        raise ValueError(f"{words!r} is not cpu, cuda or cuda:N")
+    return words
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoreOptions:
+    """Where the chunk store is, and the password of its server."""
+
+    store: str = setting(
+        text("URL"),
+        "the chunk store: file:///DIR, redis://, rediss:// or mooncake:// (docs/scaling.md)",
+        secret=True,  # it may have a password in it
+    )
+    store_password: str | None = setting(
+        text("TEXT"), "password of the store's server", default=None, secret=True, flagless=True
+    )
+    store_password_file: Path | None = setting(
+        FILE, "file whose first line is the password of the store's server", default=None
+    )
+
+    def password(self) -> str | None:
+        """The password of the store's server, if it was given. Raises ``ValueError`` for a file without one."""
+        if self.store_password_file is None:
+            return self.store_password
+        if self.store_password is not None:
+            raise ValueError("store_password and store_password_file are both set; set one of them")
+        return password_in(self.store_password_file, "store_password_file")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServiceOptions(StoreOptions):
     """What a service was told to do. None leaves the choice to the service; port 0 is any free one."""
 
-    model: str
-    store: str
-    device: str = "cpu"
-    dtype: str = "auto"
-    host: str = "127.0.0.1"
-    port: int = 0
-    metrics_port: int = 0
-    threads: int = 1
-    model_name: str = ""
-    token_file: Path | None = None
-    tenant_quota: Quotas = NO_QUOTAS
-    tls_cert: Path | None = None
-    tls_key: Path | None = None
-    insecure: bool = False
-    log_level: str = "info"
-    log_format: str = "text"
-    kv_pages: int | None = None
-    page_size: int = 16
-    prefill_tokens_max: int | None = None
-    drain_s: float = 20.0
+    model: str = setting(text("PATH_OR_ID"), "a model directory or hub id")
+    device: str = setting(Kind("DEVICE", _device), "cpu, cuda or cuda:N", default="cpu")
+    dtype: str = setting(choice(*DTYPES), "of weights and KV", default="auto")
+    model_name: str = setting(Kind("NAME"), "how metrics and replies name the model", default="")
+    threads: int = setting(COUNT, "compute threads", default=1)
+    log_level: str = setting(choice(*LEVELS), "what is logged", default="info")
+    log_format: str = setting(choice(*FORMATS), "of the lines on stderr", default="text")
+    drain_s: float = setting(or_zero(SECONDS), "for running calls at the end", default=20.0)
+    host: str = setting(text("ADDRESS"), "address to listen on", default="127.0.0.1", group="addresses")
+    port: int = setting(PORT, "of the RPCs; 0 is any free one", default=0, group="addresses", own=True)
+    metrics_port: int = setting(
+        PORT, "of the Prometheus metrics; 0 is any free one", default=0, group="addresses", own=True
+    )
+    token_file: Path | None = setting(
+        FILE, "bearer tokens, lines of TOKEN [SALT [OPTION ...]] (docs/tenants.md)", default=None, group="access"
+    )
+    tenant_quota: Quotas = setting(
+        Kind("NAME=N", lambda words: parse_quotas(words.replace(",", " ").split())),
+        "what a tenant may have whose token says nothing of it: chunks, bytes, pins, waiting, running or jobs",
+        default=NO_QUOTAS,
+        unset="any number",
+        group="access",
+        repeated=True,
+    )
+    tls_cert: Path | None = setting(FILE, "certificate chain, PEM", default=None, group="access")
+    tls_key: Path | None = setting(FILE, "private key, PEM", default=None, group="access")
+    insecure: bool = setting(SWITCH, "listen beyond this machine without tokens and TLS", default=False, group="access")
+    kv_pages: int | None = setting(
+        COUNT,
+        "pages of the KV pool",
+        default=None,
+        unset="for the longest contexts, at most 1 GiB, on a GPU 40 % of what is free",
+        group="memory and forwards",
+        own=True,
+    )
+    page_size: int = setting(COUNT, "tokens a page", default=16, group="memory and forwards")
+    prefill_tokens_max: int | None = setting(
+        COUNT,
+        "tokens of a prefill forward at most; part of the KV's identity, so the same in both services",
+        default=None,
+        unset="512 on cpu, 8192 on cuda",
+        group="memory and forwards",
+    )
 
     @property
     def piece_tokens(self) -> int:
@@ -54,113 +127,43 @@ class ServiceOptions:
             return None
         return TlsFiles(self.tls_cert, self.tls_key)
 
-    def load_access(self) -> Access:
-        """Reads the token file. Raises ``OSError`` or ``ValueError``."""
-        return Access() if self.token_file is None else Access.from_file(self.token_file)
 
-    def quotas(self, access: Access) -> TenantQuotas:
-        """What each tenant may have: by the token file, else by default."""
-        return TenantQuotas(access.quotas, self.tenant_quota)
+Service = TypeVar("Service", bound=ServiceOptions)
 
 
-def add_service_options(parser: argparse.ArgumentParser) -> None:
-    """Adds every shared option to ``parser``."""
-    parser.add_argument("--model", required=True, metavar="PATH_OR_ID", help="a model directory or hub id")
-    parser.add_argument(
-        "--store",
-        required=True,
-        metavar="URL",
-        help="the chunk store: file:///DIR, redis://, rediss:// or mooncake:// (docs/scaling.md)",
+def parse_options(
+    options: type[Service], service: str, description: str, words: Sequence[str] | None = None
+) -> Service:
+    """What a service was told: by ``words`` (the command line), the environment and a file.
+
+    Ends the program with a message for what cannot be used.
+    """
+    parser = argparse.ArgumentParser(
+        prog=f"python -m {service}_service", description=description, epilog=EPILOG, allow_abbrev=False
     )
-    parser.add_argument("--device", type=device, default="cpu", help="cpu (default), cuda or cuda:N")
-    parser.add_argument("--dtype", choices=DTYPES, default="auto", help="of weights and KV (default %(default)s)")
-    parser.add_argument("--model-name", default="", metavar="NAME", help="how metrics and replies name the model")
-    parser.add_argument("--threads", type=positive, default=1, metavar="N", help="compute threads (default 1)")
-    parser.add_argument("--log-level", choices=LEVELS, default="info", help="default %(default)s")
-    parser.add_argument("--log-format", choices=FORMATS, default="text", help="of the lines on stderr (default text)")
-    parser.add_argument("--drain-s", type=float, default=20.0, metavar="S", help="for running calls at the end")
-    address = parser.add_argument_group("addresses (port 0: any free one)")
-    address.add_argument("--host", default="127.0.0.1", help="address to listen on (default %(default)s)")
-    address.add_argument("--port", type=port, default=0, metavar="N", help="of the RPCs")
-    address.add_argument("--metrics-port", type=port, default=0, metavar="N", help="of the Prometheus metrics")
-    access = parser.add_argument_group("access")
-    access.add_argument(
-        "--token-file", type=Path, metavar="FILE", help="bearer tokens, lines of TOKEN [SALT [OPTION ...]]"
-    )
-    access.add_argument(
-        "--tenant-quota",
-        type=quota,
-        action="append",
-        default=[],
-        metavar="NAME=N",
-        help="what a tenant may have whose token says nothing of it: chunks, bytes, pins, waiting, running or jobs; "
-        "may be repeated (default: any number)",
-    )
-    access.add_argument("--tls-cert", type=Path, metavar="FILE", help="certificate chain, PEM")
-    access.add_argument("--tls-key", type=Path, metavar="FILE", help="private key, PEM")
-    access.add_argument(
-        "--insecure",
-        action="store_true",
-        help="listen beyond this machine without tokens and TLS",
-    )
-    memory = parser.add_argument_group("memory and forwards")
-    memory.add_argument("--kv-pages", type=positive, metavar="N", help="pages of the KV pool")
-    memory.add_argument("--page-size", type=positive, default=16, metavar="N", help="tokens a page (default 16)")
-    memory.add_argument(
-        "--prefill-tokens-max",
-        type=positive,
-        metavar="N",
-        help="tokens of a prefill forward at most; part of the KV's identity, so the same in both services "
-        "(default 512 on cpu, 8192 on cuda)",
-    )
+    add_flags(parser, settings_of(options))
+    try:
+        sources = Sources.read(parser.parse_args(words))
+        sources.check_keys({service: settings_of(options)})
+        resolved = resolve(options, service, sources)
+        check(resolved)
+    except SettingError as error:
+        parser.error(str(error))
+    return resolved.options
 
 
-def service_options(parser: argparse.ArgumentParser, args: argparse.Namespace) -> ServiceOptions:
-    """The parsed options; ends the program with a message when two of them contradict each other."""
-    if (args.tls_cert is None) != (args.tls_key is None):
-        parser.error("--tls-cert and --tls-key: give both or neither")
-    tokens, tls = args.token_file is not None, args.tls_cert is not None
-    refusal = exposure_refusal(args.host, tokens=tokens, tls=tls, insecure=args.insecure)
+def check(resolved: Resolved[Service]) -> None:
+    """Raises ``SettingError`` for settings that contradict each other, and for files that cannot be read."""
+    options = resolved.options
+    for one, other in (("tls_cert", "tls_key"), ("tls_key", "tls_cert")):
+        if getattr(options, one) is not None and getattr(options, other) is None:
+            raise SettingError(resolved.about(one, "--tls-cert and --tls-key: give both or neither"))
+    tokens, tls = options.token_file is not None, options.tls is not None
+    refusal = exposure_refusal(options.host, tokens=tokens, tls=tls, insecure=options.insecure)
     if refusal:
-        parser.error(refusal)
-    values = {name: getattr(args, name) for name in ServiceOptions.__dataclass_fields__}
-    return ServiceOptions(**{**values, "tenant_quota": Quotas(**dict(args.tenant_quota))})
-
-
-def positive(text: str) -> int:
-    """A whole number of at least 1."""
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{number} is not at least 1")
-    return number
-
-
-def device(text: str) -> str:
-    """A device that there is an engine for."""
-    if text.partition(":")[0] not in PIECE_TOKENS:
-        raise argparse.ArgumentTypeError(f"{text!r} is not one of {', '.join(PIECE_TOKENS)}")
-    return text
-
-
-def port(text: str) -> int:
-    """A TCP port; 0 means any free one."""
-    number = int(text)
-    if not 0 <= number <= 65535:
-        raise argparse.ArgumentTypeError(f"{number} is not in 0..65535")
-    return number
-
-
-def nbytes(text: str) -> int:
-    """A size in bytes, for example ``10GiB``, ``500MB`` or ``1048576``."""
+        raise SettingError(resolved.about("host", refusal))
+    resolved.check_files()
     try:
-        return parse_nbytes(text)
+        options.password()
     except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
-
-
-def quota(text: str) -> tuple[str, int]:
-    """``NAME=LIMIT`` of what each tenant may have."""
-    try:
-        return parse_quota(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
+        raise SettingError(resolved.about("store_password_file", str(error))) from None

@@ -21,10 +21,10 @@ from pathlib import Path
 
 from chunk_store.tenant import Tenant, tenant_of
 from serving.errors import InvalidRequest, Unauthenticated
-from serving.tenancy.quotas import NO_QUOTAS, Quotas, parse_quota
+from serving.rpc.token_file import NO_SALT, token_lines
+from serving.tenancy.quotas import NO_QUOTAS, Quotas, parse_quotas
 
 Metadata = Iterable[tuple[str, str | bytes]]
-NO_SALT = "-"
 ADMIN = "admin"
 
 
@@ -59,14 +59,13 @@ class Access:
     grants: Mapping[str, Grant] | None = field(default=None, repr=False)
 
     @classmethod
-    def from_file(cls, path: Path) -> Access:
-        """Reads a token file. Raises ``ValueError`` for a line that is not one, or if there is no token."""
+    def from_file(cls, path: Path | None) -> Access:
+        """Reads a token file; None lets everyone in. Raises ``ValueError`` for a line that is not one or no token."""
+        if path is None:
+            return cls()
         grants: dict[str, Grant] = {}
         limits: dict[str, Quotas] = {}
-        for number, line in enumerate(path.read_text().splitlines(), start=1):
-            words = line.split()
-            if not words or words[0].startswith("#"):
-                continue
+        for number, words in token_lines(path.read_text()):
             name = _digest(words[0])
             if name in grants:
                 raise ValueError(f"{path}:{number}: the same token stands in two lines")
@@ -127,14 +126,7 @@ def _grant(words: Sequence[str]) -> Grant:
     salt = "" if not words or words[0] == NO_SALT else words[0]
     if not salt.isprintable():
         raise ValueError("the salt has characters that cannot be printed")
-    limits: dict[str, int] = {}
-    for word in words[1:]:
-        if word != ADMIN:
-            name, limit = parse_quota(word)
-            if name in limits:
-                raise ValueError(f"{name} stands there twice")
-            limits[name] = limit
-    return Grant(salt, ADMIN in words[1:], Quotas(**limits))
+    return Grant(salt, ADMIN in words[1:], parse_quotas(word for word in words[1:] if word != ADMIN))
 
 
 def _digest(token: str) -> str:

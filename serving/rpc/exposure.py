@@ -10,7 +10,7 @@ def exposure_refusal(host: str, *, tokens: bool, tls: bool, insecure: bool) -> s
     if tokens or tls or insecure or resolves_to_loopback(host):
         return ""
     return (
-        f"--host: {host} is reached from other machines, and neither tokens nor TLS are set: anyone could use the "
+        f"{host} is reached from other machines, and neither tokens nor TLS are set: anyone could use the "
         "service and read its chunks; give --token-file, and --tls-cert with --tls-key, or say --insecure if the "
         "network in front of it is trusted"
     )

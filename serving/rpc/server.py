@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, cast
 
 import grpc
@@ -25,6 +23,7 @@ from serving.rpc.metrics import RpcMetrics
 from serving.rpc.open_calls import CallLimits
 from serving.rpc.parsing import MESSAGE_NBYTES_MAX
 from serving.rpc.streams import MessageKinds
+from serving.rpc.tls import TlsFiles
 
 PENDING_CALLS_MAX = 8192
 CANCEL_S = 1.0  # what cancelled calls get to clean up
@@ -48,18 +47,6 @@ CONNECTION_OPTIONS = [
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
 ]
-
-
-@dataclass(frozen=True)
-class TlsFiles:
-    """PEM files of the server's certificate chain and private key."""
-
-    cert: Path
-    key: Path
-
-    def credentials(self) -> grpc.ServerCredentials:
-        """Reads the files. Raises ``OSError``."""
-        return grpc.ssl_server_credentials([(self.key.read_bytes(), self.cert.read_bytes())])
 
 
 class LateHandlers(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # generic in the stubs only

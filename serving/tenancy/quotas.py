@@ -7,7 +7,7 @@ pins=N     pinned chunks              jobs=N      requests that wait or are comp
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 
 from chunk_store.quantities import parse_nbytes
@@ -30,6 +30,11 @@ class Quotas:
         """What of it the store keeps."""
         return TenantLimits(records=self.chunks, pinned=self.pins, nbytes=self.bytes)
 
+    def __str__(self) -> str:
+        """The words that ``parse_quotas`` reads."""
+        mine = {name: getattr(self, name) for name in NAMES}
+        return " ".join(f"{name}={limit}" for name, limit in mine.items() if limit is not None)
+
     def over(self, other: Quotas) -> Quotas:
         """These limits, and where there is none those of ``other``."""
         mine = {part.name: getattr(self, part.name) for part in fields(self)}
@@ -40,7 +45,7 @@ NO_QUOTAS = Quotas()
 NAMES = tuple(part.name for part in fields(Quotas))
 
 
-def parse_quota(word: str) -> tuple[str, int]:
+def _quota(word: str) -> tuple[str, int]:
     """A quota's name and limit out of ``NAME=LIMIT``. Raises ``ValueError``."""
     name, separator, text = word.partition("=")
     if not separator or name not in NAMES:
@@ -54,6 +59,16 @@ def parse_quota(word: str) -> tuple[str, int]:
     if limit == 0 and name in ("waiting", "running", "jobs"):
         raise ValueError(f"{name}: at least 1, or the tenant could ask for nothing")
     return name, limit
+
+
+def parse_quotas(words: Iterable[str]) -> Quotas:
+    """The quotas of words of the form ``NAME=LIMIT``. Raises ``ValueError``."""
+    limits: dict[str, int] = {}
+    for name, limit in map(_quota, words):
+        if name in limits:
+            raise ValueError(f"{name} stands there twice")
+        limits[name] = limit
+    return Quotas(**limits)
 
 
 class TenantQuotas:

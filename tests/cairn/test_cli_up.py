@@ -15,7 +15,9 @@ import pytest
 
 from cairn.cli.commands import up as up_command
 from cairn.local.processes import free_port
-from cairn.local.services import Settings, service_commands
+from cairn.local.services import service_commands
+from decode_service.options import DecodeOptions
+from prefill_service.options import PrefillOptions
 
 HERE = Path(__file__).parent
 
@@ -55,7 +57,9 @@ def up(tmp_path):
     """Start ``cairn up --json`` over the stand-ins; everything is ended afterwards."""
     for name in ("prefill_service", "decode_service"):
         (tmp_path / name).mkdir()
-        (tmp_path / name / "__init__.py").touch()
+        (tmp_path / name / "__init__.py").write_text(
+            f"__path__.append({str(HERE.parent.parent / name)!r})"
+        )  # its options
         (tmp_path / name / "__main__.py").write_text(STAND_IN)
     (tmp_path / "m").mkdir()
     (tmp_path / "m" / "config.json").write_text("{}")
@@ -113,7 +117,7 @@ def _alive(pid: int) -> bool:
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_ready_then_drained(up, number):
-    process = up("--strict", "--pool-pages", "64", "--threads", "1")
+    process = up("--strict", "--decode-kv-pages", "64", "--threads", "1")
     ready = _event(process)
     assert ready["event"] == "ready"
     prefill, decode = ready["prefill"]["address"], ready["decode"]["address"]
@@ -225,14 +229,15 @@ def test_the_services_end_when_up_is_killed(up):
 
 def test_flags_reach_the_service_they_are_for():
     port = free_port("127.0.0.1")
-    settings = Settings(
-        model="m", store="file:///s", prefill_port=port, decode_port=port + 1, strict=True, max_batch=8, registry_max=9
+    prefill, decode = service_commands(
+        PrefillOptions(model="m", store="file:///s", port=port, records_max=9),
+        DecodeOptions(model="m", store="file:///s", prefill="", port=port + 1, strict=True, batch_max=8),
     )
-    prefill, decode = service_commands(settings)
-    assert prefill.argv[1:7] == ("-m", "prefill_service", "--model", "m", "--store", "file:///s")
+    assert prefill.argv[prefill.argv.index("-m") :][:4] == ("-m", "prefill_service", "--model", "m")
+    assert prefill.environment is not None and prefill.environment["CAIRN_STORE"] == "file:///s"
     assert "--strict" not in prefill.argv and "--strict" in decode.argv
-    assert "--registry-max" in prefill.argv and "--registry-max" not in decode.argv
-    assert decode.argv[decode.argv.index("--max-batch") + 1] == "8"
+    assert "--records-max" in prefill.argv and "--records-max" not in decode.argv
+    assert decode.argv[decode.argv.index("--batch-max") + 1] == "8"
     assert decode.argv[decode.argv.index("--prefill") + 1] == prefill.address == f"127.0.0.1:{port}"
     assert "--dtype" not in decode.argv, "what was not asked for is left to the service"
 

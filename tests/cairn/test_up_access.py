@@ -13,7 +13,9 @@ from typing import Any
 import pytest
 
 from cairn import Client, Text, Unauthorized, Unavailable
-from cairn.local.services import Settings, private_tokens, service_commands
+from cairn.local.services import private_tokens, service_commands
+from decode_service.options import DecodeOptions
+from prefill_service.options import PrefillOptions
 from tests.certificates import certificate
 from tests.chunk_store.servers import redis_server, redis_url
 from tests.models_for_tests import tiny_model_dir
@@ -114,10 +116,13 @@ def test_flags_of_access_reach_both_services(tmp_path: Path) -> None:
         lines = private.read_text().splitlines()
         assert len(lines[0].split()) == 1 and len(lines[0]) > 30 and lines[1:] == ["stone red"]
         assert private.parent.stat().st_mode & 0o077 == 0, "for this user only"
-        settings = Settings(
-            "m", "s", token_file=own, prefill_token_file=private, tls_cert=cert, tls_key=cert, tls_ca=cert
+        shared: dict[str, Any] = {"model": "m", "store": "s", "tls_cert": cert, "tls_key": cert}
+        commands = service_commands(
+            PrefillOptions(**shared, token_file=private),
+            DecodeOptions(**shared, token_file=own, prefill="", prefill_token_file=private),
+            cert,
         )
-        prefill, decode = (" ".join(command.argv) for command in service_commands(settings))
+        prefill, decode = (" ".join(command.argv) for command in commands)
     assert not private.exists()
     assert f"--token-file {private}" in prefill and f"--token-file {own}" in decode
     assert f"--prefill-token-file {private}" in decode and f"--prefill-tls-ca {cert}" in decode

@@ -21,12 +21,14 @@ from decode_service.__main__ import FULL_NAME as DECODE
 from decode_service.__main__ import build
 from decode_service.api.service import DecodeService
 from decode_service.options import DecodeOptions
-from prefill_service.__main__ import make_service
+from prefill_service.__main__ import build as build_prefill
 from prefill_service.api.service import FULL_NAME as PREFILL
 from prefill_service.api.service import PrefillService
+from prefill_service.options import PrefillOptions
 from protos import decode_pb2, decode_pb2_grpc
 from serving.process.loading import Loaded
 from serving.process.options import ServiceOptions
+from serving.rpc.access import Access
 from serving.rpc.parsing import message_nbytes_max
 from serving.rpc.server import RpcServer
 from serving.tenancy.quotas import NO_QUOTAS, Quotas
@@ -60,7 +62,7 @@ async def serve(
     service: DecodeService | PrefillService, name: str, options: ServiceOptions, loaded: Loaded
 ) -> tuple[RpcServer, str]:
     """A server for ``service`` at the options' port, and its address."""
-    server = RpcServer(options.load_access(), [name])
+    server = RpcServer(Access.from_file(options.token_file), [name])
     port = await server.start("127.0.0.1", options.port)
     await service.start()
     await server.open(service.add_to, message_nbytes_max(loaded.served.context_length_max))
@@ -208,27 +210,26 @@ def pair(
 
     Without ``prefill``, only decode.
     """
-    shared = ServiceOptions(
-        model="",
-        store=store if isinstance(store, str) else f"file://{store}",
-        token_file=token_file,
-        tenant_quota=tenant_quota,
-        kv_pages=kv_pages,
-        page_size=page_size,
-    )
+    shared: dict[str, Any] = {
+        "model": "",
+        "store": store if isinstance(store, str) else f"file://{store}",
+        "token_file": token_file,
+        "tenant_quota": tenant_quota,
+        "kv_pages": kv_pages,
+        "page_size": page_size,
+    }
     running = servers()
     ends: list[tuple[RpcServer, DecodeService | PrefillService]] = []
     service = None
     if prefill is not None:
-        service = make_service(prefill, options=shared, capacity_nbytes=store_capacity)
-        server, prefill_address = running.run(serve(service, PREFILL, shared, prefill))
+        told = PrefillOptions(**shared, store_capacity=store_capacity)
+        service = build_prefill(told, prefill)
+        server, prefill_address = running.run(serve(service, PREFILL, told, prefill))
         ends.append((server, service))
-    defaults = {
-        **{"prefill_token_file": token_file, "prefill_tls_ca": None, "chunk_page_ratio": 0.5, "max_batch": 32},
-        **{"max_cascade_levels": 3, "max_waiting": 256, "strict": False, "request_timeout_s": DEADLINE_S},
-    }
-    made = build(DecodeOptions(service=shared, prefill=prefill_address, **{**defaults, **options}), decode)
-    server, decode_address = running.run(serve(made, DECODE, shared, decode))
+    defaults = {"prefill_token_file": token_file, "request_timeout_s": DEADLINE_S}
+    asked = DecodeOptions(**shared, prefill=prefill_address, **{**defaults, **options})
+    made = build(asked, decode)
+    server, decode_address = running.run(serve(made, DECODE, asked, decode))
     ends.append((server, made))
     both = Pair(service, made, (prefill_address, decode_address))
     both.decode_server = server

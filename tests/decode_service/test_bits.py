@@ -142,7 +142,7 @@ def test_levels_do_not_change_an_answer(folder: Path, tmp_path: Path) -> None:
     levels_seen = []
     for levels in (1, 2, 3):
         with pair(
-            loaded(folder, "prefill"), loaded(folder, "decode"), tmp_path / "store", max_cascade_levels=levels
+            loaded(folder, "prefill"), loaded(folder, "decode"), tmp_path / "store", cascade_levels_max=levels
         ) as services:
             results = services.together(requests, 16)
             answers.append([result.token_ids for result in results])

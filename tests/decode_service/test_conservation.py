@@ -23,7 +23,7 @@ from tests.decode_service.pair import Pair, pair, wait_until
 def fresh(folder: Path, tmp_path: Path) -> Iterator[Pair]:
     """A pool that holds about half of what the workloads below want at once."""
     with pair(
-        loaded(folder, "prefill"), loaded(folder, "decode"), tmp_path / "store", kv_pages=64, max_batch=6
+        loaded(folder, "prefill"), loaded(folder, "decode"), tmp_path / "store", kv_pages=64, batch_max=6
     ) as services:
         yield services
         services.check_idle()
@@ -235,7 +235,7 @@ def test_cancelled_at_random_moments(fresh: Pair) -> None:
 def test_64_requests_keep_one_copy_of_a_document(folder: Path, tmp_path: Path, identical: bool) -> None:
     document = tokens(30_000, 1000)
     with pair(
-        loaded(folder, "prefill"), loaded(folder, "decode"), tmp_path / "store", kv_pages=512, max_batch=64
+        loaded(folder, "prefill"), loaded(folder, "decode"), tmp_path / "store", kv_pages=512, batch_max=64
     ) as services:
         queries = [tokens(30_001 + (0 if identical else n), 6) for n in range(64)]
         with ThreadPoolExecutor(64) as threads:

@@ -141,7 +141,7 @@ def test_the_longest_answer_that_fits(services: Pair) -> None:
 
 def test_queue_and_pool_are_bounded(folder: Path, tmp_path: Path) -> None:
     with pair(
-        loaded(folder, "prefill"), loaded(folder, "decode"), tmp_path / "s", kv_pages=20, max_waiting=2, max_batch=1
+        loaded(folder, "prefill"), loaded(folder, "decode"), tmp_path / "s", kv_pages=20, waiting_max=2, batch_max=1
     ) as services:
         with pytest.raises(cairn.Unsupported, match="segments: their chunks need 11 pages"):
             services.generate([tokens(2, 161), [5]])
@@ -163,7 +163,7 @@ def test_queue_and_pool_are_bounded(folder: Path, tmp_path: Path) -> None:
 
 def test_the_client_comes_again_when_it_was_told_to(folder: Path, tmp_path: Path) -> None:
     with pair(
-        loaded(folder, "prefill"), loaded(folder, "decode"), tmp_path / "s", max_waiting=1, max_batch=1
+        loaded(folder, "prefill"), loaded(folder, "decode"), tmp_path / "s", waiting_max=1, batch_max=1
     ) as services:
         take, refused = services.decode.worker.take_place, threading.Event()
 

@@ -27,7 +27,7 @@ def ask(services: Pair, parts, **options):
 @pytest.fixture
 def small(folder: Path, tmp_path: Path):
     with pair(
-        loaded(folder, "prefill"), loaded(folder, "decode"), tmp_path / "store", kv_pages=20, max_waiting=4, max_batch=2
+        loaded(folder, "prefill"), loaded(folder, "decode"), tmp_path / "store", kv_pages=20, waiting_max=4, batch_max=2
     ) as services:
         yield services
         services.check_idle()

@@ -14,9 +14,9 @@ import pytest
 
 import cairn
 from decode_service.kv_source.prefill_client import RemotePrefiller
-from prefill_service.__main__ import make_service
+from prefill_service.__main__ import build
 from prefill_service.api.service import FULL_NAME
-from serving.process.options import ServiceOptions
+from prefill_service.options import PrefillOptions
 from tests.decode_service.models import loaded, tokens
 from tests.decode_service.pair import Pair, pair, serve, servers, wait_until
 from tests.decode_service.test_pressure import asking, later
@@ -149,8 +149,8 @@ def test_a_service_that_comes_back_late_is_waited_for(folder: Path, tmp_path: Pa
         with pytest.raises(cairn.Unavailable, match="was not there for"):
             generation.finish()
         assert not waits.done()
-        options = ServiceOptions(model="", store=f"file://{tmp_path / 's'}", kv_pages=64, port=port)
-        service = make_service(loaded(folder, "prefill"), options=options)
+        options = PrefillOptions(model="", store=f"file://{tmp_path / 's'}", kv_pages=64, port=port)
+        service = build(options, loaded(folder, "prefill"))
         server, _ = servers().run(serve(service, FULL_NAME, options, loaded(folder, "prefill")))
         try:
             assert waits.result(60).reuse.segments[0].source == "computed"

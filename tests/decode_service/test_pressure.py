@@ -46,7 +46,7 @@ def asking(services: Pair) -> Iterator[list[int]]:
 def test_cold_requests_behind_a_hung_prefill_block_no_other(folder: Path, tmp_path: Path) -> None:
     """More cold ones than may decode together, and than may wait for KV: resident and stored KV is served meanwhile."""
     with pair(
-        loaded(folder, "prefill"), loaded(folder, "decode"), tmp_path / "s", max_batch=4, kv_pages=256
+        loaded(folder, "prefill"), loaded(folder, "decode"), tmp_path / "s", batch_max=4, kv_pages=256
     ) as services:
         warm, stored, joined = tokens(1, 40), tokens(2, 40), tokens(3, 40)
         expected = services.generate([warm, [5]]), services.generate([stored, [5]])

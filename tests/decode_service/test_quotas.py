@@ -115,7 +115,7 @@ def test_quotas_of_requests(folder: Path, tmp_path: Path) -> None:
 
 
 def test_a_flood_does_not_refuse_another_tenants_first_request(folder: Path, tmp_path: Path) -> None:
-    with services(folder, tmp_path, "a salt-a\nb salt-b\n", max_waiting=4, max_batch=1) as (running, clients):
+    with services(folder, tmp_path, "a salt-a\nb salt-b\n", waiting_max=4, batch_max=1) as (running, clients):
         with ThreadPoolExecutor(8) as threads:
             ended: list[str] = []
 

@@ -29,7 +29,7 @@ def small(folder: Path, store: Path) -> Iterator[Pair]:
     """Both services on a registry of eight chunks."""
     open_store(f"file://{store}", records_max=REGISTRY_MAX).close()
     with pair(
-        loaded(folder, "prefill"), loaded(folder, "decode"), store, max_waiting=1, max_batch=1, kv_pages=64
+        loaded(folder, "prefill"), loaded(folder, "decode"), store, waiting_max=1, batch_max=1, kv_pages=64
     ) as services:
         yield services
         services.check_idle()

@@ -152,7 +152,7 @@ def test_the_directory_is_deleted(folder: Path, tmp_path: Path) -> None:
 
 def test_a_locked_index_delays_no_warm_request(folder: Path, tmp_path: Path) -> None:
     """Another process holds the write lock, and many cold requests wait for it: warm ones ask nobody."""
-    with pair(loaded(folder, "prefill"), loaded(folder, "decode"), tmp_path / "s", max_batch=8) as services:
+    with pair(loaded(folder, "prefill"), loaded(folder, "decode"), tmp_path / "s", batch_max=8) as services:
         named = services.client.prefill(tokens(140, 40))
         parts: list[list[Any]] = [[named, [5]], [tokens(140, 40), [6]], [tokens(141, 30), [7]], [[8, 9]]]
         expected = [services.generate(each) for each in parts]

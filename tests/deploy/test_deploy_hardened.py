@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 import re
 import subprocess
@@ -12,7 +11,8 @@ from typing import Any
 import pytest
 import yaml
 
-from serving.process.options import add_service_options
+from decode_service import options as decode_options
+from prefill_service import options as prefill_options
 from tests.deploy.test_deploy_files import read_yaml, run, tool
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -98,13 +98,11 @@ def test_alerts_reach_alertmanager() -> None:
 
 def test_the_gpu_file_reserves_one_device_for_both_and_keeps_kv_in_memory() -> None:
     project = resolved("gpu")
-    parser = argparse.ArgumentParser(allow_abbrev=False)
-    add_service_options(parser)
-    for name in ("prefill", "decode"):
+    for name, parse in (("prefill", prefill_options.parse), ("decode", decode_options.parse)):
         service = project["services"][name]
         (device,) = service["deploy"]["resources"]["reservations"]["devices"]
         assert device == {"driver": "nvidia", "device_ids": ["0"], "capabilities": ["gpu"]}
-        shared, _ = parser.parse_known_args(service["command"][3:])
+        shared = parse(service["command"][3:])
         assert (shared.device, shared.host, shared.store) == ("cuda", "0.0.0.0", "file:///var/lib/cairn")
         volumes = [str(v["source"] if isinstance(v, dict) else v.split(":")[0]) for v in service["volumes"]]
         assert sorted(volumes) == ["cache", "memory"]

@@ -78,9 +78,11 @@ def test_redis_takes_any_password_and_refuses_none(services: dict[str, Any], tmp
             server.kill()
 
 
-def test_decode_services_reach_both_prefill_services(services: dict[str, Any]) -> None:
+def test_decode_services_reach_both_prefill_services(services: dict[str, Any], tmp_path: Path) -> None:
+    for name in ("tokens", "redis_password"):
+        (tmp_path / name).write_text("quartz7\n")
     for name in ("decode", "decode2"):
-        options = parse(services[name]["command"][3:])
+        options = parse([word.replace("/run/secrets", str(tmp_path)) for word in services[name]["command"][3:]])
         assert options.prefill == "dns:///prefills:50071"
     for name in ("prefill", "prefill2"):
         assert services[name]["networks"]["default"]["aliases"] == ["prefills"]

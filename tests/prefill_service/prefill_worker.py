@@ -13,11 +13,13 @@ import grpc
 import pytest
 from grpc import StatusCode
 
-from prefill_service.__main__ import make_service
+from prefill_service.__main__ import build
 from prefill_service.api.service import FULL_NAME, PrefillService
+from prefill_service.options import PrefillOptions
 from protos import chunks_pb2, prefill_pb2, prefill_pb2_grpc
 from serving.process.loading import Loaded, load
 from serving.process.options import ServiceOptions
+from serving.rpc.access import Access
 from serving.rpc.server import RpcServer
 
 COMPUTED = prefill_pb2.PrefillChunkResponse.OUTCOME_COMPUTED
@@ -73,13 +75,11 @@ def load_tiny(folder: Path) -> Loaded:
 
 
 @asynccontextmanager
-async def worker(loaded: Loaded, store: Path, *, token_file: Path | None = None, **make: Any) -> AsyncIterator[Worker]:
-    """A service on ``store``, drained at the end; ``make`` are options of ``make_service`` or ``kv_pages``."""
-    options = ServiceOptions(
-        model="", store=f"file://{store}", token_file=token_file, kv_pages=make.pop("kv_pages", None)
-    )
-    service = make_service(loaded, options=options, **make)
-    server = RpcServer(options.load_access(), [FULL_NAME])
+async def worker(loaded: Loaded, store: Path, *, token_file: Path | None = None, **told: Any) -> AsyncIterator[Worker]:
+    """A service on ``store``, drained at the end; ``told`` are more of its options."""
+    options = PrefillOptions(model="", store=f"file://{store}", token_file=token_file, **told)
+    service = build(options, loaded)
+    server = RpcServer(Access.from_file(token_file), [FULL_NAME])
     port = await server.start("127.0.0.1", 0)
     await service.start()
     await server.open(service.add_to)

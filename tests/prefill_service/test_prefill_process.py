@@ -112,7 +112,7 @@ def test_tls_and_tokens_by_option(model_dir: Path, store: Path, tmp_path: Path) 
     ("words", "said"),
     [
         (("--model", "nowhere", "--store", "file:///tmp/cairn-never-made"), "nowhere"),
-        (("--model", "MODEL", "--store", "redis:///x"), "redis:///x"),
+        (("--model", "MODEL", "--store", "redis:///x"), "store URL: must be redis://"),
     ],
 )
 def test_what_cannot_start_says_why(model_dir: Path, words: tuple[str, ...], said: str) -> None:

@@ -99,7 +99,7 @@ def test_a_refused_mode(tiny: Loaded, store: Path) -> None:
 
 def test_bounds_of_pool_registry_store_and_queue(tiny: Loaded, store: Path) -> None:
     async def body() -> None:
-        async with worker(tiny, store, kv_pages=4, registry_max=2, jobs_max=1) as w:
+        async with worker(tiny, store, kv_pages=4, records_max=2, jobs_max=1) as w:
             a = await w.prefill([1] * 40)
             code, text = await w.refused([2] * 17, context_chunk_ids=[a.chunk_id])
             assert code is StatusCode.FAILED_PRECONDITION and "needs 5 pages" in text and "--kv-pages" in text
@@ -120,7 +120,7 @@ def test_bounds_of_pool_registry_store_and_queue(tiny: Loaded, store: Path) -> N
             assert caught.value.code() is StatusCode.RESOURCE_EXHAUSTED and "at most 1" in caught.value.details()
             assert retry_after_s(caught.value.trailing_metadata()) == 1.0
             assert (await first).outcome == COMPUTED and await busy
-        async with worker(tiny, store.with_name("small"), capacity_nbytes=1000) as w:
+        async with worker(tiny, store.with_name("small"), store_capacity=1000) as w:
             code, text = await w.refused([1] * 40)
             assert code is StatusCode.RESOURCE_EXHAUSTED and "capacity" in text
 
@@ -131,7 +131,7 @@ def test_a_refused_prefill_leaves_nothing(tiny: Loaded, store: Path) -> None:
     """KV that the store cannot take: content, name and pin are not there either, unless they were before."""
 
     async def body() -> None:
-        async with worker(tiny, store, capacity_nbytes=1000) as w:
+        async with worker(tiny, store, store_capacity=1000) as w:
             for ids in ([1] * 40, [2] * 40):
                 code, _ = await w.refused(ids, name="big", pin=True)
                 assert code is StatusCode.RESOURCE_EXHAUSTED

@@ -24,13 +24,14 @@ from cairn.cli.arguments import UsageError, read_file
 from cairn.cli.connection import add_json_flag, check_model_flag
 from cairn.cli.segments import TEXT_PREFIX
 from cairn.cli.selection import looks_like_id
-from cairn.cli.stores import add_store_flag, choose_chunks, opened
+from cairn.cli.stores import add_store_flags, choose_chunks, opened, store_options
 from cairn.cli.terminal import Terminal, table
 
 if TYPE_CHECKING:
     from cairn.local.comparison import Comparison
     from engine.compare.divergence import Place
     from engine.served import ServedModel
+    from serving.process.options import StoreOptions
     from text.codec import TextCodec
 
 KINDS = ("K", "V", "hidden")
@@ -48,7 +49,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--b", default="eager:exact", metavar="WAY", help="default %(default)s")
     parser.add_argument("--tolerance", type=float, metavar="X", help="default: the dtype's; 0 for stored against fresh")
     parser.add_argument("--png", type=Path, metavar="FILE", help="also draw a heat map (needs matplotlib)")
-    add_store_flag(parser)
+    add_store_flags(parser)
     parser.add_argument("--salt", default="", help="that stored KV was computed under")
     model = parser.add_argument_group("model (as the services have it, or their keys are others)")
     model.add_argument("--model", required=True, metavar="PATH_OR_ID", help="a model directory or hub id")
@@ -65,6 +66,7 @@ def run(args: argparse.Namespace, terminal: Terminal) -> int:
         raise UsageError("--device is cpu, cuda or cuda:N; --threads and --prefill-tokens-max are at least 1")
     if args.tolerance is not None and not 0 <= args.tolerance < float("inf"):
         raise UsageError(f"--tolerance: {args.tolerance:g} must be 0 or more")
+    store = store_options(args)
     # Here, not above: torch takes a second, and no other command needs it.
     from cairn.local.comparison import read_way, run_comparison
     from cairn.local.heatmap import check, draw
@@ -75,9 +77,9 @@ def run(args: argparse.Namespace, terminal: Terminal) -> int:
         ways = read_way(args.a), read_way(args.b)
         with terminal.waiting("Loading the model ..."):
             served, codec = _load(args)
-        names, segments = _segments(args, codec)
+        names, segments = _segments(args, codec, store)
         with terminal.waiting("Answering both ways ..."):
-            found = run_comparison(served, segments, ways, store=args.store, salt=args.salt, tolerance=args.tolerance)
+            found = run_comparison(served, segments, ways, store=store, salt=args.salt, tolerance=args.tolerance)
         if args.png is not None:
             draw(found, args.png)
     except (ValueError, OSError) as error:
@@ -98,28 +100,30 @@ def _load(args: argparse.Namespace) -> tuple[ServedModel, TextCodec]:
 
     logging.disable_progress_bar()
     torch.set_num_threads(args.threads)
-    options = ServiceOptions(args.model, "", device=args.device, prefill_tokens_max=args.prefill_tokens_max)
+    options = ServiceOptions(model=args.model, store="", device=args.device, prefill_tokens_max=args.prefill_tokens_max)
     codec = TextCodec.load(args.model)
     borrowed = BorrowedModel.load(args.model, dtype=args.dtype, device=args.device)
     return look_into(borrowed, piece_tokens=options.piece_tokens), codec
 
 
-def _segments(args: argparse.Namespace, codec: TextCodec) -> tuple[list[str], list[tuple[int, ...]]]:
+def _segments(
+    args: argparse.Namespace, codec: TextCodec, store: StoreOptions
+) -> tuple[list[str], list[tuple[int, ...]]]:
     """What to call the segments, and their tokens; the query is the last."""
     words = list(args.segment)
     query = args.query if args.query is not None else (words.pop() if words else None)
     if query is None:
         raise UsageError("give a query: --query TEXT, or at least one SEGMENT")
-    named = [_segment(word, args, codec) for word in words]
+    named = [_segment(word, args, codec, store) for word in words]
     tokens = codec.encode(_text(query), role=args.query_role, generation_prompt=bool(args.query_role))
     if not tokens:
         raise UsageError("--query: holds no token")
     return [*(name for name, _ in named), "(query)"], [*(segment for _, segment in named), tokens]
 
 
-def _segment(word: str, args: argparse.Namespace, codec: TextCodec) -> tuple[str, tuple[int, ...]]:
+def _segment(word: str, args: argparse.Namespace, codec: TextCodec, place: StoreOptions) -> tuple[str, tuple[int, ...]]:
     if word.startswith(":") or looks_like_id(word):
-        with opened(args.store) as store:
+        with opened(place) as store:
             (record,) = store.get_records(choose_chunks(store, [word], []))
         if record is None or record.tokenizer != codec.identity:
             raise UsageError(f"{word}: is not registered any more, or with another tokenizer")

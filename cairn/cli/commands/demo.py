@@ -28,8 +28,10 @@ from cairn.demo.examples import Examples, Exercise, plan_exercises
 from cairn.demo.shipped import EXAMPLES, MODEL
 from cairn.demo.trial import Registered, Verdict, register, try_exercise
 from cairn.local.processes import LogLine, Processes, ServiceFailed
-from cairn.local.services import Settings, service_commands
+from cairn.local.services import service_commands
 from chunk_store.quantities import parse_seconds
+from decode_service.options import DecodeOptions
+from prefill_service.options import PrefillOptions
 
 if TYPE_CHECKING:
     from cairn.demo.oracle import PlainModel
@@ -88,8 +90,8 @@ async def _demonstrate(
     verdicts = []
     async with AsyncExitStack() as stack:
         store = stack.enter_context(tempfile.TemporaryDirectory(prefix="cairn-demo-"))
-        settings = Settings(model=args.model, store=f"file://{store}", dtype="float32", threads=args.threads)
-        prefill, decode = service_commands(settings)
+        shared = {"model": args.model, "store": f"file://{store}", "dtype": "float32", "threads": args.threads}
+        prefill, decode = service_commands(PrefillOptions(**shared), DecodeOptions(**shared, prefill=""))
         processes = Processes(log)
         begin = time.perf_counter()
         with terminal.waiting("Starting the prefill and the decode service ..."):

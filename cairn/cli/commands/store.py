@@ -19,7 +19,7 @@ from typing import Any
 
 from cairn.cli.arguments import UsageError
 from cairn.cli.connection import add_json_flag
-from cairn.cli.stores import add_store_flag, choose_chunks, choose_model, opened, with_sound_index
+from cairn.cli.stores import add_store_flags, choose_chunks, choose_model, opened, store_options, with_sound_index
 from cairn.cli.terminal import Terminal, short_id, table
 from chunk_store.entry import EntryInfo
 from chunk_store.key import ChunkId
@@ -69,7 +69,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     _add_chunk_flags(removing)
     removing.add_argument("--model", metavar="IDENTITY", help="all KV of this model (`stats` shows it); records stay")
     for subparser in actions.choices.values():
-        add_store_flag(subparser)
+        add_store_flags(subparser)
         add_json_flag(subparser)
 
 
@@ -83,6 +83,7 @@ def run(args: argparse.Namespace, terminal: Terminal) -> int:
         "rm": _remove,
     }
     _check(args)
+    args.store = store_options(args)
     if args.action == "verify" and args.repair:
         _renew_index(args, terminal)
     with opened(args.store, create=args.action == "import") as store:
@@ -110,11 +111,11 @@ def _stats(args: argparse.Namespace, terminal: Terminal, store: SharedStore) -> 
     stats = store.stats()
     models = _by_model(store.list_entries(tenants=None))
     if terminal.as_json:
-        terminal.json_line({"store": shown_url(args.store), **asdict(stats), "models": models})
+        terminal.json_line({"store": shown_url(args.store.store), **asdict(stats), "models": models})
         return 0
     share = 100 * stats.nbytes / stats.capacity_nbytes
     rows = [
-        ("store", shown_url(args.store)),
+        ("store", shown_url(args.store.store)),
         ("backend", stats.backend),
         ("chunks", f"{stats.records} of {stats.records_max}"),
         ("KV entries", stats.entries),
@@ -165,7 +166,7 @@ def _verify(args: argparse.Namespace, terminal: Terminal, store: SharedStore) ->
 
 
 def _renew_index(args: argparse.Namespace, terminal: Terminal) -> None:
-    renewed = with_sound_index(args.store)
+    renewed = with_sound_index(args.store.store)
     if renewed is None:
         return
     aside = f"set aside as {', '.join(path.name for path in renewed.aside)}; " if renewed.aside else ""

@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
 import pytest
 
-from serving.process.options import add_service_options, service_options
+from serving.process.options import ServiceOptions, parse_options
 
 
-def parse(*words: str) -> object:
-    parser = argparse.ArgumentParser()
-    add_service_options(parser)
-    return service_options(parser, parser.parse_args(["--model", "m", "--store", "file:///s", *words]))
+def parse(*words: str) -> ServiceOptions:
+    return parse_options(ServiceOptions, "decode", "", ["--model", "m", "--store", "file:///s", *words])
 
 
-def test_options() -> None:
-    assert parse("--port", "7", "--tls-cert", "c", "--tls-key", "k").tls.cert == Path("c")  # type: ignore[attr-defined]
-    assert parse().tls is None  # type: ignore[attr-defined]
+def test_options(tmp_path: Path) -> None:
+    for name in ("c", "k"):
+        (tmp_path / name).touch()
+    tls = parse("--port", "7", "--tls-cert", str(tmp_path / "c"), "--tls-key", str(tmp_path / "k")).tls
+    assert tls is not None and (tls.cert, tls.key) == (tmp_path / "c", tmp_path / "k")
+    assert parse().tls is None
 
 
 @pytest.mark.parametrize("words", [("--port", "65536"), ("--threads", "0"), ("--tls-cert", "c"), ("--dtype", "int8")])

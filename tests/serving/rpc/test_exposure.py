@@ -6,10 +6,13 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from cairn.local.services import Settings, service_commands
+from cairn.local.services import service_commands
+from decode_service.options import DecodeOptions
+from prefill_service.options import PrefillOptions
 from serving.rpc.addresses import resolves_to_loopback
 from serving.rpc.exposure import exposure_refusal, exposure_warning
 
@@ -53,5 +56,6 @@ def test_every_command_refuses_with_the_remedy(name: str, tmp_path: Path) -> Non
 
 def test_up_hands_the_choice_on() -> None:
     for insecure in (True, False):
-        settings = Settings(model="m", store="s", host="127.0.0.1", insecure=insecure)
-        assert [("--insecure" in command.argv) for command in service_commands(settings)] == [insecure] * 2
+        shared: dict[str, Any] = {"model": "m", "store": "s", "host": "127.0.0.1", "insecure": insecure}
+        commands = service_commands(PrefillOptions(**shared), DecodeOptions(**shared, prefill=""))
+        assert [("--insecure" in command.argv) for command in commands] == [insecure] * 2

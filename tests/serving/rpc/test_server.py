@@ -19,7 +19,8 @@ from protos import chunks_pb2, prefill_pb2, prefill_pb2_grpc
 from serving.errors import Conflict, NotFound
 from serving.rpc.access import Access
 from serving.rpc.parsing import MESSAGE_NBYTES_MAX
-from serving.rpc.server import RpcServer, TlsFiles
+from serving.rpc.server import RpcServer
+from serving.rpc.tls import TlsFiles
 from serving.trace.request_id import current_request_id
 from text.errors import TextRefused
 

@@ -1,0 +1,41 @@
+"""The prefill service's own settings."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from serving.process.options import ServiceOptions, parse_options
+from serving.process.settings import COUNT, DAYS, SIZE, setting
+
+GROUP = "prefill"
+STORE_KEEPS = "what the store has; {} when it is new"
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrefillOptions(ServiceOptions):
+    """What the prefill service was told to do. None leaves a limit of the store as it is."""
+
+    records_max: int | None = setting(
+        COUNT,
+        "registered chunks at most, store-wide",
+        default=None,
+        unset=STORE_KEEPS.format("100000"),
+        group=GROUP,
+    )
+    store_capacity: int | None = setting(
+        SIZE, "of stored KV, store-wide", default=None, unset=STORE_KEEPS.format("16GiB"), group=GROUP
+    )
+    quarantine_days: float | None = setting(
+        DAYS, "how long a file:// store keeps bad data", default=None, unset=STORE_KEEPS.format("7"), group=GROUP
+    )
+    jobs_max: int = setting(COUNT, "requests that wait or run at most", default=256, group=GROUP)
+
+    @property
+    def quarantine_s(self) -> int | None:
+        return None if self.quarantine_days is None else round(self.quarantine_days * 86_400)
+
+
+def parse(words: Sequence[str] | None = None) -> PrefillOptions:
+    """The options of this command line, environment and file; ends the program with a message for a bad one."""
+    return parse_options(PrefillOptions, "prefill", "Computes chunk KV and publishes it to the chunk store.", words)
