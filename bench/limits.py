@@ -25,6 +25,7 @@ import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from protos import chunks_pb2, decode_pb2, decode_pb2_grpc, prefill_pb2
+from serving.rpc.channel import Target
 from serving.rpc.field_bounds import LABEL_CHARACTERS_MAX
 from serving.rpc.parsing import message_nbytes_max, text_nbytes_max
 
@@ -84,7 +85,7 @@ class Checks:
         self._thread.join()
 
     def _run(self) -> None:
-        with grpc.insecure_channel(self._address, [("grpc.use_local_subchannel_pool", 1)]) as channel:
+        with Target(self._address).open() as channel:
             stub = health_pb2_grpc.HealthStub(channel)
             stub.Check(health_pb2.HealthCheckRequest())
             while not self._ended.wait(PAUSE_S):
@@ -107,7 +108,7 @@ def send(address: str, method: str, raw: bytes) -> str:
 
 
 def measure(prefill: str, decode: str) -> None:
-    with grpc.insecure_channel(decode) as channel:
+    with Target(decode).open() as channel:
         context = decode_pb2_grpc.DecodeServiceStub(channel).GetLoads(decode_pb2.GetLoadsRequest()).context_length_max
     print(f"context of {context} tokens, messages of at most {message_nbytes_max(context)} bytes, {TOGETHER} at once")
     print(f"{'request':28} {'bytes':>9} {'status':20} {'s':>6} {'median':>7} {'max ms':>7}")

@@ -29,6 +29,7 @@ import grpc
 from bench.models import fable
 from cairn.local.processes import free_port
 from protos import chunks_pb2, decode_pb2, decode_pb2_grpc
+from serving.rpc.channel import Target
 
 FLOOD_S = 8.0
 STREAMS = 8
@@ -102,7 +103,7 @@ def bare_service() -> Iterator[str]:
 async def flood(address: str, callers: int, streams: int) -> None:
     """Every caller asks again as soon as it is refused, with a document of 1000 tokens, beside so many streams."""
     model, refused = fable(), []
-    async with grpc.aio.insecure_channel(address) as channel:
+    async with Target(address).open_async() as channel:
         stub = decode_pb2_grpc.DecodeServiceStub(channel)
         busy = [asyncio.create_task(arrivals(stub, request([model.prompt(8, n)], 6000))) for n in range(streams)]
         await asyncio.sleep(1.0)
@@ -133,7 +134,7 @@ async def flood(address: str, callers: int, streams: int) -> None:
 async def long_query(address: str, tokens: int) -> None:
     """Gaps between the tokens of other streams, before and while a long query is prefilled."""
     model = fable()
-    async with grpc.aio.insecure_channel(address) as channel:
+    async with Target(address).open_async() as channel:
         stub = decode_pb2_grpc.DecodeServiceStub(channel)
         streams = [asyncio.create_task(arrivals(stub, request([model.prompt(8, n)], 6000))) for n in range(STREAMS)]
         watched = stub.Generate(request([model.prompt(8, 99)], 6000), timeout=300)

@@ -14,9 +14,8 @@ import sys
 import time
 from typing import Any
 
-import grpc
-
 from protos import chunks_pb2, decode_pb2, decode_pb2_grpc
+from serving.rpc.channel import Target
 
 DEADLINE_S = 300.0
 
@@ -40,7 +39,7 @@ async def stream(stub: Any, spec: dict[str, Any]) -> list[tuple[float, int]]:
 
 
 async def run(address: str, specs: list[dict[str, Any]]) -> list[list[tuple[float, int]]]:
-    async with grpc.aio.insecure_channel(address) as channel:
+    async with Target(address).open_async() as channel:
         stub = decode_pb2_grpc.DecodeServiceStub(channel)
         return list(await asyncio.gather(*(stream(stub, spec) for spec in specs)))
 
