@@ -1,7 +1,7 @@
 """The KV geometry of a model as its configuration tells it: no weights, no forward.
 
 A service learns the geometry by watching the model, which is always right; this reads what the configuration says
-and refuses what it cannot know. ``tests/cairn/test_plan.py`` compares the two for every architecture of the tests.
+and refuses what it cannot know. The test of ``cairn plan`` compares the two for every architecture of the tests.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ from cairn import AsyncClient
 from cairn.demo.examples import Examples, Exercise, Question, plan_exercises
 from cairn.demo.trial import Verdict, register, try_exercise
 
-ROOT = Path(__file__).resolve().parent.parent.parent
+ROOT = Path(__file__).resolve().parents[3]
 EXAMPLES = Examples(
     "Be brief.",
     {"a.txt": "A.", "b.txt": "B.", "c.txt": "C."},

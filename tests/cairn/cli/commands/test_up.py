@@ -19,7 +19,7 @@ from cairn.local.services import service_commands
 from decode_service.options import DecodeOptions
 from prefill_service.options import PrefillOptions
 
-HERE = Path(__file__).parent
+HERE = Path(__file__).parents[2]
 
 STAND_IN = '''
 """Stands in for a service: behaves as the environment says, keeps the flags it was given."""

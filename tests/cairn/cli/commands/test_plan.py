@@ -100,7 +100,7 @@ def test_the_dtype_is_the_one_that_a_service_takes(plan: Run, tmp_path: Path, st
 
 
 def test_fable_takes_twice_its_checkpoints_bytes_on_the_cpu(plan: Run) -> None:
-    fable = str(Path(__file__).parents[2] / "models" / "fable")
+    fable = str(Path(__file__).parents[4] / "models" / "fable")
     assert json.loads(plan(fable, "--json")[1])["token_nbytes"] == 6144
     assert json.loads(plan(fable, "--device", "cuda", "--json")[1])["token_nbytes"] == 3072
     _, _, words = plan(fable)

@@ -1,0 +1,72 @@
+"""``cairn generate`` against scripted services."""
+
+from __future__ import annotations
+
+import json
+
+import grpc
+import pytest
+
+from protos import chunks_pb2
+from tests.cairn.cairn_fakes import digits
+
+CHUNK_1 = digits("chunk 001")
+
+
+def test_generate_streams_text_and_reports(cairn, services, tmp_path):
+    document = tmp_path / "doc.txt"
+    document.write_text("Facts.")
+    code, out, err = cairn(
+        *("generate", CHUNK_1, ":doc-2", f"@{document}", "more", "--query", "why?", "--query-role", "user"),
+        *("--segment-role", "document", "--reuse", "anchored", "--max-tokens", "5", "--seed", "3", "--ignore-eos"),
+    )
+    assert (code, out) == (0, "Cairn is stone.\n")
+    assert "9 prompt tokens (7 cached, 2 computed), 3 generated" in err
+    assert "store" in err and "not_stored" in err
+    request = services.script.requests[-1]
+    first, second, third, fourth, query = request.segments
+    assert (first.chunk_id, second.chunk_id) == (CHUNK_1, digits("chunk 002"))
+    assert (third.text, third.role, fourth.text) == ("Facts.", "document", "more")
+    assert (query.text, query.role) == ("why?", "user")
+    assert request.reuse_mode == chunks_pb2.REUSE_MODE_ANCHORED
+    assert (request.sampling.max_tokens, request.sampling.seed, request.sampling.ignore_eos) == (5, 3, True)
+
+
+def test_generate_takes_the_last_part_as_the_query_and_can_be_quiet(cairn, services):
+    code, out, err = cairn("generate", "context", "query", "--quiet")
+    assert (code, out, err) == (0, "Cairn is stone.\n", "")
+    assert [segment.text for segment in services.script.requests[-1].segments] == ["context", "query"]
+
+
+def test_generate_json_is_one_object(cairn):
+    code, out, err = cairn("generate", "q", "--json", "--logprobs")
+    assert (code, err) == (0, "")
+    result = json.loads(out)
+    assert (result["text"], result["token_ids"], result["finish_reason"]) == ("Cairn is stone.", [0, 1, 2], "stop")
+    assert result["usage"]["prompt_tokens"] == 9
+    assert result["reuse"]["segments"][0]["source"] == "store"
+    assert result["logprobs"] == [-0.5] * 3
+
+
+def test_a_failed_request_exits_with_1(cairn, services):
+    services.script.fail = [(grpc.StatusCode.FAILED_PRECONDITION, "another model")] * 2
+    code, out, err = cairn("generate", "q")
+    assert (code, out) == (1, "")
+    assert "FAILED_PRECONDITION" in err and "another model" in err
+    code, out, err = cairn("generate", "q", "--json")
+    assert (code, out) == (1, "")
+    assert json.loads(err)["error"] == {
+        "code": "FAILED_PRECONDITION",
+        "message": "another model",
+        "source": f"decode service at {services.address}",
+    }
+
+
+@pytest.mark.parametrize("command", ["generate", "explain"])
+def test_short_ids_in_prompts(cairn, services, command):
+    code, _, err = cairn(command, CHUNK_1[:18], "--query", "why?")
+    assert code == 0, err
+    assert services.script.requests[-1].segments[0].chunk_id == CHUNK_1
+    code, out, err = cairn(command, "0123456789ab", "--query", "why?")
+    assert (code, out) == (2, "") and "text:0123456789ab" in err
+    assert not hasattr(services.script.requests[-1], "segments"), "nothing is sent"
