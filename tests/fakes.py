@@ -18,7 +18,7 @@ from engine.kv.pool import PagedKVPool
 from engine.model.limits import ContextLimit
 from engine.plan import PlacedChunk, StepSequence
 from engine.reuse import ReuseMode
-from tests.models_for_tests import VOCABULARY, byte_level_tokenizer
+from tests.tokenizer_for_tests import VOCABULARY, byte_level_tokenizer
 from text.codec import TextCodec
 
 LAYOUT = KVLayout("float32", (LayerLayout(1, 4, 4),))

@@ -1,6 +1,6 @@
 """Tiny random models with a tokenizer, as directories: what the services are tested with.
 
-The weights are random and seeded; the tokenizer is a byte-level BPE with four turn markers.
+The weights are random and seeded.
 """
 
 from __future__ import annotations
@@ -9,26 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
+from transformers import AutoConfig, AutoModelForCausalLM
 
-ROLES = ("system", "document", "user", "assistant")
-SPECIAL_TOKENS = ("<pad>", "<end>", *(f"<|{role}|>" for role in ROLES))
-VOCABULARY = 384
-
-CHAT_TEMPLATE = (
-    "{%- for message in messages -%}"
-    "{%- if message['role'] not in ['system', 'document', 'user', 'assistant'] -%}"
-    "{{- raise_exception('unknown role: ' + message['role']) -}}{%- endif -%}"
-    "{{- '<|' + message['role'] + '|>' + message['content'] + '<end>' -}}"
-    "{%- endfor -%}{%- if add_generation_prompt -%}{{- '<|assistant|>' -}}{%- endif -%}"
-)
-
-TEXT_TO_LEARN = (
-    "The town of Crystalton is located in Nebulonia.",
-    "Where is Crystalton located? Crystalton is located in Nebulonia.",
-    "A cairn is a heap of stones that marks a place; the stones are carried there one by one.",
-)
+from tests.tokenizer_for_tests import VOCABULARY, byte_level_tokenizer
 
 _SIZES: dict[str, Any] = {
     "vocab_size": VOCABULARY,
@@ -44,23 +27,6 @@ _SIZES: dict[str, Any] = {
     "eos_token_id": 1,
     "pad_token_id": 0,
 }
-
-
-def byte_level_tokenizer() -> PreTrainedTokenizerFast:
-    """A byte-level BPE of at most ``VOCABULARY`` tokens with ``CHAT_TEMPLATE``."""
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=VOCABULARY,
-        special_tokens=[AddedToken(text, special=True) for text in SPECIAL_TOKENS],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(TEXT_TO_LEARN, trainer)
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<end>", pad_token="<pad>")
-    fast.chat_template = CHAT_TEMPLATE
-    return fast
 
 
 def tiny_model_dir(path: Path, arch: str = "qwen3", *, seed: int = 0, tokenizer: bool = True, **config: Any) -> Path:

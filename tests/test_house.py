@@ -12,9 +12,12 @@ import tomllib
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("chunk_store", "text", "engine", "serving", "prefill_service", "decode_service", "cairn", "bench", "models")
+LOCKED = ("server", "dev", "redis", "mooncake")  # the extras that `make env` installs
 SOURCES = [path for package in PACKAGES for path in sorted((ROOT / package).rglob("*.py"))]
 
 
@@ -64,6 +67,41 @@ def test_mypy_reads_messages_and_stubs(tmp_path: Path) -> None:
     wrong = {int(number) for number in re.findall(r"misuses\.py:(\d+): error", found.stdout)}
     meant = {number for number, line in enumerate(MISUSES.splitlines(), 1) if line and "import" not in line}
     assert wrong == meant, found.stdout + found.stderr
+
+
+@pytest.mark.parametrize("guide", ["CONTRIBUTING.md", "README.md"])
+def test_every_path_in_a_guide_exists(guide: str) -> None:
+    words = re.findall(r"`([\w.*/-]+)`", (ROOT / guide).read_text())
+    paths = [word for word in words if "/" in word.strip("/") or Path(word).suffix in {".py", ".md", ".toml", ".lock"}]
+    assert paths
+    assert not [path for path in paths if not any(ROOT.glob(path.strip("/")))]
+
+
+def test_the_guide_names_targets_that_exist() -> None:
+    targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    named = set(re.findall(r"`make ([\w-]+)", (ROOT / "CONTRIBUTING.md").read_text()))
+    assert {"format", "test-gpu", "test-all", "coverage", "lock"} <= named <= targets
+
+
+def test_git_runs_what_make_check_runs() -> None:
+    makefile = (ROOT / "Makefile").read_text()
+    checked = re.search(r"^check:.*\n((?:\t.*\n)+)", makefile, re.MULTILINE)
+    hooks = re.findall(r"entry: \.venv/bin/([^}\n]+)", (ROOT / ".pre-commit-config.yaml").read_text())
+    assert checked
+    lines = [line.strip().removeprefix("$(BIN)/").removesuffix(" .") for line in checked[1].splitlines()]
+    assert [hook.strip().removesuffix(" --force-exclude") for hook in hooks] == lines
+
+
+def test_the_lock_holds_what_is_required_and_no_address() -> None:
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = settings["optional-dependencies"]
+    wanted = map(Requirement, settings["dependencies"] + [line for name in LOCKED for line in extras[name]])
+    _, *lines = (ROOT / "requirements.lock").read_text().splitlines()
+    assert all(re.fullmatch(r"[\w.-]+==[\w.]+", line) for line in lines)
+    held = {canonicalize_name(name): version for name, _, version in (line.partition("==") for line in lines)}
+    for requirement in wanted:
+        name = canonicalize_name(requirement.name)
+        assert name in {"torch", "cairn"} or requirement.specifier.contains(held[name]), requirement
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))

@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from serving.process.loading import Loaded, load
 from serving.process.options import ServiceOptions
 from tests.architectures import ARCHITECTURES, EXACT_ONLY, build
-from tests.models_for_tests import VOCABULARY, byte_level_tokenizer
+from tests.tokenizer_for_tests import VOCABULARY, byte_level_tokenizer
 
 CONTEXT_LENGTH = 2048
 _TOKENS = {"vocab_size": VOCABULARY, "bos_token_id": None, "eos_token_id": 1, "pad_token_id": 0}

@@ -22,7 +22,7 @@ from tests import oracle
 from tests.decode_service.models import CONTEXT_LENGTH, loaded, model_dir, oracle_model, tokens
 from tests.decode_service.pair import Pair, pair, wait_until
 from tests.decode_service.pair import raw_status as raw
-from tests.models_for_tests import VOCABULARY
+from tests.tokenizer_for_tests import VOCABULARY
 
 Code = grpc.StatusCode
 

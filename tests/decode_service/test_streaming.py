@@ -20,7 +20,7 @@ from protos import decode_pb2
 from tests import oracle
 from tests.decode_service.models import loaded, oracle_model, tokens
 from tests.decode_service.pair import Pair, pair, raw_status, servers, wait_until
-from tests.models_for_tests import byte_level_tokenizer
+from tests.tokenizer_for_tests import byte_level_tokenizer
 
 DOCUMENT, QUERY = tokens(1, 30), tokens(2, 7)
 

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.models_for_tests import byte_level_tokenizer
 from tests.text.test_codec import PIECES
+from tests.tokenizer_for_tests import byte_level_tokenizer
 from text.answer import AnswerText, TextDelta
 from text.codec import TextCodec
 

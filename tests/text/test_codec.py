@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers
 from transformers import PreTrainedTokenizerFast
 
-from tests.models_for_tests import CHAT_TEMPLATE, byte_level_tokenizer, tiny_model_dir
+from tests.models_for_tests import tiny_model_dir
+from tests.tokenizer_for_tests import CHAT_TEMPLATE, byte_level_tokenizer
 from text.codec import TextCodec
 from text.errors import TextRefused
 
