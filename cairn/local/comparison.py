@@ -7,10 +7,8 @@ stored KV, are the services'.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
 
-from cairn.cli.stores import opened
 from chunk_store.key import ChunkKey
 from chunk_store.shared_store import SharedStore
 from engine.compare.divergence import TOLERANCE, Divergence, compare
@@ -20,7 +18,6 @@ from engine.kv.pool import PagedKVPool
 from engine.kv.pool_bytes import incoming
 from engine.reuse import ReuseMode
 from engine.served import ServedModel
-from serving.process.options import StoreOptions
 
 FRESH, STORED, EAGER = "fresh", "stored", "eager"
 WAYS = (FRESH, STORED, EAGER)
@@ -74,20 +71,18 @@ def run_comparison(
     segments: Sequence[tuple[int, ...]],
     ways: tuple[Way, Way],
     *,
-    store: StoreOptions | None = None,
+    store: SharedStore | None = None,
     salt: str = "",
     tolerance: float | None = None,
 ) -> Comparison:
-    """Answers ``segments`` (the query last) both ways. Raises ``ValueError`` if it cannot compare, or as ``opened``.
+    """Answers ``segments`` (the query last) both ways. Raises ``ValueError`` if it cannot compare.
 
     Without ``tolerance`` it is the dtype's; 0 for stored against fresh of one mode, which have the same bits.
     """
     for way in ways:
         if sum(map(len, segments)) > served.limit(way.mode).tokens:
             raise ValueError(f"{sum(map(len, segments))} tokens are more than {way.mode} has: {served.limit(way.mode)}")
-    with ExitStack() as ends:
-        place = ends.enter_context(opened(store)) if store and any(way.kind == STORED for way in ways) else None
-        a, b = (_trace(served, segments, way, place, salt) for way in ways)
+    a, b = (_trace(served, segments, way, store, salt) for way in ways)
     same = ways[0].mode == ways[1].mode and EAGER not in (ways[0].kind, ways[1].kind)
     if tolerance is None:
         tolerance = 0.0 if same else TOLERANCE[served.layout.dtype]
