@@ -84,7 +84,7 @@ def build(options: DecodeOptions, loaded: Loaded, on_failure: Callable[[], None]
         host_nbytes=options.host_cache,
         on_failure=on_failure,
     )
-    metrics.watch_worker(worker.load)
+    metrics.watch_worker(worker.occupancy)
 
     def close() -> None:
         prefiller.close()

@@ -13,15 +13,17 @@ Its pages may have a new owner by then; the owner's writes come later on the sam
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from collections.abc import Sequence as Items
 from dataclasses import dataclass
 
 from torch import Tensor
 
 from decode_service.metrics import DecodeMetrics
+from decode_service.scheduler import Rows
 from decode_service.sequence import Sequence
 from engine.kv.resident import ResidentChunks
-from engine.plan import CascadePlan, StepSequence
+from engine.plan import StepSequence
 from engine.run.protocol import PendingStep, Runner
 from engine.sampling.params import Choice
 
@@ -43,54 +45,61 @@ class NextToken:
 
 
 @dataclass(frozen=True)
-class _Begun:
-    batch: list[Sequence]
+class Begun:
+    """A step that was launched, and the rows in it."""
+
+    rows: Items[Rows]
     step: PendingStep
 
 
 class Decoding:
     """The loop of decode steps. Belongs to the device thread."""
 
-    def __init__(self, runner: Runner, residents: ResidentChunks, metrics: DecodeMetrics) -> None:
+    def __init__(
+        self, runner: Runner, residents: ResidentChunks, metrics: DecodeMetrics, begun: Callable[[Begun], None]
+    ) -> None:
+        """``begun`` is told of every step when it is launched."""
         self._runner = runner
         self._residents = residents
         self._metrics = metrics
-        self._in_flight: _Begun | None = None
+        self._begun = begun
+        self._in_flight: Begun | None = None
 
-    def step(self, running: Items[Sequence]) -> list[NextToken]:
-        """Begins a step for ``running``; the tokens that are there now, perhaps of the step before."""
-        if self._runner.runs_ahead and all(takes_argmax(sequence) for sequence in running):
+    def step(self, rows: Items[Rows]) -> list[NextToken]:
+        """Begins a step of ``rows``, one a sequence; the tokens that are there now, perhaps of the step before."""
+        if self._runner.runs_ahead and all(takes_argmax(each.sequence) for each in rows):
             before = self._in_flight
-            self._in_flight = self._begin(running, before)
+            self._in_flight = self._begin(rows, before)
             return self._read(before)
-        return self.drain() if self._in_flight else self._read(self._begin(running, None))
+        return self.drain() if self._in_flight else self._read(self._begin(rows, None))
 
     def drain(self) -> list[NextToken]:
         """The tokens of what was begun and not yet read; nothing is in flight afterwards."""
         before, self._in_flight = self._in_flight, None
         return self._read(before)
 
-    def _begin(self, running: Items[Sequence], before: _Begun | None) -> _Begun | None:
-        """The next step, without the sequences whose last token is on its way."""
-        rows = {id(sequence): row for row, sequence in enumerate(before.batch)} if before else {}
-        batch = [s for s in running if len(s.generated) + (id(s) in rows) < s.params.max_tokens]
-        if not batch:
+    def _begin(self, rows: Items[Rows], before: Begun | None) -> Begun | None:
+        """The next step; a sequence that is in the one before gets its input from there."""
+        if not rows:
             return None
-        sources = [~rows[id(s)] if id(s) in rows else s.generated[-1] for s in batch]
-        step = self._runner.decode(sources, step_sequences(batch, self._residents))
-        advance(batch, step.plan, self._residents.pool.page_size)
-        return _Begun(batch, step)
+        at = {each.sequence: row for row, each in enumerate(before.rows)} if before else {}
+        batch = [each.sequence for each in rows]
+        sources = [~at[sequence] if sequence in at else sequence.generated[-1] for sequence in batch]
+        begun = Begun(rows, self._runner.decode(sources, step_sequences(batch, self._residents)))
+        self._begun(begun)
+        return begun
 
-    def _read(self, begun: _Begun | None) -> list[NextToken]:
+    def _read(self, begun: Begun | None) -> list[NextToken]:
         if begun is None:
             return []
         token_ids = begun.step.wait()
-        logits = None if all(takes_argmax(s) for s in begun.batch) else begun.step.logits().cpu()
+        batch = [each.sequence for each in begun.rows]
+        logits = None if all(takes_argmax(sequence) for sequence in batch) else begun.step.logits().cpu()
         tokens = [
             NextToken(sequence, token_ids[row])
             if logits is None or takes_argmax(sequence)
             else NextToken(sequence, None, logits[row])
-            for row, sequence in enumerate(begun.batch)
+            for row, sequence in enumerate(batch)
             if not sequence.done
         ]
         self._metrics.stepped(begun.step.plan, [token.sequence for token in tokens])
@@ -115,13 +124,3 @@ def step_sequences(batch: Items[Sequence], residents: ResidentChunks) -> list[St
         )
         for sequence in batch
     ]
-
-
-def advance(batch: Items[Sequence], plan: CascadePlan, page_size: int) -> None:
-    """The step's tokens are in the tails; at its first step a sequence learns in which level each chunk is read."""
-    for row, sequence in enumerate(batch):
-        sequence.tail_tokens += 1
-        if sequence.tail_level is None:
-            sequence.tail_level = len(plan.levels)
-            for chunk in sequence.composition.chunks:
-                chunk.level = plan.level_of(chunk.held.first_slot(page_size), row)

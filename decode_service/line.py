@@ -10,7 +10,6 @@ It knows requests and numbers; it neither holds pages nor runs anything.
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from enum import Enum
@@ -106,13 +105,18 @@ class Line:
 
 @dataclass(eq=False)
 class Stay:
-    """One request's part of the ``FillRoom``: from its admission until it neither waits nor is fetched for."""
+    """One request's part of the ``FillRoom``: from its admission until it neither waits nor is loaded for."""
 
     chunk_pages: int
     tail_pages: int
     long: bool = False  # it waits for KV that is being computed, not only read
-    fetching: bool = False
+    loading: bool = False
     waiting: bool = True
+
+    @property
+    def room(self) -> Misfit:
+        """Which room it takes, and is put off for want of."""
+        return Misfit.ASK if self.long else Misfit.LOAD
 
 
 @dataclass(frozen=True)
@@ -132,7 +136,7 @@ class Share:
 
 
 class FillRoom:
-    """Bounds of what waits for KV. Thread-safe: loaders find out that KV has to be computed, and ask here.
+    """Bounds of what waits for KV.
 
     At most ``requests_max`` are read for, in a quarter of either region of the pool, and as many wait for KV that is
     computed elsewhere, which may take as long as it likes, in half of either: the rest stays for requests whose KV
@@ -140,37 +144,43 @@ class FillRoom:
     """
 
     def __init__(self, requests_max: int, *, chunk_pages: int, tail_pages: int) -> None:
-        self.threads = 2 * requests_max  # that can be busy with stays at once
+        self.stays_max = 2 * requests_max
         self._loads = Share(requests_max, chunk_pages // 4, tail_pages // 4)
         self._asks = Share(requests_max, chunk_pages // 2, tail_pages // 2)
         self._stays: set[Stay] = set()
-        self.asks_wait = False  # others asked before and were put off
-        self._lock = threading.Lock()
 
     def enter(self, stay: Stay) -> bool:
         """Takes a stay in; False, and nothing, if there is no room for it now."""
-        with self._lock:
-            has_room = self._has_room(stay)
-            if has_room:
-                self._stays.add(stay)
-            return has_room
-
-    def may_ask(self, stay: Stay) -> bool:
-        """Whether what this stay waits for may be computed; it is a long one then."""
-        with self._lock:
-            if not stay.long and not self.asks_wait:
-                stay.long = self._asks.has_room((other for other in self._stays if other.long), stay)
-            return stay.long
-
-    def end_if_over(self, stay: Stay) -> None:
-        """Lets go of a stay that neither waits nor is fetched for."""
-        if not stay.waiting and not stay.fetching:
-            with self._lock:
-                self._stays.discard(stay)
-
-    def _has_room(self, stay: Stay) -> bool:
         share = self._asks if stay.long else self._loads
-        return share.has_room((other for other in self._stays if other.long == stay.long), stay)
+        has_room = share.has_room((other for other in self._stays if other.long == stay.long), stay)
+        if has_room:
+            self._stays.add(stay)
+        return has_room
+
+    def may_ask(self, stay: Stay, *, others_wait: bool) -> bool:
+        """Whether what this stay waits for may be computed; it is a long one then.
+
+        ``others_wait``: somebody asked before and was put off.
+        """
+        if not stay.long and not others_wait:
+            stay.long = self._asks.has_room((other for other in self._stays if other.long), stay)
+        return stay.long
+
+    def stop_waiting(self, stay: Stay | None) -> None:
+        """The request of this stay, if it has one, waits no more."""
+        if stay is not None:
+            stay.waiting = False
+            self._end_if_over(stay)
+
+    def stop_loading(self, stay: Stay | None) -> None:
+        """The load of this stay, if it has one, is over."""
+        if stay is not None:
+            stay.loading = False
+            self._end_if_over(stay)
+
+    def _end_if_over(self, stay: Stay) -> None:
+        if not stay.waiting and not stay.loading:
+            self._stays.discard(stay)
 
 
 class Turns:

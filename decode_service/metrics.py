@@ -10,7 +10,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from chunk_store.entry import MissReason
 from decode_service.prompt.request_chunk import ChunkOutcome, Unpublished
-from decode_service.sequence import Failed, Finished, FinishReason, Load, Sequence
+from decode_service.sequence import Failed, Finished, FinishReason, Occupancy, Sequence
 from engine.kv.source import KVSource
 from engine.plan import CascadePlan
 from serving.rpc.errors import STATUS_NAMES, status_name
@@ -78,15 +78,15 @@ class DecodeMetrics:
         for metric in plain:
             metric.labels(self._model)
 
-    def watch_worker(self, load: Callable[[], Load]) -> None:
+    def watch_worker(self, occupancy: Callable[[], Occupancy]) -> None:
         """Gauges of what the worker is doing, read when Prometheus asks."""
-        self._watch("num_requests_running", "Requests admitted", lambda: load().running)
-        self._watch("num_requests_waiting", "Requests waiting for admission", lambda: load().waiting)
-        self._watch("chunks_resident", "Chunks in the KV pool", lambda: load().chunks_resident)
-        self._watch("kv_cache_usage_perc", "Share of the pool's pages in use, 0 to 1", lambda: load().usage)
+        self._watch("num_requests_running", "Requests admitted", lambda: occupancy().running)
+        self._watch("num_requests_waiting", "Requests waiting for admission", lambda: occupancy().waiting)
+        self._watch("chunks_resident", "Chunks in the KV pool", lambda: occupancy().chunks_resident)
+        self._watch("kv_cache_usage_perc", "Share of the pool's pages in use, 0 to 1", lambda: occupancy().usage)
         pages = Gauge("cairn_kv_pages", "Pages by owner", ("model_name", "owner"), registry=self.registry)
         for owner in ("free", "chunk", "tail"):
-            pages.labels(self._model, owner).set_function(partial(lambda owner: load().pages[owner], owner))
+            pages.labels(self._model, owner).set_function(partial(lambda owner: occupancy().pages[owner], owner))
 
     def _watch(self, name: str, text: str, read: Callable[[], float]) -> None:
         gauge = Gauge(f"cairn_{name}", text, ("model_name",), registry=self.registry)

@@ -1,6 +1,6 @@
 """A request inside the worker: what it is made of, where it stands, and what it tells its caller.
 
-A sequence is touched by the device thread only, from ``submit`` to its last event.
+The scheduler alone changes a sequence, in the device thread, from ``submit`` to its last event.
 """
 
 from __future__ import annotations
@@ -9,15 +9,28 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import TYPE_CHECKING
 
 from chunk_store.tenant import DEFAULT_TENANT, Tenant
 from decode_service.prompt.composition import Composition
-from decode_service.prompt.request_chunk import RequestChunk
-from engine.plan import PlacedChunk
+from engine.plan import CascadePlan, PlacedChunk
 from engine.sampling.params import Choice, SamplingParams
-from engine.sampling.sampler import Sampler
 from serving.errors import RequestError
 from serving.trace.stages import StageClock
+
+if TYPE_CHECKING:  # a scheduler hands them on
+    from decode_service.admission import Fill
+    from engine.sampling.sampler import Sampler
+
+
+class State(StrEnum):
+    """Where a request stands; ``scheduler.py`` draws the way from one state to another."""
+
+    WAITING = "waiting"  # to be admitted; it holds nothing
+    LOADING = "loading"  # it has all its pages, and waits for KV or for a place to decode
+    PREFILLING = "prefilling"  # all KV is there but what it computes itself
+    DECODING = "decoding"  # it has its first token
+    ENDED = "ended"
 
 
 class FinishReason(StrEnum):
@@ -63,11 +76,12 @@ class Sequence:
     deliver: Callable[[list[Event]], None]
     owner: Tenant = DEFAULT_TENANT  # of the request and its id, which is the owner's own among many
     clock: StageClock = field(default_factory=StageClock)
+    deadline: float = math.inf  # by the monotonic clock, seconds; nobody waits for the answer after it
+    state: State = State.WAITING
+    fill: Fill | None = None  # what its admission brings into the pool
     tail_pages: tuple[int, ...] = ()
     tail_tokens: int = 0  # in the pool
     generated: list[int] = field(default_factory=list)
-    done: bool = False
-    deadline: float = math.inf  # by the monotonic clock, seconds; nobody waits for the answer after it
     cold: bool = False  # its KV was not in the store when it was looked for
     passed: int = 0  # how often another request was admitted before it
     tail_level: int | None = None  # not known before its first decode step
@@ -79,15 +93,18 @@ class Sequence:
         return self.composition.tenant
 
     @property
+    def done(self) -> bool:
+        return self.state is State.ENDED
+
+    @property
+    def drawn(self) -> int:
+        """Tokens of the answer that were drawn, or will be by what was launched."""
+        return self.tail_tokens - len(self.composition.tail) + 1
+
+    @property
     def tail_tokens_max(self) -> int:
         """Slots that the tail can need: its prompt part and all of the answer but the last token."""
         return len(self.composition.tail) + self.params.max_tokens - 1
-
-    @property
-    def to_compute(self) -> RequestChunk | None:
-        """The next chunk that is computed here, or has begun to be."""
-        chunks = self.composition.chunks
-        return next((c for c in chunks if c.computed is not None and c.computed < len(c.token_ids)), None)
 
     def placed(self, page_size: int, moves: int) -> tuple[PlacedChunk, ...]:
         """The chunks as a plan needs them; built anew only after runs have moved (``moves`` changed)."""
@@ -97,9 +114,15 @@ class Sequence:
             self._placed = moves, tuple(places)
         return self._placed[1]
 
+    def note_levels(self, plan: CascadePlan, row: int, page_size: int) -> None:
+        """At its first decode step a sequence learns in which level each chunk is read."""
+        self.tail_level = len(plan.levels)
+        for chunk in self.composition.chunks:
+            chunk.level = plan.level_of(chunk.held.first_slot(page_size), row)
+
 
 @dataclass(frozen=True)
-class Load:
+class Occupancy:
     """What the worker is doing now. ``pages`` by owner: free, chunk, tail."""
 
     running: int

@@ -267,17 +267,17 @@ class DecodeService(decode_pb2_grpc.DecodeServiceServicer):
         return decode_pb2.AbortResponse(found=found)
 
     async def GetLoads(self, request: decode_pb2.GetLoadsRequest, context: Context) -> decode_pb2.GetLoadsResponse:
-        load, served = self.worker.load(), self.resolver.served
+        occupancy, served = self.worker.occupancy(), self.resolver.served
         reply = decode_pb2.GetLoadsResponse(
-            running=load.running,
-            waiting=load.waiting,
+            running=occupancy.running,
+            waiting=occupancy.waiting,
             waiting_max=self.worker.waiting_max,
             batch_max=self.worker.batch_max,
-            pages_total=sum(load.pages.values()),
-            pages_free=load.pages["free"],
-            pages_chunks=load.pages["chunk"],
-            pages_tails=load.pages["tail"],
-            chunks_resident=load.chunks_resident,
+            pages_total=sum(occupancy.pages.values()),
+            pages_free=occupancy.pages["free"],
+            pages_chunks=occupancy.pages["chunk"],
+            pages_tails=occupancy.pages["tail"],
+            chunks_resident=occupancy.chunks_resident,
             page_size=self.worker.residents.pool.page_size,
             model_name=self.model_name,
             model_identity=served.identity,

@@ -7,6 +7,7 @@ first. The table does not know where KV comes from.
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -42,6 +43,7 @@ class ResidentChunks:
         self.pool = pool
         self._chunks: OrderedDict[ChunkKey, ResidentChunk] = OrderedDict()  # least recently used first
         self.evictions = 0
+        self.on_evict: Callable[[ChunkKey], None] = lambda _: None
         self.moves = 0  # how often runs have been moved: places read before are stale when it changes
 
     def __len__(self) -> int:
@@ -96,6 +98,7 @@ class ResidentChunks:
             return False
         self._drop(chunk)
         self.evictions += 1
+        self.on_evict(key)
         return True
 
     def _evict_one(self) -> bool:

@@ -104,24 +104,20 @@ def test_what_waits_for_computing_leaves_room_for_what_is_read() -> None:
     assert [room.enter(stay) for stay in asks] == [True] * 4 + [False]
     loads = [Stay(5, 1) for _ in range(5)]
     assert [room.enter(stay) for stay in loads] == [True] * 4 + [False]
-    assert not room.may_ask(loads[0]) and room.may_ask(asks[0])
-    asks[0].waiting, asks[0].fetching = False, True
-    room.end_if_over(asks[0])
-    assert not room.may_ask(loads[0])  # it is still being fetched
-    asks[0].fetching = False
-    room.end_if_over(asks[0])
-    room.asks_wait = True
-    assert not room.may_ask(loads[0])  # others were before it
-    room.asks_wait = False
-    assert room.may_ask(loads[0]) and loads[0].long
+    assert not room.may_ask(loads[0], others_wait=False) and room.may_ask(asks[0], others_wait=False)
+    asks[0].loading = True
+    room.stop_waiting(asks[0])
+    assert not room.may_ask(loads[0], others_wait=False)  # it is still being loaded for
+    room.stop_loading(asks[0])
+    assert not room.may_ask(loads[0], others_wait=True)  # others were before it
+    assert room.may_ask(loads[0], others_wait=False) and loads[0].long
 
 
 def test_pages_of_those_who_wait_are_bounded_but_for_one_alone() -> None:
     room = FillRoom(4, chunk_pages=80, tail_pages=80)
     huge = Stay(70, 70, long=True)
     assert room.enter(huge) and not room.enter(Stay(1, 1, long=True))
-    huge.waiting = False
-    room.end_if_over(huge)
+    room.stop_waiting(huge)
     assert room.enter(Stay(40, 1, long=True)) and not room.enter(Stay(1, 1, long=True))
 
 

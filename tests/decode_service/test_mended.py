@@ -131,7 +131,7 @@ def test_a_sampler_that_fails_ends_its_own_request_only(small: Pair) -> None:
         worker = small.decode.worker
 
         def sabotage() -> None:
-            sampler = next(s for s in worker._everyone() if s.request_id == "bad").sampler
+            sampler = next(s for s in worker.scheduler.everyone if s.request_id == "bad").sampler
             choose = sampler.choose
 
             def fails_later(logits):

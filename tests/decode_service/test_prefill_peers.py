@@ -74,7 +74,7 @@ def frozen(services: Pair) -> Iterator[Frozen]:
 @contextmanager
 def through(services: Pair, target: str, **options: Any) -> Iterator[None]:
     """The decode service asks ``target``, with less patience than it has otherwise."""
-    source = services.decode.worker._fills._source
+    source = services.decode.worker.loader.source
     usual, source.prefiller = source.prefiller, RemotePrefiller(target, **options)
     try:
         yield

@@ -29,7 +29,7 @@ def later(services: Pair, parts: list[Any], **options: Any) -> Future[Result]:
 @contextmanager
 def asking(services: Pair) -> Iterator[list[int]]:
     """Counts what the prefill service is asked for."""
-    source, asked = services.decode.worker._fills._source, []
+    source, asked = services.decode.worker.loader.source, []
     compute = source.prefiller.compute
 
     def noted(*arguments: Any) -> Any:
@@ -127,7 +127,7 @@ def test_who_joined_a_chunk_that_is_computed_here_goes_on_when_its_owner_leaves(
         chunk, reached, release = tokens(1, 40), threading.Event(), threading.Event()
         expected = services.generate([chunk, [6]], cache="bypass")
         runner = services.decode.worker.runner
-        services.decode.worker._fills._source._full_until[DEFAULT_TENANT] = float("inf")
+        services.decode.worker.loader.source._full_until[DEFAULT_TENANT] = float("inf")
         real = runner.prefill
 
         def held(token_ids: Any, sequence: Any, **options: Any) -> Any:

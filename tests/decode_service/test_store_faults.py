@@ -155,7 +155,7 @@ class Rival:
 
 def test_what_was_just_computed_is_not_evicted_before_it_is_loaded(fresh: Pair, store: Path) -> None:
     """Between two asks of one request everything unprotected goes: what the first ask made must be leased."""
-    source: StoreSource = fresh.decode.worker._source
+    source: StoreSource = fresh.decode.worker.loader.source
     rival = Rival(source.store, 1 << 30)
     compute, asked = source.prefiller.compute, []
 
@@ -173,7 +173,7 @@ def test_what_was_just_computed_is_not_evicted_before_it_is_loaded(fresh: Pair, 
 
 def test_a_lease_is_kept_while_another_chunk_is_computed(fresh: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
     """A slow prefill outlives the lease on what was found: it is renewed meanwhile."""
-    source: StoreSource = fresh.decode.worker._source
+    source: StoreSource = fresh.decode.worker.loader.source
     found = tokens(40, 20)
     fresh.generate([found, [5]], reuse="independent")
     lose(fresh)

@@ -44,7 +44,7 @@ def check_without_store(services: Pair, seed: int, why: str) -> None:
 
 def forget_trouble(services: Pair) -> None:
     """As if some seconds had gone by."""
-    services.decode.worker._fills._source._full_until.clear()
+    services.decode.worker.loader.source._full_until.clear()
 
 
 def is_stored(services: Pair, seed: int) -> bool:

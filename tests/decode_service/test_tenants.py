@@ -218,7 +218,7 @@ def test_what_another_tenant_has_is_not_there(tenants: Tenants, case: str) -> No
             except grpc.RpcError as error:
                 found.append(seen(_raises(error), True))
             tenants.services.decode.worker.call(lambda: None)
-            wait_until(lambda: tenants.services.decode.worker.load().running == 0)
+            wait_until(lambda: tenants.services.decode.worker.occupancy().running == 0)
             counted.append({key: value - at.get(key, 0.0) for key, value in tenants.counters().items()})
         assert found[0] == found[1]
         assert {key for key in counted[0] if counted[0][key] != counted[1].get(key)} == set()

@@ -1,0 +1,397 @@
+"""The scheduler: events of requests in, what runs next out. It owns every request's state.
+
+No tensors, no threads and no clock: the times (monotonic nanoseconds) come with the events. One thread calls it,
+between the launches of a device.
+
+    waiting --- all its pages ---> loading --- all KV there ---> prefilling --- first token ---> decoding
+        ^                            |                                |                             |
+        +--- put off, sent back -----+           ended <--------------+--- aborted, failed, done ---+
+
+A step is a list of (request, rows): rows of its tail, or of a chunk that is computed here. Today a step has either
+pieces of prefill or decode rows (``Turns`` says which), and the device runs the pieces one by one.
+
+A chunk that several requests wait for is filled once, by the first of them. Who is admitted next, and who waits for
+what, is decided by the rules in ``line.py``; ``admission.py`` holds the pages.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from decode_service.admission import Admission, Fill
+from decode_service.line import FillRoom, Line, Turns
+from decode_service.sequence import Event, Failed, Finished, FinishReason, Sequence, State, Tokens
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from collections.abc import Sequence as Items
+
+    from chunk_store.key import ChunkKey
+    from chunk_store.tenant import Tenant
+    from decode_service.prompt.request_chunk import ChunkOutcome, RequestChunk
+    from engine.kv.resident import ResidentChunks
+    from engine.plan import CascadePlan
+    from engine.sampling.params import Choice
+    from serving.errors import RequestError
+    from serving.tenancy.places import TenantPlaces
+    from serving.trace.stages import Stage
+
+NEXT_STATES = {
+    State.WAITING: {State.LOADING, State.ENDED},
+    State.LOADING: {State.WAITING, State.PREFILLING, State.ENDED},
+    State.PREFILLING: {State.DECODING, State.ENDED},
+    State.DECODING: {State.ENDED},
+    State.ENDED: set[State](),
+}
+
+
+@dataclass(frozen=True)
+class Rows:
+    """One request's rows of a step: ``count`` tokens from ``first`` on, of its tail or of a chunk computed here."""
+
+    sequence: Sequence
+    first: int
+    count: int
+    chunk: RequestChunk | None = None
+
+    @property
+    def decodes(self) -> bool:
+        """Whether this is the row of a generated token."""
+        return self.chunk is None and self.first >= len(self.sequence.composition.tail)
+
+    @property
+    def last_of_prompt(self) -> bool:
+        """Whether the request's first token is drawn from the last of these rows."""
+        return self.chunk is None and self.first + self.count == len(self.sequence.composition.tail)
+
+
+@dataclass(frozen=True)
+class StepPlan:
+    """What happens next: requests that came in with their pages, chunks that left for them, and the rows to run."""
+
+    admitted: tuple[Fill, ...]
+    evicted: tuple[ChunkKey, ...]
+    rows: tuple[Rows, ...]
+
+    @property
+    def loads(self) -> list[Fill]:
+        """What to load; each ends with ``loaded``, ``load_failed`` or ``put_off``."""
+        return [fill for fill in self.admitted if fill.loading]
+
+    @property
+    def pieces(self) -> list[Rows]:
+        return [rows for rows in self.rows if not rows.decodes]
+
+    @property
+    def decodes(self) -> list[Rows]:
+        return [rows for rows in self.rows if rows.decodes]
+
+
+def has_its_kv(sequence: Sequence) -> bool:
+    """Whether all KV is there but what is computed here."""
+    return all(chunk.held.ready or chunk.computed is not None for chunk in sequence.composition.chunks)
+
+
+class Scheduler:
+    """Requests from ``submit`` to their last event.
+
+    ``places`` counts who waits and runs, by tenant; ``piece_tokens`` is the most rows of prefill in a step.
+    """
+
+    def __init__(
+        self,
+        residents: ResidentChunks,
+        places: TenantPlaces,
+        *,
+        eos_token_ids: frozenset[int],
+        batch_max: int,
+        piece_tokens: int,
+    ) -> None:
+        pool = residents.pool
+        self._places = places
+        self._eos_token_ids = eos_token_ids
+        self._batch_max = batch_max
+        self._piece_tokens = piece_tokens
+        self._page_size = pool.page_size
+        self._room = FillRoom(batch_max, chunk_pages=pool.chunk_pages, tail_pages=pool.pages - pool.chunk_pages)
+        self._admission = Admission(residents, self._room)
+        self._line = Line(places.may_run)
+        self._line_moved = False  # whether somebody may fit who did not before
+        self._turns = Turns(piece_tokens)
+        self._admitted: dict[State, list[Sequence]] = {
+            state: [] for state in (State.LOADING, State.PREFILLING, State.DECODING)
+        }
+        self._loads: set[Fill] = set()  # that are under way, whether their request still waits or not
+        self._for_a_place = 0  # requests whose KV is all there and who wait for a place to decode
+        self._events: list[tuple[Sequence, Event]] = []
+
+    # -- what stands where --------------------------------------------------------------------------
+    @property
+    def everyone(self) -> list[Sequence]:
+        return [*self._line, *(sequence for there in self._admitted.values() for sequence in there)]
+
+    @property
+    def loads_max(self) -> int:
+        """Loads that can be under way at once."""
+        return self._room.stays_max
+
+    @property
+    def running(self) -> int:
+        """Requests that are admitted."""
+        return sum(map(len, self._admitted.values()))
+
+    @property
+    def decoding(self) -> list[Sequence]:
+        return list(self._admitted[State.DECODING])
+
+    @property
+    def busy(self) -> bool:
+        """Whether there are rows to run, without anything more coming in."""
+        return bool(self._admitted[State.PREFILLING] or self._admitted[State.DECODING])
+
+    def check_size(self, sequence: Sequence) -> None:
+        """Raises ``Unsupported`` if the pool could never hold the sequence. May be called from any thread."""
+        self._admission.check_size(sequence)
+
+    # -- events -------------------------------------------------------------------------------------
+    def submit(self, sequence: Sequence, now: int) -> None:
+        """A request comes; its tenant's place was taken before."""
+        sequence.clock.submitted = now
+        self._line.add(sequence)
+        self._line_moved = True
+
+    def may_ask(self, fill: Fill) -> bool:
+        """A load needs KV that has to be computed elsewhere: whether it may wait for that."""
+        assert fill.stay is not None
+        may = self._room.may_ask(fill.stay, others_wait=self._line.asks)
+        self._line_moved |= may  # its place among those that are read for is free
+        return may
+
+    def loaded(self, fill: Fill, outcomes: Mapping[RequestChunk, ChunkOutcome], spent_ns: Mapping[Stage, int]) -> None:
+        """A load is over; what is unpublished is computed here."""
+        self._end_load(fill)
+        for chunk, outcome in outcomes.items():
+            if not outcome.unpublished:
+                self._admission.filled(fill, chunk)
+        if fill.sequence.fill is fill:
+            fill.sequence.clock.measured_ns.update(spent_ns)
+            for chunk, outcome in outcomes.items():
+                chunk.outcome = outcome
+                chunk.computed = 0 if chunk in fill.chunks else None
+        else:  # it has ended, or was returned to the queue: nobody computes the rest
+            self._give_up(fill)
+
+    def load_failed(self, fill: Fill, error: RequestError, now: int) -> None:
+        """Ends the request. Those that wait for its chunks try for themselves: they have time of their own."""
+        self._end_load(fill)
+        keys = self._admission.fill_failed(fill)
+        if fill.sequence.fill is fill:
+            self._end(fill.sequence, Failed(error), now)
+        self._send_back(keys)
+
+    def put_off(self, fill: Fill) -> None:
+        """Its KV has to be computed, and enough requests wait for that: until one of them is done it holds nothing."""
+        self._end_load(fill)
+        keys = self._admission.fill_failed(fill)
+        fill.sequence.cold = True
+        self._send_back(keys, also=fill)
+
+    def ran(self, rows: Items[Rows], plan: CascadePlan | None = None) -> None:
+        """Rows were launched: what is launched later finds their KV in the pool. ``plan``: of decode rows, in order."""
+        for row, each in enumerate(rows):
+            if each.sequence.done:
+                continue
+            if each.chunk is not None:
+                self._computed(each.sequence, each.chunk, each.count)
+                continue
+            each.sequence.tail_tokens += each.count
+            if plan is not None and each.sequence.tail_level is None:
+                each.sequence.note_levels(plan, row, self._page_size)
+
+    def token(self, sequence: Sequence, choice: Choice, now: int) -> None:
+        """A request's next token was drawn; the first one makes it decode."""
+        if sequence.done:
+            return
+        if sequence.state is State.PREFILLING:
+            sequence.clock.first_token = now
+            self._enter(sequence, State.DECODING)
+        sequence.generated.append(choice.token_id)
+        self._events.append((sequence, Tokens((choice,))))
+        params = sequence.params
+        stops = choice.token_id in params.stops_at(self._eos_token_ids)
+        if stops and len(sequence.generated) >= params.min_tokens:
+            self._end(sequence, Finished(FinishReason.STOP), now)
+        elif len(sequence.generated) >= params.max_tokens:
+            self._end(sequence, Finished(FinishReason.LENGTH), now)
+
+    def fail(self, sequence: Sequence, error: RequestError, now: int) -> None:
+        """What a request was in went wrong. One that has ended is left alone."""
+        self._end(sequence, Failed(error), now)
+
+    def end(self, owner: Tenant, request_id: str, reason: FinishReason, now: int) -> None:
+        """An owner's request is over, because its caller says so. One that is not here is ignored."""
+        for sequence in self.everyone:
+            if (sequence.owner, sequence.request_id) == (owner, request_id):
+                self._end(sequence, Finished(reason), now)
+
+    def abandon(self, error: RequestError, now: int) -> None:
+        """Everybody fails; the pool is left as it is. Nothing may come afterwards."""
+        for sequence in self.everyone:
+            sequence.state = State.ENDED
+            sequence.clock.finished = now
+            self._events.append((sequence, Failed(error)))
+        for fill in self._loads:
+            fill.abandoned = True
+
+    # -- what comes of them -------------------------------------------------------------------------
+    def take_events(self) -> list[tuple[Sequence, Event]]:
+        """What requests have to be told since the last time, in order."""
+        events, self._events = self._events, []
+        return events
+
+    def plan(self, now: int) -> StepPlan:
+        """Takes in who fits, and says what runs next."""
+        admitted = self._admit(now)
+        rows: list[Rows] = []
+        decoding = self._admitted[State.DECODING]
+        if self._admitted[State.PREFILLING] and self._turns.may_prefill(decoding=bool(decoding)):
+            rows = self._pieces()
+            self._turns.prefilled(sum(each.count for each in rows))
+        elif decoding:
+            rows = [Rows(s, s.tail_tokens, 1) for s in decoding if s.drawn < s.params.max_tokens]
+            self._turns.stepped()
+        for fill in self._loads:
+            fill.note_abandoned()
+        return StepPlan(tuple(admitted), self._admission.take_evicted(), tuple(rows))
+
+    def _admit(self, now: int) -> list[Fill]:
+        """Takes waiting requests in while there are places to decode; one that waits for KV takes none of them."""
+        admitted: list[Fill] = []
+        self._take_ready(now)
+        while self._line_moved and self._free_places > self._for_a_place:
+            fill = self._line.next(self._admission.admit)
+            if fill is None:
+                self._line_moved = False
+                break
+            fill.sequence.fill = fill
+            fill.sequence.clock.admitted = now
+            self._enter(fill.sequence, State.LOADING)
+            if fill.loading:
+                self._loads.add(fill)
+            admitted.append(fill)
+            self._take_ready(now)
+        return admitted
+
+    @property
+    def _free_places(self) -> int:
+        """How many more could decode."""
+        return self._batch_max - len(self._admitted[State.DECODING]) - len(self._admitted[State.PREFILLING])
+
+    def _take_ready(self, now: int) -> None:
+        """Who has all KV there, or computes the rest, goes on as far as there are places."""
+        self._for_a_place = 0
+        for sequence in list(self._admitted[State.LOADING]):
+            fill = sequence.fill
+            if fill is None or fill.loading or not has_its_kv(sequence):
+                continue
+            if self._free_places == 0:
+                self._for_a_place += 1
+                continue
+            self._enter(sequence, State.PREFILLING)
+            self._room.stop_waiting(fill.stay)
+            sequence.clock.filled = now
+
+    def _pieces(self) -> list[Rows]:
+        """Rows of prompts, in the order of their requests: at least one piece, at most a piece's worth."""
+        pieces: list[Rows] = []
+        left = self._piece_tokens
+        for sequence in self._admitted[State.PREFILLING]:
+            for piece in self._pieces_of(sequence):
+                if piece.count > left and pieces:
+                    return pieces
+                pieces.append(piece)
+                left -= piece.count
+        return pieces
+
+    def _pieces_of(self, sequence: Sequence) -> Iterator[Rows]:
+        most, tail = self._piece_tokens, len(sequence.composition.tail)
+        for chunk in sequence.composition.chunks:
+            if chunk.computed is not None:
+                tokens = len(chunk.token_ids)
+                for first in range(chunk.computed, tokens, most):
+                    yield Rows(sequence, first, min(most, tokens - first), chunk)
+        for first in range(sequence.tail_tokens, tail, most):
+            yield Rows(sequence, first, min(most, tail - first))
+
+    # -- transitions --------------------------------------------------------------------------------
+    def _enter(self, sequence: Sequence, state: State) -> None:
+        """The one place where a request's state changes, and with it where it stands and what its tenant counts."""
+        before, tenant = sequence.state, sequence.tenant
+        if state not in NEXT_STATES[before]:
+            raise RuntimeError(f"a request that is {before} cannot become {state}")
+        sequence.state = state
+        if before is State.WAITING:
+            if state is State.ENDED:
+                self._line.remove(sequence)
+                self._places.leave(tenant)
+            else:  # the line has let it go
+                self._places.admit(tenant)
+        else:
+            self._admitted[before].remove(sequence)
+        if state is State.WAITING:
+            self._line.put_back(sequence)
+            self._places.put_back(tenant)
+        elif state is not State.ENDED:
+            self._admitted[state].append(sequence)
+        elif before is not State.WAITING:
+            self._places.end(tenant)
+
+    def _computed(self, sequence: Sequence, chunk: RequestChunk, rows: int) -> None:
+        assert chunk.computed is not None
+        chunk.computed += rows
+        if chunk.computed < len(chunk.token_ids):
+            return
+        if sequence.fill is not None and chunk in sequence.fill.chunks:
+            self._admission.filled(sequence.fill, chunk)
+        else:  # it bypasses the caches
+            chunk.held.ready = True
+
+    def _end_load(self, fill: Fill) -> None:
+        fill.loading = False
+        self._loads.discard(fill)
+        self._room.stop_loading(fill.stay)
+        self._line_moved = True
+
+    def _give_up(self, fill: Fill) -> None:
+        """Nobody fills what this request, which has gone, was to fill: others try for themselves."""
+        if fill.chunks and not fill.loading:
+            self._send_back(self._admission.fill_failed(fill))
+
+    def _send_back(self, keys: set[ChunkKey], also: Fill | None = None) -> None:
+        """Returns who waits for chunks that nobody fills any more to the queue; their own loads go on."""
+        for sequence in list(self._admitted[State.LOADING]):
+            fill = sequence.fill
+            if sequence.state is State.LOADING and fill is not None and (fill is also or keys & fill.awaited):
+                self._enter(sequence, State.WAITING)
+                self._leave(sequence)
+
+    def _end(self, sequence: Sequence, event: Finished | Failed, now: int) -> None:
+        """Ends a sequence wherever it stands and gives back all it holds. Harmless a second time."""
+        if sequence.done:
+            return
+        self._enter(sequence, State.ENDED)
+        sequence.clock.finished = now
+        self._events.append((sequence, event))
+        self._leave(sequence)
+
+    def _leave(self, sequence: Sequence) -> None:
+        """A sequence gives back what it holds; a load that is under way holds its chunks itself."""
+        fill, sequence.fill = sequence.fill, None
+        self._admission.release(sequence)
+        self._line_moved = True
+        if fill is not None:
+            self._room.stop_waiting(fill.stay)
+            fill.note_abandoned()
+            self._give_up(fill)
