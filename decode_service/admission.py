@@ -116,10 +116,11 @@ class Admission:
         pages = self._pool.allocate_pages(self._pool.pages_for(sequence.tail_tokens_max))
         if pages is None:
             return None
-        moves = self._residents.moves
-        fill = self._hold_chunks(sequence)
-        if fill is None and self._residents.moves != moves:
-            # What was reserved before runs were moved together had to stay where it was: now it may fit.
+        fill, before = None, (-1, -1)
+        while fill is None and before != (self._residents.moves, self._residents.evictions):
+            # Tried again where room was made on the way: what is reserved before runs are moved together, or before a
+            # chunk is evicted, stays where it is, and may have broken the room up.
+            before = self._residents.moves, self._residents.evictions
             fill = self._hold_chunks(sequence)
         if fill is None:
             self._pool.release_pages(pages)

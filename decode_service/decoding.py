@@ -20,8 +20,8 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from decode_service.metrics import DecodeMetrics
-from decode_service.scheduler import Rows
 from decode_service.sequence import Sequence
+from decode_service.step_plan import Rows
 from engine.kv.resident import ResidentChunks
 from engine.plan import StepSequence
 from engine.run.protocol import PendingStep, Runner

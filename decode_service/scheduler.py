@@ -17,12 +17,12 @@ what, is decided by the rules in ``line.py``; ``admission.py`` holds the pages.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from decode_service.admission import Admission, Fill
 from decode_service.line import FillRoom, Line, Turns
 from decode_service.sequence import Event, Failed, Finished, FinishReason, Sequence, State, Tokens
+from decode_service.step_plan import Rows, StepPlan
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -47,51 +47,11 @@ NEXT_STATES = {
 }
 
 
-@dataclass(frozen=True)
-class Rows:
-    """One request's rows of a step: ``count`` tokens from ``first`` on, of its tail or of a chunk computed here."""
-
-    sequence: Sequence
-    first: int
-    count: int
-    chunk: RequestChunk | None = None
-
-    @property
-    def decodes(self) -> bool:
-        """Whether this is the row of a generated token."""
-        return self.chunk is None and self.first >= len(self.sequence.composition.tail)
-
-    @property
-    def last_of_prompt(self) -> bool:
-        """Whether the request's first token is drawn from the last of these rows."""
-        return self.chunk is None and self.first + self.count == len(self.sequence.composition.tail)
-
-
-@dataclass(frozen=True)
-class StepPlan:
-    """What happens next: requests that came in with their pages, chunks that left for them, and the rows to run."""
-
-    admitted: tuple[Fill, ...]
-    evicted: tuple[ChunkKey, ...]
-    rows: tuple[Rows, ...]
-
-    @property
-    def loads(self) -> list[Fill]:
-        """What to load; each ends with ``loaded``, ``load_failed`` or ``put_off``."""
-        return [fill for fill in self.admitted if fill.loading]
-
-    @property
-    def pieces(self) -> list[Rows]:
-        return [rows for rows in self.rows if not rows.decodes]
-
-    @property
-    def decodes(self) -> list[Rows]:
-        return [rows for rows in self.rows if rows.decodes]
-
-
 def has_its_kv(sequence: Sequence) -> bool:
     """Whether all KV is there but what is computed here."""
-    return all(chunk.held.ready or chunk.computed is not None for chunk in sequence.composition.chunks)
+    chunks = sequence.composition.chunks
+    here = {chunk.key for chunk in chunks if chunk.computed is not None}  # one may stand in several places
+    return all(chunk.held.ready or chunk.key in here for chunk in chunks)
 
 
 class Scheduler:

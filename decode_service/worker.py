@@ -25,8 +25,9 @@ from decode_service.decoding import Begun, Decoding, NextToken
 from decode_service.kv_source.loader import Loader
 from decode_service.kv_source.store_source import StoreSource
 from decode_service.metrics import DecodeMetrics
-from decode_service.scheduler import Rows, Scheduler, StepPlan
+from decode_service.scheduler import Scheduler
 from decode_service.sequence import Event, FinishReason, Occupancy, Sequence, Tokens
+from decode_service.step_plan import Rows, StepPlan
 from engine.kv.host_tier import PoolMemory
 from engine.kv.resident import ResidentChunks
 from engine.plan import PlacedChunk

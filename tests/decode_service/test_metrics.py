@@ -10,7 +10,7 @@ from prometheus_client import CollectorRegistry
 
 from chunk_store.entry import MissReason
 from decode_service.metrics import DecodeMetrics
-from decode_service.sequence import Failed, Finished, FinishReason, Load
+from decode_service.sequence import Failed, Finished, FinishReason, Occupancy
 from engine.kv.source import KVSource
 from serving.errors import NotFound
 from tests.decode_service.prompts import answered
@@ -84,9 +84,9 @@ def test_a_request_that_ended_is_forgotten(counted: Counted) -> None:
 
 
 def test_gauges_are_read_when_somebody_asks(counted: Counted) -> None:
-    loads = [Load(running=1, waiting=2, chunks_resident=3, pages={"free": 6, "chunk": 1, "tail": 1})]
+    loads = [Occupancy(running=1, waiting=2, chunks_resident=3, pages={"free": 6, "chunk": 1, "tail": 1})]
     counted.metrics.watch_worker(lambda: loads[-1])
     assert counted("num_requests_waiting") == 2 and counted("kv_cache_usage_perc") == 0.25
     assert counted("kv_pages", owner="free") == 6
-    loads.append(Load(running=0, waiting=0, chunks_resident=0, pages={"free": 8, "chunk": 0, "tail": 0}))
+    loads.append(Occupancy(running=0, waiting=0, chunks_resident=0, pages={"free": 8, "chunk": 0, "tail": 0}))
     assert counted("num_requests_running") == 0 and counted("kv_pages", owner="free") == 8
