@@ -112,7 +112,7 @@ def request_error(error: Exception) -> RequestError:
     for kind, told, reason in _KNOWN:
         if isinstance(error, kind):
             if isinstance(error, StoreError):
-                return told(error.problem, remedy=error.remedy, reason=reason)
+                return told(error.problem or kind.__name__, remedy=error.remedy, reason=reason)
             return told(str(error) or kind.__name__, reason=reason)
     return InternalFault(
         f"internal error ({type(error).__name__}); the service's log has it under request id {current_request_id()}"
