@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -49,10 +49,13 @@ class DecodeOptions(ServiceOptions):
         _, words = next(token_lines(self.prefill_token_file.read_text()), (0, [""]))
         if words[1:2] not in ([], [NO_SALT]):
             raise ValueError(
-                f"--prefill-token-file: the first token of {self.prefill_token_file} has a salt; the decode service "
+                f"prefill_token_file: the first token of {self.prefill_token_file} has a salt; the decode service "
                 "needs one without, which may act for every tenant"
             )
         return words[0]
+
+    def secrets(self) -> dict[str, Callable[[], object]]:
+        return {**super().secrets(), "prefill_token_file": self.token_for_prefill}
 
     @property
     def prefill_ca(self) -> bytes | None:

@@ -44,7 +44,7 @@ def add_store_flags(parser: argparse.ArgumentParser) -> None:
 def store_options(args: argparse.Namespace) -> StoreOptions:
     """Where the store is that the flags, the environment or the file name. Raises ``UsageError``."""
     try:
-        found = resolve(StoreOptions, "store", Sources.read(args), defaults={"store": default_store()})
+        found = resolve(StoreOptions, "store", Sources.read(vars(args)), defaults={"store": default_store()})
         found.check_files()
     except SettingError as error:
         raise UsageError(str(error)) from error

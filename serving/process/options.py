@@ -6,7 +6,7 @@ Imports nothing heavy: the command line of a machine without torch reads these, 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -115,6 +115,10 @@ class ServiceOptions(StoreOptions):
         group="memory and forwards",
     )
 
+    def secrets(self) -> dict[str, Callable[[], object]]:
+        """By the setting that names its file, how to read a secret; raises ``ValueError`` for one of no use."""
+        return {"store_password_file": self.password}
+
     @property
     def piece_tokens(self) -> int:
         """Tokens of a prefill forward at most: as told, else what its device is fast with."""
@@ -143,7 +147,7 @@ def parse_options(
     )
     add_flags(parser, settings_of(options))
     try:
-        sources = Sources.read(parser.parse_args(words))
+        sources = Sources.read(vars(parser.parse_args(words)))
         sources.check_keys({service: settings_of(options)})
         resolved = resolve(options, service, sources)
         check(resolved)
@@ -163,7 +167,8 @@ def check(resolved: Resolved[Service]) -> None:
     if refusal:
         raise SettingError(resolved.about("host", refusal))
     resolved.check_files()
-    try:
-        options.password()
-    except ValueError as error:
-        raise SettingError(resolved.about("store_password_file", str(error))) from None
+    for name, read in options.secrets().items():
+        try:
+            read()
+        except ValueError as error:
+            raise SettingError(resolved.about(name, str(error).removeprefix(f"{name}: "))) from None

@@ -77,15 +77,15 @@ class Sources:
     file: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
     @classmethod
-    def read(cls, args: argparse.Namespace, environment: Mapping[str, str] = os.environ) -> Sources:
-        """What was parsed, the environment, and the file that one of them names. Raises ``SettingError``."""
-        named, source = args.config, "--config"
+    def read(cls, flags: Mapping[str, Any], environment: Mapping[str, str] = os.environ) -> Sources:
+        """Parsed flags, the environment, and the file that one of them names. Raises ``SettingError``."""
+        named, source = flags.get("config"), "--config"
         if named is None and environment.get(CONFIG_VARIABLE):
             named, source = Path(environment[CONFIG_VARIABLE]), CONFIG_VARIABLE
         if named is None:
-            return cls(vars(args), environment)
+            return cls(flags, environment)
         try:
-            return cls(vars(args), environment, named, tomllib.loads(named.read_text(encoding="utf-8")))
+            return cls(flags, environment, named, tomllib.loads(named.read_text(encoding="utf-8")))
         except OSError as error:
             raise SettingError(f"{source}: cannot read {named}: {error.strerror or error}") from error
         except ValueError as error:
@@ -123,6 +123,9 @@ class Sources:
         """The first text there is for a setting of ``service``. Raises ``SettingError`` for a file's wrong type."""
         for flag in (f"{service}_{setting.name}", setting.name) if setting.own else (setting.name,):
             value = self.flags.get(flag)
+            if value is not None and setting.flagless:
+                remedy = f"give {setting.variable}, or a file with {setting.flag}-file"
+                raise SettingError(f"{setting.flag}: no secret stands on a command line; {remedy}")
             if value is not None and value != []:
                 return Given(_joined(value), f"--{flag.replace('_', '-')}")
         for variable in setting.variables(service):
@@ -176,7 +179,8 @@ def add_flags(parser: argparse.ArgumentParser, settings: Iterable[Setting], serv
     parser.add_argument("--config", type=Path, metavar="FILE", help="a TOML file of settings (CAIRN_CONFIG)")
     groups: dict[str, Any] = {GENERAL: parser}
     for setting in settings:
-        if setting.flagless:
+        if setting.flagless:  # known, to be refused without showing what was given
+            parser.add_argument(setting.flag, nargs="?", const="", help=argparse.SUPPRESS)
             continue
         group = groups.get(setting.group) or groups.setdefault(setting.group, parser.add_argument_group(setting.group))
         words = f"{setting.help} (default {setting.shown_default})" if setting.shown_default else setting.help

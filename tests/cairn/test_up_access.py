@@ -17,7 +17,7 @@ from cairn.local.services import private_tokens, service_commands
 from decode_service.options import DecodeOptions
 from prefill_service.options import PrefillOptions
 from tests.certificates import certificate
-from tests.chunk_store.servers import redis_server, redis_url
+from tests.chunk_store.servers import PASSWORD, redis_server, redis_url
 from tests.models_for_tests import tiny_model_dir
 
 DOCUMENT = "The town of Crystalton is located in Nebulonia. " * 4
@@ -33,8 +33,12 @@ def up(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]]:
     model = tiny_model_dir(root / "model")
     redis = redis_server(root)
     redis.start()
-    argv = [sys.executable, "-m", "cairn.cli", "up", "--json", "--model", str(model), "--store", redis_url(redis)]
-    argv += ["--tls-cert", str(cert), "--tls-key", str(key), "--token-file", str(root / "tokens")]
+    # What is secret comes by the environment, the rest by a file and by flags.
+    (root / "cairn.toml").write_text(f'model = "{model}"\ntls_cert = "{cert}"\n[up]\nstart_timeout = "250s"\n')
+    settings = {"CAIRN_TLS_KEY": str(key), "CAIRN_STORE_PASSWORD": PASSWORD}
+    settings["CAIRN_STORE"] = redis_url(redis).replace(f":{PASSWORD}@", "")
+    argv = [sys.executable, "-m", "cairn.cli", "up", "--json", "--config", str(root / "cairn.toml")]
+    argv += ["--token-file", str(root / "tokens")]
     for port in ("--prefill-port", "--decode-port", "--prefill-metrics-port", "--decode-metrics-port"):
         argv += [port, "0"]
     argv += ["--drain-s", "100"]
@@ -42,13 +46,13 @@ def up(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]]:
     temporary.mkdir()
     log = (root / "up.log").open("w+")
     process = subprocess.Popen(
-        argv, stdout=subprocess.PIPE, stderr=log, text=True, env={**os.environ, "TMPDIR": str(temporary)}
+        argv, stdout=subprocess.PIPE, stderr=log, text=True, env={**os.environ, **settings, "TMPDIR": str(temporary)}
     )
     try:
         assert process.stdout is not None
         line = process.stdout.readline()
         assert line and json.loads(line)["event"] == "ready", line + (root / "up.log").read_text()[-3000:]
-        yield {**json.loads(line), "cert": cert, "log": root / "up.log"}
+        yield {**json.loads(line), "cert": cert, "log": root / "up.log", "pid": process.pid, "out": line}
         process.terminate()
         out, _ = process.communicate(timeout=250)
         assert json.loads(out) == {"event": "stopped", "reason": "asked", "clean": True}
@@ -104,8 +108,21 @@ def test_health_over_tls_and_nothing_secret_in_the_log(up: dict[str, Any]) -> No
     argv = [sys.executable, "-m", "cairn.cli", "health", up["prefill"]["address"], up["decode"]["address"]]
     checked = subprocess.run([*argv, "--tls-ca", str(up["cert"])], capture_output=True, text=True, timeout=60)
     assert (checked.returncode, checked.stdout.count("SERVING")) == (0, 2)
-    log = up["log"].read_text()
-    assert "s3cret" not in log and "stone" not in log and "slate" not in log
+    log = up["log"].read_text() + up["out"]
+    assert PASSWORD not in log and "stone" not in log and "slate" not in log
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="reads command lines in /proc")
+def test_no_secret_is_on_a_command_line(up: dict[str, Any]) -> None:
+    """What every user of the machine sees of ``cairn up`` and of both services."""
+    children = Path(f"/proc/{up['pid']}/task/{up['pid']}/children").read_text().split()
+    seen = {pid: Path(f"/proc/{pid}/cmdline").read_text() for pid in (str(up["pid"]), *children)}
+    assert sum("_service" in line for line in seen.values()) == 2, seen
+    words = {word for line in seen.values() for word in line.split("\0")}
+    (tokens,) = (word for word in words if word.endswith("/tokens") and "cairn-" in word)
+    made = Path(tokens).read_text().splitlines()[0]
+    for line in seen.values():
+        assert not any(secret in line for secret in (PASSWORD, "stone", "slate", made)), line
 
 
 def test_flags_of_access_reach_both_services(tmp_path: Path) -> None:

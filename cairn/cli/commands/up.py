@@ -47,7 +47,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace, terminal: Terminal) -> int:
     require_server()
     try:
-        settings = Settings.read(Sources.read(args))
+        settings = Settings.read(Sources.read(vars(args)))
         for service in (settings.prefill, settings.decode):
             _check_model(service)
     except SettingError as error:
