@@ -124,7 +124,8 @@ def test_closing_drops_what_has_not_begun() -> None:
         waiting = asyncio.create_task(queue.run(lambda: 1, StageTimer()))
         await asyncio.sleep(0)
         closing = asyncio.create_task(asyncio.to_thread(queue.close))
-        await asyncio.sleep(0)
+        await asyncio.wait([closing], timeout=0.05)
+        assert not closing.done(), "it waits for the step that has begun"
         first.release.set()
         await closing
         assert await begun
