@@ -58,7 +58,7 @@ class Terminal:
         self._err.print(words, style=style, soft_wrap=isinstance(words, str | Text))
 
     def stream(self, text: str) -> None:
-        """A piece of an answer, as it is, at once."""
+        """Text of an answer, as it is, at once."""
         sys.stdout.write(text)
         sys.stdout.flush()
 

@@ -101,7 +101,7 @@ class Deleted:
 
 @dataclass(frozen=True)
 class Delta:
-    """A piece of a stream. ``text`` may be empty while a character's bytes are incomplete."""
+    """What a stream brings at once. ``text`` may be empty while a character's bytes are incomplete."""
 
     text: str
     token_ids: tuple[int, ...]

@@ -7,6 +7,7 @@ stored KV, are the services'.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 
 from chunk_store.key import ChunkKey
@@ -71,18 +72,21 @@ def run_comparison(
     segments: Sequence[tuple[int, ...]],
     ways: tuple[Way, Way],
     *,
-    store: SharedStore | None = None,
+    store: AbstractContextManager[SharedStore] | None = None,
     salt: str = "",
     tolerance: float | None = None,
 ) -> Comparison:
     """Answers ``segments`` (the query last) both ways. Raises ``ValueError`` if it cannot compare.
 
-    Without ``tolerance`` it is the dtype's; 0 for stored against fresh of one mode, which have the same bits.
+    ``store`` is entered only if a way loads from it. Without ``tolerance`` it is the dtype's; 0 for stored
+    against fresh of one mode, which have the same bits.
     """
     for way in ways:
         if sum(map(len, segments)) > served.limit(way.mode).tokens:
             raise ValueError(f"{sum(map(len, segments))} tokens are more than {way.mode} has: {served.limit(way.mode)}")
-    a, b = (_trace(served, segments, way, store, salt) for way in ways)
+    with ExitStack() as ends:
+        place = ends.enter_context(store) if store is not None and any(way.kind == STORED for way in ways) else None
+        a, b = (_trace(served, segments, way, place, salt) for way in ways)
     same = ways[0].mode == ways[1].mode and EAGER not in (ways[0].kind, ways[1].kind)
     if tolerance is None:
         tolerance = 0.0 if same else TOLERANCE[served.layout.dtype]

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from cairn.demo.shipped import MODEL
 from cairn.local.processes import Command, free_port
 from decode_service.options import DecodeOptions
 from prefill_service.options import PrefillOptions
@@ -46,12 +47,13 @@ class Settings:
         """The settings that ``sources`` give. Raises ``SettingError``."""
         services = {"up": UpOptions, "prefill": PrefillOptions, "decode": DecodeOptions}
         sources.check_keys({service: settings_of(options) for service, options in services.items()})
-        prefill = resolve(PrefillOptions, "prefill", sources, defaults={**PORTS["prefill"], "store": default_store()})
+        ours = {"model": str(MODEL), "store": default_store()}
+        prefill = resolve(PrefillOptions, "prefill", sources, defaults={**PORTS["prefill"], **ours})
         decode = resolve(
             DecodeOptions,
             "decode",
             sources,
-            defaults={**PORTS["decode"], "store": default_store()},
+            defaults={**PORTS["decode"], **ours},
             fixed={"prefill": "", **dict.fromkeys(OF_THE_OTHER[1:])},
         )
         found = cls(resolve(UpOptions, "up", sources), prefill, decode)

@@ -17,7 +17,6 @@ Exit codes: 0 nothing is beyond the tolerance, 1 something is, 2 the command lin
 from __future__ import annotations
 
 import argparse
-from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -69,7 +68,7 @@ def run(args: argparse.Namespace, terminal: Terminal) -> int:
         raise UsageError(f"--tolerance: {args.tolerance:g} must be 0 or more")
     store = store_options(args)
     # Here, not above: torch takes a second, and no other command needs it.
-    from cairn.local.comparison import STORED, read_way, run_comparison
+    from cairn.local.comparison import read_way, run_comparison
     from cairn.local.heatmap import check, draw
 
     try:
@@ -79,9 +78,10 @@ def run(args: argparse.Namespace, terminal: Terminal) -> int:
         with terminal.waiting("Loading the model ..."):
             served, codec = _load(args)
         names, segments = _segments(args, codec, store)
-        reads = any(way.kind == STORED for way in ways)
-        with opened(store) if reads else nullcontext() as place, terminal.waiting("Answering both ways ..."):
-            found = run_comparison(served, segments, ways, store=place, salt=args.salt, tolerance=args.tolerance)
+        with terminal.waiting("Answering both ways ..."):
+            found = run_comparison(
+                served, segments, ways, store=opened(store), salt=args.salt, tolerance=args.tolerance
+            )
         if args.png is not None:
             draw(found, args.png)
     except (ValueError, OSError) as error:

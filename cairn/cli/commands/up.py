@@ -7,7 +7,8 @@ With --token-file both services let in the callers whose tokens it holds; the de
 service with a token that is made at the start. With --tls-cert and --tls-key both serve TLS; the certificate must name
 the address that they listen on.
 
-Unless given, the ports are 50071 (prefill) and 50072 (decode), of the metrics 9471 and 9472.
+Unless given, the model is the small one that comes with Cairn, the store a directory below the user's cache, and the
+ports are 50071 (prefill) and 50072 (decode), of the metrics 9471 and 9472.
 
 Exit codes: 0 stopped on request, 1 a service failed or had to be killed.
 """

@@ -25,7 +25,6 @@ def test_help(cairn, command):
     [
         ([], "required: COMMAND"),
         (["fly"], "invalid choice: 'fly'"),
-        (["up"], "--model: is required"),
         (["chunks"], "required: ACTION"),
         (["generate", "q", "--reuse", "blend"], "invalid choice: 'blend'"),
         (["generate", "q", "--max-tokens", "many"], "invalid int value"),

@@ -14,10 +14,12 @@ from typing import Any
 import pytest
 
 from cairn.cli.commands import up as up_command
+from cairn.demo.shipped import MODEL
 from cairn.local.processes import free_port
-from cairn.local.services import service_commands
+from cairn.local.services import Settings, default_store, service_commands
 from decode_service.options import DecodeOptions
 from prefill_service.options import PrefillOptions
+from serving.process.sources import Sources
 
 HERE = Path(__file__).parents[2]
 
@@ -225,6 +227,14 @@ def test_the_services_end_when_up_is_killed(up):
         time.sleep(0.05)
     assert len(_pids(err)) == 2
     assert not any(_alive(pid) for pid in _pids(err))
+
+
+def test_what_is_not_told_comes_with_the_installation():
+    settings = Settings.read(Sources({}, {}))
+    for service in (settings.prefill.options, settings.decode.options):
+        assert service.model == str(MODEL) and (MODEL / "model.safetensors").is_file()
+        assert service.store == default_store()
+    assert Settings.read(Sources({}, {"CAIRN_MODEL": "m"})).decode.options.model == "m"
 
 
 def test_flags_reach_the_service_they_are_for():
