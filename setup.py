@@ -39,7 +39,7 @@ class BuildHouse(build_py):
         super().run()
         for room in rooms:
             shutil.move(lib / room, lib / HOUSE / room)
-        for path in sorted((lib / HOUSE).rglob("*.py")):
+        for path in sorted((lib / HOUSE).rglob("*.py*")):  # .pyi, too
             path.write_bytes(imports_inside(path.read_bytes(), rooms))
         generate_protos(lib)
         for place in SHIPPED:
@@ -75,7 +75,7 @@ def imports_inside(source: bytes, rooms: Collection[str]) -> bytes:
 
 
 def generate_protos(lib: Path) -> None:
-    """The protobuf code as ``make protos`` makes it, for files that lie in ``cairn/protos``.
+    """The protobuf code as ``make protos`` makes it, for files in ``cairn/protos``; the stubs stay as they are.
 
     A process has one pool of such files by name: a user's own ``protos/chunks.proto`` must not meet ours there.
     """
@@ -84,7 +84,7 @@ def generate_protos(lib: Path) -> None:
     protos = sorted((lib / HOUSE / "protos").glob("*.proto"))
     for path in protos:
         path.write_text(path.read_text().replace('import "protos/', f'import "{HOUSE}/protos/'))
-    outs = [f"--{kind}_out={lib}" for kind in ("python", "pyi", "grpc_python")]
+    outs = [f"--{kind}_out={lib}" for kind in ("python", "grpc_python")]
     if protoc.main(["protoc", f"-I{lib}", *outs, *map(str, protos)]):
         raise RuntimeError("protoc failed; what it said stands above")
 

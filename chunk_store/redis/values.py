@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 from chunk_store.errors import BlobUnreadable, NoSpace, StoreUnavailable
 from chunk_store.redis.connection import RedisConnection, ServerFull
@@ -20,7 +21,7 @@ class RedisValues:
 
     def put(self, values: Sequence[tuple[str, Sequence[memoryview | bytes]]]) -> None:
         try:
-            self._wire.run(lambda socket: socket.set(values))
+            self._wire.set(values)
         except ServerFull as error:
             raise NoSpace(str(error)) from error
 
@@ -29,15 +30,18 @@ class RedisValues:
         self.put([*values, (name, [raw])])
 
     def header(self, name: str) -> bytes | None:
-        return self._get(name, [], [])[0]
+        with _reading():
+            return self._wire.get(name)
 
     def read(
         self, header: str, names: Sequence[str], targets: Sequence[Sequence[memoryview]]
     ) -> tuple[bytes | None, list[int | None]]:
-        return self._get(header, names, targets)
+        with _reading():
+            return self._wire.read(header, names, targets)
 
     def read_more(self, names: Sequence[str], targets: Sequence[Sequence[memoryview]]) -> list[int | None]:
-        return self._get(None, names, targets)[1]
+        with _reading():
+            return self._wire.read_more(names, targets)
 
     def remove(self, header: str, names: Sequence[str]) -> bool:
         with self._redis.errors():
@@ -48,10 +52,10 @@ class RedisValues:
         self._wire.close()
         self._redis.close()
 
-    def _get(
-        self, header: str | None, names: Sequence[str], targets: Sequence[Sequence[memoryview]]
-    ) -> tuple[bytes | None, list[int | None]]:
-        try:
-            return self._wire.run(lambda socket: socket.get(header, names, targets))
-        except StoreUnavailable as error:
-            raise BlobUnreadable(str(error)) from error
+
+@contextmanager
+def _reading() -> Iterator[None]:
+    try:
+        yield
+    except StoreUnavailable as error:
+        raise BlobUnreadable(str(error)) from error
