@@ -1,0 +1,92 @@
+"""How a service process ends: its exit code for what went wrong, and its ready line."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import resource
+import signal
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from chunk_store.errors import StoreUnavailable
+from serving.process import life
+
+
+@pytest.mark.parametrize(
+    ("raised", "code", "traceback"),
+    [
+        (None, 0, False),
+        (ValueError("model: m does not exist"), 1, False),
+        (OSError("address in use"), 1, False),
+        (StoreUnavailable("gone"), 1, False),
+        (KeyError("a fault of ours"), 1, True),
+        (KeyboardInterrupt(), 130, False),
+    ],
+)
+def test_exit_codes(
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    raised: BaseException | None,
+    code: int,
+    traceback: bool,
+) -> None:
+    async def run_service(*_: Any) -> bool:
+        if raised is not None:
+            raise raised
+        return True
+
+    unused: Any = None
+    monkeypatch.setattr(life, "run_service", run_service)
+    assert life.run_main("prefill", "x.Y", unused, unused) == code
+    assert any(record.exc_info for record in caplog.records) == traceback
+    if code == 1:
+        assert str(raised) in caplog.text and "prefill service" in caplog.text
+
+
+def test_calls_that_had_to_be_cancelled_are_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def run_service(*_: Any) -> bool:
+        return False
+
+    unused: Any = None
+    monkeypatch.setattr(life, "run_service", run_service)
+    assert life.run_main("prefill", "x.Y", unused, unused) == 1
+
+
+def test_the_ready_line_is_one_json_object(capsys: pytest.CaptureFixture[str]) -> None:
+    borrowed = SimpleNamespace(dtype_name="float32", dtype_reason="because")
+    loaded: Any = SimpleNamespace(
+        served=SimpleNamespace(borrowed=borrowed), startup=SimpleNamespace(seconds={"load": 1.5})
+    )
+    life.announce("decode", 7, 8, loaded, 2.5)
+    out = capsys.readouterr().out
+    assert out.count("\n") == 1
+    assert json.loads(out) == {
+        "event": "ready",
+        "service": "decode",
+        "port": 7,
+        "metrics_port": 8,
+        "dtype": "float32",
+        "dtype_reason": "because",
+        "seconds": {"load": 1.5, "total": 2.5},
+    }
+
+
+def test_the_first_signal_drains_and_the_second_is_as_usual() -> None:
+    async def main() -> None:
+        usual = signal.getsignal(signal.SIGTERM)
+        stopping = life.stop_on_signals()
+        os.kill(os.getpid(), signal.SIGTERM)
+        await asyncio.wait_for(stopping.wait(), 20)
+        assert signal.getsignal(signal.SIGTERM) in (usual, signal.SIG_DFL)
+
+    asyncio.run(main())
+
+
+def test_it_takes_as_many_descriptors_as_it_may() -> None:
+    life.allow_many_connections()
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    assert soft == hard
