@@ -154,7 +154,7 @@ def mooncake(root: Path, redis: Server, memory_gib: float = 0.5) -> Mooncake:
         "--put_start_release_timeout_sec=3",
     ]
     (root / "owner").mkdir()
-    lend = ["-m", "chunk_store.mooncake.lender", "--master", f"127.0.0.1:{port}", "--memory-gib", str(memory_gib)]
+    lend = ["-m", "chunk_store.mooncake.lender", "--master", f"127.0.0.1:{port}", "--memory", f"{memory_gib}GiB"]
     return Mooncake(
         Server([str(program), *loopback, *quiet], port, root),
         Server([sys.executable, *lend], 0, root / "owner", says=b"lending"),
