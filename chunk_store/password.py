@@ -1,23 +1,8 @@
-"""The password of a store's server, where it need not stand on a command line: in the environment or in a file."""
+"""The password of a store's server in a file, where it need not stand on a command line."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-
-VARIABLE = "CAIRN_STORE_PASSWORD"
-FILE_VARIABLE = "CAIRN_STORE_PASSWORD_FILE"
-
-
-def password_from(environment: Mapping[str, str]) -> str | None:
-    """The value of ``CAIRN_STORE_PASSWORD``, or what stands in the file that ``CAIRN_STORE_PASSWORD_FILE`` names.
-
-    None without either; an empty variable is none. Raises ``ValueError`` that names the variable.
-    """
-    password, file = environment.get(VARIABLE), environment.get(FILE_VARIABLE)
-    if password and file:
-        raise ValueError(f"{VARIABLE} and {FILE_VARIABLE} are both set; set one of them")
-    return password_in(Path(file), FILE_VARIABLE) if file else password or None
 
 
 def password_in(file: Path, setting: str) -> str:

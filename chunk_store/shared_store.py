@@ -10,35 +10,29 @@ from __future__ import annotations
 import logging
 import secrets
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from types import TracebackType
 from typing import Self
 
 from chunk_store.blobs import Blobs, Expected
-from chunk_store.entry import EntryHeader, EntryInfo, MissReason
+from chunk_store.entry import MissReason
 from chunk_store.errors import (
     BlobBad,
     BlobMissing,
     BlobOtherVersion,
     BlobUnreadable,
-    ClaimLost,
-    NoSpace,
     StoreError,
-    StoreFull,
-    StoreUnavailable,
 )
-from chunk_store.format.header import flat_views, header_nbytes, writable_views
+from chunk_store.format.header import writable_views
 from chunk_store.key import ChunkId, ChunkKey, ModelIdentity
-from chunk_store.ledger import Leases, Ledger, ReadTicket, blob_name, check_key
-from chunk_store.limits import Space
+from chunk_store.ledger import Leases, Ledger, ReadTicket, check_key
+from chunk_store.publication import SharedPublication
 from chunk_store.store import Busy, DeleteReport, Lease, Publication, Stored, StoreStats, SweepReport
-from chunk_store.tenant import DEFAULT_ONLY, NO_LIMITS, TenantLimits, Tenants
+from chunk_store.tenant import DEFAULT_ONLY, Tenants
 
 log = logging.getLogger(__name__)
 
-RESERVE_ATTEMPTS_MAX = 64
 LOAD_ATTEMPTS_MAX = 3
-WRITE_ATTEMPTS_MAX = 8
 
 
 class SharedStore:
@@ -157,108 +151,6 @@ class SharedStore:
     def _close_claim(self, publication: SharedPublication) -> None:
         with self._lock:
             self._open_claims.discard(publication)
-
-
-class SharedPublication:
-    """A claim on one key; see ``Publication``."""
-
-    def __init__(
-        self,
-        ledger: Ledger,
-        blobs: Blobs,
-        key: ChunkKey,
-        nonce: str,
-        ttl_s: float,
-        on_end: Callable[[SharedPublication], None],
-    ) -> None:
-        self._ledger = ledger
-        self._blobs = blobs
-        self._key = key
-        self._nonce = nonce
-        self._ttl_s = ttl_s
-        self._on_end = on_end
-        self._header: EntryHeader | None = None
-        self._ended = False
-
-    def renew(self) -> None:
-        self._check_open()
-        self._ledger.claims.renew(self._key, self._nonce, self._ttl_s)
-
-    def write(self, header: EntryHeader, buffers: Sequence[memoryview], *, limits: TenantLimits = NO_LIMITS) -> None:
-        self._check_open()
-        if self._header is not None:
-            raise StoreError("write was already called for this publication")
-        if header.key != self._key:
-            raise ValueError(f"header.key: {header.key} is not the claimed key {self._key}")
-        views = flat_views(buffers, header.layout.plane_nbytes(len(header.token_ids)))
-        nbytes = header_nbytes(header) + header.nbytes
-        blob = blob_name(self._key, self._nonce)
-        self._reserve(Space(nbytes, header.tenant, limits.nbytes))
-        for _ in range(WRITE_ATTEMPTS_MAX):
-            try:
-                self._blobs.write(blob, header, views)
-                self._header = header
-                return
-            except NoSpace as error:
-                self._make_room(blob, nbytes, error)
-        raise StoreFull(f"no room for {nbytes} bytes after evicting {WRITE_ATTEMPTS_MAX} times: is the medium there?")
-
-    def commit(self) -> EntryInfo:
-        self._check_open()
-        if self._header is None:
-            raise StoreError("commit needs write first")
-        info = self._ledger.claims.commit(self._key, self._nonce, self._header)
-        self._end()
-        return info
-
-    def abort(self) -> None:
-        if self._ended:
-            return
-        self._end()
-        blob = blob_name(self._key, self._nonce)
-        if self._ledger.claims.drop(self._key, self._nonce):
-            self._ledger.upkeep.discard(self._blobs.remove([blob]))
-            return
-        placed = self._ledger.entries.locate(self._key)
-        if placed is None or placed.blob != blob:  # it is, when a commit was done and its answer got lost
-            self._blobs.remove([blob])
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        try:
-            self.abort()
-        except StoreUnavailable:
-            if error is None:
-                raise  # an error that is already on its way tells more
-
-    def _reserve(self, space: Space) -> None:
-        removed: list[str] = []
-        for _ in range(RESERVE_ATTEMPTS_MAX):
-            garbage = self._ledger.claims.reserve(self._key, self._nonce, space, removed)
-            if not garbage:
-                return
-            removed = self._blobs.remove(garbage)
-        raise StoreFull(f"no room for {space.nbytes} bytes: other writers took what was evicted; try again")
-
-    def _make_room(self, blob: str, nbytes: int, cause: NoSpace) -> None:
-        """Evicts as much as is to be written. Raises ``StoreFull`` when there is nothing to evict."""
-        self._blobs.remove([blob])
-        garbage = self._ledger.claims.evict(nbytes)
-        if not garbage:
-            raise StoreFull(f"the store's medium is full: {cause}") from cause
-        self._ledger.upkeep.discard(self._blobs.remove(garbage))
-
-    def _check_open(self) -> None:
-        if self._ended:
-            raise ClaimLost("the publication has ended (committed, aborted, or its store was closed)")
-
-    def _end(self) -> None:
-        self._ended = True
-        self._on_end(self)
 
 
 class SharedLease:

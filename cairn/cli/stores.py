@@ -51,6 +51,13 @@ def store_options(args: argparse.Namespace) -> StoreOptions:
     return found.options
 
 
+def add_chunk_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("chunk", nargs="*", metavar="CHUNK")
+    parser.add_argument(
+        "--tag", action="append", default=[], metavar="TAG", help="chunks that bear it; may be repeated"
+    )
+
+
 @contextmanager
 def opened(options: StoreOptions, *, create: bool = False) -> Iterator[SharedStore]:
     """The store, closed at the end. A directory that holds none is refused unless ``create``.

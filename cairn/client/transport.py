@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import re
 import time
 import uuid
 from dataclasses import dataclass, replace
@@ -13,7 +12,7 @@ from typing import TypeAlias
 import grpc
 
 from cairn.client.errors import CairnError, error_from_status, invalid
-from serving.rpc.channel import Target
+from serving.rpc.channel import Target, call_metadata
 from serving.rpc.details import retry_after_s
 
 Tls: TypeAlias = bool | str | Path | None
@@ -23,7 +22,6 @@ CallFailed: TypeAlias = grpc.RpcError  # what a call of either kind of channel r
 END: object = grpc.aio.EOF  # type: ignore[attr-defined]  # what read() returns after the last message
 ATTEMPTS_MAX = 4
 FIRST_DELAY_S = 0.1
-_UNFIT = re.compile(r"[^\x21-\x7e]")  # what cannot stand in metadata
 
 
 @dataclass(frozen=True)
@@ -47,8 +45,7 @@ class Peer:
 
     @property
     def metadata(self) -> tuple[tuple[str, str], ...]:
-        named = (("x-request-id", _UNFIT.sub("_", self.request_id)),) if self.request_id else ()
-        return (("authorization", f"Bearer {self.token}"), *named) if self.token else named
+        return call_metadata(self.token, self.request_id)
 
     def open_channel(self) -> grpc.Channel:
         """A channel for threads. Connects on the first call."""

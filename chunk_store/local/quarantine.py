@@ -19,9 +19,7 @@ def put(connection: sqlite3.Connection, blob: str, now: float) -> None:
     )
     connection.execute("DELETE FROM garbage WHERE blob = ?", (blob,))
     connection.execute("UPDATE totals SET value = value + 1 WHERE name = 'quarantined'")
-    over = connection.execute("SELECT COUNT(*) FROM quarantine").fetchone()[0] - QUARANTINE_MAX
-    if over > 0:
-        _end(connection, _oldest(connection)[:over])
+    _end(connection, [blob for blob, _, _ in _rows(connection)[:-QUARANTINE_MAX]])
 
 
 def agree(connection: sqlite3.Connection, found: Sequence[Quarantined]) -> None:
@@ -59,10 +57,6 @@ def count(connection: sqlite3.Connection) -> int:
 
 def _rows(connection: sqlite3.Connection) -> list[tuple[str, int, float]]:
     return connection.execute("SELECT blob, nbytes, since FROM quarantine ORDER BY since, blob").fetchall()
-
-
-def _oldest(connection: sqlite3.Connection) -> list[str]:
-    return [blob for blob, _, _ in _rows(connection)]
 
 
 def _end(connection: sqlite3.Connection, blobs: Sequence[str]) -> None:

@@ -1,7 +1,7 @@
 """One Redis server: connecting from a URL, running scripts, and one kind of error for everything that goes wrong.
 
 redis://[user:password@]host[:port][/db][?prefix=NAME]       rediss:// for TLS, with ?ca=FILE for a private CA
-A password need not stand in the URL: redis://host?password-file=FILE, or the environment (``password.py``).
+A password need not stand in the URL: redis://host?password-file=FILE, or the service's own option.
 """
 
 from __future__ import annotations

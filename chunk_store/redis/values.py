@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 
 from chunk_store.errors import BlobUnreadable, NoSpace, StoreUnavailable
 from chunk_store.redis.connection import RedisConnection, ServerFull
@@ -21,7 +20,7 @@ class RedisValues:
 
     def put(self, values: Sequence[tuple[str, Sequence[memoryview | bytes]]]) -> None:
         try:
-            self._wire.set(values)
+            self._wire.run(lambda socket: socket.set(values))
         except ServerFull as error:
             raise NoSpace(str(error)) from error
 
@@ -30,18 +29,15 @@ class RedisValues:
         self.put([*values, (name, [raw])])
 
     def header(self, name: str) -> bytes | None:
-        with _reading():
-            return self._wire.get(name)
+        return self._get(name, [], [])[0]
 
     def read(
         self, header: str, names: Sequence[str], targets: Sequence[Sequence[memoryview]]
     ) -> tuple[bytes | None, list[int | None]]:
-        with _reading():
-            return self._wire.read(header, names, targets)
+        return self._get(header, names, targets)
 
     def read_more(self, names: Sequence[str], targets: Sequence[Sequence[memoryview]]) -> list[int | None]:
-        with _reading():
-            return self._wire.read_more(names, targets)
+        return self._get(None, names, targets)[1]
 
     def remove(self, header: str, names: Sequence[str]) -> bool:
         with self._redis.errors():
@@ -52,10 +48,10 @@ class RedisValues:
         self._wire.close()
         self._redis.close()
 
-
-@contextmanager
-def _reading() -> Iterator[None]:
-    try:
-        yield
-    except StoreUnavailable as error:
-        raise BlobUnreadable(str(error)) from error
+    def _get(
+        self, header: str | None, names: Sequence[str], targets: Sequence[Sequence[memoryview]]
+    ) -> tuple[bytes | None, list[int | None]]:
+        try:
+            return self._wire.run(lambda socket: socket.get(header, names, targets))
+        except StoreUnavailable as error:
+            raise BlobUnreadable(str(error)) from error

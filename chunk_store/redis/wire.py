@@ -29,42 +29,18 @@ class _Refused(Exception):
 
 
 class RedisWire:
-    """A pool of sockets to one server. Thread-safe. Raises ``StoreUnavailable`` and ``ServerFull``."""
+    """A pool of sockets to one server. Thread-safe."""
 
     def __init__(self, address: RedisAddress) -> None:
         self._address = address
-        self._idle: list[_Socket] = []
+        self._idle: list[RedisSocket] = []
         self._lock = threading.Lock()
 
-    def set(self, values: Sequence[tuple[str, Sequence[memoryview | bytes]]]) -> None:
-        """Stores each value, given in spans; all of them in flight at once."""
-        self._with_socket(lambda wire: wire.set(values))
+    def run(self, step: Callable[[RedisSocket], _T]) -> _T:
+        """Runs ``step``, once more on a new socket when an idle one turns out to be dead.
 
-    def get(self, name: str) -> bytes | None:
-        """One small value."""
-        return self._with_socket(lambda wire: wire.get_all([name], [], []))[0]
-
-    def read(
-        self, header: str, names: Sequence[str], targets: Sequence[Sequence[memoryview]]
-    ) -> tuple[bytes | None, list[int | None]]:
-        """``header`` as bytes, and the values of ``names`` into ``targets``; returns the values' sizes.
-
-        None where there is no value. A value of another size than its target is skipped.
+        Raises ``StoreUnavailable``, of a server without memory ``ServerFull``.
         """
-        return self._with_socket(lambda wire: wire.get_all([header], names, targets))
-
-    def read_more(self, names: Sequence[str], targets: Sequence[Sequence[memoryview]]) -> list[int | None]:
-        """As ``read``, without a header."""
-        return self._with_socket(lambda wire: wire.get_all([], names, targets))[1]
-
-    def close(self) -> None:
-        with self._lock:
-            idle, self._idle = self._idle, []
-        for wire in idle:
-            wire.close()
-
-    def _with_socket(self, step: Callable[[_Socket], _T]) -> _T:
-        """Runs ``step``, once more on a new socket when an idle one turns out to be dead."""
         with self._lock:
             wire = self._idle.pop() if self._idle else None
         if wire is not None:
@@ -72,11 +48,17 @@ class RedisWire:
                 return self._run(wire, step)
             self.close()  # the others are as old
         try:
-            return self._run(_Socket(self._address), step)
+            return self._run(RedisSocket(self._address), step)
         except (OSError, _Refused) as error:  # refused at login; _run translates the later ones
             raise StoreUnavailable(f"{self._where()}: {error}") from error
 
-    def _run(self, wire: _Socket, step: Callable[[_Socket], _T]) -> _T:
+    def close(self) -> None:
+        with self._lock:
+            idle, self._idle = self._idle, []
+        for wire in idle:
+            wire.close()
+
+    def _run(self, wire: RedisSocket, step: Callable[[RedisSocket], _T]) -> _T:
         try:
             answer = step(wire)
         except _Refused as error:
@@ -97,7 +79,7 @@ class RedisWire:
         return f"redis at {self._address.host}:{self._address.port}"
 
 
-class _Socket:
+class RedisSocket:
     """One authenticated connection, used by one thread at a time."""
 
     def __init__(self, address: RedisAddress) -> None:
@@ -119,6 +101,7 @@ class _Socket:
             raise
 
     def set(self, values: Sequence[tuple[str, Sequence[memoryview | bytes]]]) -> None:
+        """Stores each value, given in spans; all of them in flight at once."""
         for name, spans in values:
             nbytes = sum(len(span) for span in spans)
             head = b"*3\r\n$3\r\nSET\r\n" + _bulk(name) + b"$%d\r\n" % nbytes
@@ -126,14 +109,17 @@ class _Socket:
         for _ in values:
             self._status()
 
-    def get_all(
-        self, whole: Sequence[str], names: Sequence[str], targets: Sequence[Sequence[memoryview]]
+    def get(
+        self, whole: str | None, names: Sequence[str], targets: Sequence[Sequence[memoryview]]
     ) -> tuple[bytes | None, list[int | None]]:
-        self._send([b"".join(b"*2\r\n$3\r\nGET\r\n" + _bulk(name) for name in (*whole, *names))])
-        first = None
-        for _ in whole:
-            size = self._bulk_size()
-            first = None if size is None else self._take(size)
+        """``whole`` as bytes, and the values of ``names`` into ``targets``; returns the values' sizes.
+
+        None where there is no value. A value of another size than its target is skipped.
+        """
+        asked = names if whole is None else (whole, *names)
+        self._send([b"".join(b"*2\r\n$3\r\nGET\r\n" + _bulk(name) for name in asked)])
+        size = None if whole is None else self._bulk_size()
+        first = None if size is None else self._take(size)
         return first, [self._receive(target) for target in targets]
 
     def close(self) -> None:

@@ -136,12 +136,8 @@ def _check_entry(store: SharedStore, entry: Placed) -> Finding | None:
         if not _is_current(store, entry):
             return None
         return Finding(Problem.DATA_MISSING, entry.blob, "the entry's data does not exist")
-    except BlobOtherVersion as error:
-        return Finding(Problem.OTHER_VERSION, entry.blob, str(error))
-    except BlobBad as error:
-        return Finding(Problem.DATA_BAD, entry.blob, str(error))
-    except BlobUnreadable as error:
-        return Finding(Problem.DATA_UNREADABLE, entry.blob, str(error))
+    except (BlobBad, BlobUnreadable) as error:
+        return Finding(_problem(error, Problem.DATA_BAD), entry.blob, str(error))
 
 
 def _check_stray(store: SharedStore, blob: str) -> list[Finding]:
@@ -150,12 +146,14 @@ def _check_stray(store: SharedStore, blob: str) -> list[Finding]:
         return [Finding(Problem.STRAY, blob, "complete data without an entry")]
     except BlobMissing:
         return []
-    except BlobOtherVersion as error:
-        return [Finding(Problem.OTHER_VERSION, blob, f"data without an entry: {error}")]
-    except BlobBad as error:
-        return [Finding(Problem.STRAY, blob, f"data without an entry: {error}")]
-    except BlobUnreadable as error:
-        return [Finding(Problem.DATA_UNREADABLE, blob, str(error))]
+    except (BlobBad, BlobUnreadable) as error:
+        return [Finding(_problem(error, Problem.STRAY), blob, f"data without an entry: {error}")]
+
+
+def _problem(error: BlobBad | BlobUnreadable, bad: Problem) -> Problem:
+    if isinstance(error, BlobUnreadable):
+        return Problem.DATA_UNREADABLE
+    return Problem.OTHER_VERSION if isinstance(error, BlobOtherVersion) else bad
 
 
 def _read(store: SharedStore, blob: str) -> None:

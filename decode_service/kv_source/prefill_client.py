@@ -18,8 +18,7 @@ from serving.errors import (
     RequestError,
     Unavailable,
 )
-from serving.rpc.arrival import REQUEST_ID_KEY
-from serving.rpc.channel import Target
+from serving.rpc.channel import Target, call_metadata
 from serving.rpc.client import call
 from serving.rpc.wire import reuse_mode_out
 from serving.trace.request_id import current_request_id
@@ -56,7 +55,7 @@ class RemotePrefiller:
         self.target = target
         self._call_s = call_s
         self._call_s_a_token = call_s_a_token
-        self._metadata = (("authorization", f"Bearer {token}"),) if token else ()
+        self._token = token
         balanced = (("grpc.lb_policy_name", "round_robin"),)
         self._channel = Target(target, ca, keepalive_s, keepalive_timeout_s, balanced).open()
         self._stub = prefill_pb2_grpc.PrefillServiceStub(self._channel)
@@ -80,7 +79,7 @@ class RemotePrefiller:
                     self._stub.PrefillChunk,
                     request,
                     timeout_s=min(work_s, left_s),
-                    metadata=(*self._metadata, (REQUEST_ID_KEY, current_request_id())),
+                    metadata=call_metadata(self._token, current_request_id()),
                     abandoned=caller.abandoned,
                 )
                 return Asked(ChunkKey(reply.key))

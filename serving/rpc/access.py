@@ -21,6 +21,7 @@ from pathlib import Path
 
 from chunk_store.tenant import Tenant, tenant_of
 from serving.errors import InvalidRequest, Unauthenticated
+from serving.rpc.channel import TOKEN_KEY
 from serving.rpc.token_file import NO_SALT, token_lines
 from serving.tenancy.quotas import NO_QUOTAS, Quotas, parse_quotas
 
@@ -108,16 +109,14 @@ class Access:
     def _token(self, metadata: Metadata | None) -> str:
         if self.grants is None:
             return ""
-        values = [value for name, value in metadata or () if name == "authorization"]
+        values = [value for name, value in metadata or () if name == TOKEN_KEY]
         if not values:
-            raise Unauthenticated(
-                "missing", field="authorization", remedy="send the metadata `authorization: Bearer TOKEN`"
-            )
+            raise Unauthenticated("missing", field=TOKEN_KEY, remedy="send the metadata `authorization: Bearer TOKEN`")
         text = values[-1] if isinstance(values[-1], str) else values[-1].decode(errors="replace")
         scheme, _, token = text.partition(" ")
         name = _digest(token.strip()) if scheme.lower() == "bearer" else ""
         if name not in self.grants:
-            raise Unauthenticated("not a bearer token that is known here", field="authorization")
+            raise Unauthenticated("not a bearer token that is known here", field=TOKEN_KEY)
         return name
 
 

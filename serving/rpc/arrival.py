@@ -20,10 +20,9 @@ from typing import Any, Protocol
 import grpc
 from grpc import StatusCode
 
+from serving.rpc.channel import REQUEST_ID_KEY
 from serving.rpc.handlers import behaviour_of, with_behaviour
 from serving.trace.request_id import clean_request_id, set_request_id
-
-REQUEST_ID_KEY = "x-request-id"
 
 _arrived_ns: ContextVar[int] = ContextVar("arrived_ns")
 

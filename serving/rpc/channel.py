@@ -9,11 +9,13 @@ from typing import Any, TypeAlias
 import grpc
 
 from serving.rpc.addresses import host_and_port, is_loopback
+from serving.trace.request_id import clean_request_id
 
 # None or False: plain text. True: the system's certificates are trusted. Bytes: these are, in PEM.
 Trust: TypeAlias = bytes | bool | None
 
 MESSAGE_NBYTES_MAX = 64 * 2**20
+TOKEN_KEY, REQUEST_ID_KEY = "authorization", "x-request-id"
 RECONNECT_MS_MIN, RECONNECT_MS_MAX = 100, 1000  # a refused connection is tried again as soon as somebody wants it
 
 
@@ -65,3 +67,9 @@ class Target:
             ("grpc.enable_http_proxy", int(not is_loopback(host_and_port(self.address)[0]))),
             *self.options,
         ]
+
+
+def call_metadata(token: str | None, request_id: str) -> tuple[tuple[str, str], ...]:
+    """Who calls, and for which request; what is not known is left out."""
+    known = ((TOKEN_KEY, f"Bearer {token}" if token else ""), (REQUEST_ID_KEY, clean_request_id(request_id)))
+    return tuple((key, value) for key, value in known if value)

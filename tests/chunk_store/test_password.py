@@ -6,23 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from chunk_store.password import password_from, password_in
+from chunk_store.password import password_in
 
 
-def test_it_stands_in_the_environment_or_in_a_file(tmp_path: Path) -> None:
+def test_the_first_line_is_the_password(tmp_path: Path) -> None:
     file = tmp_path / "password"
     file.write_text("qu@rtz 7 \r\nand nothing of this\n")
-    assert password_from({}) is None
-    assert password_from({"CAIRN_STORE_PASSWORD": ""}) is None
-    assert password_from({"CAIRN_STORE_PASSWORD": "qu@rtz 7"}) == "qu@rtz 7"
-    assert password_from({"CAIRN_STORE_PASSWORD_FILE": str(file)}) == "qu@rtz 7"
-    assert password_from({"CAIRN_STORE_PASSWORD": "", "CAIRN_STORE_PASSWORD_FILE": str(file)}) == "qu@rtz 7"
-
-
-def test_two_of_them_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="set one of them") as caught:
-        password_from({"CAIRN_STORE_PASSWORD": "quartz", "CAIRN_STORE_PASSWORD_FILE": str(tmp_path)})
-    assert "quartz" not in str(caught.value)
+    assert password_in(file, "THE_SETTING") == "qu@rtz 7"
 
 
 @pytest.mark.parametrize(

@@ -14,24 +14,26 @@ import argparse
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
+from cairn.cli.archives import add_archive_actions, export_chunks, import_chunks
 from cairn.cli.arguments import UsageError
 from cairn.cli.connection import add_json_flag
-from cairn.cli.stores import add_store_flags, choose_chunks, choose_model, opened, store_options, with_sound_index
+from cairn.cli.stores import (
+    add_chunk_flags,
+    add_store_flags,
+    choose_chunks,
+    choose_model,
+    opened,
+    store_options,
+    with_sound_index,
+)
 from cairn.cli.terminal import Terminal, short_id, table
 from chunk_store.entry import EntryInfo
-from chunk_store.key import ChunkId
 from chunk_store.open import shown_url
 from chunk_store.quantities import human_bytes
-from chunk_store.record import RecordQuery
 from chunk_store.shared_store import SharedStore
 from chunk_store.store import DeleteReport
-from chunk_store.tenant import Tenant, tenant_of
-from chunk_store.tools.archive import export, import_
-from chunk_store.tools.archive_file import read_sign_key
-from chunk_store.tools.selection import each_record
 from chunk_store.tools.verify import Progress, RepairReport, VerifyReport, repair, verify
 
 FINDINGS_SHOWN = 20
@@ -44,29 +46,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
     verifying = actions.add_parser("verify", help="read and check every entry; exit code 1 if something is wrong")
     verifying.add_argument("--repair", action="store_true", help="put right what can be put right")
     actions.add_parser("gc", help="remove what dead writers left, what has expired, what exceeds the capacity")
-    exporting = actions.add_parser(
-        "export",
-        usage="cairn store export [-h] FILE [CHUNK ...] [--tag TAG] [--all] [--sign-key FILE] [--store URL] [--json]",
-        help="write chunks, their KV and their contexts to one archive",
-    )
-    exporting.add_argument("file", type=Path, metavar="FILE", help="the archive to write; an existing one is replaced")
-    _add_chunk_flags(exporting)
-    exporting.add_argument("--all", action="store_true", help="every chunk of the store")
-    exporting.add_argument("--sign-key", type=Path, metavar="FILE", help="sign with the secret in FILE (as FILE.sig)")
-    importing = actions.add_parser("import", help="add what an archive holds and the store does not")
-    importing.add_argument("file", type=Path, metavar="FILE", help="an archive that `cairn store export` wrote")
-    importing.add_argument(
-        "--verify-key", type=Path, metavar="FILE", help="refuse an archive that is not signed with the secret in FILE"
-    )
-    importing.add_argument(
-        "--token-file", type=Path, metavar="FILE", help="the services' token file: import KV under the salts in it, too"
-    )
+    add_archive_actions(actions)
     removing = actions.add_parser(
         "rm",
         usage="cairn store rm [-h] [CHUNK ...] [--tag TAG] [--model IDENTITY] [--store URL] [--json]",
         help="remove chunks with their KV, or all KV of one model",
     )
-    _add_chunk_flags(removing)
+    add_chunk_flags(removing)
     removing.add_argument("--model", metavar="IDENTITY", help="all KV of this model (`stats` shows it); records stay")
     for subparser in actions.choices.values():
         add_store_flags(subparser)
@@ -78,8 +64,8 @@ def run(args: argparse.Namespace, terminal: Terminal) -> int:
         "stats": _stats,
         "verify": _verify,
         "gc": _collect,
-        "export": _export,
-        "import": _import,
+        "export": export_chunks,
+        "import": import_chunks,
         "rm": _remove,
     }
     _check(args)
@@ -88,13 +74,6 @@ def run(args: argparse.Namespace, terminal: Terminal) -> int:
         _renew_index(args, terminal)
     with opened(args.store, create=args.action == "import") as store:
         return actions[args.action](args, terminal, store)
-
-
-def _add_chunk_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("chunk", nargs="*", metavar="CHUNK")
-    parser.add_argument(
-        "--tag", action="append", default=[], metavar="TAG", help="chunks that bear it; may be repeated"
-    )
 
 
 def _check(args: argparse.Namespace) -> None:
@@ -217,72 +196,6 @@ def _collect(args: argparse.Namespace, terminal: Terminal, store: SharedStore) -
         f"{human_bytes(report.nbytes)}",
     )
     return 0
-
-
-def _export(args: argparse.Namespace, terminal: Terminal, store: SharedStore) -> int:
-    with terminal.waiting(f"Exporting to {args.file} ..."):
-        chosen = _everything(store) if args.all else choose_chunks(store, args.chunk, args.tag)
-        try:
-            report = export(store, args.file, chosen, sign_key=_secret("--sign-key", args.sign_key))
-        except OSError as error:
-            raise UsageError(f"cannot write {args.file}: {error.strerror or error}") from error
-    terminal.result(
-        {"file": str(args.file), **asdict(report)},
-        f"exported {report.records} chunks with {report.entries} KV entries, {human_bytes(report.nbytes)}, "
-        f"to {args.file}",
-    )
-    for chunk_id in report.missing:  # deleted by somebody else since they were chosen
-        terminal.note(f"chunk {chunk_id} is not in the store any more", "bold red")
-    return 1 if report.missing else 0
-
-
-def _everything(store: SharedStore) -> list[ChunkId]:
-    return [record.chunk_id for record in each_record(store, RecordQuery(tenants=None))]
-
-
-def _import(args: argparse.Namespace, terminal: Terminal, store: SharedStore) -> int:
-    with terminal.waiting(f"Importing {args.file} ..."):
-        try:
-            report = import_(
-                store, args.file, verify_key=_secret("--verify-key", args.verify_key), salts=_salts(args.token_file)
-            )
-        except OSError as error:
-            raise UsageError(f"cannot read {args.file}: {error.strerror or error}") from error
-    terminal.result(
-        {"file": str(args.file), "signature": "verified" if args.verify_key else "not asked for", **asdict(report)},
-        f"imported {report.records} chunks and {report.entries} KV entries, {human_bytes(report.nbytes)}; "
-        f"{report.known} were there already, {len(report.refused)} refused",
-    )
-    for words in report.refused[:FINDINGS_SHOWN]:
-        terminal.note(f"refused {words}", "bold red")
-    return 1 if report.refused else 0
-
-
-def _secret(flag: str, path: Path | None) -> bytes | None:
-    """The signing key in ``path``. Raises ``UsageError``."""
-    if path is None:
-        return None
-    try:
-        return read_sign_key(path)
-    except OSError as error:
-        raise UsageError(f"{flag}: cannot read {path}: {error.strerror or error}") from error
-    except ValueError as error:
-        raise UsageError(f"{flag}: {error}") from error
-
-
-def _salts(path: Path | None) -> dict[Tenant, str]:
-    """The salts of a token file by the tenants they make. Raises ``UsageError``."""
-    if path is None:
-        return {}
-    from serving.rpc.access import Access  # brings model code with it
-
-    try:
-        grants = Access.from_file(path).grants or {}
-    except OSError as error:
-        raise UsageError(f"--token-file: cannot read {path}: {error.strerror or error}") from error
-    except ValueError as error:
-        raise UsageError(f"--token-file: {error}") from error
-    return {tenant_of(grant.salt): grant.salt for grant in grants.values()}
 
 
 def _remove(args: argparse.Namespace, terminal: Terminal, store: SharedStore) -> int:

@@ -11,7 +11,7 @@ from typing import Any
 import grpc
 import pytest
 
-from serving.rpc.channel import MESSAGE_NBYTES_MAX, Target
+from serving.rpc.channel import MESSAGE_NBYTES_MAX, Target, call_metadata
 
 
 class Echo(grpc.GenericRpcHandler):
@@ -86,3 +86,8 @@ def test_a_proxy_is_not_asked_for_this_machine(addresses: tuple[str, str], monke
     assert echoed(Target(addresses[0])) == b"hello"
     port = addresses[0].rpartition(":")[2]
     assert echoed(Target(f"localhost:{port}")) == b"hello"
+
+
+def test_metadata_say_who_calls_and_for_which_request() -> None:
+    assert call_metadata(None, "") == call_metadata("", "") == ()
+    assert call_metadata("word", "a b\n") == (("authorization", "Bearer word"), ("x-request-id", "a_b_"))
