@@ -26,6 +26,10 @@ class Child:
         self.process.join(10)
         return self.drain()
 
+    def wait_for_report(self) -> None:
+        """Returns when a report can be read."""
+        assert self.reports.poll(60), "the child reported nothing"
+
     def drain(self) -> list[bytes]:
         """What was reported and not read yet."""
         found = []
