@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -69,6 +70,6 @@ def test_moved_chunks_end_where_rotation_explains_no_more() -> None:
 
         return real(ids, positions, scaled, rows)
 
-    borrowed.forward = forward  # type: ignore[method-assign]
-    limit = moved_limit(borrowed, LIMIT, rotations)
+    with mock.patch.object(borrowed, "forward", forward):
+        limit = moved_limit(borrowed, LIMIT, rotations)
     assert limit.tokens == 77 and "from position 77 on queries are scaled" in limit.because

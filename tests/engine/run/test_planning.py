@@ -8,7 +8,7 @@ import pytest
 
 from chunk_store.layout import KVLayout, LayerLayout
 from engine.kv.pool import PagedKVPool
-from engine.plan import PlacedChunk, StepSequence
+from engine.plan import PlacedChunk, StepSequence, plan_levels
 from engine.run import planning
 from engine.run.planning import DecodePlanner, plan_piece
 
@@ -31,7 +31,7 @@ def test_plans_are_padded_to_the_next_bucket_on_the_scratch_page() -> None:
 def test_levels_are_planned_anew_when_a_composition_changes_alone() -> None:
     chunk, moved = PlacedChunk(0, 4, 0), PlacedChunk(4, 4, 0)
     planner = DecodePlanner(POOL, (4,), 3)
-    with mock.patch.object(planning, "plan_levels", wraps=planning.plan_levels) as planned:
+    with mock.patch.object(planning, "plan_levels", wraps=plan_levels) as planned:
         for at in range(3):
             planner.plan([1, 1], [sequence(at, 5, (chunk,)), sequence(at, 6, (chunk,))])
         assert planned.call_count == 1
