@@ -1,0 +1,199 @@
+"""The device thread on a fake runner that counts on from the last token: no model, no service."""
+
+from __future__ import annotations
+
+import queue
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+import torch
+from prometheus_client import CollectorRegistry
+
+from decode_service.kv_source.store_source import Wanted
+from decode_service.metrics import DecodeMetrics
+from decode_service.prompt.request_chunk import ChunkOutcome
+from decode_service.sequence import Event, Failed, Finished, FinishReason, Tokens
+from decode_service.sequence import Sequence as Request
+from decode_service.worker import DecodeWorker
+from engine.kv.pool import PagedKVPool
+from engine.kv.resident import ResidentChunks
+from engine.kv.source import KVSource
+from engine.plan import CascadePlan, StepSequence, plan_levels, plan_step
+from engine.sampling.sampler import Sampler
+from serving.errors import InternalFault, Overloaded, Unavailable
+from tests.decode_service.scheduled import request
+from tests.fakes import LAYOUT, MODEL, FakeRunner
+
+WORDS = 64
+DEADLINE_S = 30.0
+
+
+@dataclass
+class Step:
+    """A step whose rows' tokens are known at once."""
+
+    plan: CascadePlan
+    token_ids: list[int]
+
+    def wait(self) -> list[int]:
+        return self.token_ids
+
+    def logits(self) -> torch.Tensor:
+        return torch.nn.functional.one_hot(torch.tensor(self.token_ids), WORDS).float()
+
+
+@dataclass
+class CountingRunner(FakeRunner):
+    """Each token is the one before it plus 1."""
+
+    runs_ahead: bool = True
+    batches: list[list[int]] = field(default_factory=list)  # sources of decode steps
+    last: list[int] = field(default_factory=list)
+
+    def prefill(self, token_ids: Sequence[int], sequence: StepSequence, *, logits: bool) -> Any:
+        super().prefill(token_ids, sequence, logits=logits)
+        return Step(self.plan([sequence]), [token_ids[-1] + 1])
+
+    def decode(self, sources: Sequence[int], sequences: Sequence[StepSequence]) -> Step:
+        self.before()
+        self.batches.append(list(sources))
+        self.last = [(source if source >= 0 else self.last[~source]) + 1 for source in sources]
+        return Step(self.plan(sequences), self.last)
+
+    def plan(self, sequences: Sequence[StepSequence]) -> CascadePlan:
+        levels = plan_levels(sequences, max_cascade_levels=3)
+        return plan_step(sequences, levels, page_size=self.pool.page_size)
+
+
+class StoredEverywhere:
+    """A source that has all KV."""
+
+    model = MODEL
+
+    def fetch(self, composition: Any, wanted: Sequence[Wanted], caller: Any) -> dict[str, int]:
+        for want in wanted:
+            want.outcome = ChunkOutcome(KVSource.STORE)
+        return {"lookup": 1}
+
+
+class Running:
+    def __init__(self, *, runs_ahead: bool, **options: Any) -> None:
+        pool = PagedKVPool(LAYOUT, pages=32, chunk_pages=16, page_size=4)
+        self.runner = CountingRunner(pool, piece_tokens=8, runs_ahead=runs_ahead)
+        runner: Any = self.runner
+        source: Any = StoredEverywhere()
+        metrics = DecodeMetrics(CollectorRegistry(), model_name="tiny", token_nbytes=1)
+        self.residents = ResidentChunks(pool)
+        self.worker = DecodeWorker(*(runner, self.residents, source, metrics), eos_token_ids=frozenset({50}), **options)
+        self.events: dict[str, queue.SimpleQueue[list[Event]]] = {}
+
+    def submit(self, name: str, **options: Any) -> Request:
+        sequence = request(name, **options)
+        sequence.sampler = Sampler(sequence.params, [], frozenset())
+        self.events[name] = queue.SimpleQueue()
+        sequence.deliver = self.events[name].put
+        self.worker.take_place(sequence.tenant)
+        self.worker.submit(sequence)
+        return sequence
+
+    def answer(self, name: str) -> tuple[list[int], Event]:
+        """All tokens, and the end."""
+        tokens: list[int] = []
+        while True:
+            for event in self.events[name].get(timeout=DEADLINE_S):
+                if not isinstance(event, Tokens):
+                    return tokens, event
+                tokens += [choice.token_id for choice in event.choices]
+
+
+@contextmanager
+def running(*, runs_ahead: bool = True, start: bool = True, **options: Any) -> Iterator[Running]:
+    it = Running(runs_ahead=runs_ahead, **options)
+    if start:
+        it.worker.start()
+    try:
+        yield it
+    finally:
+        it.worker.stop()
+
+
+@pytest.mark.parametrize("runs_ahead", [False, True])
+def test_answers_of_several_requests_and_where_their_kv_came_from(runs_ahead: bool) -> None:
+    with running(runs_ahead=runs_ahead, start=False) as it:
+        one = it.submit("one", chunks=[("doc", 8)], max_tokens=6)
+        two = it.submit("two", chunks=[("doc", 8)], max_tokens=3)
+        it.worker.start()
+        assert it.answer("one") == ([7, 8, 9, 10, 11, 12], Finished(FinishReason.LENGTH))
+        assert it.answer("two") == ([7, 8, 9], Finished(FinishReason.LENGTH))
+        assert [s.composition.chunks[0].outcome for s in (one, two)] == [
+            *(ChunkOutcome(KVSource.STORE), ChunkOutcome(KVSource.DEVICE))
+        ]
+        fed = any(source < 0 for batch in it.runner.batches for source in batch)
+        assert fed == runs_ahead, "a step that was begun ahead takes its tokens from the one before"
+    assert it.worker.occupancy().pages["tail"] == 0
+
+
+def test_a_long_prompt_and_a_chunk_of_its_own_come_in_pieces() -> None:
+    with running() as it:
+        it.submit("one", chunks=[("doc", 20)], tail=19, max_tokens=1, bypass=True)
+        assert it.answer("one")[0] == [7]
+        assert [len(ids) for ids, _ in it.runner.computed] == [8, 8, 4, 8, 8, 3]
+        assert not len(it.residents)
+
+
+def test_a_forward_that_fails_ends_those_in_it_and_nobody_else() -> None:
+    with running(start=False) as it:
+        it.submit("broken", tail=3)
+        it.submit("other", tail=3, max_tokens=2)
+        fails = iter([True])
+
+        def before() -> None:
+            if next(fails, False):
+                raise RuntimeError("out of memory")
+
+        it.runner.before = before
+        it.worker.start()
+        tokens, end = it.answer("broken")
+        assert not tokens and isinstance(end, Failed) and isinstance(end.error, InternalFault)
+        assert it.answer("other") == ([7, 8], Finished(FinishReason.LENGTH))
+
+
+def test_an_abort_ends_a_request_and_gives_its_pages_back() -> None:
+    with running() as it:
+        sequence = it.submit("one", max_tokens=40)
+        it.events["one"].get(timeout=DEADLINE_S)
+        it.worker.end("one", FinishReason.ABORT, sequence.owner)
+        assert it.answer("one")[1] in (Finished(FinishReason.ABORT), Finished(FinishReason.LENGTH))
+
+
+def test_a_fault_of_the_device_thread_is_told_to_all_and_takes_nobody_in() -> None:
+    failed: list[bool] = []
+    with running(start=False, on_failure=lambda: failed.append(True)) as it:
+        it.submit("one")
+
+        def fault() -> None:
+            raise MemoryError
+
+        it.worker.call(fault)
+        it.worker.start()
+        end = it.answer("one")[1]
+        assert isinstance(end, Failed) and isinstance(end.error, InternalFault) and "MemoryError" in str(end.error)
+        it.worker._thread.join(DEADLINE_S)
+        assert failed == [True]
+        with pytest.raises(Unavailable, match="restart"):
+            it.submit("late")
+
+
+def test_the_line_is_bounded_and_says_when_to_come_again() -> None:
+    with running(start=False, waiting_max=2) as it:
+        it.submit("one")
+        it.submit("two")
+        with pytest.raises(Overloaded) as caught:
+            it.submit("three")
+        assert caught.value.retry_after_s
+        assert it.worker.occupancy().waiting == 2
+        it.worker.start()
+        assert it.answer("two")[1] == Finished(FinishReason.LENGTH)
