@@ -180,7 +180,8 @@ class Scheduler:
         sequence.generated.append(choice.token_id)
         self._events.append((sequence, Tokens((choice,))))
         params = sequence.params
-        stops = choice.token_id in params.stops_at(self._eos_token_ids)
+        stops = choice.token_id in params.stop_token_ids
+        stops |= not params.ignore_eos and choice.token_id in self._eos_token_ids
         if stops and len(sequence.generated) >= params.min_tokens:
             self._end(sequence, Finished(FinishReason.STOP), now)
         elif len(sequence.generated) >= params.max_tokens:
