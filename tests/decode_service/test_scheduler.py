@@ -261,6 +261,23 @@ def test_who_is_put_off_stands_where_it_stood_and_holds_nothing() -> None:
     on.check_idle()
 
 
+def test_whose_kv_is_there_waits_for_a_place_to_decode_and_keeps_it_from_those_behind() -> None:
+    on = Scheduled(batch_max=2)
+    on.submit(*(request(f"{n}", [(f"doc{n}", 4)], max_tokens=9) for n in range(2)))
+    on.plan()
+    on.submit(request("warm", max_tokens=2), request("too", max_tokens=2))
+    on.step()
+    assert on.states() == "lldd", "who waits for KV takes no place to decode"
+    for fill in list(on.loads):
+        on.load(fill)
+    on.submit(request("late"))
+    on.plan()
+    assert on.states() == "llddw"
+    on.finish()
+    assert on.sequences[0].clock.filled <= on.sequences[1].clock.filled < on.sequences[4].clock.admitted
+    on.check_idle()
+
+
 def test_what_cannot_be_stored_is_computed_here_for_all_who_wait() -> None:
     on = Scheduled()
     one, joined = request("one", [("doc", 20), ("b", 4)]), request("joined", [("doc", 20)])
