@@ -1,10 +1,10 @@
-"""How much a store holds: limits that every process shares, and what a tenant is told whose quota is full."""
+"""How much a store holds: limits that every process shares, and what is said where they are reached."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from chunk_store.errors import QuotaFull
+from chunk_store.errors import QuotaFull, StoreFull
 from chunk_store.tenant import DEFAULT_TENANT, Tenant
 
 CAPACITY_NBYTES_DEFAULT = 16 * 2**30
@@ -52,6 +52,17 @@ class Space:
     nbytes: int
     tenant: Tenant = DEFAULT_TENANT
     tenant_nbytes_max: int | None = None
+
+
+def no_room(nbytes: int) -> StoreFull:
+    """What a writer is told where nothing more can be evicted."""
+    problem = f"no room for {nbytes} bytes: the rest is pinned, leased or being written"
+    return StoreFull(problem, "unpin or delete chunks, or raise the store's capacity")
+
+
+def too_large(nbytes: int, capacity_nbytes: int) -> StoreFull:
+    problem = f"an entry of {nbytes} bytes is larger than the store's capacity of {capacity_nbytes}"
+    return StoreFull(problem, "raise the store's capacity")
 
 
 def quota_full(quota: str, limit: int) -> QuotaFull:

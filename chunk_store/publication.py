@@ -47,7 +47,7 @@ class SharedPublication:
     def write(self, header: EntryHeader, buffers: Sequence[memoryview], *, limits: TenantLimits = NO_LIMITS) -> None:
         self._check_open()
         if self._header is not None:
-            raise StoreError("write was already called for this publication")
+            raise StoreError("write was already called for this publication", "call it once")
         if header.key != self._key:
             raise ValueError(f"header.key: {header.key} is not the claimed key {self._key}")
         views = flat_views(buffers, header.layout.plane_nbytes(len(header.token_ids)))
@@ -61,12 +61,14 @@ class SharedPublication:
                 return
             except NoSpace as error:
                 self._make_room(blob, nbytes, error)
-        raise StoreFull(f"no room for {nbytes} bytes after evicting {WRITE_ATTEMPTS_MAX} times: is the medium there?")
+        raise StoreFull(
+            f"no room for {nbytes} bytes after evicting {WRITE_ATTEMPTS_MAX} times", "see whether the medium is there"
+        )
 
     def commit(self) -> EntryInfo:
         self._check_open()
         if self._header is None:
-            raise StoreError("commit needs write first")
+            raise StoreError("commit needs write first", "call write, then commit")
         info = self._ledger.claims.commit(self._key, self._nonce, self._header)
         self._end()
         return info
@@ -102,19 +104,21 @@ class SharedPublication:
             if not garbage:
                 return
             removed = self._blobs.remove(garbage)
-        raise StoreFull(f"no room for {space.nbytes} bytes: other writers took what was evicted; try again")
+        raise StoreFull(f"no room for {space.nbytes} bytes: other writers took what was evicted", "try again")
 
     def _make_room(self, blob: str, nbytes: int, cause: NoSpace) -> None:
         """Evicts as much as is to be written. Raises ``StoreFull`` when there is nothing to evict."""
         self._blobs.remove([blob])
         garbage = self._ledger.claims.evict(nbytes)
         if not garbage:
-            raise StoreFull(f"the store's medium is full: {cause}") from cause
+            raise StoreFull(
+                f"the store's medium is full: {cause}", "free space on it, or lower the store's capacity"
+            ) from cause
         self._ledger.upkeep.discard(self._blobs.remove(garbage))
 
     def _check_open(self) -> None:
         if self._ended:
-            raise ClaimLost("the publication has ended (committed, aborted, or its store was closed)")
+            raise ClaimLost("the publication has ended (committed, aborted, or its store was closed)", "begin again")
 
     def _end(self) -> None:
         self._ended = True

@@ -166,7 +166,7 @@ class SharedLease:
 
     def renew(self) -> None:
         if self._released:
-            raise StoreError("the lease was released")
+            raise StoreError("the lease was released", "take a new one")
         self._leases.hold(self._name, self._keys, self._ttl_s, self._wait_s)
 
     def release(self) -> None:

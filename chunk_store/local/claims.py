@@ -8,10 +8,10 @@ from collections.abc import Sequence
 
 from chunk_store.claimant import is_dead, this_claimant
 from chunk_store.entry import EntryHeader, EntryInfo
-from chunk_store.errors import ClaimLost, StoreFull
+from chunk_store.errors import ClaimLost
 from chunk_store.key import ChunkKey
 from chunk_store.ledger import BUSY_RETRY_S, WRITE_TTL_S, blob_name
-from chunk_store.limits import Space, quota_full
+from chunk_store.limits import Space, no_room, quota_full, too_large
 from chunk_store.local import counts, eviction
 from chunk_store.local.entries import find, insert
 from chunk_store.local.index import Index
@@ -51,12 +51,12 @@ class LocalClaims:
             _check_quota(connection, key, space)
             capacity = counts.setting(connection, "capacity_nbytes")
             if nbytes > capacity:
-                raise StoreFull(f"an entry of {nbytes} bytes is larger than the store's capacity of {capacity}")
+                raise too_large(nbytes, capacity)
             over = counts.space(connection) + nbytes - capacity
             if over > 0:
                 over -= counts.total(connection, "garbage_nbytes")
                 if eviction.evict(connection, over, now) < over:  # undoes the transaction: in vain nothing is evicted
-                    raise StoreFull(f"no room for {nbytes} bytes: the rest is pinned, leased or being written")
+                    raise no_room(nbytes)
                 return eviction.garbage(connection)
             connection.execute(
                 "UPDATE claims SET reserved_nbytes = ?, tenant = ?, expires_at = MAX(expires_at, ?) WHERE key = ?",
@@ -112,7 +112,7 @@ def _answer(connection: sqlite3.Connection, key: ChunkKey) -> Stored | Busy | No
 def _check(connection: sqlite3.Connection, key: ChunkKey, nonce: str) -> None:
     row = connection.execute("SELECT nonce FROM claims WHERE key = ?", (key,)).fetchone()
     if row is None or row[0] != nonce:
-        raise ClaimLost(f"the claim on {key} expired and was taken or swept; begin again")
+        raise ClaimLost(f"the claim on {key} expired and was taken or swept", "begin again")
 
 
 def _check_quota(connection: sqlite3.Connection, key: ChunkKey, space: Space) -> None:

@@ -125,7 +125,7 @@ class Database:
         if self._closed:
             raise StoreUnavailable("the store was closed")
         if self._process != os.getpid():
-            raise StoreUnavailable("the store was opened before fork(): open it in the child process")
+            raise StoreUnavailable("the store was opened before fork()", "open it in the child process")
         opened = [other.opened for other in (handle, self._writer, self._reader) if other.connection is not None]
         return self._suspect or (bool(opened) and opened[0] != self._identity())
 
@@ -185,9 +185,9 @@ class Database:
             text = str(error)
             self._suspect = self._suspect or not _is_busy(error)
             if "is full" in text:
-                raise StoreFull(f"{self._path}: the disk is full") from error
+                raise StoreFull(f"{self._path}: the disk is full", "free space on it") from error
             if any(words in text for words in _DAMAGED):
-                raise StoreUnavailable(f"{self._path} is damaged ({text}); {remedy(self._path)}") from error
+                raise StoreUnavailable(f"{self._path} is damaged ({text})", remedy(self._path)) from error
             raise StoreUnavailable(f"{self._path}: {text}") from error
 
 
@@ -204,8 +204,8 @@ def check_version(connection: sqlite3.Connection, newest: int, path: Path) -> in
     found = int(connection.execute("PRAGMA user_version").fetchone()[0])
     if found > newest:
         raise StoreTooNew(
-            f"{path} has version {found}, written by newer software; this software reads up to version {newest}: "
-            "use the newer one, or another directory"
+            f"{path} has version {found}, written by newer software; this software reads up to version {newest}",
+            "use the newer one, or another directory",
         )
     return found
 

@@ -130,7 +130,7 @@ def _alone(path: Path) -> Iterator[None]:
         fcntl.lockf(fd, fcntl.LOCK_EX | fcntl.LOCK_NB, length, start)
         yield
     except BlockingIOError as error:
-        raise StoreUnavailable(f"{path} is open in another process: stop the services, then try again") from error
+        raise StoreUnavailable(f"{path} is open in another process", "stop the services, then try again") from error
     finally:
         os.close(fd)
 

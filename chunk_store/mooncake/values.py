@@ -27,7 +27,9 @@ class MooncakeValues:
             if code == NO_AVAILABLE_HANDLE:
                 raise NoSpace("mooncake: no lender has room (or none is running)")
             if code != 0:
-                raise StoreUnavailable(f"mooncake: put failed with code {code}; a lender or the master is gone")
+                raise StoreUnavailable(
+                    f"mooncake: put failed with code {code}", "see whether a lender or the master is gone"
+                )
 
     def finish(self, values: Sequence[tuple[str, Sequence[memoryview | bytes]]], header: tuple[str, bytes]) -> None:
         self.put(values)
@@ -71,7 +73,7 @@ class MooncakeValues:
             if code == REPLICA_IS_NOT_READY:
                 complete = False
             elif code not in (0, OBJECT_NOT_FOUND):
-                raise StoreUnavailable(f"mooncake: remove failed with code {code}; the master does not answer")
+                raise StoreUnavailable(f"mooncake: remove failed with code {code}: the master does not answer")
         return complete
 
     def close(self) -> None:

@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 
 from chunk_store.claimant import is_dead, this_claimant
 from chunk_store.entry import EntryHeader, EntryInfo
-from chunk_store.errors import ClaimLost, StoreFull, StoreUnavailable
+from chunk_store.errors import ClaimLost, StoreUnavailable
 from chunk_store.key import ChunkKey
 from chunk_store.ledger import BUSY_RETRY_S, WRITE_TTL_S, Entries, blob_name
-from chunk_store.limits import Space, quota_full
+from chunk_store.limits import Space, no_room, quota_full, too_large
 from chunk_store.redis.connection import RedisConnection
 from chunk_store.redis.entries import entry_arguments
 from chunk_store.redis.names import number
@@ -55,9 +55,9 @@ class RedisClaims:
         if outcome == "quota":
             raise quota_full("bytes", most or 0)
         if outcome == "large":
-            raise StoreFull(f"an entry of {nbytes} bytes is larger than the store's capacity of {rest[0]}")
+            raise too_large(nbytes, int(rest[0]))
         if outcome == "full":
-            raise StoreFull(f"no room for {nbytes} bytes: the rest is pinned, leased or being written")
+            raise no_room(nbytes)
         return rest
 
     def evict(self, nbytes: int) -> list[str]:
@@ -90,4 +90,4 @@ class RedisClaims:
 
 def _check_claim(key: ChunkKey, held: bool) -> None:
     if not held:
-        raise ClaimLost(f"the claim on {key} expired and was taken or swept; begin again")
+        raise ClaimLost(f"the claim on {key} expired and was taken or swept", "begin again")

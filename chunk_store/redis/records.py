@@ -35,9 +35,7 @@ class RedisRecords:
         most = (number(limits.records), number(limits.pinned))
         added = self._redis.run(scripts.PUT_RECORDS, self._defaults["records_max"], *most, *fields)
         if added == b"full":
-            raise StoreFull(
-                "the registry is full: it has no room for these chunks", "delete chunks or raise records_max"
-            )
+            raise StoreFull("the registry is full: no room for these chunks", "delete chunks or raise records_max")
         _check_quota(added, limits)
         return [bool(new) for new in added]
 

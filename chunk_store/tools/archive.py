@@ -107,7 +107,7 @@ def export(
             for info in entries:
                 raw = _entry_bytes(store, info.key)
                 if raw is None:
-                    raise ArchiveError(f"entry {info.key} cannot be read: verify the store, then export again")
+                    raise ArchiveError(f"entry {info.key} cannot be read", "verify the store, then export again")
                 write_member(file, f"entries/{info.key}.kv", raw)
                 nbytes += len(raw)
             write_end(file)

@@ -156,7 +156,7 @@ def test_an_index_that_somebody_has_open_stays(filled: FilePlace) -> None:
     with child(answer_until_killed, filled.url(), ready=False) as service:
         assert service.reports.poll(20)
         without_a_table(filled.root / "index.sqlite")
-        with pytest.raises(StoreUnavailable, match="open in another process: stop the services"):
+        with pytest.raises(StoreUnavailable, match="open in another process; stop the services"):
             renew_index(filled.root)
         service.kill()
     store = rebuilt_with_what_the_service_stored(filled)
