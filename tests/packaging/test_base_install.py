@@ -21,7 +21,8 @@ from tests.packaging.conftest import ROOT, Built
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 # As `sitecustomize`: of what is installed beside the wheel only these packages can be imported.
 ONLY = """
-import sys
+import os, sys
+ALLOWED += os.environ.get("ALSO_INSTALLED", "").split()
 class Only:
     @staticmethod
     def find_spec(name, path=None, target=None):
@@ -114,6 +115,12 @@ def test_what_needs_the_server_side_says_what_to_install(base: dict[str, str], a
         rf'cairn: cairn {command} needs the server side, and \w+ is not installed: pip install "cairn\[server\]"\n',
         done.stderr,
     )
+
+
+def test_a_plan_without_transformers_says_what_to_install(base: dict[str, str]) -> None:
+    done = cairn({**base, "ALSO_INSTALLED": "xxhash"}, "plan", str(ROOT / "models" / "fable"))
+    assert (done.returncode, done.stdout) == (2, "")
+    assert 'transformers is not installed: pip install "cairn[server]"' in done.stderr
 
 
 def test_a_package_that_no_extra_brings_is_an_error_of_ours(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -77,6 +77,16 @@ def test_the_shipped_model_and_the_examples_travel(built: Built) -> None:
             assert (data / path.relative_to(ROOT)).read_bytes() == path.read_bytes()
 
 
+def test_the_generator_of_the_wheel_is_that_of_the_checkout(built: Built) -> None:
+    """The stubs differ in nothing but where they lie: one generator made both."""
+    for name in ("chunks", "decode", "prefill"):
+        file = f"{name}_pb2_grpc.py"
+        here, there = (ROOT / "protos" / file).read_text(), (built.unpacked / "cairn/protos" / file).read_text()
+        for old, new in (("cairn.protos", "protos"), ("cairn/protos", "protos"), ("cairn_dot_protos", "protos")):
+            there = there.replace(old, new)
+        assert there == here, "grpcio-tools of [build-system] or of this environment is another one than made protos/"
+
+
 def test_nothing_names_a_room_at_the_top(built: Built) -> None:
     """No import, and no dotted name in a string, such as one for ``import_module``."""
     dotted = re.compile(rf"({'|'.join(ROOMS)})(\.\w+)+")
