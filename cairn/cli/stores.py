@@ -9,6 +9,7 @@ import argparse
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
+from typing import TypeVar
 from urllib.parse import unquote, urlsplit
 
 from cairn.cli.arguments import UsageError, shown
@@ -25,9 +26,9 @@ from chunk_store.record import RecordQuery
 from chunk_store.shared_store import SharedStore
 from chunk_store.tools.selection import each_record
 from serving.process.options import StoreOptions
-from serving.process.settings import settings_of
-from serving.process.sources import SettingError, Sources, add_flags, resolve
+from serving.process.sources import SettingError, Sources, resolve
 
+Place = TypeVar("Place", bound=StoreOptions)
 SEE_STATS = "see: cairn store stats"
 _CODES: tuple[tuple[type[StoreError], str], ...] = (
     (StoreUnavailable, "UNAVAILABLE"),
@@ -37,14 +38,10 @@ _CODES: tuple[tuple[type[StoreError], str], ...] = (
 )
 
 
-def add_store_flags(parser: argparse.ArgumentParser) -> None:
-    add_flags(parser, settings_of(StoreOptions))
-
-
-def store_options(args: argparse.Namespace) -> StoreOptions:
-    """Where the store is that the flags, the environment or the file name. Raises ``UsageError``."""
+def options_from(options: type[Place], args: argparse.Namespace) -> Place:
+    """The settings that flags, environment and file give to a command. Raises ``UsageError``."""
     try:
-        found = resolve(StoreOptions, "store", Sources.read(vars(args)), defaults={"store": default_store()})
+        found = resolve(options, "", Sources.read(vars(args)), defaults={"store": default_store()})
         found.check_files()
     except SettingError as error:
         raise UsageError(str(error)) from error

@@ -68,14 +68,32 @@ class StoreOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ServiceOptions(StoreOptions):
-    """What a service was told to do. None leaves the choice to the service; port 0 is any free one."""
+class ModelOptions(StoreOptions):
+    """Which model, and how it is run: its KV's keys follow from them."""
 
     model: str = setting(text("PATH_OR_ID"), "a model directory or hub id")
     device: str = setting(Kind("DEVICE", _device), "cpu, cuda or cuda:N", default="cpu")
     dtype: str = setting(choice(*DTYPES), "of weights and KV", default="auto")
-    model_name: str = setting(Kind("NAME"), "how metrics and replies name the model", default="")
     threads: int = setting(COUNT, "compute threads", default=1)
+    prefill_tokens_max: int | None = setting(
+        COUNT,
+        "tokens of a prefill forward at most; part of the KV's identity, so the same in both services",
+        default=None,
+        unset="512 on cpu, 8192 on cuda",
+        group="memory and forwards",
+    )
+
+    @property
+    def piece_tokens(self) -> int:
+        """Tokens of a prefill forward at most: as told, else what its device is fast with."""
+        return self.prefill_tokens_max or PIECE_TOKENS[self.device.partition(":")[0]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServiceOptions(ModelOptions):
+    """What a service was told to do. None leaves the choice to the service; port 0 is any free one."""
+
+    model_name: str = setting(Kind("NAME"), "how metrics and replies name the model", default="")
     log_level: str = setting(choice(*LEVELS), "what is logged", default="info")
     log_format: str = setting(choice(*FORMATS), "of the lines on stderr", default="text")
     drain_s: float = setting(or_zero(SECONDS), "for running calls at the end", default=20.0)
@@ -107,22 +125,10 @@ class ServiceOptions(StoreOptions):
         own=True,
     )
     page_size: int = setting(COUNT, "tokens a page", default=16, group="memory and forwards")
-    prefill_tokens_max: int | None = setting(
-        COUNT,
-        "tokens of a prefill forward at most; part of the KV's identity, so the same in both services",
-        default=None,
-        unset="512 on cpu, 8192 on cuda",
-        group="memory and forwards",
-    )
 
     def secrets(self) -> dict[str, Callable[[], object]]:
         """By the setting that names its file, how to read a secret; raises ``ValueError`` for one of no use."""
         return {"store_password_file": self.password}
-
-    @property
-    def piece_tokens(self) -> int:
-        """Tokens of a prefill forward at most: as told, else what its device is fast with."""
-        return self.prefill_tokens_max or PIECE_TOKENS[self.device.partition(":")[0]]
 
     @property
     def tls(self) -> TlsFiles | None:

@@ -131,7 +131,8 @@ class Sources:
         for variable in setting.variables(service):
             if self.environment.get(variable):
                 return Given(self.environment[variable], variable)
-        for table, where in ((self.file.get(service, {}), f"[{service}] "), (self.file, "")):
+        own = self.file.get(service, {}) if service in TABLES else {}
+        for table, where in ((own, f"[{service}] "), (self.file, "")):
             if setting.name in table and (where or (service != "up" and setting.name not in TABLES)):
                 source = f"{self.path}: {where}{setting.name}"
                 return Given(_joined(_typed(setting, table[setting.name], source)), source)

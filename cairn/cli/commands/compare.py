@@ -9,7 +9,8 @@ something else), or a chunk of the store (its id, the first digits of it, or :NA
   eager:MODE    transformers' own eager attention under the mode's mask
 
 with MODE exact, anchored or independent (exact if left out). A difference is in root mean squares of the token's own
-vector; keys of moved chunks are turned to where they stand first. docs/compare.md says how to read it.
+vector; keys of moved chunks are turned to where they stand first. What says how the model is run must be as the
+services have it, or their keys are others. docs/compare.md says how to read it.
 
 Exit codes: 0 nothing is beyond the tolerance, 1 something is, 2 the command line was wrong.
 """
@@ -24,14 +25,16 @@ from cairn.cli.arguments import UsageError, read_file
 from cairn.cli.connection import add_json_flag, check_model_flag
 from cairn.cli.segments import TEXT_PREFIX
 from cairn.cli.selection import looks_like_id
-from cairn.cli.stores import add_store_flags, choose_chunks, opened, store_options
+from cairn.cli.stores import choose_chunks, opened, options_from
 from cairn.cli.terminal import Terminal, table
+from serving.process.options import ModelOptions, StoreOptions
+from serving.process.settings import settings_of
+from serving.process.sources import add_flags
 
 if TYPE_CHECKING:
     from cairn.local.comparison import Comparison
     from engine.compare.divergence import Place
     from engine.served import ServedModel
-    from serving.process.options import StoreOptions
     from text.codec import TextCodec
 
 KINDS = ("K", "V", "hidden")
@@ -49,24 +52,16 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--b", default="eager:exact", metavar="WAY", help="default %(default)s")
     parser.add_argument("--tolerance", type=float, metavar="X", help="default: the dtype's; 0 for stored against fresh")
     parser.add_argument("--png", type=Path, metavar="FILE", help="also draw a heat map (needs matplotlib)")
-    add_store_flags(parser)
     parser.add_argument("--salt", default="", help="that stored KV was computed under")
-    model = parser.add_argument_group("model (as the services have it, or their keys are others)")
-    model.add_argument("--model", required=True, metavar="PATH_OR_ID", help="a model directory or hub id")
-    model.add_argument("--device", default="cpu", help="cpu (default), cuda or cuda:N")
-    model.add_argument("--dtype", choices=("auto", "float32", "bfloat16"), default="auto")
-    model.add_argument("--threads", type=int, default=1, metavar="N", help="compute threads (default 1)")
-    model.add_argument("--prefill-tokens-max", type=int, metavar="N", help="tokens of a prefill forward at most")
+    add_flags(parser, settings_of(ModelOptions))
     add_json_flag(parser)
 
 
 def run(args: argparse.Namespace, terminal: Terminal) -> int:
-    check_model_flag(args.model)
-    if args.device.partition(":")[0] not in ("cpu", "cuda") or args.threads < 1 or (args.prefill_tokens_max or 1) < 1:
-        raise UsageError("--device is cpu, cuda or cuda:N; --threads and --prefill-tokens-max are at least 1")
+    options = options_from(ModelOptions, args)
+    check_model_flag(options.model)
     if args.tolerance is not None and not 0 <= args.tolerance < float("inf"):
         raise UsageError(f"--tolerance: {args.tolerance:g} must be 0 or more")
-    store = store_options(args)
     # Here, not above: torch takes a second, and no other command needs it.
     from cairn.local.comparison import read_way, run_comparison
     from cairn.local.heatmap import check, draw
@@ -76,11 +71,11 @@ def run(args: argparse.Namespace, terminal: Terminal) -> int:
             check()
         ways = read_way(args.a), read_way(args.b)
         with terminal.waiting("Loading the model ..."):
-            served, codec = _load(args)
-        names, segments = _segments(args, codec, store)
+            served, codec = _load(options)
+        names, segments = _segments(args, codec, options)
         with terminal.waiting("Answering both ways ..."):
             found = run_comparison(
-                served, segments, ways, store=opened(store), salt=args.salt, tolerance=args.tolerance
+                served, segments, ways, store=opened(options), salt=args.salt, tolerance=args.tolerance
             )
         if args.png is not None:
             draw(found, args.png)
@@ -90,21 +85,19 @@ def run(args: argparse.Namespace, terminal: Terminal) -> int:
     return 1 if found.found.beyond(found.tolerance) else 0
 
 
-def _load(args: argparse.Namespace) -> tuple[ServedModel, TextCodec]:
+def _load(options: ModelOptions) -> tuple[ServedModel, TextCodec]:
     """The model and its tokenizer as a service has them, without the start check."""
     import torch
     from transformers import logging
 
     from engine.model.borrowed import BorrowedModel
     from engine.served import look_into
-    from serving.process.options import ServiceOptions
     from text.codec import TextCodec
 
     logging.disable_progress_bar()
-    torch.set_num_threads(args.threads)
-    options = ServiceOptions(model=args.model, store="", device=args.device, prefill_tokens_max=args.prefill_tokens_max)
-    codec = TextCodec.load(args.model)
-    borrowed = BorrowedModel.load(args.model, dtype=args.dtype, device=args.device)
+    torch.set_num_threads(options.threads)
+    codec = TextCodec.load(options.model)
+    borrowed = BorrowedModel.load(options.model, dtype=options.dtype, device=options.device)
     return look_into(borrowed, piece_tokens=options.piece_tokens), codec
 
 

@@ -21,11 +21,10 @@ from cairn.cli.arguments import UsageError
 from cairn.cli.connection import add_json_flag
 from cairn.cli.stores import (
     add_chunk_flags,
-    add_store_flags,
     choose_chunks,
     choose_model,
     opened,
-    store_options,
+    options_from,
     with_sound_index,
 )
 from cairn.cli.terminal import Terminal, short_id, table
@@ -35,6 +34,9 @@ from chunk_store.quantities import human_bytes
 from chunk_store.shared_store import SharedStore
 from chunk_store.store import DeleteReport
 from chunk_store.tools.verify import Progress, RepairReport, VerifyReport, repair, verify
+from serving.process.options import StoreOptions
+from serving.process.settings import settings_of
+from serving.process.sources import add_flags
 
 FINDINGS_SHOWN = 20
 PROGRESS_EVERY = 16  # entries
@@ -55,7 +57,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add_chunk_flags(removing)
     removing.add_argument("--model", metavar="IDENTITY", help="all KV of this model (`stats` shows it); records stay")
     for subparser in actions.choices.values():
-        add_store_flags(subparser)
+        add_flags(subparser, settings_of(StoreOptions))
         add_json_flag(subparser)
 
 
@@ -69,7 +71,7 @@ def run(args: argparse.Namespace, terminal: Terminal) -> int:
         "rm": _remove,
     }
     _check(args)
-    args.store = store_options(args)
+    args.store = options_from(StoreOptions, args)
     if args.action == "verify" and args.repair:
         _renew_index(args, terminal)
     with opened(args.store, create=args.action == "import") as store:

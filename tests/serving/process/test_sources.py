@@ -12,7 +12,7 @@ from decode_service import options as decode_options
 from decode_service.options import DecodeOptions
 from prefill_service import options as prefill_options
 from prefill_service.options import PrefillOptions
-from serving.process.options import ServiceOptions
+from serving.process.options import ModelOptions, ServiceOptions, StoreOptions
 from serving.process.settings import DAYS, FILE, SECONDS, SHARE, SIZE, SWITCH, Setting, settings_of
 from serving.process.sources import Sources, resolve
 
@@ -208,3 +208,13 @@ def test_nothing_shows_a_secret(monkeypatch: pytest.MonkeyPatch) -> None:
     found = resolve(DecodeOptions, "decode", sources)
     assert found.options.prefill_token == "hunter3"
     assert "hunter" not in repr(found) + repr(sources) + str(found.options)
+
+
+@pytest.mark.parametrize("options", [StoreOptions, ModelOptions])
+def test_a_command_that_is_no_service_reads_what_is_for_all(options: type[StoreOptions], tmp_path: Path) -> None:
+    path = tmp_path / "cairn.toml"
+    path.write_text(
+        'store = "file:///the/store"\nmodel = "m"\n[prefill]\nstore = "file:///another"\n[up]\nmodel = "x"\n'
+    )
+    found = resolve(options, "", Sources.read({"config": path}, {"CAIRN_STORE_PASSWORD": "quartz7"})).options
+    assert (found.store, found.password()) == ("file:///the/store", "quartz7")

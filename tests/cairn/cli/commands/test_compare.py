@@ -183,7 +183,7 @@ def test_a_bf16_model(folder: Path) -> None:
         (["a", "--query", ""], "--query: holds no token"),
         (["@/nowhere", "b"], "cannot read /nowhere"),
         (["a", "b", "--tolerance", "nan"], "--tolerance: nan must be 0 or more"),
-        (["a", "b", "--device", "tpu"], "--device is cpu, cuda or cuda:N"),
+        (["a", "b", "--device", "tpu"], "--device: 'tpu' is not cpu, cuda or cuda:N"),
         (["a", "b", "--a", "stored", "--store", "file:///nowhere/at/all"], "holds no chunk store"),
         (["a" * 3000, "b"], "are more than exact has: 2048"),
     ],
