@@ -9,7 +9,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 
 from decode_service.admission import Fill
-from decode_service.kv_source.store_source import Caller, NoRoomToAsk, StoreSource, Wanted
+from decode_service.kv_source.store_source import FetchTerms, NoRoomToAsk, StoreSource, Wanted
 from decode_service.scheduler import Scheduler
 from engine.kv.host_tier import PoolMemory
 from serving.errors import Cancelled, InternalFault, RequestError
@@ -49,10 +49,10 @@ class Loader:
 
     def _load(self, fill: Fill, wanted: list[Wanted]) -> None:
         sequence, scheduler = fill.sequence, self._scheduler
-        caller = Caller(sequence.salt, sequence.deadline, lambda: fill.abandoned, partial(self._may_ask, fill))
+        terms = FetchTerms(sequence.salt, sequence.deadline, lambda: fill.abandoned, partial(self._may_ask, fill))
         with bearing(sequence.request_id):
             try:
-                spent_ns = self.source.fetch(sequence.composition, wanted, caller)
+                spent_ns = self.source.fetch(sequence.composition, wanted, terms)
             except NoRoomToAsk:
                 self._post(partial(scheduler.put_off, fill))
             except RequestError as error:

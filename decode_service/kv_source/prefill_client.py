@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 
 from chunk_store.key import ChunkKey
-from decode_service.kv_source.store_source import Asked, Caller
+from decode_service.kv_source.store_source import FetchTerms
 from decode_service.prompt.composition import Composition
 from decode_service.prompt.request_chunk import Unpublished
 from protos import prefill_pb2, prefill_pb2_grpc
@@ -60,41 +60,44 @@ class RemotePrefiller:
         self._channel = Target(target, ca, keepalive_s, keepalive_timeout_s, balanced).open()
         self._stub = prefill_pb2_grpc.PrefillServiceStub(self._channel)
 
-    def compute(self, composition: Composition, index: int, caller: Caller) -> Asked:
-        """Makes the KV of chunk ``index``, and of its context, exist in the store. Raises ``RequestError``."""
+    def compute(self, composition: Composition, index: int, terms: FetchTerms) -> ChunkKey | Unpublished:
+        """Makes the KV of chunk ``index``, and of its context, exist in the store; its key, or why it does not.
+
+        Raises ``RequestError``.
+        """
         request = prefill_pb2.PrefillChunkRequest(
             chunk_id=composition.chunks[index].segment.chunk_id,
             context_chunk_ids=[chunk.segment.chunk_id for chunk in composition.chunks[:index]],
             reuse_mode=reuse_mode_out(composition.mode),
-            salt=caller.salt,
+            salt=terms.salt,
         )
         chunks = (composition.chunks[i] for i in (*composition.chunks[index].context, index))
         work_s = self._call_s + self._call_s_a_token * sum(len(chunk.token_ids) for chunk in chunks)
         hung, asked_at = 0, time.monotonic()
-        margin_s = min(MARGIN_S, MARGIN_SHARE * (caller.deadline - asked_at))
+        margin_s = min(MARGIN_S, MARGIN_SHARE * (terms.deadline - asked_at))
         while True:
-            left_s = max(0.0, caller.deadline - time.monotonic())
+            left_s = max(0.0, terms.deadline - time.monotonic())
             try:
                 reply = call(
                     self._stub.PrefillChunk,
                     request,
                     timeout_s=min(work_s, left_s),
                     metadata=call_metadata(self._token, current_request_id()),
-                    abandoned=caller.abandoned,
+                    abandoned=terms.abandoned,
                 )
-                return Asked(ChunkKey(reply.key))
+                return ChunkKey(reply.key)
             except Cancelled:
-                if caller.abandoned():
+                if terms.abandoned():
                     raise
                 raise Unavailable("the decode service is shutting down") from None
             except RequestError as error:
                 if error.reason in _UNPUBLISHED:
-                    return Asked(composition.chunks[index].key, _UNPUBLISHED[error.reason])
+                    return _UNPUBLISHED[error.reason]
                 hung += isinstance(error, DeadlineExceeded)
                 pause_s = self._pause_s(error)
                 now = time.monotonic()
-                out_of_time = now + pause_s >= caller.deadline - margin_s
-                if out_of_time or caller.abandoned() or hung >= HUNG_CALLS_MAX:
+                out_of_time = now + pause_s >= terms.deadline - margin_s
+                if out_of_time or terms.abandoned() or hung >= HUNG_CALLS_MAX:
                     raise self._gave_up(error, now - asked_at) from error
             time.sleep(pause_s)
 

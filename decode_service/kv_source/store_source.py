@@ -44,8 +44,8 @@ class NoRoomToAsk(Exception):
 
 
 @dataclass(frozen=True)
-class Caller:
-    """For whom KV is fetched. ``deadline``: by the monotonic clock, in seconds.
+class FetchTerms:
+    """On what terms KV is fetched for a request. ``deadline``: by the monotonic clock, in seconds.
 
     ``abandoned``: whether nobody wants the KV any more. ``may_ask``: whether KV may be asked for that is computed
     elsewhere; once it may, it may for the rest of the fetch.
@@ -70,19 +70,11 @@ class Wanted:
     outcome: ChunkOutcome | None = None
 
 
-@dataclass(frozen=True)
-class Asked:
-    """What the prefill service made of a chunk: it is stored under ``key``, or is ``unpublished``."""
-
-    key: ChunkKey
-    unpublished: Unpublished | None = None
-
-
 class Prefiller(Protocol):
     """Asks a prefill service for KV."""
 
-    def compute(self, composition: Composition, index: int, caller: Caller) -> Asked:
-        """Makes the KV of chunk ``index`` and of its context exist in the store.
+    def compute(self, composition: Composition, index: int, terms: FetchTerms) -> ChunkKey | Unpublished:
+        """Makes the KV of chunk ``index`` and of its context exist in the store; its key, or why it does not.
 
         Raises ``RequestError``, soon once the caller has ``abandoned`` it, and not after its deadline.
         """
@@ -110,12 +102,12 @@ class StoreSource:
         self._full_until: dict[Tenant, float] = {}
         self._no_lease_until = 0.0
 
-    def fetch(self, composition: Composition, wanted: Sequence[Wanted], caller: Caller) -> dict[Stage, int]:
+    def fetch(self, composition: Composition, wanted: Sequence[Wanted], terms: FetchTerms) -> dict[Stage, int]:
         """Fills every wanted chunk, but for those that are left unpublished, and notes its outcome.
 
         Raises ``RequestError`` or ``NoRoomToAsk``; then the content of the memory is undefined.
         """
-        fetch = _Fetch(self, composition, wanted, caller)
+        fetch = _Fetch(self, composition, wanted, terms)
         try:
             fetch.run()
         except StoreUnavailable as error:
@@ -140,15 +132,17 @@ class StoreSource:
             log.warning("KV is read without a lease, for %g s: %s", NO_LEASE_FOR_S, error)
             return None
 
-    def ask(self, composition: Composition, index: int, caller: Caller) -> Unpublished | None:
+    def ask(self, composition: Composition, index: int, terms: FetchTerms) -> Unpublished | None:
         """Has a chunk's KV computed and stored; why it could not be stored otherwise. Raises as ``fetch`` does."""
         if self._is_full(composition.tenant):
             return Unpublished.STORE_FULL
         log.info("asking the prefill service for chunk %d and what it attends to", index)
-        asked = self.prefiller.compute(composition, index, caller)
-        if asked.unpublished is Unpublished.STORE_FULL:
-            self._full_until[composition.tenant] = time.monotonic() + FULL_FOR_S
-        if asked.unpublished is None and asked.key != composition.chunks[index].key:
+        answer = self.prefiller.compute(composition, index, terms)
+        if isinstance(answer, Unpublished):
+            if answer is Unpublished.STORE_FULL:
+                self._full_until[composition.tenant] = time.monotonic() + FULL_FOR_S
+            return answer
+        if answer != composition.chunks[index].key:
             raise Unsupported(
                 "the prefill service computes under another model identity (weights, dtype, device, processor, "
                 "versions or threads differ)",
@@ -157,7 +151,7 @@ class StoreSource:
                     "differently for them (their ready lines and logs say what and why)"
                 ),
             )
-        return asked.unpublished
+        return None
 
     def _is_full(self, tenant: Tenant) -> bool:
         now = time.monotonic()
@@ -192,13 +186,13 @@ class _Fetch:
         source: StoreSource,
         composition: Composition,
         wanted: Sequence[Wanted],
-        caller: Caller,
+        terms: FetchTerms,
     ) -> None:
         self._source = source
         self._store = source.store
         self._composition = composition
         self._wanted = wanted
-        self._caller = caller
+        self._terms = terms
         self._ended_ns = [time.monotonic_ns()]  # of the stages: begun, looked up, computed, loaded
 
     def spent_ns(self) -> dict[Stage, int]:
@@ -262,7 +256,7 @@ class _Fetch:
     def _compute(self, absent: Sequence[Wanted], renew: Callable[[], None]) -> None:
         """Asks for the deepest missing chunks; a chunk's missing context is computed with it."""
         covered: dict[int, Unpublished | None] = {}
-        if not self._caller.may_ask():
+        if not self._terms.may_ask():
             raise NoRoomToAsk
         try:
             self._source.register(self._composition)
@@ -289,7 +283,7 @@ class _Fetch:
         """
         for _ in range(REGISTER_ATTEMPTS_MAX):
             try:
-                return self._source.ask(self._composition, chunk.index, self._caller)
+                return self._source.ask(self._composition, chunk.index, self._terms)
             except NotFound:
                 before = self._composition.chunks[: chunk.index]
                 if all(each.segment.named_by_id for each in (*before, chunk)):

@@ -14,7 +14,7 @@ import pytest
 import cairn
 from cairn import Result
 from chunk_store.store import ChunkStore
-from decode_service.kv_source.store_source import Caller, StoreSource
+from decode_service.kv_source.store_source import FetchTerms, StoreSource
 from decode_service.prompt.composition import Composition
 from tests.decode_service.models import loaded, tokens
 from tests.decode_service.pair import Pair, pair, wait_until
@@ -159,10 +159,10 @@ def test_what_was_just_computed_is_not_evicted_before_it_is_loaded(fresh: Pair, 
     rival = Rival(source.store, 1 << 30)
     compute, asked = source.prefiller.compute, []
 
-    def press_first(composition: Composition, index: int, caller: Caller) -> Any:
+    def press_first(composition: Composition, index: int, terms: FetchTerms) -> Any:
         rival.press()
         asked.append(index)
-        return compute(composition, index, caller)
+        return compute(composition, index, terms)
 
     source.prefiller.compute = press_first
     documents = [tokens(30 + index, 20) for index in range(4)]

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from decode_service.kv_source.loader import Loader
-from decode_service.kv_source.store_source import Caller, NoRoomToAsk
+from decode_service.kv_source.store_source import FetchTerms, NoRoomToAsk
 from decode_service.prompt.request_chunk import ChunkOutcome
 from decode_service.sequence import Failed, Sequence, State
 from engine.kv.source import KVSource
@@ -18,7 +18,7 @@ from serving.errors import Cancelled, InternalFault, NotFound
 from tests.decode_service.scheduled import Scheduled, request
 
 DEADLINE_S = 30.0
-Fetch = Callable[[Any, Any, Caller], dict[Any, int]]
+Fetch = Callable[[Any, Any, FetchTerms], dict[Any, int]]
 
 
 class NoMemory:
@@ -62,7 +62,7 @@ def loading() -> Iterator[Callable[[Fetch], Loading]]:
         each.loader.stop()
 
 
-def stored(composition: Any, wanted: Any, caller: Caller) -> dict[Any, int]:
+def stored(composition: Any, wanted: Any, terms: FetchTerms) -> dict[Any, int]:
     for want in wanted:
         want.outcome = ChunkOutcome(KVSource.STORE)
     return {"load": 5}
@@ -83,7 +83,7 @@ def test_what_was_loaded_is_told(loading: Callable[[Fetch], Loading]) -> None:
 def test_a_load_that_fails_ends_its_request(
     loading: Callable[[Fetch], Loading], error: Exception, told: type[Exception]
 ) -> None:
-    def fetch(composition: Any, wanted: Any, caller: Caller) -> dict[Any, int]:
+    def fetch(composition: Any, wanted: Any, terms: FetchTerms) -> dict[Any, int]:
         raise error
 
     it = loading(fetch)
@@ -98,11 +98,11 @@ def test_the_scheduler_says_who_may_wait_for_computing(loading: Callable[[Fetch]
     release = threading.Event()
     asked_in: set[str] = set()
 
-    def fetch(composition: Any, wanted: Any, caller: Caller) -> dict[Any, int]:
-        if not caller.may_ask():
+    def fetch(composition: Any, wanted: Any, terms: FetchTerms) -> dict[Any, int]:
+        if not terms.may_ask():
             raise NoRoomToAsk
         release.wait(DEADLINE_S)
-        return stored(composition, wanted, caller)
+        return stored(composition, wanted, terms)
 
     it = loading(fetch)
     may_ask = it.on.scheduler.may_ask
@@ -128,9 +128,9 @@ def test_the_scheduler_says_who_may_wait_for_computing(loading: Callable[[Fetch]
 def test_who_waits_for_an_answer_stops_when_nobody_waits_for_him(loading: Callable[[Fetch], Loading]) -> None:
     ended: queue.SimpleQueue[Exception] = queue.SimpleQueue()
 
-    def fetch(composition: Any, wanted: Any, caller: Caller) -> dict[Any, int]:
+    def fetch(composition: Any, wanted: Any, terms: FetchTerms) -> dict[Any, int]:
         try:
-            caller.may_ask()
+            terms.may_ask()
         except Exception as error:
             ended.put(error)
             raise

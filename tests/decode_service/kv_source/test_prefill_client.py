@@ -13,7 +13,7 @@ import grpc
 import pytest
 
 from decode_service.kv_source.prefill_client import RemotePrefiller
-from decode_service.kv_source.store_source import Caller
+from decode_service.kv_source.store_source import FetchTerms
 from decode_service.prompt.request_chunk import Unpublished
 from protos import chunks_pb2, prefill_pb2, prefill_pb2_grpc
 from serving.errors import (
@@ -82,14 +82,14 @@ def prefiller(address: str) -> Iterator[RemotePrefiller]:
     made.close()
 
 
-def caller(seconds: float = math.inf, abandoned: Callable[[], bool] = lambda: False) -> Caller:
-    return Caller("salty", time.monotonic() + seconds, abandoned)
+def caller(seconds: float = math.inf, abandoned: Callable[[], bool] = lambda: False) -> FetchTerms:
+    return FetchTerms("salty", time.monotonic() + seconds, abandoned)
 
 
 def test_the_chunk_is_asked_for_behind_its_context_as_its_caller(peer: Peer, prefiller: RemotePrefiller) -> None:
     with bearing("mine"):
         asked = prefiller.compute(COMPOSITION, 1, caller())
-    assert (asked.key, asked.unpublished) == (KEY, None)
+    assert asked == KEY
     first, second = (chunk.segment.chunk_id for chunk in COMPOSITION.chunks)
     (request,) = peer.requests
     assert (request.chunk_id, list(request.context_chunk_ids), request.salt) == (second, [first], "salty")
@@ -105,7 +105,7 @@ def test_a_store_that_takes_nothing_is_no_failure(
     peer: Peer, prefiller: RemotePrefiller, reason: str, why: Unpublished
 ) -> None:
     peer.errors = [Unavailable("store", reason=reason)]
-    assert prefiller.compute(COMPOSITION, 1, caller()).unpublished is why and len(peer.requests) == 1
+    assert prefiller.compute(COMPOSITION, 1, caller()) is why and len(peer.requests) == 1
 
 
 @pytest.mark.parametrize(
@@ -113,7 +113,7 @@ def test_a_store_that_takes_nothing_is_no_failure(
 )
 def test_what_may_pass_is_asked_again(peer: Peer, prefiller: RemotePrefiller, error: RequestError) -> None:
     peer.errors = [error, error]
-    assert prefiller.compute(COMPOSITION, 1, caller()).key == KEY and len(peer.requests) == 3
+    assert prefiller.compute(COMPOSITION, 1, caller()) == KEY and len(peer.requests) == 3
 
 
 @pytest.mark.parametrize("kind", [InvalidRequest, NotFound, Conflict, Unsupported, Overloaded, InternalFault])
