@@ -11,9 +11,10 @@ import pytest
 
 from chunk_store.entry import EntryHeader, MissReason
 from chunk_store.errors import StoreError, StoreFull, StoreUnavailable
+from chunk_store.key import ChunkKey
 from chunk_store.open import open_store
 from chunk_store.store import Busy, Stored
-from decode_service.kv_source.store_source import Asked, Caller, NoRoomToAsk, StoreSource, Wanted
+from decode_service.kv_source.store_source import FetchTerms, NoRoomToAsk, StoreSource, Wanted
 from decode_service.prompt.composition import Composition
 from decode_service.prompt.request_chunk import RequestChunk, Unpublished
 from engine.kv.source import KVSource
@@ -22,7 +23,7 @@ from serving.errors import NotFound, Unavailable, Unsupported
 from tests.decode_service.prompts import composed
 from tests.fakes import LAYOUT, MODEL
 
-ANYBODY = Caller(salt="")
+ANYBODY = FetchTerms(salt="")
 
 
 class Memory:
@@ -49,20 +50,20 @@ class Desk:
         self.store: Any = open_store(f"file://{root}")
         self.asked: list[int] = []
         self.registered = 0
-        self.answer: Callable[[Composition, int], Asked] = self.publishes
+        self.answer: Callable[[Composition, int], ChunkKey | Unpublished] = self.publishes
         self.source = StoreSource(self.store, self, MODEL, self.register)
 
     def register(self, composition: Composition) -> None:
         self.registered += 1
 
-    def compute(self, composition: Composition, index: int, caller: Caller) -> Asked:
+    def compute(self, composition: Composition, index: int, terms: FetchTerms) -> ChunkKey | Unpublished:
         self.asked.append(index)
         return self.answer(composition, index)
 
-    def publishes(self, composition: Composition, index: int) -> Asked:
+    def publishes(self, composition: Composition, index: int) -> ChunkKey | Unpublished:
         for each in (*composition.chunks[index].context, index):
             self.put(composition.chunks[each])
-        return Asked(composition.chunks[index].key)
+        return composition.chunks[index].key
 
     def put(self, chunk: RequestChunk) -> None:
         publication = self.store.begin(chunk.key)
@@ -75,9 +76,9 @@ class Desk:
             publication.write(header, [memoryview(bytearray([chunk.token_ids[0]]) * size) for size in sizes])
             publication.commit()
 
-    def fetch(self, composition: Composition, *, held: Sequence[int] = (), caller: Caller = ANYBODY) -> list[Wanted]:
+    def fetch(self, composition: Composition, *, held: Sequence[int] = (), terms: FetchTerms = ANYBODY) -> list[Wanted]:
         wanted: Any = [Wanted(chunk, Memory(chunk, chunk.index in held)) for chunk in composition.chunks]  # type: ignore[arg-type]
-        spent = self.source.fetch(composition, wanted, caller)
+        spent = self.source.fetch(composition, wanted, terms)
         assert set(spent) == {"lookup", "prefill", "load"} and all(ns >= 0 for ns in spent.values())
         return list(wanted)
 
@@ -132,7 +133,7 @@ def test_what_cannot_be_read_is_computed_anew_once(desk: Desk, tmp_path: Path) -
 
 
 def test_what_was_computed_and_still_is_not_there_is_said(desk: Desk) -> None:
-    desk.answer = lambda composition, index: Asked(composition.chunks[index].key)  # says so, and stores nothing
+    desk.answer = lambda composition, index: composition.chunks[index].key  # says so, and stores nothing
     with pytest.raises(Unavailable, match=r"segments\[0\]: its KV was computed but cannot be loaded .*try again"):
         desk.fetch(composed((3,)))
 
@@ -140,7 +141,7 @@ def test_what_was_computed_and_still_is_not_there_is_said(desk: Desk) -> None:
 def test_what_could_not_be_stored_is_left_to_who_asked_and_not_asked_for_again_soon(
     desk: Desk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    desk.answer = lambda composition, index: Asked(composition.chunks[index].key, Unpublished.STORE_FULL)
+    desk.answer = lambda composition, index: Unpublished.STORE_FULL
     left = (KVSource.COMPUTED, MissReason.NOT_STORED, Unpublished.STORE_FULL)
     assert outcomes(desk.fetch(composed((3,), (4,)))) == [left] * 2 and desk.asked == [1]
     assert outcomes(desk.fetch(composed((5,)))) == [left] and desk.asked == [1], "it is known to be full"
@@ -154,16 +155,16 @@ def test_what_could_not_be_stored_is_left_to_who_asked_and_not_asked_for_again_s
 
 def test_without_room_to_ask_nothing_is_asked_and_what_is_stored_needs_none(desk: Desk) -> None:
     composition = composed((3,))
-    refused = Caller("", may_ask=lambda: False)
+    refused = FetchTerms("", may_ask=lambda: False)
     with pytest.raises(NoRoomToAsk):
-        desk.fetch(composition, caller=refused)
+        desk.fetch(composition, terms=refused)
     assert not desk.asked and not desk.registered
     desk.put(composition.chunks[0])
-    assert outcomes(desk.fetch(composition, caller=refused)) == [(KVSource.STORE, None, None)]
+    assert outcomes(desk.fetch(composition, terms=refused)) == [(KVSource.STORE, None, None)]
 
 
 def test_content_that_was_displaced_is_registered_again_a_few_times(desk: Desk) -> None:
-    def displaced(composition: Composition, index: int) -> Asked:
+    def displaced(composition: Composition, index: int) -> ChunkKey | Unpublished:
         raise NotFound("displaced")
 
     desk.answer = displaced
@@ -174,7 +175,7 @@ def test_content_that_was_displaced_is_registered_again_a_few_times(desk: Desk) 
 
 def test_another_model_identity_is_refused_with_the_remedy(desk: Desk) -> None:
     other = composed((9, 9)).chunks[0].key
-    desk.answer = lambda composition, index: Asked(other)
+    desk.answer = lambda composition, index: other
     with pytest.raises(Unsupported, match=r"another model identity.*same model and options"):
         desk.fetch(composed((3,)))
 
