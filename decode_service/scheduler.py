@@ -16,13 +16,12 @@ what, is decided by the rules in ``line.py``; ``admission.py`` holds the pages.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from decode_service.admission import Admission, Fill
 from decode_service.line import FillRoom, Line, Turns
 from decode_service.sequence import Event, Failed, Finished, FinishReason, Sequence, State, Tokens
-from decode_service.step_plan import Rows, StepPlan
+from decode_service.step_plan import Rows, StepPlan, next_pieces
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -218,7 +217,7 @@ class Scheduler:
         rows: list[Rows] = []
         decoding = self._admitted[State.DECODING]
         if self._admitted[State.PREFILLING] and self._turns.may_prefill(decoding=bool(decoding)):
-            rows = self._pieces()
+            rows = next_pieces(self._admitted[State.PREFILLING], self._piece_tokens)
             self._turns.prefilled(sum(each.count for each in rows))
         elif decoding:
             rows = [Rows(s, s.tail_tokens, 1) for s in decoding if s.drawn < s.params.max_tokens]
@@ -263,28 +262,6 @@ class Scheduler:
             self._enter(sequence, State.PREFILLING)
             self._room.stop_waiting(fill.stay)
             sequence.clock.filled = now
-
-    def _pieces(self) -> list[Rows]:
-        """Rows of prompts, in the order of their requests: at least one piece, at most a piece's worth."""
-        pieces: list[Rows] = []
-        left = self._piece_tokens
-        for sequence in self._admitted[State.PREFILLING]:
-            for piece in self._pieces_of(sequence):
-                if piece.count > left and pieces:
-                    return pieces
-                pieces.append(piece)
-                left -= piece.count
-        return pieces
-
-    def _pieces_of(self, sequence: Sequence) -> Iterator[Rows]:
-        most, tail = self._piece_tokens, len(sequence.composition.tail)
-        for chunk in sequence.composition.chunks:
-            if chunk.computed is not None:
-                tokens = len(chunk.token_ids)
-                for first in range(chunk.computed, tokens, most):
-                    yield Rows(sequence, first, min(most, tokens - first), chunk)
-        for first in range(sequence.tail_tokens, tail, most):
-            yield Rows(sequence, first, min(most, tail - first))
 
     # -- transitions --------------------------------------------------------------------------------
     def _enter(self, sequence: Sequence, state: State) -> None:

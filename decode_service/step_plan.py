@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from chunk_store.key import ChunkKey
@@ -50,3 +51,28 @@ class StepPlan:
     @property
     def decodes(self) -> list[Rows]:
         return [rows for rows in self.rows if rows.decodes]
+
+
+def next_pieces(sequences: Iterable[Sequence], rows_max: int) -> list[Rows]:
+    """Rows of prompts, in the order of their requests: at least one piece, at most ``rows_max`` rows in all."""
+    pieces: list[Rows] = []
+    left = rows_max
+    for sequence in sequences:
+        for piece in _pieces_of(sequence, rows_max):
+            if piece.count > left and pieces:
+                return pieces
+            pieces.append(piece)
+            left -= piece.count
+    return pieces
+
+
+def _pieces_of(sequence: Sequence, rows_max: int) -> Iterator[Rows]:
+    """All that a request still has to compute before its first token, chunks before the tail that attends to them."""
+    for chunk in sequence.composition.chunks:
+        if chunk.computed is not None:
+            tokens = len(chunk.token_ids)
+            for first in range(chunk.computed, tokens, rows_max):
+                yield Rows(sequence, first, min(rows_max, tokens - first), chunk)
+    tail = len(sequence.composition.tail)
+    for first in range(sequence.tail_tokens, tail, rows_max):
+        yield Rows(sequence, first, min(rows_max, tail - first))

@@ -1,22 +1,31 @@
-"""What rows of a step are: pieces of prompts, the last of one, tokens of answers."""
+"""Rows of a step: what still has to be computed, cut into pieces under one budget."""
 
 from __future__ import annotations
 
-from decode_service.step_plan import Rows, StepPlan
+from decode_service.step_plan import Rows, StepPlan, next_pieces
 from tests.decode_service.scheduled import request
 
 
-def test_rows_of_chunks_of_prompts_and_of_answers_are_told_apart() -> None:
-    sequence = request("a", [("doc", 8)], tail=5)
-    chunk = Rows(sequence, 0, 8, sequence.composition.chunks[0])
-    first, last = Rows(sequence, 0, 3), Rows(sequence, 3, 2)
-    answer = [Rows(sequence, 5, 1), Rows(sequence, 6, 1)]
-    assert [rows.last_of_prompt for rows in (chunk, first, last, *answer)] == [False, False, True, False, False]
-    assert [rows.decodes for rows in (chunk, first, last, *answer)] == [False, False, False, True, True]
-    plan = StepPlan((), (), (chunk, answer[0], last, answer[1]))
-    assert plan.pieces == [chunk, last] and plan.decodes == answer and plan.loads == []
+def test_chunks_that_are_computed_here_come_before_the_tail() -> None:
+    one = request("one", [("a", 5), ("stored", 9), ("b", 3)], tail=4)
+    a, _, b = one.composition.chunks
+    a.computed, b.computed = 2, 0
+    assert next_pieces([one], 16) == [Rows(one, 2, 3, a), Rows(one, 0, 3, b), Rows(one, 0, 4)]
 
 
-def test_the_last_piece_of_a_chunk_draws_no_token() -> None:
-    sequence = request("a", [("doc", 5)], tail=5)
-    assert not Rows(sequence, 0, 5, sequence.composition.chunks[0]).last_of_prompt
+def test_pieces_share_a_budget_and_the_first_always_comes() -> None:
+    long, short = request("long", tail=20), request("short", tail=2)
+    assert next_pieces([long, short], 8) == [Rows(long, 0, 8)]
+    long.tail_tokens = 16
+    assert next_pieces([long, short], 8) == [Rows(long, 16, 4), Rows(short, 0, 2)]
+    assert next_pieces([], 8) == []
+
+
+def test_rows_know_what_comes_of_them_and_one_plan_can_hold_both_kinds() -> None:
+    one = request("one", tail=4)
+    piece, last, token = Rows(one, 0, 2), Rows(one, 2, 2), Rows(one, 4, 1)
+    assert [(rows.decodes, rows.last_of_prompt) for rows in (piece, last, token)] == [
+        *((False, False), (False, True), (True, False))
+    ]
+    mixed = StepPlan((), (), (piece, token, last))
+    assert (mixed.pieces, mixed.decodes, mixed.loads) == ([piece, last], [token], [])
