@@ -21,25 +21,36 @@ TEXT_PREFIX = "text:"
 _PATH = re.compile(r"(~|\.{1,2})?/\S*|\S+/\S*\.[A-Za-z0-9]{1,8}")
 
 
-def add_prompt_flags(parser: argparse.ArgumentParser) -> None:
-    """The flags that say what the prompt is."""
+def add_segment_flags(parser: argparse.ArgumentParser) -> None:
+    """The flags that say what the prompt is made of."""
     parser.add_argument("segment", nargs="*", metavar="SEGMENT", help="a chunk id, :NAME, @FILE or text")
     parser.add_argument("--query", metavar="TEXT", help="the query: text or @FILE")
     parser.add_argument(
         "--segment-role", default="", metavar="ROLE", help="chat role of segments given as text or files"
     )
     parser.add_argument("--query-role", default="", metavar="ROLE", help="chat role of the query, for example user")
+
+
+def add_prompt_flags(parser: argparse.ArgumentParser) -> None:
+    """The flags that say what is sent to the decode service."""
+    add_segment_flags(parser)
     parser.add_argument("--reuse", choices=REUSE_MODES, default="exact", help="how chunks may be reused")
     parser.add_argument("--cache", choices=CACHE_USES, default="shared", help="bypass: compute everything anew")
     parser.add_argument("--request-id", metavar="ID", help="to find it again in the logs and to abort it")
 
 
-def read_segments(args: argparse.Namespace, client: Client, terminal: Terminal) -> list[Segment]:
-    """The prompt's segments, the query last. Raises ``UsageError`` without a query."""
-    words = list(args.segment)
-    query = args.query if args.query is not None else (words.pop() if words else None)
-    if query is None:
+def prompt_words(args: argparse.Namespace) -> tuple[list[str], str]:
+    """The words of the segments before the query, and the query's. Raises ``UsageError`` without a query."""
+    if args.query is not None:
+        return args.segment, args.query
+    if not args.segment:
         raise UsageError("give a query: --query TEXT, or at least one SEGMENT")
+    return args.segment[:-1], args.segment[-1]
+
+
+def read_segments(args: argparse.Namespace, client: Client, terminal: Terminal) -> list[Segment]:
+    """The prompt's segments, the query last. Raises ``UsageError`` as ``prompt_words`` and ``read_segment``."""
+    words, query = prompt_words(args)
     segments = [read_segment(word, client, terminal, role=args.segment_role) for word in words]
     return [*segments, read_segment(query, client, terminal, role=args.query_role)]
 

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from cairn.cli.arguments import UsageError, read_file
 from cairn.cli.connection import add_json_flag, check_model_flag
-from cairn.cli.segments import TEXT_PREFIX
+from cairn.cli.segments import TEXT_PREFIX, add_segment_flags, prompt_words
 from cairn.cli.selection import looks_like_id
 from cairn.cli.stores import choose_chunks, opened, options_from
 from cairn.cli.terminal import Terminal, table
@@ -42,12 +42,7 @@ KINDS = ("K", "V", "hidden")
 
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("segment", nargs="*", metavar="SEGMENT", help="@FILE, text, or a chunk of the store")
-    parser.add_argument("--query", metavar="TEXT", help="the query: text or @FILE")
-    parser.add_argument(
-        "--segment-role", default="", metavar="ROLE", help="chat role of segments given as text or files"
-    )
-    parser.add_argument("--query-role", default="", metavar="ROLE", help="chat role of the query, for example user")
+    add_segment_flags(parser)
     parser.add_argument("--a", default="fresh:exact", metavar="WAY", help="default %(default)s")
     parser.add_argument("--b", default="eager:exact", metavar="WAY", help="default %(default)s")
     parser.add_argument("--tolerance", type=float, metavar="X", help="default: the dtype's; 0 for stored against fresh")
@@ -105,10 +100,7 @@ def _segments(
     args: argparse.Namespace, codec: TextCodec, store: StoreOptions
 ) -> tuple[list[str], list[tuple[int, ...]]]:
     """What to call the segments, and their tokens; the query is the last."""
-    words = list(args.segment)
-    query = args.query if args.query is not None else (words.pop() if words else None)
-    if query is None:
-        raise UsageError("give a query: --query TEXT, or at least one SEGMENT")
+    words, query = prompt_words(args)
     named = [_segment(word, args, codec, store) for word in words]
     tokens = codec.encode(_text(query), role=args.query_role, generation_prompt=bool(args.query_role))
     if not tokens:
