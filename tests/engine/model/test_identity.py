@@ -23,9 +23,9 @@ def test_weights_are_their_bytes_names_and_dtypes() -> None:
     assert weights_digest(module()) == same
     others = [module(1), module(dtype=torch.bfloat16)]
     with torch.no_grad():
-        changed = module()
+        changed: Any = module()
         changed[0].weight[2, 1] += 1e-6
-        buffered = module()
+        buffered: Any = module()
         buffered.table[0] = 9
     reshaped = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))
     others += [changed, buffered, reshaped]
