@@ -132,3 +132,43 @@ def test_every_package_is_installed_and_typed() -> None:
     for package in ("protos", "chunk_store", "text", "engine", "serving", "prefill_service", "decode_service", "cairn"):
         assert f"{package}*" in included
         assert package == "protos" or package in settings["tool"]["mypy"]["packages"]
+
+
+ROOMS = ("chunk_store", "text", "engine", "serving", "prefill_service", "decode_service", "cairn")
+DECISIONS = (ast.If, ast.IfExp, ast.For, ast.AsyncFor, ast.While, ast.Try, ast.Match, ast.BoolOp, ast.comprehension)
+DECISIONS_MIN = 4  # a module with fewer branches and loops in its functions says what it does by itself
+# What is seen by a test of another name, because alone it is nothing (a model, a card) or only the other half.
+SEEN_BY = {
+    "engine/run/cuda": "tests/gpu",  # needs a card: make test-gpu
+    "engine/run/choice.py": "tests/gpu/test_engine_oracle.py",
+    "engine/run/eager": "tests/engine/run/test_runner_protocol.py",
+    "engine/check": "tests/engine/check/test_start.py",
+    "engine/compare/trace.py": "tests/engine/compare/test_divergence.py",
+    "engine/model/borrowed.py": "tests/engine/test_oracle.py",
+    "engine/model/probe.py": "tests/engine/check/test_start.py",
+    "engine/served.py": "tests/engine/test_oracle.py",
+    "cairn/cli/archives.py": "tests/cairn/cli/commands/test_store.py",
+}
+
+
+def decisions(path: Path) -> int:
+    """Branches and loops in the functions of a module."""
+    functions = [
+        n for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef)
+    ]
+    return len({id(node) for function in functions for node in ast.walk(function) if isinstance(node, DECISIONS)})
+
+
+def test_every_module_with_logic_has_a_test_named_for_it() -> None:
+    missing, used = [], set()
+    for path in (path for room in ROOMS for path in sorted((ROOT / room).rglob("*.py"))):
+        module = path.relative_to(ROOT)
+        if decisions(path) < DECISIONS_MIN or (ROOT / "tests" / module.parent / f"test_{path.name}").exists():
+            continue
+        seen_by = [place for place in SEEN_BY if module.is_relative_to(place)]
+        used.update(seen_by)
+        if not seen_by:
+            missing.append(f"{module} needs tests/{module.parent}/test_{path.name}")
+    assert not missing, "\n".join(missing)
+    assert used == set(SEEN_BY), f"not needed any more in SEEN_BY: {sorted(set(SEEN_BY) - used)}"
+    assert all((ROOT / test).exists() for test in SEEN_BY.values())

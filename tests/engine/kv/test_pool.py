@@ -1,0 +1,46 @@
+"""The pool's bytes: views of a run in entry order, and a run that moves with its bytes."""
+
+from __future__ import annotations
+
+import torch
+
+from chunk_store.layout import KVLayout, LayerLayout
+from engine.kv.pool import PagedKVPool
+
+LAYOUT = KVLayout("bfloat16", (LayerLayout(2, 3, 5), LayerLayout(1, 4, 4)))
+
+
+def pool() -> PagedKVPool:
+    return PagedKVPool(LAYOUT, pages=6, chunk_pages=4, page_size=4)
+
+
+def test_planes_are_views_in_entry_order_with_the_layouts_bytes() -> None:
+    made = pool()
+    run = made.allocate_run(6)
+    assert run is not None
+    planes = made.run_planes(run, 6)
+    assert [tuple(plane.shape) for plane in planes] == [(6, 2, 3), (6, 2, 5), (6, 1, 4), (6, 1, 4)]
+    assert [plane.nbytes for plane in planes] == list(LAYOUT.plane_nbytes(6))
+    assert all(plane.is_contiguous() and plane.dtype == torch.bfloat16 for plane in planes)
+    planes[1][5] = 7.0
+    assert made.values[0][run.first * 4 + 5].eq(7).all(), "a view, not a copy"
+
+
+def test_a_run_moves_with_its_bytes_also_over_itself() -> None:
+    made = pool()
+    first, second = made.allocate_run(4), made.allocate_run(12)
+    assert first is not None and second is not None
+    for number, plane in enumerate(made.run_planes(second, 12)):
+        plane.copy_((torch.arange(12) + number).view(12, 1, 1).expand_as(plane))
+    before = [plane.clone() for plane in made.run_planes(second, 12)]
+    made.release_run(first)
+    moved = made.move_run(second, 0)
+    assert moved.first == 0
+    for plane, old in zip(made.run_planes(moved, 12), before, strict=True):
+        assert torch.equal(plane, old)
+
+
+def test_the_scratch_page_is_nobodys() -> None:
+    made = pool()
+    assert made.allocate_run(16) is not None and made.allocate_pages(2) is not None
+    assert made.scratch_page == 6 and len(made.keys[0]) == 7 * 4 and made.count()["free"] == 0
