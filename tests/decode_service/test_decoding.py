@@ -52,7 +52,8 @@ class Loop:
         self.begun: list[Any] = []
         residents: Any = SimpleNamespace(pool=SimpleNamespace(page_size=4), moves=0)
         metrics: Any = SimpleNamespace(stepped=lambda plan, sequences: self.stepped.append(len(sequences)))
-        self.decoding = Decoding(self.runner, residents, metrics, self.begun.append)
+        runner: Any = self.runner
+        self.decoding = Decoding(runner, residents, metrics, self.begun.append)
 
     def step(self, *sequences: Sequence) -> list[tuple[str, int]]:
         rows = [Rows(sequence, sequence.tail_tokens, 1) for sequence in sequences]
