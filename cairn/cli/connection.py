@@ -1,50 +1,64 @@
-"""How a command finds the services: flags, then environment, then the addresses of ``cairn up``."""
+"""How a command finds the services: flags, environment, the file's table [client], or the addresses of ``cairn up``."""
 
 from __future__ import annotations
 
 import argparse
-import os
+from dataclasses import dataclass
 from pathlib import Path
 
-from cairn.cli.arguments import UsageError, read_file, typed
+from cairn.cli.arguments import UsageError, read_file
 from cairn.client.client import DEFAULT_DECODE, DEFAULT_PREFILL, Client
-from chunk_store.quantities import parse_seconds
 from serving.process.model_path import check_model
+from serving.process.settings import FILE, SECONDS, Kind, setting, settings_of, text
+from serving.process.sources import SettingError, Sources, add_flags, resolve
 from serving.rpc.token_file import token_lines
+
+GROUP = "connection"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConnectionOptions:
+    """Where the services are, and how they are asked."""
+
+    prefill: str = setting(text("HOST:PORT"), "the prefill service", default=DEFAULT_PREFILL, group=GROUP)
+    decode: str = setting(text("HOST:PORT"), "the decode service", default=DEFAULT_DECODE, group=GROUP)
+    token: str | None = setting(
+        text("TOKEN"), "bearer token that is sent", default=None, group=GROUP, secret=True, flagless=True
+    )
+    token_file: Path | None = setting(
+        FILE, "its first token is sent; the services' own file will do", default=None, group=GROUP
+    )
+    tls_ca: Path | None = setting(FILE, "use TLS; PEM file of certificates to trust", default=None, group=GROUP)
+    salt: str = setting(
+        Kind("TEXT"), "keep this use apart from others in the cache", default="", group=GROUP, secret=True
+    )
+    timeout: float = setting(SECONDS, "deadline of a call", default=300.0, group=GROUP)
+
+    def bearer(self) -> str | None:
+        """The token to send: the file's first, else the one that was given. Raises ``UsageError``."""
+        if self.token_file is None:
+            return self.token
+        for _, words in token_lines(read_file(self.token_file)):
+            return words[0]
+        raise UsageError(f"--token-file: {self.token_file} holds no token")
 
 
 def add_connection_flags(parser: argparse.ArgumentParser) -> None:
     """The flags that every command which talks to the services has."""
-    group = parser.add_argument_group("connection")
-    environment = os.environ
-    group.add_argument(
-        "--prefill",
-        metavar="HOST:PORT",
-        default=environment.get("CAIRN_PREFILL") or DEFAULT_PREFILL,
-        help=f"prefill service (environment: CAIRN_PREFILL; default {DEFAULT_PREFILL})",
-    )
-    group.add_argument(
-        "--decode",
-        metavar="HOST:PORT",
-        default=environment.get("CAIRN_DECODE") or DEFAULT_DECODE,
-        help=f"decode service (environment: CAIRN_DECODE; default {DEFAULT_DECODE})",
-    )
-    group.add_argument(
-        "--token-file",
-        type=Path,
-        metavar="FILE",
-        help="its first token is sent; the services' own file will do (environment: CAIRN_TOKEN, the token itself)",
-    )
-    group.add_argument("--tls-ca", type=Path, metavar="FILE", help="use TLS; PEM file of certificates to trust")
-    group.add_argument("--salt", default="", help="keep this use apart from others in the cache")
-    group.add_argument(
-        "--timeout",
-        type=typed(parse_seconds),
-        default=300.0,
-        metavar="DURATION",
-        help="deadline of a call, 90s or 5m (default 300)",
-    )
+    add_flags(parser, settings_of(ConnectionOptions))
     add_json_flag(parser)
+
+
+def connection_options(args: argparse.Namespace) -> ConnectionOptions:
+    """The settings that flags, environment and file give. Raises ``UsageError``."""
+    try:
+        sources = Sources.read(vars(args))
+        sources.check_keys({"client": settings_of(ConnectionOptions)})
+        found = resolve(ConnectionOptions, "client", sources)
+        found.check_files()
+    except SettingError as error:
+        raise UsageError(str(error)) from error
+    return found.options
 
 
 def add_json_flag(parser: argparse.ArgumentParser) -> None:
@@ -52,27 +66,16 @@ def add_json_flag(parser: argparse.ArgumentParser) -> None:
 
 
 def open_client(args: argparse.Namespace) -> Client:
-    """A client for the services that the flags name. Raises ``UsageError`` for a token file that cannot be read."""
+    """A client for the services that the settings name. Raises ``UsageError`` for settings that cannot be used."""
+    options = connection_options(args)
     return Client(
-        args.prefill,
-        args.decode,
-        token=read_token(args.token_file),
-        tls=args.tls_ca,
-        salt=args.salt,
-        timeout_s=args.timeout,
+        options.prefill,
+        options.decode,
+        token=options.bearer(),
+        tls=options.tls_ca,
+        salt=options.salt,
+        timeout_s=options.timeout,
     )
-
-
-def read_token(token_file: Path | None) -> str | None:
-    """The bearer token of the file or of ``CAIRN_TOKEN``; None if there is neither. Raises ``UsageError``.
-
-    The file may be the services' own (``TOKEN [SALT] ...`` a line, ``#`` begins a comment): its first token counts.
-    """
-    if token_file is None:
-        return os.environ.get("CAIRN_TOKEN") or None
-    for _, words in token_lines(read_file(token_file)):
-        return words[0]
-    raise UsageError(f"--token-file: {token_file} holds no token")
 
 
 def check_model_flag(model: str) -> None:

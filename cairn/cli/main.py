@@ -13,6 +13,7 @@ from importlib import import_module
 
 from cairn.cli import commands
 from cairn.cli.arguments import UsageError
+from cairn.cli.connection import connection_options
 from cairn.cli.extras import remedy
 from cairn.cli.hints import hint
 from cairn.cli.terminal import Terminal
@@ -79,7 +80,7 @@ def _run(parser: argparse.ArgumentParser, argv: Sequence[str]) -> int:
         terminal.failed(error)
         return USAGE
     except CairnError as error:
-        terminal.failed(error, hint(error, _addresses(args), getattr(args, "tls_ca", None)))
+        terminal.failed(error, _hint(error, args))
         return FAILED
     except KeyboardInterrupt:
         return INTERRUPTED
@@ -88,6 +89,9 @@ def _run(parser: argparse.ArgumentParser, argv: Sequence[str]) -> int:
         return FAILED
 
 
-def _addresses(args: argparse.Namespace) -> tuple[str, ...]:
-    """The services that a command talks to; none for one that works without them."""
-    return tuple(getattr(args, name) for name in ("prefill", "decode") if isinstance(getattr(args, name, None), str))
+def _hint(error: CairnError, args: argparse.Namespace) -> str:
+    """What to do about an error of a command that talks to the services; "" for one that works without them."""
+    if "decode" not in args:
+        return ""
+    options = connection_options(args)
+    return hint(error, (options.prefill, options.decode), options.tls_ca)

@@ -21,7 +21,8 @@ from typing import Any, Generic, TypeVar
 from serving.process.settings import FILE, GENERAL, SWITCH, Setting, settings_of
 
 CONFIG_VARIABLE = "CAIRN_CONFIG"
-TABLES = ("prefill", "decode", "up")
+TABLES = ("prefill", "decode", "up", "client")
+ALONE = ("up", "client")  # what stands above the tables is not for these
 EPILOG = (
     "Each option is also a variable (CAIRN_KV_PAGES for --kv-pages) and a key of the TOML file that --config names "
     "(kv_pages); a flag goes before a variable, a variable before the file. docs/configuration.md lists them all."
@@ -97,10 +98,10 @@ class Sources:
         The table of a service that is not in ``known`` is that service's affair.
         """
         names = {service: {setting.name for setting in settings} for service, settings in known.items()}
-        everywhere = {name for service in names if service != "up" for name in names[service]}
+        everywhere = {name for service in names if service not in ALONE for name in names[service]}
         for key, value in self.file.items():
             if key not in TABLES:
-                self._check_key(key, everywhere | {*TABLES}, "")
+                self._check_key(key, everywhere and everywhere | {*TABLES}, "")
             elif not isinstance(value, dict):
                 raise SettingError(
                     f"{self.path}: {key}: is the name of a table; what is the {key} service's own, and a setting of "
@@ -111,7 +112,7 @@ class Sources:
                     self._check_key(inner, names[key], f"[{key}] ")
 
     def _check_key(self, key: str, known: set[str], table: str) -> None:
-        if key in known:
+        if key in known or not known:  # nobody's: what is above the tables is not for who reads the file now
             return
         near = difflib.get_close_matches(key.replace("-", "_").lower(), known, n=1)
         remedy = f"did you mean {near[0]}?" if near else "docs/configuration.md lists the settings"
@@ -133,7 +134,7 @@ class Sources:
                 return Given(self.environment[variable], variable)
         own = self.file.get(service, {}) if service in TABLES else {}
         for table, where in ((own, f"[{service}] "), (self.file, "")):
-            if setting.name in table and (where or (service != "up" and setting.name not in TABLES)):
+            if setting.name in table and (table is own or (service not in ALONE and setting.name not in TABLES)):
                 source = f"{self.path}: {where}{setting.name}"
                 return Given(_joined(_typed(setting, table[setting.name], source)), source)
         return None

@@ -8,28 +8,31 @@ from __future__ import annotations
 from dataclasses import MISSING
 from pathlib import Path
 
+from cairn.cli.connection import ConnectionOptions
 from cairn.local.services import OF_THE_OTHER, PORTS, UpOptions
 from decode_service.options import DecodeOptions
 from prefill_service.options import PrefillOptions
 from serving.process.settings import SWITCH, Setting, settings_of
+from serving.process.sources import ALONE
 
 DOCUMENT = Path(__file__).resolve().parent.parent.parent / "docs" / "configuration.md"
 HEAD = "| flag | variable | key | default | of | meaning |\n| --- | --- | --- | --- | --- | --- |\n"
 
 
 def rows() -> list[str]:
-    """A line for each setting: those of both services, of one, of ``cairn up``."""
+    """A line for each setting: those of both services, of one, of ``cairn up``, of the client."""
     of = {
         "prefill": {each.name: each for each in settings_of(PrefillOptions)},
         "decode": {each.name: each for each in settings_of(DecodeOptions)},
         "up": {each.name: each for each in settings_of(UpOptions)},
+        "client": {each.name: each for each in settings_of(ConnectionOptions)},
     }
     both = of["prefill"].keys() & of["decode"].keys()
     found = [row(each, "both") for each in of["prefill"].values() if each.name in both]
     for service, settings in of.items():
-        who = "`cairn up`" if service == "up" else service
-        key = f"[{service}] " if service == "up" else ""
-        found += [row(each, who, key) for each in settings.values() if each.name not in both]
+        who = {"up": "`cairn up`", "client": "commands that ask services"}.get(service, service)
+        key = f"[{service}] " if service in ALONE else ""
+        found += [row(each, who, key) for each in settings.values() if key or each.name not in both]
     return found
 
 
@@ -45,7 +48,7 @@ def row(setting: Setting, who: str, key: str = "") -> str:
         default = f"any free one; `cairn up`: {ports}"
     if setting.own:
         who += ", each its own"
-    if setting.name in OF_THE_OTHER:
+    if setting.name in OF_THE_OTHER and not key:
         who += "; `cairn up` knows it"
         key = "[decode] " if setting.name == "prefill" else key
     cells = (flag, f"`{setting.variable}`", f"`{key}{setting.name}`", default, who, setting.help)

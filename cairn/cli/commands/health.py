@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 import time
 
-from cairn.cli.connection import add_connection_flags, read_token
+from cairn.cli.connection import add_connection_flags, connection_options
 from cairn.cli.hints import reachability
 from cairn.cli.terminal import Terminal
 from cairn.client.health import ask_health
@@ -24,17 +24,18 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace, terminal: Terminal) -> int:
-    addresses = args.address or [args.prefill, args.decode]
-    token = read_token(args.token_file)
+    options = connection_options(args)
+    addresses = args.address or [options.prefill, options.decode]
+    token = options.bearer()
     ends_at = time.monotonic() + args.wait
     serving = True
     for address in addresses:
-        peer = Peer("health", address, args.tls_ca, token)
+        peer = Peer("health", address, options.tls_ca, token)
         with terminal.waiting(f"Waiting for {address} ..."):
-            status = _wait_for_serving(peer, ends_at, min(args.timeout, 5.0))
+            status = _wait_for_serving(peer, ends_at, min(options.timeout, 5.0))
         serving = serving and status == "SERVING"
         terminal.result({"address": address, "status": status}, f"{address} {status}")
-        if status == "UNAVAILABLE" and (why := reachability(address, args.tls_ca)):
+        if status == "UNAVAILABLE" and (why := reachability(address, options.tls_ca)):
             terminal.note(why)
     return 0 if serving else 1
 
