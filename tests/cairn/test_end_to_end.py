@@ -38,14 +38,14 @@ def up(tmp_path_factory) -> Iterator[dict[str, dict[str, str]]]:
     argv += ["--store", f"file://{store}", "--dtype", "float32", "--threads", "1", "--drain-s", "100"]
     for port in ("--prefill-port", "--decode-port", "--prefill-metrics-port", "--decode-metrics-port"):
         argv += [port, "0"]
-    log = (tmp_path_factory.mktemp("log") / "up.log").open("w+")
-    process = subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=log, text=True)
+    log = tmp_path_factory.mktemp("log") / "up.log"
+    with log.open("w") as stderr:
+        process = subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=stderr, text=True)
     assert process.stdout is not None
     line = process.stdout.readline()
     if not line or json.loads(line)["event"] != "ready":
-        log.seek(0)
-        pytest.fail(f"cairn up did not start: {line}{log.read()[-3000:]}")
-    yield {**json.loads(line), "log": log.name}
+        pytest.fail(f"cairn up did not start: {line}{log.read_text()[-3000:]}")
+    yield {**json.loads(line), "log": str(log)}
     process.terminate()
     out, _ = process.communicate(timeout=250)
     assert json.loads(out) == {"event": "stopped", "reason": "asked", "clean": True}

@@ -44,10 +44,9 @@ def up(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]]:
     argv += ["--drain-s", "100"]
     temporary = root / "temporary"
     temporary.mkdir()
-    log = (root / "up.log").open("w+")
-    process = subprocess.Popen(
-        argv, stdout=subprocess.PIPE, stderr=log, text=True, env={**os.environ, **settings, "TMPDIR": str(temporary)}
-    )
+    environment = {**os.environ, **settings, "TMPDIR": str(temporary)}
+    with (root / "up.log").open("w+") as log:
+        process = subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=log, text=True, env=environment)
     try:
         assert process.stdout is not None
         line = process.stdout.readline()

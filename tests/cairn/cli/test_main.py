@@ -49,9 +49,9 @@ def test_a_wrong_command_line_exits_with_2(cairn, services, argv, words):
 def test_a_reader_that_goes_away_is_not_an_accident(services):
     services.script.chunks = 5000
     argv = [sys.executable, "-m", "cairn.cli", "chunks", "list", "--json", "--prefill", services.address]
-    process = subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    assert process.stdout is not None and process.stderr is not None
-    process.stdout.readline()
-    process.stdout.close()
-    assert process.wait(timeout=20) == 1
-    assert process.stderr.read() == b""
+    with subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None and process.stderr is not None
+        process.stdout.readline()
+        process.stdout.close()
+        assert process.wait(timeout=20) == 1
+        assert process.stderr.read() == b""
