@@ -45,7 +45,9 @@ def up(tmp_path_factory) -> Iterator[dict[str, dict[str, str]]]:
     line = process.stdout.readline()
     if not line or json.loads(line)["event"] != "ready":
         pytest.fail(f"cairn up did not start: {line}{log.read_text()[-3000:]}")
-    yield {**json.loads(line), "log": str(log)}
+    ready: dict[str, Any] = json.loads(line)
+    ready["log"] = str(log)
+    yield ready
     process.terminate()
     out, _ = process.communicate(timeout=250)
     assert json.loads(out) == {"event": "stopped", "reason": "asked", "clean": True}
