@@ -1,4 +1,4 @@
-"""Long texts become tokens one at a time, and prompts of many parts get their keys: both take long in a thread, and
+"""Long texts become tokens one at a time, and prompts of many segments get their keys: both take long in a thread, and
 several threads that compute keep the event loop waiting for its turn, once for each of them."""
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ WAIT_S = 60.0
 
 
 class TextLanes:
-    """One lane for requests with long texts or many parts, which wait for each other; others pass beside it."""
+    """One lane for requests with long texts or many segments, which wait for each other; others pass beside it."""
 
     def __init__(self, *, waiting_max: int = WAITING_MAX, wait_s: float = WAIT_S) -> None:
         self._free = asyncio.Semaphore(1)
@@ -26,7 +26,7 @@ class TextLanes:
 
     @asynccontextmanager
     async def lane(self, characters: int, segments: int = 1) -> AsyncIterator[None]:
-        """Inside the block a request of so many parts, with texts of so many characters in all, may be tokenized.
+        """Inside the block a request of so many segments, with texts of so many characters in all, may be tokenized.
 
         Raises ``Overloaded`` if too many wait, or it waited too long.
         """
@@ -55,9 +55,9 @@ class TextLanes:
 
     def _refusal(self, because: str) -> RequestError:
         return Overloaded(
-            f"{because}, and those of more than {LONG_CHARACTERS} characters or {MANY_SEGMENTS} parts are "
+            f"{because}, and those of more than {LONG_CHARACTERS} characters or {MANY_SEGMENTS} segments are "
             "prepared one at a time",
             field="segments",
-            remedy="try later, or send token_ids in fewer parts",
+            remedy="try later, or send token_ids in fewer segments",
             retry_after_s=self._wait_s / 4,
         )

@@ -10,12 +10,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.text.test_codec import PIECES
-from tests.tokenizer_for_tests import byte_level_tokenizer
+from tests.tokenizer_for_tests import byte_level_tokenizer, sentencepiece_like
 from text.answer import AnswerText, TextDelta
 from text.codec import TextCodec
 
 BYTE_LEVEL = TextCodec(byte_level_tokenizer(), "byte level")
+PIECES = TextCodec(sentencepiece_like(), "pieces")
 
 
 @dataclass(frozen=True)

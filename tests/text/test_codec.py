@@ -7,26 +7,11 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers
-from transformers import PreTrainedTokenizerFast
 
 from tests.models_for_tests import tiny_model_dir
-from tests.tokenizer_for_tests import CHAT_TEMPLATE, byte_level_tokenizer
+from tests.tokenizer_for_tests import CHAT_TEMPLATE, byte_level_tokenizer, sentencepiece_like
 from text.codec import TextCodec
 from text.errors import TextRefused
-
-
-def sentencepiece_like() -> PreTrainedTokenizerFast:
-    """Pieces with a leading-space mark and byte tokens, decoded as Llama 2's tokenizer does."""
-    pieces = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), "▁", "▁a", "a", "b", "▁stone", "é"]
-    tokenizer = Tokenizer(models.BPE({piece: i for i, piece in enumerate(pieces)}, [], byte_fallback=True))
-    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
-    tokenizer.decoder = decoders.Sequence(
-        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
-    )
-    tokenizer.add_special_tokens([AddedToken("<s>", special=True), AddedToken("</s>", special=True)])
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>")
-
 
 BYTE_LEVEL = TextCodec(byte_level_tokenizer(), "byte level")
 PIECES = TextCodec(sentencepiece_like(), "pieces")
