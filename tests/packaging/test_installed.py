@@ -39,7 +39,8 @@ def home(built: Built, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def up(home: Path, tmp_path: Path) -> Iterator[dict[str, str]]:
     """The environment of commands that find a running `cairn up`."""
-    argv: list[str | Path] = [home / "venv/bin/cairn", "up", "--json", "--prefill-port", "0", "--decode-port", "0"]
+    ports = [f"--{name}{kind}-port=0" for name in ("prefill", "decode") for kind in ("", "-metrics")]
+    argv: list[str | Path] = [home / "venv/bin/cairn", "up", "--json", *ports]
     with subprocess.Popen(
         [*argv, "--store", f"file://{tmp_path}/store"], cwd=home, stdout=subprocess.PIPE, text=True, env=environment()
     ) as process:
@@ -78,7 +79,8 @@ def test_the_demonstration_runs(home: Path) -> None:
 
 def test_up_serves_the_shipped_model_to_the_command_line(home: Path, up: dict[str, str]) -> None:
     cairn(home, "prefill", "The harbour of Tarn opened in 1911.", "--name", "tarn", env=up)
-    answer = json.loads(cairn(home, "generate", ":tarn", "--query", "When?", "--max-tokens", "4", "--json", env=up))
+    asked = ("generate", ":tarn", "--query", "When?", "--max-tokens", "4", "--ignore-eos", "--json")
+    answer = json.loads(cairn(home, *asked, env=up))
     assert len(answer["token_ids"]) == 4 and answer["reuse"]["segments"][0]["cached_tokens"] > 0
     assert "cairn 0.1.0" in cairn(home, "--version")
 
