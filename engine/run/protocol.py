@@ -37,7 +37,7 @@ class PendingStep(Protocol):
     def logits(self) -> Tensor:
         """Logits (rows, vocabulary) fp32 on the device, of the same rows; the caller's to keep.
 
-        Only until the runner's next step: raises ``RuntimeError`` afterwards, and for a piece begun without them.
+        To be asked for before the runner's next step. ``RuntimeError`` if they are gone, or never were wanted.
         """
         ...
 
