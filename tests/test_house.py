@@ -144,7 +144,6 @@ DECISIONS_MIN = 4  # a module with fewer branches and loops in its functions say
 # What is seen by a test of another name, because alone it is nothing (a model, a card) or only the other half.
 SEEN_BY = {
     "engine/run/cuda": "tests/gpu",  # needs a card: make test-gpu
-    "engine/run/choice.py": "tests/gpu/test_engine_oracle.py",
     "engine/run/eager": "tests/engine/run/test_runner_protocol.py",
     "engine/check": "tests/engine/check/test_start.py",
     "engine/compare/trace.py": "tests/engine/compare/test_divergence.py",
