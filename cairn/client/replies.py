@@ -122,7 +122,16 @@ def parse_explanation(reply: decode_pb2.ExplainResponse) -> Explanation:
 
 def parse_timings(reply: chunks_pb2.StageTimings) -> Timings:
     return Timings(
-        **{name: getattr(reply, f"{name.removesuffix('_s')}_ns") / 1e9 for name in Timings.__dataclass_fields__}
+        queue_s=reply.queue_ns / 1e9,
+        tokenize_s=reply.tokenize_ns / 1e9,
+        lookup_s=reply.lookup_ns / 1e9,
+        prefill_s=reply.prefill_ns / 1e9,
+        publish_s=reply.publish_ns / 1e9,
+        load_s=reply.load_ns / 1e9,
+        forward_s=reply.forward_ns / 1e9,
+        first_token_s=reply.first_token_ns / 1e9,
+        decode_s=reply.decode_ns / 1e9,
+        total_s=reply.total_ns / 1e9,
     )
 
 
