@@ -100,9 +100,7 @@ class Database:
             while True:
                 with self._locked(deadline, handle):
                     if not self._is_stale(handle):
-                        if (
-                            handle.connection is None
-                        ):  # needs no other lock: who waits to write keeps nobody from reading
+                        if handle.connection is None:  # no other lock: who waits to write keeps nobody from reading
                             handle.connection = self._open()
                             handle.opened = self._identity()
                         yield handle.connection
@@ -152,7 +150,8 @@ class Database:
             _patiently(lambda: connection.execute("PRAGMA journal_mode=WAL"), time.monotonic() + BUSY_WAIT_S)
             connection.execute(f"PRAGMA synchronous={self._synchronous}")
             connection.execute("PRAGMA journal_size_limit=8388608")
-            self._prepare(connection)
+            # Even reading may find it locked while another process makes, or was the last to close, its log.
+            _patiently(lambda: self._prepare(connection), time.monotonic() + BUSY_WAIT_S)
         except BaseException:
             connection.close()
             raise
@@ -165,17 +164,21 @@ class Database:
         _begin(connection, time.monotonic() + BUSY_WAIT_S)
         try:
             found = check_version(connection, self._schema.version, self._path)
-            if not found and connection.execute("SELECT COUNT(*) FROM sqlite_master").fetchone()[0]:
-                raise sqlite3.DatabaseError("file is not a database of this store: it has other tables")
-            script = self._schema.migrations[found] if found else self._schema.create
-            for statement in script.split(";;"):
-                connection.execute(statement)
-            connection.execute(f"PRAGMA user_version = {self._schema.version}")
+            if found < self._schema.version:  # another process may have done it meanwhile
+                self._bring_up_to_date(connection, found)
             connection.execute("COMMIT")
         except BaseException:
             with suppress(sqlite3.Error):
                 connection.execute("ROLLBACK")
             raise
+
+    def _bring_up_to_date(self, connection: sqlite3.Connection, found: int) -> None:
+        if not found and connection.execute("SELECT COUNT(*) FROM sqlite_master").fetchone()[0]:
+            raise sqlite3.DatabaseError("file is not a database of this store: it has other tables")
+        script = self._schema.migrations[found] if found else self._schema.create
+        for statement in script.split(";;"):
+            connection.execute(statement)
+        connection.execute(f"PRAGMA user_version = {self._schema.version}")
 
     @contextmanager
     def _translated(self) -> Iterator[None]:

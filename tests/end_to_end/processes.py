@@ -6,10 +6,12 @@ import json
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from cairn.local.processes import free_port
 
@@ -25,6 +27,7 @@ class Process:
     port: int
     child: subprocess.Popen[str] | None = None
     metrics_port: int = 0
+    said: Any = None  # its log: what it wrote to stderr
 
     @property
     def address(self) -> str:
@@ -32,11 +35,14 @@ class Process:
 
     def launch(self) -> None:
         argv = [sys.executable, "-m", self.module, "--port", str(self.port), *self.arguments]
-        self.child = subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, cwd=ROOT)
+        self.said = tempfile.TemporaryFile("w+")
+        self.child = subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=self.said, text=True, cwd=ROOT)
 
     def wait_ready(self) -> None:
         line = self.child.stdout.readline()
-        assert line, f"{self.module} did not start"
+        if not line:
+            self.said.seek(0)
+            raise AssertionError(f"{self.module} did not start:\n{self.said.read()[-4000:]}")
         self.metrics_port = json.loads(line)["metrics_port"]
 
     def kill(self) -> None:

@@ -5,12 +5,15 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing
+from multiprocessing.queues import SimpleQueue
+from multiprocessing.synchronize import Barrier
 from pathlib import Path
 
 import pytest
 
 from chunk_store.errors import StoreTooNew, StoreUnavailable
 from chunk_store.local.database import SIBLINGS, Database, Schema, check_version, remedy
+from tests.chunk_store.processes import CONTEXT
 
 ONE = Schema(1, "CREATE TABLE t (x)")
 TWO = Schema(2, "CREATE TABLE t (x, y)", {1: "ALTER TABLE t ADD COLUMN y"})
@@ -91,3 +94,30 @@ def test_a_closed_one_says_so(database: Database) -> None:
     database.close()
     with pytest.raises(StoreUnavailable, match="closed"):
         rows(database)
+
+
+def open_at_once(path: Path, schema: Schema, begin: Barrier, reports: SimpleQueue[str]) -> None:
+    begin.wait(60)
+    try:
+        with closing(Database(path, schema, "NORMAL")) as database:
+            rows(database)
+        reports.put("")
+    except BaseException as error:
+        reports.put(repr(error))
+
+
+@pytest.mark.parametrize("older", [False, True], ids=["new", "of an older version"])
+def test_processes_that_open_it_at_the_same_moment_all_find_it_made(tmp_path: Path, older: bool) -> None:
+    """As two services do that are started together."""
+    begin, reports = CONTEXT.Barrier(3), CONTEXT.SimpleQueue()
+    for attempt in range(15):
+        path = tmp_path / str(attempt) / "db"
+        if older:
+            with closing(Database(path, ONE, "NORMAL")) as database:
+                rows(database)
+        processes = [CONTEXT.Process(target=open_at_once, args=(path, TWO, begin, reports)) for _ in range(3)]
+        for process in processes:
+            process.start()
+        assert [reports.get() for _ in processes] == ["", "", ""]
+        for process in processes:
+            process.join(60)
