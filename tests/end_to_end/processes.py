@@ -35,7 +35,7 @@ class Process:
 
     def launch(self) -> None:
         argv = [sys.executable, "-m", self.module, "--port", str(self.port), *self.arguments]
-        self.said = tempfile.TemporaryFile("w+")
+        self.said = tempfile.TemporaryFile("w+")  # noqa: SIM115  # as long as the process
         self.child = subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=self.said, text=True, cwd=ROOT)
 
     def wait_ready(self) -> None:

@@ -76,7 +76,7 @@ def test_prefill_stays_away(running: tuple[Process, Process], client: Client) ->
         if failure.code() is not grpc.StatusCode.DEADLINE_EXCEEDED:  # on a busy machine the word may come too late
             assert failure.code() is grpc.StatusCode.UNAVAILABLE
             assert "prefill service" in failure.details() and "was not there for" in failure.details()
-    assert client.loads().running == 0
+    wait_until(lambda: client.loads().running == 0)  # of a caller whose own deadline came first it is told later
     prefill.launch()
     prefill.wait_ready()
     assert later(client, [tokens(4, 40), [5]]).result(30).token_ids
