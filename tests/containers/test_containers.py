@@ -47,7 +47,8 @@ def check_confined(deployment: Deployment, *services: str) -> None:
 
 class TestOneHost:
     @pytest.fixture(scope="class")
-    def running(self, engine: Engine, image: str) -> Iterator[Deployment]:
+    @classmethod
+    def running(cls, engine: Engine, image: str) -> Iterator[Deployment]:
         deployment = Deployment(engine, ["compose.yaml"])
         try:
             deployment.up("prefill", "decode", "prometheus")
@@ -85,7 +86,8 @@ class TestOneHost:
 
 class TestOnRedis:
     @pytest.fixture(scope="class")
-    def running(self, engine: Engine, image: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
+    @classmethod
+    def running(cls, engine: Engine, image: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
         secrets = tmp_path_factory.mktemp("secrets")
         (secrets / "redis_password").write_text(PASSWORD + "\n")
         (secrets / "tokens").write_text(f"{TOKEN}\n")
@@ -132,7 +134,8 @@ class TestOnAGpu:
     """compose.gpu.yaml on the CPU: everything but the devices that it reserves and the image that it builds."""
 
     @pytest.fixture(scope="class")
-    def running(self, engine: Engine, image: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
+    @classmethod
+    def running(cls, engine: Engine, image: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
         choices = {
             "CAIRN_DEVICE": "cpu",
             "CAIRN_MEMORY": "4g",
