@@ -28,7 +28,7 @@ from chunk_store.open import open_store
 from chunk_store.record import ChunkRecord
 from chunk_store.store import ChunkStore
 from decode_service.api.service import DecodeService
-from decode_service.kv_source.store_source import StoreSource
+from decode_service.kv_source.fetcher import KVFetcher
 from decode_service.metrics import DecodeMetrics
 from decode_service.prompt.resolver import Resolver
 from decode_service.worker import DecodeWorker
@@ -58,7 +58,7 @@ def make_service(engine: Engine, store: ChunkStore) -> DecodeService:
     refusals = dict.fromkeys(ReuseMode, "")
     served = ServedModel(engine.borrowed, engine.findings, engine.identity, refusals, engine.runner.piece_tokens)
     metrics = DecodeMetrics(CollectorRegistry(), model_name="bench", token_nbytes=served.layout.nbytes(1))
-    source = StoreSource(store, _NothingMissing(), engine.identity, lambda composition: None)
+    source = KVFetcher(store, _NothingMissing(), engine.identity, lambda composition: None)
     residents = ResidentChunks(engine.pool)
     worker = DecodeWorker(
         engine.runner, residents, source, metrics, eos_token_ids=frozenset(), batch_max=BATCH, waiting_max=2 * BATCH

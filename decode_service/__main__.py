@@ -20,8 +20,8 @@ from prometheus_client import CollectorRegistry
 from chunk_store.open import open_store, shown_url
 from chunk_store.quantities import human_bytes
 from decode_service.api.service import DecodeService
-from decode_service.kv_source.prefill_client import RemotePrefiller
-from decode_service.kv_source.store_source import StoreSource
+from decode_service.kv_source.fetcher import KVFetcher
+from decode_service.kv_source.prefill_client import RemotePrefillClient
 from decode_service.metrics import DecodeMetrics
 from decode_service.prompt.resolver import Resolver
 from decode_service.worker import DecodeWorker
@@ -67,7 +67,7 @@ def build(options: DecodeOptions, loaded: Loaded, on_failure: Callable[[], None]
             StoreMeter(metrics.registry, loaded.model_name),
         )
     metrics.registry.register(StoreGauges(store, loaded.model_name))
-    prefiller = RemotePrefiller(options.prefill, token=options.token_for_prefill(), ca=options.prefill_ca)
+    prefill_client = RemotePrefillClient(options.prefill, token=options.token_for_prefill(), ca=options.prefill_ca)
     residents = ResidentChunks(pool)
     access = Access.from_file(options.token_file)
     quotas = TenantQuotas(access.quotas, options.tenant_quota)
@@ -75,7 +75,7 @@ def build(options: DecodeOptions, loaded: Loaded, on_failure: Callable[[], None]
     worker = DecodeWorker(
         runner,
         residents,
-        StoreSource(store, prefiller, served.identity, resolver.register),
+        KVFetcher(store, prefill_client, served.identity, resolver.register),
         metrics,
         eos_token_ids=served.eos_token_ids,
         batch_max=options.batch_max,
@@ -87,7 +87,7 @@ def build(options: DecodeOptions, loaded: Loaded, on_failure: Callable[[], None]
     metrics.watch_worker(worker.occupancy)
 
     def close() -> None:
-        prefiller.close()
+        prefill_client.close()
         store.close()
 
     return DecodeService(

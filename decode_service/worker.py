@@ -22,8 +22,8 @@ from chunk_store.key import ModelIdentity
 from chunk_store.tenant import DEFAULT_TENANT, Tenant
 from decode_service import request_log
 from decode_service.decoding import Begun, Decoding, NextToken
+from decode_service.kv_source.fetcher import KVFetcher
 from decode_service.kv_source.loader import Loader
-from decode_service.kv_source.store_source import StoreSource
 from decode_service.metrics import DecodeMetrics
 from decode_service.scheduler import Scheduler
 from decode_service.sequence import Event, FinishReason, Occupancy, Sequence, Tokens
@@ -51,7 +51,7 @@ class DecodeWorker:
         self,
         runner: Runner,
         residents: ResidentChunks,
-        source: StoreSource,
+        source: KVFetcher,
         metrics: DecodeMetrics,
         *,
         eos_token_ids: frozenset[int],

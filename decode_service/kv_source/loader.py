@@ -9,7 +9,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 
 from decode_service.admission import Fill
-from decode_service.kv_source.store_source import FetchTerms, NoRoomToAsk, StoreSource, Wanted
+from decode_service.kv_source.fetcher import FetchTerms, KVFetcher, NoRoomToAsk, Wanted
 from decode_service.scheduler import Scheduler
 from engine.kv.host_tier import PoolMemory
 from serving.errors import Cancelled, InternalFault, RequestError
@@ -25,7 +25,7 @@ class Loader:
 
     def __init__(
         self,
-        source: StoreSource,
+        source: KVFetcher,
         memory: PoolMemory,
         scheduler: Scheduler,
         post: Callable[[Callable[[], None]], None],

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 
 from chunk_store.key import ChunkKey
-from decode_service.kv_source.store_source import FetchTerms
+from decode_service.kv_source.fetcher import FetchTerms
 from decode_service.prompt.composition import Composition
 from decode_service.prompt.request_chunk import Unpublished
 from protos import prefill_pb2, prefill_pb2_grpc
@@ -33,7 +33,7 @@ KEEPALIVE_S, KEEPALIVE_TIMEOUT_S = 10.0, 5.0
 _UNPUBLISHED = {STORE_FULL: Unpublished.STORE_FULL, STORE_UNAVAILABLE: Unpublished.STORE_UNAVAILABLE}
 
 
-class RemotePrefiller:
+class RemotePrefillClient:
     """One channel to a prefill service (or several, by gRPC's own name resolution and balancing).
 
     A service that goes away is tried again until the caller's deadline: one that starts anew may have a large model to

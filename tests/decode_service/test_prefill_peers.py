@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 import cairn
-from decode_service.kv_source.prefill_client import RemotePrefiller
+from decode_service.kv_source.prefill_client import RemotePrefillClient
 from prefill_service.__main__ import build
 from prefill_service.api.service import FULL_NAME
 from prefill_service.options import PrefillOptions
@@ -75,12 +75,12 @@ def frozen(services: Pair) -> Iterator[Frozen]:
 def through(services: Pair, target: str, **options: Any) -> Iterator[None]:
     """The decode service asks ``target``, with less patience than it has otherwise."""
     source = services.decode.worker.loader.source
-    usual, source.prefiller = source.prefiller, RemotePrefiller(target, **options)
+    usual, source.prefill_client = source.prefill_client, RemotePrefillClient(target, **options)
     try:
         yield
     finally:
-        source.prefiller.close()
-        source.prefiller = usual
+        source.prefill_client.close()
+        source.prefill_client = usual
 
 
 IMPATIENT = {"keepalive_s": 0.5, "keepalive_timeout_s": 0.5}

@@ -30,17 +30,17 @@ def later(services: Pair, parts: list[Any], **options: Any) -> Future[Result]:
 def asking(services: Pair) -> Iterator[list[int]]:
     """Counts what the prefill service is asked for."""
     source, asked = services.decode.worker.loader.source, []
-    compute = source.prefiller.compute
+    compute = source.prefill_client.compute
 
     def noted(*arguments: Any) -> Any:
         asked.append(arguments[1])
         return compute(*arguments)
 
-    source.prefiller.compute = cast(Any, noted)
+    source.prefill_client.compute = cast(Any, noted)
     try:
         yield asked
     finally:
-        source.prefiller.compute = compute
+        source.prefill_client.compute = compute
 
 
 def test_cold_requests_behind_a_hung_prefill_block_no_other(folder: Path, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ import pytest
 import cairn
 from cairn import Result
 from chunk_store.store import ChunkStore
-from decode_service.kv_source.store_source import FetchTerms, StoreSource
+from decode_service.kv_source.fetcher import FetchTerms, KVFetcher
 from decode_service.prompt.composition import Composition
 from tests.decode_service.models import loaded, tokens
 from tests.decode_service.pair import Pair, pair, wait_until
@@ -155,16 +155,16 @@ class Rival:
 
 def test_what_was_just_computed_is_not_evicted_before_it_is_loaded(fresh: Pair, store: Path) -> None:
     """Between two asks of one request everything unprotected goes: what the first ask made must be leased."""
-    source: StoreSource = fresh.decode.worker.loader.source
+    source: KVFetcher = fresh.decode.worker.loader.source
     rival = Rival(source.store, 1 << 30)
-    compute, asked = source.prefiller.compute, []
+    compute, asked = source.prefill_client.compute, []
 
     def press_first(composition: Composition, index: int, terms: FetchTerms) -> Any:
         rival.press()
         asked.append(index)
         return compute(composition, index, terms)
 
-    source.prefiller.compute = press_first
+    source.prefill_client.compute = press_first
     documents = [tokens(30 + index, 20) for index in range(4)]
     result = fresh.generate([*documents, [5]], reuse="independent")
     assert asked == [3, 2, 1, 0]  # each once: nothing had to be computed again
@@ -173,7 +173,7 @@ def test_what_was_just_computed_is_not_evicted_before_it_is_loaded(fresh: Pair, 
 
 def test_a_lease_is_kept_while_another_chunk_is_computed(fresh: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
     """A slow prefill outlives the lease on what was found: it is renewed meanwhile."""
-    source: StoreSource = fresh.decode.worker.loader.source
+    source: KVFetcher = fresh.decode.worker.loader.source
     found = tokens(40, 20)
     fresh.generate([found, [5]], reuse="independent")
     lose(fresh)

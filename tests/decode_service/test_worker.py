@@ -12,7 +12,7 @@ import pytest
 import torch
 from prometheus_client import CollectorRegistry
 
-from decode_service.kv_source.store_source import Wanted
+from decode_service.kv_source.fetcher import Wanted
 from decode_service.metrics import DecodeMetrics
 from decode_service.prompt.request_chunk import ChunkOutcome
 from decode_service.sequence import Event, Failed, Finished, FinishReason, Tokens

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
+from decode_service.kv_source.fetcher import FetchTerms, NoRoomToAsk
 from decode_service.kv_source.loader import Loader
-from decode_service.kv_source.store_source import FetchTerms, NoRoomToAsk
 from decode_service.prompt.request_chunk import ChunkOutcome
 from decode_service.sequence import Failed, Sequence, State
 from engine.kv.source import KVSource

@@ -12,8 +12,8 @@ from typing import Any
 import grpc
 import pytest
 
-from decode_service.kv_source.prefill_client import RemotePrefiller
-from decode_service.kv_source.store_source import FetchTerms
+from decode_service.kv_source.fetcher import FetchTerms
+from decode_service.kv_source.prefill_client import RemotePrefillClient
 from decode_service.prompt.request_chunk import Unpublished
 from protos import chunks_pb2, prefill_pb2, prefill_pb2_grpc
 from serving.errors import (
@@ -76,8 +76,8 @@ def address(peer: Peer) -> Iterator[str]:
 
 
 @pytest.fixture
-def prefiller(address: str) -> Iterator[RemotePrefiller]:
-    made = RemotePrefiller(address, token="word")
+def prefill_client(address: str) -> Iterator[RemotePrefillClient]:
+    made = RemotePrefillClient(address, token="word")
     yield made
     made.close()
 
@@ -86,9 +86,11 @@ def caller(seconds: float = math.inf, abandoned: Callable[[], bool] = lambda: Fa
     return FetchTerms("salty", time.monotonic() + seconds, abandoned)
 
 
-def test_the_chunk_is_asked_for_behind_its_context_as_its_caller(peer: Peer, prefiller: RemotePrefiller) -> None:
+def test_the_chunk_is_asked_for_behind_its_context_as_its_caller(
+    peer: Peer, prefill_client: RemotePrefillClient
+) -> None:
     with bearing("mine"):
-        asked = prefiller.compute(COMPOSITION, 1, caller())
+        asked = prefill_client.compute(COMPOSITION, 1, caller())
     assert asked == KEY
     first, second = (chunk.segment.chunk_id for chunk in COMPOSITION.chunks)
     (request,) = peer.requests
@@ -102,53 +104,55 @@ def test_the_chunk_is_asked_for_behind_its_context_as_its_caller(peer: Peer, pre
     [(STORE_FULL, Unpublished.STORE_FULL), (STORE_UNAVAILABLE, Unpublished.STORE_UNAVAILABLE)],
 )
 def test_a_store_that_takes_nothing_is_no_failure(
-    peer: Peer, prefiller: RemotePrefiller, reason: str, why: Unpublished
+    peer: Peer, prefill_client: RemotePrefillClient, reason: str, why: Unpublished
 ) -> None:
     peer.errors = [Unavailable("store", reason=reason)]
-    assert prefiller.compute(COMPOSITION, 1, caller()) is why and len(peer.requests) == 1
+    assert prefill_client.compute(COMPOSITION, 1, caller()) is why and len(peer.requests) == 1
 
 
 @pytest.mark.parametrize(
     "error", [Unavailable("draining"), Cancelled("cut off"), Overloaded("full", retry_after_s=0.01)]
 )
-def test_what_may_pass_is_asked_again(peer: Peer, prefiller: RemotePrefiller, error: RequestError) -> None:
+def test_what_may_pass_is_asked_again(peer: Peer, prefill_client: RemotePrefillClient, error: RequestError) -> None:
     peer.errors = [error, error]
-    assert prefiller.compute(COMPOSITION, 1, caller()) == KEY and len(peer.requests) == 3
+    assert prefill_client.compute(COMPOSITION, 1, caller()) == KEY and len(peer.requests) == 3
 
 
 @pytest.mark.parametrize("kind", [InvalidRequest, NotFound, Conflict, Unsupported, Overloaded, InternalFault])
-def test_what_would_not_is_told_at_once(peer: Peer, prefiller: RemotePrefiller, kind: type[RequestError]) -> None:
+def test_what_would_not_is_told_at_once(
+    peer: Peer, prefill_client: RemotePrefillClient, kind: type[RequestError]
+) -> None:
     peer.errors = [kind("so", field="chunk_id")]
     with pytest.raises(kind) as caught:
-        prefiller.compute(COMPOSITION, 1, caller())
-    assert caught.value.message == f"prefill service {prefiller.target}: chunk_id: so" and len(peer.requests) == 1
+        prefill_client.compute(COMPOSITION, 1, caller())
+    assert caught.value.message == f"prefill service {prefill_client.target}: chunk_id: so" and len(peer.requests) == 1
 
 
-def test_it_gives_up_before_its_caller_does(peer: Peer, prefiller: RemotePrefiller) -> None:
+def test_it_gives_up_before_its_caller_does(peer: Peer, prefill_client: RemotePrefillClient) -> None:
     peer.errors = [Unavailable("draining")] * 100
     with pytest.raises(Unavailable, match=r"was not there for . s: draining"):
-        prefiller.compute(COMPOSITION, 1, caller(1.0))
+        prefill_client.compute(COMPOSITION, 1, caller(1.0))
     peer.errors = [Overloaded("full", retry_after_s=60.0)]
     with pytest.raises(Overloaded, match="full"):
-        prefiller.compute(COMPOSITION, 1, caller(5.0))
+        prefill_client.compute(COMPOSITION, 1, caller(5.0))
 
 
 def test_a_peer_that_hangs_is_asked_twice(peer: Peer, address: str) -> None:
     peer.free.clear()
-    prefiller = RemotePrefiller(address, call_s=0.2, call_s_a_token=0.0)
+    prefill_client = RemotePrefillClient(address, call_s=0.2, call_s_a_token=0.0)
     with pytest.raises(Unavailable, match="did not answer"):
-        prefiller.compute(COMPOSITION, 1, caller())
+        prefill_client.compute(COMPOSITION, 1, caller())
     assert len(peer.requests) == 2
-    prefiller.close()
+    prefill_client.close()
 
 
-def test_nobody_waits_any_more(peer: Peer, prefiller: RemotePrefiller) -> None:
+def test_nobody_waits_any_more(peer: Peer, prefill_client: RemotePrefillClient) -> None:
     peer.free.clear()
     with pytest.raises(Cancelled):
-        prefiller.compute(COMPOSITION, 1, caller(abandoned=lambda: bool(peer.requests)))
+        prefill_client.compute(COMPOSITION, 1, caller(abandoned=lambda: bool(peer.requests)))
 
 
-def test_a_client_that_is_closed_says_so(prefiller: RemotePrefiller) -> None:
-    prefiller.close()
+def test_a_client_that_is_closed_says_so(prefill_client: RemotePrefillClient) -> None:
+    prefill_client.close()
     with pytest.raises(Unavailable, match="shutting down"):
-        prefiller.compute(COMPOSITION, 1, caller())
+        prefill_client.compute(COMPOSITION, 1, caller())

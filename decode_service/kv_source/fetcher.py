@@ -70,7 +70,7 @@ class Wanted:
     outcome: ChunkOutcome | None = None
 
 
-class Prefiller(Protocol):
+class PrefillClient(Protocol):
     """Asks a prefill service for KV."""
 
     def compute(self, composition: Composition, index: int, terms: FetchTerms) -> ChunkKey | Unpublished:
@@ -80,8 +80,8 @@ class Prefiller(Protocol):
         """
 
 
-class StoreSource:
-    """Fetches from ``store``, and through ``prefiller`` what the store does not have.
+class KVFetcher:
+    """Fetches from ``store``, and through ``prefill_client`` what the store does not have.
 
     ``register`` puts a composition's content into the registry, where the prefill service looks for it.
     """
@@ -89,12 +89,12 @@ class StoreSource:
     def __init__(
         self,
         store: ChunkStore,
-        prefiller: Prefiller,
+        prefill_client: PrefillClient,
         model: ModelIdentity,
         register: Callable[[Composition], None],
     ) -> None:
         self.store = store
-        self.prefiller = prefiller
+        self.prefill_client = prefill_client
         self.model = model
         self.register = register
         self._loads = ThreadPoolExecutor(LOADS_AT_ONCE, thread_name_prefix="cairn-load-part")
@@ -137,7 +137,7 @@ class StoreSource:
         if self._is_full(composition.tenant):
             return Unpublished.STORE_FULL
         log.info("asking the prefill service for chunk %d and what it attends to", index)
-        answer = self.prefiller.compute(composition, index, terms)
+        answer = self.prefill_client.compute(composition, index, terms)
         if isinstance(answer, Unpublished):
             if answer is Unpublished.STORE_FULL:
                 self._full_until[composition.tenant] = time.monotonic() + FULL_FOR_S
@@ -183,7 +183,7 @@ class _Fetch:
 
     def __init__(
         self,
-        source: StoreSource,
+        source: KVFetcher,
         composition: Composition,
         wanted: Sequence[Wanted],
         terms: FetchTerms,

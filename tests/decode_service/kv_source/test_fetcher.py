@@ -14,7 +14,7 @@ from chunk_store.errors import StoreError, StoreFull, StoreUnavailable
 from chunk_store.key import ChunkKey
 from chunk_store.open import open_store
 from chunk_store.store import Busy, Stored
-from decode_service.kv_source.store_source import FetchTerms, NoRoomToAsk, StoreSource, Wanted
+from decode_service.kv_source.fetcher import FetchTerms, KVFetcher, NoRoomToAsk, Wanted
 from decode_service.prompt.composition import Composition
 from decode_service.prompt.request_chunk import RequestChunk, Unpublished
 from engine.kv.source import KVSource
@@ -51,7 +51,7 @@ class Desk:
         self.asked: list[int] = []
         self.registered = 0
         self.answer: Callable[[Composition, int], ChunkKey | Unpublished] = self.publishes
-        self.source = StoreSource(self.store, self, MODEL, self.register)
+        self.source = KVFetcher(self.store, self, MODEL, self.register)
 
     def register(self, composition: Composition) -> None:
         self.registered += 1
@@ -149,7 +149,7 @@ def test_what_could_not_be_stored_is_left_to_who_asked_and_not_asked_for_again_s
     desk.fetch(composed((5,), salt="another tenant"))
     assert desk.asked == [1, 0], "to that tenant"
     later = time.monotonic() + 60
-    monkeypatch.setattr("decode_service.kv_source.store_source.time.monotonic", lambda: later)
+    monkeypatch.setattr("decode_service.kv_source.fetcher.time.monotonic", lambda: later)
     assert outcomes(desk.fetch(composed((5,))))[0][2] is None
 
 
