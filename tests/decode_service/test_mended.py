@@ -131,7 +131,11 @@ def test_a_sampler_that_fails_ends_its_own_request_only(small: Pair) -> None:
         worker = small.decode.worker
 
         def sabotage() -> None:
-            sampler = next(s for s in worker.scheduler.everyone if s.request_id == "bad").sampler
+            found = next((s for s in worker.scheduler.everyone if s.request_id == "bad"), None)
+            if found is None:  # it has its place, and comes to the worker in a moment
+                worker.call(sabotage)
+                return
+            sampler = found.sampler
             choose = sampler.choose
 
             def fails_later(logits):
