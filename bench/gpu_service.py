@@ -110,24 +110,27 @@ async def measure(service: DecodeService, chunks: list[list[str]], own: int) -> 
     return step_ms(json.loads(output))
 
 
+async def measure_all(service: DecodeService, named: dict[str, list[list[str]]]) -> dict[str, Any]:
+    results = {}
+    await service.start()
+    for name, (_, own, others, goal) in WORKLOADS.items():
+        times = [await measure(service, named[name], own) for _ in range(3)]
+        results[name] = {"ms": min(times), "all_ms": times, "others_ms": others, "goal_ms": goal}
+        print(f"{name:40s} {min(times):7.2f} ms a step over gRPC  (others {others}, goal {goal})", times, flush=True)
+    service.worker.stop()
+    return results
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--json", type=Path, default=None)
     options = parser.parse_args()
     engine = make_engine(pool_tokens=262_144, chunk_share=0.7)
-    results = {}
     with tempfile.TemporaryDirectory() as folder:
         store = open_store(f"file://{folder}")
         service = make_service(engine, store)
         named = {name: register(service, lengths) for name, (lengths, *_) in WORKLOADS.items()}
-        service.worker.start()
-        for name, (_, own, others, goal) in WORKLOADS.items():
-            times = [asyncio.run(measure(service, named[name], own)) for _ in range(3)]
-            results[name] = {"ms": min(times), "all_ms": times, "others_ms": others, "goal_ms": goal}
-            print(
-                f"{name:40s} {min(times):7.2f} ms a step over gRPC  (others {others}, goal {goal})", times, flush=True
-            )
-        service.worker.stop()
+        results = asyncio.run(measure_all(service, named))
     print("peak memory, GB:", round(torch.cuda.max_memory_allocated() / 1e9, 1))
     if options.json:
         options.json.write_text(json.dumps(results, indent=2) + "\n")

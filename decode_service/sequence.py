@@ -65,7 +65,7 @@ Event = Tokens | Finished | Failed
 
 @dataclass(eq=False)
 class Sequence:
-    """One request. ``deliver`` is called with its events, in order, from the device thread."""
+    """One request. ``deliver`` is called with its events, in order, by ``hand_out``."""
 
     request_id: str
     composition: Composition
@@ -119,6 +119,15 @@ class Sequence:
         self.tail_level = len(plan.levels)
         for chunk in self.composition.chunks:
             chunk.level = plan.level_of(chunk.held.first_slot(page_size), row)
+
+
+Deliveries = dict[Sequence, list[Event]]
+
+
+def hand_out(deliveries: Deliveries) -> None:
+    """Tells each caller its own, in the thread that the callers' ``deliver`` is made for."""
+    for sequence, events in deliveries.items():
+        sequence.deliver(events)
 
 
 @dataclass(frozen=True)

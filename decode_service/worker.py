@@ -26,7 +26,7 @@ from decode_service.kv_source.fetcher import KVFetcher
 from decode_service.kv_source.loader import Loader
 from decode_service.metrics import DecodeMetrics
 from decode_service.scheduler import Scheduler
-from decode_service.sequence import Event, FinishReason, Occupancy, Sequence, Tokens
+from decode_service.sequence import Deliveries, FinishReason, Occupancy, Sequence, Tokens, hand_out
 from decode_service.step_plan import Rows, StepPlan
 from engine.kv.host_tier import PoolMemory
 from engine.kv.resident import ResidentChunks
@@ -83,6 +83,7 @@ class DecodeWorker:
         self.loader = Loader(source, memory, self.scheduler, self._inbox.put, threads=self.scheduler.loads_max)
         self._decoding = Decoding(runner, residents, metrics, self._begun)
         self._on_failure = on_failure
+        self._hand_over: Callable[[Deliveries], None] = hand_out
         self._stopping = False
         self._ended_because = ""  # guarded by the lock, as is the order of what enters the inbox
         self._last_wait_ns = 0
@@ -90,7 +91,9 @@ class DecodeWorker:
         self._thread = threading.Thread(target=self._loop, name="cairn-device", daemon=True)
 
     # -- from any thread ----------------------------------------------------------------------------
-    def start(self) -> None:
+    def start(self, deliver: Callable[[Deliveries], None] = hand_out) -> None:
+        """``deliver`` is given, in the device thread, what a step has for all callers together."""
+        self._hand_over = deliver
         self._thread.start()
 
     def stop(self, *, timeout_s: float = 10.0) -> None:
@@ -272,12 +275,12 @@ class DecodeWorker:
             self.scheduler.token(token.sequence, token.choose(), time.monotonic_ns())
 
     def _deliver(self) -> None:
-        """Hands what has happened to the callers, one call a request."""
-        events: dict[Sequence, list[Event]] = {}
+        """Hands what has happened to the callers, in one call for all of them."""
+        events: Deliveries = {}
         for sequence, event in self.scheduler.take_events():
             events.setdefault(sequence, []).append(event)
             if not isinstance(event, Tokens):
                 self.metrics.ended(sequence, event)
                 request_log.ended(sequence, event)
-        for sequence, batch in events.items():
-            sequence.deliver(batch)
+        if events:
+            self._hand_over(events)

@@ -8,7 +8,6 @@ import math
 import time
 import uuid
 from collections.abc import AsyncIterator, Callable
-from contextlib import suppress
 from typing import Any, TypeVar
 
 from prometheus_client import CollectorRegistry
@@ -17,9 +16,10 @@ from chunk_store.store import ChunkStore
 from chunk_store.tenant import DEFAULT_TENANT, Tenant
 from decode_service.api import messages
 from decode_service.api.explain import Explanation, explain
+from decode_service.api.mailbox import Mailbox, deliver_in
 from decode_service.prompt.composition import Composition, answer_tokens
 from decode_service.prompt.resolver import Resolver
-from decode_service.sequence import Event, Failed, Finished, FinishReason, Sequence, Tokens
+from decode_service.sequence import Failed, Finished, FinishReason, Sequence, Tokens
 from decode_service.worker import DecodeWorker
 from engine.reuse import ReuseMode
 from engine.sampling.params import SamplingParams
@@ -74,7 +74,7 @@ class DecodeService(decode_pb2_grpc.DecodeServiceServicer):
         return self._registry
 
     async def start(self) -> None:
-        self.worker.start()
+        self.worker.start(deliver_in(asyncio.get_running_loop()))
 
     def add_to(self, server: Server) -> None:
         decode_pb2_grpc.add_DecodeServiceServicer_to_server(self, server)
@@ -92,11 +92,11 @@ class DecodeService(decode_pb2_grpc.DecodeServiceServicer):
         caller = self._caller(request, context)
         request_id = self._claim_id(request.request_id, caller.owner)
         try:
-            sequence, events = await self._submit(request, context, caller, request_id, clock)
+            sequence, mailbox = await self._submit(request, context, caller, request_id, clock)
             sampling = request.sampling
             stream = self._codec.stream(sampling.keep_special_tokens)
             answer = AnswerText(stream, sampling.stop, sampling.min_tokens)
-            async for reply in self._stream(sequence, events, answer):
+            async for reply in self._stream(sequence, mailbox, answer):
                 yield reply
         finally:
             # However the call ends (also cancelled, or the client is gone), its pages come back.
@@ -124,11 +124,11 @@ class DecodeService(decode_pb2_grpc.DecodeServiceServicer):
 
     async def _submit(
         self, request: decode_pb2.GenerateRequest, context: Context, caller: Caller, request_id: str, clock: StageClock
-    ) -> tuple[Sequence, asyncio.Queue[list[Event]]]:
+    ) -> tuple[Sequence, Mailbox]:
         """Takes a place in the queue, or is refused at once; then resolves the request and hands it to the worker."""
         self.worker.take_place(caller.tenant)
         try:
-            sequence, events = await self._compose(request, caller, request_id, clock)
+            sequence, mailbox = await self._compose(request, caller, request_id, clock)
             left_s = context.time_remaining()
             sequence.deadline = time.monotonic() + min(self.request_timeout_s, math.inf if left_s is None else left_s)
             self.worker.submit(sequence)
@@ -137,30 +137,27 @@ class DecodeService(decode_pb2_grpc.DecodeServiceServicer):
             raise
         if (caller.owner, request_id) in self._aborted:
             self.worker.end(request_id, FinishReason.ABORT, caller.owner)
-        return sequence, events
+        return sequence, mailbox
 
     async def _compose(
         self, request: decode_pb2.GenerateRequest, caller: Caller, request_id: str, clock: StageClock
-    ) -> tuple[Sequence, asyncio.Queue[list[Event]]]:
+    ) -> tuple[Sequence, Mailbox]:
         """The request as a sequence, and where its events come."""
         bypass = request.cache_use == decode_pb2.CACHE_USE_BYPASS
         composition, params, sampler = await self._resolve(
             request, caller.salt, lambda composition: self._sampling(request, composition)
         )
         clock.measured_ns["tokenize"] = time.monotonic_ns() - clock.arrived
-        loop, events = asyncio.get_running_loop(), asyncio.Queue[list[Event]]()
-
-        def deliver(batch: list[Event]) -> None:
-            with suppress(RuntimeError):  # the loop is closed: nobody listens any more
-                loop.call_soon_threadsafe(events.put_nowait, batch)
-
-        sequence = Sequence(request_id, composition, params, sampler, caller.salt, bypass, deliver, caller.owner, clock)
+        mailbox = Mailbox()
+        sequence = Sequence(
+            request_id, composition, params, sampler, caller.salt, bypass, mailbox.put, caller.owner, clock
+        )
         self.worker.check_size(sequence)
         log.info(
             "accepted: %d prompt tokens, %d chunks, at most %d tokens of answer, %s",
             *(composition.prompt_tokens, len(composition.chunks), params.max_tokens, composition.mode.value),
         )
-        return sequence, events
+        return sequence, mailbox
 
     async def _resolve(self, request: decode_pb2.GenerateRequest, salt: str, then: Callable[[Composition], T]) -> T:
         """What ``then`` makes of the request's composition, both in a thread: a prompt can be long."""
@@ -185,43 +182,37 @@ class DecodeService(decode_pb2_grpc.DecodeServiceServicer):
         return composition, params, Sampler(params, composition.token_ids(), stops)
 
     async def _stream(
-        self, sequence: Sequence, events: asyncio.Queue[list[Event]], answer: AnswerText
+        self, sequence: Sequence, mailbox: Mailbox, answer: AnswerText
     ) -> AsyncIterator[decode_pb2.GenerateResponse]:
         """Deltas as tokens come, then the completion; what came in together goes out together."""
         reason: FinishReason | None = None
-        deadline = time.monotonic() + self.request_timeout_s
-        while True:
-            batch = await self._next_events(events, deadline)
-            choices = [choice for event in batch if isinstance(event, Tokens) for choice in event.choices]
-            if choices and reason is None:
-                if not answer.tokens:
-                    self.worker.metrics.first_token_sent(sequence.clock)
-                new = answer.push(choices)
-                yield delta(new.text, new.choices)
-                if new.stopped:
-                    reason = FinishReason.STOP
-                    self.worker.end(sequence.request_id, FinishReason.STOP, sequence.owner)
-            end = batch[-1]
-            if isinstance(end, Failed):
-                raise end.error
-            if isinstance(end, Finished):
-                if reason is None:
-                    rest, stopped = answer.flush()
-                    if rest:
-                        yield delta(rest, ())
-                    reason = FinishReason.STOP if stopped and end.reason is FinishReason.LENGTH else end.reason
-                yield decode_pb2.GenerateResponse(complete=self._complete(sequence, reason, answer.tokens))
-                return
-
-    async def _next_events(self, events: asyncio.Queue[list[Event]], deadline: float) -> list[Event]:
-        """The next events, and whatever else has come meanwhile."""
+        late = DeadlineExceeded(f"the answer took longer than {self.request_timeout_s:g} s")
+        expiry = asyncio.get_running_loop().call_later(self.request_timeout_s, lambda: mailbox.put([Failed(late)]))
         try:
-            batch = await asyncio.wait_for(events.get(), max(0.0, deadline - time.monotonic()))
-        except TimeoutError:
-            raise DeadlineExceeded(f"the answer took longer than {self.request_timeout_s:g} s") from None
-        while not events.empty():
-            batch = batch + events.get_nowait()
-        return batch
+            while True:
+                batch = await mailbox.take()
+                choices = [choice for event in batch if isinstance(event, Tokens) for choice in event.choices]
+                if choices and reason is None:
+                    if not answer.tokens:
+                        self.worker.metrics.first_token_sent(sequence.clock)
+                    new = answer.push(choices)
+                    yield delta(new.text, new.choices)
+                    if new.stopped:
+                        reason = FinishReason.STOP
+                        self.worker.end(sequence.request_id, FinishReason.STOP, sequence.owner)
+                end = batch[-1]
+                if isinstance(end, Failed):
+                    raise end.error
+                if isinstance(end, Finished):
+                    if reason is None:
+                        rest, stopped = answer.flush()
+                        if rest:
+                            yield delta(rest, ())
+                        reason = FinishReason.STOP if stopped and end.reason is FinishReason.LENGTH else end.reason
+                    yield decode_pb2.GenerateResponse(complete=self._complete(sequence, reason, answer.tokens))
+                    return
+        finally:
+            expiry.cancel()
 
     def _complete(self, sequence: Sequence, reason: FinishReason, tokens: int) -> decode_pb2.Complete:
         return decode_pb2.Complete(

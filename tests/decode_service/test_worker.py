@@ -15,7 +15,7 @@ from prometheus_client import CollectorRegistry
 from decode_service.kv_source.fetcher import Wanted
 from decode_service.metrics import DecodeMetrics
 from decode_service.prompt.request_chunk import ChunkOutcome
-from decode_service.sequence import Event, Failed, Finished, FinishReason, Tokens
+from decode_service.sequence import Deliveries, Event, Failed, Finished, FinishReason, Tokens, hand_out
 from decode_service.sequence import Sequence as Request
 from decode_service.worker import DecodeWorker
 from engine.kv.pool import PagedKVPool
@@ -197,3 +197,21 @@ def test_the_line_is_bounded_and_says_when_to_come_again() -> None:
         assert it.worker.occupancy().waiting == 2
         it.worker.start()
         assert it.answer("two")[1] == Finished(FinishReason.LENGTH)
+
+
+def test_a_step_is_handed_over_once_for_all_its_requests() -> None:
+    """Each hand-over to another thread lets go of the interpreter, so there is one a step and not one a request."""
+    steps: list[Deliveries] = []
+
+    def deliver(events: Deliveries) -> None:
+        steps.append(events)
+        hand_out(events)
+
+    with running(start=False) as it:
+        names = ["one", "two", "three"]
+        for name in names:
+            it.submit(name, max_tokens=5)
+        it.worker.start(deliver)
+        assert [it.answer(name)[1] for name in names] == [Finished(FinishReason.LENGTH)] * 3
+    assert any(len(step) == 3 for step in steps)
+    assert len(steps) < 3 * 5, "less than one for each token"

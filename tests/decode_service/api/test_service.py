@@ -66,7 +66,8 @@ class ScriptedWorker:
     def _first_token(self, clock: StageClock) -> None:
         self.first_tokens.append(clock)
 
-    def start(self) -> None: ...
+    def start(self, deliver: Callable[[Any], None]) -> None:
+        self.deliver = deliver
 
     def stop(self) -> None:
         self.stopped = True

@@ -1,0 +1,150 @@
+"""A decode service whose device is a clock: everything is real but the forwards, which take a given time or none.
+
+What is left is what a token costs the host: planning, delivery, text, messages, gRPC.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from prometheus_client import CollectorRegistry
+from torch import Tensor
+
+from bench.models import fable
+from chunk_store.key import ModelIdentity
+from chunk_store.layout import KVLayout, LayerLayout
+from chunk_store.open import open_store
+from decode_service.api.service import DecodeService
+from decode_service.kv_source.fetcher import KVFetcher
+from decode_service.metrics import DecodeMetrics
+from decode_service.prompt.resolver import Resolver
+from decode_service.worker import DecodeWorker
+from engine.kv.pool import PagedKVPool
+from engine.kv.resident import ResidentChunks
+from engine.model.limits import ContextLimit
+from engine.plan import CascadePlan, StepSequence, plan_levels, plan_step
+from engine.reuse import ReuseMode
+from serving.rpc.access import Access
+from text.codec import TextCodec
+
+LAYOUT = KVLayout("float32", (LayerLayout(1, 1, 1),))
+CONTEXT = 40960
+TOKENS = 4096  # ids that answers are made of, again and again
+
+
+@dataclass
+class Lateness:
+    """How the host keeps up with a device: seconds from a step's end to the device thread's waking, and the device's
+    time without work."""
+
+    late_s: list[float] = field(default_factory=list)
+    idle_s: float = 0.0
+    busy_s: float = 0.0
+
+
+@dataclass
+class ClockStep:
+    """A step that is over at ``ends_at``."""
+
+    plan: CascadePlan
+    token_ids: list[int]
+    ends_at: float
+    lateness: Lateness
+
+    def wait(self) -> list[int]:
+        left_s = self.ends_at - time.monotonic()
+        if left_s > 0:
+            time.sleep(left_s)  # without the interpreter, as a wait for a device
+            self.lateness.late_s.append(time.monotonic() - self.ends_at)
+        return self.token_ids
+
+    def logits(self) -> Tensor:
+        return torch.zeros(len(self.token_ids), 8)
+
+
+class ClockRunner:
+    """Steps of ``step_s`` seconds, one after another; pieces of prefill take none."""
+
+    runs_ahead = True
+    piece_tokens = CONTEXT
+
+    def __init__(self, pool: PagedKVPool, vocabulary: int, step_s: float) -> None:
+        self.pool = pool
+        self.lateness = Lateness()
+        self._step_s = step_s
+        generator = torch.Generator().manual_seed(0)
+        self._ids = torch.randint(100, vocabulary, (TOKENS,), generator=generator).tolist()
+        self._at = 0
+        self._free_at = 0.0
+
+    def prepare(self) -> None: ...
+
+    def prefill(self, token_ids: Sequence[int], sequence: StepSequence, *, logits: bool = True) -> ClockStep:
+        return ClockStep(self._plan([sequence]), [100], 0.0, self.lateness)
+
+    def decode(self, sources: Sequence[int], sequences: Sequence[StepSequence]) -> ClockStep:
+        now = time.monotonic()
+        if self._step_s:
+            if now - self._free_at < 1.0:
+                self.lateness.idle_s += max(0.0, now - self._free_at)
+            self.lateness.busy_s += self._step_s
+            self._free_at = max(now, self._free_at) + self._step_s
+        self._at = (self._at + len(sources)) % (TOKENS - len(sources))
+        ids = self._ids[self._at : self._at + len(sources)]
+        return ClockStep(self._plan(sequences), ids, self._free_at, self.lateness)
+
+    def _plan(self, sequences: Sequence[StepSequence]) -> CascadePlan:
+        levels = plan_levels(sequences, max_cascade_levels=3) if sequences[0].chunks else ()
+        return plan_step(sequences, levels, page_size=self.pool.page_size)
+
+
+class ClockServed:
+    """What the service asks of a served model."""
+
+    identity = ModelIdentity("ab" * 32)
+    layout = LAYOUT
+    context_length_max = CONTEXT
+    eos_token_ids: frozenset[int] = frozenset()
+    borrowed: Any = SimpleNamespace(name="clock", dtype_name="float32", dtype_reason="")
+
+    def __init__(self, vocabulary: int) -> None:
+        self.vocabulary = vocabulary
+        self.refusals = dict.fromkeys(ReuseMode, "")
+
+    def limit(self, mode: ReuseMode = ReuseMode.EXACT) -> ContextLimit:
+        return ContextLimit(CONTEXT, CONTEXT, "")
+
+
+class _NoPrefill:
+    def compute(self, composition: Any, index: int, terms: Any) -> Any:
+        raise AssertionError("every chunk is resident")
+
+
+def clock_service(store: Path, streams: int, step_s: float) -> tuple[DecodeService, ClockRunner]:
+    """The service, and its runner. Call it where the event loop runs."""
+    model = fable()
+    served: Any = ClockServed(model.vocabulary)
+    pool = PagedKVPool(LAYOUT, pages=2 * CONTEXT // 16 + streams * 256, chunk_pages=2 * CONTEXT // 16)
+    runner = ClockRunner(pool, model.vocabulary, step_s)
+    residents, codec = ResidentChunks(pool), TextCodec.load(str(model.path))
+    chunks, registry = open_store(f"file://{store}"), CollectorRegistry()
+    resolver = Resolver(served, codec, chunks)
+    worker = DecodeWorker(
+        runner,
+        residents,
+        KVFetcher(chunks, _NoPrefill(), served.identity, resolver.register),
+        DecodeMetrics(registry, model_name="clock", token_nbytes=LAYOUT.nbytes(1)),
+        eos_token_ids=frozenset(),
+        batch_max=streams,
+        waiting_max=4 * streams,
+    )
+    service = DecodeService(
+        worker, resolver, Access(), registry, model_name="clock", request_timeout_s=600.0, close=chunks.close
+    )
+    return service, runner
