@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 SEED_MAX = 2**63 - 1
+BIAS_MAX = 100.0
+BIASES_MAX = 1024
+TOP_LOGPROBS_MAX = 20
 
 
 @dataclass(frozen=True)
@@ -25,6 +29,8 @@ class SamplingParams:
     ignore_eos: bool = False
     seed: int = 0
     logprobs: bool = False
+    top_logprobs: int = 0
+    logit_bias: tuple[tuple[int, float], ...] = ()  # token id, what is added to its score
 
     def __post_init__(self) -> None:
         checks = (
@@ -39,6 +45,8 @@ class SamplingParams:
             ("min_tokens", 0 <= self.min_tokens <= self.max_tokens, "in 0..max_tokens"),
             ("seed", 0 <= self.seed <= SEED_MAX, f"in 0..{SEED_MAX}"),
             ("stop", len(self.stop) <= 16 and all(self.stop), "at most 16 strings, none empty"),
+            ("top_logprobs", 0 <= self.top_logprobs <= TOP_LOGPROBS_MAX, f"in 0..{TOP_LOGPROBS_MAX}"),
+            ("top_logprobs", self.logprobs or not self.top_logprobs, "0 without logprobs"),
         )
         for name, holds, remedy in checks:
             if not holds:  # False for NaN too
@@ -46,6 +54,19 @@ class SamplingParams:
                     "" if name == "stop" else f"{getattr(self, name)!r} "
                 )  # stop strings are the caller's own affair
                 raise ValueError(f"sampling.{name}: {found}must be {remedy}")
+        self._check_bias()
+
+    def _check_bias(self) -> None:
+        if len(self.logit_bias) > BIASES_MAX:
+            raise ValueError(f"sampling.logit_bias: {len(self.logit_bias)} tokens must be at most {BIASES_MAX}")
+        if len({token for token, _ in self.logit_bias}) < len(self.logit_bias):
+            raise ValueError("sampling.logit_bias: a token must be named once")
+        for token, bias in self.logit_bias:
+            if token < 0 or not -BIAS_MAX <= bias <= BIAS_MAX:
+                raise ValueError(
+                    f"sampling.logit_bias: {bias!r} for token {token} must be in -{BIAS_MAX:g}..{BIAS_MAX:g}, "
+                    "the token 0 or more"
+                )
 
     def stops_at(self, eos_token_ids: frozenset[int]) -> frozenset[int]:
         """The tokens that end an answer of a model with these end tokens; none may come before ``min_tokens``."""
@@ -59,12 +80,50 @@ class SamplingParams:
             and self.frequency_penalty == self.presence_penalty == 0.0
             and self.repetition_penalty == 1.0
             and self.min_tokens == 0
+            and not self.logit_bias
         )
+
+    @property
+    def penalises(self) -> bool:
+        """Whether what was said before changes the scores."""
+        return self.repetition_penalty != 1.0 or self.frequency_penalty != 0.0 or self.presence_penalty != 0.0
 
 
 @dataclass(frozen=True)
 class Choice:
-    """A picked token and, if asked for, its log-probability under the model's own distribution."""
+    """A picked token and, if asked for, log-probabilities under the model's own distribution.
+
+    ``token_id`` is -1 if the model gave no number to choose by: NaN, or -inf for every token that may come.
+    ``top``: the likeliest tokens and their log-probabilities, the likeliest first, of equals the lowest id.
+    """
 
     token_id: int
     logprob: float | None
+    top: tuple[tuple[int, float], ...] = ()
+
+
+@dataclass(frozen=True)
+class Draw:
+    """A token that is to be drawn behind the last of a sequence's rows.
+
+    ``slot``: where its sampling state was opened; ``index``: tokens of the answer that were drawn before it;
+    ``position``: absolute position that the drawn token will have (tokens of composition and answer before it).
+    """
+
+    slot: int
+    index: int
+    position: int
+
+
+@dataclass(frozen=True)
+class SamplingRequest:
+    """What a sampling slot is opened with.
+
+    ``prompt``: the tokens that ``repetition_penalty`` counts besides the answer's. ``stop_token_ids``: those of
+    ``stops_at`` that the vocabulary has. ``generated``: the tokens of an answer that is resumed.
+    """
+
+    params: SamplingParams
+    prompt: Sequence[int] = ()
+    stop_token_ids: frozenset[int] = frozenset()
+    generated: Sequence[int] = ()

@@ -14,12 +14,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from engine.sampling.params import Choice, SamplingParams
+from engine.sampling import arithmetic, philox
+from engine.sampling.cut import kept
+from engine.sampling.params import Choice, Draw, SamplingParams, SamplingRequest
+from engine.sampling.shaping import Scores, Shaping
 
 FINITE_MAX = torch.finfo(torch.float64).max
+FINITE32_MAX = np.finfo(np.float32).max
 
 
 class Sampler:
@@ -102,3 +107,72 @@ def candidates(shaped: Tensor, params: SamplingParams) -> tuple[Tensor, Tensor]:
         keep[1:] &= torch.cumsum(weights, dim=-1)[:-1] < params.top_p  # the probability of all that is likelier
     weights = weights[keep]
     return index[order[keep]], weights / weights.sum()
+
+
+class HostSlots:
+    """The sampling state of ``slots`` requests, on the host.
+
+    A draw depends on its row of logits, the request its slot was opened with, and the draw's index and position:
+    not on the slot, the batch, or what else is drawn.
+    """
+
+    def __init__(self, slots: int, vocabulary: int) -> None:
+        self._vocabulary = vocabulary
+        self._slots: list[Shaping | None] = [None] * slots
+
+    def open(self, slot: int, request: SamplingRequest) -> None:
+        """Puts a request into a slot, whatever was there. Raises ``ValueError`` for tokens beyond the vocabulary."""
+        self._slots[slot] = Shaping(request, self._vocabulary)
+
+    def allow(self, slot: int, bitmask: Tensor | None) -> None:
+        """Which tokens may come next: (ceil(vocabulary / 32),) int32, the lowest bit first; None: any."""
+        self._at(slot).allow(bitmask, self._vocabulary)
+
+    def last(self, slot: int) -> int:
+        """The token that was last drawn in a slot."""
+        return self._at(slot).last
+
+    def draw(self, logits: Tensor, draws: Sequence[Draw]) -> list[Choice]:
+        """A token for each row of ``logits`` (rows, vocabulary) fp32 on the CPU."""
+        likeliest: list[int] = torch.argmax(logits, dim=-1).tolist()
+        return [
+            self._draw_one(row, token_id, draw)
+            for row, token_id, draw in zip(logits.numpy(), likeliest, draws, strict=True)
+        ]
+
+    def _at(self, slot: int) -> Shaping:
+        state = self._slots[slot]
+        if state is None:
+            raise ValueError(f"slot: {slot} was not opened")
+        return state
+
+    def _draw_one(self, logits: Scores, likeliest: int, draw: Draw) -> Choice:
+        state = self._at(draw.slot)
+        if not logits[likeliest] > -np.inf:  # argmax finds the first NaN
+            return Choice(-1, None)
+        scores = state.shape(logits, draw.index) if state.changes(draw.index) else logits
+        token_id = likeliest if scores is logits else int(scores.argmax())
+        if not scores[token_id] > -np.inf:
+            return Choice(-1, None)
+        params = state.params
+        if params.temperature > 0.0:
+            scores = np.clip(scores, None, FINITE32_MAX)
+            tokens, weights = kept(scores, params)
+            noise = philox.words(params.seed, draw.position, len(logits))[tokens]
+            token_id = int(tokens[np.argmax(weights / arithmetic.waiting(noise))])
+        state.accept(token_id)
+        return report(logits, likeliest, token_id, params)
+
+
+def report(logits: Scores, likeliest: int, token_id: int, params: SamplingParams) -> Choice:
+    """The token with the log-probabilities that were asked for, of the model's own distribution."""
+    if not params.logprobs:
+        return Choice(token_id, None)
+    finite = np.clip(logits, -FINITE32_MAX, FINITE32_MAX).astype(np.float64)
+    finite[logits == -np.inf] = -np.inf
+    below = finite - finite[likeliest]
+    masses = arithmetic.mass(arithmetic.weight(below[below > arithmetic.FLOOR]))
+    total = float(arithmetic.ln(masses.sum(keepdims=True).astype(np.float64) * 2.0**-40)[0])
+    top = np.argsort(-logits, kind="stable")[: params.top_logprobs]
+    found = tuple((int(token), float(below[token]) - total) for token in top)
+    return Choice(token_id, float(below[token_id]) - total, found)

@@ -25,6 +25,8 @@ NAN = float("nan")
         ("min_tokens", (-1, 129), (0, 128)),
         ("seed", (-1, SEED_MAX + 1), (0, SEED_MAX)),
         ("stop", (("",), ("a",) * 17), ((), ("a",) * 16)),
+        ("top_logprobs", (-1, 21, 1), (0,)),
+        ("logit_bias", (((-1, 1.0),), ((1, NAN),), ((1, 101.0),), ((1, 1.0), (1, 2.0))), ((), ((3, -100.0),))),
     ],
 )
 def test_a_field_out_of_range_is_named(field: str, wrong: tuple[Any, ...], right: tuple[Any, ...]) -> None:
