@@ -42,14 +42,24 @@ def test_the_same_seed_draws_the_same_tokens_and_another_seed_others() -> None:
 def test_draws_are_distributed_as_the_softmax() -> None:
     """Chi-squared over 4000 draws at as many positions, below its 99.9th percentile for 19 degrees of freedom."""
     row = random_rows(1, vocabulary=20)[0] / 2
-    for params in ({"temperature": 1.0}, {"temperature": 2.0, "top_k": 20, "min_p": 1e-9, "top_p": 0.999999}):
+    kinds: list[dict[str, Any]] = [
+        {"temperature": 1.0},
+        {"temperature": 2.0, "top_k": 20, "min_p": 1e-9, "top_p": 0.999999},
+    ]
+    for params in kinds:
         counts = np.bincount(draws(4000, row, seed=11, **params), minlength=20)
         expected = torch.softmax(row.double() / params["temperature"], 0).numpy() * 4000
         assert ((counts - expected) ** 2 / expected).sum() < 43.8
 
 
 def test_a_draw_is_the_same_in_any_slot_batch_and_place_and_resumed() -> None:
-    params = {"temperature": 1.3, "top_p": 0.97, "repetition_penalty": 1.2, "frequency_penalty": 0.4, "seed": 9}
+    params: dict[str, Any] = {
+        "temperature": 1.3,
+        "top_p": 0.97,
+        "repetition_penalty": 1.2,
+        "frequency_penalty": 0.4,
+        "seed": 9,
+    }
     alone, rows = HostSlots(1, VOCABULARY), random_rows(12)
     alone.open(0, request((3, 4), **params))
     expected = [alone.draw(row[None], [Draw(0, i, 70 + i)])[0].token_id for i, row in enumerate(rows)]
