@@ -119,6 +119,7 @@ class CascadePlan:
 
 
 Levels = tuple[tuple[ChunkRead, ...], ...]
+_Pairs = tuple[list[int], list[int], list[int]]  # of one chunk: rows, offsets, places
 
 
 def plan_levels(sequences: Sequence[StepSequence], *, max_cascade_levels: int) -> Levels:
@@ -132,24 +133,28 @@ def plan_levels(sequences: Sequence[StepSequence], *, max_cascade_levels: int) -
     if max_cascade_levels < 1:
         raise ValueError(f"max_cascade_levels: {max_cascade_levels} must be at least 1 (the tails)")
     readers = _readers(sequences)
-    shared: dict[tuple[int, int], list[tuple[int, int, int]]] = defaultdict(list)
+    shared: dict[tuple[int, int], _Pairs] = defaultdict(lambda: ([], [], []))
     levels_of: dict[tuple[int, int], int] = {}
     folded: list[tuple[int, ChunkRead]] = []
     first_row = 0
     for sequence in sequences:
         level_of = _levels_of_sequence(sequence, readers, max_cascade_levels - 1)
         deepest = max(level_of.values(), default=0)
-        rows = range(first_row, first_row + sequence.rows)
+        count = sequence.rows
+        rows = range(first_row, first_row + count)
         for index, chunk in enumerate(sequence.chunks):
             place = (chunk.first_slot, chunk.tokens)
             level = level_of.get(place)
             if level is None:
-                folded.append((deepest, _read(place, [(row, chunk.offset, index) for row in rows])))
-            else:
-                shared[place] += [(row, chunk.offset, index) for row in rows]
-                levels_of[place] = max(level, levels_of.get(place, 0))
-        first_row += sequence.rows
-    reads = [(levels_of[place], _read(place, pairs)) for place, pairs in shared.items()] + folded
+                folded.append((deepest, ChunkRead(*place, tuple(rows), (chunk.offset,) * count, (index,) * count)))
+                continue
+            of_rows, of_offsets, of_places = shared[place]
+            of_rows += rows
+            of_offsets += [chunk.offset] * count
+            of_places += [index] * count
+            levels_of[place] = max(level, levels_of.get(place, 0))
+        first_row += count
+    reads = [(levels_of[place], ChunkRead(*place, *map(tuple, pairs))) for place, pairs in shared.items()] + folded
     depth = 1 + max((level for level, _ in reads), default=-1)
     return tuple(tuple(read for level, read in reads if level == wanted) for wanted in range(depth))
 
@@ -174,11 +179,6 @@ def _levels_of_sequence(
     sets = sorted(shared, key=lambda who: (-len(who), sorted(who)))
     kept = {who: level for level, who in enumerate(sets[:levels_max])}
     return {place: kept[readers[place]] for place in places if readers[place] in kept}
-
-
-def _read(place: tuple[int, int], pairs: Sequence[tuple[int, int, int]]) -> ChunkRead:
-    rows, offsets, places = zip(*pairs, strict=True)
-    return ChunkRead(place[0], place[1], rows, offsets, places)
 
 
 def plan_step(sequences: Sequence[StepSequence], levels: Levels, *, page_size: int) -> CascadePlan:

@@ -12,7 +12,7 @@ from chunk_store.layout import KVLayout, LayerLayout
 from engine.attention import Scores
 from engine.kv.pool import PagedKVPool
 from engine.model.rotary import Rotation
-from engine.plan import CascadePlan
+from engine.plan import CascadePlan, StepSequence
 from engine.run.cuda.cascade.launch import (
     PORTABLE,
     AttentionShape,
@@ -116,6 +116,47 @@ def test_narrow_and_wide_tiles_give_the_same_bits() -> None:
     plan = setting.sequences.plan()
     narrow, wide = (setting.attend(setting.work(TUNINGS[n]), plan, setting.q) for n in ("narrow", "wide"))
     assert torch.equal(narrow, wide)
+
+
+@pytest.mark.parametrize(("tuning", "ratio", "dim"), [("stream", 4, 128), ("wide", 7, 64), ("portable", 4, 128)])
+def test_a_row_of_a_long_tail_has_the_bits_of_a_tail_with_one_new_row(tuning: str, ratio: int, dim: int) -> None:
+    shared = random_sequences(9, 3, chunk_tokens=(100, 1000, 2500))
+    first_page = shared.slots // PAGE
+    long = []
+    for index, (before, rows) in enumerate(((0, 70), (1000, 90), (2030, 60))):
+        pages = tuple(range(first_page, first_page + -(-(before + rows) // PAGE)))[:: -1 if index == 2 else 1]
+        first_page += len(pages)
+        chunks = shared.sequences[index].chunks
+        long.append(StepSequence(chunks, pages, before, rows, sum(c.tokens for c in chunks) + 480 + before))
+    setting = Setting(Sequences(tuple(long), first_page * PAGE), ratio=ratio, dim=dim)
+    work = setting.work(TUNINGS[tuning])
+    plan = setting.sequences.plan()
+    together = setting.attend(work, plan, setting.q)
+    assert relative_error(together, setting.expected(plan, setting.q)) < TOLERANCE
+    at = 0
+    for sequence in long:
+        for own in {0, 1, 15, 16, 24, sequence.rows - 1}:
+            one = replace(sequence, tail_tokens=sequence.tail_tokens + own, rows=1, position=sequence.position + own)
+            alone = setting.attend(
+                work, Sequences((one,), setting.sequences.slots).plan(), setting.q[at + own : at + own + 1]
+            )
+            assert torch.equal(alone[0], together[at + own]), (sequence.tail_tokens, own)
+        cut = sequence.rows // 3  # the same rows as two slices
+        halves = (
+            replace(sequence, rows=cut),
+            replace(
+                sequence,
+                tail_tokens=sequence.tail_tokens + cut,
+                rows=sequence.rows - cut,
+                position=sequence.position + cut,
+            ),
+        )
+        for half, first in zip(halves, (at, at + cut), strict=True):
+            out = setting.attend(
+                work, Sequences((half,), setting.sequences.slots).plan(), setting.q[first : first + half.rows]
+            )
+            assert torch.equal(out, together[first : first + half.rows])
+        at += sequence.rows
 
 
 def test_replayed_graph_follows_the_lists() -> None:

@@ -7,7 +7,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from engine.plan import CascadePlan
+from engine.plan import CascadePlan, StepSequence, plan_levels, plan_step
 from engine.run.cuda.cascade.work import (
     AT_COUNTS,
     AT_ITEMS,
@@ -38,7 +38,7 @@ def buffer_of(plan: CascadePlan) -> Ints:
     shared = shared_lists(plan.levels, len(plan.slots), SHAPE)
     buffer = np.full(LIMITS.static_ints + LIMITS.dynamic_ints, -(2**30), np.int32)
     buffer[: len(shared.blob)] = shared.blob
-    tails = tail_lists(plan, shared, SHAPE)
+    tails = tail_lists(plan, shared, SHAPE, PAGE)
     buffer[LIMITS.static_ints : LIMITS.static_ints + len(tails)] = tails
     return buffer
 
@@ -53,11 +53,11 @@ def reads_of(buffer: Ints) -> tuple[Counter[tuple[int, int, int]], dict[int, lis
             first, count = buffer[blob + AT_ITEMS + kind], buffer[blob + AT_COUNTS + kind]
             for at in range(first, first + count * ITEM, ITEM):
                 pairs_at, row0, rows_end, source, begin, full_end, end, split = buffer[at : at + ITEM].tolist()
-                assert begin <= full_end <= end
+                assert begin <= full_end <= end and begin < end
                 height = {0: 64, 1: 64, 2: 128}[kind]
                 for packed in range(row0, min(row0 + height, rows_end)):
                     row, offset, limit, partial = buffer[pairs_at + packed // RATIO * PAIR :][:PAIR].tolist()
-                    if packed % RATIO == 0:
+                    if packed % RATIO == 0 and limit > begin:
                         partials.setdefault(row, []).append(partial + split)
                     for token in range(begin, min(end, limit)):
                         page = buffer[pages_at + ~source + token // PAGE] if source < 0 else 0
@@ -113,11 +113,26 @@ def test_a_plan_beyond_the_limits_is_refused(limits: Limits) -> None:
     plan = random_sequences(5, 8).plan()
     shape = ListShape(RATIO, ((64, 1),), ((64, 1),), ((64, 0),), SplitRule(), limits)
     with pytest.raises(WorkTooLarge):
-        tail_lists(plan, shared_lists(plan.levels, len(plan.slots), shape), shape)
+        tail_lists(plan, shared_lists(plan.levels, len(plan.slots), shape), shape, PAGE)
 
 
-def test_long_tails_need_a_class() -> None:
-    plan = random_sequences(6, 4, rows=(5,)).plan()
-    shape = ListShape(RATIO, ((64, 1),), ((64, 1),), (), SplitRule(), LIMITS)
-    with pytest.raises(ValueError, match="no tile class"):
-        tail_lists(plan, shared_lists(plan.levels, len(plan.slots), shape), shape)
+def test_tails_without_a_class_are_refused() -> None:
+    with pytest.raises(ValueError, match="need a class each"):
+        ListShape(RATIO, ((64, 1),), ((64, 1),), (), SplitRule(), LIMITS)
+
+
+def test_a_long_tail_in_neighbouring_pages_is_read_as_a_run_and_in_splits_it_sees() -> None:
+    pages = tuple(range(7, 7 + 140))
+    scattered = (*pages[:50], 200, *pages[51:])
+    for own, neighbours in ((pages, True), (scattered, False)):
+        sequence = StepSequence((), own, 1000, 100, 1000)
+        plan = plan_step([sequence], plan_levels([sequence], max_cascade_levels=3), page_size=PAGE)
+        buffer = buffer_of(plan)
+        blob = LIMITS.static_ints
+        first, count = buffer[blob + AT_ITEMS], buffer[blob + AT_COUNTS]
+        items = buffer[first : first + count * ITEM].reshape(-1, ITEM)
+        # 100 rows in tiles of 16: all see the first split of 1024 tokens, those from row 24 on the second one.
+        assert sorted(zip(items[:, 1].tolist(), items[:, 4].tolist(), strict=True)) == sorted(
+            [(tile * 64, 0) for tile in range(7)] + [(tile * 64, 1024) for tile in range(1, 7)]
+        )
+        assert all((item[3] == 7 * PAGE) == neighbours for item in items)

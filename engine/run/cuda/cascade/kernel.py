@@ -104,7 +104,8 @@ def attend(
         packed = tl.load(item + 1) + tl.arange(0, M)
         live = packed < tl.load(item + 2)
         source = tl.load(item + 3)
-        begin = tl.load(item + 4)
+        split_begin = tl.load(item + 4)
+        begin = split_begin
         full_end = tl.load(item + 5)
         end = tl.load(item + 6)
         split = tl.load(item + 7)
@@ -141,6 +142,7 @@ def attend(
         acc = acc / tl.where(seen, total, 1.0)[:, None]
         lse = tl.where(seen, top * scale + tl.log2(tl.where(seen, total, 1.0)), float("-inf"))
         partial = tl.load(lists + pairs_at + (packed // RATIO) * PAIR + 3, mask=live, other=0) + split
+        live = live & (limit > split_begin)  # a row has partial results of the splits that it sees
         into = (partial * KV_HEADS + head) * RATIO + packed % RATIO
         tl.store(partial_lse + into, lse, mask=live)
         out = partial_out + into.to(tl.int64)[:, None] * D + dim[None, :]

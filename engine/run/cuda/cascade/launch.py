@@ -42,7 +42,7 @@ class TileClass:
     """Items of up to ``rows`` packed rows of what it ``takes``, ``tokens`` KV tokens a step.
 
     ``programs_per_sm`` programs run on a processor, with ``stages`` steps in flight. ``stream``: the Gluon kernel
-    (64 or 128 rows; no long tails; ``warps`` is its own affair). ``split_loop``: whole blocks take a loop without
+    (64 or 128 rows; ``warps`` is its own affair), which takes long tails if ``causal``. ``split_loop``: whole blocks take a loop without
     masks; ``tensor``: that loop reads through tensor descriptors.
     """
 
@@ -53,12 +53,13 @@ class TileClass:
     programs_per_sm: int
     takes: tuple[str, ...] = (CHUNKS, ROW_TAILS, LONG_TAILS)
     stream: bool = False
+    causal: bool = False
     split_loop: bool = True
     tensor: bool = False
 
 
 DEFAULT_SPLITS = SplitRule()
-LONG_TAIL_CLASS = TileClass(64, 64, 4, 3, 2, (LONG_TAILS,))
+LONG_TAIL_CLASS = TileClass(64, 64, 4, 3, 2, (LONG_TAILS,), stream=True, causal=True)
 
 
 @dataclass(frozen=True)
@@ -91,8 +92,8 @@ class Tuning:
         return tuple(sorted((tile.rows, self.classes.index(tile)) for tile in members if what in tile.takes))
 
 
-_PORTABLE_CLASSES = (TileClass(16, 32, 4, 5, 4, split_loop=False), TileClass(64, 64, 4, 3, 2))
-# For devices without the bulk copy engine, and for Triton's interpreter. Bits depend on how many rows share a chunk.
+_PORTABLE_CLASSES = (TileClass(16, 64, 4, 3, 4, split_loop=False), TileClass(64, 64, 4, 3, 2))
+# For devices without the bulk copy engine, and for Triton's interpreter. Both step alike along a row's tokens.
 PORTABLE = Tuning(narrow=_PORTABLE_CLASSES, wide=_PORTABLE_CLASSES, overlap=False)
 
 
@@ -194,7 +195,7 @@ class CascadeWork:
             self._shared = last = plan.levels, rows, shape, shared_lists(plan.levels, rows, shape)
         assert last is not None
         _, _, shape, shared = last
-        tails = tail_lists(plan, shared, shape)
+        tails = tail_lists(plan, shared, shape, self.shape.page_size)
         staging = self._staging[0]
         self._staging.rotate(-1)
         staging.wait()
@@ -253,7 +254,7 @@ class CascadeWork:
             self.lists, self._static_ints, index, cos, sin, self.partial_out, self.partial_lse, scaling * LOG2_E,
             TURN=turn, RATIO=shape.ratio, KV_HEADS=shape.kv_heads, D=shape.head_dim, TURN_PAIRS=turn_pairs,
             GROUPS=tile.rows // 64, N=tile.tokens, PAGE=shape.page_size, STAGES=tile.stages,
-            OVERLAP=overlap, BACKWARDS=self.tuning.backwards, num_warps=4,
+            OVERLAP=overlap, BACKWARDS=self.tuning.backwards, CAUSAL=tile.causal, num_warps=4,
             maxnreg=128 if tile.programs_per_sm > 1 else None, **_dependent(overlap),
         )  # fmt: skip
 

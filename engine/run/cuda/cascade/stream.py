@@ -9,8 +9,13 @@
 The producer runs on into the next item while the last one is finished. Blocks of an item go from its last, the only
 one that may be ragged, to its first: the mask stays out of the loop. Behind a ragged end, values are overwritten by
 zeros in shared memory, so that nothing beyond a chunk is ever summed. Items are splits of chunks (neighbouring slots,
-one copy a block) and of tails with one new row (one copy a page). Importing this module needs Triton with Gluon;
-running it, compute capability 9.
+one copy a block) and of tails (one copy a page, where their slots are no neighbours).
+
+``CAUSAL``: rows of a tail with several new ones see a part each of what their tile reads. Blocks that a row does not
+see come before its own last block, and leave its maximum, sum and output as they were (-inf, 0, 0): it has the bits
+that it has as the only new row of its tail, which needs no mask per row and takes the loop without one.
+
+Importing this module needs Triton with Gluon; running it, compute capability 9.
 """
 
 # mypy: disable-error-code="no-untyped-def, untyped-decorator, no-untyped-call"
@@ -59,6 +64,21 @@ def _rows_of(lists, pairs_at, row0, rows_end, RATIO: gl.constexpr, D: gl.constex
 
 
 @gluon.jit
+def _visible(lists, pairs_at, row0, rows_end, begin, end, RATIO: gl.constexpr, S: gl.constexpr):
+    """How many tokens of a split each row of a warpgroup sees."""
+    packed = row0 + gl.arange(0, ROWS, gl.SliceLayout(1, S))
+    limit = gl.load(lists + pairs_at + (packed // RATIO) * PAIR + 2, mask=packed < rows_end, other=0)
+    return gl.minimum(limit, end) - begin
+
+
+@gluon.jit
+def _masked(scores, first, visible, N: gl.constexpr, S: gl.constexpr):
+    """Scores (rows, N) of the tokens from ``first`` on, -inf from each row's ``visible`` on."""
+    token = first + gl.arange(0, N, gl.SliceLayout(0, S))
+    return gl.where(token[None, :] < visible[:, None], scores, float("-inf"))
+
+
+@gluon.jit
 def _angles_of(lists, dynamic, row, offset, TURN: gl.constexpr):
     """By how many positions each row is turned. Rows that are not live are turned like row 0."""
     if TURN == NOT_TURNED:
@@ -95,10 +115,15 @@ def _load_query(
 
 
 @gluon.jit
-def _softmax(scores, top, total, scale):
-    """One block of scores: p (fp32), the new maximum and sum, and what to multiply earlier results by."""
+def _softmax(scores, top, total, scale, CAUSAL: gl.constexpr):
+    """One block of scores: p (fp32), the new maximum and sum, and what to multiply earlier results by.
+
+    A row that has seen nothing yet, as there may be if CAUSAL, keeps a maximum of -inf and a sum of 0.
+    """
     new_top = gl.maximum(top, gl.max(scores, 1))
     scaled = new_top * scale
+    if CAUSAL:
+        scaled = gl.where(new_top == float("-inf"), 0.0, scaled)
     p = gl.exp2(scores * scale - scaled[:, None])
     keep = gl.exp2(top * scale - scaled)
     return p, new_top, total * keep + gl.sum(p, 1), keep
@@ -150,7 +175,7 @@ def _consume(
     q, q_stride, lists, dynamic, class_index, cos, sin, partial_out, partial_lse, scale,
     q_smem, k_smem, v_smem, k_full, k_empty, v_full, v_empty, GROUP: gl.constexpr,
     TURN: gl.constexpr, RATIO: gl.constexpr, KV_HEADS: gl.constexpr, D: gl.constexpr, TURN_PAIRS: gl.constexpr,
-    N: gl.constexpr, STAGES: gl.constexpr, OVERLAP: gl.constexpr, BACKWARDS: gl.constexpr,
+    N: gl.constexpr, STAGES: gl.constexpr, OVERLAP: gl.constexpr, BACKWARDS: gl.constexpr, CAUSAL: gl.constexpr,
 ):  # fmt: skip
     """Warpgroup GROUP: its 64 rows of every item of this program."""
     step = 0
@@ -161,23 +186,23 @@ def _consume(
     units = _units(items * KV_HEADS)
     index = _unit_at(0, units, BACKWARDS)
     item = _item_at(index // KV_HEADS, lists, static_items, static_at, dynamic_at)
-    pairs_at, row0, rows_end, begin, end, split = _fields(item, units > 0, GROUP)
+    pairs_at, row0, rows_end, begin, full_end, end, split = _fields(item, units > 0, GROUP)
     row, offset = _rows_of(lists, pairs_at, row0, rows_end, RATIO, D)
     angle = _angles_of(lists, dynamic, row, offset, TURN)
     for unit in range(units):
         head = _unit_at(unit, units, BACKWARDS) % KV_HEADS
         following = _unit_at(unit + 1, units, BACKWARDS)
         item = _item_at(following // KV_HEADS, lists, static_items, static_at, dynamic_at)
-        next_pairs_at, next_row0, next_rows_end, next_begin, next_end, next_split = _fields(
+        next_pairs_at, next_row0, next_rows_end, next_begin, next_full_end, next_end, next_split = _fields(
             item, unit + 1 < units, GROUP
         )
         blocks = (end - begin + N - 1) // N
         if row0 < rows_end:
             step, next_row, next_offset = _attend_item(
                 q, q_stride, lists, row, angle, pairs_at, row0, rows_end, split,
-                next_pairs_at, next_row0, next_rows_end, head, end - begin, blocks, step, cos, sin,
+                next_pairs_at, next_row0, next_rows_end, head, begin, full_end, end, blocks, step, cos, sin,
                 partial_out, partial_lse, scale, q_smem, k_smem, v_smem, k_full, k_empty, v_full, v_empty,
-                TURN, RATIO, KV_HEADS, D, TURN_PAIRS, N, STAGES,
+                TURN, RATIO, KV_HEADS, D, TURN_PAIRS, N, STAGES, CAUSAL,
             )  # fmt: skip
         else:
             next_row, next_offset = _rows_of(lists, next_pairs_at, next_row0, next_rows_end, RATIO, D)
@@ -185,7 +210,7 @@ def _consume(
         row = next_row
         angle = _angles_of(lists, dynamic, next_row, next_offset, TURN)
         pairs_at, row0, rows_end = next_pairs_at, next_row0, next_rows_end
-        begin, end, split = next_begin, next_end, next_split
+        begin, full_end, end, split = next_begin, next_full_end, next_end, next_split
 
 
 @gluon.jit
@@ -209,17 +234,18 @@ def _fields(item, known, GROUP: gl.constexpr):
     row0 = gl.load(item + 1, mask=known, other=0) + GROUP * ROWS
     rows_end = gl.load(item + 2, mask=known, other=0)
     begin = gl.load(item + 4, mask=known, other=0)
+    full_end = gl.load(item + 5, mask=known, other=0)
     end = gl.load(item + 6, mask=known, other=0)
-    return pairs_at, row0, rows_end, begin, end, gl.load(item + 7, mask=known, other=0)
+    return pairs_at, row0, rows_end, begin, full_end, end, gl.load(item + 7, mask=known, other=0)
 
 
 @gluon.jit
 def _attend_item(
     q, q_stride, lists, row, angle, pairs_at, row0, rows_end, split, next_pairs_at, next_row0, next_rows_end,
-    head, tokens, blocks, step, cos, sin, partial_out, partial_lse, scale,
+    head, begin, full_end, end, blocks, step, cos, sin, partial_out, partial_lse, scale,
     q_smem, k_smem, v_smem, k_full, k_empty, v_full, v_empty,
     TURN: gl.constexpr, RATIO: gl.constexpr, KV_HEADS: gl.constexpr, D: gl.constexpr, TURN_PAIRS: gl.constexpr,
-    N: gl.constexpr, STAGES: gl.constexpr,
+    N: gl.constexpr, STAGES: gl.constexpr, CAUSAL: gl.constexpr,
 ):  # fmt: skip
     """One item for one warpgroup's rows, blocks from the last to the first.
 
@@ -233,7 +259,11 @@ def _attend_item(
     q_smem.store(x)
     fence_async_shared()
     gl.thread_barrier()
-    valid = tokens - (blocks - 1) * N
+    valid = end - begin - (blocks - 1) * N
+    masked = 1
+    if CAUSAL:
+        visible = _visible(lists, pairs_at, row0, rows_end, begin, end, RATIO, S)
+        masked = blocks - gl.maximum(full_end - begin, 0) // N
     zero = gl.zeros([ROWS, N], gl.float32, S)
     acc = gl.zeros([ROWS, D], gl.float32, O)
     at = step % STAGES
@@ -242,17 +272,20 @@ def _attend_item(
     scores = warpgroup_mma(q_smem, k_smem.index(at).permute((1, 0)), zero, use_acc=False)
     gl.thread_barrier()
     mbarrier.arrive(k_empty.index(at), count=1)
-    token = gl.arange(0, N, gl.SliceLayout(0, S))
-    scores = gl.where(token[None, :] < valid, scores, float("-inf"))
+    if CAUSAL:
+        scores = _masked(scores, (blocks - 1) * N, visible, N, S)
+    else:
+        token = gl.arange(0, N, gl.SliceLayout(0, S))
+        scores = gl.where(token[None, :] < valid, scores, float("-inf"))
     top = gl.full([ROWS], float("-inf"), gl.float32, gl.SliceLayout(1, S))
     total = gl.zeros([ROWS], gl.float32, gl.SliceLayout(1, S))
-    p, top, total, keep = _softmax(scores, top, total, scale)
+    p, top, total, keep = _softmax(scores, top, total, scale, CAUSAL)
     p = gl.convert_layout(p.to(q.dtype.element_ty), P)
     mbarrier.wait(v_full.index(at), phase)
     if valid < N:
         _clear_behind(v_smem.index(at), valid, N, D)
     next_row, next_offset = _rows_of(lists, next_pairs_at, next_row0, next_rows_end, RATIO, D)
-    for _ in range(1, blocks):
+    for number in range(1, blocks):
         last, last_phase = at, phase
         step += 1
         at = step % STAGES
@@ -264,7 +297,10 @@ def _attend_item(
         scores = warpgroup_mma_wait(1, deps=[scores_ahead])
         gl.thread_barrier()
         mbarrier.arrive(k_empty.index(at), count=1)
-        weights, top, total, keep = _softmax(scores, top, total, scale)
+        if CAUSAL:  # noqa: SIM102 (a compile-time condition around one of a value)
+            if number < masked:
+                scores = _masked(scores, (blocks - 1 - number) * N, visible, N, S)
+        weights, top, total, keep = _softmax(scores, top, total, scale, CAUSAL)
         acc, p = warpgroup_mma_wait(0, deps=[acc_ahead, p])
         gl.thread_barrier()
         mbarrier.arrive(v_empty.index(last), count=1)
@@ -277,21 +313,24 @@ def _attend_item(
     step += 1
     _store(
         acc, top * scale + gl.log2(total), total, partial_out, partial_lse, lists, pairs_at, row0, rows_end, head,
-        split, RATIO, KV_HEADS, D,
+        begin, split, RATIO, KV_HEADS, D, CAUSAL,
     )  # fmt: skip
     return step, next_row, next_offset
 
 
 @gluon.jit
 def _store(
-    acc, lse, total, partial_out, partial_lse, lists, pairs_at, row0, rows_end, head, split,
-    RATIO: gl.constexpr, KV_HEADS: gl.constexpr, D: gl.constexpr,
+    acc, lse, total, partial_out, partial_lse, lists, pairs_at, row0, rows_end, head, begin, split,
+    RATIO: gl.constexpr, KV_HEADS: gl.constexpr, D: gl.constexpr, CAUSAL: gl.constexpr,
 ):  # fmt: skip
-    """Writes a warpgroup's normalised partial results, (ROWS, D) and (ROWS,)."""
+    """Writes a warpgroup's normalised partial results, (ROWS, D) and (ROWS,), of rows that see some of the split."""
     rows: gl.constexpr = gl.SliceLayout(1, acc.type.layout)
     packed = row0 + gl.arange(0, ROWS, rows)
     live = packed < rows_end
-    partial = gl.load(lists + pairs_at + (packed // RATIO) * PAIR + 3, mask=live, other=0) + split
+    pair = lists + pairs_at + (packed // RATIO) * PAIR
+    partial = gl.load(pair + 3, mask=live, other=0) + split
+    if CAUSAL:
+        live = live & (gl.load(pair + 2, mask=live, other=0) > begin)
     into = (partial * KV_HEADS + head) * RATIO + packed % RATIO
     gl.store(partial_lse + into, gl.convert_layout(lse, rows), mask=live)
     dim = gl.arange(0, D, gl.SliceLayout(0, acc.type.layout))
@@ -360,7 +399,7 @@ def stream(
     partial_out, partial_lse, scale,
     TURN: gl.constexpr, RATIO: gl.constexpr, KV_HEADS: gl.constexpr, D: gl.constexpr, TURN_PAIRS: gl.constexpr,
     GROUPS: gl.constexpr, N: gl.constexpr, PAGE: gl.constexpr, STAGES: gl.constexpr,
-    OVERLAP: gl.constexpr, BACKWARDS: gl.constexpr,
+    OVERLAP: gl.constexpr, BACKWARDS: gl.constexpr, CAUSAL: gl.constexpr,
 ):  # fmt: skip
     """All items of one tile class, of 64 * GROUPS packed rows, GROUPS 1 or 2. 4 warps."""
     if OVERLAP:
@@ -385,7 +424,7 @@ def stream(
             (_consume, (
                 q, q_stride, lists, dynamic, class_index, cos, sin, partial_out, partial_lse, scale,
                 q_smem.index(0), k_smem, v_smem, k_full, k_empty, v_full, v_empty, 0,
-                TURN, RATIO, KV_HEADS, D, TURN_PAIRS, N, STAGES, OVERLAP, BACKWARDS,
+                TURN, RATIO, KV_HEADS, D, TURN_PAIRS, N, STAGES, OVERLAP, BACKWARDS, CAUSAL,
             )),
             (_produce, (
                 key_blocks, value_blocks, key_pages, value_pages, lists, dynamic, class_index,
@@ -397,12 +436,12 @@ def stream(
             (_consume, (
                 q, q_stride, lists, dynamic, class_index, cos, sin, partial_out, partial_lse, scale,
                 q_smem.index(0), k_smem, v_smem, k_full, k_empty, v_full, v_empty, 0,
-                TURN, RATIO, KV_HEADS, D, TURN_PAIRS, N, STAGES, OVERLAP, BACKWARDS,
+                TURN, RATIO, KV_HEADS, D, TURN_PAIRS, N, STAGES, OVERLAP, BACKWARDS, CAUSAL,
             )),
             (_consume, (
                 q, q_stride, lists, dynamic, class_index, cos, sin, partial_out, partial_lse, scale,
                 q_smem.index(1), k_smem, v_smem, k_full, k_empty, v_full, v_empty, 1,
-                TURN, RATIO, KV_HEADS, D, TURN_PAIRS, N, STAGES, OVERLAP, BACKWARDS,
+                TURN, RATIO, KV_HEADS, D, TURN_PAIRS, N, STAGES, OVERLAP, BACKWARDS, CAUSAL,
             )),
             (_produce, (
                 key_blocks, value_blocks, key_pages, value_pages, lists, dynamic, class_index,

@@ -85,8 +85,8 @@ class Limits:
 class ListShape:
     """What the lists depend on beside the plan: query heads per KV head, tile classes, splits.
 
-    Tiles are (packed rows, index of the class), ascending: of chunks, of tails with one new row, and of tails
-    with several, which may be none where only decode steps are planned.
+    Tiles are (packed rows, index of the class), ascending: of chunks, of tails with one new row, and of tails with
+    several.
     """
 
     ratio: int
@@ -103,8 +103,8 @@ class ListShape:
                 raise ValueError(f"tiles: {tiles} must have ascending heights")
             if any(index >= CLASSES_MAX for _, index in tiles):
                 raise ValueError(f"tiles: at most {CLASSES_MAX} classes")
-        if not self.chunk_tiles or not self.row_tiles:
-            raise ValueError("tiles: chunks and tails with one new row need a class")
+            if not tiles:
+                raise ValueError("tiles: chunks, tails with one new row and tails with several need a class each")
 
 
 @dataclass(frozen=True)
@@ -145,7 +145,7 @@ def shared_lists(levels: Levels, rows: int, shape: ListShape) -> SharedLists:
     return SharedLists(np.concatenate((header, items, pairs.reshape(-1))), row_first)
 
 
-def tail_lists(plan: CascadePlan, shared: SharedLists, shape: ListShape) -> Ints:
+def tail_lists(plan: CascadePlan, shared: SharedLists, shape: ListShape, page_size: int) -> Ints:
     """The dynamic blob of a plan: its rows, tails, positions and pages. Raises ``WorkTooLarge``."""
     tails = plan.tails
     rows = len(plan.slots)
@@ -157,20 +157,23 @@ def tail_lists(plan: CascadePlan, shared: SharedLists, shape: ListShape) -> Ints
     split = np.full(len(tails), shape.splits.tail, np.int32)
     splits_of_row = np.zeros(rows, np.int32)
     owned = _ranges(first, count)
-    splits_of_row[owned] = np.repeat(-(-(before + count) // split), count)
+    visible = np.repeat(before, count) + _ranges(np.zeros_like(count), count) + 1
+    splits_of_row[owned] = -(-visible // shape.splits.tail)
     row_first = _starts(splits_of_row)
     _check("rows", rows, shape.limits.rows)
     _check("pages", len(pages), shape.limits.pages)
     _check("partials", int(row_first[-1]), shape.limits.partials)
     pairs = np.zeros((rows, PAIR), np.int32)
     pairs[:, 0] = np.arange(rows)
-    pairs[owned, 2] = np.repeat(before, count) + _ranges(np.zeros_like(count), count) + 1
+    pairs[owned, 2] = visible
     records = np.empty((rows, ROW), np.int32)
     records[:, 0], records[:, 1] = shared.row_first[:-1], np.diff(shared.row_first)
     records[:, 2], records[:, 3] = row_first[:-1] + shape.limits.partials, splits_of_row
     pairs[:, 3] = records[:, 2]
     at = shape.limits.static_ints + HEADER + rows * ROW
-    groups = _Groups(first * PAIR, count, ~page_at[:-1], before + count, split, before + 1, 1)
+    source = np.where(_lie_in_a_row(pages, page_at, before + count, page_size) & (count > 1),
+                      pages[page_at[:-1]] * page_size, ~page_at[:-1]).astype(np.int32)  # fmt: skip
+    groups = _Groups(first * PAIR, count, source, before + count, split, before + 1, 1)
     header, items = _items(groups, shape, at=at)
     header[0] = rows
     header[AT_POSITIONS] = at + len(items) + rows * PAIR
@@ -194,10 +197,21 @@ def _shared_pairs(reads: Sequence[ChunkRead], rows: int, count: Ints, splits: In
     return pairs, _starts(row_splits.astype(np.int32))
 
 
+def _lie_in_a_row(pages: Ints, page_at: Ints, tokens: Ints, page_size: int) -> npt.NDArray[np.bool_]:
+    """Whether the tokens of each tail, whose pages begin at ``page_at``, have neighbouring slots."""
+    jumps = np.zeros(len(pages) + 1, np.int32)
+    np.cumsum(np.diff(pages) != 1, out=jumps[1:-1])
+    last = page_at[:-1] + (tokens - 1) // page_size
+    lie: npt.NDArray[np.bool_] = jumps[last] == jumps[page_at[:-1]]
+    return lie
+
+
 def _items(groups: _Groups, shape: ListShape, *, at: int) -> tuple[Ints, Ints]:
     """A header and the items, which begin at ``at`` in the buffer and are followed by the pairs."""
     packed = groups.pairs * shape.ratio
-    tallest = _tallest(groups, shape)
+    tallest = np.full(len(packed), shape.chunk_tiles[-1][0], np.int32)
+    if groups.step:
+        tallest = np.where(groups.pairs == 1, shape.row_tiles[-1][0], shape.long_tiles[-1][0]).astype(np.int32)
     tile_counts = -(-packed // tallest)
     split_counts = -(-groups.tokens // groups.split)
     group = np.repeat(np.arange(len(packed)), tile_counts * split_counts)
@@ -213,11 +227,13 @@ def _items(groups: _Groups, shape: ListShape, *, at: int) -> tuple[Ints, Ints]:
     fields[:, 4], fields[:, 7] = begin, split
     fields[:, 5] = np.clip(groups.visible[group] + groups.step * first_pair, begin, end)
     fields[:, 6] = np.clip(groups.visible[group] + groups.step * last_pair, begin, end)
-    _check("items", len(fields), shape.limits.items)
-    fields[:, 0] = at + len(fields) * ITEM + groups.pair_at[group]
     kind = _class_of(shape.long_tiles if groups.step else shape.chunk_tiles, left)
     if groups.step:
         kind = np.where(groups.pairs[group] == 1, _class_of(shape.row_tiles, left), kind)
+        seen = fields[:, 6] > begin  # by some row of the tile
+        fields, kind, group = fields[seen], kind[seen], group[seen]
+    _check("items", len(fields), shape.limits.items)
+    fields[:, 0] = at + len(fields) * ITEM + groups.pair_at[group]
     order = np.lexsort((fields[:, 4] - fields[:, 6], kind)) if groups.step else np.argsort(kind, kind="stable")
     counts = np.bincount(kind, minlength=CLASSES_MAX)
     header = np.zeros(HEADER, np.int32)
@@ -226,20 +242,8 @@ def _items(groups: _Groups, shape: ListShape, *, at: int) -> tuple[Ints, Ints]:
     return header, fields[order].reshape(-1)
 
 
-def _tallest(groups: _Groups, shape: ListShape) -> Ints:
-    """Packed rows of the tallest tile each group can take."""
-    if not groups.step:
-        return np.full(len(groups.pairs), shape.chunk_tiles[-1][0], np.int32)
-    if not shape.long_tiles and (groups.pairs > 1).any():
-        raise ValueError("tails: no tile class takes tails with several new rows")
-    of_long = shape.long_tiles[-1][0] if shape.long_tiles else 1
-    return np.where(groups.pairs == 1, shape.row_tiles[-1][0], of_long).astype(np.int32)
-
-
 def _class_of(tiles: Tiles, rows: Ints) -> Ints:
     """The class of the lowest tile that holds ``rows`` packed rows."""
-    if not tiles:
-        return np.zeros_like(rows)
     heights, classes = (np.array(column, np.int32) for column in zip(*tiles, strict=True))
     return classes[np.minimum(np.searchsorted(heights, rows), len(classes) - 1)]
 
