@@ -42,8 +42,8 @@ class TileClass:
     """Items of up to ``rows`` packed rows of what it ``takes``, ``tokens`` KV tokens a step.
 
     ``programs_per_sm`` programs run on a processor, with ``stages`` steps in flight. ``stream``: the Gluon kernel
-    (64 or 128 rows; ``warps`` is its own affair), which takes long tails if ``causal``. ``split_loop``: whole blocks take a loop without
-    masks; ``tensor``: that loop reads through tensor descriptors.
+    (64 or 128 rows; ``warps`` is its own affair), which takes long tails if ``causal``. ``split_loop``: whole blocks
+    take a loop without masks; ``tensor``: that loop reads through tensor descriptors.
     """
 
     rows: int
