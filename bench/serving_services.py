@@ -1,0 +1,132 @@
+"""The real services for ``bench.serving``: a checkpoint, a store, two processes, and what they say of themselves."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import multiprocessing
+import shutil
+import sys
+import tempfile
+import urllib.request
+from collections import deque
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from prometheus_client.parser import text_string_to_metric_families
+
+from bench.models import FABLE
+from cairn.local.processes import Command, Processes, free_port
+
+START_S, STOP_S, SCRAPE_S = 400.0, 30.0, 10.0
+LOG_LINES = 400
+LAYERS = 36
+SHARED_MEMORY = Path("/dev/shm")
+# One card for both services: weights twice (33 GB), then 61 GB of KV for decode (416k tokens, most of them for chunks)
+# and 19 GB for prefill (131k tokens, contexts of 32k with room to spare).
+ON_ONE_CARD = {
+    "prefill": ["--kv-pages", "8192"],
+    "decode": ["--kv-pages", "26000", "--chunk-page-ratio", "0.75"],
+}
+
+
+@dataclass
+class Services:
+    """Two running services: addresses, what their ready lines said, their last log lines."""
+
+    decode: str
+    ready: dict[str, dict[str, Any]]
+    logs: dict[str, deque[str]] = field(repr=False)
+    died: asyncio.Task[str]
+
+    def tails(self, lines: int = 60) -> str:
+        """The ends of both logs."""
+        return "\n".join(f"--- {name} service\n" + "\n".join(list(log)[-lines:]) for name, log in self.logs.items())
+
+    def scrape(self) -> dict[str, dict[str, float]]:
+        """Each service's metrics, by name and labels; buckets and creation times are left out."""
+        return {name: _samples(ready["metrics_port"]) for name, ready in self.ready.items()}
+
+
+def checkpoint(folder: Path, device: str) -> Path:
+    """The shipped model on a CPU, else a random one of Qwen3-8B's shape, written to ``folder`` if it is not there."""
+    if device == "cpu":
+        return FABLE
+    model = folder / "model"
+    if not (model / "config.json").exists():
+        _write_checkpoint(model)
+    return model
+
+
+def _write_checkpoint(model: Path) -> None:
+    """In a process of its own, which leaves nothing on the card, and under another name until it is whole."""
+    from bench.gpu_start import save_checkpoint
+
+    part = model.with_name(model.name + ".part")
+    shutil.rmtree(part, ignore_errors=True)
+    part.parent.mkdir(parents=True, exist_ok=True)
+    child = multiprocessing.get_context("spawn").Process(target=save_checkpoint, args=(part, LAYERS))
+    child.start()
+    child.join(START_S)
+    if child.exitcode != 0:
+        child.kill()
+        raise RuntimeError(f"writing the checkpoint to {part} ended with {child.exitcode}")
+    part.rename(model)
+
+
+def vocabulary_of(model: Path) -> int:
+    """Rows of the model's embedding."""
+    config = json.loads((model / "config.json").read_text())
+    return int(config.get("text_config", config)["vocab_size"])
+
+
+@contextmanager
+def fresh_store() -> Iterator[tuple[str, int]]:
+    """An empty store's URL and a capacity in bytes, in shared memory if there is room; gone at the end."""
+    place = SHARED_MEMORY if SHARED_MEMORY.is_dir() and shutil.disk_usage(SHARED_MEMORY).free > 4 << 30 else None
+    with tempfile.TemporaryDirectory(prefix="cairn-bench-", dir=place, ignore_cleanup_errors=True) as folder:
+        yield f"file://{folder}", min(48 << 30, shutil.disk_usage(folder).free // 2)
+
+
+@asynccontextmanager
+async def running(shared: list[str], prefill: list[str], decode: list[str]) -> AsyncIterator[Services]:
+    """Both services with these options, ready. Raises ``ServiceFailed``, after printing the ends of their logs."""
+    logs: dict[str, deque[str]] = {name: deque(maxlen=LOG_LINES) for name in ("prefill", "decode")}
+    processes = Processes(lambda name, line: logs[name].append(line))
+    first = _command("prefill", [*shared, *prefill])
+    second = _command("decode", [*shared, *decode, "--prefill", first.address])
+    died: asyncio.Task[str] | None = None
+    try:
+        await processes.start([first, second])
+        services = Services(second.address, {}, logs, died := asyncio.create_task(processes.first_exit()))
+        try:
+            services.ready.update(await processes.wait_ready(START_S))
+            yield services
+        except BaseException:
+            print(services.tails(), file=sys.stderr, flush=True)
+            raise
+    finally:
+        if died is not None:
+            died.cancel()
+        await processes.stop(STOP_S)
+
+
+def _command(name: str, options: list[str]) -> Command:
+    port = free_port("127.0.0.1")
+    argv = [sys.executable, "-m", f"{name}_service", "--port", str(port), "--metrics-port", "0", *options]
+    return Command(name, tuple(argv), f"127.0.0.1:{port}")
+
+
+def _samples(port: int) -> dict[str, float]:
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=SCRAPE_S) as reply:
+        families = list(text_string_to_metric_families(reply.read().decode()))
+    found = {}
+    for family in families:
+        for sample in family.samples:
+            if not sample.name.endswith(("_bucket", "_created")):
+                labels = ",".join(f"{key}={value}" for key, value in sample.labels.items() if key != "model_name")
+                found[f"{sample.name}{{{labels}}}" if labels else sample.name] = sample.value
+    return found

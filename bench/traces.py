@@ -1,0 +1,120 @@
+"""Traffic for ``bench.serving``: seeded traces of token ids, the same for every engine that is compared.
+
+A trace is sessions of requests. The requests of a session run one after the other, each once its predecessor is
+answered; sessions do not wait for each other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from random import Random
+
+FIRST_ID, END_ID = 1000, 150_000  # ids are drawn from here; a smaller vocabulary folds them (``Trace.within``)
+SPECIAL_IDS = 100  # the lowest ids, which folding leaves out: special tokens live there
+
+Tokens = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is asked: documents by their place in ``Trace.documents``, then the query's own tokens."""
+
+    documents: tuple[int, ...]
+    query: Tokens
+    max_tokens: int
+
+
+@dataclass(frozen=True)
+class Trace:
+    """Sessions of requests over shared documents; ``concurrency`` sessions at a time is how the comparison runs it."""
+
+    name: str
+    documents: tuple[Tokens, ...]
+    sessions: tuple[tuple[Request, ...], ...]
+    concurrency: int
+    sampled: bool = False
+
+    @property
+    def warm_up(self) -> int:
+        """The first so many sessions are asked for a few tokens each and are not counted."""
+        return max(1, len(self.sessions) // 8)
+
+    def within(self, vocabulary: int) -> Trace:
+        """The same trace with ids below ``vocabulary``. Raises ``ValueError`` if that leaves no ids to speak of."""
+        if vocabulary >= END_ID:
+            return self
+        if vocabulary < 2 * SPECIAL_IDS:
+            raise ValueError(f"a vocabulary of {vocabulary} tokens is too small for traces: at least {2 * SPECIAL_IDS}")
+
+        def fold(ids: Tokens) -> Tokens:
+            return tuple(SPECIAL_IDS + token % (vocabulary - SPECIAL_IDS) for token in ids)
+
+        sessions = tuple(tuple(replace(each, query=fold(each.query)) for each in one) for one in self.sessions)
+        return replace(self, documents=tuple(fold(each) for each in self.documents), sessions=sessions)
+
+
+def doc_qa(scale: float = 1.0, *, sampled: bool = False) -> Trace:
+    """Questions about one long document."""
+    document = _tokens(Random(1000), _scaled(32_768, scale))
+    random, answer = Random(11 if sampled else 1), _scaled(128, scale)
+    asked = [Request((0,), _tokens(random, _scaled(64, scale)), answer) for _ in range(_scaled(256, scale))]
+    name = "doc_qa_sampled" if sampled else "doc_qa"
+    return Trace(name, (document,), _alone(asked), _scaled(64, scale, 4), sampled)
+
+
+def doc_qa_sampled(scale: float = 1.0) -> Trace:
+    """``doc_qa`` with other questions, drawn at a temperature."""
+    return doc_qa(scale, sampled=True)
+
+
+def unshared(scale: float = 1.0) -> Trace:
+    """Prompts that have nothing in common."""
+    random, answer = Random(3), _scaled(128, scale)
+    asked = [Request((), _tokens(random, _scaled(1024, scale)), answer) for _ in range(_scaled(256, scale))]
+    return Trace("unshared", (), _alone(asked), _scaled(64, scale, 4))
+
+
+def agents(scale: float = 1.0) -> Trace:
+    """Conversations behind one system prompt; each turn has the turns before it as its history."""
+    system = _tokens(Random(3000), _scaled(2048, scale))
+    random, own, answer = Random(4), _scaled(256, scale), _scaled(128, scale)
+    turns = _scaled(6, scale, 3)
+    conversations = [
+        tuple(Request((0,), _tokens(random, own), answer) for _ in range(turns)) for _ in range(_scaled(16, scale))
+    ]
+    return Trace("agents", (system,), tuple(conversations), _scaled(16, scale, 4))
+
+
+def rag(scale: float = 1.0) -> Trace:
+    """A system prompt, then 4 of 32 documents in any order, the first ones by far the most often (Zipf)."""
+    random, base = Random(2), Random(2000)
+    documents = [_tokens(base, _scaled(512, scale))]
+    documents += [_tokens(base, _scaled(2048, scale)) for _ in range(32)]
+    weights = [1 / (rank + 1) for rank in range(32)]
+    asked = []
+    for _ in range(_scaled(128, scale)):
+        picked = [0]
+        while len(picked) < 5:
+            document = 1 + random.choices(range(32), weights)[0]
+            if document not in picked:
+                picked.append(document)
+        asked.append(Request(tuple(picked), _tokens(random, _scaled(64, scale)), _scaled(128, scale)))
+    return Trace("rag", tuple(documents), _alone(asked), _scaled(64, scale, 4))
+
+
+TRACES: dict[str, Callable[[float], Trace]] = {
+    each.__name__: each for each in (doc_qa, doc_qa_sampled, unshared, agents, rag)
+}
+
+
+def _tokens(random: Random, count: int) -> Tokens:
+    return tuple(random.randrange(FIRST_ID, END_ID) for _ in range(count))
+
+
+def _alone(requests: Sequence[Request]) -> tuple[tuple[Request, ...], ...]:
+    return tuple((each,) for each in requests)
+
+
+def _scaled(count: int, scale: float, least: int = 8) -> int:
+    return count if scale == 1.0 else max(least, round(count * scale))

@@ -1,0 +1,60 @@
+"""The serving benchmark as it is run, small: the real services with the shipped model on the CPU."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from bench.serving import main
+
+RUNS = [
+    *("doc_qa", "doc_qa_sampled", "unshared", "agents, history as chunks", "agents, history in the tail"),
+    *("rag, independent", "rag, exact"),
+]
+
+
+def test_every_trace_runs_through_the_services(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    main(
+        [
+            "--scale",
+            "0.005",
+            "--generators",
+            "2",
+            "--rate",
+            "3x",
+            "--profile",
+            "--decode-kv-pages",
+            "1024",
+            "--out",
+            str(tmp_path),
+        ]
+    )
+    runs = json.loads((tmp_path / "serving.json").read_text())["runs"]
+    assert [run["run"] for run in runs if run["rate"] is None] == RUNS
+    assert [run["run"] for run in runs if run["rate"] is not None] == RUNS
+    for run in runs:
+        found = run["figures"]
+        assert found["errors"] == {} and found["details"] == [] and found["ok"] == found["requests"] > 6, run
+        assert found["tokens"] == 8 * found["requests"] and found["finished"] == {"length": found["ok"]}
+        assert min(found["tokens_per_s"], found["itl_mean_ms"], found["gap_ms"]["max"]) > 0
+        assert 0 < found["ttft_ms"]["p50"] <= found["ttft_ms"]["p99"] <= found["ttft_ms"]["max"]
+        assert sum(found["prompt_tokens_by_source"].values()) == found["prompt_tokens"] > 0
+        assert run["services"]["decode"]["steps"] > 0
+    reused = {run["run"]: run["figures"]["prompt_tokens_by_source"] for run in runs if run["rate"] is None}
+    assert "device" in reused["doc_qa"] and "device" not in reused["unshared"]
+    assert reused["agents, history as chunks"]["device"] > reused["agents, history in the tail"]["device"]
+    closed = {run["run"]: run["compared"] for run in runs if run["rate"] is None}
+    assert list(closed["doc_qa_sampled"]) == ["goal"] and not closed["doc_qa"]  # records are of whole traces on a card
+    lines = [json.loads(line) for line in capfd.readouterr().out.splitlines() if line.startswith('{"run"')]
+    assert lines == runs
+    assert (tmp_path / "serving.md").read_text().count("\n| ") == 2 + len(runs)  # a row each, and the table's head
+    assert (tmp_path / "serving.png").stat().st_size > 10_000
+
+
+def test_a_service_that_does_not_start_is_told_with_its_log(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    options = ["--scale", "0.005", "--generators", "1", "--out", str(tmp_path), "--decode-args=--page-size 0"]
+    with pytest.raises(Exception, match="decode service ended"):
+        main(options)
+    assert "--- decode service" in (said := capfd.readouterr().err) and "page-size" in said
