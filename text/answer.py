@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
-from text.codec import TextStream
+from text.stream import TextStream
 
 
 class Token(Protocol):
@@ -41,6 +41,10 @@ class AnswerText:
 
     def push(self, choices: Sequence[TokenT]) -> TextDelta[TokenT]:
         """Takes tokens up to the one that completes a stop string."""
+        if not self._stop:
+            self.tokens += len(choices)
+            push = self._stream.push
+            return TextDelta("".join([push(choice.token_id) for choice in choices]), tuple(choices), stopped=False)
         text = ""
         for count, choice in enumerate(choices, start=1):
             self.tokens += 1

@@ -17,6 +17,7 @@ from transformers import AutoTokenizer
 
 from chunk_store.key import TokenizerIdentity, digest
 from text.errors import TextRefused
+from text.stream import ByteStream, ByteTable, NoText, TextStream, Vocabulary, WindowStream
 
 # A model directory without any of these has no tokenizer (some loaders would invent an empty one).
 TOKENIZER_FILES = (
@@ -41,8 +42,10 @@ class TextCodec:
         self.name = name
         self._tokenizer = tokenizer
         self._backend: Any | None = None
-        self._skipped: frozenset[int] = frozenset()  # special tokens, left out of plain text
-        self._byte_tokens: frozenset[int] = frozenset()
+        self._byte_level = False
+        # By whether special tokens are kept.
+        self._vocabularies: dict[bool, Vocabulary] = {}
+        self._byte_tables: dict[bool, ByteTable] = {}
         self.identity: TokenizerIdentity = tokenizer_identity("token ids only")
         self._check_role: Callable[[str], None] = lru_cache(ROLES_CHECKED_MAX)(self._render_together_and_apart)
         if tokenizer is not None:
@@ -73,10 +76,16 @@ class TextCodec:
         added = backend.get_added_tokens_decoder()
         special = {index: token.content for index, token in sorted(added.items()) if token.special}
         self._backend = backend
-        self._skipped = frozenset(special)
-        if '"ByteFallback"' in json.dumps(json.loads(serialized).get("decoder")):
+        decoder = json.loads(serialized).get("decoder") or {}
+        byte_tokens: frozenset[int] = frozenset()
+        if '"ByteFallback"' in json.dumps(decoder):
             vocabulary = backend.get_vocab(with_added_tokens=False)
-            self._byte_tokens = frozenset(index for token, index in vocabulary.items() if _BYTE_TOKEN.fullmatch(token))
+            byte_tokens = frozenset(index for token, index in vocabulary.items() if _BYTE_TOKEN.fullmatch(token))
+        self._byte_level = decoder.get("type") == "ByteLevel"
+        for keep in (False, True):
+            skipped = frozenset[int]() if keep else frozenset(special)
+            self._vocabularies[keep] = Vocabulary(backend, skipped, byte_tokens)
+            self._byte_tables[keep] = ByteTable(self._vocabularies[keep])
         self.identity = tokenizer_identity(serialized + json.dumps(special, sort_keys=True))
 
     @property
@@ -116,18 +125,12 @@ class TextCodec:
         return str(self._backend.decode(list(ids), skip_special_tokens=skip))
 
     def stream(self, keep_special: bool = False) -> TextStream:
-        """A fresh ``TextStream``; without a tokenizer all its text is empty."""
-        return TextStream(self, keep_special)
-
-    def is_silent(self, token_id: int, keep_special: bool) -> bool:
-        """Whether a token is left out before decoding, so that text is the same without it."""
-        if self._backend is None or (token_id in self._skipped and not keep_special):
-            return True
-        return self._backend.id_to_token(token_id) is None
-
-    def is_open(self, token_id: int) -> bool:
-        """Whether the token stands for one raw byte whose text depends on the byte tokens after it."""
-        return token_id in self._byte_tokens
+        """A fresh stream; without a tokenizer all its text is empty."""
+        if self._backend is None:
+            return NoText()
+        if self._byte_level:
+            return ByteStream(self._byte_tables[keep_special])
+        return WindowStream(self._vocabularies[keep_special])
 
     def _refuse_text(self) -> NoReturn:
         raise TextRefused(f"text: model {self.name!r} has no tokenizer; give token_ids instead")
@@ -186,51 +189,3 @@ def _quotes(words: str, turns: Sequence[tuple[str, str]]) -> bool:
     """Whether eight characters in a row come from the turns' texts."""
     runs = {words[at : at + 8] for at in range(max(1, len(words) - 7))}
     return any(run in content for _, content in turns for run in runs)
-
-
-class TextStream:
-    """Token ids in, text out as soon as it cannot change any more; all of it together equals ``decode`` of all.
-
-        tokens      ... a b | c d | e          window = c d e
-        text of window  "c d" "e"              sent   = the characters of it that are out already
-
-    The window keeps the last finished group of tokens, because a decoder treats the first token of a text
-    (its leading space) in its own way.
-    """
-
-    def __init__(self, codec: TextCodec, keep_special: bool = False) -> None:
-        self._codec = codec
-        self._keep_special = keep_special
-        self._window: list[int] = []
-        self._sent = 0
-        self._finished = 0  # tokens of the window whose text is all out
-
-    def push(self, token_id: int) -> str:
-        """The text that ``token_id`` completes; "" while a character's bytes are incomplete."""
-        if self._codec.is_silent(token_id, self._keep_special):
-            return ""
-        self._window.append(token_id)
-        if self._codec.is_open(token_id):
-            return ""
-        text = self._codec.decode(self._window, self._keep_special)
-        # The bytes of one incomplete character decode to one replacement character at the end.
-        stable = text.removesuffix("\ufffd")
-        delta, self._sent = stable[self._sent :], max(self._sent, len(stable))
-        if len(stable) == len(text):
-            self._close_group()
-        return delta
-
-    def flush(self) -> str:
-        """The rest, with replacement characters for bytes that never became a character; then starts over."""
-        text = self._codec.decode(self._window, self._keep_special) if self._window else ""
-        delta = text[self._sent :]
-        self._window, self._sent, self._finished = [], 0, 0
-        return delta
-
-    def _close_group(self) -> None:
-        """Forgets the finished tokens before the last group, if that group has text to stand for a beginning."""
-        group = self._window[self._finished :]
-        group_text = self._codec.decode(group, self._keep_special)
-        if group_text:
-            self._window, self._sent = group, len(group_text)
-        self._finished = len(self._window)

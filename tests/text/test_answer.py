@@ -70,7 +70,7 @@ stop_strings = st.lists(few_letters, max_size=3)
 def test_any_split_shows_the_text_before_the_first_stop(texts: list[str], end: str, stops: list[str]) -> None:
     expected, stopped = before_the_first_stop("".join(texts) + end, stops)
     for batch in (1, 3, 100):
-        answer = AnswerText(Texts(texts, end), stops)  # type: ignore[arg-type]
+        answer = AnswerText(Texts(texts, end), stops)
         text, _, was_stopped = shown(answer, drawn(len(texts)), batch)
         assert (text, was_stopped) == (expected, stopped)
 
@@ -122,12 +122,12 @@ def test_a_stop_string_that_only_the_end_completes_is_not_shown() -> None:
 def test_what_may_be_a_stop_string_waits_until_it_is_none(
     texts: list[str], stops: list[str], deltas: list[str]
 ) -> None:
-    answer = AnswerText(Texts(texts), stops)  # type: ignore[arg-type]
+    answer = AnswerText(Texts(texts), stops)
     assert [answer.push([choice]).text for choice in drawn(len(texts))][: len(deltas)] == deltas
 
 
 def test_tokens_behind_the_stop_are_not_taken() -> None:
-    answer = AnswerText(Texts(["a", "X", "b", "c"]), ["X"])  # type: ignore[arg-type]
+    answer = AnswerText(Texts(["a", "X", "b", "c"]), ["X"])
     choices: list[Any] = drawn(4)
     delta = answer.push(choices)
     assert (delta.text, delta.choices, delta.stopped, answer.tokens) == ("a", tuple(choices[:2]), True, 2)
@@ -135,5 +135,5 @@ def test_tokens_behind_the_stop_are_not_taken() -> None:
 
 @pytest.mark.parametrize(("min_tokens", "seen"), [(0, "a"), (2, "a"), (3, "aXb"), (5, "aXbXc")])
 def test_stop_strings_before_min_tokens_are_text(min_tokens: int, seen: str) -> None:
-    answer = AnswerText(Texts(["a", "X", "b", "X", "c"]), ["X"], min_tokens)  # type: ignore[arg-type]
+    answer = AnswerText(Texts(["a", "X", "b", "X", "c"]), ["X"], min_tokens)
     assert shown(answer, drawn(5))[0] == seen
