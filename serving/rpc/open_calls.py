@@ -85,7 +85,11 @@ class Holder:
 
 @dataclass(eq=False)
 class OpenCall:
-    """One call. ``deadline`` ends the task that answers it; ``ending`` is what it is then ended with."""
+    """One call. ``deadline`` ends the task that answers it; ``ending`` is what it is then ended with.
+
+    A stream waits for its client with every message, thousands of times a second in all: that only notes when it is
+    ``due``. The one timer that it has is looked at when it rings, and set again where there is still time.
+    """
 
     kind: CallKind
     holder: Holder
@@ -98,6 +102,8 @@ class OpenCall:
     delivery: asyncio.TimerHandle | None = None
     unread: bool = False
     scopes: dict[str, str] = field(default_factory=dict)
+    due: float | None = None  # when it ends if it still waits then (loop time)
+    _timer: asyncio.TimerHandle | None = None
 
     def waits(self, seconds: float | None, ending: RequestError) -> None:
         """From now on it waits for its client, at most ``seconds``; then it ends with ``ending``."""
@@ -128,9 +134,36 @@ class OpenCall:
         self.ending = ending
         self._reschedule(asyncio.get_running_loop().time())
 
+    def forget(self) -> None:
+        """It has ended: nothing is due."""
+        self.due = None
+        if self._timer is not None:
+            self._timer.cancel()
+
     def _reschedule(self, when: float | None) -> None:
-        if self.counted and self.delivery is None and not self.deadline.expired():
-            self.deadline.reschedule(when)
+        if not self._can_end:
+            return
+        self.due = when
+        if self.deadline.when() is not None:  # it was about to end
+            self.deadline.reschedule(None)
+        if when is not None and (self._timer is None or when < self._timer.when()):
+            if self._timer is not None:
+                self._timer.cancel()
+            self._timer = asyncio.get_running_loop().call_at(when, self._ring)
+
+    def _ring(self) -> None:
+        self._timer = None
+        if self.due is None or not self._can_end:
+            return
+        loop = asyncio.get_running_loop()
+        if self.due <= loop.time():
+            self.deadline.reschedule(self.due)
+        else:
+            self._timer = loop.call_at(self.due, self._ring)
+
+    @property
+    def _can_end(self) -> bool:
+        return self.counted and self.delivery is None and not self.deadline.expired()
 
 
 class OpenCalls:
@@ -181,6 +214,7 @@ class OpenCalls:
 
     def leave(self, call: OpenCall) -> None:
         """It has ended altogether."""
+        call.forget()
         if call.delivery is not None:
             call.delivery.cancel()
         self._uncount(call)

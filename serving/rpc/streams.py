@@ -47,6 +47,7 @@ class ClientStream:
     _reading: bool = False
     _read: int = 0
     _written: int = 0
+    _untaken: DeadlineExceeded | None = None  # what a reply that is not taken ends the call with
 
     async def only(self) -> Any:
         """The message of a call that sends one. Raises ``RequestError`` without it."""
@@ -66,12 +67,11 @@ class ClientStream:
 
     async def write(self, reply: Any) -> None:
         """Returns when grpc has taken the reply, which it does while the client makes room for it."""
-        self.call.waits(
-            self.limits.write_s,
-            DeadlineExceeded(
+        if self._untaken is None:  # once: a stream has thousands of replies
+            self._untaken = DeadlineExceeded(
                 f"a reply was not taken within {self.limits.write_s:g} s", remedy="read the stream while it runs"
-            ),
-        )
+            )
+        self.call.waits(self.limits.write_s, self._untaken)
         if not self._written:  # alone, so that a status can follow a first reply that is never taken
             await self.context.send_initial_metadata(())
         await self.context.write(reply)

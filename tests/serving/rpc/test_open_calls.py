@@ -281,17 +281,70 @@ def test_draining_ends_who_waits_for_a_message_and_nobody_who_hands_out_a_reply(
             waits.awaits_message(120.0, slow)
             works.works()
             calls.close(closing)
-            assert writes.ending is slow and (first.when() or 0) > loop.time() + 20
-            assert waits.ending is closing and (second.when() or 0) <= loop.time() + DRAIN_MESSAGE_S
-            assert third.when() is None
+            assert writes.ending is slow and (writes.due or 0) > loop.time() + 20
+            assert waits.ending is closing and (waits.due or 0) <= loop.time() + DRAIN_MESSAGE_S
+            assert works.due is None
             works.awaits_message(120.0, slow)  # only now is it done
-            assert works.ending is closing and (third.when() or 0) <= loop.time() + DRAIN_MESSAGE_S
+            assert works.ending is closing and (works.due or 0) <= loop.time() + DRAIN_MESSAGE_S
             for call in (writes, waits, works):
                 call.works()
                 calls.leave(call)
             assert calls.no_work.is_set()
 
     asyncio.run(asyncio.wait_for(main(), 30))
+
+
+def test_a_call_that_waits_again_and_again_has_one_timer_and_ends_when_it_waits_too_long(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A stream waits for its client with every message: no timer is made for each."""
+
+    async def main() -> None:
+        loop, timers, slow = asyncio.get_running_loop(), list[float](), DeadlineExceeded("slow")
+        call_at = loop.call_at
+
+        def counted(when: float, *given: Any, **named: Any) -> asyncio.TimerHandle:
+            timers.append(when)
+            return call_at(when, *given, **named)
+
+        calls = OpenCalls(CallLimits())
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(None) as deadline:
+                call = OpenCall(CallKind.WORK, Holder("ipv4:1.2.3.4:5"), deadline)
+                calls.enter(call)
+                monkeypatch.setattr(loop, "call_at", counted)
+                for _ in range(1000):
+                    call.waits(30.0, slow)
+                    call.works()
+                assert len(timers) == 1 and call.due is None
+                call.waits(0.02, slow)  # sooner than the timer
+                assert len(timers) == 2
+                call.works()
+                await asyncio.sleep(0.05)  # it rings, and nothing is due
+                assert not deadline.expired()
+                call.waits(0.01, slow)
+                await asyncio.sleep(30)
+        assert deadline.expired() and call.ending is slow
+        calls.leave(call)
+
+    asyncio.run(asyncio.wait_for(main(), 60))
+
+
+def test_what_was_about_to_end_goes_on_if_its_client_comes_in_time() -> None:
+    async def main() -> None:
+        calls, slow = OpenCalls(CallLimits()), DeadlineExceeded("slow")
+        async with asyncio.timeout(None) as deadline:
+            call = OpenCall(CallKind.WORK, Holder("ipv4:1.2.3.4:5"), deadline)
+            calls.enter(call)
+            call.waits(0.0, slow)
+            call._ring()  # the timer has rung, the task has not been told yet
+            assert deadline.when() is not None
+            call.works()
+            await asyncio.sleep(0.01)
+            assert deadline.when() is None and not deadline.expired()
+        calls.leave(call)
+
+    asyncio.run(asyncio.wait_for(main(), 60))
 
 
 def test_draining_does_not_wait_for_idle_streams() -> None:
