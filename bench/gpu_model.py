@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from chunk_store.key import ModelIdentity
+from engine.check.rows import RowBits, check_rows
 from engine.kv.pool import PagedKVPool
 from engine.model.borrowed import BorrowedModel
 from engine.model.probe import Findings, examine
+from engine.run.cuda.products import use_stable_products
 from engine.run.cuda.runner import FusedRunner
 from engine.run.cuda.weights import merge_weights
 
@@ -42,10 +44,12 @@ class Engine:
     runner: FusedRunner
     identity: ModelIdentity
     seconds: dict[str, float]
+    row_bits: RowBits
 
 
 def random_model() -> BorrowedModel:
     """Norms of about one, matrices of deviation 0.02; seeded."""
+    use_stable_products()
     config = AutoConfig.for_model("qwen3", **SHAPE)
     with torch.device("meta"):
         module = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
@@ -68,6 +72,7 @@ def make_engine(*, pool_tokens: int, chunk_share: float = 0.8, piece_tokens: int
         seconds[stage] = round(now - started, 2)
         return now
 
+    use_stable_products()
     at = time.perf_counter()
     torch.zeros(1, device="cuda")
     at = timed("context", at)
@@ -77,6 +82,9 @@ def make_engine(*, pool_tokens: int, chunk_share: float = 0.8, piece_tokens: int
     at = timed("examine", at)
     weights = merge_weights(borrowed, findings)
     at = timed("merge", at)
+    row_bits = check_rows(weights)
+    weights = replace(weights, ways=row_bits.ways)
+    at = timed("check of rows", at)
     pages = pool_tokens // PAGE_SIZE
     pool = PagedKVPool(
         findings.layout, pages=pages, chunk_pages=int(pages * chunk_share), page_size=PAGE_SIZE, device="cuda"
@@ -87,4 +95,4 @@ def make_engine(*, pool_tokens: int, chunk_share: float = 0.8, piece_tokens: int
     runner = FusedRunner(weights, pool, positions=findings.context_length_max, piece_tokens=piece_tokens)
     runner.prepare()
     timed("compile and capture", at)
-    return Engine(borrowed, findings, pool, runner, ModelIdentity("bench"), seconds)
+    return Engine(borrowed, findings, pool, runner, ModelIdentity("bench"), seconds, row_bits)

@@ -32,7 +32,7 @@ from engine.run import planning
 from engine.run.cuda.cascade.launch import CascadeWork
 from engine.run.eager import attention as torch_attention
 from engine.run.eager.attention import TorchAttention
-from engine.served import check_runners
+from engine.served import check_runners, checked_weights
 
 HEADS = {"num_attention_heads": 8, "num_key_value_heads": 2, "head_dim": 32}
 YARN = {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 8.0, "original_max_position_embeddings": 64}
@@ -128,7 +128,8 @@ def row(borrowed: BorrowedModel, fault: str) -> tuple[float, float, float]:
         findings = examine(borrowed)
         layers = borrowed.decoder_layers()
         structure = check_structure(borrowed, findings)
-        _, make_runner = check_runners(borrowed, structure.findings)
+        weights, _ = checked_weights(borrowed, structure.findings)
+        make_runner = check_runners(borrowed, structure.findings, weights)
         checks = measure(borrowed, structure, make_runner, layers).values()
     parts = [[getattr(check, part) for check in checks] for part in ("structure", "rounding", "kernels")]
     structure_error, rounding, kernels = (

@@ -24,6 +24,7 @@ from decode_service.kv_source.fetcher import KVFetcher
 from decode_service.kv_source.prefill_client import RemotePrefillClient
 from decode_service.metrics import DecodeMetrics
 from decode_service.prompt.resolver import Resolver
+from decode_service.same_bits import needs_one_size, same_bits
 from decode_service.worker import DecodeWorker
 from engine.kv.pool import PagedKVPool
 from engine.kv.resident import ResidentChunks
@@ -49,14 +50,15 @@ def build(options: DecodeOptions, loaded: Loaded, on_failure: Callable[[], None]
     )
     chunk_pages = min(pages - 1, max(1, round(pages * options.chunk_page_ratio)))
     size = human_bytes(pages * served.layout.nbytes(options.page_size))
+    one_size = needs_one_size(options, served.row_bits)
     with loaded.startup.stage("pool", f"preparing the KV pool: {pages} pages, {size}"):
         pool = PagedKVPool(
             served.layout, pages=pages, chunk_pages=chunk_pages, page_size=options.page_size, device=options.device
         )
         runner = served.make_runner(
             pool,
-            decode_buckets=options.decode_buckets,
-            row_multiple=options.row_multiple,
+            decode_buckets=options.decode_buckets(one_size=one_size),
+            row_multiple=options.row_multiple(one_size=one_size),
             max_cascade_levels=options.cascade_levels_max,
         )
         runner.prepare()
@@ -96,6 +98,7 @@ def build(options: DecodeOptions, loaded: Loaded, on_failure: Callable[[], None]
         access,
         metrics.registry,
         model_name=loaded.model_name,
+        same_bits=same_bits(options, served.row_bits),
         request_timeout_s=options.request_timeout_s,
         close=close,
     )

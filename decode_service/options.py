@@ -31,7 +31,9 @@ class DecodeOptions(ServiceOptions):
     cascade_levels_max: int = setting(COUNT, "deeper sharing is folded", default=3, group=GROUP)
     batch_max: int = setting(COUNT, "requests decoded together at most", default=32, group=GROUP)
     waiting_max: int = setting(COUNT, "requests that may wait; more are refused", default=256, group=GROUP)
-    strict: bool = setting(SWITCH, "one batch size: equal bits whatever the batch", default=False, group=GROUP)
+    strict: bool = setting(
+        SWITCH, "one batch size where bits would depend on it (not on GPUs)", default=False, group=GROUP
+    )
     request_timeout_s: float = setting(SECONDS, "for a whole answer", default=600.0, group=GROUP)
     host_cache: int = setting(
         or_zero(SIZE), "pinned memory for loaded KV, cuda only", default=0, unset="0: none", group=GROUP
@@ -62,19 +64,17 @@ class DecodeOptions(ServiceOptions):
         """PEM of the authority that the prefill service's certificate is checked with. Raises ``OSError``."""
         return None if self.prefill_tls_ca is None else self.prefill_tls_ca.read_bytes()
 
-    @property
-    def decode_buckets(self) -> tuple[int, ...]:
-        """Batch sizes that steps are padded to: one if strict, else 1, 4, 8, 16, ... up to ``batch_max``."""
-        if self.strict:
+    def decode_buckets(self, *, one_size: bool) -> tuple[int, ...]:
+        """Batch sizes that steps are padded to: ``batch_max`` alone, or 1, 4, 8, 16, ... up to it."""
+        if one_size:
             return (self.batch_max,)
         sizes = [1, 4]
         while sizes[-1] < self.batch_max:
             sizes.append(sizes[-1] * 2)
         return tuple(sizes)
 
-    @property
-    def row_multiple(self) -> int:
-        return self.batch_max if self.strict else 4
+    def row_multiple(self, *, one_size: bool) -> int:
+        return self.batch_max if one_size else 4
 
 
 def parse(words: Sequence[str] | None = None) -> DecodeOptions:

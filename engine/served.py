@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -10,6 +10,7 @@ import torch
 from chunk_store.key import ModelIdentity
 from chunk_store.layout import KVLayout
 from engine.check.forwards import PIECE_TOKENS, RunnerFactory
+from engine.check.rows import RowBits, check_rows
 from engine.check.start import ModeCheck, check_modes, check_structure
 from engine.device import current
 from engine.kv.pool import PagedKVPool
@@ -19,6 +20,7 @@ from engine.model.limits import ContextLimit
 from engine.model.probe import Findings, examine
 from engine.reuse import ReuseMode
 from engine.run.choice import choose_weights, make_runner, numerics_name
+from engine.run.cuda.products import settings, use_stable_products
 from engine.run.cuda.steps import StepLimits
 from engine.run.cuda.weights import FusedWeights
 from engine.run.protocol import WatchableRunner
@@ -29,7 +31,8 @@ class ServedModel:
     """A borrowed model with everything that was found out about it.
 
     ``checks[mode]`` is what the start check measured; ``refusals[mode]`` is "" for a mode that holds, otherwise
-    why it is not offered.
+    why it is not offered. ``row_bits`` is what was found out about the products of the merged weights, None where
+    there are none: then nothing is promised about steps of different numbers of rows.
     """
 
     borrowed: BorrowedModel
@@ -39,6 +42,7 @@ class ServedModel:
     piece_tokens: int
     weights: FusedWeights | None = None  # merged, where ``run.choice`` found that the model can have them
     checks: dict[ReuseMode, ModeCheck] = field(default_factory=dict)
+    row_bits: RowBits | None = None
 
     @property
     def layout(self) -> KVLayout:
@@ -70,6 +74,8 @@ class ServedModel:
 
     def make_runner(self, pool: PagedKVPool, **options: Any) -> WatchableRunner:
         """A runner over ``pool`` with this model's piece size; ``options`` as in ``run.choice.make_runner``."""
+        if self.row_bits is not None and not self.row_bits.equal:
+            options.setdefault("row_buckets", self.row_bits.buckets)
         return make_runner(pool, self.borrowed, self.findings, self.weights, piece_tokens=self.piece_tokens, **options)
 
 
@@ -82,28 +88,28 @@ def serve(borrowed: BorrowedModel, *, piece_tokens: int = 512) -> ServedModel:
         return _serve(borrowed, piece_tokens)
 
 
-def check_runners(borrowed: BorrowedModel, findings: Findings) -> tuple[FusedWeights | None, RunnerFactory]:
-    """The merged weights, if the model has some, and small runners of the kind that will serve it, to check with."""
-    weights = choose_weights(borrowed, findings)
+def check_runners(borrowed: BorrowedModel, findings: Findings, weights: FusedWeights | None) -> RunnerFactory:
+    """Small runners of the kind that will serve the model, to check with."""
     small: dict[str, Any] = {}
     if weights is not None:
         # Pieces of the check are longer than 8 rows and shorter, so both ways of computing them are checked.
         small = {"limits": StepLimits(rows=8, pairs=256, partials=512), "decode_buckets": (4,), "graphs": False}
-    return weights, lambda pool: make_runner(pool, borrowed, findings, weights, piece_tokens=PIECE_TOKENS, **small)
+    return lambda pool: make_runner(pool, borrowed, findings, weights, piece_tokens=PIECE_TOKENS, **small)
 
 
 def _serve(borrowed: BorrowedModel, piece_tokens: int) -> ServedModel:
+    use_stable_products_on(borrowed.device)
     found = examine(borrowed)
     layers = borrowed.decoder_layers()
     structure = check_structure(borrowed, found)
     findings = structure.findings
-    weights, make_small = check_runners(borrowed, findings)
-    checks = check_modes(borrowed, structure, make_small, layers)
+    weights, row_bits = checked_weights(borrowed, findings)
+    checks = check_modes(borrowed, structure, check_runners(borrowed, findings, weights), layers)
     if borrowed.device.type == "cuda":
         torch.cuda.empty_cache()  # the pool is sized by what is free
     refusals = {mode: check.refusal for mode, check in checks.items()}
-    identity = _identity(borrowed, findings, weights, piece_tokens)
-    return ServedModel(borrowed, findings, identity, refusals, piece_tokens, weights, checks)
+    identity = _identity(borrowed, findings, weights, row_bits, piece_tokens)
+    return ServedModel(borrowed, findings, identity, refusals, piece_tokens, weights, checks, row_bits)
 
 
 def look_into(borrowed: BorrowedModel, *, piece_tokens: int = 512) -> ServedModel:
@@ -111,15 +117,39 @@ def look_into(borrowed: BorrowedModel, *, piece_tokens: int = 512) -> ServedMode
 
     Raises as ``serve`` if its attention cannot be replaced at all.
     """
+    use_stable_products_on(borrowed.device)
     findings = examine(borrowed)
+    weights, row_bits = checked_weights(borrowed, findings)
+    identity = _identity(borrowed, findings, weights, row_bits, piece_tokens)
+    return ServedModel(borrowed, findings, identity, {}, piece_tokens, weights, row_bits=row_bits)
+
+
+def checked_weights(borrowed: BorrowedModel, findings: Findings) -> tuple[FusedWeights | None, RowBits | None]:
+    """The merged weights, if the model has some, to be multiplied as the check of their rows found."""
     weights = choose_weights(borrowed, findings)
-    return ServedModel(
-        borrowed, findings, _identity(borrowed, findings, weights, piece_tokens), {}, piece_tokens, weights
-    )
+    if weights is None:
+        return None, None
+    row_bits = check_rows(weights)
+    return replace(weights, ways=row_bits.ways), row_bits
+
+
+def use_stable_products_on(device: torch.device) -> None:
+    """Before anything is computed there. Who starts a process does it earlier, and says what an operator set."""
+    if device.type == "cuda":
+        use_stable_products()
 
 
 def _identity(
-    borrowed: BorrowedModel, findings: Findings, weights: FusedWeights | None, piece_tokens: int
+    borrowed: BorrowedModel,
+    findings: Findings,
+    weights: FusedWeights | None,
+    row_bits: RowBits | None,
+    piece_tokens: int,
 ) -> ModelIdentity:
-    text = numerics(borrowed.device, numerics_name(borrowed, findings, weights), piece_tokens)
+    computed = [numerics_name(borrowed, findings, weights)]
+    if borrowed.device.type == "cuda":
+        computed.append(settings())
+    if row_bits is not None:
+        computed.append(row_bits.numerics)
+    text = numerics(borrowed.device, " ".join(computed), piece_tokens)
     return model_identity(weights_digest(borrowed.module), borrowed.config, findings.layout, text)

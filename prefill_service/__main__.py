@@ -17,13 +17,14 @@ from chunk_store.open import open_store, shown_url
 from chunk_store.quantities import human_bytes
 from engine.kv.pool import PagedKVPool
 from engine.kv.resident import ResidentChunks
-from prefill_service.api.service import FULL_NAME, PrefillService
+from prefill_service.api.service import ALONE, FULL_NAME, PrefillService
 from prefill_service.jobs.computer import ChunkComputer
 from prefill_service.jobs.job import PrefillJobs
 from prefill_service.jobs.resolver import Resolver
 from prefill_service.metrics import PrefillMetrics
 from serving.process.life import run_main
 from serving.process.loading import Loaded, pool_nbytes_default, pool_pages
+from serving.process.same_bits import SameBits
 from serving.rpc.access import Access
 from serving.store.gauges import StoreGauges
 from serving.store.metered import MeteredStore, StoreMeter
@@ -67,7 +68,9 @@ def build(options: PrefillOptions, loaded: Loaded) -> PrefillService:
     resolver = Resolver(store, served, loaded.codec, pool, TenantQuotas(access.quotas, options.tenant_quota))
     jobs = PrefillJobs(resolver, computer, store, metrics, jobs_max=options.jobs_max)
     metrics.watch(lambda: jobs.queue.jobs, pool.count)
-    return PrefillService(jobs, store, access, loaded.model_name)
+    found = served.row_bits
+    same_bits = ALONE if found is None else SameBits(found.equal, found.reason)
+    return PrefillService(jobs, store, access, loaded.model_name, same_bits)
 
 
 if __name__ == "__main__":

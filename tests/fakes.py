@@ -14,6 +14,7 @@ from typing import Any
 
 from chunk_store.key import ModelIdentity
 from chunk_store.layout import KVLayout, LayerLayout
+from engine.check.rows import RowBits
 from engine.kv.pool import PagedKVPool
 from engine.model.limits import ContextLimit
 from engine.plan import PlacedChunk, StepSequence
@@ -42,6 +43,7 @@ class FakeServed:
     vocabulary: int = VOCABULARY
     eos_token_ids: frozenset[int] = frozenset({END})
     borrowed: Any = field(default_factory=lambda: SimpleNamespace(name="tiny", dtype_name="float32", dtype_reason=""))
+    row_bits: RowBits | None = None
 
     def limit(self, mode: ReuseMode = ReuseMode.EXACT) -> ContextLimit:
         return ContextLimit(self.context_length_max, self.context_length_max, "")

@@ -226,3 +226,5 @@ class Loads:
     modes: tuple[ModeSupport, ...] = field(default=())
     dtype: str = ""
     dtype_reason: str = ""
+    same_bits: bool = False
+    same_bits_reason: str = ""

@@ -27,6 +27,7 @@ from engine.sampling.params import Choice, SamplingParams
 from engine.sampling.sampler import Sampler
 from protos import decode_pb2, decode_pb2_grpc
 from serving.errors import Conflict, DeadlineExceeded
+from serving.process.same_bits import UNSAID, SameBits
 from serving.rpc import wire
 from serving.rpc.access import Access, Caller
 from serving.rpc.arrival import adopt_request_id, arrived_ns
@@ -54,6 +55,7 @@ class DecodeService(decode_pb2_grpc.DecodeServiceServicer):
         registry: CollectorRegistry,
         *,
         model_name: str,
+        same_bits: SameBits = UNSAID,
         request_timeout_s: float,
         close: Callable[[], None],
     ) -> None:
@@ -61,6 +63,7 @@ class DecodeService(decode_pb2_grpc.DecodeServiceServicer):
         self.resolver = resolver
         self.access = access
         self.model_name = model_name
+        self.same_bits = same_bits
         self.request_timeout_s = request_timeout_s
         self._registry = registry
         self._lanes = TextLanes()
@@ -278,6 +281,8 @@ class DecodeService(decode_pb2_grpc.DecodeServiceServicer):
             dtype_reason=served.borrowed.dtype_reason,
             context_length_declared=served.limit().declared,
             context_length_reason=served.limit().because,
+            same_bits=self.same_bits.always,
+            same_bits_reason=self.same_bits.reason,
         )
         caller = self.access.caller(context.invocation_metadata())
         if caller.owner != DEFAULT_TENANT and not caller.sees_all:

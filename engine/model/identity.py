@@ -20,7 +20,7 @@ from chunk_store.key import ModelIdentity, digest
 from chunk_store.layout import KVLayout
 from engine.model.processor import read_processor
 
-NUMERICS_VERSION = "cairn-numerics-1"  # raise it when a change of ours alters KV bytes
+NUMERICS_VERSION = "cairn-numerics-2"  # raise it when a change of ours alters KV bytes
 
 # Fields of a configuration that say where it came from, not what is computed.
 _VOLATILE = ("_name_or_path", "transformers_version", "torch_dtype", "dtype", "_attn_implementation")

@@ -18,6 +18,7 @@ from prefill_service.jobs.job import PrefillJobs
 from prefill_service.jobs.resolver import PrefillJob, not_yours
 from protos import chunks_pb2, prefill_pb2, prefill_pb2_grpc
 from serving.errors import InternalFault, InvalidRequest, PermissionDenied, request_error
+from serving.process.same_bits import SameBits
 from serving.resolving import check_tokenizer, unknown_chunk
 from serving.rpc.access import Access, Caller
 from serving.rpc.arrival import adopt_request_id
@@ -30,6 +31,7 @@ from serving.trace.stages import StageTimer
 FULL_NAME = prefill_pb2.DESCRIPTOR.services_by_name["PrefillService"].full_name
 STREAM_WINDOW = 4  # requests of one stream that are worked on at once
 SWEEP_EVERY_S = 15.0
+ALONE = SameBits(True, "every piece of a chunk is a forward of its own")
 
 log = logging.getLogger(__name__)
 
@@ -37,11 +39,14 @@ log = logging.getLogger(__name__)
 class PrefillService(prefill_pb2_grpc.PrefillServiceServicer):
     """Handlers over the jobs and their store; ``start`` and ``stop`` come in pairs."""
 
-    def __init__(self, jobs: PrefillJobs, store: ChunkStore, access: Access, model_name: str) -> None:
+    def __init__(
+        self, jobs: PrefillJobs, store: ChunkStore, access: Access, model_name: str, same_bits: SameBits = ALONE
+    ) -> None:
         self.jobs = jobs
         self.store = store
         self.access = access
         self.model_name = model_name
+        self.same_bits = same_bits
         self.model_identity = jobs.computer.served.identity
         self.registry = jobs.metrics.registry
         self._sweeper: asyncio.Task[None] | None = None

@@ -1,7 +1,8 @@
 """The life of a service process: listen, load, announce, serve until told to stop, drain.
 
 The ready line is the only thing on stdout: ``{"event":"ready","service":...,"port":...,"metrics_port":...,
-"dtype":...,"dtype_reason":...,"seconds":{...}}``. SIGTERM and SIGINT drain; a second one ends the draining at once.
+"dtype":...,"dtype_reason":...,"same_bits":...,"same_bits_reason":...,"seconds":{...}}``. SIGTERM and SIGINT drain; a
+second one ends the draining at once.
 """
 
 from __future__ import annotations
@@ -19,11 +20,13 @@ import transformers
 from prometheus_client import CollectorRegistry
 
 from chunk_store.errors import StoreError
+from engine.run.cuda.products import use_stable_products
 from serving.process.loading import Loaded, configured_context, load
 from serving.process.logs import adopt_library_loggers
 from serving.process.metrics import add_process_metrics
 from serving.process.metrics_endpoint import MetricsEndpoint
 from serving.process.options import ServiceOptions
+from serving.process.same_bits import SameBits
 from serving.process.startup import say, seconds_since_start
 from serving.rpc.access import Access
 from serving.rpc.exposure import exposure_warning
@@ -40,6 +43,10 @@ class Service(Protocol):
     @property
     def registry(self) -> CollectorRegistry:
         """The metrics to export."""
+
+    @property
+    def same_bits(self) -> SameBits:
+        """What is said about the bits of what it computes."""
 
     async def start(self) -> None:
         """Begins its background work, in the event loop."""
@@ -63,6 +70,9 @@ async def run_service(
     if warning := exposure_warning(options.host, tokens=tokens, tls=tls, insecure=options.insecure):
         log.warning("%s", warning)
     allow_many_connections()
+    if options.device != "cpu":
+        for line in use_stable_products():  # before any thread of ours could read the environment, and CUDA does
+            log.warning("%s", line)
     # Before the model is loaded, what its configuration says bounds what grpc takes in for a message.
     context = await asyncio.to_thread(configured_context, options.model)
     nbytes_max = message_nbytes_max(context) if context else MESSAGE_NBYTES_MAX
@@ -80,7 +90,7 @@ async def run_service(
         ends.callback(metrics.stop)
         await server.open(service.add_to, message_nbytes_max(loaded.served.context_length_max))
         say(f"ready: {full_name} on {options.host}:{port}, metrics on {options.host}:{metrics.port}")
-        announce(name, port, metrics.port, loaded, round(seconds_since_start(), 3))
+        announce(name, port, metrics.port, loaded, service.same_bits, round(seconds_since_start(), 3))
         await stopping.wait()
         log.info("draining: %d calls run, at most %g s", server.gate.running, options.drain_s)
         return await server.drain(options.drain_s)
@@ -99,7 +109,7 @@ def _make(options: ServiceOptions, make: Callable[[Loaded], Service]) -> tuple[L
     return loaded, make(loaded)
 
 
-def announce(name: str, port: int, metrics_port: int, loaded: Loaded, seconds: float) -> None:
+def announce(name: str, port: int, metrics_port: int, loaded: Loaded, same_bits: SameBits, seconds: float) -> None:
     """Prints the ready line; ``seconds`` is how long the whole start took."""
     borrowed = loaded.served.borrowed
     line = {
@@ -109,6 +119,8 @@ def announce(name: str, port: int, metrics_port: int, loaded: Loaded, seconds: f
         "metrics_port": metrics_port,
         "dtype": borrowed.dtype_name,
         "dtype_reason": borrowed.dtype_reason,
+        "same_bits": same_bits.always,
+        "same_bits_reason": same_bits.reason,
         "seconds": {**loaded.startup.seconds, "total": seconds},
     }
     print(json.dumps(line), flush=True)

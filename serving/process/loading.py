@@ -50,6 +50,8 @@ def load(options: ServiceOptions) -> Loaded:
     log.info("%s is served in %s: %s", borrowed.name, borrowed.dtype_name, borrowed.dtype_reason)
     with startup.stage("check", f"checking {borrowed.dtype_name} weights: every reuse mode against the model itself"):
         served = serve(borrowed, piece_tokens=options.piece_tokens)
+    if served.row_bits is not None:
+        log.log(logging.INFO if served.row_bits.equal else logging.WARNING, "products: %s", served.row_bits.reason)
     for line in restrictions(served):
         log.warning("%s", line)
     return Loaded(served, codec, borrowed.name, startup)

@@ -110,6 +110,8 @@ def crowd() -> list[list[list[int]]]:
 def test_alone_and_among_31_others(folder: Path, tmp_path: Path, strict: bool) -> None:
     with pair(loaded(folder, "prefill"), loaded(folder, "decode"), tmp_path / "store", strict=strict) as services:
         parts = [*DOCUMENTS, QUERY]
+        loads = services.client.loads()
+        assert loads.same_bits == strict and "--strict" in loads.same_bits_reason
         alone = services.generate(parts, 24, logprobs=True)
         with services.held_decode():  # so that all of them are there when the first step begins
             futures = _ask(services, [parts, *crowd()], 24)

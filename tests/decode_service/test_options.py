@@ -20,8 +20,8 @@ def options(**given: Any) -> DecodeOptions:
      (6, True, (6,), 6)],
 )  # fmt: skip
 def test_batches_are_padded_to_few_sizes(batch_max: int, strict: bool, sizes: tuple[int, ...], multiple: int) -> None:
-    found = options(batch_max=batch_max, strict=strict)
-    assert (found.decode_buckets, found.row_multiple) == (sizes, multiple)
+    found = options(batch_max=batch_max)
+    assert (found.decode_buckets(one_size=strict), found.row_multiple(one_size=strict)) == (sizes, multiple)
 
 
 def test_the_token_is_the_given_one_or_the_files_first(tmp_path: Path) -> None:

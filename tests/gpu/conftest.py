@@ -1,9 +1,14 @@
-"""Skips tests marked ``gpu`` where there is no CUDA device."""
+"""Skips tests marked ``gpu`` where there is no CUDA device; has products computed as services have them."""
 
 from __future__ import annotations
 
 import pytest
 import torch
+
+from engine.run.cuda.products import use_stable_products
+
+if torch.cuda.is_available():
+    use_stable_products()  # before any test multiplies on the device
 
 
 @pytest.fixture(autouse=True)

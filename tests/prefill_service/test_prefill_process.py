@@ -61,6 +61,7 @@ def test_life_of_a_process(model_dir: Path, store: Path) -> None:
     with started(model_dir, store, hash_seed="1") as one:
         assert (one.ready["event"], one.ready["service"]) == ("ready", "prefill")
         assert one.ready["dtype"] == "float32" and one.ready["dtype_reason"]
+        assert one.ready["same_bits"] is True and "a forward of its own" in one.ready["same_bits_reason"]
         assert one.ready["seconds"]["total"] >= one.ready["seconds"]["load"] > 0
         with grpc.insecure_channel(one.address) as channel:
             status = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=5).status

@@ -132,6 +132,8 @@ def _say_ready(
         for command in commands
     }
     served = {name: events[commands[0].name].get(name, "") for name in ("dtype", "dtype_reason")}
+    answers = events[commands[-1].name]
+    served |= {name: answers[name] for name in ("same_bits", "same_bits_reason") if name in answers}
     if terminal.as_json:
         terminal.json_line({"event": "ready", **places, **served, "seconds": round(seconds, 3)})
         return
@@ -139,9 +141,12 @@ def _say_ready(
         f"Ready in {seconds:.1f} s{_words_for(served)}. "
         + " ".join(f"{name} {place['address']} (metrics {place['metrics']})" for name, place in places.items())
     )
+    if "same_bits" in served:
+        kept = "the same in every batch" if served["same_bits"] else "not promised to be the same in every batch"
+        terminal.note(f"Bits of answers are {kept}: {served['same_bits_reason']}", "dim")
 
 
-def _words_for(served: dict[str, str]) -> str:
+def _words_for(served: dict[str, Any]) -> str:
     return f" in {served['dtype']} ({served['dtype_reason']})" if served["dtype"] else ""
 
 

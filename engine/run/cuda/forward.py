@@ -15,6 +15,7 @@ from torch import Tensor
 from engine.kv.pool import PagedKVPool
 from engine.run.cuda.cascade.launch import RotationTable
 from engine.run.cuda.prefill_attention import group_of, launch_options
+from engine.run.cuda.products import product
 from engine.run.cuda.weights import FusedWeights, LayerWeights
 
 GATE_BLOCK = 1024
@@ -101,7 +102,7 @@ class FusedForward:
                 self.watch(index, b.residual + b.delta)
         assert logits is not None
         self.norm(b, w.final_norm, add=True)
-        torch.mm(b.normed, w.head.t(), out=logits)
+        product(b.normed, w.head, logits, way=w.ways.head)
 
     def _project(self, b: Buffers, layer: LayerWeights, index: int, *, turn: bool) -> None:
         """Norm, q k v of the new tokens, K and V into the pool."""
@@ -109,10 +110,7 @@ class FusedForward:
 
         w, rows = self.weights, b.sources.shape[0]
         self.norm(b, layer.input_norm, add=index > 0)
-        if layer.qkv_bias is None:
-            torch.mm(b.normed, layer.qkv.t(), out=b.qkv)
-        else:
-            torch.addmm(layer.qkv_bias, b.normed, layer.qkv.t(), out=b.qkv)
+        product(b.normed, layer.qkv, b.qkv, bias=layer.qkv_bias, way=w.ways.qkv)
         normed = layer.q_norm is not None
         kernels.heads[(rows, (w.heads + 2 * w.kv_heads) // self.group)](
             b.qkv, layer.q_norm if normed else layer.input_norm, layer.k_norm if normed else layer.input_norm,
@@ -126,13 +124,14 @@ class FusedForward:
         """Output projection and MLP; the MLP's result stays in ``delta`` for the next norm to add."""
         from engine.run.cuda import kernels
 
-        torch.mm(b.attended, layer.o.t(), out=b.delta)
+        ways = self.weights.ways
+        product(b.attended, layer.o, b.delta, way=ways.o)
         self.norm(b, layer.post_norm, add=True)
-        torch.mm(b.normed, layer.gate_up.t(), out=b.gate_up)
+        product(b.normed, layer.gate_up, b.gate_up, way=ways.gate_up)
         mlp = self.weights.mlp
         grid = (b.residual.shape[0], -(-mlp // GATE_BLOCK))
         kernels.gate[grid](b.gate_up, b.gated, WIDTH=mlp, BLOCK=GATE_BLOCK, num_warps=4, **self.overlap)
-        torch.mm(b.gated, layer.down.t(), out=b.delta)
+        product(b.gated, layer.down, b.delta, way=ways.down)
 
     def norm(self, b: Buffers, weight: Tensor, *, add: bool) -> None:
         from engine.run.cuda import kernels

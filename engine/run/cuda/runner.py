@@ -25,6 +25,7 @@ from engine.run.cuda.cascade.launch import Tuning
 from engine.run.cuda.cascade.work import WorkTooLarge
 from engine.run.cuda.forward import Buffers, FusedForward
 from engine.run.cuda.prefill_attention import attend_piece, prepare_piece
+from engine.run.cuda.products import BUCKETS
 from engine.run.cuda.steps import CallWatch, LaunchedStep, StepLimits, Steps
 from engine.run.cuda.weights import FusedWeights
 from engine.run.planning import DECODE_BUCKETS, DecodePlanner, plan_piece
@@ -36,7 +37,7 @@ PIECE_BUCKETS = (8, 64, 128, 256)
 class FusedRunner:
     """Forwards over one pool on CUDA; ``positions`` is the longest context, ``name`` enters the model identity."""
 
-    name = "fused-2"
+    name = "fused-3"
 
     def __init__(
         self,
@@ -46,6 +47,7 @@ class FusedRunner:
         positions: int,
         piece_tokens: int = 8192,
         decode_buckets: Sequence[int] = DECODE_BUCKETS,
+        row_buckets: Sequence[int] = BUCKETS,
         max_cascade_levels: int = 3,
         limits: StepLimits | None = None,
         tuning: Tuning | None = None,
@@ -54,6 +56,8 @@ class FusedRunner:
         self.pool = pool
         self.piece_tokens = piece_tokens
         self.runs_ahead = True
+        least = row_buckets[0]
+        decode_buckets = sorted({max(size, least) for size in decode_buckets})
         self._planner = DecodePlanner(pool, decode_buckets, max_cascade_levels)
         self.weights = weights
         self.forward = FusedForward(weights, pool, positions=positions)
@@ -62,7 +66,7 @@ class FusedRunner:
         # Short pieces keep to their first lists: which way a piece takes must not depend on what came before.
         self._pieces = Steps(self.forward, limits=limits, tuning=tuning, graphs=graphs)
         self.steps = self._pieces
-        self._piece_buckets = tuple(b for b in PIECE_BUCKETS if b <= self._pieces.limits.rows)
+        self._piece_buckets = tuple(b for b in PIECE_BUCKETS if least <= b <= self._pieces.limits.rows)
         self._buffers: Buffers | None = None
         self._watch: CallWatch | None = None
         self._nothing = torch.zeros(1, dtype=torch.int64, device=pool.device)

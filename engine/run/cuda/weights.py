@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from engine.model.borrowed import BorrowedModel
 from engine.model.probe import Findings
 from engine.model.rotary import Rotation
+from engine.run.cuda.products import AS_THEY_COME, Ways
 
 FAMILIES = ("qwen3", "qwen2", "llama", "mistral")
 HEAD_DIMS = (16, 32, 64, 128, 256)
@@ -40,7 +41,7 @@ class LayerWeights:
 
 @dataclass(frozen=True)
 class FusedWeights:
-    """A whole model. ``eps`` is that of every RMSNorm; ``rotation`` that of every layer."""
+    """A whole model. ``eps`` is that of every RMSNorm, ``rotation`` that of every layer, as are ``ways``."""
 
     embedding: Tensor
     layers: tuple[LayerWeights, ...]
@@ -52,6 +53,7 @@ class FusedWeights:
     head_dim: int
     scaling: float
     rotation: Rotation
+    ways: Ways = AS_THEY_COME  # in which each product is computed
 
     @property
     def hidden(self) -> int:

@@ -14,6 +14,7 @@ import pytest
 
 from chunk_store.errors import StoreUnavailable
 from serving.process import life
+from serving.process.same_bits import SameBits
 
 
 @pytest.mark.parametrize(
@@ -61,7 +62,7 @@ def test_the_ready_line_is_one_json_object(capsys: pytest.CaptureFixture[str]) -
     loaded: Any = SimpleNamespace(
         served=SimpleNamespace(borrowed=borrowed), startup=SimpleNamespace(seconds={"load": 1.5})
     )
-    life.announce("decode", 7, 8, loaded, 2.5)
+    life.announce("decode", 7, 8, loaded, SameBits(True, "one size"), 2.5)
     out = capsys.readouterr().out
     assert out.count("\n") == 1
     assert json.loads(out) == {
@@ -71,6 +72,8 @@ def test_the_ready_line_is_one_json_object(capsys: pytest.CaptureFixture[str]) -
         "metrics_port": 8,
         "dtype": "float32",
         "dtype_reason": "because",
+        "same_bits": True,
+        "same_bits_reason": "one size",
         "seconds": {"load": 1.5, "total": 2.5},
     }
 

@@ -41,7 +41,9 @@ if BEHAVIOUR == "fails":
 if BEHAVIOUR == "hangs":
     time.sleep(60)
 fakes = FakeServices(args.port)
-print(json.dumps({"event": "ready", "service": NAME, "port": args.port, "metrics_port": args.metrics_port}), flush=True)
+places = {"port": args.port, "metrics_port": args.metrics_port}
+bits = {"same_bits": NAME == "decode", "same_bits_reason": f"{NAME} says so"}
+print(json.dumps({"event": "ready", "service": NAME, **places, **bits}), flush=True)
 if BEHAVIOUR == "dies":
     time.sleep(0.5)
     os.kill(os.getpid(), signal.SIGKILL)
@@ -122,6 +124,7 @@ def test_ready_then_drained(up, number):
     process = up("--strict", "--decode-kv-pages", "64", "--threads", "1")
     ready = _event(process)
     assert ready["event"] == "ready"
+    assert (ready["same_bits"], ready["same_bits_reason"]) == (True, "decode says so")
     prefill, decode = ready["prefill"]["address"], ready["decode"]["address"]
     checked = subprocess.run([sys.executable, "-m", "cairn.cli", "health", prefill, decode], capture_output=True)
     assert checked.returncode == 0

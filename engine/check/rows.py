@@ -1,0 +1,152 @@
+"""Whether a row of the loaded model's products has the same bits in every step, and what is done where it has not.
+
+Each product is computed with few and many rows, and each row compared, to the bit, with the same row among the most.
+Of every product the first and the last layer are taken: what the library chooses follows from shapes, not from values.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from engine.run.cuda.products import BUCKETS, PLAIN, ROWS_MAX, Way, Ways, product
+from engine.run.cuda.weights import FusedWeights
+
+# Beside the buckets some numbers between them: rows that are sampled are no bucket's number.
+ROWS_CHECKED = tuple(sorted({*BUCKETS, 2, 3, 4, 5, 24, 48, 63, 65, 96, 127, 192, 384, 768}))
+# Rows at once of a product that needs it: few rows cost little more, and a large step has few blocks. The second is
+# the one number of rows that is tried last.
+BLOCK, LAST_BLOCK = 128, 256
+
+
+@dataclass(frozen=True)
+class ProductRows:
+    """A product, with how many rows a row's bits are others than among the most, and the way chosen because of it.
+
+    ``still`` are those numbers of rows where that way does not help either.
+    """
+
+    name: str
+    differs_at: tuple[int, ...] = ()
+    way: Way = PLAIN
+    still: tuple[int, ...] = ()
+
+    def __str__(self) -> str:
+        rows = "every number of" if self.differs_at == ROWS_CHECKED else ", ".join(map(str, self.differs_at))
+        return f"{self.name}, whose rows differ at {rows} rows"
+
+
+@dataclass(frozen=True)
+class RowBits:
+    """What the check found, and what steps must keep to.
+
+    ``equal`` says whether the bits of a row depend on that row alone; where they do not, ``buckets``, the numbers of
+    rows that steps are padded to, begin with one that holds every usual step.
+    """
+
+    products: tuple[ProductRows, ...]
+
+    @property
+    def equal(self) -> bool:
+        return not any(one.still for one in self.products)
+
+    @property
+    def buckets(self) -> tuple[int, ...]:
+        return BUCKETS if self.equal else BUCKETS[BUCKETS.index(LAST_BLOCK) :]
+
+    @property
+    def ways(self) -> Ways:
+        return Ways(**{one.name: one.way for one in self.products})
+
+    @property
+    def reason(self) -> str:
+        """Words for operators."""
+        pinned = [f"{one}, is computed {one.way}" for one in self.products if one.way != PLAIN]
+        if self.equal:
+            names = ", ".join(one.name for one in self.products)
+            return "; ".join([f"rows of {names} have the same bits at 1 to {ROWS_MAX} rows", *pinned])
+        failed = ", ".join(one.name for one in self.products if one.still)
+        return "; ".join([f"a row of {failed} depends on its place; steps have {LAST_BLOCK} rows or more", *pinned])
+
+    @property
+    def numerics(self) -> str:
+        """For the model identity."""
+        ways = [f"{one.name} {one.way.least}-{one.way.most or ''}" for one in self.products if one.way != PLAIN]
+        return " ".join(["rows equal" if self.equal else f"rows {self.buckets[0]}", *ways])
+
+
+@dataclass(frozen=True)
+class _Product:
+    """A product's matrices (out, in) with their biases, and rows to multiply: (ROWS_MAX, in)."""
+
+    name: str
+    matrices: tuple[tuple[Tensor, Tensor | None], ...]
+    rows: Tensor
+
+
+@torch.inference_mode()
+def check_rows(weights: FusedWeights) -> RowBits:
+    """Checks every product and pins those that need it. Some 600 products: a fraction of a second for 8B weights."""
+    order = torch.randperm(ROWS_MAX, generator=torch.Generator().manual_seed(0)).to(weights.embedding.device)
+    return RowBits(tuple(_pinned(one, order) for one in _products(weights)))
+
+
+def _pinned(one: _Product, order: Tensor) -> ProductRows:
+    """The first way that holds: as it comes, padded to where the rest begins, in blocks; the last one if none does."""
+    found = ProductRows(one.name, _differing(one, order, PLAIN))
+    if not found.differs_at:
+        return found
+    enough = next((rows for rows in BUCKETS if rows > found.differs_at[-1]), ROWS_MAX)
+    padded = (Way(least=enough),) if enough <= BLOCK else ()
+    for way in (*padded, *(Way(least=rows, most=rows) for rows in (BLOCK, LAST_BLOCK))):
+        found = replace(found, way=way, still=_differing(one, order, way))
+        if not found.still:
+            break
+    return found
+
+
+def _differing(one: _Product, order: Tensor, way: Way) -> tuple[int, ...]:
+    """With how many rows, of ``ROWS_CHECKED``, some row has other bits than among all rows in their own order.
+
+    The rows are the first ones, the last ones, which so stand at other places, and some drawn at random.
+    """
+    count = torch.arange(ROWS_MAX, device=order.device)
+    found = []
+    for weight, bias in one.matrices:
+        whole = _multiplied(one.rows, weight, bias, way)
+        for rows in ROWS_CHECKED:
+            for picked in (count[:rows], count[-rows:], order[:rows]):
+                apart = _multiplied(one.rows[picked], weight, bias, way)
+                found.append((apart.view(torch.int16) != whole[picked].view(torch.int16)).any())
+    differs = torch.stack(found).view(len(one.matrices), len(ROWS_CHECKED), 3).any(dim=2).any(dim=0).tolist()
+    return tuple(rows for rows, apart in zip(ROWS_CHECKED, differs, strict=True) if apart)
+
+
+def _multiplied(x: Tensor, weight: Tensor, bias: Tensor | None, way: Way) -> Tensor:
+    out = torch.empty(x.shape[0], weight.shape[0], dtype=x.dtype, device=x.device)
+    product(x, weight, out, bias=bias, way=way)
+    return out
+
+
+def _products(weights: FusedWeights) -> Iterator[_Product]:
+    """The products, with rows at the scale that the model gives them; seeded."""
+    ends = (weights.layers[0], weights.layers[-1])
+    like, first = weights.embedding, weights.layers[0]
+    generator = torch.Generator(like.device).manual_seed(0)
+
+    def draw(width: int) -> Tensor:
+        return torch.randn(ROWS_MAX, width, generator=generator, device=like.device)
+
+    def normed(norm: Tensor) -> Tensor:
+        return (draw(weights.hidden) * norm.float()).to(like.dtype)
+
+    attended = (0.5 * draw(first.o.shape[1])).to(like.dtype)
+    gated = (torch.nn.functional.silu(draw(weights.mlp)) * draw(weights.mlp)).to(like.dtype)
+    yield _Product("qkv", tuple((layer.qkv, layer.qkv_bias) for layer in ends), normed(first.input_norm))
+    yield _Product("o", tuple((layer.o, None) for layer in ends), attended)
+    yield _Product("gate_up", tuple((layer.gate_up, None) for layer in ends), normed(first.post_norm))
+    yield _Product("down", tuple((layer.down, None) for layer in ends), gated)
+    yield _Product("head", ((weights.head, None),), normed(weights.final_norm))
