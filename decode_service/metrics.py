@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter as TimesOf
 from collections.abc import Callable, Iterable
 from functools import partial
 
@@ -15,6 +16,7 @@ from engine.kv.source import KVSource
 from engine.plan import CascadePlan
 from serving.rpc.errors import STATUS_NAMES, status_name
 from serving.trace.buckets import SECONDS_BUCKETS, SHORT_SECONDS_BUCKETS, TOKENS_BUCKETS
+from serving.trace.bulk import BulkHistogram
 from serving.trace.stages import StageClock
 
 BATCH_BUCKETS = (1.0, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0, 16.0, 24.0, 32.0, 48.0, 64.0, 96.0, 128.0, 256.0, 512.0)
@@ -46,9 +48,13 @@ class DecodeMetrics:
         self._bytes_flat = counter("decode_bytes_flat", "KV bytes that a cache without sharing would have read")
         self._steps = counter("decode_steps", "Decode steps")
         self._ttft = histogram("time_to_first_token_seconds", "Arrival of the RPC to its first token on the way back")
-        self._inter_token = histogram(
-            "inter_token_latency_seconds", "Between two tokens of a request", SHORT_SECONDS_BUCKETS
+        self._inter_token = BulkHistogram(
+            "cairn_inter_token_latency_seconds",
+            "Between two tokens of a request",
+            ("model_name", model_name),
+            SHORT_SECONDS_BUCKETS,
         )
+        registry.register(self._inter_token)
         self._e2e = histogram("e2e_request_latency_seconds", "Arrival to last token")
         self._queue = histogram("request_queue_time_seconds", "Submission to admission", SHORT_SECONDS_BUCKETS)
         self._prefill = histogram("request_prefill_time_seconds", "Admission to first token")
@@ -72,7 +78,7 @@ class DecodeMetrics:
                 counter.labels(self._model, str(value))
         plain: tuple[Counter | Histogram, ...] = (
             *(self._prompt_tokens, self._generated, self._bytes_read, self._bytes_flat, self._steps),
-            *(self._ttft, self._inter_token, self._e2e, self._queue, self._prefill, self._decode),
+            *(self._ttft, self._e2e, self._queue, self._prefill, self._decode),
             *(self._prompt_length, self._answer_length, self._batch),
         )
         for metric in plain:
@@ -124,10 +130,11 @@ class DecodeMetrics:
         self._steps.labels(self._model).inc()
         self._generated.labels(self._model).inc(len(sequences))
         self._batch.labels(self._model).observe(len(sequences))
-        now, observe = time.monotonic(), self._inter_token.labels(self._model).observe
-        for sequence in sequences:
-            observe(now - self._last_token[id(sequence)])
-            self._last_token[id(sequence)] = now
+        now = time.monotonic()
+        last = [self._last_token[id(sequence)] for sequence in sequences]
+        for before, times in TimesOf(last).items():  # one, or few: those of a step have them at the same moment
+            self._inter_token.observe(now - before, times)
+        self._last_token.update(dict.fromkeys(map(id, sequences), now))
 
     def ended(self, sequence: Sequence, event: Finished | Failed) -> None:
         """A request has ended, wherever it stood."""

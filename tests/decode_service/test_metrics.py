@@ -6,13 +6,14 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from prometheus_client import CollectorRegistry
+from prometheus_client import CollectorRegistry, Histogram
 
 from chunk_store.entry import MissReason
 from decode_service.metrics import DecodeMetrics
 from decode_service.sequence import Failed, Finished, FinishReason, Occupancy
 from engine.kv.source import KVSource
 from serving.errors import NotFound
+from serving.trace.buckets import SHORT_SECONDS_BUCKETS
 from tests.decode_service.prompts import answered
 
 
@@ -62,6 +63,35 @@ def test_a_step_counts_bytes_and_gaps(counted: Counted) -> None:
     assert (counted("decode_bytes_read_total"), counted("decode_bytes_flat_total")) == (70, 120)
     assert counted("decode_steps_total") == 1 and counted("decode_batch_size_sum") == 2
     assert counted("inter_token_latency_seconds_count") == 2 and counted("generation_tokens_total") == 4
+
+
+def test_gaps_of_a_step_are_counted_in_buckets_and_each_request_has_its_own(
+    counted: Counted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As prometheus_client's own histogram would have them."""
+    now = [0.0]
+    monkeypatch.setattr("decode_service.metrics.time", SimpleNamespace(monotonic=lambda: now[0]))
+    plan: Any = SimpleNamespace(tokens_read=7, tokens_flat=12)
+    own = Histogram("own", "", ("model_name",), buckets=SHORT_SECONDS_BUCKETS, registry=counted.registry).labels("tiny")
+    early = [answered() for _ in range(40)]
+    for sequence in early:
+        counted.metrics.prefilled(sequence)
+    now[0], late = 0.05, answered()
+    counted.metrics.prefilled(late)
+    for at in (0.0625, 0.07, 0.1):
+        for since in (*[0.0 if now[0] == 0.05 else now[0]] * 40, now[0]):
+            own.observe(at - since)
+        now[0] = at
+        counted.metrics.stepped(plan, [*early, late])
+    samples = {
+        name: {
+            (s.name.removeprefix(name), s.labels.get("le")): s.value for s in family.samples if "created" not in s.name
+        }
+        for family in counted.registry.collect()
+        if (name := family.name) in ("own", "cairn_inter_token_latency_seconds")
+    }
+    found = samples["cairn_inter_token_latency_seconds"]
+    assert found == pytest.approx(samples["own"]) and found["_count", None] == 3 * 41
 
 
 def test_ends_are_counted_by_kind(counted: Counted) -> None:
