@@ -28,6 +28,7 @@ class Process:
     child: subprocess.Popen[str] | None = None
     metrics_port: int = 0
     said: Any = None  # its log: what it wrote to stderr
+    ready: Any = None  # its ready line
 
     @property
     def address(self) -> str:
@@ -43,7 +44,8 @@ class Process:
         if not line:
             self.said.seek(0)
             raise AssertionError(f"{self.module} did not start:\n{self.said.read()[-4000:]}")
-        self.metrics_port = json.loads(line)["metrics_port"]
+        self.ready = json.loads(line)
+        self.metrics_port = self.ready["metrics_port"]
 
     def kill(self) -> None:
         self.child.kill()
