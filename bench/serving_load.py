@@ -168,8 +168,9 @@ class LoadGenerator:
     def run(self, job: Job) -> Load:
         """Runs a job in all processes. Raises ``RuntimeError`` if one fails, ``TimeoutError`` if one does not end."""
         self._next.value = job.first
-        for pipe in self._pipes:  # each takes time to unpack the trace, so all begin together, a little later
-            pipe.send((job, time.monotonic() + UNPACK_S))
+        begin = time.monotonic() + UNPACK_S
+        for pipe in self._pipes:
+            pipe.send((job, begin))
         results = []
         for pipe in self._pipes:
             if not pipe.poll(job.limit_s + 2 * START_S):

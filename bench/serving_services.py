@@ -18,7 +18,7 @@ from typing import Any
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from bench.models import FABLE
+from cairn.demo.shipped import MODEL
 from cairn.local.processes import Command, Processes, free_port
 
 START_S, STOP_S, SCRAPE_S = 400.0, 30.0, 10.0
@@ -54,7 +54,7 @@ class Services:
 def checkpoint(folder: Path, device: str) -> Path:
     """The shipped model on a CPU, else a random one of Qwen3-8B's shape, written to ``folder`` if it is not there."""
     if device == "cpu":
-        return FABLE
+        return MODEL
     model = folder / "model"
     if not (model / "config.json").exists():
         _write_checkpoint(model)
