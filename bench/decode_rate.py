@@ -24,8 +24,7 @@ from decode_service.worker import DecodeWorker
 from engine.kv.pool import PagedKVPool
 from engine.kv.resident import ResidentChunks
 from engine.reuse import ReuseMode
-from engine.sampling.params import SamplingParams
-from engine.sampling.sampler import Sampler
+from engine.sampling.params import SamplingParams, SamplingRequest
 from engine.served import ServedModel
 
 QUERY_TOKENS = 8
@@ -81,8 +80,7 @@ class DecodeRate:
         return Sequence(
             request_id=str(index),
             composition=compose(self.served, segments, ReuseMode.EXACT, ""),
-            params=params,
-            sampler=Sampler(params, [], frozenset()),
+            sampling=SamplingRequest(params, (), frozenset()),
             salt="",
             bypass=False,
             deliver=lambda batch: events.put((time.process_time(), batch)),

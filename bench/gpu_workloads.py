@@ -20,7 +20,9 @@ from chunk_store.store import Busy, ChunkStore, Stored
 from engine.kv.host_tier import HostTier
 from engine.kv.pages import PageRun
 from engine.plan import PlacedChunk, StepSequence
-from engine.run.pieces import prefill_chunk, prefill_tail
+from engine.run.pieces import GREEDY, prefill_chunk, prefill_tail
+from engine.run.protocol import StepRows
+from engine.sampling.params import Draw
 
 QUERY_TOKENS = 64
 
@@ -65,22 +67,31 @@ def decode_ms(engine: Engine, tree: Tree, *, steps: int = 48) -> tuple[float, fl
     pages = [tuple(engine.pool.allocate_pages(each) or ()) for _ in range(tree.rows)]
     context = [sum(chunk.tokens for chunk in own) for own in chunks]
 
-    def sequences(step: int) -> list[StepSequence]:
+    def batch(step: int) -> list[StepRows]:
         own = tree.own + step
-        rows = zip(chunks, pages, context, strict=True)
-        return [StepSequence(c, p, own - 1, 1, start + own - 1) for c, p, start in rows]
+        rows = enumerate(zip(chunks, pages, context, strict=True))
+        return [
+            StepRows(
+                StepSequence(c, p, own - 1, 1, start + own - 1),
+                [~slot if step else 1],
+                Draw(slot, step, start + own),
+            )
+            for slot, (c, p, start) in rows
+        ]
 
     runner, host = engine.runner, 0.0
-    pending = runner.decode([1] * tree.rows, sequences(0))
+    for slot in range(tree.rows):
+        runner.open(slot, GREEDY)
+    pending = runner.begin(batch(0))
     for step in range(1, 9):
-        following = runner.decode([~row for row in range(tree.rows)], sequences(step))
+        following = runner.begin(batch(step))
         pending.wait()
         pending = following
     torch.cuda.synchronize()
     started = time.perf_counter()
     for step in range(9, 9 + steps - 8):
         at = time.perf_counter()
-        following = runner.decode([~row for row in range(tree.rows)], sequences(step))
+        following = runner.begin(batch(step))
         host += time.perf_counter() - at
         pending.wait()
         pending = following

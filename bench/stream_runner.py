@@ -28,8 +28,12 @@ from decode_service.worker import DecodeWorker
 from engine.kv.pool import PagedKVPool
 from engine.kv.resident import ResidentChunks
 from engine.model.limits import ContextLimit
-from engine.plan import CascadePlan, StepSequence, plan_levels, plan_step
+from engine.plan import CascadePlan
 from engine.reuse import ReuseMode
+from engine.run.planning import StepPlanner
+from engine.run.protocol import StepRows
+from engine.run.room import StepRoom
+from engine.sampling.params import Choice, SamplingRequest
 from serving.rpc.access import Access
 from text.codec import TextCodec
 
@@ -53,29 +57,31 @@ class ClockStep:
     """A step that is over at ``ends_at``."""
 
     plan: CascadePlan
-    token_ids: list[int]
+    choices: list[Choice]
     ends_at: float
     lateness: Lateness
 
-    def wait(self) -> list[int]:
+    def wait(self) -> list[Choice]:
         left_s = self.ends_at - time.monotonic()
         if left_s > 0:
             time.sleep(left_s)  # without the interpreter, as a wait for a device
             self.lateness.late_s.append(time.monotonic() - self.ends_at)
-        return self.token_ids
+        return self.choices
 
     def logits(self) -> Tensor:
-        return torch.zeros(len(self.token_ids), 8)
+        return torch.zeros(len(self.choices), 8)
 
 
 class ClockRunner:
-    """Steps of ``step_s`` seconds, one after another; pieces of prefill take none."""
+    """Steps of ``step_s`` seconds, one after another, of everybody's rows; those in which nobody decodes take none."""
 
     runs_ahead = True
     piece_tokens = CONTEXT
 
-    def __init__(self, pool: PagedKVPool, vocabulary: int, step_s: float) -> None:
+    def __init__(self, pool: PagedKVPool, vocabulary: int, step_s: float, slots: int) -> None:
         self.pool = pool
+        self.slots = slots
+        self._planner = StepPlanner(pool, 3)
         self.lateness = Lateness()
         self._step_s = step_s
         generator = torch.Generator().manual_seed(0)
@@ -85,23 +91,27 @@ class ClockRunner:
 
     def prepare(self) -> None: ...
 
-    def prefill(self, token_ids: Sequence[int], sequence: StepSequence, *, logits: bool = True) -> ClockStep:
-        return ClockStep(self._plan([sequence]), [100], 0.0, self.lateness)
+    def alone(self, tokens: int, *, chunk: bool) -> bool:
+        return False
 
-    def decode(self, sources: Sequence[int], sequences: Sequence[StepSequence]) -> ClockStep:
+    def room(self, *, decoding: bool) -> StepRoom:
+        return StepRoom(512)
+
+    def open(self, slot: int, request: SamplingRequest) -> None: ...
+
+    def begin(self, batch: Sequence[StepRows]) -> ClockStep:
         now = time.monotonic()
-        if self._step_s:
+        decodes = batch[0].sources[0] < 0
+        if self._step_s and decodes:
             if now - self._free_at < 1.0:
                 self.lateness.idle_s += max(0.0, now - self._free_at)
             self.lateness.busy_s += self._step_s
             self._free_at = max(now, self._free_at) + self._step_s
-        self._at = (self._at + len(sources)) % (TOKENS - len(sources))
-        ids = self._ids[self._at : self._at + len(sources)]
-        return ClockStep(self._plan(sequences), ids, self._free_at, self.lateness)
-
-    def _plan(self, sequences: Sequence[StepSequence]) -> CascadePlan:
-        levels = plan_levels(sequences, max_cascade_levels=3) if sequences[0].chunks else ()
-        return plan_step(sequences, levels, page_size=self.pool.page_size)
+        draws = sum(rows.draw is not None for rows in batch)
+        self._at = (self._at + draws) % (TOKENS - draws)
+        choices = [Choice(token_id, None) for token_id in self._ids[self._at : self._at + draws]]
+        plan = self._planner.plan(batch, piece_tokens=self.piece_tokens)
+        return ClockStep(plan, choices, self._free_at if decodes else 0.0, self.lateness)
 
 
 class ClockServed:
@@ -131,7 +141,7 @@ def clock_service(store: Path, streams: int, step_s: float) -> tuple[DecodeServi
     model = fable()
     served: Any = ClockServed(model.vocabulary)
     pool = PagedKVPool(LAYOUT, pages=2 * CONTEXT // 16 + streams * 256, chunk_pages=2 * CONTEXT // 16)
-    runner = ClockRunner(pool, model.vocabulary, step_s)
+    runner = ClockRunner(pool, model.vocabulary, step_s, streams)
     residents, codec = ResidentChunks(pool), TextCodec.load(str(model.path))
     chunks, registry = open_store(f"file://{store}"), CollectorRegistry()
     resolver = Resolver(served, codec, chunks)

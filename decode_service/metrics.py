@@ -123,10 +123,13 @@ class DecodeMetrics:
         """A first token is handed to the transport: until here its caller waits for us."""
         self._ttft.labels(self._model).observe((time.monotonic_ns() - clock.arrived) / 1e9)
 
-    def stepped(self, plan: CascadePlan, sequences: list[Sequence]) -> None:
-        """A decode step gave each sequence one token."""
+    def stepped(self, plan: CascadePlan, tokens_flat: int, sequences: list[Sequence]) -> None:
+        """A step in which somebody decodes gave each sequence one token; slices of prompts may have been in it.
+
+        ``tokens_flat``: KV tokens that it would have read without sharing.
+        """
         self._bytes_read.labels(self._model).inc(plan.tokens_read * self._token_nbytes)
-        self._bytes_flat.labels(self._model).inc(plan.tokens_flat * self._token_nbytes)
+        self._bytes_flat.labels(self._model).inc(tokens_flat * self._token_nbytes)
         self._steps.labels(self._model).inc()
         self._generated.labels(self._model).inc(len(sequences))
         self._batch.labels(self._model).observe(len(sequences))

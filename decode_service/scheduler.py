@@ -7,8 +7,10 @@ between the launches of a device.
         ^                            |                                |                             |
         +--- put off, sent back -----+           ended <--------------+--- aborted, failed, done ---+
 
-A step is a list of (request, rows): rows of its tail, or of a chunk that is computed here. Today a step has either
-pieces of prefill or decode rows (``Turns`` says which), and the device runs the pieces one by one.
+A step is a list of (request, rows): rows of its tail, or of a chunk that is computed here. Everybody who decodes has a
+row in every step; what room is left takes slices of prompts, first come first served. Pieces that the runner computes
+alone come between steps (``Turns`` says when). A request may have rows in a step before the token of the step before it
+was read: it is drawn in the request's slot, and taken from there.
 
 A chunk that several requests wait for is filled once, by the first of them. Who is admitted next, and who waits for
 what, is decided by the rules in ``line.py``; ``admission.py`` holds the pages.
@@ -16,12 +18,13 @@ what, is decided by the rules in ``line.py``; ``admission.py`` holds the pages.
 
 from __future__ import annotations
 
+from collections import deque
 from typing import TYPE_CHECKING
 
 from decode_service.admission import Admission, Fill
 from decode_service.line import FillRoom, Line, Turns
 from decode_service.sequence import Event, Failed, Finished, FinishReason, Sequence, State, Tokens
-from decode_service.step_plan import Rows, StepPlan, next_pieces
+from decode_service.step_plan import Forwards, Rows, StepPlan, next_pieces, next_slices
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -56,29 +59,31 @@ def has_its_kv(sequence: Sequence) -> bool:
 class Scheduler:
     """Requests from ``submit`` to their last event.
 
-    ``places`` counts who waits and runs, by tenant; ``piece_tokens`` is the most rows of prefill in a step.
+    ``places`` counts who waits and runs, by tenant; ``forwards`` says what a step can take.
     """
 
     def __init__(
         self,
         residents: ResidentChunks,
         places: TenantPlaces,
+        forwards: Forwards,
         *,
         eos_token_ids: frozenset[int],
         batch_max: int,
-        piece_tokens: int,
     ) -> None:
         pool = residents.pool
         self._places = places
         self._eos_token_ids = eos_token_ids
         self._batch_max = batch_max
-        self._piece_tokens = piece_tokens
+        self._forwards = forwards
         self._page_size = pool.page_size
         self._room = FillRoom(batch_max, chunk_pages=pool.chunk_pages, tail_pages=pool.pages - pool.chunk_pages)
         self._admission = Admission(residents, self._room)
         self._line = Line(places.may_run)
         self._line_moved = False  # whether somebody may fit who did not before
-        self._turns = Turns(piece_tokens)
+        self._turns = Turns(forwards.piece_tokens)
+        self._free_slots = deque(range(batch_max))
+        self._opened: list[Sequence] = []
         self._admitted: dict[State, list[Sequence]] = {
             state: [] for state in (State.LOADING, State.PREFILLING, State.DECODING)
         }
@@ -100,10 +105,6 @@ class Scheduler:
     def running(self) -> int:
         """Requests that are admitted."""
         return sum(map(len, self._admitted.values()))
-
-    @property
-    def decoding(self) -> list[Sequence]:
-        return list(self._admitted[State.DECODING])
 
     @property
     def busy(self) -> bool:
@@ -158,16 +159,16 @@ class Scheduler:
         self._send_back(keys, also=fill)
 
     def ran(self, rows: Items[Rows], plan: CascadePlan | None = None) -> None:
-        """Rows were launched: what is launched later finds their KV in the pool. ``plan``: of decode rows, in order."""
-        for row, each in enumerate(rows):
-            if each.sequence.done:
-                continue
+        """Rows were launched: what is launched later finds their KV in the pool. ``plan``: of these rows, in order."""
+        row = 0
+        for each in rows:
             if each.chunk is not None:
                 self._computed(each.sequence, each.chunk, each.count)
-                continue
-            each.sequence.tail_tokens += each.count
-            if plan is not None and each.sequence.tail_level is None:
-                each.sequence.note_levels(plan, row, self._page_size)
+            else:
+                each.sequence.tail_tokens += each.count
+                if plan is not None and each.decodes and each.sequence.tail_level is None:
+                    each.sequence.note_levels(plan, row, self._page_size)
+            row += each.count
 
     def token(self, sequence: Sequence, choice: Choice, now: int) -> None:
         """A request's next token was drawn; the first one makes it decode."""
@@ -214,17 +215,34 @@ class Scheduler:
     def plan(self, now: int) -> StepPlan:
         """Takes in who fits, and says what runs next."""
         admitted = self._admit(now)
-        rows: list[Rows] = []
-        decoding = self._admitted[State.DECODING]
-        if self._admitted[State.PREFILLING] and self._turns.may_prefill(decoding=bool(decoding)):
-            rows = next_pieces(self._admitted[State.PREFILLING], self._piece_tokens)
-            self._turns.prefilled(sum(each.count for each in rows))
-        elif decoding:
-            rows = [Rows(s, s.tail_tokens, 1) for s in decoding if s.drawn < s.params.max_tokens]
-            self._turns.stepped()
+        rows = self._next_rows()
+        opened, self._opened = self._opened, []
         for fill in self._loads:
             fill.note_abandoned()
-        return StepPlan(tuple(admitted), self._admission.take_evicted(), tuple(rows))
+        return StepPlan(tuple(admitted), self._admission.take_evicted(), tuple(opened), tuple(rows))
+
+    def _next_rows(self) -> list[Rows]:
+        """Pieces that run alone, or a step: everybody who decodes, and slices as there is room."""
+        prefilling = self._admitted[State.PREFILLING]
+        everyone = (*self._admitted[State.DECODING], *prefilling)
+        rows = [Rows(sequence, sequence.tail_tokens, 1) for sequence in everyone if sequence.may_draw_more]
+        pieces: list[Rows] = []
+        if prefilling:
+            rows += self._slices(prefilling, rows)
+            pieces = next_pieces(prefilling, self._forwards)
+        if pieces and self._turns.may_prefill(decoding=bool(rows)):
+            self._turns.prefilled(sum(each.count for each in pieces))
+            return pieces
+        if rows:
+            self._turns.stepped()
+        return rows
+
+    def _slices(self, prefilling: Items[Sequence], decodes: Items[Rows]) -> list[Rows]:
+        """What goes beside those who decode."""
+        room = self._forwards.room(decoding=bool(decodes))
+        for each in decodes:
+            room.grant(each.context, each.first)
+        return next_slices(prefilling, self._forwards, room)
 
     def _admit(self, now: int) -> list[Fill]:
         """Takes waiting requests in while there are places to decode; one that waits for KV takes none of them."""
@@ -260,6 +278,8 @@ class Scheduler:
                 self._for_a_place += 1
                 continue
             self._enter(sequence, State.PREFILLING)
+            sequence.slot = self._free_slots.popleft()
+            self._opened.append(sequence)
             self._room.stop_waiting(fill.stay)
             sequence.clock.filled = now
 
@@ -285,6 +305,8 @@ class Scheduler:
             self._admitted[state].append(sequence)
         elif before is not State.WAITING:
             self._places.end(tenant)
+            if before is not State.LOADING:
+                self._free_slots.append(sequence.slot)
 
     def _computed(self, sequence: Sequence, chunk: RequestChunk, rows: int) -> None:
         assert chunk.computed is not None

@@ -14,13 +14,12 @@ from typing import TYPE_CHECKING
 from chunk_store.tenant import DEFAULT_TENANT, Tenant
 from decode_service.prompt.composition import Composition
 from engine.plan import CascadePlan, PlacedChunk
-from engine.sampling.params import Choice, SamplingParams
+from engine.sampling.params import Choice, SamplingParams, SamplingRequest
 from serving.errors import RequestError
 from serving.trace.stages import StageClock
 
 if TYPE_CHECKING:  # a scheduler hands them on
     from decode_service.admission import Fill
-    from engine.sampling.sampler import Sampler
 
 
 class State(StrEnum):
@@ -69,8 +68,7 @@ class Sequence:
 
     request_id: str
     composition: Composition
-    params: SamplingParams
-    sampler: Sampler
+    sampling: SamplingRequest
     salt: str
     bypass: bool
     deliver: Callable[[list[Event]], None]
@@ -79,6 +77,7 @@ class Sequence:
     deadline: float = math.inf  # by the monotonic clock, seconds; nobody waits for the answer after it
     state: State = State.WAITING
     fill: Fill | None = None  # what its admission brings into the pool
+    slot: int = -1  # of the runner's, in which its tokens are drawn; from PREFILLING to its end
     tail_pages: tuple[int, ...] = ()
     tail_tokens: int = 0  # in the pool
     generated: list[int] = field(default_factory=list)
@@ -86,6 +85,10 @@ class Sequence:
     passed: int = 0  # how often another request was admitted before it
     tail_level: int | None = None  # not known before its first decode step
     _placed: tuple[int, tuple[PlacedChunk, ...]] = (-1, ())
+
+    @property
+    def params(self) -> SamplingParams:
+        return self.sampling.params
 
     @property
     def tenant(self) -> Tenant:
@@ -100,6 +103,11 @@ class Sequence:
     def drawn(self) -> int:
         """Tokens of the answer that were drawn, or will be by what was launched."""
         return self.tail_tokens - len(self.composition.tail) + 1
+
+    @property
+    def may_draw_more(self) -> bool:
+        """Whether all of its prompt was launched, and there are tokens to draw beside those that were launched."""
+        return 0 < self.drawn < self.params.max_tokens
 
     @property
     def tail_tokens_max(self) -> int:

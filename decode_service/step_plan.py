@@ -1,14 +1,32 @@
-"""What the scheduler plans: a list of (request, rows), and what comes in and goes out for it."""
+"""What the scheduler plans: a list of (request, rows), and what comes in and goes out for it.
+
+Rows of a step are of two kinds. A piece that is ``alone`` is a forward of its own, cut at multiples of the runner's
+``piece_tokens``; everything else is packed into one step: a row of each request that decodes, then slices of prompts
+and of chunks that are computed here. Which kind a chunk or a tail is, the runner says, by its length alone.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import Protocol
 
 from chunk_store.key import ChunkKey
 from decode_service.admission import Fill
 from decode_service.prompt.request_chunk import RequestChunk
 from decode_service.sequence import Sequence
+from engine.run.room import StepRoom
+
+
+class Forwards(Protocol):
+    """What is asked of a runner before anything runs (see ``engine.run.protocol``)."""
+
+    @property
+    def piece_tokens(self) -> int: ...
+
+    def alone(self, tokens: int, *, chunk: bool) -> bool: ...
+
+    def room(self, *, decoding: bool) -> StepRoom: ...
 
 
 @dataclass(frozen=True)
@@ -19,6 +37,7 @@ class Rows:
     first: int
     count: int
     chunk: RequestChunk | None = None
+    alone: bool = False
 
     @property
     def decodes(self) -> bool:
@@ -30,19 +49,41 @@ class Rows:
         """Whether the request's first token is drawn from the last of these rows."""
         return self.chunk is None and self.first + self.count == len(self.sequence.composition.tail)
 
+    @property
+    def context(self) -> list[int]:
+        """Tokens of each chunk that the rows attend to."""
+        chunks = self.sequence.composition.chunks
+        if self.chunk is not None:
+            return [len(chunks[index].token_ids) for index in self.chunk.context]
+        return [chunk.visible for chunk in chunks if chunk.visible]
+
 
 @dataclass(frozen=True)
 class StepPlan:
-    """What happens next: requests that came in with their pages, chunks that left for them, and the rows to run."""
+    """What happens next: requests that came in with their pages, chunks that left for them, and the rows to run.
+
+    ``opened`` are the requests that were given a sampling slot.
+    """
 
     admitted: tuple[Fill, ...]
     evicted: tuple[ChunkKey, ...]
+    opened: tuple[Sequence, ...]
     rows: tuple[Rows, ...]
 
     @property
     def loads(self) -> list[Fill]:
         """What to load; each ends with ``loaded``, ``load_failed`` or ``put_off``."""
         return [fill for fill in self.admitted if fill.loading]
+
+    @property
+    def alone(self) -> list[Rows]:
+        """Forwards of their own, one after the other."""
+        return [rows for rows in self.rows if rows.alone]
+
+    @property
+    def packed(self) -> list[Rows]:
+        """The rows of one step."""
+        return [rows for rows in self.rows if not rows.alone]
 
     @property
     def pieces(self) -> list[Rows]:
@@ -53,26 +94,52 @@ class StepPlan:
         return [rows for rows in self.rows if rows.decodes]
 
 
-def next_pieces(sequences: Iterable[Sequence], rows_max: int) -> list[Rows]:
-    """Rows of prompts, in the order of their requests: at least one piece, at most ``rows_max`` rows in all."""
+def next_pieces(sequences: Iterable[Sequence], forwards: Forwards) -> list[Rows]:
+    """What runs alone, in the order of its requests: at least one piece, at most ``piece_tokens`` rows in all."""
+    rows_max = forwards.piece_tokens
     pieces: list[Rows] = []
     left = rows_max
     for sequence in sequences:
-        for piece in _pieces_of(sequence, rows_max):
-            if piece.count > left and pieces:
-                return pieces
-            pieces.append(piece)
-            left -= piece.count
+        for rows in _unfinished(sequence):
+            if not _is_alone(rows, forwards):
+                break
+            for first in range(rows.first, rows.first + rows.count, rows_max):
+                count = min(rows_max, rows.first + rows.count - first)
+                if count > left and pieces:
+                    return pieces
+                pieces.append(Rows(sequence, first, count, rows.chunk, alone=True))
+                left -= count
     return pieces
 
 
-def _pieces_of(sequence: Sequence, rows_max: int) -> Iterator[Rows]:
+def next_slices(sequences: Iterable[Sequence], forwards: Forwards, room: StepRoom) -> list[Rows]:
+    """What shares a step, in the order of its requests, as far as there is room.
+
+    One slice a request: what stands behind a chunk finds its KV in the pool once that was launched.
+    """
+    slices: list[Rows] = []
+    for sequence in sequences:
+        rows = next(_unfinished(sequence), None)
+        if rows is None or _is_alone(rows, forwards):
+            continue
+        count = room.take(rows.context, rows.first, rows.count)
+        if count:
+            slices.append(Rows(sequence, rows.first, count, rows.chunk))
+        if count < rows.count:
+            break  # whoever comes later waits, however little it asks for
+    return slices
+
+
+def _unfinished(sequence: Sequence) -> Iterator[Rows]:
     """All that a request still has to compute before its first token, chunks before the tail that attends to them."""
     for chunk in sequence.composition.chunks:
-        if chunk.computed is not None:
-            tokens = len(chunk.token_ids)
-            for first in range(chunk.computed, tokens, rows_max):
-                yield Rows(sequence, first, min(rows_max, tokens - first), chunk)
+        if chunk.computed is not None and chunk.computed < len(chunk.token_ids):
+            yield Rows(sequence, chunk.computed, len(chunk.token_ids) - chunk.computed, chunk)
     tail = len(sequence.composition.tail)
-    for first in range(sequence.tail_tokens, tail, rows_max):
-        yield Rows(sequence, first, min(rows_max, tail - first))
+    if sequence.tail_tokens < tail:
+        yield Rows(sequence, sequence.tail_tokens, tail - sequence.tail_tokens)
+
+
+def _is_alone(rows: Rows, forwards: Forwards) -> bool:
+    tokens = len(rows.sequence.composition.tail) if rows.chunk is None else len(rows.chunk.token_ids)
+    return forwards.alone(tokens, chunk=rows.chunk is not None)

@@ -3,7 +3,16 @@
 One loop owns the scheduler, the pool and every sequence; nothing else touches them. Others talk to it through an inbox
 of callables, run between launches. A pass of the loop:
 
-    inbox (events) -> plan -> start loads -> run pieces of prefill, or a decode step -> deliver what came of it
+    inbox (events) -> plan -> start loads -> begin what is planned -> read the step before it -> deliver its tokens
+
+Where the device runs by itself, step n + 1 is begun before the tokens of step n are read, whoever joins or leaves and
+however tokens are drawn; elsewhere a step is read at once.
+
+    host     begin 1 | begin 2, read 1, deliver 1 | begin 3, read 2, deliver 2 | ...
+    device   ....... step 1 ............ step 2 ............ step 3
+
+A sequence that ends with token n (a stop token, an abort) is in step n + 1 already: what that step gives it is dropped.
+Its pages and its slot may have a new owner by then; the owner's writes come later on the same stream.
 
 What runs when is decided in ``scheduler.py``; here is how.
 """
@@ -14,6 +23,7 @@ import logging
 import queue
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from collections.abc import Sequence as Items
 from functools import partial
@@ -21,7 +31,7 @@ from functools import partial
 from chunk_store.key import ModelIdentity
 from chunk_store.tenant import DEFAULT_TENANT, Tenant
 from decode_service import request_log
-from decode_service.decoding import Begun, Decoding, NextToken
+from decode_service.begun import Begun, begin
 from decode_service.kv_source.fetcher import KVFetcher
 from decode_service.kv_source.loader import Loader
 from decode_service.metrics import DecodeMetrics
@@ -30,9 +40,8 @@ from decode_service.sequence import Deliveries, FinishReason, Occupancy, Sequenc
 from decode_service.step_plan import Rows, StepPlan
 from engine.kv.host_tier import PoolMemory
 from engine.kv.resident import ResidentChunks
-from engine.plan import PlacedChunk
-from engine.run.pieces import prefill_chunk_piece, prefill_piece
 from engine.run.protocol import Runner
+from engine.sampling.params import Choice
 from serving.errors import InternalFault, Overloaded, RequestError, Unavailable
 from serving.tenancy.places import PlacesFull, TenantPlaces
 from serving.tenancy.quotas import TenantQuotas
@@ -73,15 +82,15 @@ class DecodeWorker:
         self.model: ModelIdentity = source.model
         self.places = TenantPlaces(waiting_max, quotas or TenantQuotas())  # in the queue and behind it
         self.scheduler = Scheduler(
-            *(residents, self.places),
+            *(residents, self.places, runner),
             eos_token_ids=eos_token_ids,
             batch_max=batch_max,
-            piece_tokens=runner.piece_tokens,
         )
         self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         memory = PoolMemory(residents.pool, host_nbytes=host_nbytes)
         self.loader = Loader(source, memory, self.scheduler, self._inbox.put, threads=self.scheduler.loads_max)
-        self._decoding = Decoding(runner, residents, metrics, self._begun)
+        self._in_flight: deque[Begun] = deque()
+        self._unread_max = 1 if runner.runs_ahead else 0
         self._on_failure = on_failure
         self._hand_over: Callable[[Deliveries], None] = hand_out
         self._stopping = False
@@ -164,19 +173,17 @@ class DecodeWorker:
         self._take_inbox()
         plan = self.scheduler.plan(time.monotonic_ns())
         self._start(plan)
-        decoding = self.scheduler.decoding
-        if plan.pieces:
-            self._guarded(self._drain, decoding)
-            for rows in plan.pieces:
-                self._guarded(partial(self._prefill, rows), [rows.sequence])
-                self._deliver()  # a first token waits neither for the others' first tokens nor for their step
-        else:
-            self._guarded(partial(self._decode, plan.decodes), decoding)
+        for piece in plan.alone:
+            self._run([piece])
+        if plan.packed:
+            self._run(plan.packed)
+        if not plan.rows:
+            self._read(unread_max=0)
         self._deliver()
 
     def _take_inbox(self) -> None:
         """Runs what the inbox holds; waits for something if there is no work."""
-        idle = not self.scheduler.busy
+        idle = not self.scheduler.busy and not self._in_flight
         try:
             while True:
                 self._inbox.get(block=idle, timeout=IDLE_WAIT_S if idle else None)()
@@ -193,8 +200,10 @@ class DecodeWorker:
             request_log.admitted(fill.sequence, len(fill.chunks))
         for fill in plan.loads:
             self.loader.start(fill)
+        for sequence in plan.opened:
+            self._guarded(partial(self.runner.open, sequence.slot, sequence.sampling), [sequence])
 
-    def _guarded(self, step: Callable[[], None], involved: list[Sequence]) -> None:
+    def _guarded(self, step: Callable[[], None], involved: Items[Sequence]) -> None:
         """Runs a step; an unexpected error ends the requests involved, not the service."""
         try:
             step()
@@ -226,53 +235,46 @@ class DecodeWorker:
         self._deliver()
 
     # -- forwards -----------------------------------------------------------------------------------
-    def _prefill(self, rows: Rows) -> None:
-        """A piece of a prompt, or of a chunk that is computed here."""
+    def _run(self, planned: Items[Rows]) -> None:
+        """Begins a step, then reads what was begun before it."""
+        rows = [each for each in planned if not each.sequence.done]  # a piece before this one may have failed
+        if rows:
+            self._guarded(partial(self._begin, rows), [each.sequence for each in rows])
+        self._read(unread_max=self._unread_max)
+
+    def _begin(self, rows: Items[Rows]) -> None:
+        begun = begin(self.runner, rows, self.residents)
+        self._in_flight.append(begun)
+        self.scheduler.ran(rows, begun.step.plan)
+
+    def _read(self, *, unread_max: int) -> None:
+        """Takes the tokens of all steps but the last ``unread_max``, and hands them out."""
+        while len(self._in_flight) > unread_max:
+            begun = self._in_flight.popleft()
+            self._guarded(partial(self._take, begun), [rows.sequence for rows in begun.rows])
+            self._deliver()
+
+    def _take(self, begun: Begun) -> None:
+        """One token for everybody who decodes in a step, or whose prompt ended there."""
+        tokens = begun.wait()
+        if begun.decodes:
+            decoding = [rows.sequence for rows, choice in tokens if rows.decodes and choice.token_id >= 0]
+            self.metrics.stepped(begun.step.plan, begun.tokens_flat, decoding)
+        for rows, choice in tokens:
+            self._token(rows, choice)
+
+    def _token(self, rows: Rows, choice: Choice) -> None:
         sequence = rows.sequence
-        if sequence.done:  # a piece before this one failed
+        if choice.token_id < 0:
+            with bearing(sequence.request_id):
+                log.error("the model gave NaN, or -inf for every token")
+            fault = InternalFault("a forward failed (ArithmeticError)", remedy="see the log")
+            self.scheduler.fail(sequence, fault, time.monotonic_ns())
             return
-        if rows.chunk is not None:
-            self._compute(rows)
-            return
-        composition = sequence.composition
-        placed = sequence.placed(self.residents.pool.page_size, self.residents.moves)
-        step = prefill_piece(
-            *(self.runner, composition.tail, rows.first, placed, sequence.tail_pages), start=composition.tail_start
-        )
-        self.scheduler.ran([rows])
+        self.scheduler.token(sequence, choice, time.monotonic_ns())
         if rows.last_of_prompt:
-            choice = sequence.sampler.choose(step.logits()[0].cpu())  # waits for the device: only now is there a token
-            self.scheduler.token(sequence, choice, time.monotonic_ns())
             self.metrics.prefilled(sequence)
             request_log.first_token(sequence)
-
-    def _compute(self, rows: Rows) -> None:
-        """For this request alone, or because nobody could store it."""
-        chunk, page_size = rows.chunk, self.residents.pool.page_size
-        assert chunk is not None
-        before = [rows.sequence.composition.chunks[index].held for index in chunk.context]
-        context = [PlacedChunk(each.first_slot(page_size), each.tokens, 0) for each in before]
-        prefill_chunk_piece(self.runner, chunk.token_ids, rows.first, context, chunk.held.run)
-        self.scheduler.ran([rows])
-
-    def _decode(self, rows: Items[Rows]) -> None:
-        """One token for every running sequence, as they come."""
-        self._take(self._decoding.step(rows))
-
-    def _begun(self, begun: Begun) -> None:
-        self.scheduler.ran(begun.rows, begun.step.plan)
-
-    def _drain(self) -> None:
-        """Takes the tokens that are on their way: what a prefill runs must not come between two launched steps."""
-        self._take(self._decoding.drain())
-
-    def _take(self, tokens: list[NextToken]) -> None:
-        for token in tokens:
-            self._guarded(partial(self._choose, token), [token.sequence])
-
-    def _choose(self, token: NextToken) -> None:
-        if not token.sequence.done:
-            self.scheduler.token(token.sequence, token.choose(), time.monotonic_ns())
 
     def _deliver(self) -> None:
         """Hands what has happened to the callers, in one call for all of them."""

@@ -12,19 +12,27 @@ from functools import cache
 from types import SimpleNamespace
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from chunk_store.key import ModelIdentity
 from chunk_store.layout import KVLayout, LayerLayout
 from engine.check.rows import RowBits
 from engine.kv.pool import PagedKVPool
 from engine.model.limits import ContextLimit
-from engine.plan import PlacedChunk, StepSequence
+from engine.plan import CascadePlan, PlacedChunk, StepSequence, plan_levels, plan_step
 from engine.reuse import ReuseMode
+from engine.run.planning import check_batch
+from engine.run.protocol import StepRows
+from engine.run.room import StepRoom
+from engine.sampling.params import Choice, SamplingRequest
 from tests.tokenizer_for_tests import VOCABULARY, byte_level_tokenizer
 from text.codec import TextCodec
 
 LAYOUT = KVLayout("float32", (LayerLayout(1, 4, 4),))
 MODEL = ModelIdentity("ab" * 32)
 END = 1  # the model's end token
+WORDS = 64  # tokens that a fake runner's logits tell apart
 
 
 @cache
@@ -50,21 +58,78 @@ class FakeServed:
 
 
 @dataclass
+class FakeStep:
+    """A step whose tokens are known at once."""
+
+    plan: CascadePlan
+    choices: list[Choice]
+
+    def wait(self) -> list[Choice]:
+        return self.choices
+
+    def logits(self) -> Tensor:
+        return torch.nn.functional.one_hot(torch.tensor([choice.token_id for choice in self.choices]), WORDS).float()
+
+
+@dataclass
 class FakeRunner:
-    """Writes its token ids into the pool instead of computing; ``before`` is called first."""
+    """Writes its token ids into the pool instead of computing, and counts on; ``before`` is called first.
+
+    ``packs``: rows of many requests share steps of at most ``step_rows`` rows; otherwise prefill comes in pieces alone.
+    """
 
     pool: PagedKVPool
     before: Callable[[], None] = lambda: None
     piece_tokens: int = 64
+    runs_ahead: bool = False
+    slots: int = 32
+    packs: bool = False
+    step_rows: int = 48
     computed: list[tuple[tuple[int, ...], tuple[PlacedChunk, ...]]] = field(default_factory=list)
+    batches: list[list[StepRows]] = field(default_factory=list)
     threads: set[str] = field(default_factory=set)
+    requests: dict[int, SamplingRequest] = field(default_factory=dict)  # by slot
+    last: dict[int, int] = field(default_factory=dict)  # the token drawn last, by slot
 
-    def prefill(self, token_ids: Sequence[int], sequence: StepSequence, *, logits: bool) -> None:
+    def prepare(self) -> None:
+        """Nothing is captured here."""
+
+    def alone(self, tokens: int, *, chunk: bool) -> bool:
+        return not self.packs
+
+    def room(self, *, decoding: bool) -> StepRoom:
+        return StepRoom(self.step_rows)
+
+    def open(self, slot: int, request: SamplingRequest) -> None:
+        self.requests[slot] = request
+        self.last.pop(slot, None)
+
+    def begin(self, batch: Sequence[StepRows]) -> FakeStep:
         self.before()
         self.threads.add(threading.current_thread().name)
-        self.computed.append((tuple(token_ids), sequence.chunks))
+        check_batch(batch, self.piece_tokens)
+        self.batches.append(list(batch))
+        sequences = [rows.sequence for rows in batch]
+        plan = plan_step(sequences, plan_levels(sequences, max_cascade_levels=3), page_size=self.pool.page_size)
+        ids = [[source if source >= 0 else self.last[~source] for source in rows.sources] for rows in batch]
+        for rows, own in zip(batch, ids, strict=True):  # all that is new is in the pool before any of it is read
+            self.computed.append((tuple(own), rows.sequence.chunks))
+            self._write(rows.sequence, own)
+        choices = []
+        for rows, own in zip(batch, ids, strict=True):
+            if rows.draw is not None:
+                token = self.token(rows, own)
+                self.last[rows.draw.slot] = token
+                choices.append(Choice(token, None))
+        return FakeStep(plan, choices)
+
+    def token(self, rows: StepRows, ids: list[int]) -> int:
+        """What is drawn behind ``rows``, whose tokens are ``ids``."""
+        return ids[-1] + 1
+
+    def _write(self, sequence: StepSequence, ids: Sequence[int]) -> None:
         size = self.pool.page_size
-        for at, token in enumerate(token_ids, start=sequence.tail_tokens):
+        for at, token in enumerate(ids, start=sequence.tail_tokens):
             slot = sequence.tail_pages[at // size] * size + at % size
             for tensor in (*self.pool.keys, *self.pool.values):
                 tensor[slot] = float(token)

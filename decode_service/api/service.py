@@ -23,8 +23,7 @@ from decode_service.prompt.resolver import Resolver
 from decode_service.sequence import Failed, Finished, FinishReason, Sequence, Tokens
 from decode_service.worker import DecodeWorker
 from engine.reuse import ReuseMode
-from engine.sampling.params import Choice, SamplingParams
-from engine.sampling.sampler import Sampler
+from engine.sampling.params import Choice, SamplingRequest
 from protos import decode_pb2, decode_pb2_grpc
 from serving.errors import Conflict, DeadlineExceeded
 from serving.process.same_bits import UNSAID, SameBits
@@ -148,18 +147,16 @@ class DecodeService(decode_pb2_grpc.DecodeServiceServicer):
     ) -> tuple[Sequence, Mailbox]:
         """The request as a sequence, and where its events come."""
         bypass = request.cache_use == decode_pb2.CACHE_USE_BYPASS
-        composition, params, sampler = await self._resolve(
+        composition, sampling = await self._resolve(
             request, caller.salt, lambda composition: self._sampling(request, composition)
         )
         clock.measured_ns["tokenize"] = time.monotonic_ns() - clock.arrived
         mailbox = Mailbox()
-        sequence = Sequence(
-            request_id, composition, params, sampler, caller.salt, bypass, mailbox.put, caller.owner, clock
-        )
+        sequence = Sequence(request_id, composition, sampling, caller.salt, bypass, mailbox.put, caller.owner, clock)
         self.worker.check_size(sequence)
         log.info(
             "accepted: %d prompt tokens, %d chunks, at most %d tokens of answer, %s",
-            *(composition.prompt_tokens, len(composition.chunks), params.max_tokens, composition.mode.value),
+            *(composition.prompt_tokens, len(composition.chunks), sampling.params.max_tokens, composition.mode.value),
         )
         return sequence, mailbox
 
@@ -175,7 +172,7 @@ class DecodeService(decode_pb2_grpc.DecodeServiceServicer):
 
     def _sampling(
         self, request: decode_pb2.GenerateRequest, composition: Composition
-    ) -> tuple[Composition, SamplingParams, Sampler]:
+    ) -> tuple[Composition, SamplingRequest]:
         """The composition with how its answer is drawn. Raises ``RequestError``."""
         served = self.resolver.served
         max_tokens = answer_tokens(
@@ -183,7 +180,7 @@ class DecodeService(decode_pb2_grpc.DecodeServiceServicer):
         )
         params = messages.sampling_in(request.sampling, max_tokens, served.vocabulary, served.eos_token_ids)
         stops = frozenset(token for token in params.stops_at(served.eos_token_ids) if token < served.vocabulary)
-        return composition, params, Sampler(params, composition.token_ids(), stops)
+        return composition, SamplingRequest(params, composition.token_ids(), stops)
 
     async def _stream(
         self, sequence: Sequence, mailbox: Mailbox, answer: AnswerText

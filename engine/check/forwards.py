@@ -22,7 +22,8 @@ from engine.model.borrowed import BorrowedModel
 from engine.plan import PlacedChunk, StepSequence
 from engine.reuse import ReuseMode, key_composition
 from engine.run.pieces import prefill_chunk, prefill_tail
-from engine.run.protocol import Runner, WatchableRunner
+from engine.run.protocol import Runner, StepRows, WatchableRunner
+from engine.sampling.params import Draw
 
 PIECE_TOKENS = 12  # of the runner to check with
 PAGE_SIZE = 16
@@ -90,17 +91,20 @@ def our_logits(
     placed = [_place(runner, residents, prompt, mode) for prompt in prompts]
     tails = [tuple(pool.allocate_pages(tail_pages) or ()) for _ in prompts]
     rows: list[list[Tensor]] = []
-    for prompt, chunks, pages_of in zip(prompts, placed, tails, strict=True):
+    for slot, (prompt, chunks, pages_of) in enumerate(zip(prompts, placed, tails, strict=True)):
         prefilled = prompt.query[: len(prompt.query) - prompt.steps]
-        rows.append([prefill_tail(runner, prefilled, chunks, pages_of, start=prompt.start)])
+        rows.append([prefill_tail(runner, prefilled, chunks, pages_of, start=prompt.start, slot=slot)])
     for step in range(prompts[0].steps):
         at = len(prompts[0].query) - prompts[0].steps + step
-        sequences = [
-            StepSequence(chunks, pages_of, at, 1, prompt.start + at)
-            for prompt, chunks, pages_of in zip(prompts, placed, tails, strict=True)
+        batch = [
+            StepRows(
+                StepSequence(chunks, pages_of, at, 1, prompt.start + at),
+                prompt.query[at : at + 1],
+                Draw(slot, step + 1, prompt.start + at + 1),
+            )
+            for slot, (prompt, chunks, pages_of) in enumerate(zip(prompts, placed, tails, strict=True))
         ]
-        step_logits = runner.decode([prompt.query[at] for prompt in prompts], sequences).logits()
-        for own, row in zip(rows, step_logits, strict=True):
+        for own, row in zip(rows, runner.begin(batch).logits(), strict=True):
             own.append(row)
     return torch.stack([row for own in rows for row in own])
 

@@ -22,7 +22,7 @@ from engine.kv.pool import PagedKVPool
 from engine.kv.resident import ResidentChunk, ResidentChunks
 from engine.plan import PlacedChunk
 from engine.reuse import KeyedChunk, ReuseMode, key_composition
-from engine.run.pieces import prefill_chunk, prefill_tail
+from engine.run.pieces import cuts, prefill_chunk, prefill_tail
 from engine.run.protocol import WatchableRunner
 from engine.served import ServedModel
 
@@ -121,7 +121,8 @@ def trace_engine(
     tail = pool.allocate_pages(pool.pages_for(len(query))) or []
     with runner.watching_layers(hidden.note):
         logits = prefill_tail(runner, query, placed, tail, start=sum(map(len, chunks)))
-    states = [*(h.hidden for h in held), hidden.take(_pieces(runner, len(query)))]
+    pieces = [cut.rows for cut in cuts(runner, placed, len(query), chunk=False)]
+    states = [*(h.hidden for h in held), hidden.take(pieces)]
     slots = [page * PAGE_SIZE + at for page in tail for at in range(PAGE_SIZE)][: len(query)]
     keys, values = _gather(served, pool, held, slots)
     return Trace(
@@ -162,18 +163,13 @@ def _hold(
     context = [PlacedChunk(held[i].resident.first_slot(PAGE_SIZE), held[i].resident.tokens, 0) for i in keyed.context]
     with runner.watching_layers(hidden.note):
         prefill_chunk(runner, keyed.token_ids, context, resident.run)
-    states = hidden.take(_pieces(runner, len(keyed.token_ids)))
+    states = hidden.take([cut.rows for cut in cuts(runner, context, len(keyed.token_ids), chunk=True)])
     return _Held(keyed, resident, states, f"{COMPUTED} ({missing})" if missing else COMPUTED)
 
 
 def _seen_into(served: ServedModel) -> dict[str, Any]:
     """Options of a runner that can be watched: a captured step runs without us."""
     return {"graphs": False} if served.weights is not None else {}
-
-
-def _pieces(runner: WatchableRunner, tokens: int) -> list[int]:
-    """Tokens of each forward of a prefill."""
-    return [min(runner.piece_tokens, tokens - first) for first in range(0, tokens, runner.piece_tokens)]
 
 
 def _gather(

@@ -1,9 +1,14 @@
 """What runs forwards: a step goes in, a pending step comes out.
 
-Caching is memoising one fixed computation, so what runs is fixed too: a chunk or a prompt's tail is one sequence's
-pieces, never packed with another request's; a decode step is one row a sequence, padded to a bucket. A runner does not
-know requests, keys or stores. One thread begins steps; other threads may fill pages that no step reads or writes.
-``choice`` makes the runner that fits a model; ``pieces`` cuts chunks and tails.
+Caching is memoising one fixed computation, so a row's bits must not depend on what else runs. Where they follow from
+the row alone, whatever it is packed with (``Runner.alone`` is False), rows of many requests share a step: those that
+decode, slices of prompts, slices of chunks. Elsewhere a chunk or a prompt's tail is computed in pieces of its own, cut
+at multiples of ``piece_tokens``, and a step of rows that decode is one row a sequence.
+
+A runner does not know requests, keys or stores. It keeps sampling state by slot: ``open`` says how a sequence's tokens
+are drawn, and the token that was last drawn in a slot can be a row's input before the host has read it. One thread
+begins steps; other threads may fill pages that no step reads or writes. ``choice`` makes the runner that fits a model;
+``pieces`` cuts chunks and tails; ``room`` says what a packed step can take.
 """
 
 from __future__ import annotations
@@ -18,8 +23,25 @@ from torch import Tensor
 from engine.attention import Attention
 from engine.kv.pool import PagedKVPool
 from engine.plan import CascadePlan, StepSequence
+from engine.run.room import StepRoom
+from engine.sampling.params import Choice, Draw, SamplingRequest
 
 LayerWatch = Callable[[int, Tensor], None]  # layer, what it hands on (rows, width)
+
+
+@dataclass(frozen=True)
+class StepRows:
+    """One sequence's rows of a step.
+
+    ``sources``, one for each row, are a token id, or ``~slot`` for the token that was last drawn in that slot.
+    ``draw``: the token behind the last row; None where keys and values are all that is wanted. ``alone``: a piece of
+    its own forward (see ``Runner.alone``).
+    """
+
+    sequence: StepSequence
+    sources: Sequence[int]
+    draw: Draw | None = None
+    alone: bool = False
 
 
 class PendingStep(Protocol):
@@ -27,17 +49,21 @@ class PendingStep(Protocol):
 
     @property
     def plan(self) -> CascadePlan:
-        """What the step reads and where its rows stand, without padding."""
+        """What the step reads and where its rows stand, in the order of the batch, without padding."""
         ...
 
-    def wait(self) -> list[int]:
-        """The token of largest logit of every decoded row, or of a piece's last row."""
+    def wait(self) -> list[Choice]:
+        """Waits until the step is over: the token of each of its draws, in order.
+
+        A ``token_id`` of -1 says that the model gave no number to choose by; what a later row takes from that slot is
+        some token of the vocabulary.
+        """
         ...
 
     def logits(self) -> Tensor:
-        """Logits (rows, vocabulary) fp32 on the device, of the same rows; the caller's to keep.
+        """Logits (draws, vocabulary) fp32 on the device, as the model gave them; the caller's to keep.
 
-        To be asked for before the runner's next step. ``RuntimeError`` if they are gone, or never were wanted.
+        To be asked for before the runner's next step, ``RuntimeError`` if they are gone.
         """
         ...
 
@@ -45,8 +71,9 @@ class PendingStep(Protocol):
 class Runner(Protocol):
     """Forwards over one pool.
 
-    ``piece_tokens`` is the most tokens of a piece. ``runs_ahead``: steps go on while the host does something else, so
-    that waiting for one after the next has begun costs nothing; otherwise a step is over when it has begun.
+    ``piece_tokens`` is the most rows of a piece that runs alone. ``runs_ahead``: steps go on while the host does
+    something else, so that waiting for one after the next has begun costs nothing; otherwise a step is over when it
+    has begun. Sampling ``slots`` are 0 .. ``slots`` - 1.
     """
 
     @property
@@ -58,23 +85,32 @@ class Runner(Protocol):
     @property
     def runs_ahead(self) -> bool: ...
 
+    @property
+    def slots(self) -> int: ...
+
     def prepare(self) -> None:
         """Makes ready what the first forwards would otherwise wait for."""
         ...
 
-    def prefill(self, token_ids: Sequence[int], sequence: StepSequence, *, logits: bool = True) -> PendingStep:
-        """Begins a piece: ``sequence.rows`` tokens of one sequence. Without ``logits`` its keys and values are all.
+    def alone(self, tokens: int, *, chunk: bool) -> bool:
+        """Whether a chunk, or a prompt's tail, of so many tokens in all is computed in pieces of its own.
 
-        Raises ``ValueError`` for another number of tokens, or more than ``piece_tokens``.
+        They are cut at multiples of ``piece_tokens`` from its start; otherwise its rows go into any step, cut anywhere.
         """
         ...
 
-    def decode(self, sources: Sequence[int], sequences: Sequence[StepSequence]) -> PendingStep:
-        """Begins a step of one row for each sequence.
+    def room(self, *, decoding: bool) -> StepRoom:
+        """What the next packed step can take; ``decoding``: somebody waits for a token meanwhile."""
+        ...
 
-        ``sources[i]`` is a token id, or ``~row`` for the token that ``wait`` gives for that row of the step before
-        this one, a decode step too, whether it was waited for or not. Raises ``ValueError`` for other sources, and
-        for more sequences than the largest bucket.
+    def open(self, slot: int, request: SamplingRequest) -> None:
+        """How the tokens of a slot are drawn from now on, before its first draw; replaces what was there."""
+        ...
+
+    def begin(self, batch: Sequence[StepRows]) -> PendingStep:
+        """Begins a step: either one ``StepRows`` that is alone, or any number that are not, within a room.
+
+        Raises ``ValueError`` for anything else, such as another number of sources than rows.
         """
         ...
 
@@ -104,17 +140,15 @@ class WatchableRunner(Runner, Protocol):
 
 
 @dataclass(frozen=True)
-class LogitsStep:
-    """A pending step whose logits (rows, vocabulary) fp32 are in memory of its own."""
+class DrawnStep:
+    """A step that is over: its tokens are drawn, its logits (draws, vocabulary) fp32 are in memory of its own."""
 
     plan: CascadePlan
-    own_logits: Tensor | None
+    choices: Sequence[Choice]
+    own_logits: Tensor
 
-    def wait(self) -> list[int]:
-        ids: list[int] = self.logits().argmax(dim=-1).tolist()
-        return ids
+    def wait(self) -> list[Choice]:
+        return list(self.choices)
 
     def logits(self) -> Tensor:
-        if self.own_logits is None:
-            raise RuntimeError("logits: the piece was begun without them")
         return self.own_logits

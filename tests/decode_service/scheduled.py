@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections import Counter
 from collections.abc import Sequence as Items
+from dataclasses import dataclass
 from typing import Any
 
 from chunk_store.entry import MissReason
@@ -20,7 +21,8 @@ from engine.kv.pages import PageTable
 from engine.kv.resident import ResidentChunks
 from engine.kv.source import KVSource
 from engine.reuse import ReuseMode
-from engine.sampling.params import Choice, SamplingParams
+from engine.run.room import StepRoom
+from engine.sampling.params import Choice, SamplingParams, SamplingRequest
 from serving.errors import Unavailable
 from serving.tenancy.places import TenantPlaces
 from serving.tenancy.quotas import NO_QUOTAS, Quotas, TenantQuotas
@@ -46,21 +48,44 @@ def request(
     query = Segment(ChunkId(""), ChunkType.QUERY, (6,) * tail)
     composition = Composition(made, query, ReuseMode.INDEPENDENT, query.token_ids, Tenant(tenant))
     given: dict[str, Any] = {"salt": "", "bypass": False, **options}
-    params = SamplingParams(max_tokens=max_tokens)
-    return Sequence(name, composition, params, None, deliver=lambda _: None, **given)
+    params = SamplingParams(max_tokens=max_tokens, min_tokens=given.pop("min_tokens", 0), seed=given.pop("seed", 0))
+    sampling = SamplingRequest(params, composition.token_ids(), frozenset({EOS}))
+    return Sequence(name, composition, sampling, deliver=lambda _: None, **given)
+
+
+@dataclass
+class Forwards:
+    """A runner before it runs anything: what it packs has ``rows`` rows in a step."""
+
+    packs: bool = False
+    rows: int = 16
+    piece_tokens: int = PIECE
+    long: int = 1 << 30  # chunks of more tokens are alone
+
+    def alone(self, tokens: int, *, chunk: bool) -> bool:
+        return not self.packs or (chunk and tokens > self.long)
+
+    def room(self, *, decoding: bool) -> StepRoom:
+        return StepRoom(self.rows)
 
 
 class Scheduled:
     """A scheduler with what it plans for: a pool's page table, loads that are under way, and a fake runner."""
 
     def __init__(
-        self, *, chunk_pages: int = 24, tail_pages: int = 24, batch_max: int = 4, quotas: Quotas = NO_QUOTAS
+        self,
+        *,
+        chunk_pages: int = 24,
+        tail_pages: int = 24,
+        batch_max: int = 4,
+        quotas: Quotas = NO_QUOTAS,
+        forwards: Forwards | None = None,
     ) -> None:
         self.pool = PageTable(pages=chunk_pages + tail_pages, chunk_pages=chunk_pages, page_size=PAGE)
         self.residents = ResidentChunks(self.pool)  # type: ignore[arg-type]
         self.places = TenantPlaces(256, TenantQuotas(default=quotas))
         self.scheduler = Scheduler(
-            *(self.residents, self.places), eos_token_ids=frozenset({EOS}), batch_max=batch_max, piece_tokens=PIECE
+            *(self.residents, self.places, forwards or Forwards()), eos_token_ids=frozenset({EOS}), batch_max=batch_max
         )
         self.batch_max = batch_max
         self.loads: list[Fill] = []

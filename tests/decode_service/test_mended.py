@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import cairn
+from engine.sampling.params import Choice
 from tests.decode_service.models import loaded, tokens
 from tests.decode_service.pair import Pair, pair, wait_until
 
@@ -123,7 +125,7 @@ def test_a_stop_token_outside_the_vocabulary_is_refused(small: Pair) -> None:
         small.generate([[5, 6]], stop_token_ids=[10**6], min_tokens=2)
 
 
-def test_a_sampler_that_fails_ends_its_own_request_only(small: Pair) -> None:
+def test_a_row_without_a_number_to_choose_by_ends_its_own_request_only(small: Pair) -> None:
     with small.held_decode():
         good = ask(small, [[5, 6, 7]], max_tokens=20)
         bad = ask(small, [[8, 9]], max_tokens=20, temperature=1.0, request_id="bad")
@@ -135,18 +137,20 @@ def test_a_sampler_that_fails_ends_its_own_request_only(small: Pair) -> None:
             if found is None:  # it has its place, and comes to the worker in a moment
                 worker.call(sabotage)
                 return
-            sampler = found.sampler
-            choose = sampler.choose
+            runner: Any = worker.runner
+            begin = runner.begin
 
-            def fails_later(logits):
-                if len(sampler._generated) == 3:
-                    raise ValueError("no such distribution")
-                return choose(logits)
+            def fails_later(batch):
+                step = begin(batch)
+                draws = [rows.draw for rows in batch if rows.draw is not None]
+                lost = [draw.slot == found.slot and draw.index == 3 for draw in draws]
+                choices = [Choice(-1, None) if none else c for none, c in zip(lost, step.choices, strict=True)]
+                return replace(step, choices=choices)
 
-            sampler.choose = fails_later
+            runner.begin = fails_later
 
         worker.call(sabotage)
-    with pytest.raises(cairn.ServerError, match="ValueError"):
+    with pytest.raises(cairn.ServerError, match="ArithmeticError"):
         bad.result(60)
     assert len(good.result(60).token_ids) == 20
 

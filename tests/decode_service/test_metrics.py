@@ -58,8 +58,8 @@ def test_a_step_counts_bytes_and_gaps(counted: Counted) -> None:
     first, second = answered(), answered()
     for sequence in (first, second):
         counted.metrics.prefilled(sequence)
-    plan: Any = SimpleNamespace(tokens_read=7, tokens_flat=12)
-    counted.metrics.stepped(plan, [first, second])
+    plan: Any = SimpleNamespace(tokens_read=7)
+    counted.metrics.stepped(plan, 12, [first, second])
     assert (counted("decode_bytes_read_total"), counted("decode_bytes_flat_total")) == (70, 120)
     assert counted("decode_steps_total") == 1 and counted("decode_batch_size_sum") == 2
     assert counted("inter_token_latency_seconds_count") == 2 and counted("generation_tokens_total") == 4
@@ -82,7 +82,7 @@ def test_gaps_of_a_step_are_counted_in_buckets_and_each_request_has_its_own(
         for since in (*[0.0 if now[0] == 0.05 else now[0]] * 40, now[0]):
             own.observe(at - since)
         now[0] = at
-        counted.metrics.stepped(plan, [*early, late])
+        counted.metrics.stepped(plan, 12, [*early, late])
     samples = {
         name: {
             (s.name.removeprefix(name), s.labels.get("le")): s.value for s in family.samples if "created" not in s.name

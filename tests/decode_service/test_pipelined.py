@@ -5,14 +5,15 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 
 from engine.kv.pool import PagedKVPool
-from engine.plan import StepSequence
 from engine.run.eager.runner import EagerRunner
-from engine.run.protocol import LogitsStep
+from engine.run.protocol import StepRows
+from engine.sampling.params import Choice
 from engine.served import ServedModel
 from tests.decode_service.models import loaded, tokens
 from tests.decode_service.pair import Pair, pair
@@ -28,14 +29,21 @@ class AheadModel(ServedModel):
         assert not made.runs_ahead and isinstance(made, EagerRunner)
         runner: Any = made
         runner.runs_ahead = True
-        runner.steps_named = 0
-        decode = runner.decode
+        runner.unread = runner.unread_max = 0
+        begin = runner.begin
 
-        def counted(sources: Sequence[int], sequences: Sequence[StepSequence]) -> LogitsStep:
-            runner.steps_named += any(source < 0 for source in sources)
-            return decode(sources, sequences)
+        def counted(batch: Sequence[StepRows]) -> Any:
+            step = begin(batch)
+            runner.unread += 1
+            runner.unread_max = max(runner.unread, runner.unread_max)
 
-        runner.decode = counted
+            def wait() -> list[Choice]:
+                runner.unread -= 1
+                return cast(list[Choice], step.wait())
+
+            return SimpleNamespace(plan=step.plan, wait=wait)
+
+        runner.begin = counted
         return runner
 
 
@@ -62,7 +70,9 @@ def requests() -> list[tuple[list[Any], dict[str, Any]]]:
         if index % 5 == 0:
             options |= {"stop_token_ids": list(range(0, 211, 3))}
         if index % 7 == 0:
-            options |= {"temperature": 0.8, "seed": index}
+            options |= {"temperature": 0.8, "seed": index, "logprobs": True}
+        if index % 11 == 0:
+            options |= {"repetition_penalty": 1.3, "frequency_penalty": 0.5}
         made.append(([DOCUMENT, tokens(50 + index, 1 + index % 9)], options))
     return made
 
@@ -76,7 +86,7 @@ def test_answers_are_those_of_waiting_for_every_step(pipelined: Pair, stepwise: 
     for want, one, many in zip(expected, alone, together, strict=True):
         assert one.token_ids == many.token_ids == want.token_ids
         assert one.finish_reason == many.finish_reason == want.finish_reason
-    assert cast(Any, pipelined.decode.worker.runner).steps_named > 20
+    assert cast(Any, pipelined.decode.worker.runner).unread_max == 2
     pipelined.check_idle()
     tokens_made = sum(len(result.token_ids) for result in (*alone, *together))
     assert pipelined.metric("cairn_generation_tokens_total") == tokens_made

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +13,7 @@ import pytest
 
 from cairn import Result
 from chunk_store.tenant import DEFAULT_TENANT
+from engine.run.protocol import StepRows
 from tests.decode_service.models import loaded, tokens
 from tests.decode_service.pair import Pair, pair, wait_until
 
@@ -86,21 +87,17 @@ def test_a_large_request_lets_small_ones_pass(folder: Path, tmp_path: Path) -> N
 def recorded(services: Pair) -> Iterator[list[str]]:
     """What the device thread runs: "piece" or "step"."""
     runner, ran = services.decode.worker.runner, []
-    piece, decode = runner.prefill, runner.decode
+    begin = runner.begin
 
-    def noted_piece(*arguments: Any, **options: Any) -> Any:
-        ran.append("piece")
-        return piece(*arguments, **options)
+    def noted(batch: Sequence[StepRows]) -> Any:
+        ran.append("piece" if batch[0].alone else "step")
+        return begin(batch)
 
-    def noted_decode(*arguments: Any) -> Any:
-        ran.append("step")
-        return decode(*arguments)
-
-    runner.prefill, runner.decode = noted_piece, cast(Any, noted_decode)
+    runner.begin = cast(Any, noted)
     try:
         yield ran
     finally:
-        del runner.prefill, runner.decode
+        del runner.begin
 
 
 @pytest.mark.parametrize("cache", ["shared", "bypass"])
@@ -128,16 +125,16 @@ def test_who_joined_a_chunk_that_is_computed_here_goes_on_when_its_owner_leaves(
         expected = services.generate([chunk, [6]], cache="bypass")
         runner = services.decode.worker.runner
         services.decode.worker.loader.source._full_until[DEFAULT_TENANT] = float("inf")
-        real = runner.prefill
+        real = runner.begin
 
-        def held(token_ids: Any, sequence: Any, **options: Any) -> Any:
+        def held(batch: Sequence[StepRows]) -> Any:
             reached.set()
             assert release.wait(20)
-            if len(token_ids) != 30:
-                del runner.prefill
-            return real(token_ids, sequence, **options)
+            if len(batch[0].sources) != 30:
+                del runner.begin
+            return real(batch)
 
-        runner.prefill = held
+        runner.begin = cast(Any, held)
         other = later(services, [tokens(2, 30), [5]], reuse="independent")
         assert reached.wait(20)  # the device thread stands still in another request's chunk
         owner = later(services, [chunk, [5]], request_id="owner")

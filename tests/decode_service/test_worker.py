@@ -5,11 +5,9 @@ from __future__ import annotations
 import queue
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
-import torch
 from prometheus_client import CollectorRegistry
 
 from decode_service.kv_source.fetcher import Wanted
@@ -21,51 +19,11 @@ from decode_service.worker import DecodeWorker
 from engine.kv.pool import PagedKVPool
 from engine.kv.resident import ResidentChunks
 from engine.kv.source import KVSource
-from engine.plan import CascadePlan, StepSequence, plan_levels, plan_step
-from engine.sampling.sampler import Sampler
 from serving.errors import InternalFault, Overloaded, Unavailable
 from tests.decode_service.scheduled import request
 from tests.fakes import LAYOUT, MODEL, FakeRunner
 
-WORDS = 64
 DEADLINE_S = 30.0
-
-
-@dataclass
-class Step:
-    """A step whose rows' tokens are known at once."""
-
-    plan: CascadePlan
-    token_ids: list[int]
-
-    def wait(self) -> list[int]:
-        return self.token_ids
-
-    def logits(self) -> torch.Tensor:
-        return torch.nn.functional.one_hot(torch.tensor(self.token_ids), WORDS).float()
-
-
-@dataclass
-class CountingRunner(FakeRunner):
-    """Each token is the one before it plus 1."""
-
-    runs_ahead: bool = True
-    batches: list[list[int]] = field(default_factory=list)  # sources of decode steps
-    last: list[int] = field(default_factory=list)
-
-    def prefill(self, token_ids: Sequence[int], sequence: StepSequence, *, logits: bool) -> Any:
-        super().prefill(token_ids, sequence, logits=logits)
-        return Step(self.plan([sequence]), [token_ids[-1] + 1])
-
-    def decode(self, sources: Sequence[int], sequences: Sequence[StepSequence]) -> Step:
-        self.before()
-        self.batches.append(list(sources))
-        self.last = [(source if source >= 0 else self.last[~source]) + 1 for source in sources]
-        return Step(self.plan(sequences), self.last)
-
-    def plan(self, sequences: Sequence[StepSequence]) -> CascadePlan:
-        levels = plan_levels(sequences, max_cascade_levels=3)
-        return plan_step(sequences, levels, page_size=self.pool.page_size)
 
 
 class StoredEverywhere:
@@ -82,7 +40,7 @@ class StoredEverywhere:
 class Running:
     def __init__(self, *, runs_ahead: bool, **options: Any) -> None:
         pool = PagedKVPool(LAYOUT, pages=32, chunk_pages=16, page_size=4)
-        self.runner = CountingRunner(pool, piece_tokens=8, runs_ahead=runs_ahead)
+        self.runner = FakeRunner(pool, piece_tokens=8, runs_ahead=runs_ahead)
         runner: Any = self.runner
         source: Any = StoredEverywhere()
         metrics = DecodeMetrics(CollectorRegistry(), model_name="tiny", token_nbytes=1)
@@ -92,7 +50,6 @@ class Running:
 
     def submit(self, name: str, **options: Any) -> Request:
         sequence = request(name, **options)
-        sequence.sampler = Sampler(sequence.params, [], frozenset())
         self.events[name] = queue.SimpleQueue()
         sequence.deliver = self.events[name].put
         self.worker.take_place(sequence.tenant)
@@ -131,8 +88,6 @@ def test_answers_of_several_requests_and_where_their_kv_came_from(runs_ahead: bo
         assert [s.composition.chunks[0].outcome for s in (one, two)] == [
             *(ChunkOutcome(KVSource.STORE), ChunkOutcome(KVSource.DEVICE))
         ]
-        fed = any(source < 0 for batch in it.runner.batches for source in batch)
-        assert fed == runs_ahead, "a step that was begun ahead takes its tokens from the one before"
     assert it.worker.occupancy().pages["tail"] == 0
 
 

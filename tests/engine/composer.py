@@ -13,6 +13,8 @@ from engine.kv.resident import ResidentChunk, ResidentChunks
 from engine.plan import PlacedChunk, StepSequence
 from engine.reuse import ReuseMode, key_composition
 from engine.run.pieces import prefill_chunk, prefill_tail
+from engine.run.protocol import StepRows
+from engine.sampling.params import Draw
 from engine.served import ServedModel
 
 Request = tuple[list[list[int]], list[int], str]  # chunks, query, mode
@@ -27,6 +29,12 @@ class _Running:
     start: int
     generated: list[int]
     logits: list[torch.Tensor]
+
+    def row(self, slot: int) -> StepRows:
+        """The row of the last token, which was drawn in ``slot``."""
+        position = self.start + self.tail_tokens
+        sequence = StepSequence(self.placed, self.pages, self.tail_tokens, 1, position)
+        return StepRows(sequence, [~slot], Draw(slot, len(self.generated), position + 1))
 
 
 class Composer:
@@ -61,10 +69,9 @@ class Composer:
 
     def generate(self, requests: Sequence[Request], count: int) -> list[tuple[list[int], torch.Tensor]]:
         """Decodes all requests as one batch; greedy tokens and logits (count, vocabulary) of each."""
-        running = [self._start(*request, count) for request in requests]
+        running = [self._start(*request, count, slot) for slot, request in enumerate(requests)]
         for _ in range(count - 1):
-            steps = [StepSequence(r.placed, r.pages, r.tail_tokens, 1, r.start + r.tail_tokens) for r in running]
-            step = self.runner.decode([r.generated[-1] for r in running], steps)
+            step = self.runner.begin([r.row(slot) for slot, r in enumerate(running)])
             logits = step.logits()
             self.plans.append(step.plan)
             for row, request in enumerate(running):
@@ -78,10 +85,10 @@ class Composer:
         self.residents.check_integrity()
         return [(r.generated, torch.stack(r.logits)) for r in running]
 
-    def _start(self, chunks: list[list[int]], query: list[int], mode: str, count: int) -> _Running:
+    def _start(self, chunks: list[list[int]], query: list[int], mode: str, count: int, slot: int) -> _Running:
         held, placed = self.hold(chunks, mode)
         pages = self.pool.allocate_pages(self.pool.pages_for(len(query) + count))
         assert pages is not None
         start = sum(map(len, chunks))
-        logits = prefill_tail(self.runner, query, placed, pages, start=start)
+        logits = prefill_tail(self.runner, query, placed, pages, start=start, slot=slot)
         return _Running(placed, held, tuple(pages), len(query), start, [int(logits.argmax())], [logits.clone()])

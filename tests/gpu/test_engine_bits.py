@@ -9,6 +9,8 @@ import torch
 
 from engine.plan import StepSequence
 from engine.run.pieces import prefill_tail
+from engine.run.protocol import StepRows
+from engine.sampling.params import Choice, Draw
 from tests.engine.composer import Composer, Request
 from tests.gpu.engine_models import served, tokens
 
@@ -98,18 +100,18 @@ def test_a_pipelined_step_samples_what_a_waited_one_does() -> None:
     pages = tuple(composer.pool.allocate_pages(2) or ())
     first = int(prefill_tail(composer.runner, tokens(2, 5), placed, pages, start=70).argmax())
 
-    def step(at: int) -> list[StepSequence]:
-        return [StepSequence(placed, pages, 5 + at, 1, 75 + at)]
+    def step(at: int, source: int) -> list[StepRows]:
+        return [StepRows(StepSequence(placed, pages, 5 + at, 1, 75 + at), [source], Draw(0, at + 1, 76 + at))]
 
     waited, token = [], first
     for at in range(6):
-        logits = composer.runner.decode([token], step(at)).logits()
+        logits = composer.runner.begin(step(at, token)).logits()
         token = int(logits[0].argmax())
         waited.append(token)
-    handles = [composer.runner.decode([first], step(0))]
-    pipelined = []
+    handles = [composer.runner.begin(step(0, first))]
+    pipelined: list[Choice] = []
     for at in range(1, 6):
-        handles.append(composer.runner.decode([~0], step(at)))
+        handles.append(composer.runner.begin(step(at, ~0)))
         pipelined += handles.pop(0).wait()
-    assert [*pipelined, *handles[0].wait()] == waited
+    assert [choice.token_id for choice in (*pipelined, *handles[0].wait())] == waited
     assert held

@@ -5,9 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 
-from engine.plan import StepSequence
+from engine.plan import PlacedChunk, StepSequence
 from engine.run.cuda.runner import FusedRunner
 from engine.run.cuda.steps import StepLimits
+from engine.run.pieces import GREEDY
+from engine.run.protocol import PendingStep, StepRows
+from engine.sampling.params import Draw
 from tests.engine.composer import Composer, Request
 from tests.gpu.engine_models import served, tokens
 
@@ -44,12 +47,16 @@ def test_tokens_in_flight_survive_a_growth() -> None:
     chunks = [tokens(seed, 40) for seed in range(30)]
     _, placed = composer.hold(chunks, "independent")
     pages = tuple(composer.pool.allocate_pages(2) or ())
-    alone = StepSequence((), pages, 0, 1, 0)
-    first = runner.decode([7], [alone])
-    wide = StepSequence(placed, pages, 1, 1, 1201)
-    second = runner.decode([~0], [wide])
-    token = first.wait()[0]
-    named = second.wait()[0]
-    third = runner.decode([token], [wide])
+    runner.open(0, GREEDY)
+
+    def step(placed: tuple[PlacedChunk, ...], at: int, position: int, source: int) -> PendingStep:
+        draw = Draw(0, at, position + 1)
+        return runner.begin([StepRows(StepSequence(placed, pages, at, 1, position), [source], draw)])
+
+    first = step((), 0, 0, 7)
+    second = step(placed, 1, 1201, ~0)
+    token = first.wait()[0].token_id
+    named = second.wait()[0].token_id
+    third = step(placed, 1, 1201, token)
     assert runner.steps.limits.partials > 16
-    assert third.wait()[0] == named
+    assert third.wait()[0].token_id == named

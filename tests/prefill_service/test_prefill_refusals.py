@@ -183,7 +183,7 @@ def test_faults_of_ours_are_internal_and_the_service_goes_on(
                 def fail(*_: Any, **options: Any) -> None:
                     raise RuntimeError("the secret prompt")
 
-                broken.setattr(w.service.jobs.computer.runner, "prefill", fail)
+                broken.setattr(w.service.jobs.computer.runner, "begin", fail)
                 code, text = await w.refused([1, 2])
                 assert code is StatusCode.INTERNAL and "secret" not in text
                 w.check_idle()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from chunk_store.key import ChunkKey
 from chunk_store.open import open_store
 from chunk_store.store import Busy, Stored
 from engine.reuse import ReuseMode, key_composition
+from engine.run.protocol import StepRows
 from prefill_service.api.ordered import in_order
 from serving.process.loading import Loaded
 from serving.store.heartbeat import heartbeat
@@ -122,16 +123,16 @@ def test_a_cancelled_call_stops_between_two_chunks(tiny: Loaded, store: Path, mo
     async def body() -> None:
         async with worker(tiny, store) as w:
             runner = w.service.jobs.computer.runner
-            real, computed, go_on, begun = runner.prefill, [], threading.Event(), threading.Event()
+            real, computed, go_on, begun = runner.begin, [], threading.Event(), threading.Event()
 
-            def slow(token_ids: Any, *rest: Any, **options: Any) -> Any:
+            def slow(batch: Sequence[StepRows]) -> Any:
                 begun.set()
                 assert go_on.wait(10)
-                computed.append(tuple(token_ids))
-                return real(token_ids, *rest, **options)
+                computed.append(tuple(batch[0].sources))
+                return real(batch)
 
             a, b = await w.prefill(A), await w.prefill(B)
-            monkeypatch.setattr(runner, "prefill", slow)
+            monkeypatch.setattr(runner, "begin", slow)
             context = [b.chunk_id, a.chunk_id, b.chunk_id]  # b is stored; a and b under b are not
             call = w.stub.PrefillChunk(message([9], context_chunk_ids=context))
             assert await asyncio.to_thread(begun.wait, 60)
@@ -153,14 +154,14 @@ def test_a_cancelled_job_keeps_its_place_until_its_step_ends(
     async def body() -> None:
         async with worker(tiny, store) as w:
             jobs, runner = w.service.jobs, w.service.jobs.computer.runner
-            real, go_on, begun = runner.prefill, threading.Event(), threading.Event()
+            real, go_on, begun = runner.begin, threading.Event(), threading.Event()
 
             def slow(*arguments: Any, **options: Any) -> Any:
                 begun.set()
                 assert go_on.wait(60)
                 return real(*arguments, **options)
 
-            monkeypatch.setattr(runner, "prefill", slow)
+            monkeypatch.setattr(runner, "begin", slow)
             call = w.stub.PrefillChunk(message(A))
             assert await asyncio.to_thread(begun.wait, 60)
             waiting = w.stub.PrefillChunk(message(B))

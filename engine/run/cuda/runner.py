@@ -6,8 +6,7 @@
 Which way a forward takes depends on its own rows and composition alone, so a chunk's bits never depend on what else
 is running. A decode step's bits depend on its bucket (cuBLAS takes another kernel for another number of rows), not on
 what its other rows are; with one bucket, as ``--strict`` has, an answer is the same alone and among others. Stored KV
-does not depend on the buckets of decode steps. ``decode`` returns before the step has run, and the next one may name
-the tokens it samples: the device feeds them into it.
+does not depend on the buckets of decode steps. Tokens are drawn on the host.
 """
 
 from __future__ import annotations
@@ -20,16 +19,19 @@ from torch import Tensor
 
 from engine.device import on_pools_device
 from engine.kv.pool import PagedKVPool
-from engine.plan import CascadePlan, StepSequence
+from engine.plan import CascadePlan
 from engine.run.cuda.cascade.launch import Tuning
 from engine.run.cuda.cascade.work import WorkTooLarge
 from engine.run.cuda.forward import Buffers, FusedForward
 from engine.run.cuda.prefill_attention import attend_piece, prepare_piece
 from engine.run.cuda.products import BUCKETS
-from engine.run.cuda.steps import CallWatch, LaunchedStep, StepLimits, Steps
+from engine.run.cuda.steps import CallWatch, StepLimits, Steps
 from engine.run.cuda.weights import FusedWeights
-from engine.run.planning import DECODE_BUCKETS, DecodePlanner, plan_piece
-from engine.run.protocol import AttentionWatch, LayerWatch, LogitsStep, PendingStep
+from engine.run.planning import DECODE_BUCKETS, StepPlanner
+from engine.run.protocol import AttentionWatch, DrawnStep, LayerWatch, StepRows
+from engine.run.room import StepRoom
+from engine.sampling.params import SamplingRequest
+from engine.sampling.sampler import HostSlots
 
 PIECE_BUCKETS = (8, 64, 128, 256)
 
@@ -55,13 +57,15 @@ class FusedRunner:
     ) -> None:
         self.pool = pool
         self.piece_tokens = piece_tokens
-        self.runs_ahead = True
+        self.runs_ahead = False
         least = row_buckets[0]
-        decode_buckets = sorted({max(size, least) for size in decode_buckets})
-        self._planner = DecodePlanner(pool, decode_buckets, max_cascade_levels)
+        self._buckets = tuple(sorted({max(size, least) for size in decode_buckets}))
+        self.slots = self._buckets[-1]
+        self._planner = StepPlanner(pool, max_cascade_levels)
+        self._sampling = HostSlots(self.slots, weights.vocabulary)
         self.weights = weights
         self.forward = FusedForward(weights, pool, positions=positions)
-        limits = limits or StepLimits(rows=max(256, *decode_buckets))
+        limits = limits or StepLimits(rows=max(256, *self._buckets))
         self._tuning, self._graphs = tuning, graphs
         # Short pieces keep to their first lists: which way a piece takes must not depend on what came before.
         self._pieces = Steps(self.forward, limits=limits, tuning=tuning, graphs=graphs)
@@ -84,24 +88,44 @@ class FusedRunner:
         finally:
             self.forward.watch = None
 
-    # -- prefill ------------------------------------------------------------------------------------
+    def alone(self, tokens: int, *, chunk: bool) -> bool:
+        return True
+
+    def room(self, *, decoding: bool) -> StepRoom:
+        return StepRoom(self._buckets[-1])
+
+    def open(self, slot: int, request: SamplingRequest) -> None:
+        self._sampling.open(slot, request)
+
     @on_pools_device
     @torch.inference_mode()
-    def prefill(self, token_ids: Sequence[int], sequence: StepSequence, *, logits: bool = True) -> PendingStep:
-        plan = plan_piece(token_ids, sequence, self.pool.page_size, self.piece_tokens)
-        self._planner.forget_rows()
+    def begin(self, batch: Sequence[StepRows]) -> DrawnStep:
+        plan = self._planner.plan(batch, piece_tokens=self.piece_tokens)
+        sources = [source for rows in batch for source in rows.sources]
+        ids = [max(0, self._sampling.last(~source)) if source < 0 else source for source in sources]
+        draws = [rows.draw for rows in batch if rows.draw is not None]
+        if batch[0].alone:
+            logits = self._piece(ids, plan, logits=bool(draws))
+        else:
+            wanted = [row for row, rows in enumerate(batch) if rows.draw is not None]
+            logits = self._decode(ids, batch, plan)[wanted].float()
+        return DrawnStep(plan, self._sampling.draw(logits.cpu(), draws) if draws else [], logits)
+
+    # -- prefill ------------------------------------------------------------------------------------
+    def _piece(self, token_ids: list[int], plan: CascadePlan, *, logits: bool) -> Tensor:
+        """Logits (1, vocabulary) fp32 of the last row, (0, vocabulary) if none are wanted."""
         rows = len(token_ids)
         bucket = next((size for size in self._piece_buckets if size >= rows), None)
         if bucket is not None:
             padded = plan.padded(bucket, self.pool.scratch_page, self.pool.page_size)
             try:
                 every = self._pieces.run(padded, [*token_ids, *[0] * (bucket - rows)])
-                return LogitsStep(plan, every[rows - 1 : rows].float() if logits else None)
+                return every[rows - 1 : rows if logits else rows - 1].float()
             except WorkTooLarge:  # decided by this sequence's lengths alone: always the same for the same chunk
                 pass
-        return LogitsStep(plan, self._long_piece(token_ids, plan, logits=logits))
+        return self._long_piece(token_ids, plan, logits=logits)
 
-    def _long_piece(self, piece: Sequence[int], plan: CascadePlan, *, logits: bool) -> Tensor | None:
+    def _long_piece(self, piece: Sequence[int], plan: CascadePlan, *, logits: bool) -> Tensor:
         if self._buffers is None:
             self._buffers = Buffers.of(self.weights, max(self.piece_tokens, self.steps.limits.rows))
         step = prepare_piece(plan, self.pool.page_size, self.pool.device)
@@ -121,18 +145,20 @@ class FusedRunner:
         head = torch.empty(1, self.weights.vocabulary, dtype=self.weights.head.dtype, device=self.pool.device)
         wanted = head if logits else None
         self.forward.layers(b, self._nothing, attend, turn=True, last_row_only=True, logits=wanted)
-        return head.float() if logits else None
+        return head[: int(logits)].float()
 
     # -- decode -------------------------------------------------------------------------------------
-    @on_pools_device
-    def decode(self, sources: Sequence[int], sequences: Sequence[StepSequence]) -> LaunchedStep:
-        plan = self._planner.plan(sources, sequences)
-        padded = self._planner.padded(plan)
-        filled = [*sources, *[0] * (len(padded.slots) - len(sources))]
+    def _decode(self, ids: list[int], batch: Sequence[StepRows], plan: CascadePlan) -> Tensor:
+        """Logits (rows, vocabulary), overwritten by the next step."""
+        if len(ids) != len(batch):
+            raise ValueError(f"begin: {len(ids)} rows of {len(batch)} sequences; several rows of one are a piece alone")
+        if len(ids) > self._buckets[-1]:
+            raise ValueError(f"begin: {len(ids)} rows are more than the largest bucket, {self._buckets[-1]}")
+        padded = self._planner.padded(plan, self._buckets)
+        filled = [*ids, *[0] * (len(padded.slots) - len(ids))]
         while True:
             try:
-                self.steps.run(padded, filled)
-                return self.steps.pending(plan)
+                return self.steps.run(padded, filled)[: len(ids)]
             except WorkTooLarge:
                 self._grow()
 
@@ -148,7 +174,7 @@ class FusedRunner:
     @on_pools_device
     def prepare(self) -> None:
         """Compiles and captures every bucket."""
-        for rows in self._planner.buckets:
+        for rows in self._buckets:
             self.steps.prepare(rows)
         for rows in self._piece_buckets:
             self._pieces.prepare(rows, piece=True)

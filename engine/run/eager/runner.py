@@ -1,4 +1,8 @@
-"""EagerRunner: forwards through the model's own code with our attention, on any device."""
+"""EagerRunner: forwards through the model's own code with our attention, on any device.
+
+A chunk and a prompt's tail are computed in pieces of their own. A decode step is one row a sequence, padded to a
+bucket; its tokens are drawn on the host when it has begun, so nothing runs ahead.
+"""
 
 from __future__ import annotations
 
@@ -13,9 +17,12 @@ from engine.attention import Attention, Scores
 from engine.device import on_pools_device
 from engine.kv.pool import PagedKVPool
 from engine.model.borrowed import BorrowedModel
-from engine.plan import CascadePlan, StepSequence
-from engine.run.planning import DECODE_BUCKETS, DecodePlanner, plan_piece
-from engine.run.protocol import AttentionWatch, LayerWatch, LogitsStep
+from engine.plan import CascadePlan
+from engine.run.planning import DECODE_BUCKETS, StepPlanner
+from engine.run.protocol import AttentionWatch, DrawnStep, LayerWatch, StepRows
+from engine.run.room import StepRoom
+from engine.sampling.params import SamplingRequest
+from engine.sampling.sampler import HostSlots
 
 
 class EagerRunner:
@@ -38,8 +45,10 @@ class EagerRunner:
         self.piece_tokens = piece_tokens
         self.row_multiple = row_multiple
         self.runs_ahead = False
-        self._planner = DecodePlanner(pool, decode_buckets, max_cascade_levels)
-        self._last: LogitsStep | None = None  # the decode step before the next one
+        self._buckets = tuple(sorted(decode_buckets))
+        self.slots = self._buckets[-1]
+        self._planner = StepPlanner(pool, max_cascade_levels)
+        self._sampling = HostSlots(self.slots, int(borrowed.config.get_text_config().vocab_size))
 
     def watch_attention(self, watch: AttentionWatch) -> None:
         self.attention = watch.around(self.attention)
@@ -50,22 +59,42 @@ class EagerRunner:
     def prepare(self) -> None:
         """There is nothing of the kind here."""
 
-    def prefill(self, token_ids: Sequence[int], sequence: StepSequence, *, logits: bool = True) -> LogitsStep:
-        plan = plan_piece(token_ids, sequence, self.pool.page_size, self.piece_tokens)
-        self._planner.forget_rows()
-        last_row = self._forward(token_ids, plan, [len(token_ids) - 1], row_multiple=1)
-        return LogitsStep(plan, last_row if logits else None)
+    def alone(self, tokens: int, *, chunk: bool) -> bool:
+        return True
 
-    def decode(self, sources: Sequence[int], sequences: Sequence[StepSequence]) -> LogitsStep:
-        plan = self._planner.plan(sources, sequences)
-        before = self._last.wait() if self._last is not None and min(sources, default=0) < 0 else []
-        padded = self._planner.padded(plan)
+    def room(self, *, decoding: bool) -> StepRoom:
+        return StepRoom(self._buckets[-1])
+
+    def open(self, slot: int, request: SamplingRequest) -> None:
+        self._sampling.open(slot, request)
+
+    def begin(self, batch: Sequence[StepRows]) -> DrawnStep:
+        plan = self._planner.plan(batch, piece_tokens=self.piece_tokens)
+        sources = [source for rows in batch for source in rows.sources]
+        # A slot in which no number was drawn holds -1: the row that takes it is nobody's.
+        ids = [max(0, self._sampling.last(~source)) if source < 0 else source for source in sources]
+        logits = self._piece(ids, plan) if batch[0].alone else self._decode(ids, batch, plan)
+        draws = [rows.draw for rows in batch if rows.draw is not None]
+        if len(draws) < len(logits):
+            logits = logits[[row for row, rows in enumerate(batch) if rows.draw is not None]]
+        return DrawnStep(plan, self._sampling.draw(logits.cpu(), draws) if draws else [], logits)
+
+    def _piece(self, ids: list[int], plan: CascadePlan) -> Tensor:
+        """Logits (1, vocabulary) of the last row."""
+        return self._forward(ids, plan, [len(ids) - 1], row_multiple=1)
+
+    def _decode(self, ids: list[int], batch: Sequence[StepRows], plan: CascadePlan) -> Tensor:
+        """Logits (rows, vocabulary)."""
+        if len(ids) != len(batch):
+            raise ValueError(f"begin: {len(ids)} rows of {len(batch)} sequences; several rows of one are a piece alone")
+        if len(ids) > self._buckets[-1]:
+            raise ValueError(f"begin: {len(ids)} rows are more than the largest bucket, {self._buckets[-1]}")
+        padded = self._planner.padded(plan, self._buckets)
         rows = len(padded.slots)
-        ids = [*(before[~source] if source < 0 else source for source in sources), *[0] * (rows - len(sources))]
+        ids = [*ids, *[0] * (rows - len(ids))]
         # The head runs on the padded rows too: one row fewer could be another kernel, and other bits.
         logits = self._forward(ids, padded, list(range(rows)), row_multiple=1 if rows == 1 else self.row_multiple)
-        self._last = LogitsStep(plan, logits[: len(sequences)])
-        return self._last
+        return logits[: len(batch)]
 
     @on_pools_device
     def _forward(self, token_ids: Sequence[int], plan: CascadePlan, rows: list[int], *, row_multiple: int) -> Tensor:

@@ -20,7 +20,7 @@ from engine.plan import StepSequence
 from engine.reuse import ReuseMode
 from engine.run.choice import make_attention
 from engine.run.eager.runner import EagerRunner
-from engine.run.protocol import LogitsStep
+from engine.run.protocol import DrawnStep, StepRows
 from engine.served import ServedModel, look_into, serve
 from tests.architectures import ARCHITECTURES, EXACT_ONLY, build
 
@@ -132,8 +132,8 @@ class Planted(EagerRunner):
 
     at = LENGTHS[0]
 
-    def prefill(self, token_ids: Sequence[int], sequence: StepSequence, *, logits: bool = True) -> LogitsStep:
-        return super().prefill(token_ids, self.spoil(sequence), logits=logits)
+    def begin(self, batch: Sequence[StepRows]) -> DrawnStep:
+        return super().begin([replace(rows, sequence=self.spoil(rows.sequence)) for rows in batch])
 
     def spoil(self, sequence: StepSequence) -> StepSequence:
         return sequence

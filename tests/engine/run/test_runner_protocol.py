@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -13,8 +14,9 @@ from engine.model.borrowed import BorrowedModel
 from engine.plan import PlacedChunk, StepSequence
 from engine.run.cuda.runner import FusedRunner
 from engine.run.eager.runner import EagerRunner
-from engine.run.pieces import prefill_chunk, prefill_chunk_piece, prefill_piece, prefill_tail
-from engine.run.protocol import PendingStep, WatchableRunner
+from engine.run.pieces import GREEDY, chunk_rows, cuts, prefill_chunk, prefill_tail
+from engine.run.protocol import PendingStep, StepRows, WatchableRunner
+from engine.sampling.params import Draw, SamplingParams, SamplingRequest
 from engine.served import look_into
 from tests.architectures import ARCHITECTURES, build
 
@@ -56,51 +58,75 @@ class Batch:
         self.first = []
         for row, pages in enumerate(self.tails):
             query = [row + 1] * TAIL
-            logits = prefill_tail(runner, query, self.chunks, pages, start=len(DOCUMENT))
+            logits = prefill_tail(runner, query, self.chunks, pages, start=len(DOCUMENT), slot=row)
             self.first.append(int(logits.argmax()))
 
-    def step(self, sources: list[int], at: int, rows: int = ROWS) -> PendingStep:
-        """Decode step ``at`` of the first ``rows`` sequences."""
+    def rows(self, row: int, source: int, at: int) -> StepRows:
+        """The row of sequence ``row`` in decode step ``at``."""
         held = TAIL + at
-        sequences = [StepSequence(self.chunks, pages, held, 1, len(DOCUMENT) + held) for pages in self.tails[:rows]]
-        return self.runner.decode(sources, sequences)
+        sequence = StepSequence(self.chunks, self.tails[row], held, 1, len(DOCUMENT) + held)
+        return StepRows(sequence, [source], Draw(row, at + 1, len(DOCUMENT) + held + 1))
+
+    def step(self, sources: list[int], at: int) -> PendingStep:
+        """Decode step ``at`` of the first sequences."""
+        return self.runner.begin([self.rows(row, source, at) for row, source in enumerate(sources)])
 
 
-def test_a_step_waits_for_the_argmax_of_its_logits(make: Make) -> None:
+def ids(step: PendingStep) -> list[int]:
+    return [choice.token_id for choice in step.wait()]
+
+
+def test_a_step_draws_the_argmax_of_its_logits(make: Make) -> None:
     batch = Batch(make())
     step = batch.step(batch.first, 0)
     logits = step.logits()
     assert logits.shape == (ROWS, 211) and logits.dtype == torch.float32
-    assert step.wait() == logits.argmax(dim=-1).tolist() == step.wait()
+    assert ids(step) == logits.argmax(dim=-1).tolist() == ids(step)
     assert len(step.plan.slots) == ROWS, "the plan is told without padding"
 
 
-def test_naming_rows_of_the_step_before_is_waiting_for_it(make: Make) -> None:
+def test_naming_slots_is_waiting_for_what_was_drawn_in_them(make: Make) -> None:
     batch = Batch(make())
     waited, tokens = [], batch.first
     for at in range(5):
-        tokens = batch.step(tokens, at).wait()
+        tokens = ids(batch.step(tokens, at))
         waited.append(tokens)
-    ahead, steps = Batch(make()), []
-    steps.append(ahead.step(ahead.first, 0))
-    named = []
+    ahead = Batch(make())
+    pending, named = ahead.step([~row for row in range(ROWS)], 0), []
     for at in range(1, 5):
-        steps.append(ahead.step([~row for row in range(ROWS)], at))
-        named.append(steps.pop(0).wait())
-    assert [*named, steps[0].wait()] == waited
+        following = ahead.step([~row for row in range(ROWS)], at)
+        named.append(ids(pending))
+        pending = following
+    assert [*named, ids(pending)] == waited
 
 
-def test_rows_can_change_their_places_and_come_beside_tokens(make: Make) -> None:
-    def sequences(batch: Batch) -> list[StepSequence]:
-        at = TAIL + 1
-        tails = (batch.tails[2], batch.tails[0])
-        return [StepSequence(batch.chunks, pages, at, 1, len(DOCUMENT) + at) for pages in tails]
-
+def test_rows_can_change_their_places_come_beside_tokens_and_miss_a_step(make: Make) -> None:
     batch, other = Batch(make()), Batch(make())
-    told = batch.step(batch.first, 0).wait()
-    expected = batch.runner.decode([told[2], told[0]], sequences(batch)).wait()
-    other.step(other.first, 0)
-    assert other.runner.decode([~2, told[0]], sequences(other)).wait() == expected
+    told = ids(batch.step(batch.first, 0))
+    expected = [ids(batch.runner.begin([batch.rows(2, told[2], 1), batch.rows(0, told[0], 1)]))]
+    expected.append(ids(batch.runner.begin([batch.rows(1, told[1], 1)])))
+    other.step([~row for row in range(ROWS)], 0)
+    steps = [other.runner.begin([other.rows(2, ~2, 1), other.rows(0, told[0], 1)])]
+    steps.append(other.runner.begin([other.rows(1, ~1, 1)]))
+    assert [ids(step) for step in steps] == expected
+
+
+def test_a_slot_that_is_opened_anew_forgets_who_had_it(make: Make) -> None:
+    batch, drawn = Batch(make()), []
+    for params in (SamplingParams(temperature=1.0, seed=3), SamplingParams(), SamplingParams(temperature=1.0, seed=3)):
+        batch.runner.open(0, SamplingRequest(params, (), frozenset()))
+        drawn.append([ids(batch.step([source], 0))[0] for source in (batch.first[0], batch.first[1])])
+    assert drawn[0] == drawn[2]
+
+
+def test_a_step_without_draws_has_no_tokens(make: Make) -> None:
+    batch = Batch(make())
+    silent = replace(batch.rows(1, batch.first[1], 0), draw=None)
+    step = batch.runner.begin([batch.rows(0, batch.first[0], 0), silent, batch.rows(2, batch.first[2], 0)])
+    other = Batch(make())
+    both = other.step(other.first, 0)
+    assert ids(step) == [ids(both)[0], ids(both)[2]]
+    assert torch.equal(step.logits(), both.logits()[[0, 2]])
 
 
 def test_logits_taken_before_the_next_step_are_the_callers_to_keep(make: Make) -> None:
@@ -111,55 +137,33 @@ def test_logits_taken_before_the_next_step_are_the_callers_to_keep(make: Make) -
     assert torch.equal(kept, before)
 
 
-def test_sources_that_no_step_gave_are_refused(make: Make) -> None:
-    batch = Batch(make())
-    with pytest.raises(ValueError, match="row 0 of a step of 0 rows"):
-        batch.step([~0] * ROWS, 0)
-    batch.step(batch.first[:2], 0, rows=2)
-    with pytest.raises(ValueError, match="row 2 of a step of 2 rows"):
-        batch.step([~0, ~1, ~2], 1)
-    prefill_piece(batch.runner, [1, 2], 0, (), batch.tails[0], start=0)
-    with pytest.raises(ValueError, match="row 1 of a step of 0 rows"):
-        batch.step([~0, ~1], 1, rows=2)
-
-
 def test_steps_of_another_shape_are_refused(make: Make) -> None:
     runner = make()
+    with pytest.raises(ValueError, match="needs rows"):
+        runner.begin([])
     one = StepSequence((), (20,), 0, 1, 0)
-    for sources, sequences in (([1, 2], [one]), ([1], [StepSequence((), (20,), 0, 2, 0)])):
-        with pytest.raises(ValueError, match="one token and one row"):
-            runner.decode(sources, sequences)
-    with pytest.raises(ValueError, match="more than the largest bucket, 8"):
-        runner.decode([1] * 9, [one] * 9)
-    for tokens, rows in ((1, 2), (9, 9), (0, 0)):
-        with pytest.raises(ValueError, match="1 to 8"):
-            runner.prefill([1] * tokens, StepSequence((), (20,), 0, rows, 0))
+    with pytest.raises(ValueError, match="2 sources for 1 rows"):
+        runner.begin([StepRows(one, [1, 2])])
+    with pytest.raises(ValueError, match="runs alone"):
+        runner.begin([StepRows(one, [1], alone=True), StepRows(one, [1])])
+    with pytest.raises(ValueError, match="a piece of 9 rows, 8 are the most"):
+        runner.begin([StepRows(StepSequence((), (20,), 0, 9, 0), [1] * 9, alone=True)])
 
 
-def test_a_piece_gives_the_logits_of_its_last_row_or_none(make: Make) -> None:
+def test_a_piece_gives_the_token_of_its_last_row_or_none(make: Make) -> None:
     runner = make()
     run = runner.pool.allocate_run(6)
     assert run is not None
-    silent = prefill_chunk_piece(runner, [1, 2, 3, 4, 5, 6], 0, (), run)
-    for ask in (silent.logits, silent.wait):
-        with pytest.raises(RuntimeError, match="begun without them"):
-            ask()
+    tokens = [1, 2, 3, 4, 5, 6]
+    cut = next(cuts(runner, (), 6, chunk=True))
+    silent = runner.begin([chunk_rows(tokens, cut, (), run)])
+    assert silent.wait() == []
     kept = [plane.clone() for plane in runner.pool.run_planes(run, 6)]
-    told = runner.prefill([1, 2, 3, 4, 5, 6], StepSequence((), (run.first,), 0, 6, 0))
+    runner.open(3, GREEDY)
+    told = runner.begin([replace(chunk_rows(tokens, cut, (), run), draw=Draw(3, 0, 6))])
     assert told.logits().shape == (1, 211)
-    assert told.wait() == told.logits().argmax(dim=-1).tolist()
+    assert ids(told) == told.logits().argmax(dim=-1).tolist()
     assert all(torch.equal(a, b) for a, b in zip(kept, runner.pool.run_planes(run, 6), strict=True))
-
-
-def test_pieces_are_the_same_whoever_cuts_them(make: Make) -> None:
-    runner = make()
-    tokens, pages = list(range(20)), runner.pool.allocate_pages(2) or []
-    whole = prefill_tail(runner, tokens, (), pages, start=0)
-    for first in (0, 8, 16):
-        piece = prefill_piece(runner, tokens, first, (), pages, start=0)
-    assert torch.equal(piece.logits()[0], whole)
-    with pytest.raises(ValueError, match="at least one token"):
-        prefill_tail(runner, [], (), pages, start=0)
 
 
 def test_context_that_was_moved_computes_no_chunk(make: Make) -> None:

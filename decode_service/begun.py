@@ -1,0 +1,72 @@
+"""Steps that were launched: rows of requests as a runner takes them, and the tokens that come of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as Items
+from dataclasses import dataclass
+
+from decode_service.sequence import Sequence
+from decode_service.step_plan import Rows
+from engine.kv.resident import ResidentChunks
+from engine.plan import PlacedChunk, StepSequence
+from engine.run.pieces import Cut, chunk_rows, tail_rows
+from engine.run.protocol import PendingStep, Runner, StepRows
+from engine.sampling.params import Choice, Draw
+
+
+@dataclass(frozen=True)
+class Begun:
+    """A step that was launched, and the rows in it. ``tokens_flat``: KV tokens that it would read without sharing."""
+
+    rows: Items[Rows]
+    step: PendingStep
+    tokens_flat: int
+
+    @property
+    def decodes(self) -> bool:
+        """Whether somebody decodes in it; those rows come first."""
+        return self.rows[0].decodes
+
+    def wait(self) -> list[tuple[Rows, Choice]]:
+        """The tokens of those who have not ended meanwhile. Raises what the device raises."""
+        drawn = (rows for rows in self.rows if rows.decodes or rows.last_of_prompt)
+        taken = zip(drawn, self.step.wait(), strict=True)
+        return [(rows, choice) for rows, choice in taken if not rows.sequence.done]
+
+
+def begin(runner: Runner, rows: Items[Rows], residents: ResidentChunks) -> Begun:
+    """Launches a step: one piece that is alone, or rows that are packed. Raises what the runner raises."""
+    batch = [_decode_row(each, residents) if each.decodes else _slice(each, residents) for each in rows]
+    return Begun(rows, runner.begin(batch), sum(_tokens_seen(each.sequence) for each in batch))
+
+
+def _tokens_seen(sequence: StepSequence) -> int:
+    return sequence.tail_tokens + sequence.rows + sum(chunk.tokens for chunk in sequence.chunks)
+
+
+def _decode_row(rows: Rows, residents: ResidentChunks) -> StepRows:
+    """The row of the token that was drawn last, whether it was read or not."""
+    sequence = rows.sequence
+    placed = sequence.placed(residents.pool.page_size, residents.moves)
+    position = sequence.composition.tail_start + rows.first
+    row = StepSequence(placed, sequence.tail_pages, rows.first, 1, position)
+    return StepRows(row, (~sequence.slot,), _draw(sequence, rows.first + 1))
+
+
+def _slice(rows: Rows, residents: ResidentChunks) -> StepRows:
+    """Rows of a prompt's tail, or of a chunk that is computed here."""
+    sequence, page_size = rows.sequence, residents.pool.page_size
+    composition, cut = sequence.composition, Cut(rows.first, rows.count, rows.alone)
+    if rows.chunk is not None:
+        before = [composition.chunks[index].held for index in rows.chunk.context]
+        context = [PlacedChunk(each.first_slot(page_size), each.tokens, 0) for each in before]
+        return chunk_rows(rows.chunk.token_ids, cut, context, rows.chunk.held.run)
+    placed = sequence.placed(page_size, residents.moves)
+    draw = _draw(sequence, rows.first + rows.count) if rows.last_of_prompt else None
+    return tail_rows(composition.tail, cut, placed, sequence.tail_pages, start=composition.tail_start, draw=draw)
+
+
+def _draw(sequence: Sequence, tail_tokens: int) -> Draw:
+    """The token behind so many tokens of the tail."""
+    composition = sequence.composition
+    return Draw(sequence.slot, tail_tokens - len(composition.tail), composition.tail_start + tail_tokens)
