@@ -1,0 +1,41 @@
+"""``python -m tests.engine.run.interpreted_slots FIRST LAST``, with TRITON_INTERPRET=1: host and device draw alike.
+
+A process of its own, since what Triton's kernels become is settled when Triton is imported.
+"""
+
+from __future__ import annotations
+
+import random
+import sys
+import warnings
+
+from engine.run.cuda.sampling.slots import DeviceSlots
+from tests.engine.sampling.cases import DTYPES, Pair, random_logits
+
+VOCABULARIES = (2049, 7, 500, 4100, 33)
+
+
+def run(number: int) -> None:
+    """Two steps of three slots, one of which is opened anew between them, with a row that only fills up."""
+    source, vocabulary = random.Random(number), VOCABULARIES[number % len(VOCABULARIES)]
+    pair = Pair(DeviceSlots(vocabulary, slots=3, rows=4, device="cpu"), source, 3, vocabulary)
+    for step in range(2):
+        draws = pair.draws(source.sample(range(3), 3))
+        logits = random_logits(source, 4, vocabulary, DTYPES[number % len(DTYPES)])
+        kind = pair.device.stage(draws, 4)
+        pair.device.launch(logits, kind)
+        found = pair.device.pending(3).wait()
+        pair.check(draws, logits[:3], found)
+        assert [int(pair.device.last[draw.slot]) for draw in draws] == [choice.token_id for choice in found]
+        if step == 0:
+            pair.open(source.randrange(3))
+
+
+def main(first: int, last: int) -> None:
+    warnings.simplefilter("ignore")  # numpy computes what kernels compute, NaN too
+    for number in range(first, last):
+        run(number)
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), int(sys.argv[2]))
