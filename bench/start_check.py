@@ -32,7 +32,7 @@ from engine.run import planning
 from engine.run.cuda.cascade.launch import CascadeWork
 from engine.run.eager import attention as torch_attention
 from engine.run.eager.attention import TorchAttention
-from engine.served import check_runners, checked_weights
+from engine.served import check_runners, checked_weights, use_stable_products_on
 
 HEADS = {"num_attention_heads": 8, "num_key_value_heads": 2, "head_dim": 32}
 YARN = {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 8.0, "original_max_position_embeddings": 64}
@@ -125,6 +125,7 @@ def model_of(name: str, scale: float, device: str) -> BorrowedModel:
 def row(borrowed: BorrowedModel, fault: str) -> tuple[float, float, float]:
     """Structure, R and kernels, the largest of all modes; NaN for what was not measured."""
     with torch.inference_mode(), current(borrowed.device), FAULTS[fault]():
+        use_stable_products_on(borrowed.device)
         findings = examine(borrowed)
         layers = borrowed.decoder_layers()
         structure = check_structure(borrowed, findings)

@@ -35,8 +35,11 @@ class ProductRows:
     still: tuple[int, ...] = ()
 
     def __str__(self) -> str:
-        rows = "every number of" if self.differs_at == ROWS_CHECKED else ", ".join(map(str, self.differs_at))
-        return f"{self.name}, whose rows differ at {rows} rows"
+        """What is done about it, in words."""
+        rows = ", ".join(map(str, self.differs_at))
+        if self.differs_at[2:] and self.differs_at == ROWS_CHECKED[: len(self.differs_at)]:
+            rows = f"up to {self.differs_at[-1]}"
+        return f"{self.name} would differ at {rows} rows and is computed {self.way}"
 
 
 @dataclass(frozen=True)
@@ -64,7 +67,7 @@ class RowBits:
     @property
     def reason(self) -> str:
         """Words for operators."""
-        pinned = [f"{one}, is computed {one.way}" for one in self.products if one.way != PLAIN]
+        pinned = [str(one) for one in self.products if one.way != PLAIN]
         if self.equal:
             names = ", ".join(one.name for one in self.products)
             return "; ".join([f"rows of {names} have the same bits at 1 to {ROWS_MAX} rows", *pinned])

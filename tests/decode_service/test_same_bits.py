@@ -32,7 +32,7 @@ def options(**given: Any) -> DecodeOptions:
     ({"strict": True, "threads": 2, "device": "cuda"}, None, True, True, "padded to 32 rows"),
     ({"device": "cuda"}, EQUAL, True, False, "rows of qkv, o have the same bits at 1 to 1024 rows"),
     ({"device": "cuda", "strict": True}, EQUAL, True, False, "rows; --strict has nothing to add"),
-    ({"device": "cuda", "strict": True}, PINNED, True, False, "o, whose rows differ at 1, 2 rows, is computed with at"),
+    ({"device": "cuda", "strict": True}, PINNED, True, False, "o would differ at 1, 2 rows and is computed with"),
     ({"device": "cuda"}, UNEQUAL, False, False, "a row of o depends on its place"),
     ({"device": "cuda", "strict": True}, UNEQUAL, False, True, "a row of o depends on its place"),
 ])  # fmt: skip
