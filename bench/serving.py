@@ -5,8 +5,9 @@
     python -m bench.serving --scale 0.02                       # the shipped model on a CPU, small
 
 Every run is a line of JSON as soon as it has ended; ``serving.json`` and ``serving.md`` in ``--out`` are written anew
-each time, ``serving.png`` at the end. Runs go one after the other over the same services, so a later one finds what an
-earlier one left resident; only ``doc_qa_sampled`` has a document that another trace has, too.
+each time, ``serving.png`` at the end. ``--profile`` samples the decode service's stacks, which costs it some of its
+pace. Runs go one after the other over the same services, so a later one finds what an earlier one left resident; only
+``doc_qa_sampled`` has a document that another trace has, too.
 """
 
 from __future__ import annotations
@@ -28,8 +29,9 @@ from typing import Any
 
 from bench.serving_figures import SAMPLED_SHARE, compared, figures, services_between
 from bench.serving_load import MODES, Job, LoadGenerator
-from bench.serving_report import line, plot, table
+from bench.serving_report import line, plot, table, title
 from bench.serving_services import ON_ONE_CARD, Services, checkpoint, fresh_store, running, vocabulary_of
+from bench.stack_samples import between, words
 from bench.traces import TRACES, Trace
 
 WARM_UP_TOKENS = 4
@@ -96,9 +98,11 @@ def poisson(trace: Trace, rate: float) -> tuple[float, ...]:
 class Bench:
     """Runs over running services. ``results`` has what was measured so far."""
 
-    def __init__(self, args: argparse.Namespace, services: Services, generator: LoadGenerator) -> None:
+    def __init__(
+        self, args: argparse.Namespace, services: Services, generator: LoadGenerator, stacks: Path | None
+    ) -> None:
         self.results: list[dict[str, Any]] = []
-        self._args, self._services, self._generator = args, services, generator
+        self._args, self._services, self._generator, self._stacks = args, services, generator, stacks
 
     async def measure(self, run: Run) -> None:
         """Warms up, then the closed loop, then every rate that was asked for."""
@@ -125,10 +129,10 @@ class Bench:
         }
         self.results.append(result)
         print(json.dumps(result), flush=True)
-        if self._args.profile:
-            print(
-                json.dumps({"profile": run.name, "rate": rate, "seconds": took, "grown": grown}, indent=1), flush=True
-            )
+        if self._stacks is not None:
+            threads = words(between(self._stacks, began, began + took), took)
+            with (self._args.out / "serving_profile.txt").open("a") as out:
+                out.write(f"{title(result)}\n{threads}\n{json.dumps(grown, indent=1)}\n\n")
         return found
 
     async def _load(self, job: Job) -> Any:
@@ -169,23 +173,23 @@ async def run_all(args: argparse.Namespace) -> list[dict[str, Any]]:
     """Starts the services and the generator, runs every trace, stops them; the results."""
     task = asyncio.current_task()
     assert task is not None
-    asyncio.get_running_loop().add_signal_handler(
-        signal.SIGTERM, task.cancel
-    )  # whatever ends this, the store is removed
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)  # the store goes, too, however this ends
     model = args.model or checkpoint(args.folder, args.device)
+    args.out.mkdir(parents=True, exist_ok=True)
     on_card = ON_ONE_CARD if args.device != "cpu" else {"prefill": [], "decode": []}
     settings = {"date": str(date.today()), "device": args.device, "model": model.name, "scale": args.scale}
     settings |= {"batch-max": args.batch_max, "generator processes": args.generators, "processors": os.cpu_count()}
-    with fresh_store() as (store, capacity), LoadGenerator(args.generators) as generator:
+    settings |= {"profile": "on"} if args.profile else {}
+    with fresh_store() as (folder, capacity), LoadGenerator(args.generators) as generator:
+        store, stacks = f"file://{folder}/store", folder / "stacks.jsonl" if args.profile else None
         shared = ["--model", str(model), "--store", store, "--device", args.device, "--log-level", "warning"]
         prefill = [*on_card["prefill"], "--store-capacity", str(capacity), *_kv_pages(args.prefill_kv_pages)]
         decode = [*on_card["decode"], "--batch-max", str(args.batch_max), *_kv_pages(args.decode_kv_pages)]
         began = time.monotonic()
-        async with running(
-            shared, prefill + shlex.split(args.prefill_args), decode + shlex.split(args.decode_args)
-        ) as services:
+        more = (prefill + shlex.split(args.prefill_args), decode + shlex.split(args.decode_args))
+        async with running(shared, *more, stacks) as services:
             print(json.dumps({"ready_s": round(time.monotonic() - began, 1), **services.ready}), flush=True)
-            bench = Bench(args, services, generator)
+            bench = Bench(args, services, generator, stacks)
             try:
                 for run in runs_of(args, vocabulary_of(model)):
                     await bench.measure(run)
@@ -197,7 +201,6 @@ async def run_all(args: argparse.Namespace) -> list[dict[str, Any]]:
 
 def write(out: Path, settings: dict[str, Any], results: list[dict[str, Any]]) -> None:
     """``serving.json`` and ``serving.md``."""
-    out.mkdir(parents=True, exist_ok=True)
     (out / "serving.json").write_text(json.dumps({"settings": settings, "runs": results}, indent=1) + "\n")
     (out / "serving.md").write_text(table(settings, results))
 
@@ -241,7 +244,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         help="processes",
     )
     parser.add_argument("--limit-s", type=float, default=120.0, help="for a run; what is unanswered then is cut off")
-    parser.add_argument("--profile", action="store_true", help="print all of the services' metrics that a run changed")
+    parser.add_argument("--profile", action="store_true", help="serving_profile.txt, too: metrics, stacks")
     parser.add_argument("--out", type=Path, default=Path("bench/results"))
     return parser.parse_args(argv)
 

@@ -23,7 +23,7 @@ from serving.rpc.channel import Target
 
 GENERATE = "/cairn.v1.DecodeService/Generate"
 REQUEST_S = 300.0
-UNPACK_S = 0.3  # for a trace to reach every process
+UNPACK_S = 0.15  # for a trace to reach every process
 START_S = 60.0  # for a process to import what it needs
 CUT = "CUT"  # the status of what ran when the time was over
 MODES = {

@@ -84,20 +84,25 @@ def vocabulary_of(model: Path) -> int:
 
 
 @contextmanager
-def fresh_store() -> Iterator[tuple[str, int]]:
-    """An empty store's URL and a capacity in bytes, in shared memory if there is room; gone at the end."""
+def fresh_store() -> Iterator[tuple[Path, int]]:
+    """A folder for a store and a capacity for it in bytes, in shared memory if there is room; gone at the end."""
     place = SHARED_MEMORY if SHARED_MEMORY.is_dir() and shutil.disk_usage(SHARED_MEMORY).free > 4 << 30 else None
     with tempfile.TemporaryDirectory(prefix="cairn-bench-", dir=place, ignore_cleanup_errors=True) as folder:
-        yield f"file://{folder}", min(48 << 30, shutil.disk_usage(folder).free // 2)
+        yield Path(folder), min(48 << 30, shutil.disk_usage(folder).free // 2)
 
 
 @asynccontextmanager
-async def running(shared: list[str], prefill: list[str], decode: list[str]) -> AsyncIterator[Services]:
-    """Both services with these options, ready. Raises ``ServiceFailed``, after printing the ends of their logs."""
+async def running(
+    shared: list[str], prefill: list[str], decode: list[str], stacks: Path | None = None
+) -> AsyncIterator[Services]:
+    """Both services with these options, ready. Raises ``ServiceFailed``, after printing the ends of their logs.
+
+    ``stacks`` is where the decode service's are noted, if they are wanted (``bench.stack_samples``).
+    """
     logs: dict[str, deque[str]] = {name: deque(maxlen=LOG_LINES) for name in ("prefill", "decode")}
     processes = Processes(lambda name, line: logs[name].append(line))
     first = _command("prefill", [*shared, *prefill])
-    second = _command("decode", [*shared, *decode, "--prefill", first.address])
+    second = _command("decode", [*shared, *decode, "--prefill", first.address], stacks)
     died: asyncio.Task[str] | None = None
     try:
         await processes.start([first, second])
@@ -114,9 +119,10 @@ async def running(shared: list[str], prefill: list[str], decode: list[str]) -> A
         await processes.stop(STOP_S)
 
 
-def _command(name: str, options: list[str]) -> Command:
+def _command(name: str, options: list[str], stacks: Path | None = None) -> Command:
     port = free_port("127.0.0.1")
-    argv = [sys.executable, "-m", f"{name}_service", "--port", str(port), "--metrics-port", "0", *options]
+    module = [f"{name}_service"] if stacks is None else ["bench.stack_samples", str(stacks), f"{name}_service"]
+    argv = [sys.executable, "-m", *module, "--port", str(port), "--metrics-port", "0", *options]
     return Command(name, tuple(argv), f"127.0.0.1:{port}")
 
 

@@ -50,6 +50,8 @@ def test_every_trace_runs_through_the_services(tmp_path: Path, capfd: pytest.Cap
     lines = [json.loads(line) for line in capfd.readouterr().out.splitlines() if line.startswith('{"run"')]
     assert lines == runs
     assert (tmp_path / "serving.md").read_text().count("\n| ") == 2 + len(runs)  # a row each, and the table's head
+    profile = (tmp_path / "serving_profile.txt").read_text()
+    assert profile.count("MainThread: ") > 0 and profile.count('"cairn_decode_steps_total"') == len(runs)
     assert (tmp_path / "serving.png").stat().st_size > 10_000
 
 
