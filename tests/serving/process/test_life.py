@@ -7,6 +7,7 @@ import json
 import os
 import resource
 import signal
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,6 +15,7 @@ import pytest
 
 from chunk_store.errors import StoreUnavailable
 from serving.process import life
+from serving.process.options import ServiceOptions
 from serving.process.same_bits import SameBits
 
 
@@ -76,6 +78,25 @@ def test_the_ready_line_is_one_json_object(capsys: pytest.CaptureFixture[str]) -
         "same_bits_reason": "one size",
         "seconds": {"load": 1.5, "total": 2.5},
     }
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda", "cuda:1"])
+def test_products_on_a_device_are_seen_to_first(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, tmp_path: Path, device: str
+) -> None:
+    """And what an operator set otherwise is said, before anything is loaded."""
+    monkeypatch.setattr(life, "use_stable_products", lambda: ["CUBLASLT_WORKSPACE_SIZE is '7'"])
+    options = ServiceOptions(
+        model=str(tmp_path / "none"), store="", device=device, token_file=tmp_path / "absent", insecure=True
+    )
+    unused: Any = None
+
+    async def main() -> None:
+        await life.run_service("decode", "x.Y", options, unused, asyncio.Event())
+
+    with pytest.raises(OSError, match="absent"):
+        asyncio.run(main())
+    assert ("CUBLASLT_WORKSPACE_SIZE is '7'" in caplog.text) == (device != "cpu")
 
 
 def test_the_first_signal_drains_and_the_second_is_as_usual() -> None:
