@@ -28,7 +28,7 @@ from random import Random
 from typing import Any
 
 from bench.serving_figures import SAMPLED_SHARE, compared, figures, services_between
-from bench.serving_load import MODES, Job, LoadGenerator
+from bench.serving_load import CUT, MODES, Job, LoadGenerator
 from bench.serving_report import line, plot, table, title
 from bench.serving_services import ON_ONE_CARD, Services, checkpoint, fresh_store, running, vocabulary_of
 from bench.stack_samples import between, words
@@ -142,7 +142,7 @@ class Bench:
         if self._services.died.done():
             raise RuntimeError(self._services.died.result())
         result = load.result()
-        failed = {answer.status for answer in result.answers} - {"OK", "CUT"}
+        failed = {answer.status for answer in result.answers} - {"OK", CUT}
         if failed:
             details = sorted({answer.detail for answer in result.answers if answer.detail})[:3]
             print(f"{job.trace.name}: {sorted(failed)} {details}\n{self._services.tails(20)}", flush=True)
@@ -250,8 +250,11 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 
 def main(argv: list[str] | None = None) -> None:
+    """Exit code 1 if a request failed; one that was cut off did not."""
     results = asyncio.run(run_all(parse(argv)))
     print("\n".join(line(result) for result in results))
+    if any(set(result["figures"]["errors"]) - {CUT} for result in results):
+        raise SystemExit("some requests failed: see errors and details above")
 
 
 if __name__ == "__main__":

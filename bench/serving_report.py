@@ -12,12 +12,16 @@ COLUMNS = (
     *("trace", "out tokens/s", "TTFT p50/p99/max ms", "gap p50/p99/max ms", "ITL mean ms", "errors"),
     *("of vLLM's tokens/s", "of its TTFT p50, p99", "of the goals"),
 )
+NOTES = (
+    "Ours over gRPC from processes of their own, vLLM 0.25.1 in process; of rates more is better, of times less. "
+    "CUT: unanswered when the time for a run was over."
+)
 
 
 def table(settings: dict[str, Any], runs: list[dict[str, Any]]) -> str:
     """Markdown: how it was measured, then a row a run."""
     words = ", ".join(f"{name} {value}" for name, value in settings.items() if value not in (None, ""))
-    head = [f"# Serving in traffic\n\n`python -m bench.serving`: {words}.\n", f"| {' | '.join(COLUMNS)} |"]
+    head = [f"# Serving in traffic\n\n`python -m bench.serving`: {words}. {NOTES}\n", f"| {' | '.join(COLUMNS)} |"]
     return "\n".join([*head, f"|{' --- |' * len(COLUMNS)}", *(_row(run) for run in runs)]) + "\n"
 
 
