@@ -16,13 +16,19 @@ from engine.sampling import arithmetic
 from engine.sampling.params import SamplingParams
 
 QUOTIENT_MAX = 1e300
+GROUP = 64
+
+
+def coldness(temperature: float) -> float:
+    """What a score's distance to the largest is multiplied by."""
+    return min(1.0 / temperature, QUOTIENT_MAX)
 
 
 def exponents(scores: NDArray[np.float32], temperature: float) -> arithmetic.Floats:
     """Of each score (fp32, finite or -inf, at least one finite): how far below the largest it is, in temperatures."""
     below = scores.astype(np.float64) - np.float64(scores.max())
     with np.errstate(over="ignore"):
-        quotient: arithmetic.Floats = below * min(1.0 / temperature, QUOTIENT_MAX)
+        quotient: arithmetic.Floats = below * coldness(temperature)
     return quotient
 
 
@@ -31,8 +37,7 @@ def kept(scores: NDArray[np.float32], params: SamplingParams) -> tuple[NDArray[n
     z = exponents(scores, params.temperature)
     tokens = np.flatnonzero(z > arithmetic.FLOOR)
     if 0 < params.top_k < len(tokens):
-        least = np.partition(scores[tokens], len(tokens) - params.top_k)[len(tokens) - params.top_k]
-        tokens = tokens[scores[tokens] >= least]
+        tokens = tokens[scores[tokens] >= kth_largest(scores[tokens], params.top_k)]
     weights = arithmetic.weight(z[tokens])
     if params.top_p < 1.0:
         stays = _within(scores[tokens], arithmetic.mass(weights), params.top_p)
@@ -41,6 +46,16 @@ def kept(scores: NDArray[np.float32], params: SamplingParams) -> tuple[NDArray[n
         stays = weights >= params.min_p
         tokens, weights = tokens[stays], weights[stays]
     return tokens, weights
+
+
+def kth_largest(scores: NDArray[np.float32], k: int) -> np.float32:
+    """The k-th largest score of (n,), 1 <= k <= n, none of them NaN."""
+    groups = len(scores) // GROUP
+    if k <= groups:  # k groups have a score of at least the k-th largest of their largest
+        largest = scores[: groups * GROUP].reshape(groups, GROUP).max(axis=1)
+        scores = scores[scores >= np.partition(largest, groups - k)[groups - k]]
+    found: np.float32 = np.partition(scores, len(scores) - k)[len(scores) - k]
+    return found
 
 
 def _within(scores: NDArray[np.float32], masses: arithmetic.Integers, top_p: float) -> NDArray[np.bool_]:

@@ -15,25 +15,67 @@ from numpy.typing import NDArray
 Words = NDArray[np.uint64]  # each below 2^32
 
 ROUNDS = 10
-FACTORS = (0xD2511F53, 0xCD9E8D57)
+FACTORS = (np.uint64(0xD2511F53), np.uint64(0xCD9E8D57))
 STEPS = (0x9E3779B9, 0xBB67AE85)
 LOW = np.uint64(0xFFFFFFFF)
 HALF = np.uint64(32)
 
 
-def philox(counter: tuple[Any, Any, Any, Any], key: tuple[int, int]) -> tuple[Words, Words, Words, Words]:
-    """Four words (uint64 below 2^32) for each counter; the counter's words are broadcast against each other."""
-    a, b, c, d = (np.asarray(word, np.uint64) for word in counter)
-    for turn in range(ROUNDS):
-        first, second = a * np.uint64(FACTORS[0]), c * np.uint64(FACTORS[1])
-        a = second >> HALF ^ b ^ np.uint64((key[0] + turn * STEPS[0]) % 2**32)
-        c = first >> HALF ^ d ^ np.uint64((key[1] + turn * STEPS[1]) % 2**32)
-        b, d = second & LOW, first & LOW
+def philox(counter: tuple[Any, Any, Any, Any], key: tuple[Any, Any]) -> tuple[Words, Words, Words, Words]:
+    """Four words (uint64 below 2^32) for each counter; words of counters and keys are broadcast against each other."""
+    words = np.broadcast_arrays(*(np.asarray(word, np.uint64) for word in (*counter, *key)))
+    a, b, c, d = (word.copy() for word in words[:4])
+    return _rounds((a, b, c, d), key, 0)
+
+
+def words_of(seeds: Words, positions: Words, tokens: Words) -> Words:
+    """The random word of each token (n,) at a position (n,) for a seed (n,)."""
+    parts = philox((tokens >> np.uint64(2), positions, 0, 0), (seeds & LOW, seeds >> HALF))
+    last = tokens & np.uint64(3)
+    lower = np.where(last & np.uint64(1), parts[1], parts[0])
+    return np.where(last & np.uint64(2), np.where(last & np.uint64(1), parts[3], parts[2]), lower)
+
+
+def grid(seeds: Words, positions: Words, counters: Words) -> tuple[Words, Words, Words, Words]:
+    """As ``philox`` for counters (n,) of the first word and positions (rows,) of the second: words (rows, n).
+
+    Two words of the counter are 0 and the second is one number a row, so that two rounds are next to nothing.
+    """
+    keys = (seeds & LOW)[:, None], (seeds >> HALF)[:, None]
+    first = counters * FACTORS[0]
+    lone = positions[:, None] ^ keys[0]
+    c = first >> HALF ^ keys[1]
+    second = c * FACTORS[1]
+    single = lone * FACTORS[0]
+    bumped = _bumped(keys[0], 0, 1), _bumped(keys[1], 1, 1)
+    a = second >> HALF
+    a ^= bumped[0]
+    c = (first & LOW) ^ (single >> HALF ^ bumped[1])
+    second &= LOW
+    d = np.broadcast_to(single & LOW, a.shape).copy()
+    return _rounds((a, second, c, d), keys, 2)
+
+
+def _bumped(key: Any, which: int, turn: int) -> Any:
+    return key + np.uint64(turn * STEPS[which]) & LOW
+
+
+def _rounds(
+    words: tuple[Words, Words, Words, Words], key: tuple[Any, Any], begun: int
+) -> tuple[Words, Words, Words, Words]:
+    """The rounds from ``begun``, in place."""
+    a, b, c, d = words
+    keys = np.asarray(key[0], np.uint64), np.asarray(key[1], np.uint64)
+    first, second = np.empty_like(a), np.empty_like(a)
+    for turn in range(begun, ROUNDS):
+        np.multiply(a, FACTORS[0], out=first)
+        np.multiply(c, FACTORS[1], out=second)
+        np.right_shift(second, HALF, out=a)
+        a ^= b
+        a ^= _bumped(keys[0], 0, turn)
+        np.right_shift(first, HALF, out=c)
+        c ^= d
+        c ^= _bumped(keys[1], 1, turn)
+        np.bitwise_and(second, LOW, out=b)
+        np.bitwise_and(first, LOW, out=d)
     return a, b, c, d
-
-
-def words(seed: int, position: int, tokens: int) -> Words:
-    """The random words (tokens,) of the tokens 0 .. tokens - 1 at a position."""
-    counters = np.arange(-(-tokens // 4), dtype=np.uint64)
-    parts = philox((counters, position, 0, 0), (seed & 0xFFFFFFFF, seed >> 32))
-    return np.stack([np.broadcast_to(part, counters.shape) for part in parts], axis=1).reshape(-1)[:tokens]

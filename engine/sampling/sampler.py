@@ -18,13 +18,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from engine.sampling import arithmetic, philox
-from engine.sampling.cut import kept
+from engine.sampling import arithmetic
+from engine.sampling.cut import kth_largest
+from engine.sampling.drawing import RowDraw, draw_tokens
 from engine.sampling.params import Choice, Draw, SamplingParams, SamplingRequest
-from engine.sampling.shaping import Scores, Shaping
+from engine.sampling.shaping import FINITE_MAX, Scores, Shaping
 
-FINITE_MAX = torch.finfo(torch.float64).max
-FINITE32_MAX = np.finfo(np.float32).max
+SOME = 1 << 14  # scores at once: what they take stays in the cache
+DOUBLE_MAX = torch.finfo(torch.float64).max
 
 
 class Sampler:
@@ -75,7 +76,7 @@ class Sampler:
             others = possible.clone()
             others[self._stop_token_ids] = False
             possible = others if bool(others.any()) else possible
-        return shaped.clamp_(-FINITE_MAX, FINITE_MAX).masked_fill_(~possible, float("-inf"))
+        return shaped.clamp_(-DOUBLE_MAX, DOUBLE_MAX).masked_fill_(~possible, float("-inf"))
 
     def _draw(self, shaped: Tensor) -> int:
         if self.params.temperature == 0.0:
@@ -135,10 +136,15 @@ class HostSlots:
     def draw(self, logits: Tensor, draws: Sequence[Draw]) -> list[Choice]:
         """A token for each row of ``logits`` (rows, vocabulary) fp32 on the CPU."""
         likeliest: list[int] = torch.argmax(logits, dim=-1).tolist()
-        return [
-            self._draw_one(row, token_id, draw)
+        rows = [
+            _Row(row, token_id, self._at(draw.slot), draw)
             for row, token_id, draw in zip(logits.numpy(), likeliest, draws, strict=True)
         ]
+        sampled = [row for row in rows if row.token_id >= 0 and row.state.params.temperature > 0.0]
+        found = draw_tokens([RowDraw(row.scores, row.state.params, row.draw.position) for row in sampled])
+        for row, token_id in zip(sampled, found, strict=True):
+            row.token_id = token_id
+        return [row.choice() for row in rows]
 
     def _at(self, slot: int) -> Shaping:
         state = self._slots[slot]
@@ -146,33 +152,52 @@ class HostSlots:
             raise ValueError(f"slot: {slot} was not opened")
         return state
 
-    def _draw_one(self, logits: Scores, likeliest: int, draw: Draw) -> Choice:
-        state = self._at(draw.slot)
-        if not logits[likeliest] > -np.inf:  # argmax finds the first NaN
+
+class _Row:
+    """A row of logits on its way to a token; -1 if there is no number to choose by."""
+
+    def __init__(self, logits: Scores, likeliest: int, state: Shaping, draw: Draw) -> None:
+        self.logits, self.likeliest, self.state, self.draw = logits, likeliest, state, draw
+        self.scores, self.token_id = logits, likeliest
+        largest = logits[likeliest]
+        if not largest > -np.inf:  # argmax finds the first NaN
+            self.token_id = -1
+        elif state.changes(draw.index):
+            self.scores = state.shape(logits, draw.index)
+            self.token_id = int(self.scores.argmax())
+            if self.scores[self.token_id] == -np.inf:
+                self.token_id = -1
+        elif largest == np.inf:
+            self.scores = np.minimum(logits, FINITE_MAX)
+
+    def choice(self) -> Choice:
+        """Remembers the token in its slot."""
+        if self.token_id < 0:
             return Choice(-1, None)
-        scores = state.shape(logits, draw.index) if state.changes(draw.index) else logits
-        token_id = likeliest if scores is logits else int(scores.argmax())
-        if not scores[token_id] > -np.inf:
-            return Choice(-1, None)
-        params = state.params
-        if params.temperature > 0.0:
-            scores = np.clip(scores, None, FINITE32_MAX)
-            tokens, weights = kept(scores, params)
-            noise = philox.words(params.seed, draw.position, len(logits))[tokens]
-            token_id = int(tokens[np.argmax(weights / arithmetic.waiting(noise))])
-        state.accept(token_id)
-        return report(logits, likeliest, token_id, params)
+        self.state.accept(self.token_id)
+        return report(self.logits, self.likeliest, self.token_id, self.state.params)
 
 
 def report(logits: Scores, likeliest: int, token_id: int, params: SamplingParams) -> Choice:
     """The token with the log-probabilities that were asked for, of the model's own distribution."""
     if not params.logprobs:
         return Choice(token_id, None)
-    finite = np.clip(logits, -FINITE32_MAX, FINITE32_MAX).astype(np.float64)
-    finite[logits == -np.inf] = -np.inf
-    below = finite - finite[likeliest]
-    masses = arithmetic.mass(arithmetic.weight(below[below > arithmetic.FLOOR]))
-    total = float(arithmetic.ln(masses.sum(keepdims=True).astype(np.float64) * 2.0**-40)[0])
-    top = np.argsort(-logits, kind="stable")[: params.top_logprobs]
-    found = tuple((int(token), float(below[token]) - total) for token in top)
-    return Choice(token_id, float(below[token_id]) - total, found)
+    top = np.float64(min(logits[likeliest], FINITE_MAX))
+    total = float(arithmetic.ln(np.array([_mass(logits, top)], np.float64) * 2.0**-40)[0])
+
+    def logprob(token: int) -> float:
+        return float(np.float64(min(logits[token], FINITE_MAX)) - top) - total
+
+    most = min(params.top_logprobs, len(logits))
+    places = np.flatnonzero(logits >= kth_largest(logits, most)) if most else np.empty(0, np.int64)
+    ranked = places[np.argsort(-logits[places], kind="stable")][:most].tolist()
+    return Choice(token_id, logprob(token_id), tuple((token, logprob(token)) for token in ranked))
+
+
+def _mass(logits: Scores, top: np.float64) -> int:
+    """Of all scores (vocabulary,), relative to the largest."""
+    total = 0
+    for first in range(0, len(logits), SOME):
+        below = np.minimum(logits[first : first + SOME], FINITE_MAX).astype(np.float64) - top
+        total += int(arithmetic.mass(arithmetic.weight(below[below > arithmetic.FLOOR])).sum())
+    return total
