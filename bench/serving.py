@@ -20,22 +20,22 @@ import shlex
 import signal
 import time
 from collections.abc import Iterator
-from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date
 from pathlib import Path
 from random import Random
 from typing import Any
 
+from bench.load_generator import LoadGenerator
 from bench.serving_figures import SAMPLED_SHARE, compared, figures, services_between
-from bench.serving_load import CUT, MODES, Job, LoadGenerator
+from bench.serving_load import CUT, Job
+from bench.serving_options import HISTORIES, is_recorded, parse
 from bench.serving_report import line, plot, table, title
 from bench.serving_services import ON_ONE_CARD, Services, checkpoint, fresh_store, running, vocabulary_of
 from bench.stack_samples import between, words
 from bench.traces import TRACES, Trace
 
 WARM_UP_TOKENS = 4
-HISTORIES = {"chunks": "history as chunks", "tail": "history in the tail"}
 
 
 @dataclass(frozen=True)
@@ -56,10 +56,10 @@ class Run:
         return ", ".join(words)
 
 
-def runs_of(args: argparse.Namespace, vocabulary: int) -> Iterator[Run]:
+def runs_of(args: argparse.Namespace) -> Iterator[Run]:
     """Every run that was asked for; ``rag`` without a mode in both that matter, the slower one last."""
     for name in args.traces:
-        trace = TRACES[name](args.scale).within(vocabulary)
+        trace = TRACES[name](args.scale)
         modes = [args.mode] if args.mode else ["independent", "exact"] if name == "rag" else ["exact"]
         for mode in modes:
             for history in args.history if name == "agents" else ["chunks"]:
@@ -70,20 +70,6 @@ def rates(asked: list[str], closed: float) -> Iterator[float]:
     """Requests a second: numbers as they are, ``0.8x`` as a share of the closed loop's."""
     for each in asked:
         yield float(each[:-1]) * closed if each.endswith("x") else float(each)
-
-
-def above_zero(text: str) -> float:
-    """For argparse: a number above 0."""
-    with suppress(ValueError):
-        if 0 < (number := float(text)) < float("inf"):
-            return number
-    raise argparse.ArgumentTypeError(f"not a number above 0: {text}")
-
-
-def rate_of(text: str) -> str:
-    """For argparse: a rate as ``rates`` reads it."""
-    above_zero(text.removesuffix("x"))
-    return text
 
 
 def poisson(trace: Trace, rate: float) -> tuple[float, ...]:
@@ -99,21 +85,31 @@ class Bench:
     """Runs over running services. ``results`` has what was measured so far."""
 
     def __init__(
-        self, args: argparse.Namespace, services: Services, generator: LoadGenerator, stacks: Path | None
+        self,
+        args: argparse.Namespace,
+        services: Services,
+        generator: LoadGenerator,
+        vocabulary: int,
+        stacks: Path | None,
     ) -> None:
         self.results: list[dict[str, Any]] = []
         self._args, self._services, self._generator, self._stacks = args, services, generator, stacks
+        self._vocabulary = vocabulary
 
     async def measure(self, run: Run) -> None:
-        """Warms up, then the closed loop, then every rate that was asked for."""
-        trace = run.trace
-        await self._load(self._job(run, 0, trace.warm_up, max_tokens=WARM_UP_TOKENS))
+        """The closed loop, then every rate that was asked for, each with other tokens."""
         closed = await self._counted(run, None)
-        for rate in rates(self._args.rate, closed["requests_per_s"]):
+        for number, rate in enumerate(rates(self._args.rate, closed["requests_per_s"]), 1):
             if rate > 0:
-                await self._counted(run, rate)
+                await self._counted(replace(run, trace=run.trace.anew(number)), rate)
 
     async def _counted(self, run: Run, rate: float | None) -> dict[str, Any]:
+        """Warms up, then measures; the figures."""
+        run = replace(run, trace=run.trace.within(self._vocabulary))
+        if self._args.ahead:
+            known = replace(run, trace=run.trace.about_each_document())
+            await self._load(self._job(known, 0, len(known.trace.sessions)))
+        await self._load(self._job(run, 0, run.trace.warm_up, max_tokens=WARM_UP_TOKENS))
         arrivals = None if rate is None else poisson(run.trace, rate)
         job = self._job(run, run.trace.warm_up, len(run.trace.sessions), arrivals=arrivals)
         before = await asyncio.to_thread(self._services.scrape)
@@ -153,8 +149,7 @@ class Bench:
 
     def _compared(self, run: Run, found: dict[str, Any]) -> dict[str, dict[str, float]]:
         """Beside the records, which are of the full traces on a card; sampled beside greedy anywhere."""
-        whole = self._args.scale == 1.0 and self._args.device != "cpu"
-        beside = compared(run.name, run.trace.name, found) if whole else {}
+        beside = compared(run.name, run.trace.name, found) if is_recorded(self._args) else {}
         greedy = [each["figures"]["tokens_per_s"] for each in self.results if each["run"] == "doc_qa"]
         if run.name == "doc_qa_sampled" and greedy:
             beside["goal"] = {"tokens_per_s": round(found["tokens_per_s"] / (SAMPLED_SHARE * greedy[0]), 3)}
@@ -179,7 +174,7 @@ async def run_all(args: argparse.Namespace) -> list[dict[str, Any]]:
     on_card = ON_ONE_CARD if args.device != "cpu" else {"prefill": [], "decode": []}
     settings = {"date": str(date.today()), "device": args.device, "model": model.name, "scale": args.scale}
     settings |= {"batch-max": args.batch_max, "generator processes": args.generators, "processors": os.cpu_count()}
-    settings |= {"profile": "on"} if args.profile else {}
+    settings |= {name: "on" for name in ("profile", "ahead") if getattr(args, name)}
     with fresh_store() as (folder, capacity), LoadGenerator(args.generators) as generator:
         store, stacks = f"file://{folder}/store", folder / "stacks.jsonl" if args.profile else None
         shared = ["--model", str(model), "--store", store, "--device", args.device, "--log-level", "warning"]
@@ -189,9 +184,9 @@ async def run_all(args: argparse.Namespace) -> list[dict[str, Any]]:
         more = (prefill + shlex.split(args.prefill_args), decode + shlex.split(args.decode_args))
         async with running(shared, *more, stacks) as services:
             print(json.dumps({"ready_s": round(time.monotonic() - began, 1), **services.ready}), flush=True)
-            bench = Bench(args, services, generator, stacks)
+            bench = Bench(args, services, generator, vocabulary_of(model), stacks)
             try:
-                for run in runs_of(args, vocabulary_of(model)):
+                for run in runs_of(args):
                     await bench.measure(run)
                     write(args.out, settings, bench.results)
             finally:
@@ -218,40 +213,9 @@ def _kv_pages(pages: int | None) -> list[str]:
     return [] if pages is None else ["--kv-pages", str(pages)]
 
 
-def parse(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--traces", nargs="+", choices=TRACES, default=list(TRACES))
-    parser.add_argument("--mode", choices=MODES, help="of every trace; default exact, and rag independent, too")
-    parser.add_argument("--history", nargs="+", choices=HISTORIES, default=list(HISTORIES), help="of agents' turns")
-    rates_help = "Poisson runs, too: requests/s, or 0.8x the closed loop's"
-    parser.add_argument("--rate", nargs="*", type=rate_of, default=[], metavar="RATE", help=rates_help)
-    parser.add_argument("--scale", type=above_zero, default=1.0, help="of lengths, requests and concurrency")
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument(
-        "--model", type=Path, help="a checkpoint (default: fable on a CPU, a random 8B shape elsewhere)"
-    )
-    parser.add_argument("--folder", type=Path, default=Path("/tmp/cairn-8b"), help="of the random checkpoint")
-    parser.add_argument("--batch-max", type=int, default=64)
-    parser.add_argument("--prefill-kv-pages", type=int)
-    parser.add_argument("--decode-kv-pages", type=int)
-    parser.add_argument("--prefill-args", default="", help="more options of the prefill service, in one string")
-    parser.add_argument("--decode-args", default="", help="more options of the decode service, in one string")
-    parser.add_argument(
-        "--generators",
-        type=int,
-        choices=range(1, 9),
-        default=min(4, max(1, (os.cpu_count() or 1) // 2)),
-        help="processes",
-    )
-    parser.add_argument("--limit-s", type=float, default=120.0, help="for a run; what is unanswered then is cut off")
-    parser.add_argument("--profile", action="store_true", help="serving_profile.txt, too: metrics, stacks")
-    parser.add_argument("--out", type=Path, default=Path("bench/results"))
-    return parser.parse_args(argv)
-
-
 def main(argv: list[str] | None = None) -> None:
     """Exit code 1 if a request failed; one that was cut off did not."""
-    results = asyncio.run(run_all(parse(argv)))
+    results = asyncio.run(run_all(parse(argv, __doc__)))
     print("\n".join(line(result) for result in results))
     if any(set(result["figures"]["errors"]) - {CUT} for result in results):
         raise SystemExit("some requests failed: see errors and details above")

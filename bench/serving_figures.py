@@ -8,7 +8,8 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from bench.serving_load import Answer, Load
+from bench.load_generator import Load
+from bench.serving_load import Answer
 
 # One H200, Qwen3-8B's shape in bf16. vLLM 0.25.1 through AsyncLLM in process, prefix caching on; "before": ours of
 # 2026-11-21, before mixed steps. tokens/s out, time to first token p50 and p99 ms, mean time between tokens ms.

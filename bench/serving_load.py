@@ -1,4 +1,4 @@
-"""The load generator of ``bench.serving``: processes that ask the decode service and note when tokens came.
+"""What a process of ``bench.serving``'s load generator does: asks the decode service and notes when tokens came.
 
 Raw gRPC stubs on bytes: a message is stamped by the monotonic clock as it arrives and parsed once its stream has ended.
 A document is sent in full the first time a process names it, by its chunk id from then on.
@@ -7,13 +7,10 @@ A document is sent in full the first time a process names it, by its chunk id fr
 from __future__ import annotations
 
 import asyncio
-import itertools
-import multiprocessing
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from multiprocessing.connection import Connection
-from typing import Any, Self
+from typing import Any
 
 import grpc
 
@@ -23,7 +20,6 @@ from serving.rpc.channel import Target
 
 GENERATE = "/cairn.v1.DecodeService/Generate"
 REQUEST_S = 300.0
-UNPACK_S = 0.15  # for a trace to reach every process
 START_S = 60.0  # for a process to import what it needs
 CUT = "CUT"  # the status of what ran when the time was over
 MODES = {
@@ -32,7 +28,6 @@ MODES = {
     "independent": chunks_pb2.REUSE_MODE_INDEPENDENT,
 }
 END: Any = grpc.aio.EOF  # type: ignore[attr-defined]  # what read() gives after the last message
-_SPAWN = multiprocessing.get_context("spawn")
 
 
 @dataclass(frozen=True)
@@ -71,18 +66,10 @@ class Answer:
     stages_ms: dict[str, float] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
-class Load:
-    """What all processes saw of a job, and the share of a processor that the busiest of them took."""
-
-    answers: list[Answer]
-    busy: float
-
-
 class Caller:
     """One process' part of a job."""
 
-    def __init__(self, job: Job, begin: float, sessions: Iterator[int], known: dict[tuple[str, int], str]) -> None:
+    def __init__(self, job: Job, begin: float, sessions: Iterator[int], known: dict[tuple[str, int, int], str]) -> None:
         self.answers: list[Answer] = []
         self._job, self._begin, self._sessions, self._known = job, begin, sessions, known
 
@@ -117,7 +104,8 @@ class Caller:
         """A session's requests. One that fails ends it: what would follow has no history."""
         history: list[decode_pb2.Segment] = []
         said: Tokens = ()
-        for turn, request in enumerate(self._job.trace.sessions[session]):
+        trace = self._job.trace
+        for turn, request in enumerate(trace.sessions[session]):
             message = self._message(session, turn, request, history, said)
             answer = Answer(session, turn, time.monotonic() if arrived is None or turn else arrived)
             self.answers.append(answer)
@@ -126,7 +114,7 @@ class Caller:
                 return
             documents = len(request.documents)
             for document, chunk_id in zip(request.documents, chunk_ids, strict=False):
-                self._known[self._job.trace.name, document] = chunk_id
+                self._known[trace.name, trace.variant, document] = chunk_id
             if self._job.history == "chunks":
                 history = [decode_pb2.Segment(chunk_id=chunk_id) for chunk_id in chunk_ids[documents:-1]]
                 history.append(_segment((*request.query, *tokens)))
@@ -138,7 +126,7 @@ class Caller:
     ) -> decode_pb2.GenerateRequest:
         job, documents = self._job, []
         for document in request.documents:
-            chunk_id = self._known.get((job.trace.name, document))
+            chunk_id = self._known.get((job.trace.name, job.trace.variant, document))
             if chunk_id is None:
                 documents.append(_segment(job.trace.documents[document]))
             else:
@@ -148,49 +136,6 @@ class Caller:
             sampling.temperature, sampling.top_p, sampling.seed = 0.8, 0.95, session * 1000 + turn
         segments = [*documents, *history, _segment((*said, *request.query))]
         return decode_pb2.GenerateRequest(segments=segments, sampling=sampling, reuse_mode=MODES[job.mode])
-
-
-class LoadGenerator:
-    """The processes. For ``with``; they share a job's sessions first come, first served."""
-
-    def __init__(self, processes: int) -> None:
-        self._next = _SPAWN.Value("q", 0)
-        self._pipes: list[Connection] = []
-        self._processes: list[Any] = []
-        for number in range(processes):
-            here, there = _SPAWN.Pipe()
-            process = _SPAWN.Process(target=_serve, args=(there, self._next, number, processes), daemon=True)
-            process.start()
-            there.close()
-            self._pipes.append(here)
-            self._processes.append(process)
-
-    def run(self, job: Job) -> Load:
-        """Runs a job in all processes. Raises ``RuntimeError`` if one fails, ``TimeoutError`` if one does not end."""
-        self._next.value = job.first
-        begin = time.monotonic() + UNPACK_S
-        for pipe in self._pipes:
-            pipe.send((job, begin))
-        results = []
-        for pipe in self._pipes:
-            if not pipe.poll(job.limit_s + 2 * START_S):
-                raise TimeoutError("a process of the load generator did not end with its job")
-            result = pipe.recv()
-            if isinstance(result, str):
-                raise RuntimeError(f"the load generator failed: {result}")
-            results.append(result)
-        return Load([answer for answers, _ in results for answer in answers], max(busy for _, busy in results))
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for pipe in self._pipes:
-            pipe.close()  # which ends its process
-        for process in self._processes:
-            process.join(10)
-            if process.is_alive():
-                process.kill()
 
 
 async def _stream(ask: Any, message: bytes, answer: Answer) -> tuple[list[int], list[str]]:
@@ -241,37 +186,3 @@ def _read_complete(complete: decode_pb2.Complete, answer: Answer) -> None:
 
 def _segment(tokens: Tokens) -> decode_pb2.Segment:
     return decode_pb2.Segment(token_ids=chunks_pb2.TokenIds(ids=tokens))
-
-
-def _serve(pipe: Connection, following: Any, number: int, processes: int) -> None:
-    """What a process does: jobs from ``pipe`` until that is closed; ``following`` is the next session for anybody."""
-    known: dict[tuple[str, int], str] = {}
-
-    def taken(end: int) -> Iterator[int]:
-        while True:
-            with following.get_lock():
-                session = following.value
-                following.value += 1
-            if session >= end:
-                return
-            yield session
-
-    while True:
-        try:
-            job, begin = pipe.recv()
-        except EOFError:
-            return
-        if job.arrivals is None:
-            sessions = taken(job.end)
-        else:
-            sessions = itertools.islice(range(job.first, job.end), number, None, processes)
-        places = job.trace.concurrency // processes + (number < job.trace.concurrency % processes)
-        caller = Caller(job, begin, sessions, known)
-        worked = time.process_time()
-        try:
-            asyncio.run(caller.run(places))
-        except Exception as error:  # told to the one who gave the job
-            pipe.send(f"{type(error).__name__}: {error}")
-            return
-        busy = (time.process_time() - worked) / max(1e-9, time.monotonic() - begin)
-        pipe.send((caller.answers, busy))

@@ -34,6 +34,7 @@ class Trace:
     sessions: tuple[tuple[Request, ...], ...]
     concurrency: int
     sampled: bool = False
+    variant: int = 0
 
     @property
     def warm_up(self) -> int:
@@ -46,12 +47,25 @@ class Trace:
             return self
         if vocabulary < 2 * SPECIAL_IDS:
             raise ValueError(f"a vocabulary of {vocabulary} tokens is too small for traces: at least {2 * SPECIAL_IDS}")
+        return self._mapped(lambda token: SPECIAL_IDS + token % (vocabulary - SPECIAL_IDS))
 
-        def fold(ids: Tokens) -> Tokens:
-            return tuple(SPECIAL_IDS + token % (vocabulary - SPECIAL_IDS) for token in ids)
+    def anew(self, variant: int) -> Trace:
+        """The same trace of other tokens, which nothing is cached of; 0 is the trace itself."""
+        moved, ids = variant * 7919, END_ID - FIRST_ID
+        trace = self._mapped(lambda token: FIRST_ID + (token - FIRST_ID + moved) % ids) if variant else self
+        return replace(trace, variant=variant)
 
-        sessions = tuple(tuple(replace(each, query=fold(each.query)) for each in one) for one in self.sessions)
-        return replace(self, documents=tuple(fold(each) for each in self.documents), sessions=sessions)
+    def about_each_document(self) -> Trace:
+        """A session for each document alone, which is then known and, where context does not count, computed."""
+        sessions = tuple((Request((n,), document[:8], 1),) for n, document in enumerate(self.documents))
+        return replace(self, sessions=sessions)
+
+    def _mapped(self, change: Callable[[int], int]) -> Trace:
+        def changed(ids: Tokens) -> Tokens:
+            return tuple(map(change, ids))
+
+        sessions = tuple(tuple(replace(each, query=changed(each.query)) for each in one) for one in self.sessions)
+        return replace(self, documents=tuple(map(changed, self.documents)), sessions=sessions)
 
 
 def doc_qa(scale: float = 1.0, *, sampled: bool = False) -> Trace:

@@ -6,9 +6,10 @@ from typing import Any
 
 import pytest
 
+from bench.load_generator import Load
 from bench.serving import poisson
 from bench.serving_figures import compared, figures, services_between
-from bench.serving_load import CUT, Answer, Load
+from bench.serving_load import CUT, Answer
 from bench.traces import TRACES
 
 pytestmark = pytest.mark.unit

@@ -13,7 +13,8 @@ from typing import Any
 import grpc
 import pytest
 
-from bench.serving_load import CUT, Answer, Job, Load, LoadGenerator
+from bench.load_generator import Load, LoadGenerator
+from bench.serving_load import CUT, Answer, Job
 from bench.traces import Request, Trace
 from protos import decode_pb2
 

@@ -7,7 +7,7 @@ import json
 
 import pytest
 
-from bench.traces import SPECIAL_IDS, TRACES, Trace
+from bench.traces import FIRST_ID, SPECIAL_IDS, TRACES, Trace
 
 pytestmark = pytest.mark.unit
 
@@ -50,6 +50,25 @@ def test_a_small_trace_for_a_small_vocabulary(name: str) -> None:
     assert min(ids) >= SPECIAL_IDS and max(ids) < 2048 and len(set(ids)) > 50
     assert 1 <= trace.warm_up < len(trace.sessions) <= 16 and trace.concurrency == 4
     assert all(0 <= document < len(trace.documents) for (first, *_) in trace.sessions for document in first.documents)
+
+
+def test_a_trace_anew_has_the_same_shape_and_other_tokens() -> None:
+    trace = TRACES["rag"](0.01)
+    other, third = trace.anew(1), trace.anew(2)
+    assert trace.anew(0) == trace and len({digest(each) for each in (trace, other, third)}) == 3
+    assert [len(document) for document in other.documents] == [len(document) for document in trace.documents]
+    assert (
+        not {*other.documents} & {*trace.documents} and other.sessions[0][0].documents == trace.sessions[0][0].documents
+    )
+    assert (other.name, other.variant, trace.variant) == ("rag", 1, 0)
+    assert min(token for document in other.documents for token in document) >= FIRST_ID
+
+
+def test_every_document_is_asked_about_alone() -> None:
+    trace = TRACES["rag"](0.01)
+    known = trace.about_each_document()
+    assert [request.documents for (request,) in known.sessions] == [(n,) for n in range(33)]
+    assert known.documents == trace.documents and {request.max_tokens for (request,) in known.sessions} == {1}
 
 
 def test_a_vocabulary_without_room_is_refused() -> None:
