@@ -72,8 +72,11 @@ class DecodeWorker:
     ) -> None:
         """``on_failure`` is called from the device thread when it ends because of a fault.
 
-        ``host_nbytes`` of pinned host memory keep KV that was loaded to a device.
+        ``host_nbytes`` of pinned host memory keep KV that was loaded to a device. Raises ``ValueError`` for a larger
+        ``batch_max`` than the runner has slots to draw in.
         """
+        if batch_max > runner.slots:
+            raise ValueError(f"batch-max: {batch_max} requests need as many slots, the runner has {runner.slots}")
         self.runner = runner
         self.residents = residents
         self.metrics = metrics

@@ -12,6 +12,7 @@ from chunk_store.entry import MissReason
 from chunk_store.key import ChunkId, ChunkKey, ChunkType
 from chunk_store.tenant import DEFAULT_TENANT, Tenant
 from decode_service.admission import Fill
+from decode_service.line import SHORT_PIECE, STEPS_A_PIECE
 from decode_service.prompt.composition import Composition
 from decode_service.prompt.request_chunk import ChunkOutcome, RequestChunk, Segment, Unpublished
 from decode_service.scheduler import Scheduler
@@ -208,3 +209,76 @@ class Scheduled:
         self.listen()
         end = self.events[sequence][-1]
         return end.reason if isinstance(end, Finished) else None
+
+
+class Ahead(Scheduled):
+    """The same beside a device: each step is read when the next one has begun. Keeps to itself what steps must keep."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.forwards: Forwards = options["forwards"]
+        self.in_flight: list[list[Rows]] = []
+        self.steps_since_piece = self.steps_owed = 0
+
+    def run(self, plan: StepPlan, token_id: int = 7) -> None:
+        self.check_plan(plan)
+        for rows in ([piece] for piece in plan.alone):
+            self._begin(rows, token_id)
+        if plan.packed:
+            self._begin(plan.packed, token_id)
+        if not plan.rows:
+            self._read(0, token_id)
+
+    def _begin(self, rows: list[Rows], token_id: int) -> None:
+        self.ran += rows
+        self.scheduler.ran(rows)
+        self.in_flight.append(rows)
+        self._read(1, token_id)
+
+    def _read(self, unread: int, token_id: int) -> None:
+        while len(self.in_flight) > unread:
+            for rows in self.in_flight.pop(0):
+                if rows.decodes or rows.last_of_prompt:
+                    self.scheduler.token(rows.sequence, Choice(token_id, None), next(self._now))
+
+    def check_plan(self, plan: StepPlan) -> None:
+        """Before anything of it runs."""
+        drawing = [s for s in self.sequences if not s.done and s.slot >= 0 and 0 < s.drawn < s.params.max_tokens]
+        slots = [s.slot for s in self.sequences if s.state in (State.PREFILLING, State.DECODING)]
+        assert len(set(slots)) == len(slots) and set(slots) <= set(range(self.batch_max))
+        assert all(s.state is State.PREFILLING and not s.tail_tokens for s in plan.opened)
+        assert not (plan.alone and plan.packed)
+        if plan.alone:
+            rows_alone = sum(rows.count for rows in plan.alone)
+            assert not drawing or self.steps_since_piece >= self.steps_owed
+            assert rows_alone <= self.forwards.piece_tokens
+            self.steps_since_piece = 0
+            self.steps_owed = STEPS_A_PIECE if rows_alone > self.forwards.piece_tokens // SHORT_PIECE else 1
+            return
+        self.steps_since_piece += bool(plan.packed)
+        assert [rows.sequence for rows in plan.decodes] == [rows.sequence for rows in plan.packed[: len(plan.decodes)]]
+        assert {id(rows.sequence) for rows in plan.decodes} == set(map(id, drawing)), "nobody who decodes is left out"
+        assert len(plan.decodes) == len(drawing)
+        assert all((rows.first, rows.count) == (rows.sequence.tail_tokens, 1) for rows in plan.decodes)
+        assert sum(rows.count for rows in plan.packed) <= max(self.forwards.rows, len(drawing))
+        self._check_order(plan)
+
+    def _check_order(self, plan: StepPlan) -> None:
+        """A later prompt has rows only where every earlier one has all that it could have."""
+        there = [s for s in self.scheduler.everyone if s.state is State.PREFILLING]
+        taken = {id(rows.sequence): rows for rows in plan.packed if not rows.decodes}
+        waits = False
+        for sequence in there:
+            left = [c for c in sequence.composition.chunks if c.computed is not None and c.computed < len(c.token_ids)]
+            tokens = len(left[0].token_ids if left else sequence.composition.tail)
+            wanted = tokens - ((left[0].computed or 0) if left else sequence.tail_tokens)
+            if self.forwards.alone(tokens, chunk=bool(left)):
+                assert id(sequence) not in taken
+                continue
+            rows = taken.get(id(sequence))
+            assert not (waits and rows), "first come first served"
+            if wanted > 0:
+                assert rows is None or rows.chunk is (left[0] if left else None)
+                waits |= rows is None or rows.count < wanted
+        if taken or waits:
+            assert taken or sum(rows.count for rows in plan.packed) >= self.forwards.rows, "prompts go on"

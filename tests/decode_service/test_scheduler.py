@@ -361,8 +361,10 @@ class Histories(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.on = Scheduled(chunk_pages=14, tail_pages=20, batch_max=3, quotas=Quotas(running=4, waiting=40))
-        self.planned = 0
+        self.on = self.made()
+
+    def made(self) -> Scheduled:
+        return Scheduled(chunk_pages=14, tail_pages=20, batch_max=3, quotas=Quotas(running=4, waiting=40))
 
     @rule(
         chunks=st.lists(st.sampled_from(CHUNKS), max_size=3),
