@@ -15,6 +15,7 @@ from cairn import AsyncClient, Result
 from tests.end_to_end.processes import Process
 
 TOKENS = 48
+LONG_CHUNK = 5000  # computed in pieces of its own, where a runner does that
 STAGGER_S = 0.03  # between two arrivals: somebody is always being prefilled while others decode
 WORDS = ("stone", "path", "river", "cairn", "fog", "ridge", "north", "lamp", "snow", "wind", "valley", "hut", "rope")
 
@@ -53,6 +54,7 @@ def mixed_traffic(chunks: Sequence[list[int]], vocabulary: int) -> list[Asked]:
         long = [(89 * number + 17 * n) % vocabulary for n in range(1100 + 90 * number)]
         prompts: dict[str, Prompt] = {
             "over chunks": [chunks[0], chunks[1], mine],
+            "over a long chunk": [[(83 * n) % vocabulary for n in range(LONG_CHUNK)], mine],
             "own": [long],
             "long text": [chunks[number % 2], text_of(900 + 100 * number, number)],
         }
