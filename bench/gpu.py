@@ -28,15 +28,19 @@ from bench.gpu_workloads import (
     decode_floor_ms,
     decode_kernels,
     decode_ms,
+    packed_ms,
     stored_ms,
     warm_ms,
 )
+from engine.run.cuda.runner import LONG
 
 POOL_TOKENS = 262_144
 COLD_FLOOR_MS = 1080.0  # arithmetic of 32k tokens at the measured matrix rate
 SHARED = Tree(64, ((64, 32768),), 256)
 TREE = Tree(64, ((64, 2048), (8, 8192)), 512)
 ALONE = Tree(1, ((1, 32768 - 256),), 256)
+QUERIES = (64,) * 7  # rows of prompts beside the decode rows of a mixed step
+ROWS_A_SECOND = 57_000  # of the shape's products, in forwards of 2048 rows and more
 # case of bench.attention_gpu -> FlashInfer at its best, first target, goal; ms
 ATTENTION_FIGURES = {
     1: (0.153, 0.136, 0.065),
@@ -60,10 +64,28 @@ def workloads(engine: Engine, bandwidth: float) -> list[Callable[[], Result]]:
         note = f"load {ms.load_from_store:.0f}; from the host tier {ms.host:.0f}, of which load {ms.load_from_host:.0f}"
         return Result("TTFT 8 x 4k reordered, tmpfs store", ms.store, 88.0, 1263, 300, 130, note)
 
+    def mixed() -> Result:
+        ms, host = decode_ms(engine, SHARED, prompts=QUERIES)
+        rows = SHARED.rows + sum(QUERIES)
+        name = f"mixed: decode 64 over 32k + {sum(QUERIES)} prompt rows"
+        return Result(name, ms, rows / ROWS_A_SECOND * 1e3, note=f"host {host:.2f} ms")
+
+    def packed(rows: int) -> Result:
+        ms = packed_ms(engine, rows)
+        return Result(
+            f"chunk of {LONG} in steps of {rows} rows",
+            ms,
+            LONG / ROWS_A_SECOND * 1e3,
+            note=f"{LONG / ms * 1e3:.0f} tok/s",
+        )
+
     return [
         lambda: decode(engine, "decode 64: 32k shared + 256 own", SHARED, bandwidth, (49.5, 12, 8)),
         lambda: decode(engine, "decode 64: tree 2k, 8 x 8k, 512 own", TREE, bandwidth, (20.6, 12, 9.5)),
         lambda: decode(engine, "decode 1: 32k", ALONE, bandwidth, (6.34, 6.5, 5.6)),
+        mixed,
+        lambda: packed(512),
+        lambda: packed(1024),
         lambda: Result("TTFT 32k resident + 64", warm_ms(engine, [32768], moved=False), 5.0, 22.7, 15, 8),
         lambda: Result("TTFT 32k cold + 64", cold_ms(engine, 32768), COLD_FLOOR_MS, 1250, 1500, 1200),
         lambda: Result("TTFT 8 x 4k reordered, resident", warm_ms(engine, eight, moved=True), 5.0, 1263, 30, 10),
@@ -72,10 +94,9 @@ def workloads(engine: Engine, bandwidth: float) -> list[Callable[[], Result]]:
 
 
 def line(r: Result) -> str:
-    return (
-        f"{r.name:36} {r.ours:9.2f} ms  floor {r.floor:7.1f}  others {r.others:7.1f}  target {r.target:6.1f}"
-        f"  goal {r.goal:6.1f}  {r.note}"
-    )
+    known = (("others", r.others), ("target", r.target), ("goal", r.goal))
+    figures = "".join(f"  {name} {ms:7.1f}" for name, ms in known if ms is not None)
+    return f"{r.name:44} {r.ours:9.2f} ms  floor {r.floor:7.1f}{figures}  {r.note}"
 
 
 def attention(bandwidth: float) -> list[Result]:

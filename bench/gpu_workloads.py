@@ -20,6 +20,7 @@ from chunk_store.store import Busy, ChunkStore, Stored
 from engine.kv.host_tier import HostTier
 from engine.kv.pages import PageRun
 from engine.plan import PlacedChunk, StepSequence
+from engine.run.cuda.runner import LONG, FusedRunner
 from engine.run.pieces import GREEDY, prefill_chunk, prefill_tail
 from engine.run.protocol import StepRows
 from engine.sampling.params import Draw
@@ -29,14 +30,14 @@ QUERY_TOKENS = 64
 
 @dataclass(frozen=True)
 class Result:
-    """One workload, in milliseconds: ours, the floor, what others reach, the first target and the goal."""
+    """One workload, in milliseconds: ours, the floor, and where known what others reach, the first target, the goal."""
 
     name: str
     ours: float
     floor: float
-    others: float
-    target: float
-    goal: float
+    others: float | None = None
+    target: float | None = None
+    goal: float | None = None
     note: str = ""
 
 
@@ -59,27 +60,36 @@ def decode_floor_ms(tree: Tree, bytes_a_second: float) -> float:
     return (WEIGHT_NBYTES_READ + tree.tokens * KV_TOKEN_NBYTES) / bytes_a_second * 1e3
 
 
-def decode_ms(engine: Engine, tree: Tree, *, steps: int = 48) -> tuple[float, float]:
-    """Wall and host milliseconds a step: step n + 1 is prepared while step n runs, each token is read once."""
+def decode_ms(engine: Engine, tree: Tree, *, steps: int = 48, prompts: Sequence[int] = ()) -> tuple[float, float]:
+    """Wall and host milliseconds a step: step n + 1 is prepared while step n runs, each token is read once.
+
+    ``prompts``: rows of prompts that each step computes besides, over the first decode row's chunks.
+    """
+    runner, pool = engine.runner, engine.pool
     chunks, slot = _chunks(tree)
-    assert slot <= engine.pool.chunk_pages * PAGE_SIZE, "the pool is too small"
-    each = engine.pool.pages_for(tree.own + steps + 16)
-    pages = [tuple(engine.pool.allocate_pages(each) or ()) for _ in range(tree.rows)]
+    assert slot <= pool.chunk_pages * PAGE_SIZE, "the pool is too small"
+    pages = [_pages(engine, tree.own + steps + 16) for _ in range(tree.rows)]
     context = [sum(chunk.tokens for chunk in own) for own in chunks]
+    slices = [
+        StepRows(StepSequence(chunks[0], _pages(engine, rows), 0, rows, context[0]), [1] * rows) for rows in prompts
+    ]
 
     def batch(step: int) -> list[StepRows]:
         own = tree.own + step
         rows = enumerate(zip(chunks, pages, context, strict=True))
         return [
-            StepRows(
-                StepSequence(c, p, own - 1, 1, start + own - 1),
-                [~slot if step else 1],
-                Draw(slot, step, start + own),
-            )
-            for slot, (c, p, start) in rows
+            *(
+                StepRows(
+                    StepSequence(c, p, own - 1, 1, start + own - 1),
+                    [~slot if step else 1],
+                    Draw(slot, step, start + own),
+                )
+                for slot, (c, p, start) in rows
+            ),
+            *slices,
         ]
 
-    runner, host = engine.runner, 0.0
+    host = 0.0
     for slot in range(tree.rows):
         runner.open(slot, GREEDY)
     pending = runner.begin(batch(0))
@@ -97,9 +107,33 @@ def decode_ms(engine: Engine, tree: Tree, *, steps: int = 48) -> tuple[float, fl
         pending = following
     pending.wait()
     wall = time.perf_counter() - started
-    for own in pages:
-        engine.pool.release_pages(own)
+    for own in (*pages, *(rows.sequence.tail_pages for rows in slices)):
+        pool.release_pages(own)
     return wall / (steps - 8) * 1e3, host / (steps - 8) * 1e3
+
+
+def _pages(engine: Engine, tokens: int) -> tuple[int, ...]:
+    pages = engine.pool.allocate_pages(engine.pool.pages_for(tokens))
+    assert pages is not None, "the pool is too small"
+    return tuple(pages)
+
+
+def packed_ms(engine: Engine, rows: int, *, tokens: int = LONG) -> float:
+    """Milliseconds of a chunk of ``tokens`` tokens that is nowhere yet, in packed steps of ``rows`` rows."""
+    runner = engine.runner
+    if runner.steps.rows != rows:
+        positions = engine.findings.context_length_max
+        runner = FusedRunner(runner.weights, engine.pool, positions=positions, rows_max=rows, slots=1)
+    ids, run = random_tokens(tokens, 1), engine.pool.allocate_run(tokens)
+    assert run is not None and not runner.alone(tokens, chunk=True)
+
+    def compute() -> None:
+        prefill_chunk(runner, ids, (), run)
+        torch.cuda.synchronize()
+
+    ms = median_ms(compute, repeats=6)
+    engine.pool.release_run(run)
+    return ms
 
 
 def _chunks(tree: Tree) -> tuple[list[tuple[PlacedChunk, ...]], int]:

@@ -25,6 +25,8 @@ from engine.run.cuda.steps import StepLimits
 from engine.run.cuda.weights import FusedWeights
 from engine.run.protocol import WatchableRunner
 
+CHECK_LONG_CHUNK = 16  # of the runner to check with; the check's chunks have up to 18 tokens
+
 
 @dataclass(frozen=True)
 class ServedModel:
@@ -92,8 +94,9 @@ def check_runners(borrowed: BorrowedModel, findings: Findings, weights: FusedWei
     """Small runners of the kind that will serve the model, to check with."""
     small: dict[str, Any] = {}
     if weights is not None:
-        # Pieces of the check are longer than 8 rows and shorter, so both ways of computing them are checked.
-        small = {"limits": StepLimits(rows=8, pairs=256, partials=512), "decode_buckets": (4,), "graphs": False}
+        # One of the check's chunks is long enough for pieces of its own, so both ways of computing them are checked.
+        limits = StepLimits(pairs=256, partials=512)
+        small = {"slots": 2, "rows_max": 8, "long_chunk": CHECK_LONG_CHUNK, "limits": limits, "graphs": False}
     return lambda pool: make_runner(pool, borrowed, findings, weights, piece_tokens=PIECE_TOKENS, **small)
 
 

@@ -9,6 +9,7 @@ cuda     the rest                                      EagerRunner    TorchAtten
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from engine.attention import Attention
@@ -18,10 +19,11 @@ from engine.model.borrowed import BorrowedModel
 from engine.model.probe import Findings
 from engine.run.cuda.attention import CudaAttention, cascade_refusal
 from engine.run.cuda.cascade.attention import AttentionUnavailable
-from engine.run.cuda.runner import FusedRunner
+from engine.run.cuda.runner import ROWS_MAX, SLOTS, FusedRunner
 from engine.run.cuda.weights import FusedWeights, fused_refusal, merge_weights
 from engine.run.eager.attention import TorchAttention
 from engine.run.eager.runner import EagerRunner
+from engine.run.planning import DECODE_BUCKETS
 from engine.run.protocol import WatchableRunner
 
 CUDA_PAGE_SIZES = (16, 32, 64)  # a page is one copy of the bulk copy engine, a block of 64 tokens whole pages
@@ -54,19 +56,27 @@ def make_runner(
     findings: Findings,
     weights: FusedWeights | None,
     *,
+    slots: int = SLOTS,
+    rows_max: int = ROWS_MAX,
+    decode_buckets: Sequence[int] = DECODE_BUCKETS,
     row_multiple: int = 4,
     **options: Any,
 ) -> WatchableRunner:
-    """The runner of a model over ``pool``; ``weights`` are what ``choose_weights`` gave, ``options`` the runner's own.
+    """The runner of a model over ``pool``; ``weights`` are what ``choose_weights`` gave.
 
-    Raises ``ValueError`` for pages that CUDA cannot read.
+    A ``FusedRunner`` takes ``slots`` and ``rows_max``, an ``EagerRunner`` ``decode_buckets``, the largest of which is
+    the number of its slots, and ``row_multiple``; ``options`` are for either. Raises ``ValueError`` for pages that CUDA
+    cannot read.
     """
     with current(pool.device):
         if weights is None:
             attention = make_attention(pool, borrowed, findings)
-            return EagerRunner(borrowed, pool, attention, row_multiple=row_multiple, **options)
+            return EagerRunner(
+                borrowed, pool, attention, decode_buckets=decode_buckets, row_multiple=row_multiple, **options
+            )
         _check_pages(pool)
-        return FusedRunner(weights, pool, positions=findings.context_length_max, **options)
+        positions = findings.context_length_max
+        return FusedRunner(weights, pool, positions=positions, slots=slots, rows_max=rows_max, **options)
 
 
 def make_attention(pool: PagedKVPool, borrowed: BorrowedModel, findings: Findings) -> Attention[Any]:

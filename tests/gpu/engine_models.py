@@ -6,10 +6,11 @@ import copy
 import functools
 
 import torch
-from transformers import PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
+from bench.gpu_model import SHAPE
 from engine.model.borrowed import BorrowedModel
-from engine.served import ServedModel, serve
+from engine.served import ServedModel, look_into, serve
 from tests.architectures import build
 
 torch.set_num_threads(1)  # the oracle runs on the CPU, and tests run side by side
@@ -50,3 +51,18 @@ def served(name: str, *, piece_tokens: int = 24) -> ServedModel:
 
 def tokens(seed: int, count: int) -> list[int]:
     return torch.randint(0, 211, (count,), generator=torch.Generator().manual_seed(seed)).tolist()
+
+
+@functools.cache
+def wide() -> ServedModel:
+    """Two layers in the widths of Qwen3-8B, made on the device: products of the real shapes."""
+    config = AutoConfig.for_model("qwen3", **{**SHAPE, "num_hidden_layers": 2, "vocab_size": 4096})
+    with torch.device("meta"):
+        module = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+    module.to_empty(device="cuda")
+    module.model.rotary_emb = type(module.model.rotary_emb)(config, device="cuda")
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.normal_(0.0, 0.02) if parameter.dim() > 1 else parameter.normal_(1.0, 0.02)
+    return look_into(BorrowedModel(module, name="wide"), piece_tokens=8192)

@@ -1,4 +1,4 @@
-"""A decode step that outgrows its lists makes larger ones, and nothing else changes."""
+"""A step that outgrows its lists makes larger ones, and nothing else changes."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from tests.engine.composer import Composer, Request
 from tests.gpu.engine_models import served, tokens
 
 pytestmark = pytest.mark.gpu
+SMALL = StepLimits(pairs=24, partials=24)
 
 
 def requests() -> list[Request]:
@@ -25,23 +26,29 @@ def requests() -> list[Request]:
 
 def test_outgrown_lists_are_replaced_and_the_bits_stay() -> None:
     model = served("qwen3-ratio4-128")
-    usual = Composer(model, pages=1024, decode_buckets=(8,))
-    small = Composer(model, pages=1024, decode_buckets=(8,), limits=StepLimits(rows=8, pairs=16, partials=16))
-    assert isinstance(small.runner, FusedRunner)
-    pieces = small.runner._pieces
-    expected = usual.generate(requests(), 5)
-    got = small.generate(requests(), 5)
-    for (ids, logits), (small_ids, small_logits) in zip(expected, got, strict=True):
+    usual = Composer(model, pages=1024)
+    small = Composer(model, pages=1024, slots=8, rows_max=8, limits=SMALL)
+    runner = small.runner
+    assert isinstance(runner, FusedRunner)
+    for (ids, logits), (small_ids, small_logits) in zip(
+        usual.generate(requests(), 5), small.generate(requests(), 5), strict=True
+    ):
         assert ids == small_ids
-        # Their queries were prefilled another way (the lists of pieces do not grow), so only decode's way is compared.
-        torch.testing.assert_close(logits, small_logits, atol=0.25, rtol=0.05)
-    assert small.runner.steps.limits.partials > 16
-    assert small.runner._pieces is pieces
+        assert torch.equal(logits, small_logits)
+    assert runner.steps.limits.partials > SMALL.partials
+
+
+def test_slices_stay_within_the_lists() -> None:
+    """What decode rows leave is for slices, of which nothing grows."""
+    composer = Composer(served("qwen3-ratio4-128"), pages=1024, slots=8, rows_max=8, limits=SMALL)
+    runner = composer.runner
+    assert isinstance(runner, FusedRunner)
+    composer.hold([tokens(seed, 100) for seed in range(4)], "exact")
+    assert runner.steps.limits == SMALL
 
 
 def test_tokens_in_flight_survive_a_growth() -> None:
-    model = served("qwen3-ratio4-128")
-    composer = Composer(model, pages=1024, decode_buckets=(8,), limits=StepLimits(rows=8, pairs=16, partials=16))
+    composer = Composer(served("qwen3-ratio4-128"), pages=1024, slots=8, rows_max=8, limits=SMALL)
     runner = composer.runner
     assert isinstance(runner, FusedRunner)
     chunks = [tokens(seed, 40) for seed in range(30)]
@@ -58,5 +65,5 @@ def test_tokens_in_flight_survive_a_growth() -> None:
     token = first.wait()[0].token_id
     named = second.wait()[0].token_id
     third = step(placed, 1, 1201, token)
-    assert runner.steps.limits.partials > 16
+    assert runner.steps.limits.partials > SMALL.partials
     assert third.wait()[0].token_id == named

@@ -7,7 +7,7 @@ is the caller's: it is called once a layer with raw queries, and turned ones whe
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -26,7 +26,7 @@ Attend = Callable[[int, Tensor, Tensor, Tensor], None]
 
 @dataclass(frozen=True)
 class Buffers:
-    """Inputs and intermediate results of up to ``rows`` rows. ``sources`` are token ids, or ~row of ``sampled``."""
+    """Inputs and intermediate results of up to ``rows`` rows. ``sources`` are token ids, or ~slot of ``last``."""
 
     sources: Tensor  # int32 (rows,), as positions and slots
     positions: Tensor
@@ -58,8 +58,32 @@ class Buffers:
         return Buffers(*(getattr(self, name)[:rows] for name in self.__dataclass_fields__))
 
 
+@dataclass(frozen=True)
+class DrawnRows:
+    """The rows that a token is drawn behind. All that follows the last layer's attention is computed of them alone."""
+
+    rows: Tensor  # int32 (draws,): which rows of the step they are
+    residual: Tensor  # (draws, hidden)
+    attended: Tensor  # (draws, heads * dim)
+    logits: Tensor  # (draws, vocabulary), what comes out
+
+    @classmethod
+    def of(cls, weights: FusedWeights, rows: Tensor) -> DrawnRows:
+        def make(width: int) -> Tensor:
+            return torch.zeros(len(rows), width, dtype=weights.embedding.dtype, device=rows.device)
+
+        return cls(rows, make(weights.hidden), make(weights.heads * weights.head_dim), make(weights.vocabulary))
+
+    def first(self, draws: int) -> DrawnRows:
+        """Views of the first ``draws``."""
+        return DrawnRows(self.rows[:draws], self.residual[:draws], self.attended[:draws], self.logits[:draws])
+
+
 class FusedForward:
-    """Forwards of one model over one pool. ``positions`` is the largest position + 1."""
+    """Forwards of one model over one pool. ``positions`` is the largest position + 1.
+
+    Every kernel and every product works row by row: what a row gives does not depend on the rows beside it.
+    """
 
     def __init__(self, weights: FusedWeights, pool: PagedKVPool, *, positions: int) -> None:
         self.weights = weights
@@ -67,24 +91,22 @@ class FusedForward:
         self.table = RotationTable.of(weights.rotation, positions, pool.device)
         self.group = group_of(weights.heads, weights.kv_heads)
         self.overlap = launch_options(pool.device)
-        self.watch: Callable[[int, Tensor], None] | None = None  # called with what each layer hands on; not in a graph
+        # Called with what each layer but the last hands on; not in a graph.
+        self.watch: Callable[[int, Tensor], None] | None = None
 
-    def layers(
-        self, b: Buffers, sampled: Tensor, attend: Attend, *, turn: bool, last_row_only: bool, logits: Tensor | None
-    ) -> None:
-        """All layers over the rows of ``b``; K and V go to the slots.
+    def layers(self, b: Buffers, last: Tensor, attend: Attend, *, turn: bool, drawn: DrawnRows | None) -> None:
+        """All layers over the rows of ``b``, as many as its sources; K and V go to the slots.
 
-        ``logits`` (rows, vocabulary), of one row with ``last_row_only``, is written; with None the last layer ends
-        when its keys and values are stored.
+        ``last`` (slots,) int32 holds the tokens that negative sources name. The logits of ``drawn`` are written; with
+        None the last layer ends when its keys and values are stored.
         """
         from engine.run.cuda import kernels
 
         w, rows = self.weights, b.sources.shape[0]
         block = _power_of_two(w.hidden)
         kernels.embed[(rows,)](
-            b.sources, sampled, w.embedding, b.residual, WIDTH=w.hidden, BLOCK=block, num_warps=4, **self.overlap
+            b.sources, last, w.embedding, b.residual, WIDTH=w.hidden, BLOCK=block, num_warps=4, **self.overlap
         )
-        last = len(w.layers) - 1
         q, turned, out = (
             b.qkv.view(rows, -1, w.head_dim)[:, : w.heads],
             b.turned.view(rows, w.heads, w.head_dim),
@@ -92,17 +114,31 @@ class FusedForward:
         )
         for index, layer in enumerate(w.layers):
             self._project(b, layer, index, turn=turn)
-            if index == last and logits is None:
-                return
+            if index == len(w.layers) - 1:
+                break
             attend(index, q, turned, out)
-            if index == last and last_row_only:
-                b = _last_row(b)
             self._rest(b, layer)
             if self.watch is not None:
                 self.watch(index, b.residual + b.delta)
-        assert logits is not None
-        self.norm(b, w.final_norm, add=True)
-        product(b.normed, w.head, logits, way=w.ways.head)
+        if drawn is not None:
+            attend(index, q, turned, out)
+            b = self._gathered(b, drawn)
+            self._rest(b, layer)
+            self.norm(b, w.final_norm, add=True)
+            product(b.normed, w.head, drawn.logits, way=w.ways.head)
+
+    def _gathered(self, b: Buffers, drawn: DrawnRows) -> Buffers:
+        """The rows that draw, packed: what follows works on them alone."""
+        from engine.run.cuda import kernels
+
+        draws, w = drawn.rows.shape[0], self.weights
+        heads = w.heads * w.head_dim
+        kernels.gather[(draws,)](
+            drawn.rows, b.residual, b.attended, drawn.residual, drawn.attended,
+            WIDTH=w.hidden, BLOCK=_power_of_two(w.hidden), HEADS_WIDTH=heads, HEADS_BLOCK=_power_of_two(heads),
+            num_warps=4, **self.overlap,
+        )  # fmt: skip
+        return replace(b.first(draws), residual=drawn.residual, attended=drawn.attended)
 
     def _project(self, b: Buffers, layer: LayerWeights, index: int, *, turn: bool) -> None:
         """Norm, q k v of the new tokens, K and V into the pool."""
@@ -142,23 +178,6 @@ class FusedForward:
             ADD=add, WIDTH=width, BLOCK=_power_of_two(width), num_warps=8 if width >= 2048 else 4,
             **self.overlap,
         )  # fmt: skip
-
-    def turn_queries(self, q: Tensor, positions: Tensor, offset: int) -> Tensor:
-        """Raw queries (rows, heads, dim; rows strided) turned to position - offset."""
-        from engine.run.cuda import kernels
-
-        w = self.weights
-        out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
-        kernels.turn[(q.shape[0], w.heads // self.group)](
-            q, q.stride(0), self.table.cos, self.table.sin, positions, offset, out,
-            HEADS=w.heads, D=w.head_dim, GROUP=self.group, num_warps=4,
-            **self.overlap,
-        )  # fmt: skip
-        return out
-
-
-def _last_row(b: Buffers) -> Buffers:
-    return Buffers(*(getattr(b, name)[-1:] for name in b.__dataclass_fields__))
 
 
 def _power_of_two(width: int) -> int:

@@ -1,11 +1,11 @@
 # mypy: ignore-errors
 """What stands between the matrix products of a decoder layer, in Triton.
 
-    embed        token ids (or tokens sampled a step ago, on the device) -> residual stream
+    embed        token ids (or tokens that were drawn, on the device) -> residual stream
     add_norm     residual += delta; RMSNorm of it
     heads        q/k norm, keys turned to their position, keys and values into the pool; queries stay raw, or turned
-    turn         raw queries turned to position - offset
     gate         silu(gate) * up
+    gather       of the rows that draw a token, what the rest of the last layer needs
     fold         two partial attention results into one
 
 Sums and rotations are fp32; rounding to the model's dtype happens where transformers rounds. Each program writes
@@ -24,15 +24,18 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 
 @triton.jit
-def embed(source, sampled, table, out, WIDTH: tl.constexpr, BLOCK: tl.constexpr, OVERLAP: tl.constexpr):
-    """out[row] = table[source[row]], or table[sampled[~source[row]]] where source is negative."""
+def embed(source, last, table, out, WIDTH: tl.constexpr, BLOCK: tl.constexpr, OVERLAP: tl.constexpr):
+    """out[row] = table[source[row]], or table[last[~source[row]]] where source is negative.
+
+    A slot whose last draw found no number to choose by holds -1, and is embedded as token 0.
+    """
     if OVERLAP:
         gdc_launch_dependents()
         gdc_wait()
     row = tl.program_id(0)
     token = tl.load(source + row).to(tl.int64)
     if token < 0:
-        token = tl.load(sampled + (-1 - token)).to(tl.int64)
+        token = tl.maximum(tl.load(last + (-1 - token)).to(tl.int64), 0)
     dim = tl.arange(0, BLOCK)
     inside = dim < WIDTH
     tl.store(out + row.to(tl.int64) * WIDTH + dim, tl.load(table + token * WIDTH + dim, mask=inside), mask=inside)
@@ -121,30 +124,6 @@ def heads(
 
 
 @triton.jit
-def turn(
-    q, q_stride, cos, sin, positions, offset, out,
-    HEADS: tl.constexpr, D: tl.constexpr, GROUP: tl.constexpr, OVERLAP: tl.constexpr,
-):  # fmt: skip
-    """Programs (row, GROUP heads): raw queries turned to position - offset, (rows, HEADS, D)."""
-    if OVERLAP:
-        gdc_launch_dependents()
-        gdc_wait()
-    row = tl.program_id(0).to(tl.int64)
-    HALF: tl.constexpr = D // 2
-    head = tl.program_id(1) * GROUP + tl.arange(0, GROUP)
-    half = tl.arange(0, HALF)
-    lower = q + row * q_stride + head[:, None] * D + half[None, :]
-    a = tl.load(lower).to(tl.float32)
-    b = tl.load(lower + HALF).to(tl.float32)
-    angle = (tl.load(positions + row) - offset).to(tl.int64) * HALF
-    c = tl.load(cos + angle + half)[None, :]
-    s = tl.load(sin + angle + half)[None, :]
-    into = out + row * (HEADS * D) + head[:, None] * D + half[None, :]
-    tl.store(into, (a * c - b * s).to(out.dtype.element_ty))
-    tl.store(into + HALF, (b * c + a * s).to(out.dtype.element_ty))
-
-
-@triton.jit
 def gate(both, out, WIDTH: tl.constexpr, BLOCK: tl.constexpr, OVERLAP: tl.constexpr):
     """Programs (row, block): both (rows, gate WIDTH | up WIDTH) -> out (rows, WIDTH)."""
     if OVERLAP:
@@ -158,6 +137,26 @@ def gate(both, out, WIDTH: tl.constexpr, BLOCK: tl.constexpr, OVERLAP: tl.conste
     wide = g.to(tl.float32)
     activated = (wide / (1.0 + tl.exp(-wide))).to(g.dtype)
     tl.store(out + row * WIDTH + dim, (activated.to(tl.float32) * u.to(tl.float32)).to(g.dtype), mask=inside)
+
+
+@triton.jit
+def gather(
+    rows, residual, attended, drawn_residual, drawn_attended,
+    WIDTH: tl.constexpr, BLOCK: tl.constexpr, HEADS_WIDTH: tl.constexpr, HEADS_BLOCK: tl.constexpr,
+    OVERLAP: tl.constexpr,
+):  # fmt: skip
+    """Programs (draw,): row ``rows[draw]`` of residual and attended becomes row ``draw`` of what is drawn from."""
+    if OVERLAP:
+        gdc_launch_dependents()
+        gdc_wait()
+    draw = tl.program_id(0).to(tl.int64)
+    row = tl.load(rows + draw).to(tl.int64)
+    dim = tl.arange(0, BLOCK)
+    x = tl.load(residual + row * WIDTH + dim, mask=dim < WIDTH)
+    tl.store(drawn_residual + draw * WIDTH + dim, x, mask=dim < WIDTH)
+    wide = tl.arange(0, HEADS_BLOCK)
+    y = tl.load(attended + row * HEADS_WIDTH + wide, mask=wide < HEADS_WIDTH)
+    tl.store(drawn_attended + draw * HEADS_WIDTH + wide, y, mask=wide < HEADS_WIDTH)
 
 
 @triton.jit

@@ -1,16 +1,17 @@
-"""Steps of few rows (decode steps, short prefills) over the cascade kernels, captured once and replayed.
+"""Packed steps: rows of any requests in one forward over the cascade kernels, captured once and replayed.
 
-    host     plan n+1 | lists, token sources -> pinned -> copies | replay n+1      wait for tokens n | ...
-    device            step n ............................ | tokens n -> pinned | step n+1 ...
+    host     plan n+1 | lists, sources -> pinned -> copies | replay n+1            wait for tokens n | ...
+    device            step n ........ draws n | tokens n -> pinned | step n+1 ...
 
-Sampled token ids stay on the device: the next step's ``sources`` name the row they were sampled in. The host waits
-for nothing but the tokens of a step that it wants to read. All launches go to the stream that is current. There is a
-graph for each number of rows and set of the attention kernel's tile classes that steps of that size have used.
+A step has the rows of the next bucket; those that are nobody's work on the scratch page. Behind the last layer's
+attention only the rows that draw go on, gathered into as many as there are slots. Drawn tokens stay on the device,
+where the next step's sources name the slot. The host waits for nothing but the tokens of a step that it wants to read.
+All launches go to the stream that is current. There is a graph for each number of rows and set of the attention
+kernel's tile classes, with draws and without.
 """
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -18,153 +19,215 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from engine.plan import CascadePlan, ChunkRead, Tail
+from engine.plan import CascadePlan
+from engine.run.cuda.captured import GraphMaker
 from engine.run.cuda.cascade.launch import AttentionShape, CascadeWork, Tuning
-from engine.run.cuda.cascade.work import Limits
-from engine.run.cuda.forward import Buffers, FusedForward
-
-IN_FLIGHT = 4  # steps whose inputs may still be on their way
+from engine.run.cuda.cascade.work import Limits, SplitRule, WorkTooLarge
+from engine.run.cuda.drawing import Drawing
+from engine.run.cuda.forward import Buffers, DrawnRows, FusedForward
+from engine.run.cuda.inputs import InputRing
+from engine.run.cuda.sampling.slots import DeviceSlots, PendingDraws
+from engine.run.cuda.usual import prefilling_plans, scratch_plan, with_reads
+from engine.sampling.params import Choice, Draw
 
 # plan, layer, queries (rows, heads, dim) before rotation, attention (rows, heads, dim), scaling
 CallWatch = Callable[[CascadePlan, int, Tensor, Tensor, float], None]
+Classes = tuple[int, ...]
 
 
 class LaunchedStep:
-    """A pending decode step: its tokens are on their way to the host, its logits are overwritten by the next step."""
+    """A pending step: its tokens are on their way to the host, its logits are overwritten by the next step."""
 
-    def __init__(self, plan: CascadePlan, steps: Steps, pinned: Tensor, logits: Tensor) -> None:
+    def __init__(
+        self, plan: CascadePlan, device: torch.device, draws: PendingDraws | None, logits: Callable[[], Tensor]
+    ) -> None:
         self.plan = plan
-        self._steps = steps
-        self._number = steps.launched
-        self._pinned = pinned
+        self._draws = draws
         self._logits = logits
-        self._done = torch.cuda.Event()  # type: ignore[no-untyped-call]
-        self._done.record()
+        self._done: Any = None
+        if draws is None and device.type == "cuda":  # those that draw have an event of their own
+            self._done = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            self._done.record()
 
-    def wait(self) -> list[int]:
-        self._done.synchronize()
-        ids: list[int] = self._pinned[: len(self._logits)].tolist()
-        return ids
+    def wait(self) -> list[Choice]:
+        if self._done is not None:
+            self._done.synchronize()
+        return [] if self._draws is None else self._draws.wait()
 
     def logits(self) -> Tensor:
-        if self._steps.launched != self._number:
-            raise RuntimeError("logits: a later step has overwritten them")
-        return self._logits.float()
+        return self._logits()
 
 
 @dataclass(frozen=True)
 class StepLimits:
-    """``rows`` of the largest step, ``partials`` and ``pairs`` of the attention lists (see ``Limits``)."""
+    """``partials`` that the attention lists of a step begin with, and ``pairs`` of (chunk, row); see ``Limits``."""
 
-    rows: int = 256
-    pairs: int = 8192
-    partials: int = 12288
+    pairs: int
+    partials: int
+
+    @classmethod
+    def of_rows(cls, rows: int) -> StepLimits:
+        """For steps of so many rows, each of which reads a dozen chunks, or some long ones."""
+        return cls(pairs=max(8192, 16 * rows), partials=max(12288, 24 * rows))
+
+    def twice(self) -> StepLimits:
+        return StepLimits(2 * self.pairs, 2 * self.partials)
 
 
 class Steps:
-    """Captured forwards by number of rows."""
+    """Forwards by number of rows: ``buckets``, ascending. A step draws in each of the slots at most."""
 
     def __init__(
         self,
         forward: FusedForward,
+        sampling: DeviceSlots,
         *,
+        buckets: tuple[int, ...],
+        draws: int,
         limits: StepLimits | None = None,
         tuning: Tuning | None = None,
         graphs: bool = True,
     ) -> None:
         self.forward = forward
-        self.limits = limits or StepLimits()
-        self._graphs = graphs
-        w, pool, rows = forward.weights, forward.pool, self.limits.rows
-        shape = AttentionShape(w.heads, w.kv_heads, w.head_dim, w.embedding.dtype, pool.page_size)
-        sizes = Limits(rows=rows, pairs=self.limits.pairs, partials=self.limits.partials)
-        self._work = CascadeWork(shape, pool.device, sizes, tuning)
-        self._buffers = Buffers.of(w, rows)
-        self._logits = torch.zeros(rows, w.vocabulary, dtype=w.head.dtype, device=pool.device)
-        self._sampled = torch.zeros(rows, dtype=torch.int64, device=pool.device)
-        self._inputs = torch.zeros(3 * rows, dtype=torch.int32, device=pool.device)
-        self._staged = deque(
-            (torch.zeros(3 * rows, dtype=torch.int32, pin_memory=True), torch.cuda.Event())  # type: ignore[no-untyped-call]
-            for _ in range(IN_FLIGHT)
-        )
-        self._read_back = deque(torch.zeros(rows, dtype=torch.int64, pin_memory=True) for _ in range(IN_FLIGHT))
-        self._captured: dict[tuple[int, tuple[int, ...]], torch.cuda.CUDAGraph] = {}
-        self._memory: Any = None
-        # The stream that torch captures on unless told otherwise is of the card that captured first in this process.
-        self._capture_stream = torch.cuda.Stream(pool.device)  # type: ignore[no-untyped-call]
+        self.buckets, self.rows = buckets, buckets[-1]
+        self.limits = limits or StepLimits.of_rows(self.rows)
+        self._tuning = tuning
+        self._last = sampling.last
+        device, weights = forward.pool.device, forward.weights
+        self._work = self._make_work()
+        inputs = torch.zeros(4, self.rows, dtype=torch.int32, device=device)
+        self._ring = InputRing(inputs)
+        sources, positions, slots, drawn = inputs
+        self._buffers = replace(Buffers.of(weights, self.rows), sources=sources, positions=positions, slots=slots)
+        self._drawn = DrawnRows.of(weights, drawn[:draws])
+        self._graphs = GraphMaker(device) if graphs else None
+        self._drawing = Drawing(sampling, self._drawn.logits, self._graphs)
+        self._captured: dict[tuple[int, int, Classes], torch.cuda.CUDAGraph] = {}
         self._plan: CascadePlan | None = None  # of the step that is launched, for ``watch``
         self.watch: CallWatch | None = None  # of a check; steps are not captured then
         self.launched = 0  # steps so far
 
-    @torch.inference_mode()
-    def run(self, plan: CascadePlan, sources: Sequence[int]) -> Tensor:
-        """Launches a step of ``len(sources)`` rows, as many as the plan has; its logits (rows, vocabulary).
+    @property
+    def splits(self) -> SplitRule:
+        """Where chunks and tails are split, each into partial results of its own."""
+        return self._work.tuning.splits
 
-        The logits are a view that the next step overwrites. Raises ``WorkTooLarge`` before anything is launched.
+    @property
+    def graphs(self) -> int:
+        """How many graphs there are."""
+        return len(self._captured) + len(self._drawing)
+
+    def launch(
+        self, plan: CascadePlan, sources: Sequence[int], drawn: Sequence[int], draws: Sequence[Draw]
+    ) -> LaunchedStep:
+        """Launches a step of ``len(sources)`` rows, of which rows ``drawn`` draw as ``draws`` say, in order.
+
+        Raises ``ValueError`` before anything is launched for more rows than a step has, or slots nobody opened.
         """
-        rows = len(sources)
-        classes = self._work.update(plan)
-        if self._graphs and (rows, classes) not in self._captured:
-            self._capture(rows, classes)
-            self._work.update(plan)
-        self._stage(sources, plan)
-        self._plan = plan
+        padded = self._padded(plan)
+        rows = len(padded.slots)
+        count = self._draws_of(rows) if draws else 0
+        if draws:
+            self._drawing.stage(draws, count)
+        classes = self._updated(padded)
+        if self._graphs is not None:
+            count, classes = self._captured_step(padded, count, classes)
+        self._ring.send(_filled(sources, rows), padded.positions, padded.slots, _filled(drawn, count))
+        self._plan = padded
         self.launched += 1
-        if self._graphs:
-            self._captured[rows, classes].replay()
+        if self._graphs is not None:
+            self._captured[rows, count, classes].replay()
         else:
-            self._launch(rows, classes)
-        return self._logits[:rows]
+            self._forward(rows, count, classes)
+        pending = self._drawing.launch(len(draws)) if draws else None
+        return LaunchedStep(plan, self.forward.pool.device, pending, self._logits_of(len(draws)))
 
-    def pending(self, plan: CascadePlan) -> LaunchedStep:
-        """The last step, of which ``plan`` is the part without padding. At most ``IN_FLIGHT`` may be unread."""
-        rows, pinned = len(plan.slots), self._read_back[0]
-        self._read_back.rotate(-1)
-        pinned[:rows].copy_(self._sampled[:rows], non_blocking=True)
-        return LaunchedStep(plan, self, pinned, self._logits[:rows])
-
-    def adopt(self, other: Steps) -> None:
-        """Takes over what ``other`` sampled last, so that the next step may name its rows."""
-        self._sampled.copy_(other._sampled)
-
-    @torch.inference_mode()
-    def prepare(self, rows: int, *, piece: bool = False) -> None:
-        """Compiles and captures the usual steps of ``rows`` rows: decode steps, or one sequence's if ``piece``."""
-        pool = self.forward.pool
-        read = ChunkRead(pool.scratch_page * pool.page_size, 1, tuple(range(rows)), (0,) * rows, (0,) * rows)
-        alone = ChunkRead(read.first_slot, 1, (0,), (0,), (0,))
-        for levels in ((), ((read,),), ((alone,),)):
-            classes = self._work.update(self._scratch_plan(rows, levels, piece))
-            if self._graphs and (rows, classes) not in self._captured:
-                self._capture(rows, classes)
+    def prepare(self) -> None:
+        """Compiles and captures every bucket, for the tile classes and the kinds of drawing that serving meets."""
+        if self._graphs is None:
+            return
+        for rows in self.buckets:
+            draws = self._draws_of(rows)
+            decoding, prefilling = self._usual_classes(rows)
+            for count, classes in (*((draws, c) for c in decoding), *((n, c) for c in prefilling for n in (draws, 0))):
+                if (rows, count, classes) not in self._captured:
+                    self._capture(rows, count, classes)
+            self._drawing.prepare(draws)
 
     # -- inside -------------------------------------------------------------------------------------
-    def _scratch_plan(self, rows: int, levels: tuple[tuple[ChunkRead, ...], ...], piece: bool) -> CascadePlan:
-        """A plan whose rows read and write the scratch page alone."""
-        page, size = self.forward.pool.scratch_page, self.forward.pool.page_size
-        if not piece:
-            return CascadePlan(levels, (), (), (), 2).padded(rows, page, size)
-        tail = Tail(0, rows, (page,) * -(-rows // size), 0)
-        return CascadePlan(levels, (tail,), (0,) * rows, (page * size,) * rows, 2)
+    def _padded(self, plan: CascadePlan) -> CascadePlan:
+        pool, rows = self.forward.pool, len(plan.slots)
+        if rows > self.rows:
+            raise ValueError(f"begin: {rows} rows, a step has {self.rows} at most")
+        bucket = next(size for size in self.buckets if size >= rows)
+        return plan.padded(bucket, pool.scratch_page, pool.page_size)
 
-    def _stage(self, sources: Sequence[int], plan: CascadePlan) -> None:
-        """Token sources, positions and slots: one copy to the device."""
-        pinned, sent = self._staged[0]
-        self._staged.rotate(-1)
-        sent.synchronize()
-        rows, most = len(sources), self.limits.rows
-        ints = pinned.numpy()
-        ints[:rows] = sources
-        ints[most : most + rows] = plan.positions
-        ints[2 * most : 2 * most + rows] = plan.slots
-        self._inputs.copy_(pinned, non_blocking=True)
-        sent.record()
+    def _draws_of(self, rows: int) -> int:
+        """Behind how many rows a step of ``rows`` rows can draw."""
+        return min(rows, self._drawn.rows.shape[0])
 
-    def _launch(self, rows: int, classes: tuple[int, ...]) -> None:
-        forward, work = self.forward, self._work
-        most, pool = self.limits.rows, forward.pool
-        sources, positions, slots = (self._inputs[i * most : i * most + rows] for i in range(3))
-        buffers = replace(self._buffers.first(rows), sources=sources, positions=positions, slots=slots)
+    def _updated(self, plan: CascadePlan) -> Classes:
+        """Brings the plan's lists to the device, larger ones if these do not hold it; its tile classes."""
+        while True:
+            try:
+                return self._work.update(plan)
+            except WorkTooLarge:
+                self._grow()
+
+    def _grow(self) -> None:
+        """Lists of twice the size; graphs are captured anew as they come. Tokens in flight stay where they are."""
+        if self._graphs is not None:
+            torch.cuda.synchronize(self.forward.pool.device)
+        self.limits = self.limits.twice()
+        self._captured.clear()
+        self._work = self._make_work()
+
+    def _make_work(self) -> CascadeWork:
+        w, pool, size = self.forward.weights, self.forward.pool, self.limits
+        shape = AttentionShape(w.heads, w.kv_heads, w.head_dim, w.embedding.dtype, pool.page_size)
+        # A tail's pages are its own, so all tails together have no more than the pool; padding has one page a row.
+        limits = Limits(
+            rows=self.rows, pairs=size.pairs, items=max(8192, size.partials), pages=pool.pages + self.rows,
+            partials=size.partials,
+        )  # fmt: skip
+        return CascadeWork(shape, pool.device, limits, self._tuning)
+
+    def _captured_step(self, plan: CascadePlan, count: int, classes: Classes) -> tuple[int, Classes]:
+        """Draws and classes of the captured step that does a plan's work, with the least besides.
+
+        A class without items costs a launch, rows that nobody wants the logits of cost the head.
+        """
+        rows = len(plan.slots)
+        if (rows, count, classes) not in self._captured:
+            able = [
+                (n, found)
+                for size, n, found in self._captured
+                if size == rows and n in (count, self._draws_of(rows)) and set(classes) <= set(found)
+            ]
+            if able:
+                return min(able, key=lambda kept: (kept[0], len(kept[1])))
+            self._capture(rows, count, classes)
+            self._work.update(plan)
+        return count, classes
+
+    def _usual_classes(self, rows: int) -> tuple[set[Classes], set[Classes]]:
+        """The sets of tile classes of steps that decode, and of those with several rows of a sequence."""
+        pool = self.forward.pool
+
+        def classes(plan: CascadePlan) -> set[Classes]:
+            return {self._updated(member) for member in with_reads(plan, pool.scratch_page * pool.page_size)}
+
+        plans = prefilling_plans(rows, pool.scratch_page, pool.page_size)
+        found = {kind for plan in plans for kind in classes(plan)}
+        # Beside a sequence's several rows there are nearly always some that make a class of their own.
+        prefilling = {kind for kind in found if not any(set(kind) < set(other) for other in found)}
+        return classes(self._scratch_plan(rows)), prefilling
+
+    def _scratch_plan(self, rows: int) -> CascadePlan:
+        return scratch_plan(rows, self.forward.pool.scratch_page, self.forward.pool.page_size)
+
+    def _forward(self, rows: int, count: int, classes: Classes) -> None:
+        forward, work, pool = self.forward, self._work, self.forward.pool
 
         def attend(layer: int, q: Tensor, turned: Tensor, out: Tensor) -> None:
             keys, values, scaling = pool.keys[layer], pool.values[layer], forward.weights.scaling
@@ -172,26 +235,42 @@ class Steps:
             if self.watch is not None and self._plan is not None:
                 self.watch(self._plan, layer, q, out, scaling)
 
-        logits = self._logits[:rows]
-        forward.layers(buffers, self._sampled, attend, turn=False, last_row_only=False, logits=logits)
-        torch.argmax(logits, dim=-1, out=self._sampled[:rows])
+        drawn = self._drawn.first(count) if count else None
+        forward.layers(self._buffers.first(rows), self._last, attend, turn=False, drawn=drawn)
 
-    def _capture(self, rows: int, classes: tuple[int, ...]) -> None:
-        """Runs a step on the scratch page, which compiles what is missing, and captures another one."""
-        plan = self._scratch_plan(rows, (), False)
-        kept = self._sampled.clone()
+    def _capture(self, rows: int, count: int, classes: Classes) -> None:
+        """On the scratch page."""
+        assert self._graphs is not None
+        plan = self._scratch_plan(rows)
         self._work.update(plan)
-        self._stage([0] * rows, plan)
-        self._launch(rows, classes)
-        torch.cuda.synchronize(self.forward.pool.device)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(
-            graph,
-            pool=self._memory,
-            stream=self._capture_stream,
-            capture_error_mode="thread_local",  # loads go on meanwhile
-        ):
-            self._launch(rows, classes)
-        self._memory = graph.pool()
-        self._captured[rows, classes] = graph
-        self._sampled.copy_(kept)
+        self._ring.send([0] * rows, plan.positions, plan.slots, [0] * count)
+        self._captured[rows, count, classes] = self._graphs.capture(lambda: self._forward(rows, count, classes))
+
+    def _logits_of(self, draws: int) -> Callable[[], Tensor]:
+        number = self.launched
+
+        def logits() -> Tensor:
+            if self.launched != number:
+                raise RuntimeError("logits: a later step has overwritten them")
+            return self._drawn.logits[:draws].float()
+
+        return logits
+
+
+def buckets_up_to(rows: int, sizes: Sequence[int]) -> tuple[int, ...]:
+    """Of ``sizes`` those up to the first that holds ``rows`` rows, ascending; all if none does."""
+    ordered = sorted(set(sizes))
+    largest = next((size for size in ordered if size >= rows), ordered[-1])
+    return tuple(size for size in ordered if size <= largest)
+
+
+def draw_rows(buckets: Sequence[int], slots: int) -> int:
+    """Rows that the last layer's rest and the head have room for: the first bucket that all slots fit in."""
+    fitting = [size for size in buckets if size >= slots]
+    if not fitting:
+        raise ValueError(f"slots: {slots} are more than the {buckets[-1]} rows of a step")
+    return fitting[0]
+
+
+def _filled(values: Sequence[int], length: int) -> list[int]:
+    return [*values, *[0] * (length - len(values))]

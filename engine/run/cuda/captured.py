@@ -1,0 +1,36 @@
+"""Capturing launches in CUDA graphs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+
+class GraphMaker:
+    """Makes graphs for one card. They share the memory of what they need in between: one runs after the other."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._memory: Any = None
+        # The stream that torch captures on unless told otherwise is of the card that captured first in this process.
+        self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+
+    def capture(self, launch: Callable[[], None]) -> torch.cuda.CUDAGraph:
+        """A graph of what ``launch`` launches, after it has run once, which compiles what is missing.
+
+        Waits for the device. Loads of other threads go on meanwhile.
+        """
+        launch()
+        torch.cuda.synchronize(self._device)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.stream(self._stream):
+            # Without torch.cuda.graph, which collects garbage and empties the allocator's cache for every graph.
+            graph.capture_begin(pool=self._memory, capture_error_mode="thread_local")
+            try:
+                launch()
+            finally:
+                graph.capture_end()
+        self._memory = graph.pool()
+        return graph
