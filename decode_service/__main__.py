@@ -57,6 +57,7 @@ def build(options: DecodeOptions, loaded: Loaded, on_failure: Callable[[], None]
         )
         runner = served.make_runner(
             pool,
+            slots=options.batch_max,
             decode_buckets=options.decode_buckets(one_size=one_size),
             row_multiple=options.row_multiple(one_size=one_size),
             max_cascade_levels=options.cascade_levels_max,

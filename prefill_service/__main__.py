@@ -31,6 +31,7 @@ from serving.store.metered import MeteredStore, StoreMeter
 from serving.tenancy.quotas import TenantQuotas
 
 CONTEXTS_RESIDENT_DEFAULT = 2  # the default pool holds this many contexts of the model's full length
+ROWS_MAX = 1024  # of a packed step: nobody waits for a token here
 
 
 def main(options: PrefillOptions) -> int:
@@ -63,7 +64,9 @@ def build(options: PrefillOptions, loaded: Loaded) -> PrefillService:
         pool = PagedKVPool(
             served.layout, pages=pages, chunk_pages=pages, page_size=options.page_size, device=options.device
         )
-    computer = ChunkComputer(served, served.make_runner(pool), ResidentChunks(pool), store)
+        runner = served.make_runner(pool, slots=1, rows_max=ROWS_MAX)
+        runner.prepare()
+    computer = ChunkComputer(served, runner, ResidentChunks(pool), store)
     access = Access.from_file(options.token_file)
     resolver = Resolver(store, served, loaded.codec, pool, TenantQuotas(access.quotas, options.tenant_quota))
     jobs = PrefillJobs(resolver, computer, store, metrics, jobs_max=options.jobs_max)
