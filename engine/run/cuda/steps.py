@@ -149,7 +149,10 @@ class Steps:
         for rows in self.buckets:
             draws = self._draws_of(rows)
             decoding, prefilling = self._usual_classes(rows)
-            for count, classes in (*((draws, c) for c in decoding), *((n, c) for c in prefilling for n in (draws, 0))):
+            usual = [(count, classes) for classes in prefilling for count in (draws, 0)]
+            if draws == rows:  # more rows than there are slots are not all of sequences that decode
+                usual += [(draws, classes) for classes in decoding]
+            for count, classes in usual:
                 if (rows, count, classes) not in self._captured:
                     self._capture(rows, count, classes)
             self._drawing.prepare(draws)
