@@ -60,7 +60,7 @@ def test_names_of_what_computes_on_a_device(plain: tuple[BorrowedModel, Findings
     borrowed, findings = plain
     there: Any = SimpleNamespace(device=torch.device("cuda"), config=borrowed.config)
     weights: Any = object()
-    assert numerics_name(there, findings, weights) == "fused-3 cuda-1"
+    assert numerics_name(there, findings, weights) == "fused-4 cuda-1"
     assert numerics_name(there, findings, None) == "cuda-1"
     assert numerics_name(there, layout_of(dtype="float32")(findings), None) == "torch-2"
 
