@@ -18,7 +18,7 @@ from tests.gpu.packing import Context, Packing, Slice, Tail
 pytestmark = pytest.mark.gpu
 
 NAMES = (*FUSED, "wide")
-LENGTHS = (1500, 17, 2100)  # of chunks: within a split, a page and a token, more than a split
+LENGTHS = (500, 17, 1100)  # of chunks: within a split, a page and a token, more than a split
 PLACES = (0, 63, 64, 127, -1)
 
 
