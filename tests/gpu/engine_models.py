@@ -60,7 +60,7 @@ def wide() -> ServedModel:
     with torch.device("meta"):
         module = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
     module.to_empty(device="cuda")
-    module.model.rotary_emb = type(module.model.rotary_emb)(config, device="cuda")
+    module.model.rotary_emb = type(module.model.rotary_emb)(config).to("cuda")
     torch.manual_seed(0)
     with torch.no_grad():
         for parameter in module.parameters():

@@ -165,6 +165,7 @@ def test_long_chunks_run_between_packed_steps_and_change_none() -> None:
     assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
 
 
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode")
 def test_steps_that_nothing_was_prepared_for_are_not_met() -> None:
     """After ``prepare`` no step captures, and beginning one synchronises with nothing."""
     pack = Packing(Composer(served(NAMES[0]), pages=1024))
