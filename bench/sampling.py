@@ -58,7 +58,12 @@ def captured(run: Callable[[], Any]) -> Callable[[], Any]:
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         run()
-    return graph.replay
+
+    def replay() -> None:
+        graph.replay()
+
+    replay.run = run  # type: ignore[attr-defined]  # keeps what the graph reads and writes
+    return replay
 
 
 def ours(logits: Tensor, fields: dict[str, Any]) -> Callable[[], Any]:

@@ -82,8 +82,9 @@ def test_a_row_draws_the_same_at_every_place_among_any_crowd() -> None:
         logits = torch.randn(rows, VOCABULARY, device="cuda").bfloat16()
         logits[place] = row[0]
         draws = []
+        free = [number for number in range(256) if number != slot]
         for other in range(rows):
-            at = slot if other == place else (slot + 1 + other) % 256
+            at = slot if other == place else free[other - (other > place)]
             request = params if other == place else SamplingParams(temperature=1.0, top_k=40, seed=other)
             slots.open(at, SamplingRequest(request))
             draws.append(Draw(at, 3, 1234))
