@@ -37,8 +37,8 @@ class DecodeRate:
         self.model = model
         self.served = served
 
-    def ours(self, shared: int, batch: int, steps: int) -> float:
-        """Through admission, scheduler, forwards and sampling; without RPC."""
+    def ours(self, shared: int, batch: int, steps: int, **sampling: float) -> float:
+        """Through admission, scheduler, forwards and sampling; without RPC. Greedy unless ``sampling`` says more."""
         pages = -(-shared // 16) + batch * (-(-(QUERY_TOKENS + steps) // 16) + 1)
         pool = PagedKVPool(self.served.layout, pages=pages + 1, chunk_pages=-(-shared // 16))
         residents = ResidentChunks(pool)
@@ -55,7 +55,7 @@ class DecodeRate:
         events: queue.SimpleQueue[tuple[float, list[Event]]] = queue.SimpleQueue()
         for index in range(batch):
             worker.take_place()
-            worker.submit(self._sequence(index, document, steps, events))
+            worker.submit(self._sequence(index, document, steps, events, sampling))
         worker.start()
         try:
             return _rate(events, batch)
@@ -71,12 +71,12 @@ class DecodeRate:
             tensor.normal_()
         chunk.ready = True
 
-    def _sequence(self, index: int, document: tuple[int, ...], steps: int, events: Any) -> Sequence:
+    def _sequence(self, index: int, document: tuple[int, ...], steps: int, events: Any, sampling: Any) -> Sequence:
         segments = [
             Segment(ChunkId("document"), ChunkType.CONTEXT, document),
             Segment(ChunkId(""), ChunkType.QUERY, tuple(self.model.prompt(QUERY_TOKENS, 100 + index))),
         ]
-        params = SamplingParams(max_tokens=steps, ignore_eos=True)
+        params = SamplingParams(max_tokens=steps, ignore_eos=True, seed=index, **sampling)
         return Sequence(
             request_id=str(index),
             composition=compose(self.served, segments, ReuseMode.EXACT, ""),
