@@ -195,14 +195,15 @@ def _hear(rows: list[_Row]) -> None:
 
 def _hear_all(rows: list[_Row]) -> None:
     vocabulary = len(rows[0].scores)
-    seeds = np.array([row.draw.params.seed for row in rows], np.uint64)
-    positions = np.array([row.draw.position for row in rows], np.uint64)
+    seeds = np.array([row.draw.params.seed for row in rows], np.uint64)[:, None]
+    positions = np.array([row.draw.position for row in rows], np.uint64)[:, None]
+    keys = philox.schedule(philox.halves(seeds))
     counters = -(-vocabulary // 4)
     words = np.empty((len(rows), counters, 4), np.uint32)
     some = max(1, GRID // len(rows))
     for first in range(0, counters, some):
         last = min(first + some, counters)
-        for word, part in enumerate(philox.grid(seeds, positions, np.arange(first, last, dtype=np.uint64))):
+        for word, part in enumerate(philox.grid(positions, np.arange(first, last, dtype=np.uint64), keys)):
             words[:, first:last, word] = part
     for row, flat in zip(rows, words.reshape(len(rows), -1), strict=True):
         row.hear(flat[:vocabulary])

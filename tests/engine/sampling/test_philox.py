@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from engine.sampling.philox import Words, grid, philox, words_of
+from engine.sampling.philox import Words, grid, halves, philox, schedule, words_of
 
 PI = (0x243F6A88, 0x85A308D3, 0x13198A2E, 0x03707344), (0xA4093822, 0x299F31D0)
 KNOWN = [  # kat_vectors of Random123
@@ -38,6 +38,7 @@ def test_the_word_of_a_token_follows_from_seed_position_and_token_alone() -> Non
 
 def test_a_grid_of_rows_has_the_words_of_each() -> None:
     seeds, positions = [3, 2**62 + 5, 2**32 - 1], [0, 70000, 2**32 - 1]
-    parts = grid(np.array(seeds, np.uint64), np.array(positions, np.uint64), np.arange(300, dtype=np.uint64))
+    keys = schedule(halves(np.array(seeds, np.uint64)[:, None]))
+    parts = grid(np.array(positions, np.uint64)[:, None], np.arange(300, dtype=np.uint64), keys)
     for row, (seed, position) in enumerate(zip(seeds, positions, strict=True)):
         assert np.array_equal(np.stack([part[row] for part in parts], axis=1).reshape(-1), words(seed, position, 1200))
