@@ -38,7 +38,7 @@ from serving.rpc.channel import Target
 from serving.rpc.server import RpcServer
 
 METHOD = f"/{FULL_NAME}/Generate"
-PROFILE_LINES = 28
+PROFILE_LINES = 32
 
 
 def thread_seconds() -> dict[str, float]:
@@ -70,7 +70,7 @@ def profiled(profiles: list[cProfile.Profile]) -> str:
 async def serve_clock(pipe: Any, options: argparse.Namespace) -> None:
     """The decode service."""
     with tempfile.TemporaryDirectory() as store:
-        service, runner = clock_service(Path(store), options.batch, options.step_ms / 1e3)
+        service, runner = clock_service(f"file://{store}", options.batch, options.step_ms / 1e3, options.launches)
         server = RpcServer(Access(), [FULL_NAME])
         port = await server.start("127.0.0.1", 0)
         await service.start()
@@ -222,6 +222,7 @@ def main() -> None:
     parser.add_argument("--streams", type=int, nargs="*", default=[16, 64, 128])
     parser.add_argument("--tokens", type=int, default=1000, help="of each stream")
     parser.add_argument("--step-ms", type=float, default=0.0, help="how long a step takes; 0: no time")
+    parser.add_argument("--launches", type=int, default=16, help="calls of torch with which a step begins")
     parser.add_argument("--switch-ms", type=float, nargs="*", default=[0.0], help="switch intervals; 0: the service's")
     parser.add_argument("--profile", action="store_true", help="what functions take, in both threads (slows all down)")
     args = parser.parse_args()

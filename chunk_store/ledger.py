@@ -19,7 +19,7 @@ from chunk_store.blobs import Quarantined
 from chunk_store.entry import EntryHeader, EntryInfo, MissReason
 from chunk_store.key import ChunkId, ChunkKey, ModelIdentity
 from chunk_store.limits import Space, StoreLimits
-from chunk_store.record import ChunkRecord, RecordPage, RecordQuery
+from chunk_store.record import NO_CONTENT, ChunkRecord, Content, RecordPage, RecordQuery
 from chunk_store.store import Busy, DeleteReport, Stored, StoreStats, SweepReport
 from chunk_store.tenant import DEFAULT_ONLY, DEFAULT_TENANT, NO_LIMITS, Tenant, TenantLimits, Tenants, TenantUsage
 
@@ -70,7 +70,9 @@ class Records(Protocol):
 
     def put(self, records: Sequence[ChunkRecord], *, limits: TenantLimits = NO_LIMITS) -> list[bool]: ...
 
-    def get(self, chunk_ids: Sequence[ChunkId], tenants: Tenants = DEFAULT_ONLY) -> list[ChunkRecord | None]: ...
+    def get(
+        self, chunk_ids: Sequence[ChunkId], tenants: Tenants = DEFAULT_ONLY, *, known: Content = NO_CONTENT
+    ) -> list[ChunkRecord | None]: ...
 
     def page(self, query: RecordQuery) -> RecordPage: ...
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
+from types import MappingProxyType
 
 from chunk_store.key import ChunkId, ChunkType, TokenizerIdentity
 from chunk_store.tenant import DEFAULT_ONLY, DEFAULT_TENANT, Tenant, Tenants
@@ -38,6 +40,12 @@ class ChunkRecord:
     expires_at: float | None = None
     tenant: Tenant = DEFAULT_TENANT
     transient: bool = False
+
+
+Content = Mapping[ChunkId, tuple[int, ...]]
+"""Token ids by chunk id, as somebody has them already: they never change under their id."""
+
+NO_CONTENT: Content = MappingProxyType({})
 
 
 @dataclass(frozen=True)

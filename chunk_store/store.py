@@ -17,7 +17,7 @@ from typing import Protocol, Self
 
 from chunk_store.entry import EntryHeader, EntryInfo, MissReason
 from chunk_store.key import ChunkId, ChunkKey, ModelIdentity
-from chunk_store.record import ChunkRecord, RecordPage, RecordQuery
+from chunk_store.record import NO_CONTENT, ChunkRecord, Content, RecordPage, RecordQuery
 from chunk_store.tenant import DEFAULT_ONLY, DEFAULT_TENANT, NO_LIMITS, Tenant, TenantLimits, Tenants, TenantUsage
 
 
@@ -133,8 +133,13 @@ class ChunkStore(Protocol):
         and then registers none of ``records``.
         """
 
-    def get_records(self, chunk_ids: Sequence[ChunkId], tenants: Tenants = DEFAULT_ONLY) -> list[ChunkRecord | None]:
-        """Records by id, each of the first of ``tenants`` that has it; None where unknown or expired."""
+    def get_records(
+        self, chunk_ids: Sequence[ChunkId], tenants: Tenants = DEFAULT_ONLY, *, known: Content = NO_CONTENT
+    ) -> list[ChunkRecord | None]:
+        """Records by id, each of the first of ``tenants`` that has it; None where unknown or expired.
+
+        The token ids of what is ``known`` are not read; whether it is there, and all else, is.
+        """
 
     def list_records(self, query: RecordQuery) -> RecordPage:
         """A page of records; stable under concurrent inserts. Raises ``ValueError`` for a foreign cursor."""

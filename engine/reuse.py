@@ -8,7 +8,7 @@ INDEPENDENT   none                      0                     start
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -46,6 +46,9 @@ def exactness(mode: ReuseMode, index: int) -> Exactness:
     return Exactness.EXACT_CONTEXT if same else Exactness.EXACT_BLOCK_MASK
 
 
+KeyOf = Callable[[int, Sequence[ChunkKey], str], ChunkKey]
+
+
 @dataclass(frozen=True)
 class KeyedChunk:
     """A chunk of a composition under a mode: its KV's key, where it stands, where it was computed.
@@ -71,11 +74,13 @@ def key_composition(
     mode: ReuseMode,
     salt: str = "",
     shared: Sequence[bool] = (),
+    key_of: KeyOf | None = None,
 ) -> list[KeyedChunk]:
     """Keys and places of the chunks of a composition, in order (the query is not among them).
 
     ``shared`` says which of them are shared content (none without it). KV is salted with ``salt``, unless the chunk
-    and its whole context are shared: then it has the same key for every tenant.
+    and its whole context are shared: then it has the same key for every tenant. ``key_of`` gives the key of a chunk, by
+    its index, under the keys of its context and a salt, for whoever remembers them: what ``chunk_key`` gives.
     """
     keyed: list[KeyedChunk] = []
     keys: list[ChunkKey] = []
@@ -86,7 +91,8 @@ def key_composition(
         everybodys = bool(shared) and shared[index] and all(keyed[i].shared for i in context)
         # A thousand chunks have half a million pairs: ``map`` is what keeps this short.
         before = list(map(keys.__getitem__, context))
-        key = chunk_key(model, before, token_ids, SHARED_SALT if everybodys else salt)
+        salted = SHARED_SALT if everybodys else salt
+        key = key_of(index, before, salted) if key_of else chunk_key(model, before, token_ids, salted)
         computed_start = sum(map(lengths.__getitem__, context))
         keys.append(key)
         keyed.append(KeyedChunk(key, tuple(token_ids), context, start, computed_start, everybodys))

@@ -5,7 +5,6 @@ Every function raises a ``RequestError`` that names ``field``.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from chunk_store.key import TokenizerIdentity
@@ -42,11 +41,10 @@ def check_tokenizer(record: ChunkRecord, field: str, tokenizer: TokenizerIdentit
         )
 
 
-def check_vocabulary(token_ids: Sequence[int], field: str, vocabulary: int) -> None:
-    """Raises ``InvalidRequest`` for a token id that the model does not have; ``token_ids`` are not empty."""
-    worst = max(token_ids)
-    if worst >= vocabulary:
-        raise InvalidRequest(f"token id {worst} is not in the model's vocabulary, 0..{vocabulary - 1}", field=field)
+def check_vocabulary(largest: int, field: str, vocabulary: int) -> None:
+    """Raises ``InvalidRequest`` if the largest of some token ids is one that the model does not have."""
+    if largest >= vocabulary:
+        raise InvalidRequest(f"token id {largest} is not in the model's vocabulary, 0..{vocabulary - 1}", field=field)
 
 
 def check_mode(served: ServedModel, mode: ReuseMode) -> None:

@@ -12,12 +12,15 @@ from chunk_store.format.pages import After, merged_page
 from chunk_store.key import ChunkId, ChunkType, TokenizerIdentity, pack_token_ids, unpack_token_ids
 from chunk_store.local import counts, eviction, registry
 from chunk_store.local.index import Index
-from chunk_store.record import ChunkRecord, RecordOrder, RecordPage, RecordQuery
+from chunk_store.record import NO_CONTENT, ChunkRecord, Content, RecordOrder, RecordPage, RecordQuery
 from chunk_store.store import DeleteReport
 from chunk_store.tenant import DEFAULT_ONLY, DEFAULT_TENANT, NO_LIMITS, Tenant, TenantLimits, Tenants
 
 _COLUMNS = (
     "chunk_id, tokenizer, type, token_ids, name, tags, pinned, created_at, last_used_at, expires_at, tenant, transient"
+)
+_WITHOUT_KNOWN = _COLUMNS.replace(
+    "token_ids", "CASE WHEN chunk_id IN (SELECT value FROM json_each(?)) THEN x'' ELSE token_ids END"
 )
 _LIVE = "(pinned OR expires_at IS NULL OR expires_at > ?)"
 _SORT = {RecordOrder.CREATED: "created_at", RecordOrder.LAST_USED: "last_used_at", RecordOrder.NAME: "name"}
@@ -44,9 +47,11 @@ class LocalRecords:
                 registry.check_pins(connection, tenant, pinned, limits)
             return added
 
-    def get(self, chunk_ids: Sequence[ChunkId], tenants: Tenants = DEFAULT_ONLY) -> list[ChunkRecord | None]:
+    def get(
+        self, chunk_ids: Sequence[ChunkId], tenants: Tenants = DEFAULT_ONLY, *, known: Content = NO_CONTENT
+    ) -> list[ChunkRecord | None]:
         with self._index.read() as connection:
-            return get(connection, chunk_ids, time.time(), tenants)
+            return get(connection, chunk_ids, time.time(), tenants, known)
 
     def page(self, query: RecordQuery) -> RecordPage:
         """A page by keyset: rows inserted before the cursor never shift what follows it."""
@@ -96,19 +101,25 @@ def named(connection: sqlite3.Connection, tenants: Tenants) -> Sequence[Tenant]:
 
 
 def get(
-    connection: sqlite3.Connection, chunk_ids: Sequence[ChunkId], now: float, tenants: Tenants
+    connection: sqlite3.Connection,
+    chunk_ids: Sequence[ChunkId],
+    now: float,
+    tenants: Tenants,
+    known: Content = NO_CONTENT,
 ) -> list[ChunkRecord | None]:
     """Of each id the record of the first tenant that has one."""
     found: dict[ChunkId, ChunkRecord] = {}
-    wanted = json.dumps(list(chunk_ids))
+    wanted, unread = json.dumps(list(chunk_ids)), json.dumps(list(known))
     for tenant in named(connection, tenants):
         rows = connection.execute(
-            f"SELECT {_COLUMNS} FROM records "
+            f"SELECT {_WITHOUT_KNOWN} FROM records "
             f"WHERE tenant = ? AND chunk_id IN (SELECT value FROM json_each(?)) AND {_LIVE}",
-            (tenant, wanted, now),
+            (unread, tenant, wanted, now),
         )
         for row in rows:
-            found.setdefault(ChunkId(row[0]), _record(row))
+            found.setdefault(ChunkId(row[0]), _record(row, known))
+        if len(found) == len(chunk_ids):
+            break
     return [found.get(chunk_id) for chunk_id in chunk_ids]
 
 
@@ -192,17 +203,19 @@ def _insert_tags(connection: sqlite3.Connection, record: ChunkRecord) -> None:
     )
 
 
-def _record(row: tuple[object, ...]) -> ChunkRecord:
-    chunk_id, tokenizer, kind, token_ids, name, tags, pinned, *times, tenant, transient = row
+def _record(row: tuple[object, ...], known: Content = NO_CONTENT) -> ChunkRecord:
+    """``known`` content was not read."""
+    name_of_content, tokenizer, kind, token_ids, name, tags, pinned, *times, tenant, transient = row
+    chunk_id = ChunkId(str(name_of_content))
     created_at, last_used_at, expires_at = times
     assert isinstance(token_ids, bytes)
     assert isinstance(created_at, float) and isinstance(last_used_at, float)
     assert expires_at is None or isinstance(expires_at, float)
     return ChunkRecord(
-        chunk_id=ChunkId(str(chunk_id)),
+        chunk_id=chunk_id,
         tokenizer=TokenizerIdentity(str(tokenizer)),
         type=ChunkType(str(kind)),
-        token_ids=unpack_token_ids(token_ids),
+        token_ids=known[chunk_id] if chunk_id in known else unpack_token_ids(token_ids),
         name=str(name),
         tags=tuple(json.loads(str(tags))),
         pinned=bool(pinned),

@@ -10,7 +10,7 @@ from chunk_store.errors import StoreFull
 from chunk_store.format.pages import After, merged_page, sort_value
 from chunk_store.key import ChunkId, ChunkType, TokenizerIdentity, pack_token_ids, unpack_token_ids
 from chunk_store.limits import quota_full
-from chunk_store.record import ChunkRecord, RecordOrder, RecordPage, RecordQuery
+from chunk_store.record import NO_CONTENT, ChunkRecord, Content, RecordOrder, RecordPage, RecordQuery
 from chunk_store.redis.connection import RedisConnection
 from chunk_store.redis.names import index_name, named, number, sid
 from chunk_store.redis.scripts import records as scripts
@@ -19,6 +19,10 @@ from chunk_store.tenant import DEFAULT_ONLY, DEFAULT_TENANT, NO_LIMITS, Tenant, 
 
 _INDEX = {RecordOrder.CREATED: "records_created", RecordOrder.LAST_USED: "records_used"}
 STEP_RECORDS = 200
+_BUT_TOKENS = [
+    *(b"tokenizer", b"type", b"name", b"tags", b"pinned", b"created", b"expires"),
+    b"transient",
+]  # all fields of a record but its content
 
 
 class RedisRecords:
@@ -39,20 +43,28 @@ class RedisRecords:
         _check_quota(added, limits)
         return [bool(new) for new in added]
 
-    def get(self, chunk_ids: Sequence[ChunkId], tenants: Tenants = DEFAULT_ONLY) -> list[ChunkRecord | None]:
+    def get(
+        self, chunk_ids: Sequence[ChunkId], tenants: Tenants = DEFAULT_ONLY, *, known: Content = NO_CONTENT
+    ) -> list[ChunkRecord | None]:
         """Of each id the record of the first tenant that has one, in one round trip; None where unknown or expired by
         the server's clock."""
         places = [(tenant, chunk_id) for tenant in named(self._redis, tenants) for chunk_id in chunk_ids]
         with self._redis.errors(), self._redis.client.pipeline(transaction=False) as pipeline:
             pipeline.time()
             for tenant, chunk_id in places:
-                pipeline.hgetall(self._redis.name(f"record:{sid(tenant, chunk_id)}"))
+                name = self._redis.name(f"record:{sid(tenant, chunk_id)}")
+                if chunk_id in known:
+                    pipeline.hmget(name, _BUT_TOKENS)
+                else:
+                    pipeline.hgetall(name)
                 pipeline.zscore(index_name(self._redis, tenant, "records_used"), chunk_id)
             clock, *answers = pipeline.execute()
         now = clock[0] + clock[1] / 1e6
         found: dict[ChunkId, ChunkRecord] = {}
         for (tenant, chunk_id), fields, used in zip(places, answers[::2], answers[1::2], strict=True):
-            record = _record(tenant, chunk_id, fields, used, now)
+            if chunk_id in known:
+                fields = {name: value for name, value in zip(_BUT_TOKENS, fields, strict=True) if value is not None}
+            record = _record(tenant, chunk_id, fields, used, now, known)
             if record is not None:
                 found.setdefault(chunk_id, record)
         return [found.get(chunk_id) for chunk_id in chunk_ids]
@@ -174,7 +186,12 @@ def _arguments(record: ChunkRecord) -> list[str | bytes]:
 
 
 def _record(
-    tenant: Tenant, chunk_id: ChunkId, fields: dict[bytes, bytes], used: float | None, now: float
+    tenant: Tenant,
+    chunk_id: ChunkId,
+    fields: dict[bytes, bytes],
+    used: float | None,
+    now: float,
+    known: Content = NO_CONTENT,
 ) -> ChunkRecord | None:
     if not fields:
         return None
@@ -187,7 +204,7 @@ def _record(
         chunk_id=chunk_id,
         tokenizer=TokenizerIdentity(text["tokenizer"].decode()),
         type=ChunkType(text["type"].decode()),
-        token_ids=unpack_token_ids(text["tokens"]),
+        token_ids=known[chunk_id] if chunk_id in known else unpack_token_ids(text["tokens"]),
         name=text["name"].decode(),
         tags=tuple(json.loads(text["tags"])),
         pinned=pinned,

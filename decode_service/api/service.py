@@ -180,7 +180,9 @@ class DecodeService(decode_pb2_grpc.DecodeServiceServicer):
         )
         params = messages.sampling_in(request.sampling, max_tokens, served.vocabulary, served.eos_token_ids)
         stops = frozenset(token for token in params.stops_at(served.eos_token_ids) if token < served.vocabulary)
-        return composition, SamplingRequest(params, composition.token_ids(), stops)
+        # Else nobody counts the prompt's tokens.
+        prompt = composition.token_ids() if params.repetition_penalty != 1.0 else ()
+        return composition, SamplingRequest(params, prompt, stops)
 
     async def _stream(
         self, sequence: Sequence, mailbox: Mailbox, answer: AnswerText

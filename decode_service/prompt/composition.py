@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING
 
+from chunk_store.key import ChunkKey, chunk_key
 from chunk_store.tenant import DEFAULT_TENANT, SHARED_TENANT, Tenant, tenant_of
+from decode_service.prompt.memory import KeyMemory
 from decode_service.prompt.request_chunk import RequestChunk, Segment
 from engine.reuse import Exactness, ReuseMode, exactness, key_composition
 from serving.errors import InvalidRequest
@@ -65,18 +67,27 @@ class Composition:
         return exactness(self.mode, chunk.index)
 
 
-def compose(served: ServedModel, segments: Sequence[Segment], mode: ReuseMode, salt: str) -> Composition:
+def compose(
+    served: ServedModel, segments: Sequence[Segment], mode: ReuseMode, salt: str, memory: KeyMemory | None = None
+) -> Composition:
     """Keys the segments of a request; the last is the query.
 
     A query named by its chunk id has KV under its EXACT context and is reused there; in the other modes no
-    key covers what it saw, so it is computed. Raises ``InvalidRequest`` naming the segment and the remedy.
+    key covers what it saw, so it is computed. ``memory`` is the served model's, of what such requests worked out
+    before; chunk ids must then be those of their content. Raises ``InvalidRequest`` naming the segment and the remedy.
     """
-    _check_tokens(served, segments)
+    _check_tokens(served, segments, tenant_of(salt), memory)
     tenant, query = tenant_of(salt), segments[-1]
     full_hit = mode is ReuseMode.EXACT and query.named_by_id
     cached = segments if full_hit else segments[:-1]
     shared = [segment.shared for segment in cached]
-    keyed = key_composition(served.identity, [segment.token_ids for segment in cached], mode, salt, shared)
+
+    def key_of(index: int, context: Sequence[ChunkKey], salted: str) -> ChunkKey:
+        make = partial(chunk_key, served.identity, context, cached[index].token_ids, salted)
+        return memory.key(cached[index].chunk_id, context, salted, make) if memory else make()
+
+    contents = [segment.token_ids for segment in cached]
+    keyed = key_composition(served.identity, contents, mode, salt, shared, key_of)
     chunks = tuple(
         RequestChunk(
             index=index,
@@ -94,7 +105,7 @@ def compose(served: ServedModel, segments: Sequence[Segment], mode: ReuseMode, s
     return Composition(chunks, query, mode, query.token_ids, tenant)
 
 
-def _check_tokens(served: ServedModel, segments: Sequence[Segment]) -> None:
+def _check_tokens(served: ServedModel, segments: Sequence[Segment], tenant: Tenant, memory: KeyMemory | None) -> None:
     if not segments:
         raise InvalidRequest("at least one is needed; the last is the query", field="segments")
     for index, segment in enumerate(segments):
@@ -103,7 +114,11 @@ def _check_tokens(served: ServedModel, segments: Sequence[Segment]) -> None:
             raise InvalidRequest("the query is empty", field=field, remedy="it needs at least one token")
         if not segment.token_ids:
             raise InvalidRequest("it is empty", field=field)
-        check_vocabulary(segment.token_ids, field, served.vocabulary)
+        if memory is None or not segment.chunk_id:
+            largest = max(segment.token_ids)
+        else:
+            largest = memory.largest(segment.chunk_id, SHARED_TENANT if segment.shared else tenant, segment.token_ids)
+        check_vocabulary(largest, field, served.vocabulary)
 
 
 def answer_tokens(served: ServedModel, composition: Composition, max_tokens: int | None, default: int) -> int:

@@ -5,9 +5,7 @@ Plain values in and out, no protobuf. Runs in a thread of its own: it tokenizes 
 
 from __future__ import annotations
 
-import threading
 import time
-from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -17,6 +15,7 @@ from chunk_store.record import ChunkRecord
 from chunk_store.store import ChunkStore
 from chunk_store.tenant import SHARED_TENANT, Tenant, tenant_of, visible_to
 from decode_service.prompt.composition import Composition, compose
+from decode_service.prompt.memory import KeyMemory, RecordMemory
 from decode_service.prompt.request_chunk import Segment
 from engine.reuse import ReuseMode
 from engine.served import ServedModel
@@ -39,33 +38,6 @@ class SegmentRequest:
     role: str = ""
 
 
-class RecordMemory:
-    """The records seen last, up to a number of tokens; thread-safe."""
-
-    def __init__(self, tokens_max: int) -> None:
-        self._tokens_max = tokens_max
-        self._tokens = 0
-        self._records: OrderedDict[tuple[Tenant, ChunkId], ChunkRecord] = OrderedDict()
-        self._lock = threading.Lock()
-
-    def find(self, tenant: Tenant, name: ChunkId) -> ChunkRecord | None:
-        with self._lock:
-            return self._records.get((tenant, name))
-
-    def remember(self, tenant: Tenant, name: ChunkId, record: ChunkRecord | None) -> None:
-        """Keeps what a tenant found under a name as the newest; None forgets it, for it is no longer registered."""
-        with self._lock:
-            known = self._records.pop((tenant, name), None)
-            self._tokens -= len(known.token_ids) if known else 0
-            if record is None or len(record.token_ids) > self._tokens_max:
-                return
-            self._records[tenant, name] = record
-            self._tokens += len(record.token_ids)
-            while self._tokens > self._tokens_max:
-                _, oldest = self._records.popitem(last=False)
-                self._tokens -= len(oldest.token_ids)
-
-
 class Resolver:
     """Makes compositions out of segments, against one model and one store."""
 
@@ -77,6 +49,7 @@ class Resolver:
         self.codec = codec
         self.store = store
         self._records = RecordMemory(RECORD_TOKENS_MAX)
+        self._keys = KeyMemory()
 
     def resolve(self, segments: Sequence[SegmentRequest], mode: ReuseMode, salt: str) -> Composition:
         """The composition of a request, under the caller's salt.
@@ -84,7 +57,7 @@ class Resolver:
         Raises ``RequestError`` naming the segment and the remedy.
         """
         check_mode(self.served, mode)
-        return compose(self.served, self._resolve_all(segments, tenant_of(salt)), mode, salt)
+        return compose(self.served, self._resolve_all(segments, tenant_of(salt)), mode, salt, self._keys)
 
     def _resolve_all(self, segments: Sequence[SegmentRequest], tenant: Tenant) -> list[Segment]:
         last = len(segments) - 1
@@ -110,18 +83,21 @@ class Resolver:
     def _lookup(self, named: list[ChunkId], inline: list[ChunkId], tenant: Tenant) -> dict[ChunkId, ChunkRecord | None]:
         """What the tenant may use, by id: its own, else what is shared.
 
-        While the store is away what was seen lately serves, for content never changes under its id; an ``inline`` one
-        does without, and is not looked up again while it is known to be the tenant's own.
+        The store says who has what, each time; content that was seen lately is not read again, for it never changes
+        under its id. While the store is away what was seen lately serves; an ``inline`` one does without, and is not
+        looked up again while it is known to be the tenant's own.
         """
         seen = {name: self._records.find(tenant, name) for name in inline}
+        remembered = {name: self._records.find(tenant, name) for name in named}
         names = [*named, *(name for name, record in seen.items() if record is None or record.tenant != tenant)]
+        known = {name: record.token_ids for name, record in (seen | remembered).items() if record is not None}
         try:
-            records = dict(zip(names, self.store.get_records(names, visible_to(tenant)), strict=True)) if names else {}
+            found = self.store.get_records(names, visible_to(tenant), known=known) if names else []
         except StoreUnavailable:
-            remembered = {name: self._records.find(tenant, name) for name in named}
             if None in remembered.values():
                 raise
             return seen | remembered
+        records = dict(zip(names, found, strict=True))
         for name, record in records.items():
             self._records.remember(tenant, name, record)
         return seen | records

@@ -146,7 +146,7 @@ class Resolver:
                 record = self._resolve_ids([request.chunk_id], "chunk_id", request.tenant)[0]
             if request.labelled and record.tenant != request.tenant:
                 raise not_yours("chunk_id", record.chunk_id)
-            check_vocabulary(record.token_ids, "chunk_id", self.served.vocabulary)
+            check_vocabulary(max(record.token_ids), "chunk_id", self.served.vocabulary)
             return record, True
         token_ids = request.token_ids
         if request.text is not None:
@@ -157,7 +157,7 @@ class Resolver:
             raise InvalidRequest(
                 "no tokens in it", field=field, remedy="a chunk needs at least one (text or token_ids)"
             )
-        check_vocabulary(token_ids, field, self.served.vocabulary)
+        check_vocabulary(max(token_ids), field, self.served.vocabulary)
         name = chunk_id(self.codec.identity, request.type, token_ids)
         with timer.stage("lookup"):
             there = self.store.get_records([name], visible_to(request.tenant))[0]

@@ -12,7 +12,7 @@ from chunk_store.errors import QuotaFull, StoreFull
 from chunk_store.key import ChunkId, ChunkType, chunk_id
 from chunk_store.record import ChunkRecord, RecordOrder, RecordQuery
 from chunk_store.shared_store import SharedStore
-from chunk_store.tenant import TenantLimits, tenant_of
+from chunk_store.tenant import DEFAULT_TENANT, TenantLimits, tenant_of
 from tests.chunk_store.contract import TOKENIZER, Place, loads, publish, sample
 
 
@@ -32,6 +32,27 @@ def test_a_record_comes_back_as_it_was_put(place: Place) -> None:
     )
     assert store.put_records([record]) == [True]
     assert place.open().get_records([record.chunk_id, ChunkId("0" * 64)]) == [record, None]
+
+
+def test_what_is_known_is_not_read_again_and_all_else_is(place: Place) -> None:
+    """Whoever has the content already is told what is said about it, and whether it is there."""
+    store, mine = place.open(), tenant_of("mine")
+    first, second, empty = sample(1).record(name="one", tags=("x",)), sample(2).record(), sample(3).record()
+    store.put_records([first, second, replace(first, tenant=mine, name="mine")])
+    names = [first.chunk_id, second.chunk_id, empty.chunk_id]
+    (one, two, nothing) = store.get_records(names)
+    assert one is not None and two is not None and nothing is None
+    content = tuple(reversed(one.token_ids))  # other token ids than the store has, to tell them apart
+    known = {one.chunk_id: content, empty.chunk_id: (7,), ChunkId("0" * 64): (8,)}
+    found = store.get_records(names, known=known)
+    assert found == [replace(one, token_ids=content), two, None] and found[0] is not None
+    assert found[0].token_ids is content
+    (own,) = store.get_records(names[:1], [mine, DEFAULT_TENANT], known=known)
+    assert own is not None and (own.name, own.tenant, own.token_ids) == ("mine", mine, content)
+    store.delete_chunks(names[:1])
+    assert store.get_records(names[:1], known=known) == [None], "known, and not there any more"
+    store.put_records([replace(second, expires_at=time.time() - 1.0)])
+    assert store.get_records(names[1:2], known={two.chunk_id: two.token_ids}) == [None], "expired"
 
 
 def test_putting_again_merges(place: Place) -> None:

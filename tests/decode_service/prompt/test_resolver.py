@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,13 +11,14 @@ from typing import Any
 import pytest
 
 from chunk_store.errors import StoreUnavailable
-from chunk_store.key import ChunkId, ChunkType, TokenizerIdentity, chunk_id
+from chunk_store.key import ChunkId, ChunkKey, ChunkType, TokenizerIdentity, chunk_id, chunk_key
 from chunk_store.open import open_store
 from chunk_store.record import ChunkRecord
-from chunk_store.tenant import SHARED_TENANT, Tenant, tenant_of
+from chunk_store.tenant import SHARED_SALT, SHARED_TENANT, Tenant, tenant_of
 from decode_service.prompt.composition import Composition
-from decode_service.prompt.resolver import RecordMemory, Resolver, SegmentRequest
-from engine.reuse import ReuseMode
+from decode_service.prompt.memory import KeyMemory, RecordMemory
+from decode_service.prompt.resolver import Resolver, SegmentRequest
+from engine.reuse import ReuseMode, key_composition
 from serving.errors import InvalidRequest, NotFound, RequestError, Unsupported
 from tests.fakes import FakeServed, codec
 
@@ -181,3 +184,119 @@ def test_memory_holds_the_newest_up_to_its_tokens() -> None:
     assert memory.find(MINE, old.chunk_id) is None
     memory.remember(MINE, new.chunk_id, new)
     assert memory.find(MINE, ChunkId("one more")) is not None, "what was forgotten takes no room"
+
+
+def test_a_shared_record_is_remembered_once_for_all_and_an_own_one_for_its_tenant() -> None:
+    memory, yours = RecordMemory(100), tenant_of("yours")
+    own, everybodys = record(1, 1), record(2, 2, tenant=SHARED_TENANT)
+    memory.remember(MINE, own.chunk_id, own)
+    memory.remember(MINE, everybodys.chunk_id, everybodys)
+    assert memory.find(yours, own.chunk_id) is None and memory.find(yours, everybodys.chunk_id) == everybodys
+    mine_too = record(2, 2)
+    memory.remember(MINE, mine_too.chunk_id, mine_too)
+    assert memory.find(MINE, mine_too.chunk_id) == mine_too, "the tenant's own first, as in the store"
+    memory.remember(MINE, mine_too.chunk_id, everybodys)
+    assert memory.find(MINE, mine_too.chunk_id) == everybodys, "its own is gone"
+    memory.remember(yours, everybodys.chunk_id, None)
+    assert memory.find(MINE, everybodys.chunk_id) is None
+
+
+def read_by(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> list[tuple[set[str], set[str]]]:
+    """Of every look into the store: what was asked for, and what was known."""
+    asked: list[tuple[set[str], set[str]]] = []
+    get_records = desk.store.get_records
+
+    def noted(names: Sequence[ChunkId], tenants: Any, known: Any) -> Any:
+        asked.append((set(names), set(known)))
+        return get_records(names, tenants, known=known)
+
+    monkeypatch.setattr(desk.store, "get_records", noted)
+    return asked
+
+
+def test_content_is_read_once_and_looked_for_every_time(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    (name,) = desk.put(record(5, 6))
+    asked = read_by(desk, monkeypatch)
+    made = [desk.resolve(named(name), ids(9)).chunks[0] for _ in range(3)]
+    assert asked == [({name}, set()), ({name}, {name}), ({name}, {name})]
+    assert len({chunk.key for chunk in made}) == 1 and {chunk.token_ids for chunk in made} == {(5, 6)}
+
+
+@pytest.mark.parametrize("what", ["deleted", "expired"])
+def test_a_chunk_whose_content_is_remembered_is_unknown_when_it_is_gone(desk: Desk, what: str) -> None:
+    (name,) = desk.put(record(5, 6))
+    for _ in range(2):
+        desk.resolve(named(name), ids(9))
+    if what == "deleted":
+        desk.store.delete_chunks([ChunkId(name)], [MINE])
+    else:
+        desk.put(record(5, 6, expires_at=time.time() - 1.0))
+    for _ in range(2):
+        with pytest.raises(NotFound, match=r"^segments\[0\]\.chunk_id: no chunk"):
+            desk.resolve(named(name), ids(9))
+    desk.put(record(5, 6, name="again"))
+    assert desk.resolve(named(name), ids(9)).segments[0].name == "again"
+
+
+def test_what_one_tenant_used_is_neither_known_nor_faster_for_another(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Time must not tell either: what was read and worked out for one tenant is read and worked out anew."""
+    (name, everybodys) = desk.put(record(5, 6), record(7, 8, tenant=SHARED_TENANT))
+    asked, made = read_by(desk, monkeypatch), list[str]()
+
+    def noted(*given: Any) -> Any:
+        made.append(given[3])
+        return chunk_key(*given)
+
+    monkeypatch.setattr("decode_service.prompt.composition.chunk_key", noted)
+    for _ in range(2):
+        desk.resolve(named(name), ids(9))
+    with pytest.raises(NotFound):
+        desk.resolve(named(name), ids(9), salt="yours")
+    assert asked[-1] == ({name}, set())
+    desk.put(record(5, 6, tenant=tenant_of("yours")))
+    desk.resolve(named(name), ids(9), salt="yours")
+    assert asked[-1] == ({name}, set()) and made == ["mine", "yours"]
+    for salt in ("mine", "yours"):
+        desk.resolve(named(everybodys), ids(9), salt=salt)
+    assert asked[-1] == ({everybodys}, {everybodys}) and made == ["mine", "yours", SHARED_SALT]
+
+
+@pytest.mark.parametrize("mode", list(ReuseMode))
+def test_remembered_keys_are_those_that_are_made_anew(desk: Desk, mode: ReuseMode) -> None:
+    """Random compositions of few chunks, some of them shared, by two tenants: every key as without a memory."""
+    draw = random.Random(mode.value)
+    contents = [(1,), (2, 3), (1, 2, 3), (4,)]
+    desk.put(*(record(*tokens, tenant=tenant_of(salt)) for tokens in contents for salt in ("mine", "yours")))
+    desk.put(*(record(*tokens, tenant=SHARED_TENANT) for tokens in ((5,), (6, 7))))
+    contents += [(5,), (6, 7)]
+    for _ in range(60):
+        picked, salt = draw.choices(contents, k=draw.randint(0, 5)), draw.choice(("mine", "yours"))
+        ways = [named(record(*tokens).chunk_id) if draw.random() < 0.5 else ids(*tokens) for tokens in picked]
+        found = desk.resolve(*ways, ids(9), mode=mode, salt=salt).chunks
+        shared = [tokens in ((5,), (6, 7)) for tokens in picked]
+        expected = key_composition(desk.served.identity, picked, mode, salt, shared)
+        assert [chunk.key for chunk in found] == [each.key for each in expected]
+
+
+def test_a_token_that_the_model_lacks_is_found_every_time(desk: Desk) -> None:
+    (name,) = desk.put(record(5, 384))
+    for _ in range(2):
+        with pytest.raises(InvalidRequest, match="token id 384"):
+            desk.resolve(named(name), ids(9))
+
+
+def test_what_is_worked_out_has_a_bound() -> None:
+    memory, made = KeyMemory(3), list[int]()
+
+    def key(number: int) -> ChunkKey:
+        def make() -> ChunkKey:
+            made.append(number)
+            return ChunkKey(str(number))
+
+        return memory.key(ChunkId(str(number)), [], "", make)
+
+    for number in (1, 2, 3, 1, 4, 1, 2):  # 2 goes for 4, which came when 1 had been used again
+        assert key(number) == str(number)
+    assert made == [1, 2, 3, 4, 2] and len(memory._keys) == 3

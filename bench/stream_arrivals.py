@@ -1,0 +1,194 @@
+"""What a request costs before the scheduler has it: many arrive at once over one registered chunk of 32k tokens.
+
+    python -m bench.stream_arrivals [--requests N] [--chunk TOKENS] [--store URL] [--inline]
+
+The decode service over a device that is a clock, in a process of its own; the chunk is resident. Times are from the
+arrival of a call in Python to its sequence in the device thread; processor time is the server's, by thread.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import cProfile
+import multiprocessing
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import grpc
+
+from bench.models import fable
+from bench.stream_cost import METHOD, answer_commands, profiled, thread_seconds
+from bench.stream_runner import clock_service
+from chunk_store.key import ChunkId, ChunkType, chunk_id
+from chunk_store.record import ChunkRecord
+from decode_service.__main__ import FULL_NAME
+from decode_service.api.service import DecodeService
+from engine.reuse import ReuseMode, key_composition
+from protos import chunks_pb2, decode_pb2
+from serving.rpc.access import Access
+from serving.rpc.channel import Target
+from serving.rpc.server import RpcServer
+
+ROUNDS = 8  # the first warms up
+MESSAGES = 2  # to each request: its one token, and the completion
+
+
+def document(tokens: int) -> tuple[int, ...]:
+    return tuple(fable().prompt(tokens, 1))
+
+
+def register(service: DecodeService, token_ids: tuple[int, ...]) -> ChunkId:
+    """The chunk, registered, and its KV resident."""
+    resolver, residents = service.resolver, service.worker.residents
+    name = chunk_id(resolver.codec.identity, ChunkType.CONTEXT, token_ids)
+    resolver.store.put_records([ChunkRecord(name, resolver.codec.identity, ChunkType.CONTEXT, token_ids)])
+    keyed = key_composition(resolver.served.identity, [token_ids], ReuseMode.EXACT)[0]
+    chunk = residents.reserve(keyed.key, len(token_ids))
+    chunk.ready = True
+    return name
+
+
+async def serve(pipe: Any, options: argparse.Namespace) -> None:
+    with tempfile.TemporaryDirectory() as store:
+        url = options.store or f"file://{Path(store)}"
+        service, _ = clock_service(url, options.requests, 0.0, 0)
+        name = register(service, document(options.chunk))
+        submit, spans = service.worker.scheduler.submit, list[tuple[int, int]]()
+
+        def noted(sequence: Any, now: int) -> None:
+            spans.append((sequence.clock.arrived, time.monotonic_ns()))
+            submit(sequence, now)
+
+        service.worker.scheduler.submit = noted  # type: ignore[method-assign]
+
+        def take_spans() -> list[tuple[int, int]]:
+            taken = spans.copy()
+            spans.clear()
+            return taken
+
+        server = RpcServer(Access(), [FULL_NAME])
+        port = await server.start("127.0.0.1", 0)
+        await service.start()
+        if options.switch_ms:
+            sys.setswitchinterval(options.switch_ms / 1e3)
+        await server.open(service.add_to)
+        pipe.send((port, name))
+        profile = cProfile.Profile(time.thread_time)
+        commands: dict[str, Callable[[], Any]] = {"spent": thread_seconds, "spans": take_spans}
+        commands |= {"profile": profile.enable, "profiled": lambda: profiled([profile])}
+        await answer_commands(pipe, commands)
+        await server.drain(0.0)
+        await service.stop()
+
+
+async def serve_bare(pipe: Any, options: argparse.Namespace) -> None:
+    """As many messages to each call, made before, and nothing else."""
+    reply = decode_pb2.GenerateResponse(delta=decode_pb2.Delta(text=" word", token_ids=[1234])).SerializeToString()
+
+    async def generate(_: Any, context: Any) -> None:
+        for _ in range(MESSAGES):
+            await context.write(reply)
+
+    bare = grpc.aio.server()
+    handler = grpc.unary_stream_rpc_method_handler(generate)
+    bare.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(FULL_NAME, {"Generate": handler}),))
+    port = bare.add_insecure_port("127.0.0.1:0")
+    await bare.start()
+    pipe.send((port, ""))
+    await answer_commands(pipe, {"spent": thread_seconds, "spans": list})
+    await bare.stop(None)
+
+
+def run_server(pipe: Any, options: argparse.Namespace) -> None:
+    asyncio.run(serve_bare(pipe, options) if options.bare else serve(pipe, options))
+
+
+@contextlib.contextmanager
+def server(options: argparse.Namespace) -> Iterator[tuple[Callable[[str], Any], int, str]]:
+    processes = multiprocessing.get_context("spawn")
+    here, there = processes.Pipe()
+    child = processes.Process(target=run_server, args=(there, options))
+    child.start()
+
+    def ask(command: str) -> Any:
+        here.send(command)
+        return here.recv()
+
+    try:
+        yield ask, *here.recv()
+    finally:
+        here.send("stop")
+        child.join(30)
+
+
+def request(chunk: decode_pb2.Segment, seed: int) -> bytes:
+    query = decode_pb2.Segment(token_ids=chunks_pb2.TokenIds(ids=fable().prompt(64, seed)))
+    sampling = decode_pb2.SamplingParams(max_tokens=1, ignore_eos=True)
+    return decode_pb2.GenerateRequest(segments=[chunk, query], sampling=sampling).SerializeToString()
+
+
+async def drain(channel: Any, message: bytes) -> None:
+    async for _ in channel.unary_stream(METHOD)(message):
+        pass
+
+
+async def burst(port: int, messages: list[bytes]) -> None:
+    async with Target(f"127.0.0.1:{port}").open_async() as channel:
+        await channel.channel_ready()
+        await asyncio.gather(*(drain(channel, message) for message in messages))
+
+
+def measure(options: argparse.Namespace) -> None:
+    """Prints what the requests of all rounds took."""
+    with server(options) as (ask, port, name):
+        inline = decode_pb2.Segment(token_ids=chunks_pb2.TokenIds(ids=document(options.chunk)))
+        chunk = inline if options.inline else decode_pb2.Segment(chunk_id=name)
+        rounds: list[list[tuple[int, int]]] = []
+        before: dict[str, float] = {}
+        for number in range(ROUNDS):
+            asyncio.run(burst(port, [request(chunk, seed) for seed in range(options.requests)]))
+            rounds.append(ask("spans"))
+            if number == 0:
+                before = ask("spent")
+                if options.profile and not options.bare:
+                    ask("profile")
+        after = ask("spent")
+        if options.profile and not options.bare:
+            print(ask("profiled"))
+    requests = (ROUNDS - 1) * options.requests
+    spent = {name: (after[name] - before.get(name, 0.0)) / requests * 1e3 for name in after}
+    rows = ", ".join(f"{name} {ms:.2f}" for name, ms in sorted(spent.items(), key=lambda row: -row[1]) if ms > 0.02)
+    if not options.bare:
+        walls = [(max(end for _, end in spans) - min(begin for begin, _ in spans)) / 1e6 for spans in rounds[1:]]
+        cuts = statistics.quantiles([(end - begin) / 1e6 for spans in rounds[1:] for begin, end in spans], n=100)
+        print(
+            f"    all with the scheduler after {statistics.median(walls):.1f} ({min(walls):.1f} to {max(walls):.1f}) ms"
+        )
+        print(f"    one after p50 {cuts[49]:.1f}, p99 {cuts[98]:.1f} ms")
+    print(f"    processor {sum(spent.values()):.2f} ms a request, to its end ({rows})", flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--requests", type=int, default=64, help="at once")
+    parser.add_argument("--chunk", type=int, default=32768, help="tokens")
+    parser.add_argument("--store", default="", help="URL; a directory of its own without it")
+    parser.add_argument("--inline", action="store_true", help="send the chunk's tokens with every request")
+    parser.add_argument("--switch-ms", type=float, default=0.0, help="the switch interval; 0: the service's")
+    parser.add_argument("--profile", action="store_true", help="what functions take in the event loop")
+    options = parser.parse_args()
+    for bare in (True, False):
+        what = "a bare server" if bare else f"over a chunk of {options.chunk} tokens"
+        print(f"{options.requests} requests at once, {what}:")
+        measure(argparse.Namespace(**vars(options), bare=bare))
+
+
+if __name__ == "__main__":
+    main()
