@@ -325,7 +325,7 @@ def test_what_is_remembered_without_the_store_is_a_tenants_own(
         expected = one.generate([chunk, Tokens(QUERY)], max_tokens=2, ignore_eos=True).finish()
         requests = [generate(name, QUERY) for name in (chunk.id, "0" * 64)]
 
-        def away(*_: Any) -> Any:
+        def away(*_: Any, **__: Any) -> Any:
             raise StoreUnavailable("gone")
 
         monkeypatch.setattr(tenants.services.decode.resolver.store, "get_records", away)
