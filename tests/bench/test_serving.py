@@ -17,7 +17,7 @@ RUNS = [
 
 def test_every_trace_runs_through_the_services(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     small = "--scale 0.005 --generators 2 --decode-kv-pages 1024"
-    main([*small.split(), "--rate", "3x", "--ahead", "--profile", "--out", str(tmp_path)])
+    main([*small.split(), "--rate", "3x", "--profile", "--out", str(tmp_path)])
     runs = json.loads((tmp_path / "serving.json").read_text())["runs"]
     assert [run["run"] for run in runs if run["rate"] is None] == RUNS
     assert [run["run"] for run in runs if run["rate"] is not None] == RUNS
