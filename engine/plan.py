@@ -192,9 +192,15 @@ def plan_step(sequences: Sequence[StepSequence], levels: Levels, *, page_size: i
         if end > len(sequence.tail_pages) * page_size:
             raise ValueError(f"tail_pages: {len(sequence.tail_pages)} pages of {page_size} do not hold {end} tokens")
         tails.append(Tail(first_row, sequence.rows, sequence.tail_pages, sequence.tail_tokens))
-        positions += range(sequence.position, sequence.position + sequence.rows)
-        for at in range(sequence.tail_tokens, end):
-            slots.append(sequence.tail_pages[at // page_size] * page_size + at % page_size)
+        if sequence.rows == 1:
+            positions.append(sequence.position)
+            slots.append(sequence.tail_pages[sequence.tail_tokens // page_size] * page_size + (end - 1) % page_size)
+        else:
+            positions += range(sequence.position, sequence.position + sequence.rows)
+            slots += [
+                sequence.tail_pages[at // page_size] * page_size + at % page_size
+                for at in range(sequence.tail_tokens, end)
+            ]
         first_row += sequence.rows
     partials = 1 + max((len(sequence.chunks) for sequence in sequences), default=0)
     return CascadePlan(levels, tuple(tails), tuple(positions), tuple(slots), partials)

@@ -30,7 +30,7 @@ from engine.run.cuda.weights import FusedWeights
 from engine.run.planning import StepPlanner
 from engine.run.protocol import AttentionWatch, LayerWatch, StepRows
 from engine.run.room import NO_LIMIT, READS_WHILE_DECODING, StepRoom
-from engine.sampling.params import SamplingRequest
+from engine.sampling.params import Draw, SamplingRequest
 
 LONG = 4096  # tokens of the longest chunk that goes into packed steps
 ROWS_MAX = 512  # of a packed step
@@ -125,17 +125,17 @@ class FusedRunner:
     @torch.inference_mode()
     def begin(self, batch: Sequence[StepRows]) -> LaunchedStep:
         plan = self._planner.plan(batch, piece_tokens=self.piece_tokens)
-        sources = [source for rows in batch for source in rows.sources]
-        self._check_slot(~min(sources))
+        sources: list[int] = []
+        drawn: list[int] = []
+        draws: list[Draw] = []
+        for rows in batch:
+            sources += rows.sources
+            if rows.draw is not None:
+                drawn.append(len(sources) - 1)
+                draws.append(rows.draw)
+        self._check_slot(max(~min(sources), *[draw.slot for draw in draws]) if draws else ~min(sources))
         if batch[0].alone:
             return self._piece(batch[0], plan)
-        drawn, draws, last = [], [], -1
-        for rows in batch:
-            last += len(rows.sources)
-            if rows.draw is not None:
-                self._check_slot(rows.draw.slot)
-                drawn.append(last)
-                draws.append(rows.draw)
         if len(draws) > self.slots:
             raise ValueError(f"begin: {len(draws)} draws in {self.slots} slots")
         return self.steps.launch(plan, sources, drawn, draws)

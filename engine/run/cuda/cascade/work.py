@@ -149,11 +149,10 @@ def tail_lists(plan: CascadePlan, shared: SharedLists, shape: ListShape, page_si
     """The dynamic blob of a plan: its rows, tails, positions and pages. Raises ``WorkTooLarge``."""
     tails = plan.tails
     rows = len(plan.slots)
-    first = np.fromiter((tail.first_row for tail in tails), np.int32, len(tails))
-    count = np.fromiter((tail.rows for tail in tails), np.int32, len(tails))
-    before = np.fromiter((tail.tokens_before for tail in tails), np.int32, len(tails))
-    pages = np.fromiter(chain.from_iterable(tail.pages for tail in tails), np.int32)
-    page_at = _starts(np.fromiter((len(tail.pages) for tail in tails), np.int32, len(tails)))
+    numbers = [(tail.first_row, tail.rows, tail.tokens_before, len(tail.pages)) for tail in tails]
+    first, count, before, pages_of = np.ascontiguousarray(np.array(numbers, np.int32).reshape(-1, 4).T)
+    pages = np.fromiter(chain.from_iterable([tail.pages for tail in tails]), np.int32)
+    page_at = _starts(pages_of)
     split = np.full(len(tails), shape.splits.tail, np.int32)
     splits_of_row = np.zeros(rows, np.int32)
     owned = _ranges(first, count)
@@ -178,7 +177,7 @@ def tail_lists(plan: CascadePlan, shared: SharedLists, shape: ListShape, page_si
     header[0] = rows
     header[AT_POSITIONS] = at + len(items) + rows * PAIR
     header[AT_PAGES] = header[AT_POSITIONS] + rows
-    positions = np.fromiter(plan.positions, np.int32, rows)
+    positions = np.array(plan.positions, np.int32)
     return np.concatenate((header, records.reshape(-1), items, pairs.reshape(-1), positions, pages))
 
 

@@ -37,6 +37,33 @@ class PendingDraws:
         ]
 
 
+@dataclass
+class _Asks:
+    """What the draws of a slot ask for: ``kind`` always, scores that are not the model's before draw ``least``.
+
+    ``reports`` is 0, or 1 and how many of the likeliest tokens; ``allows``: a grammar says which tokens may come.
+    """
+
+    kind: Kind
+    least: int
+    reports: int
+    allows: bool = False
+
+    @classmethod
+    def of(cls, request: SamplingRequest, vocabulary: int) -> _Asks:
+        params = request.params
+        sampled = params.temperature > 0.0
+        kind = Kind(
+            shaped=params.penalises or bool(params.logit_bias),
+            sampled=sampled,
+            top_k=sampled and 0 < params.top_k < vocabulary,
+            top_p=sampled and params.top_p < 1.0,
+            reports=params.logprobs,
+        )
+        reports = 1 + min(params.top_logprobs, vocabulary) if params.logprobs else 0
+        return cls(kind, params.min_tokens if request.stop_token_ids else 0, reports)
+
+
 class DeviceSlots:
     """The sampling state of ``slots`` requests and what draws a step's tokens, up to ``rows`` of them.
 
@@ -47,8 +74,8 @@ class DeviceSlots:
     def __init__(self, vocabulary: int, *, slots: int, rows: int, device: torch.device | str) -> None:
         self._tables = Tables(slots, vocabulary, BLOCK, torch.device(device))
         self._launches = Launches(self._tables, rows)
-        self._requests: list[SamplingRequest | None] = [None] * slots
-        self._allows = [False] * slots
+        self._asks: list[_Asks | None] = [None] * slots
+        self._kinds: dict[Kind, Kind] = {}  # equal ones are one object, so that a step's few are found quickly
         self._staged: tuple[int, ...] = ()
 
     @property
@@ -57,13 +84,15 @@ class DeviceSlots:
 
     def open(self, slot: int, request: SamplingRequest) -> None:
         """Puts a request into a slot, whatever was there; draws that were launched before do not see it."""
-        self._requests[slot] = request
-        self._allows[slot] = False
+        asks = _Asks.of(request, self._tables.vocabulary)
+        asks.kind = self._kinds.setdefault(asks.kind, asks.kind)
+        self._asks[slot] = asks
         self._tables.open(slot, request)
 
     def allow(self, slot: int, bitmask: Tensor | None) -> None:
         """Which tokens may come next: (ceil(vocabulary / 32),) int32 on the CPU, the lowest bit first; None: any."""
-        self._allows[slot] = bitmask is not None
+        asks = self._opened(slot)
+        asks.allows = bitmask is not None
         self._tables.allow(slot, bitmask)
 
     def stage(self, draws: Sequence[Draw], rows: int) -> Kind:
@@ -80,10 +109,12 @@ class DeviceSlots:
         if draws:
             values[: len(draws)] = [(draw.slot, draw.index, draw.position) for draw in draws]
         launches.draws[:rows].copy_(staged, non_blocking=True)
-        kind = Kind()
-        for draw in draws:
-            kind |= self._kind_of(draw)
-        self._staged = tuple(self._asked(draw) for draw in draws)
+        asked = [self._opened(draw.slot) for draw in draws]
+        shaped = any([ask.allows or draw.index < ask.least for ask, draw in zip(asked, draws, strict=True)])
+        kind = Kind(shaped=shaped)
+        for one in {id(ask.kind): ask.kind for ask in asked}.values():
+            kind |= one
+        self._staged = tuple([ask.reports for ask in asked])
         return kind
 
     def launch(self, logits: Tensor, kind: Kind) -> None:
@@ -106,27 +137,11 @@ class DeviceSlots:
             arrived.record()
         return PendingDraws(asked, tokens, reports, arrived)
 
-    def _kind_of(self, draw: Draw) -> Kind:
-        request = self._request(draw.slot)
-        params, sampled = request.params, request.params.temperature > 0.0
-        early = draw.index < params.min_tokens and bool(request.stop_token_ids)
-        return Kind(
-            shaped=params.penalises or bool(params.logit_bias) or early or self._allows[draw.slot],
-            sampled=sampled,
-            top_k=sampled and 0 < params.top_k < self._tables.vocabulary,
-            top_p=sampled and params.top_p < 1.0,
-            reports=params.logprobs,
-        )
-
-    def _asked(self, draw: Draw) -> int:
-        params = self._request(draw.slot).params
-        return 1 + min(params.top_logprobs, self._tables.vocabulary) if params.logprobs else 0
-
-    def _request(self, slot: int) -> SamplingRequest:
-        request = self._requests[slot]
-        if request is None:
+    def _opened(self, slot: int) -> _Asks:
+        asks = self._asks[slot]
+        if asks is None:
             raise ValueError(f"slot: {slot} was not opened")
-        return request
+        return asks
 
 
 def _reported(token: int, asked: int, report: list[float]) -> Choice:
