@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import time
 import traceback
 from collections.abc import Callable
@@ -158,6 +159,8 @@ def main() -> None:
     parser.add_argument("--no-sweep", dest="sweep", action="store_false", help="leave out shared length x batch")
     parser.add_argument("--kernels", action="store_true", help="also list the kernels of the decode steps")
     options = parser.parse_args()
+    logging.basicConfig(format="%(message)s")
+    logging.getLogger("engine").setLevel(logging.INFO)  # what the start takes
     started = time.perf_counter()
     figures = report(options)
     options.out.mkdir(parents=True, exist_ok=True)

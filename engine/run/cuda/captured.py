@@ -1,11 +1,32 @@
-"""Capturing launches in CUDA graphs."""
+"""Compiling kernels side by side, and capturing launches in CUDA graphs."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import torch
+
+from engine.device import current
+
+COMPILERS = 8  # threads; most of a compilation runs without the interpreter
+
+
+def compile_together(device: torch.device, launches: Sequence[Callable[[], None]]) -> None:
+    """Runs what launches kernels for the first time, each in some thread, and waits for all. What they write is lost.
+
+    Raises what the first of them raises.
+    """
+
+    def run(launch: Callable[[], None]) -> None:
+        with current(device), torch.inference_mode():
+            launch()
+
+    with ThreadPoolExecutor(COMPILERS, thread_name_prefix="compile") as threads:
+        for done in [threads.submit(run, launch) for launch in launches]:
+            done.result()
+    torch.cuda.synchronize(device)
 
 
 class GraphMaker:

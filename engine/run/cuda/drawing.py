@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -41,8 +42,14 @@ class Drawing:
         """How many graphs there are."""
         return len(self._captured)
 
+    def first_launches(self) -> list[Callable[[], None]]:
+        """What compiles every usual kind, in any order."""
+        self._slots.stage((), 1)
+        logits = self._logits[:1]
+        return [partial(self._slots.launch, logits, kind) for kind in reversed(USUAL)]
+
     def prepare(self, rows: int) -> None:
-        """Compiles and captures drawing from ``rows`` rows."""
+        """Captures drawing from ``rows`` rows."""
         for kind in USUAL:
             if self._graphs is not None and (rows, kind) not in self._captured:
                 self._capture(rows, kind)

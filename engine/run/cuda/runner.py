@@ -11,6 +11,8 @@ and the next one may name the slots whose tokens it draws: the device feeds them
 
 from __future__ import annotations
 
+import logging
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -20,6 +22,7 @@ from torch import Tensor
 from engine.device import on_pools_device
 from engine.kv.pool import PagedKVPool
 from engine.plan import CascadePlan
+from engine.run.cuda.captured import compile_together
 from engine.run.cuda.cascade.launch import Tuning
 from engine.run.cuda.forward import FusedForward
 from engine.run.cuda.long_piece import LongPieces
@@ -31,6 +34,8 @@ from engine.run.planning import StepPlanner
 from engine.run.protocol import AttentionWatch, LayerWatch, StepRows
 from engine.run.room import NO_LIMIT, READS_WHILE_DECODING, StepRoom
 from engine.sampling.params import Draw, SamplingRequest
+
+log = logging.getLogger(__name__)
 
 LONG = 4096  # tokens of the longest chunk that goes into packed steps
 ROWS_MAX = 512  # of a packed step
@@ -97,9 +102,14 @@ class FusedRunner:
     @on_pools_device
     def prepare(self) -> None:
         """Compiles and captures what serving needs, so that nothing of the kind happens in traffic."""
+        began = time.perf_counter()
         with torch.inference_mode():
+            launches = [*self.steps.first_launches(), self._pieces.prepare]
+            compile_together(self.pool.device, launches)
+            compiled = time.perf_counter()
             self.steps.prepare()
-            self._pieces.prepare()
+        took = compiled - began, time.perf_counter() - compiled
+        log.info("compiled kernels in %.1f s, captured %d graphs in %.1f s", took[0], self.steps.graphs, took[1])
 
     def alone(self, tokens: int, *, chunk: bool) -> bool:
         return chunk and tokens > self._long_chunk

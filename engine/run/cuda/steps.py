@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -33,6 +34,7 @@ from engine.sampling.params import Choice, Draw
 # plan, layer, queries (rows, heads, dim) before rotation, attention (rows, heads, dim), scaling
 CallWatch = Callable[[CascadePlan, int, Tensor, Tensor, float], None]
 Classes = tuple[int, ...]
+SILENT_ROWS = 128  # from here on a step that draws nothing is worth a graph that ends without a head
 
 
 class LaunchedStep:
@@ -142,14 +144,24 @@ class Steps:
         pending = self._drawing.launch(len(draws)) if draws else None
         return LaunchedStep(plan, self.forward.pool.device, pending, self._logits_of(len(draws)))
 
+    def first_launches(self) -> list[Callable[[], None]]:
+        """What compiles the kernels of all steps, in any order: attention, a step, drawing."""
+        plan = self._scratch_plan(1)
+        classes = self._updated(plan)
+        self._ring.send([0], plan.positions, plan.slots, [0])
+        each = [partial(self._attend_first, (index,)) for index in range(len(self._work.tuning.classes))]
+        return [*each, partial(self._forward, 1, 1, classes), *self._drawing.first_launches()]
+
     def prepare(self) -> None:
-        """Compiles and captures every bucket, for the tile classes and the kinds of drawing that serving meets."""
+        """Captures every bucket, for the tile classes and the kinds of drawing that serving meets."""
         if self._graphs is None:
             return
         for rows in self.buckets:
             draws = self._draws_of(rows)
             decoding, prefilling = self._usual_classes(rows)
-            usual = [(count, classes) for classes in prefilling for count in (draws, 0)]
+            usual = [(draws, classes) for classes in prefilling]
+            if rows >= SILENT_ROWS:
+                usual += [(0, classes) for classes in prefilling]
             if draws == rows:  # more rows than there are slots are not all of sequences that decode
                 usual += [(draws, classes) for classes in decoding]
             for count, classes in usual:
@@ -164,6 +176,15 @@ class Steps:
             raise ValueError(f"begin: {rows} rows, a step has {self.rows} at most")
         bucket = next(size for size in self.buckets if size >= rows)
         return plan.padded(bucket, pool.scratch_page, pool.page_size)
+
+    def _attend_first(self, classes: Classes) -> None:
+        """Attention of the first layer over whatever lists there are."""
+        forward, pool = self.forward, self.forward.pool
+        b, w = self._buffers.first(1), forward.weights
+        q, out = b.qkv.view(1, -1, w.head_dim)[:, : w.heads], b.attended.view(1, w.heads, w.head_dim)
+        self._work.launch(
+            pool.keys[0], pool.values[0], q, out, scaling=w.scaling, rotation=forward.table, classes=classes
+        )
 
     def _draws_of(self, rows: int) -> int:
         """Behind how many rows a step of ``rows`` rows can draw."""
