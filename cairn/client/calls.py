@@ -5,7 +5,7 @@ The two clients only differ in how they run a ``Call``; what it means is written
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypedDict, TypeVar
 
@@ -55,6 +55,8 @@ class GenerateOptions(TypedDict, total=False):
     ignore_eos: bool
     seed: int | None
     logprobs: bool
+    top_logprobs: int
+    logit_bias: Mapping[int, float]
     keep_special_tokens: bool
 
 

@@ -88,7 +88,12 @@ def parse_aborted(reply: decode_pb2.AbortResponse) -> bool:
 
 
 def parse_delta(delta: decode_pb2.Delta) -> Delta:
-    return Delta(text=delta.text, token_ids=tuple(delta.token_ids), logprobs=tuple(delta.logprobs))
+    return Delta(
+        text=delta.text,
+        token_ids=tuple(delta.token_ids),
+        logprobs=tuple(delta.logprobs),
+        top_logprobs=tuple(tuple(zip(top.token_ids, top.logprobs, strict=True)) for top in delta.top_logprobs),
+    )
 
 
 def parse_result(complete: decode_pb2.Complete, deltas: list[Delta]) -> Result:
@@ -104,6 +109,7 @@ def parse_result(complete: decode_pb2.Complete, deltas: list[Delta]) -> Result:
         timings=parse_timings(complete.timings),
         seed=complete.seed,
         model_name=complete.model_name,
+        top_logprobs=tuple(top for delta in deltas for top in delta.top_logprobs),
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
 from cairn.client.errors import invalid
@@ -79,6 +79,8 @@ def generate_request(
     ignore_eos: bool = False,
     seed: int | None = None,
     logprobs: bool = False,
+    top_logprobs: int = 0,
+    logit_bias: Mapping[int, float] | None = None,
     keep_special_tokens: bool = False,
 ) -> decode_pb2.GenerateRequest:
     """A ``GenerateRequest``; None leaves a sampling value to the service. Raises ``InvalidRequest``."""
@@ -103,6 +105,8 @@ def generate_request(
         ignore_eos=ignore_eos,
         seed=seed,
         logprobs=logprobs,
+        top_logprobs=top_logprobs,
+        logit_bias=_logit_bias(logit_bias or {}),
         keep_special_tokens=keep_special_tokens,
     )
     return decode_pb2.GenerateRequest(
@@ -151,6 +155,12 @@ def token_ids(ids: Sequence[int], field: str) -> list[int]:
         if not 0 <= token <= TOKEN_ID_MAX:
             raise invalid(field, f"token id {token} is not in 0..{TOKEN_ID_MAX}")
     return plain
+
+
+def _logit_bias(bias: Mapping[int, float]) -> dict[int, float]:
+    if not isinstance(bias, Mapping):
+        raise invalid("logit_bias", f"must map token ids to numbers, not {bias!r}")
+    return dict(zip(token_ids(list(bias), "logit_bias"), bias.values(), strict=True))
 
 
 def _content(segment: Segment, field: str) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import TypeAlias
 
 CHUNK_TYPES = ("system_prompt", "context", "code", "rag_result", "query")
 REUSE_MODES = ("exact", "anchored", "independent")
@@ -99,6 +100,9 @@ class Deleted:
     kv_bytes: int
 
 
+TopLogprobs: TypeAlias = tuple[tuple[int, float], ...]  # tokens and log-probabilities, the likeliest first
+
+
 @dataclass(frozen=True)
 class Delta:
     """What a stream brings at once. ``text`` may be empty while a character's bytes are incomplete."""
@@ -106,6 +110,7 @@ class Delta:
     text: str
     token_ids: tuple[int, ...]
     logprobs: tuple[float, ...] = ()
+    top_logprobs: tuple[TopLogprobs, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -148,7 +153,10 @@ class ReuseReport:
 
 @dataclass(frozen=True)
 class Result:
-    """A finished generation. ``finish_reason`` is ``"stop"``, ``"length"`` or ``"abort"``."""
+    """A finished generation. ``finish_reason`` is ``"stop"``, ``"length"`` or ``"abort"``.
+
+    ``top_logprobs``: of each generated token the likeliest at its place, if they were asked for.
+    """
 
     request_id: str
     text: str
@@ -160,6 +168,7 @@ class Result:
     timings: Timings
     seed: int
     model_name: str
+    top_logprobs: tuple[TopLogprobs, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -82,11 +82,12 @@ def sampling_in(
     sampling: decode_pb2.SamplingParams, max_tokens: int, vocabulary: int, eos_token_ids: frozenset[int]
 ) -> SamplingParams:
     """Sampling parameters with the field's defaults. Raises ``RequestError`` naming the field."""
-    outside = max(sampling.stop_token_ids, default=0)
-    if outside >= vocabulary:
-        raise InvalidRequest(
-            f"{outside} is outside the model's vocabulary of {vocabulary}", field="sampling.stop_token_ids"
-        )
+    for name, tokens in (("stop_token_ids", sampling.stop_token_ids), ("logit_bias", sampling.logit_bias)):
+        outside = max(tokens, default=0)
+        if outside >= vocabulary:
+            raise InvalidRequest(
+                f"{outside} is outside the model's vocabulary of {vocabulary}", field=f"sampling.{name}"
+            )
     try:
         params = SamplingParams(
             temperature=sampling.temperature,
@@ -103,6 +104,8 @@ def sampling_in(
             ignore_eos=sampling.ignore_eos,
             seed=sampling.seed if sampling.HasField("seed") else random.getrandbits(SEED_BITS),
             logprobs=sampling.logprobs,
+            top_logprobs=sampling.top_logprobs,
+            logit_bias=tuple(sorted(sampling.logit_bias.items())),
         )
     except ValueError as error:
         raise InvalidRequest(str(error)) from error

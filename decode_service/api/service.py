@@ -307,4 +307,9 @@ def delta(text: str, choices: Items[Choice]) -> decode_pb2.GenerateResponse:
     new.token_ids.extend([choice.token_id for choice in choices])
     if choices and choices[0].logprob is not None:
         new.logprobs.extend([choice.logprob for choice in choices if choice.logprob is not None])
+        if choices[0].top:
+            for choice in choices:
+                new.top_logprobs.add(
+                    token_ids=[token for token, _ in choice.top], logprobs=[value for _, value in choice.top]
+                )
     return reply

@@ -105,13 +105,27 @@ def test_a_stop_string_waits_for_min_tokens(services: Pair, plain: Result) -> No
 
 @pytest.mark.parametrize("temperature", [0.0, 0.8])
 def test_logprobs_are_the_oracles(services: Pair, folder: Path, temperature: float) -> None:
-    result = services.generate([DOCUMENT, QUERY], 6, logprobs=True, temperature=temperature, seed=3)
+    options: dict[str, Any] = {"temperature": temperature, "seed": 3}
+    result = services.generate([DOCUMENT, QUERY], 6, logprobs=True, top_logprobs=4, **options)
     ids = list(result.token_ids)
     logits = oracle.logits(oracle_model(folder), [DOCUMENT], QUERY + ids[:-1], "exact")[-6:]
     expected = logits.log_softmax(-1)[range(6), ids].tolist()
     assert result.logprobs == pytest.approx(expected, abs=1e-4)
     assert all(math.isfinite(value) for value in result.logprobs)
-    assert services.generate([DOCUMENT, QUERY], 6, temperature=temperature, seed=3).logprobs == ()
+    likeliest = logits.log_softmax(-1).topk(4)
+    for found, values, ids in zip(result.top_logprobs, likeliest.values, likeliest.indices, strict=True):
+        assert [value for _, value in found] == pytest.approx(values.tolist(), abs=1e-4)
+        assert [token for token, _ in found] == ids.tolist()
+    plain = services.generate([DOCUMENT, QUERY], 6, **options)
+    assert not plain.logprobs and not plain.top_logprobs
+
+
+def test_a_bias_bans_a_token_or_forces_it(services: Pair, plain: Result) -> None:
+    first = plain.token_ids[0]
+    banned = services.generate([DOCUMENT, QUERY], 20, logit_bias={first: -100.0}, ignore_eos=True)
+    assert first not in banned.token_ids
+    forced = services.generate([DOCUMENT, QUERY], 5, logit_bias={first: 100.0}, ignore_eos=True)
+    assert forced.token_ids == (first,) * 5
 
 
 def test_a_seed_repeats_an_answer_and_another_does_not(services: Pair) -> None:

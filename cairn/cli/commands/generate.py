@@ -27,8 +27,30 @@ def configure(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--stop", action="append", default=[], help="end before this text; may be given several times")
     group.add_argument("--ignore-eos", action="store_true", help="go on after the model's end token")
     group.add_argument("--logprobs", action="store_true", help="log-probability of each token, in --json")
+    group.add_argument(
+        "--top-logprobs", type=int, default=0, metavar="N", help="those of the N likeliest tokens too, at most 20"
+    )
+    group.add_argument(
+        "--logit-bias",
+        action="append",
+        default=[],
+        type=_bias,
+        metavar="TOKEN=BIAS",
+        help="add to a token's score, -100..100; may be given several times",
+    )
     parser.add_argument("--quiet", action="store_true", help="print the answer only, no report")
     add_connection_flags(parser)
+
+
+def _bias(text: str) -> tuple[int, float]:
+    """TOKEN=BIAS."""
+    token, equals, bias = text.partition("=")
+    if not equals:
+        raise argparse.ArgumentTypeError(f"{text!r} is not TOKEN=BIAS")
+    try:
+        return int(token), float(bias)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a token id and a number: {error}") from error
 
 
 def run(args: argparse.Namespace, terminal: Terminal) -> int:
@@ -47,7 +69,9 @@ def run(args: argparse.Namespace, terminal: Terminal) -> int:
             seed=args.seed,
             stop=args.stop,
             ignore_eos=args.ignore_eos,
-            logprobs=args.logprobs,
+            logprobs=args.logprobs or args.top_logprobs > 0,
+            top_logprobs=args.top_logprobs,
+            logit_bias=dict(args.logit_bias),
         ) as stream,
     ):
         for delta in stream:

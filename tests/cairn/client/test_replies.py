@@ -62,13 +62,21 @@ def test_a_stored_chunk_is_copied_field_by_field() -> None:
 
 def test_a_result_joins_what_was_streamed() -> None:
     deltas = [
-        replies.parse_delta(decode_pb2.Delta(text="a", token_ids=[1], logprobs=[-0.5])),
+        replies.parse_delta(
+            decode_pb2.Delta(
+                text="a",
+                token_ids=[1],
+                logprobs=[-0.5],
+                top_logprobs=[decode_pb2.TopLogprobs(token_ids=[4, 1], logprobs=[-0.25, -0.5])],
+            )
+        ),
         replies.parse_delta(decode_pb2.Delta(text="bc", token_ids=[2, 3], logprobs=[-1.0, -2.0])),
     ]
     usage = decode_pb2.Usage(prompt_tokens=9, cached_tokens=5, computed_tokens=4, completion_tokens=3)
     complete = decode_pb2.Complete(request_id="r", finish_reason="stop", usage=usage, seed=7, model_name="m")
     result = replies.parse_result(complete, deltas)
     assert (result.text, result.token_ids, result.logprobs) == ("abc", (1, 2, 3), (-0.5, -1.0, -2.0))
+    assert deltas[0].top_logprobs == result.top_logprobs == (((4, -0.25), (1, -0.5)),)
     assert (result.usage.cached_tokens, result.usage.completion_tokens, result.seed) == (5, 3, 7)
     assert (result.request_id, result.finish_reason, result.model_name) == ("r", "stop", "m")
 

@@ -62,9 +62,12 @@ def test_sampling_values_arrive_zero_included():
         stop_token_ids=[7],
         ignore_eos=True,
         logprobs=True,
+        top_logprobs=3,
+        logit_bias={7: 1.5, 0: -100},
     ).sampling
     assert sampling.HasField("temperature") and sampling.HasField("seed") and sampling.HasField("max_tokens")
     assert (list(sampling.stop), list(sampling.stop_token_ids)) == (["a", "b"], [7])
+    assert (sampling.top_logprobs, dict(sampling.logit_bias)) == (3, {7: 1.5, 0: -100.0})
     assert sampling.ignore_eos and sampling.logprobs and not sampling.keep_special_tokens
 
 
@@ -78,6 +81,9 @@ def test_one_stop_text_is_not_a_list_of_letters():
         ("just text", {}, "segments: give a list"),
         (ChunkRef("abc"), {}, "segments: give a list"),
         ([], {}, "segments: is empty"),
+        (["q"], {"logit_bias": [3]}, "logit_bias: must map"),
+        (["q"], {"logit_bias": {-3: 1.0}}, "logit_bias: token id -3"),
+        (["q"], {"logit_bias": {"a": 1.0}}, "logit_bias: token ids must be integers"),
         ([3], {}, r"segments\[0\]: must be a chunk"),
         (["a", None], {}, r"segments\[1\]: must be a chunk"),
         (["a", [1, "2"]], {}, r"segments\[1\]: token ids must be integers"),

@@ -86,7 +86,9 @@ def test_what_is_set_is_taken() -> None:
         "min_p": 0.125,
         "seed": 0,
         "logprobs": True,
+        "top_logprobs": 20,
     }
+    assert sampling(logit_bias={9: -100.0, 3: 0.5}).logit_bias == ((3, 0.5), (9, -100.0))
     found = sampling(**fields, min_tokens=2, stop=["x"], stop_token_ids=[5, 5], ignore_eos=True)
     assert {name: getattr(found, name) for name in fields} == fields
     assert (found.min_tokens, found.stop, found.stop_token_ids, found.ignore_eos) == (2, ("x",), frozenset({5}), True)
@@ -99,6 +101,12 @@ def test_what_is_set_is_taken() -> None:
         ({"top_p": 0.0}, r"^sampling\.top_p"),
         ({"min_tokens": 9}, r"^sampling\.min_tokens"),
         ({"stop_token_ids": [100]}, r"^sampling\.stop_token_ids: 100 is outside"),
+        ({"logit_bias": {100: 1.0}}, r"^sampling\.logit_bias: 100 is outside"),
+        ({"logit_bias": {5: 100.5}}, r"^sampling\.logit_bias: 100\.5 for token 5"),
+        ({"logit_bias": {5: float("nan")}}, r"^sampling\.logit_bias: nan for token 5"),
+        ({"logit_bias": dict.fromkeys(range(1025), 1.0), "vocabulary": 2000}, r"^sampling\.logit_bias: 1025 tokens"),
+        ({"top_logprobs": 21, "logprobs": True}, r"^sampling\.top_logprobs: 21 must be in 0\.\.20"),
+        ({"top_logprobs": 1}, r"^sampling\.top_logprobs: 1 must be 0 without logprobs"),
         ({"vocabulary": 3, "min_tokens": 1, "stop_token_ids": [0, 2]}, r"^sampling\.min_tokens: 1 cannot be reached"),
     ],
 )

@@ -338,13 +338,20 @@ def test_loads_of_everybody_are_for_who_may_see_all(desk: Desk) -> None:
 def test_log_probabilities_come_where_they_were_asked_for(desk: Desk) -> None:
     async def body() -> None:
         def script(sequence: Any) -> None:
-            sequence.deliver([Tokens((Choice(5, -0.5), Choice(6, -1.0))), Finished(FinishReason.STOP)])
+            tops = ((5, -0.5), (9, -2.0)), ((7, -0.25), (6, -1.0))
+            tokens = Tokens((Choice(5, -0.5, tops[0]), Choice(6, -1.0, tops[1])))
+            sequence.deliver([tokens, Finished(FinishReason.STOP)])
 
         desk.worker.script = script
         _, complete, (delta,) = await desk.answer(request())
         assert list(delta.logprobs) == [-0.5, -1.0] and list(delta.token_ids) == [5, 6]
+        assert [(list(top.token_ids), list(top.logprobs)) for top in delta.top_logprobs] == [
+            ([5, 9], [-0.5, -2.0]),
+            ([7, 6], [-0.25, -1.0]),
+        ]
         desk.worker.script = says("a")
-        assert not (await desk.answer(request()))[2][0].logprobs
+        bare = (await desk.answer(request()))[2][0]
+        assert not bare.logprobs and not bare.top_logprobs
         assert complete.finish_reason == "stop"
 
     desk.run(body)

@@ -48,6 +48,19 @@ def test_generate_json_is_one_object(cairn):
     assert result["logprobs"] == [-0.5] * 3
 
 
+def test_generate_takes_biases_and_the_number_of_likeliest_tokens(cairn, services):
+    code, _, _ = cairn("generate", "q", "--top-logprobs", "2", "--logit-bias", "5=1.5", "--logit-bias", "7=-100")
+    sampling = services.script.requests[-1].sampling
+    assert (code, dict(sampling.logit_bias)) == (0, {5: 1.5, 7: -100.0})
+    assert sampling.logprobs and sampling.top_logprobs == 2
+
+
+@pytest.mark.parametrize("bias", ["5", "=", "a=1", "5=b"])
+def test_a_bias_that_is_none_is_named(cairn, bias):
+    code, _, err = cairn("generate", "q", "--logit-bias", bias)
+    assert code == 2 and "--logit-bias" in err and repr(bias) in err
+
+
 def test_a_failed_request_exits_with_1(cairn, services):
     services.script.fail = [(grpc.StatusCode.FAILED_PRECONDITION, "another model")] * 2
     code, out, err = cairn("generate", "q")
