@@ -10,6 +10,7 @@ from pathlib import Path
 from bench.serving_load import MODES
 from bench.traces import TRACES
 
+FOLDER = Path("/tmp/cairn-8b")
 RESULTS, SMALL = Path("bench/results"), Path("build/serving")
 HISTORIES = {"chunks": "history as chunks", "tail": "history in the tail"}
 
@@ -29,7 +30,7 @@ def parse(argv: list[str] | None, description: str | None) -> argparse.Namespace
     parser.add_argument(
         "--model", type=Path, help="a checkpoint (default: fable on a CPU, a random 8B shape elsewhere)"
     )
-    parser.add_argument("--folder", type=Path, default=Path("/tmp/cairn-8b"), help="of the random checkpoint")
+    parser.add_argument("--folder", type=Path, default=FOLDER, help="of the random checkpoint")
     parser.add_argument("--batch-max", type=int, default=64)
     parser.add_argument("--prefill-kv-pages", type=int)
     parser.add_argument("--decode-kv-pages", type=int)
