@@ -154,9 +154,10 @@ def tail_lists(plan: CascadePlan, shared: SharedLists, shape: ListShape, page_si
     pages = np.fromiter(chain.from_iterable([tail.pages for tail in tails]), np.int32)
     page_at = _starts(pages_of)
     split = np.full(len(tails), shape.splits.tail, np.int32)
+    # Steps that decode, one row a tail, are most of all, and the host's time is short.
+    owned = first if len(tails) == rows else _ranges(first, count)
+    visible = before + 1 if len(tails) == rows else np.repeat(before, count) + _ranges(np.zeros_like(count), count) + 1
     splits_of_row = np.zeros(rows, np.int32)
-    owned = _ranges(first, count)
-    visible = np.repeat(before, count) + _ranges(np.zeros_like(count), count) + 1
     splits_of_row[owned] = -(-visible // shape.splits.tail)
     row_first = _starts(splits_of_row)
     _check("rows", rows, shape.limits.rows)
@@ -170,8 +171,10 @@ def tail_lists(plan: CascadePlan, shared: SharedLists, shape: ListShape, page_si
     records[:, 2], records[:, 3] = row_first[:-1] + shape.limits.partials, splits_of_row
     pairs[:, 3] = records[:, 2]
     at = shape.limits.static_ints + HEADER + rows * ROW
-    source = np.where(_lie_in_a_row(pages, page_at, before + count, page_size) & (count > 1),
-                      pages[page_at[:-1]] * page_size, ~page_at[:-1]).astype(np.int32)  # fmt: skip
+    source = ~page_at[:-1]
+    if len(tails) < rows:
+        runs = _lie_in_a_row(pages, page_at, before + count, page_size) & (count > 1)
+        source = np.where(runs, pages[page_at[:-1]] * page_size, source).astype(np.int32)
     groups = _Groups(first * PAIR, count, source, before + count, split, before + 1, 1)
     header, items = _items(groups, shape, at=at)
     header[0] = rows
