@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from typing import Any, Self
 
-from bench.serving_load import START_S, Answer, Caller, Job
+from bench.serving_load import START_S, Answer, Caller, DocumentKey, Job
 
 UNPACK_S = 0.15  # for a trace to reach every process
 _SPAWN = multiprocessing.get_context("spawn")
@@ -30,6 +30,7 @@ class LoadGenerator:
 
     def __init__(self, processes: int) -> None:
         self._next = _SPAWN.Value("q", 0)
+        self._known: dict[DocumentKey, str] = {}
         self._pipes: list[Connection] = []
         self._processes: list[Any] = []
         for number in range(processes):
@@ -45,7 +46,7 @@ class LoadGenerator:
         self._next.value = job.first
         begin = time.monotonic() + UNPACK_S
         for pipe in self._pipes:
-            pipe.send((job, begin))
+            pipe.send((job, begin, self._known))
         results = []
         for pipe in self._pipes:
             if not pipe.poll(job.limit_s + 2 * START_S):
@@ -54,7 +55,9 @@ class LoadGenerator:
             if isinstance(result, str):
                 raise RuntimeError(f"the load generator failed: {result}")
             results.append(result)
-        return Load([answer for answers, _ in results for answer in answers], max(busy for _, busy in results))
+        for _, _, known in results:
+            self._known.update(known)
+        return Load([answer for answers, *_ in results for answer in answers], max(busy for _, busy, _ in results))
 
     def __enter__(self) -> Self:
         return self
@@ -70,7 +73,6 @@ class LoadGenerator:
 
 def _serve(pipe: Connection, following: Any, number: int, processes: int) -> None:
     """What a process does: jobs from ``pipe`` until that is closed; ``following`` is the next session for anybody."""
-    known: dict[tuple[str, int, int], str] = {}
 
     def taken(end: int) -> Iterator[int]:
         while True:
@@ -83,7 +85,7 @@ def _serve(pipe: Connection, following: Any, number: int, processes: int) -> Non
 
     while True:
         try:
-            job, begin = pipe.recv()
+            job, begin, known = pipe.recv()
         except EOFError:
             return
         if job.arrivals is None:
@@ -99,4 +101,4 @@ def _serve(pipe: Connection, following: Any, number: int, processes: int) -> Non
             pipe.send(f"{type(error).__name__}: {error}")
             return
         busy = (time.process_time() - worked) / max(1e-9, time.monotonic() - begin)
-        pipe.send((caller.answers, busy))
+        pipe.send((caller.answers, busy, known))

@@ -1,7 +1,7 @@
 """What a process of ``bench.serving``'s load generator does: asks the decode service and notes when tokens came.
 
 Raw gRPC stubs on bytes: a message is stamped by the monotonic clock as it arrives and parsed once its stream has ended.
-A document is sent in full the first time a process names it, by its chunk id from then on.
+A document is sent in full until its chunk id is known: to its process from an answer, to all from an earlier job.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ MODES = {
     "anchored": chunks_pb2.REUSE_MODE_ANCHORED,
     "independent": chunks_pb2.REUSE_MODE_INDEPENDENT,
 }
+DocumentKey = tuple[str, int, int]  # name and variant of its trace, its number
 END: Any = grpc.aio.EOF  # type: ignore[attr-defined]  # what read() gives after the last message
 
 
@@ -67,9 +68,9 @@ class Answer:
 
 
 class Caller:
-    """One process' part of a job."""
+    """One process' part of a job. ``known``: chunk ids of documents, which it adds to."""
 
-    def __init__(self, job: Job, begin: float, sessions: Iterator[int], known: dict[tuple[str, int, int], str]) -> None:
+    def __init__(self, job: Job, begin: float, sessions: Iterator[int], known: dict[DocumentKey, str]) -> None:
         self.answers: list[Answer] = []
         self._job, self._begin, self._sessions, self._known = job, begin, sessions, known
 

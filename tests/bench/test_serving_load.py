@@ -132,6 +132,15 @@ def test_earlier_turns_are_chunks_or_part_of_the_tail(generator: LoadGenerator, 
         assert sent[1:] == [[document, (10, 20, 1, 2, 3, 30)], [document, (10, 20, 1, 2, 3, 30, 1, 2, 40)]]
 
 
+def test_what_one_process_learnt_every_process_knows_in_the_next_job(generator: LoadGenerator) -> None:
+    first, second = Scripted(), Scripted()
+    trace = replace(TRACE, name="learnt", concurrency=2)
+    run(generator, first, trace, end=1)
+    run(generator, second, trace, first=1)
+    assert first.requests[0].segments[0].token_ids.ids == list(DOCUMENT)
+    assert {len(request.segments[0].chunk_id) for request in second.requests} == {64}
+
+
 def test_sampling_is_asked_for_with_a_seed_a_request(generator: LoadGenerator) -> None:
     greedy, sampled = Scripted(), Scripted()
     run(generator, greedy, replace(TRACE, name="greedy"), max_tokens=1)
