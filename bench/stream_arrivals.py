@@ -3,7 +3,9 @@
     python -m bench.stream_arrivals [--requests N] [--chunk TOKENS] [--store URL] [--inline]
 
 The decode service over a device that is a clock, in a process of its own; the chunk is resident. Times are from the
-arrival of a call in Python to its sequence in the device thread; processor time is the server's, by thread.
+arrival of a call in Python to its sequence in the scheduler's inbox; processor time is the server's, by thread, until
+the last one is there. The device thread takes nothing before that. "Nothing remembered": content is read and keyed
+anew.
 """
 
 from __future__ import annotations
@@ -16,8 +18,10 @@ import multiprocessing
 import statistics
 import sys
 import tempfile
+import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +34,9 @@ from chunk_store.key import ChunkId, ChunkType, chunk_id
 from chunk_store.record import ChunkRecord
 from decode_service.__main__ import FULL_NAME
 from decode_service.api.service import DecodeService
+from decode_service.prompt.memory import KeyMemory, RecordMemory
+from decode_service.sequence import Sequence
+from decode_service.worker import DecodeWorker
 from engine.reuse import ReuseMode, key_composition
 from protos import chunks_pb2, decode_pb2
 from serving.rpc.access import Access
@@ -55,24 +62,48 @@ def register(service: DecodeService, token_ids: tuple[int, ...]) -> ChunkId:
     return name
 
 
+@dataclass
+class Burst:
+    """When each request came to Python and when it was in the scheduler's inbox, in ns; processor seconds by thread
+    before the first came and when the last one was there."""
+
+    spans: list[tuple[int, int]] = field(default_factory=list)
+    before: dict[str, float] = field(default_factory=dict)
+    after: dict[str, float] = field(default_factory=dict)
+
+
+class Line:
+    """Holds the device thread until all requests of a burst are in its inbox: nothing else is done meanwhile."""
+
+    def __init__(self, worker: DecodeWorker, requests: int) -> None:
+        self._worker = worker
+        self._requests = requests
+        self._submit = worker.submit
+        self._full = threading.Event()
+        self.last = Burst()
+        worker.submit = self._noted  # type: ignore[method-assign]
+
+    def hold(self) -> None:
+        self._full.clear()
+        self._worker.call(lambda: (self._full.wait(60.0), None)[1])
+        self.last = Burst(before=thread_seconds())
+
+    def _noted(self, sequence: Sequence) -> None:
+        self._submit(sequence)
+        self.last.spans.append((sequence.clock.arrived, time.monotonic_ns()))
+        if len(self.last.spans) == self._requests:
+            self.last.after = thread_seconds()
+            self._full.set()
+
+
 async def serve(pipe: Any, options: argparse.Namespace) -> None:
     with tempfile.TemporaryDirectory() as store:
         url = options.store or f"file://{Path(store)}"
         service, _ = clock_service(url, options.requests, 0.0, 0)
         name = register(service, document(options.chunk))
-        submit, spans = service.worker.scheduler.submit, list[tuple[int, int]]()
-
-        def noted(sequence: Any, now: int) -> None:
-            spans.append((sequence.clock.arrived, time.monotonic_ns()))
-            submit(sequence, now)
-
-        service.worker.scheduler.submit = noted  # type: ignore[method-assign]
-
-        def take_spans() -> list[tuple[int, int]]:
-            taken = spans.copy()
-            spans.clear()
-            return taken
-
+        if options.forgets:
+            service.resolver._records, service.resolver._keys = RecordMemory(0), KeyMemory(0)
+        line = Line(service.worker, options.requests)
         server = RpcServer(Access(), [FULL_NAME])
         port = await server.start("127.0.0.1", 0)
         await service.start()
@@ -81,7 +112,7 @@ async def serve(pipe: Any, options: argparse.Namespace) -> None:
         await server.open(service.add_to)
         pipe.send((port, name))
         profile = cProfile.Profile(time.thread_time)
-        commands: dict[str, Callable[[], Any]] = {"spent": thread_seconds, "spans": take_spans}
+        commands: dict[str, Callable[[], Any]] = {"hold": line.hold, "burst": lambda: line.last}
         commands |= {"profile": profile.enable, "profiled": lambda: profiled([profile])}
         await answer_commands(pipe, commands)
         await server.drain(0.0)
@@ -102,7 +133,7 @@ async def serve_bare(pipe: Any, options: argparse.Namespace) -> None:
     port = bare.add_insecure_port("127.0.0.1:0")
     await bare.start()
     pipe.send((port, ""))
-    await answer_commands(pipe, {"spent": thread_seconds, "spans": list})
+    await answer_commands(pipe, {"spent": thread_seconds})
     await bare.stop(None)
 
 
@@ -145,34 +176,52 @@ async def burst(port: int, messages: list[bytes]) -> None:
         await asyncio.gather(*(drain(channel, message) for message in messages))
 
 
+def rows_of(spent: Mapping[str, float], requests: int) -> str:
+    """Milliseconds a request, by thread."""
+    each = {("threads" if name.startswith("asyncio") else name): 0.0 for name in spent}
+    for name, seconds in spent.items():
+        each["threads" if name.startswith("asyncio") else name] += seconds / requests * 1e3
+    rows = ", ".join(f"{name} {ms:.2f}" for name, ms in sorted(each.items(), key=lambda row: -row[1]) if ms > 0.02)
+    return f"{sum(each.values()):.2f} ms a request ({rows})"
+
+
+def measure_bare(options: argparse.Namespace) -> None:
+    with server(options) as (ask, port, _):
+        messages = [request(decode_pb2.Segment(chunk_id="0" * 64), seed) for seed in range(options.requests)]
+        asyncio.run(burst(port, messages))
+        before = ask("spent")
+        for _ in range(ROUNDS):
+            asyncio.run(burst(port, messages))
+        after = ask("spent")
+    spent = {name: after[name] - before.get(name, 0.0) for name in after}
+    print(f"a bare server, which also answers: processor {rows_of(spent, ROUNDS * options.requests)}", flush=True)
+
+
 def measure(options: argparse.Namespace) -> None:
-    """Prints what the requests of all rounds took."""
+    """Prints what it takes to bring the requests of a burst into the scheduler's inbox: the median of all bursts."""
     with server(options) as (ask, port, name):
         inline = decode_pb2.Segment(token_ids=chunks_pb2.TokenIds(ids=document(options.chunk)))
         chunk = inline if options.inline else decode_pb2.Segment(chunk_id=name)
-        rounds: list[list[tuple[int, int]]] = []
-        before: dict[str, float] = {}
-        for number in range(ROUNDS):
-            asyncio.run(burst(port, [request(chunk, seed) for seed in range(options.requests)]))
-            rounds.append(ask("spans"))
-            if number == 0:
-                before = ask("spent")
-                if options.profile and not options.bare:
-                    ask("profile")
-        after = ask("spent")
-        if options.profile and not options.bare:
+        messages = [request(chunk, seed) for seed in range(options.requests)]
+        bursts: list[Burst] = []
+        for number in range(ROUNDS + 1):
+            ask("hold")
+            asyncio.run(burst(port, messages))
+            bursts += [ask("burst")] * (number > 0)  # the first warms up
+            if options.profile and number == 0:
+                ask("profile")
+        if options.profile:
             print(ask("profiled"))
-    requests = (ROUNDS - 1) * options.requests
-    spent = {name: (after[name] - before.get(name, 0.0)) / requests * 1e3 for name in after}
-    rows = ", ".join(f"{name} {ms:.2f}" for name, ms in sorted(spent.items(), key=lambda row: -row[1]) if ms > 0.02)
-    if not options.bare:
-        walls = [(max(end for _, end in spans) - min(begin for begin, _ in spans)) / 1e6 for spans in rounds[1:]]
-        cuts = statistics.quantiles([(end - begin) / 1e6 for spans in rounds[1:] for begin, end in spans], n=100)
-        print(
-            f"    all with the scheduler after {statistics.median(walls):.1f} ({min(walls):.1f} to {max(walls):.1f}) ms"
-        )
-        print(f"    one after p50 {cuts[49]:.1f}, p99 {cuts[98]:.1f} ms")
-    print(f"    processor {sum(spent.values()):.2f} ms a request, to its end ({rows})", flush=True)
+    walls = sorted((max(end for _, end in b.spans) - min(begin for begin, _ in b.spans)) / 1e6 for b in bursts)
+    totals = [sum(b.after.values()) - sum(b.before.get(name, 0.0) for name in b.after) for b in bursts]
+    usual = bursts[totals.index(statistics.median_low(totals))]
+    cuts = statistics.quantiles([(end - begin) / 1e6 for b in bursts for begin, end in b.spans], n=100)
+    spent = {name: usual.after[name] - usual.before.get(name, 0.0) for name in usual.after}
+    how = (", sent with each" if options.inline else "") + (", nothing remembered" if options.forgets else "")
+    print(f"over a chunk of {options.chunk} tokens{how}:")
+    print(f"    all in the inbox after {statistics.median(walls):.1f} ms ({walls[0]:.1f} to {walls[-1]:.1f})")
+    print(f"    one after p50 {cuts[49]:.1f}, p99 {cuts[98]:.1f} ms")
+    print(f"    processor {rows_of(spent, options.requests)}", flush=True)
 
 
 def main() -> None:
@@ -184,10 +233,10 @@ def main() -> None:
     parser.add_argument("--switch-ms", type=float, default=0.0, help="the switch interval; 0: the service's")
     parser.add_argument("--profile", action="store_true", help="what functions take in the event loop")
     options = parser.parse_args()
-    for bare in (True, False):
-        what = "a bare server" if bare else f"over a chunk of {options.chunk} tokens"
-        print(f"{options.requests} requests at once, {what}:")
-        measure(argparse.Namespace(**vars(options), bare=bare))
+    print(f"{options.requests} requests at once")
+    measure_bare(argparse.Namespace(**vars(options), bare=True))
+    for forgets in (True, False):
+        measure(argparse.Namespace(**vars(options), bare=False, forgets=forgets))
 
 
 if __name__ == "__main__":

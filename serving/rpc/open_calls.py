@@ -14,11 +14,13 @@ import ipaddress
 from collections import Counter
 from dataclasses import dataclass, field
 from enum import StrEnum
+from functools import lru_cache
 from urllib.parse import unquote
 
 from serving.errors import Overloaded, RequestError
 
 RETRY_AFTER_S = 1.0
+CONNECTIONS_REMEMBERED = 1024
 DRAIN_MESSAGE_S = 1.0  # how long a service that drains waits for a message, or for a stream's end
 
 
@@ -70,17 +72,22 @@ class Holder:
     @property
     def address(self) -> str:
         """The connection without its port. Of IPv6 the network: one client has all the addresses in it."""
-        place = unquote(self.connection).partition(":")[2].rpartition(":")[0].strip("[]")
-        try:
-            found = ipaddress.ip_address(place)
-        except ValueError:
-            return self.connection
-        return str(ipaddress.ip_network((found, 64), strict=False)) if found.version == 6 else place
+        return _address_of(self.connection)
 
     def scopes(self) -> dict[str, str]:
         """What it is counted under; the keys are the fields of ``Bounds``."""
         named = {"connection": self.connection, "token": self.token, "address": self.address, "total": "all"}
         return {scope: name for scope, name in named.items() if name}
+
+
+@lru_cache(CONNECTIONS_REMEMBERED)  # many calls come over one connection
+def _address_of(connection: str) -> str:
+    place = unquote(connection).partition(":")[2].rpartition(":")[0].strip("[]")
+    try:
+        found = ipaddress.ip_address(place)
+    except ValueError:
+        return connection
+    return str(ipaddress.ip_network((found, 64), strict=False)) if found.version == 6 else place
 
 
 @dataclass(eq=False)
