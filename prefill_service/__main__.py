@@ -31,7 +31,6 @@ from serving.store.metered import MeteredStore, StoreMeter
 from serving.tenancy.quotas import TenantQuotas
 
 CONTEXTS_RESIDENT_DEFAULT = 2  # the default pool holds this many contexts of the model's full length
-ROWS_MAX = 1024  # of a packed step: nobody waits for a token here
 
 
 def main(options: PrefillOptions) -> int:
@@ -64,7 +63,7 @@ def build(options: PrefillOptions, loaded: Loaded) -> PrefillService:
         pool = PagedKVPool(
             served.layout, pages=pages, chunk_pages=pages, page_size=options.page_size, device=options.device
         )
-        runner = served.make_runner(pool, slots=1, rows_max=ROWS_MAX)
+        runner = served.make_runner(pool, slots=1)
         runner.prepare()
     computer = ChunkComputer(served, runner, ResidentChunks(pool), store)
     access = Access.from_file(options.token_file)

@@ -19,7 +19,7 @@ from engine.model.borrowed import BorrowedModel
 from engine.model.probe import Findings
 from engine.run.cuda.attention import CudaAttention, cascade_refusal
 from engine.run.cuda.cascade.attention import AttentionUnavailable
-from engine.run.cuda.runner import ROWS_MAX, SLOTS, FusedRunner
+from engine.run.cuda.runner import SLOTS, FusedRunner
 from engine.run.cuda.weights import FusedWeights, fused_refusal, merge_weights
 from engine.run.eager.attention import TorchAttention
 from engine.run.eager.runner import EagerRunner
@@ -57,14 +57,13 @@ def make_runner(
     weights: FusedWeights | None,
     *,
     slots: int = SLOTS,
-    rows_max: int = ROWS_MAX,
     decode_buckets: Sequence[int] = DECODE_BUCKETS,
     row_multiple: int = 4,
     **options: Any,
 ) -> WatchableRunner:
     """The runner of a model over ``pool``; ``weights`` are what ``choose_weights`` gave.
 
-    A ``FusedRunner`` takes ``slots`` and ``rows_max``, an ``EagerRunner`` ``decode_buckets``, the largest of which is
+    A ``FusedRunner`` takes ``slots``, an ``EagerRunner`` ``decode_buckets``, the largest of which is
     the number of its slots, and ``row_multiple``; ``options`` are for either. Raises ``ValueError`` for pages that CUDA
     cannot read.
     """
@@ -76,7 +75,7 @@ def make_runner(
             )
         _check_pages(pool)
         positions = findings.context_length_max
-        return FusedRunner(weights, pool, positions=positions, slots=slots, rows_max=rows_max, **options)
+        return FusedRunner(weights, pool, positions=positions, slots=slots, **options)
 
 
 def make_attention(pool: PagedKVPool, borrowed: BorrowedModel, findings: Findings) -> Attention[Any]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 NO_LIMIT = 1 << 62
-READS_WHILE_DECODING = 1 << 24  # so that a mixed step takes no longer than about three decode steps
+READS_WHILE_DECODING = 10 << 20  # so that a mixed step takes no longer than about three decode steps
 
 
 class StepRoom:

@@ -38,7 +38,7 @@ from engine.sampling.params import Draw, SamplingRequest
 log = logging.getLogger(__name__)
 
 LONG = 4096  # tokens of the longest chunk that goes into packed steps
-ROWS_MAX = 512  # of a packed step
+ROWS_MAX = 1024  # of a packed step: products run at 57k rows/s there, at 50k with half of it
 SLOTS = 64
 
 
