@@ -4,8 +4,9 @@
                              stays here: the next load of the chunk starts from it
 
 Loads of several chunks run in threads of their own: while one chunk is read another is on the bus, and decode steps
-on the device's main stream go on. A load returns when its bytes are in the pages. The tier knows keys and bytes, not
-what they mean.
+on the device's main stream go on. A load returns when its bytes are in the pages. Those pages may have belonged to
+somebody whose last step still runs: a copy begins when what was launched before the pages were given out is over. The
+tier knows keys and bytes, not what they mean.
 """
 
 from __future__ import annotations
@@ -64,10 +65,13 @@ class HostTier:
             entry = self._entries.get(key)
             return entry is not None and entry.ready
 
-    def load(self, key: ChunkKey, planes: Sequence[Tensor], read: Read[FailureT]) -> tuple[KVSource, FailureT | None]:
+    def load(
+        self, key: ChunkKey, planes: Sequence[Tensor], read: Read[FailureT], *, after: torch.cuda.Event | None = None
+    ) -> tuple[KVSource, FailureT | None]:
         """Brings a chunk's bytes into ``planes`` (contiguous views of the pool), through ``read`` if they are not here.
 
-        Returns where they were and, if ``read`` failed, how; then the planes are as they were.
+        Nothing is copied before ``after``. Returns where the bytes were and, if ``read`` failed, how; then the planes
+        are as they were.
         """
         nbytes = sum(plane.nbytes for plane in planes)
         entry, found = self._enter(key, nbytes)
@@ -83,7 +87,7 @@ class HostTier:
                     with self._lock:
                         entry.ready = True
             with current(self._device):
-                self._copy(planes, staged)
+                self._copy(planes, staged, after)
             return (KVSource.HOST if found else KVSource.STORE), None
         finally:
             self._leave(key, entry)
@@ -138,7 +142,7 @@ class HostTier:
             return self._arena[entry.at : entry.at + nbytes]
         return torch.empty(nbytes, dtype=torch.uint8, pin_memory=self._pinned)
 
-    def _copy(self, planes: Sequence[Tensor], staged: Sequence[Tensor]) -> None:
+    def _copy(self, planes: Sequence[Tensor], staged: Sequence[Tensor], after: torch.cuda.Event | None) -> None:
         """Copies on this thread's own stream and waits for it; the main stream goes on meanwhile."""
         if not self._pinned:
             copy_planes(planes, staged)
@@ -147,6 +151,8 @@ class HostTier:
         if stream is None:
             stream = self._streams.stream = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
         with torch.cuda.stream(stream):
+            if after is not None:
+                stream.wait_event(after)
             copy_planes(planes, staged)
         stream.synchronize()
 
@@ -168,17 +174,28 @@ class PoolMemory:
         self._tier = None if pool.device.type == "cpu" else HostTier(host_nbytes, pool.device)
 
     def of(self, chunk: ResidentChunk) -> ChunkMemory:
-        """The memory of a reserved chunk, which nobody moves while it is being filled."""
-        return ChunkMemory(chunk.key, self._pool.run_planes(chunk.run, chunk.tokens), self._tier)
+        """The memory of a reserved chunk, which nobody moves while it is being filled.
+
+        To be called in the thread that launches: what it has launched may still read and write there.
+        """
+        launched = None
+        if self._tier is not None:
+            with current(self._pool.device):
+                launched = torch.cuda.current_stream().record_event()
+        return ChunkMemory(chunk.key, self._pool.run_planes(chunk.run, chunk.tokens), self._tier, launched)
 
 
 @dataclass(frozen=True)
 class ChunkMemory:
-    """Where a chunk's KV goes: planes of the pool, straight (without a tier, on the CPU) or through host memory."""
+    """Where a chunk's KV goes: planes of the pool, straight (without a tier, on the CPU) or through host memory.
+
+    ``launched``: what ran on the device when the planes were given out.
+    """
 
     key: ChunkKey
     planes: Sequence[Tensor]
     tier: HostTier | None = None
+    launched: torch.cuda.Event | None = None
 
     @property
     def held(self) -> bool:
@@ -192,4 +209,4 @@ class ChunkMemory:
         """
         if self.tier is None:
             return KVSource.STORE, read(as_bytes(self.planes))
-        return self.tier.load(self.key, self.planes, read)
+        return self.tier.load(self.key, self.planes, read, after=self.launched)

@@ -9,9 +9,10 @@ import pytest
 import torch
 
 from chunk_store.key import ChunkKey
-from engine.kv.host_tier import HostTier
+from engine.kv.host_tier import HostTier, PoolMemory
 from engine.kv.pool import PagedKVPool
 from engine.kv.pool_bytes import incoming, outgoing
+from engine.kv.resident import ResidentChunks
 from engine.kv.source import KVSource
 from tests.engine.composer import Composer, Request
 from tests.gpu.engine_models import served, tokens
@@ -73,3 +74,28 @@ def test_loads_beside_running_steps_change_neither() -> None:
     assert all(seen == [KVSource.STORE, *[KVSource.HOST] * 19] for seen in origins)
     assert beside[0] == alone[0]
     assert torch.equal(beside[1], alone[1])
+
+
+def test_a_load_into_pages_whose_last_owner_still_writes_comes_after_it() -> None:
+    """A request that has ended has rows in the step that runs; its pages are given to a load at once."""
+    residents = ResidentChunks(PagedKVPool(served(NAME).layout, pages=16, chunk_pages=16, device="cuda"))
+    chunk = residents.reserve(ChunkKey("new"), 50)
+    planes = residents.pool.run_planes(chunk.run, 50)
+    read_late = torch.empty_like(planes[0])
+    for plane in planes:
+        plane.fill_(1.0)
+    torch.cuda._sleep(400_000_000)  # cycles of a step that is under way
+    read_late.copy_(planes[0])
+    for plane in planes:
+        plane.fill_(2.0)
+    memory = PoolMemory(residents.pool, host_nbytes=1 << 20).of(chunk)
+
+    def read(buffers: Sequence[memoryview]) -> None:
+        for buffer in buffers:
+            buffer[:] = bytes(len(buffer))
+
+    loading = threading.Thread(target=memory.fill, args=(read,))
+    loading.start()
+    loading.join(30)
+    torch.cuda.synchronize()
+    assert bool((read_late == 1.0).all()) and not any(bool(plane.any()) for plane in planes)
