@@ -44,9 +44,9 @@ class DecodeMetrics:
         self._generated = counter("generation_tokens", "Tokens generated")
         self._success = counter("request_success", "Answers by how they ended", "finished_reason")
         self._failures = counter("request_failure", "Admitted requests that ended with an error", "code")
-        self._bytes_read = counter("decode_bytes_read", "KV bytes that decode steps read")
+        self._bytes_read = counter("decode_bytes_read", "KV bytes that steps read in which somebody decodes")
         self._bytes_flat = counter("decode_bytes_flat", "KV bytes that a cache without sharing would have read")
-        self._steps = counter("decode_steps", "Decode steps")
+        self._steps = counter("decode_steps", "Steps in which somebody decodes")
         self._ttft = histogram("time_to_first_token_seconds", "Arrival of the RPC to its first token on the way back")
         self._inter_token = BulkHistogram(
             "cairn_inter_token_latency_seconds",
@@ -61,7 +61,7 @@ class DecodeMetrics:
         self._decode = histogram("request_decode_time_seconds", "First to last token")
         self._prompt_length = histogram("request_prompt_tokens", "Tokens of a prompt", TOKENS_BUCKETS)
         self._answer_length = histogram("request_generation_tokens", "Tokens of an answer", TOKENS_BUCKETS)
-        self._batch = histogram("decode_batch_size", "Requests in a decode step", BATCH_BUCKETS)
+        self._batch = histogram("decode_batch_size", "Requests that decode in a step", BATCH_BUCKETS)
         self._begin_at_zero()
 
     def _begin_at_zero(self) -> None:
