@@ -100,11 +100,11 @@ def report(logits: Scores, likeliest: int, token_id: int, params: SamplingParams
     """The token with the log-probabilities that were asked for, of the model's own distribution."""
     if not params.logprobs:
         return Choice(token_id, None)
-    top = np.float64(min(logits[likeliest], FINITE_MAX))
+    top = np.float64(min(logits[likeliest], FINITE_MAX)) + 0.0  # -0 as 0
     total = float(arithmetic.ln(np.array([_mass(logits, top)], np.float64) * 2.0**-40)[0])
 
     def logprob(token: int) -> float:
-        return float(np.float64(min(logits[token], FINITE_MAX)) - top) - total
+        return float(np.float64(min(logits[token], FINITE_MAX)) + 0.0 - top) - total
 
     most = min(params.top_logprobs, len(logits))
     places = np.flatnonzero(logits >= kth_largest(logits, most)) if most else np.empty(0, np.int64)

@@ -193,11 +193,12 @@ def again(
     tokens = block * BLOCK + tl.arange(0, BLOCK)
     x = scores(logits, stride, shaped, draws, integers, row, slot, tokens, VOCABULARY, SHAPED)
     coldness = tl.load(numbers + slot * NUMBERS + COLDNESS)
-    weights, counts = weights_above(x, tokens, top, least + 1, coldness, VOCABULARY)
-    counts = counts & (weights >= tl.load(numbers + slot * NUMBERS + MIN_P))
+    min_p = tl.load(numbers + slot * NUMBERS + MIN_P)
     seed = tl.load(integers + slot * INTEGERS + SEED)
     position = tl.load(draws + row * 3 + 2)
-    share, best = best_share(weights, counts, tokens, seed, position, block * BLOCK, BLOCK)
+    share, best = best_share(
+        x, tokens, top, least + 1, coldness, min_p, seed, position, block * BLOCK, VOCABULARY, BLOCK
+    )  # fmt: skip
     tl.store(shares + row * BLOCKS + block, share)
     tl.store(candidates + row * BLOCKS + block, best)
 
@@ -225,9 +226,9 @@ def settle(
         for first in range(0, VOCABULARY, BLOCK):
             tokens = first + tl.arange(0, BLOCK)
             x = scores(logits, stride, shaped, draws, integers, row, slot, tokens, VOCABULARY, SHAPED)
-            weights, counts = weights_above(x, tokens, top, least + 1, coldness, VOCABULARY)
-            counts = counts & (weights >= min_p)
-            share, best = best_share(weights, counts, tokens, seed, position, first, BLOCK)
+            share, best = best_share(
+                x, tokens, top, least + 1, coldness, min_p, seed, position, first, VOCABULARY, BLOCK
+            )  # fmt: skip
             token = tl.where(share > most, best, token)
             most = tl.maximum(share, most)
         least = key_of(scores(logits, stride, shaped, draws, integers, row, slot, token, VOCABULARY, SHAPED))

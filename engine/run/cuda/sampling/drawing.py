@@ -43,6 +43,9 @@ from engine.run.cuda.sampling.state import (
 
 NO_NUMBER = tl.constexpr(0x7FFFFFFF)  # the key of NaN
 NOTHING = tl.constexpr(-0x7F800001)  # the key of -inf
+LOWEST = tl.constexpr(-(2**63))
+SLACK = tl.constexpr(1e-4)  # relative, more than fp32 gets a bound wrong
+COLDNESS_MAX = tl.constexpr(1e30)  # of fp32 bounds, which are then too large
 
 
 @triton.jit
@@ -104,12 +107,54 @@ def weights_above(x, tokens, top, floor, coldness, VOCABULARY: tl.constexpr):
 
 
 @triton.jit
-def best_share(weights, counts, tokens, seed, position, first, BLOCK: tl.constexpr):
-    """The largest share (fp64, -1 if there is none) of a block and its token, of equals the lowest."""
+def exact_share(x, top, coldness, min_p, word):
+    """The share (fp64) of one score, -1 if it cannot be drawn."""
+    z = (x.to(tl.float64) - score_of(top).to(tl.float64)) * coldness
+    counts = z > FLOOR
+    weights = weight(tl.where(counts, z, 0.0))
+    return tl.where(counts & (weights >= min_p), weights / waiting(word), -1.0)
+
+
+@triton.jit
+def best_share(
+    x, tokens, top, floor, coldness, min_p, seed, position, first, VOCABULARY: tl.constexpr, BLOCK: tl.constexpr
+):
+    """The largest share (fp64, -1 if there is none) of a block's scores of at least the key ``floor``, and its token.
+
+    A share is at most weight / (1 - u), since -ln(u) is at least 1 - u: in fp32 that says which few may be the largest.
+    Of equals it is the lowest token.
+    """
     words = random_words(seed, position, first, BLOCK)
-    share = tl.where(counts, weights / waiting(words), -1.0)
-    best = tl.max(share, 0)
-    return best, tl.min(tl.where(share == best, tokens, 0x7FFFFFFF), 0)
+    cold = tl.minimum(coldness, COLDNESS_MAX).to(tl.float32)
+    below = (x - score_of(top)) * cold
+    weights = tl.exp(below)
+    key = key_of(x)
+    counts = (below > FLOOR - 1.0) & (weights >= min_p.to(tl.float32) * (1.0 - SLACK)) & (key >= floor)
+    rest = (words ^ 0xFFFFFFFF).to(tl.float32) + 0.5
+    bounds = tl.where(counts & (tokens < VOCABULARY), weights / rest, 0.0)
+    ranks = ranked(bounds.to(tl.int32, bitcast=True), tokens)
+    facts = (key.to(tl.int64) << 32) | words.to(tl.int64)
+    best = tl.full((), -1.0, tl.float64)
+    token = tl.full((), 0x7FFFFFFF, tl.int32)
+    rank = tl.max(ranks, 0)
+    while may_win(rank, best):
+        chosen = token_in(rank)
+        fact = tl.max(tl.where(tokens == chosen, facts, LOWEST), 0)
+        share = exact_share(score_of(key_in(fact)), top, coldness, min_p, (fact & 0xFFFFFFFF).to(tl.uint32))
+        better = (share > best) | ((share == best) & (chosen < token))
+        token = tl.where(better, chosen, token)
+        best = tl.maximum(share, best)
+        ranks = tl.where(tokens == chosen, LOWEST, ranks)
+        rank = tl.max(ranks, 0)
+    return best, token
+
+
+@triton.jit
+def may_win(rank, best):
+    """Whether the token of a bound may have a larger share than the best so far, or the same."""
+    bits = key_in(rank)
+    bound = tl.where(bits > 0, bits, 0).to(tl.float32, bitcast=True).to(tl.float64) * (4294967296.0 * (1.0 + SLACK))
+    return (bits > 0) & (bound >= best)
 
 
 @triton.jit
@@ -144,15 +189,17 @@ def draw(
             floor = tl.load(floors + row)
     tokens = block * BLOCK + tl.arange(0, BLOCK)
     x = scores(logits, stride, shaped, draws, integers, row, slot, tokens, VOCABULARY, SHAPED)
-    weights, counts = weights_above(x, tokens, top, floor, coldness, VOCABULARY)
     if TOP_P_ROWS:
         if tl.load(numbers + slot * NUMBERS + TOP_P) < 1.0:
+            weights, counts = weights_above(x, tokens, top, floor, coldness, VOCABULARY)
             tl.store(totals + row * BLOCKS + block, tl.sum(tl.where(counts, mass(weights), 0), 0))
             tl.store(settled + row, 0)
-    counts = counts & (weights >= tl.load(numbers + slot * NUMBERS + MIN_P))
+    min_p = tl.load(numbers + slot * NUMBERS + MIN_P)
     seed = tl.load(integers + slot * INTEGERS + SEED)
     position = tl.load(draws + row * 3 + 2)
-    share, token = best_share(weights, counts, tokens, seed, position, block * BLOCK, BLOCK)
+    share, token = best_share(
+        x, tokens, top, floor, coldness, min_p, seed, position, block * BLOCK, VOCABULARY, BLOCK
+    )  # fmt: skip
     tl.store(shares + row * BLOCKS + block, share)
     tl.store(candidates + row * BLOCKS + block, token)
 

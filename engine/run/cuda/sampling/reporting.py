@@ -82,7 +82,8 @@ def report(
     total = tl.sum(tl.load(raw_masses + row * BLOCKS + part, mask=part < BLOCKS, other=0), 0)
     whole = ln(total.to(tl.float64) * 9.094947017729282379150390625e-13)
     into = reports + row * (1 + 2 * TOP_MAX)
-    tl.store(into, raw_scores(logits, stride, row, token, VOCABULARY).to(tl.float64) - top - whole)
+    drawn = score_of(key_of(raw_scores(logits, stride, row, token, VOCABULARY)))  # -0 as 0
+    tl.store(into, drawn.to(tl.float64) - top - whole)
     turn = tl.zeros_like(part)  # how many of each block have been taken
     for place in range(0, asked - 1):
         best = tl.max(rank, 0)
