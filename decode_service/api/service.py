@@ -7,8 +7,8 @@ import logging
 import math
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable
-from collections.abc import Sequence as Items
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import contextmanager
 from typing import TypeVar
 
 from prometheus_client import CollectorRegistry
@@ -18,12 +18,13 @@ from chunk_store.tenant import DEFAULT_TENANT, Tenant
 from decode_service.api import messages
 from decode_service.api.explain import Explanation, explain
 from decode_service.api.mailbox import Mailbox, deliver_in
+from decode_service.api.replies import Replies
 from decode_service.prompt.composition import Composition, answer_tokens
 from decode_service.prompt.resolver import Resolver
-from decode_service.sequence import Failed, Finished, FinishReason, Sequence, Tokens
+from decode_service.sequence import Failed, FinishReason, Sequence, Tokens
 from decode_service.worker import DecodeWorker
 from engine.reuse import ReuseMode
-from engine.sampling.params import Choice, SamplingRequest
+from engine.sampling.params import SamplingRequest
 from protos import decode_pb2, decode_pb2_grpc
 from serving.errors import Conflict, DeadlineExceeded
 from serving.process.same_bits import UNSAID, SameBits
@@ -99,8 +100,21 @@ class DecodeService(decode_pb2_grpc.DecodeServiceServicer):
             sampling = request.sampling
             stream = self._codec.stream(sampling.keep_special_tokens)
             answer = AnswerText(stream, sampling.stop, sampling.min_tokens)
-            async for reply in self._stream(sequence, mailbox, answer):
-                yield reply
+            replies = Replies(
+                answer,
+                stop=lambda: self.worker.end(request_id, FinishReason.STOP, caller.owner),
+                complete=lambda reason, tokens: self._complete(sequence, reason, tokens),
+            )
+            # All in this one generator: each that a reply passes through takes its time for every token.
+            with self._within_timeout(mailbox):
+                while not replies.over:
+                    events = await mailbox.take()
+                    if not answer.tokens and isinstance(events[0], Tokens):
+                        self.worker.metrics.first_token_sent(clock)
+                    for reply in replies.of(events):
+                        yield reply
+            if replies.error is not None:
+                raise replies.error
         finally:
             # However the call ends (also cancelled, or the client is gone), its pages come back.
             self.worker.end(request_id, FinishReason.ABORT, caller.owner)
@@ -184,36 +198,13 @@ class DecodeService(decode_pb2_grpc.DecodeServiceServicer):
         prompt = composition.token_ids() if params.repetition_penalty != 1.0 else ()
         return composition, SamplingRequest(params, prompt, stops)
 
-    async def _stream(
-        self, sequence: Sequence, mailbox: Mailbox, answer: AnswerText
-    ) -> AsyncIterator[decode_pb2.GenerateResponse]:
-        """Deltas as tokens come, then the completion; what came in together goes out together."""
-        reason: FinishReason | None = None
-        late = DeadlineExceeded(f"the answer took longer than {self.request_timeout_s:g} s")
-        expiry = asyncio.get_running_loop().call_later(self.request_timeout_s, lambda: mailbox.put([Failed(late)]))
+    @contextmanager
+    def _within_timeout(self, mailbox: Mailbox) -> Iterator[None]:
+        """An answer that takes too long ends with an event like any other."""
+        late = Failed(DeadlineExceeded(f"the answer took longer than {self.request_timeout_s:g} s"))
+        expiry = asyncio.get_running_loop().call_later(self.request_timeout_s, lambda: mailbox.put([late]))
         try:
-            while True:
-                batch = await mailbox.take()
-                choices = [choice for event in batch if isinstance(event, Tokens) for choice in event.choices]
-                if choices and reason is None:
-                    if not answer.tokens:
-                        self.worker.metrics.first_token_sent(sequence.clock)
-                    new = answer.push(choices)
-                    yield delta(new.text, new.choices)
-                    if new.stopped:
-                        reason = FinishReason.STOP
-                        self.worker.end(sequence.request_id, FinishReason.STOP, sequence.owner)
-                end = batch[-1]
-                if isinstance(end, Failed):
-                    raise end.error
-                if isinstance(end, Finished):
-                    if reason is None:
-                        rest, stopped = answer.flush()
-                        if rest:
-                            yield delta(rest, ())
-                        reason = FinishReason.STOP if stopped and end.reason is FinishReason.LENGTH else end.reason
-                    yield decode_pb2.GenerateResponse(complete=self._complete(sequence, reason, answer.tokens))
-                    return
+            yield
         finally:
             expiry.cancel()
 
@@ -297,19 +288,3 @@ class DecodeService(decode_pb2_grpc.DecodeServiceServicer):
                 context_length_max=0 if refusal else limit.tokens,
             )
         return reply
-
-
-def delta(text: str, choices: Items[Choice]) -> decode_pb2.GenerateResponse:
-    """A delta event; log-probabilities where they were asked for."""
-    reply = decode_pb2.GenerateResponse()
-    new = reply.delta  # filled in place: half the time of three constructors, and there is one for every token
-    new.text = text
-    new.token_ids.extend([choice.token_id for choice in choices])
-    if choices and choices[0].logprob is not None:
-        new.logprobs.extend([choice.logprob for choice in choices if choice.logprob is not None])
-        if choices[0].top:
-            for choice in choices:
-                new.top_logprobs.add(
-                    token_ids=[token for token, _ in choice.top], logprobs=[value for _, value in choice.top]
-                )
-    return reply

@@ -134,7 +134,8 @@ class OpenCall:
     def works(self) -> None:
         """From now on it waits for us."""
         self.idle_since, self.message_due = None, False
-        self._reschedule(None)
+        if self.due is not None:
+            self._reschedule(None)
 
     def end(self, ending: RequestError) -> None:
         """Ends it now."""
