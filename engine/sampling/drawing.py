@@ -122,17 +122,16 @@ class _Row:
         self.bounds[self.scores <= self.scores[place]] = 0.0
 
 
+def groups_of(draws: Sequence[RowDraw]) -> list[Sequence[RowDraw]]:
+    """Rows in groups that are best drawn together, in order."""
+    together = max(1, TOGETHER // max((len(draw.scores) for draw in draws), default=1))
+    return [draws[first : first + together] for first in range(0, len(draws), together)]
+
+
 def draw_tokens(draws: Sequence[RowDraw]) -> list[int]:
     """The token of each row, all of one vocabulary; what it is does not depend on the others."""
     if not draws:
         return []
-    together = max(1, TOGETHER // len(draws[0].scores))
-    return [
-        token for first in range(0, len(draws), together) for token in _draw_together(draws[first : first + together])
-    ]
-
-
-def _draw_together(draws: Sequence[RowDraw]) -> list[int]:
     rows = [_Row(draw) for draw in draws]
     _hear(rows)
     found = [0] * len(rows)

@@ -13,7 +13,9 @@ A draw is Gumbel-max with noise that follows from the request's seed, the token'
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -21,10 +23,13 @@ from torch import Tensor
 
 from engine.sampling import arithmetic
 from engine.sampling.cut import kth_largest
-from engine.sampling.drawing import RowDraw, draw_tokens
-from engine.sampling.params import Choice, Draw, SamplingParams, SamplingRequest
+from engine.sampling.drawing import RowDraw, draw_tokens, groups_of
+from engine.sampling.params import Choice, Draw, SamplingRequest
 from engine.sampling.shaping import FINITE_MAX, Scores, Shaping
 
+T = TypeVar("T")
+R = TypeVar("R")
+DEADLINE_S = 300.0  # for drawing a step's tokens: milliseconds, on a machine that does nothing else
 SOME = 1 << 14  # scores at once: what they take stays in the cache
 
 
@@ -38,6 +43,8 @@ class HostSlots:
     def __init__(self, slots: int, vocabulary: int) -> None:
         self._vocabulary = vocabulary
         self._slots: list[Shaping | None] = [None] * slots
+        threads = torch.get_num_threads()
+        self._threads = ThreadPoolExecutor(threads, thread_name_prefix="sampling") if threads > 1 else None
 
     def open(self, slot: int, request: SamplingRequest) -> None:
         """Puts a request into a slot, whatever was there. Raises ``ValueError`` for tokens beyond the vocabulary."""
@@ -59,10 +66,19 @@ class HostSlots:
             for row, token_id, draw in zip(logits.numpy(), likeliest, draws, strict=True)
         ]
         sampled = [row for row in rows if row.token_id >= 0 and row.state.params.temperature > 0.0]
-        found = draw_tokens([RowDraw(row.scores, row.state.params, row.draw.position) for row in sampled])
+        groups = groups_of([RowDraw(row.scores, row.state.params, row.draw.position) for row in sampled])
+        found = [token_id for tokens in self._each(draw_tokens, groups) for token_id in tokens]
         for row, token_id in zip(sampled, found, strict=True):
             row.token_id = token_id
+        reported = [row for row in rows if row.state.params.logprobs]
+        self._each(_Row.report, [reported] if len(reported) * self._vocabulary < SOME else [[row] for row in reported])
         return [row.choice() for row in rows]
+
+    def _each(self, work: Callable[[T], R], items: Sequence[T]) -> list[R]:
+        """``work`` of each, by several threads if there is more than one."""
+        if self._threads is None or len(items) < 2:
+            return [work(item) for item in items]
+        return list(self._threads.map(work, items, timeout=DEADLINE_S))
 
     def _at(self, slot: int) -> Shaping:
         state = self._slots[slot]
@@ -77,6 +93,7 @@ class _Row:
     def __init__(self, logits: Scores, likeliest: int, state: Shaping, draw: Draw) -> None:
         self.logits, self.likeliest, self.state, self.draw = logits, likeliest, state, draw
         self.scores, self.token_id = logits, likeliest
+        self.reported: Choice | None = None
         largest = logits[likeliest]
         if not largest > -np.inf:  # argmax finds the first NaN
             self.token_id = -1
@@ -88,25 +105,30 @@ class _Row:
         elif largest == np.inf:
             self.scores = np.minimum(logits, FINITE_MAX)
 
+    @staticmethod
+    def report(rows: Sequence[_Row]) -> None:
+        """Finds the log-probabilities that rows are asked for."""
+        for row in rows:
+            if row.token_id >= 0:
+                row.reported = report(row.logits, row.likeliest, row.token_id, row.state.params.top_logprobs)
+
     def choice(self) -> Choice:
         """Remembers the token in its slot."""
         if self.token_id < 0:
             return Choice(-1, None)
         self.state.accept(self.token_id)
-        return report(self.logits, self.likeliest, self.token_id, self.state.params)
+        return self.reported or Choice(self.token_id, None)
 
 
-def report(logits: Scores, likeliest: int, token_id: int, params: SamplingParams) -> Choice:
-    """The token with the log-probabilities that were asked for, of the model's own distribution."""
-    if not params.logprobs:
-        return Choice(token_id, None)
+def report(logits: Scores, likeliest: int, token_id: int, top_logprobs: int) -> Choice:
+    """The token with log-probabilities of the model's own distribution: its own and the largest."""
     top = np.float64(min(logits[likeliest], FINITE_MAX)) + 0.0  # -0 as 0
     total = float(arithmetic.ln(np.array([_mass(logits, top)], np.float64) * 2.0**-40)[0])
 
     def logprob(token: int) -> float:
         return float(np.float64(min(logits[token], FINITE_MAX)) + 0.0 - top) - total
 
-    most = min(params.top_logprobs, len(logits))
+    most = min(top_logprobs, len(logits))
     places = np.flatnonzero(logits >= kth_largest(logits, most)) if most else np.empty(0, np.int64)
     ranked = places[np.argsort(-logits[places], kind="stable")][:most].tolist()
     return Choice(token_id, logprob(token_id), tuple((token, logprob(token)) for token in ranked))

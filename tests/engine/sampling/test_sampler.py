@@ -132,6 +132,22 @@ def test_reports_are_of_the_models_own_distribution() -> None:
     assert [token for token, _ in choice.top[:2]] == [3, 7], "of equals the lowest id"
 
 
+def test_several_threads_draw_what_one_does() -> None:
+    """At a vocabulary where each row is one thread's."""
+    rows, found = random_rows(5, vocabulary=70_000), []
+    kept = torch.get_num_threads()
+    for threads in (1, 3):
+        torch.set_num_threads(threads)
+        try:
+            slots = HostSlots(5, 70_000)
+        finally:
+            torch.set_num_threads(kept)
+        for slot in range(5):
+            slots.open(slot, request(temperature=1.0, seed=slot, logprobs=slot != 2, top_logprobs=2 * (slot != 2)))
+        found.append(slots.draw(rows, [Draw(slot, 0, 9) for slot in range(5)]))
+    assert found[0] == found[1] and found[0][2].logprob is None and len(found[0][3].top) == 2
+
+
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_a_model_that_gives_no_number_to_choose_by_gives_no_token(temperature: float) -> None:
     slots = HostSlots(1, 2)
