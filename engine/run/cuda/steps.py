@@ -26,7 +26,8 @@ from engine.run.cuda.cascade.launch import AttentionShape, CascadeWork, Tuning
 from engine.run.cuda.cascade.work import Limits, SplitRule, WorkTooLarge
 from engine.run.cuda.drawing import Drawing
 from engine.run.cuda.forward import Buffers, DrawnRows, FusedForward
-from engine.run.cuda.inputs import InputRing
+from engine.run.cuda.inputs import Ints, LineShape
+from engine.run.cuda.sampling.launch import Kind
 from engine.run.cuda.sampling.slots import DeviceSlots, PendingDraws
 from engine.run.cuda.usual import prefilling_plans, scratch_plan, with_reads
 from engine.sampling.params import Choice, Draw
@@ -94,16 +95,15 @@ class Steps:
         self.buckets, self.rows = buckets, buckets[-1]
         self.limits = limits or StepLimits.of_rows(self.rows)
         self._tuning = tuning
-        self._last = sampling.last
+        self._sampling = sampling
         device, weights = forward.pool.device, forward.weights
+        self._shape = LineShape(self.rows, draws, sampling.scratch)
+        self._line = self._shape.idle()
+        self._buffers = Buffers.of(weights, self.rows)
+        self._drawn = DrawnRows.of(weights, torch.zeros(draws, dtype=torch.int32, device=device))
         self._work = self._make_work()
-        inputs = torch.zeros(4, self.rows, dtype=torch.int32, device=device)
-        self._ring = InputRing(inputs)
-        sources, positions, slots, drawn = inputs
-        self._buffers = replace(Buffers.of(weights, self.rows), sources=sources, positions=positions, slots=slots)
-        self._drawn = DrawnRows.of(weights, drawn[:draws])
         self._graphs = GraphMaker(device) if graphs else None
-        self._drawing = Drawing(sampling, self._drawn.logits, self._graphs)
+        self._drawing = Drawing(sampling, self._drawn.logits, self._graphs, partial(self._idle, 1))
         self._captured: dict[tuple[int, int, Classes], torch.cuda.CUDAGraph] = {}
         self._plan: CascadePlan | None = None  # of the step that is launched, for ``watch``
         self.watch: CallWatch | None = None  # of a check; steps are not captured then
@@ -129,26 +129,27 @@ class Steps:
         padded = self._padded(plan)
         rows = len(padded.slots)
         count = self._draws_of(rows) if draws else 0
-        if draws:
-            self._drawing.stage(draws, count)
-        classes = self._updated(padded)
+        kind = self._write(padded, sources, drawn, draws)
+        classes = self._updated(padded, self._line)
         if self._graphs is not None:
-            count, classes = self._captured_step(padded, count, classes)
-        self._ring.send(_filled(sources, rows), padded.positions, padded.slots, _filled(drawn, count))
+            before = self.graphs
+            if draws:
+                kind = self._drawing.captured(kind, count)
+            count, classes = self._captured_step(rows, count, classes)
+            if self.graphs != before:  # which left its own lists and inputs
+                self._work.update(padded, self._line)
         self._plan = padded
         self.launched += 1
         if self._graphs is not None:
             self._captured[rows, count, classes].replay()
         else:
             self._forward(rows, count, classes)
-        pending = self._drawing.launch(len(draws)) if draws else None
+        pending = self._drawing.launch(kind, count, len(draws)) if draws else None
         return LaunchedStep(plan, self.forward.pool.device, pending, self._logits_of(len(draws)))
 
     def first_launches(self) -> list[Callable[[], None]]:
         """What compiles the kernels of all steps, in any order: attention, a step, drawing."""
-        plan = self._scratch_plan(1)
-        classes = self._updated(plan)
-        self._ring.send([0], plan.positions, plan.slots, [0])
+        classes = self._idle(1)
         each = [partial(self._attend_first, (index,)) for index in range(len(self._work.tuning.classes))]
         return [*each, partial(self._forward, 1, 1, classes), *self._drawing.first_launches()]
 
@@ -190,20 +191,38 @@ class Steps:
         """Behind how many rows a step of ``rows`` rows can draw."""
         return min(rows, self._drawn.rows.shape[0])
 
-    def _updated(self, plan: CascadePlan) -> Classes:
-        """Brings the plan's lists to the device, larger ones if these do not hold it; its tile classes."""
+    def _write(self, plan: CascadePlan, sources: Sequence[int], drawn: Sequence[int], draws: Sequence[Draw]) -> Kind:
+        """The line of a step; what its draws ask for together."""
+        rows, real = len(plan.slots), len(sources)
+        staged, rows_drawn, ids, positions, slots = self._shape.parts(self._line)
+        kind = self._sampling.write(draws, staged)
+        staged[len(draws) :] = (self._shape.scratch, 0, 0)
+        rows_drawn[: len(drawn)], rows_drawn[len(drawn) :] = drawn, 0
+        ids[:real], ids[real:rows] = sources, 0
+        positions[:rows], slots[:rows] = plan.positions, plan.slots
+        return kind
+
+    def _idle(self, rows: int) -> Classes:
+        """Brings a step to the device that is nobody's; its tile classes."""
+        plan, line = self._scratch_plan(rows), self._shape.idle()
+        self._shape.parts(line)[4][:] = self.forward.pool.scratch_page * self.forward.pool.page_size
+        return self._updated(plan, line)
+
+    def _updated(self, plan: CascadePlan, line: Ints | None = None) -> Classes:
+        """Brings the plan's lists and the line to the device, larger lists if these do not hold it; tile classes."""
         while True:
             try:
-                return self._work.update(plan)
+                return self._work.update(plan, line)
             except WorkTooLarge:
                 self._grow()
 
     def _grow(self) -> None:
-        """Lists of twice the size; graphs are captured anew as they come. Tokens in flight stay where they are."""
+        """Lists of twice the size; graphs are captured anew as they come. Drawn tokens stay where they are."""
         if self._graphs is not None:
             torch.cuda.synchronize(self.forward.pool.device)
         self.limits = self.limits.twice()
         self._captured.clear()
+        self._drawing.forget()
         self._work = self._make_work()
 
     def _make_work(self) -> CascadeWork:
@@ -212,16 +231,20 @@ class Steps:
         # A tail's pages are its own, so all tails together have no more than the pool; padding has one page a row.
         limits = Limits(
             rows=self.rows, pairs=size.pairs, items=max(8192, size.partials), pages=pool.pages + self.rows,
-            partials=size.partials,
+            partials=size.partials, line=self._shape.ints,
         )  # fmt: skip
-        return CascadeWork(shape, pool.device, limits, self._tuning)
+        work = CascadeWork(shape, pool.device, limits, self._tuning)
+        draws, drawn, sources, positions, slots = self._shape.parts(work.line)
+        self._sampling.draws_in(draws)
+        self._drawn = replace(self._drawn, rows=drawn)
+        self._buffers = replace(self._buffers, sources=sources, positions=positions, slots=slots)
+        return work
 
-    def _captured_step(self, plan: CascadePlan, count: int, classes: Classes) -> tuple[int, Classes]:
-        """Draws and classes of the captured step that does a plan's work, with the least besides.
+    def _captured_step(self, rows: int, count: int, classes: Classes) -> tuple[int, Classes]:
+        """Draws and classes of the captured step that does a step's work, with the least besides.
 
         A class without items costs a launch, rows that nobody wants the logits of cost the head.
         """
-        rows = len(plan.slots)
         if (rows, count, classes) not in self._captured:
             able = [
                 (n, found)
@@ -231,7 +254,6 @@ class Steps:
             if able:
                 return min(able, key=lambda kept: (kept[0], len(kept[1])))
             self._capture(rows, count, classes)
-            self._work.update(plan)
         return count, classes
 
     def _usual_classes(self, rows: int) -> tuple[set[Classes], set[Classes]]:
@@ -260,14 +282,12 @@ class Steps:
                 self.watch(self._plan, layer, q, out, scaling)
 
         drawn = self._drawn.first(count) if count else None
-        forward.layers(self._buffers.first(rows), self._last, attend, turn=False, drawn=drawn)
+        forward.layers(self._buffers.first(rows), self._sampling.last, attend, turn=False, drawn=drawn)
 
     def _capture(self, rows: int, count: int, classes: Classes) -> None:
         """On the scratch page."""
         assert self._graphs is not None
-        plan = self._scratch_plan(rows)
-        self._work.update(plan)
-        self._ring.send([0] * rows, plan.positions, plan.slots, [0] * count)
+        self._idle(rows)
         self._captured[rows, count, classes] = self._graphs.capture(lambda: self._forward(rows, count, classes))
 
     def _logits_of(self, draws: int) -> Callable[[], Tensor]:
@@ -294,7 +314,3 @@ def draw_rows(buckets: Sequence[int], slots: int) -> int:
     if not fitting:
         raise ValueError(f"slots: {slots} are more than the {buckets[-1]} rows of a step")
     return fitting[0]
-
-
-def _filled(values: Sequence[int], length: int) -> list[int]:
-    return [*values, *[0] * (length - len(values))]

@@ -13,6 +13,7 @@ from collections import deque
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -181,8 +182,15 @@ class CascadeWork:
         chunks, row_tails, long_tails = (self.tuning.tiles(members, what) for what in (CHUNKS, ROW_TAILS, LONG_TAILS))
         return ListShape(self.shape.ratio, chunks, row_tails, long_tails, self.tuning.splits, self.limits)
 
-    def update(self, plan: CascadePlan) -> tuple[int, ...]:
+    @property
+    def line(self) -> Tensor:
+        """Where the caller's own integers are on the device, (limits.line,) int32."""
+        return self.lists[self._static_ints - self.limits.line : self._static_ints]
+
+    def update(self, plan: CascadePlan, line: Ints | None = None) -> tuple[int, ...]:
         """Brings the plan's lists to the device; the shared part only if compositions or row count changed.
+
+        With ``line`` (limits.line,) the caller's own integers too.
 
         Returns the tile classes that have items, which ``launch`` launches unless told otherwise: a captured graph
         can be replayed if it was captured with these. Returns before the copies are done. Raises ``WorkTooLarge``
@@ -201,7 +209,10 @@ class CascadeWork:
         staging.wait()
         if fresh:
             staging.copy(shared.blob, self.lists, 0)
-        staging.copy(tails, self.lists, self._static_ints)
+        if line is None:
+            staging.copy(tails, self.lists, self._static_ints)
+        else:
+            staging.copy(np.concatenate((line, tails)), self.lists, self._static_ints - len(line))
         staging.sent()
         count = len(self.tuning.classes)
         items = shared.blob[AT_COUNTS : AT_COUNTS + count] + tails[AT_COUNTS : AT_COUNTS + count]
@@ -325,7 +336,7 @@ class _Staging:
         self._done = torch.cuda.Event() if pinned else None  # type: ignore[no-untyped-call]
 
     def wait(self) -> None:
-        if self._done is not None:
+        if self._done is not None and not self._done.query():  # type: ignore[no-untyped-call]
             self._done.synchronize()
 
     def copy(self, values: Ints, target: Tensor, at: int) -> None:

@@ -63,7 +63,8 @@ class Limits:
     """The largest step: sizes of the device buffers, which are allocated once.
 
     ``rows`` new tokens, ``pairs`` (chunk, row) pairs, ``items`` of each of the two blobs, ``pages`` of all tails
-    together, ``partials`` of all rows together (splits x pairs, chunks and tails each).
+    together, ``partials`` of all rows together (splits x pairs, chunks and tails each), ``line`` integers of the
+    caller's own, which lie between the two blobs.
     """
 
     rows: int = 256
@@ -71,10 +72,12 @@ class Limits:
     items: int = 8192
     pages: int = 16384
     partials: int = 8192
+    line: int = 0
 
     @property
     def static_ints(self) -> int:
-        return HEADER + self.items * ITEM + self.pairs * PAIR
+        """Where the dynamic blob begins."""
+        return HEADER + self.items * ITEM + self.pairs * PAIR + self.line
 
     @property
     def dynamic_ints(self) -> int:

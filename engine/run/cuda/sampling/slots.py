@@ -8,32 +8,38 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from engine.run.cuda.inputs import Ints, Pinned, PinnedRing
 from engine.run.cuda.sampling.launch import BLOCK, Kind, Launches
 from engine.run.cuda.sampling.tables import Tables
 from engine.sampling.params import Choice, Draw, SamplingRequest
 
 TOP_MAX = 20
+UNREAD = 16  # launches whose tokens may be unread
 
 
-@dataclass(frozen=True)
 class PendingDraws:
     """Tokens on their way to the host. ``asked``: of each row 0, or 1 and how many of the likeliest it reports."""
 
-    asked: tuple[int, ...]
-    tokens: Tensor
-    reports: Tensor | None
-    arrived: torch.cuda.Event | None
+    def __init__(self, asked: tuple[int, ...], tokens: Pinned, reports: Pinned | None) -> None:
+        self._asked = asked
+        self._arriving = [tokens] if reports is None else [tokens, reports]
+        self._times = [pinned.times for pinned in self._arriving]
+        self._choices: list[Choice] | None = None
 
     def wait(self) -> list[Choice]:
-        """One for each draw, in order."""
-        if self.arrived is not None:
-            self.arrived.synchronize()
-        tokens: list[int] = self.tokens.tolist()
-        if self.reports is None:
+        """One for each draw, in order. ``RuntimeError`` if ``UNREAD`` later draws were begun before they were read."""
+        if self._choices is None:
+            self._arriving[0].wait()  # the reports come before the tokens
+            if [pinned.times for pinned in self._arriving] != self._times:
+                raise RuntimeError(f"wait: more than {UNREAD} later steps were begun before this one was read")
+            self._choices = self._read(*(pinned.values[: len(self._asked)].tolist() for pinned in self._arriving))
+        return list(self._choices)
+
+    def _read(self, tokens: list[int], reports: list[list[float]] | None = None) -> list[Choice]:
+        if reports is None:
             return [Choice(token, None) for token in tokens]
         return [
-            _reported(token, asked, report)
-            for token, asked, report in zip(tokens, self.asked, self.reports.tolist(), strict=True)
+            _reported(token, asked, report) for token, asked, report in zip(tokens, self._asked, reports, strict=True)
         ]
 
 
@@ -77,6 +83,15 @@ class DeviceSlots:
         self._asks: list[_Asks | None] = [None] * slots
         self._kinds: dict[Kind, Kind] = {}  # equal ones are one object, so that a step's few are found quickly
         self._staged: tuple[int, ...] = ()
+        where = self._tables.device
+        self._staging = PinnedRing((rows, 3), torch.int32, where, depth=UNREAD)
+        self._tokens = PinnedRing((rows,), torch.int32, where, depth=UNREAD)
+        self._reports = PinnedRing(self._launches.reports.shape, torch.float64, where, depth=UNREAD)
+
+    @property
+    def scratch(self) -> int:
+        """The slot that is nobody's."""
+        return self._tables.slots
 
     @property
     def last(self) -> Tensor:
@@ -103,19 +118,31 @@ class DeviceSlots:
         launches = self._launches
         if not len(draws) <= rows <= launches.rows:
             raise ValueError(f"draws: {len(draws)} in {rows} rows of at most {launches.rows}")
-        staged = torch.empty((rows, 3), dtype=torch.int32, pin_memory=self._tables.device.type == "cuda")
-        values = staged.numpy()
-        values[:] = (self._tables.slots, 0, 0)
+        pinned = self._staging.take()
+        pinned.values[:rows] = (self._tables.slots, 0, 0)
+        kind = self.write(draws, pinned.values)
+        launches.draws[:rows].copy_(pinned.tensor[:rows], non_blocking=True)
+        pinned.begun()
+        return kind
+
+    def write(self, draws: Sequence[Draw], values: Ints) -> Kind:
+        """What is drawn in the next launch, as the first of ``values`` (rows, 3); what the draws ask for together.
+
+        For a caller who brings them to the device himself (``draws_in``). Raises ``ValueError`` as ``stage``.
+        """
+        asked = [self._opened(draw.slot) for draw in draws]
         if draws:
             values[: len(draws)] = [(draw.slot, draw.index, draw.position) for draw in draws]
-        launches.draws[:rows].copy_(staged, non_blocking=True)
-        asked = [self._opened(draw.slot) for draw in draws]
         shaped = any([ask.allows or draw.index < ask.least for ask, draw in zip(asked, draws, strict=True)])
         kind = Kind(shaped=shaped)
         for one in {id(ask.kind): ask.kind for ask in asked}.values():
             kind |= one
         self._staged = tuple([ask.reports for ask in asked])
         return kind
+
+    def draws_in(self, draws: Tensor) -> None:
+        """From now on launches read what is drawn from ``draws`` (rows, 3) int32: slot, index and position of each."""
+        self._launches.draws = draws
 
     def launch(self, logits: Tensor, kind: Kind) -> None:
         """Draws a token for each row of ``logits`` (rows, vocabulary), bf16, fp16 or fp32: kernels only."""
@@ -124,18 +151,14 @@ class DeviceSlots:
     def pending(self, count: int) -> PendingDraws:
         """Begins to bring the first ``count`` tokens of the last launch to the host."""
         asked = self._staged[:count]
-        on_device = self._tables.device.type == "cuda"
-
-        def fetch(values: Tensor) -> Tensor:
-            return torch.empty(values.shape, dtype=values.dtype, pin_memory=on_device).copy_(values, non_blocking=True)
-
-        tokens = fetch(self._launches.chosen[:count])
-        reports = fetch(self._launches.reports[:count]) if any(asked) else None
-        arrived = None
-        if on_device:
-            arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
-            arrived.record()
-        return PendingDraws(asked, tokens, reports, arrived)
+        reports = None
+        if any(asked):
+            reports = self._reports.take()
+            reports.tensor[:count].copy_(self._launches.reports[:count], non_blocking=True)
+        tokens = self._tokens.take()
+        tokens.tensor[:count].copy_(self._launches.chosen[:count], non_blocking=True)
+        tokens.begun()
+        return PendingDraws(asked, tokens, reports)
 
     def _opened(self, slot: int) -> _Asks:
         asks = self._asks[slot]

@@ -14,7 +14,7 @@ TOP_K = tl.constexpr(1)  # 0: all
 MIN_TOKENS = tl.constexpr(2)
 SEED = tl.constexpr(3)
 REPORT = tl.constexpr(4)  # 0: nothing, 1 + n: the drawn token's log-probability and the n likeliest
-INTEGERS = tl.constexpr(8)
+INTEGERS = tl.constexpr(16)
 # columns of the table of fp64 numbers
 COLDNESS = tl.constexpr(0)  # 1 / temperature, 0: greedy
 TOP_P = tl.constexpr(1)
@@ -22,7 +22,7 @@ MIN_P = tl.constexpr(2)
 REPETITION = tl.constexpr(3)
 FREQUENCY = tl.constexpr(4)
 PRESENCE = tl.constexpr(5)
-NUMBERS = tl.constexpr(8)
+NUMBERS = tl.constexpr(16)
 # flags
 PENALISES = tl.constexpr(1)
 BIASES = tl.constexpr(2)

@@ -9,9 +9,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from engine.run.cuda.inputs import PinnedRing
 from engine.sampling.cut import QUOTIENT_MAX
 from engine.sampling.params import BIASES_MAX, SamplingParams, SamplingRequest
 
+COLUMNS = 8  # integers of a slot, and as many numbers
+OPENING = 64  # slots whose entries may be on their way
 PENALISES, BIASES, ALLOWS, STOPS = 1, 2, 4, 8  # flags, as in ``state``
 
 
@@ -30,8 +33,9 @@ class Tables:
 
         words, blocks = -(-vocabulary // 32), -(-vocabulary // block)
         self.last = empty(dtype=torch.int32)
-        self.integers = empty(8, dtype=torch.int64)
-        self.numbers = empty(8, dtype=torch.float64)
+        self._entries = empty(2 * COLUMNS, dtype=torch.int64)  # one copy opens a slot
+        self._opening = PinnedRing((2 * COLUMNS,), torch.int64, device, depth=OPENING)
+        self.integers, self.numbers = self._entries[:, :COLUMNS], self._entries.view(torch.float64)[:, COLUMNS:]
         self.counts = empty(vocabulary, dtype=torch.int32)  # of each token of the answer, while penalties need it
         self.prompts = empty(words, dtype=torch.int32)  # bits: tokens of the prompt
         self.allowed = empty(words, dtype=torch.int32)
@@ -43,9 +47,13 @@ class Tables:
     def open(self, slot: int, request: SamplingRequest) -> None:
         """Writes a slot's entries. Those that its flags do not name are left as they were."""
         params = request.params
-        self._write(self.integers[slot], np.array(_integers(request, self.vocabulary), np.int64))
-        self._write(self.numbers[slot], np.array(_numbers(params), np.float64))
-        self._write(self.last[slot : slot + 1], np.array([*request.generated[-1:], 0][:1], np.int32))
+        pinned = self._opening.take()
+        pinned.values[:COLUMNS] = _integers(request, self.vocabulary)
+        pinned.values.view(np.float64)[COLUMNS:] = _numbers(params)
+        self._entries[slot].copy_(pinned.tensor, non_blocking=True)
+        pinned.begun()
+        if request.generated:
+            self._write(self.last[slot : slot + 1], np.array(request.generated[-1:], np.int32))
         if params.min_tokens and request.stop_token_ids:
             self._write(self.stops[slot], self._bits(request.stop_token_ids))
         if params.penalises:
