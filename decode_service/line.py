@@ -3,7 +3,7 @@
     Line       first come first served, of tenants one after the other; one that does not fit lets others pass, so many
                times and no more
     FillRoom   how many may wait for KV, and how many pages they may hold meanwhile
-    Turns      how many decode steps come between two pieces of prefill
+    Turns      how many steps come between two pieces of prefill that run alone
 
 It knows requests and numbers; it neither holds pages nor runs anything.
 """
@@ -184,14 +184,14 @@ class FillRoom:
 
 
 class Turns:
-    """Shares the device thread between pieces of prefill and decode steps; ``piece_tokens`` is the largest piece."""
+    """Shares the device between pieces that run alone and steps; ``piece_tokens`` is the largest piece."""
 
     def __init__(self, piece_tokens: int) -> None:
         self._short = piece_tokens // SHORT_PIECE
         self._steps_owed = 0
 
     def may_prefill(self, decoding: bool) -> bool:
-        """Whether a piece may run now; ``decoding``: somebody waits for the next token meanwhile."""
+        """Whether a piece may run now; ``decoding``: somebody waits for a step meanwhile."""
         return not decoding or self._steps_owed == 0
 
     def prefilled(self, rows: int) -> None:
@@ -199,5 +199,5 @@ class Turns:
         self._steps_owed = STEPS_A_PIECE if rows > self._short else 1 if rows else 0
 
     def stepped(self) -> None:
-        """A decode step has run."""
+        """A step has run."""
         self._steps_owed = max(0, self._steps_owed - 1)

@@ -85,14 +85,6 @@ class StepPlan:
         """The rows of one step."""
         return [rows for rows in self.rows if not rows.alone]
 
-    @property
-    def pieces(self) -> list[Rows]:
-        return [rows for rows in self.rows if not rows.decodes]
-
-    @property
-    def decodes(self) -> list[Rows]:
-        return [rows for rows in self.rows if rows.decodes]
-
 
 def next_pieces(sequences: Iterable[Sequence], forwards: Forwards) -> list[Rows]:
     """What runs alone, in the order of its requests: at least one piece, at most ``piece_tokens`` rows in all."""

@@ -256,10 +256,11 @@ class Ahead(Scheduled):
             self.steps_owed = STEPS_A_PIECE if rows_alone > self.forwards.piece_tokens // SHORT_PIECE else 1
             return
         self.steps_since_piece += bool(plan.packed)
-        assert [rows.sequence for rows in plan.decodes] == [rows.sequence for rows in plan.packed[: len(plan.decodes)]]
-        assert {id(rows.sequence) for rows in plan.decodes} == set(map(id, drawing)), "nobody who decodes is left out"
-        assert len(plan.decodes) == len(drawing)
-        assert all((rows.first, rows.count) == (rows.sequence.tail_tokens, 1) for rows in plan.decodes)
+        decodes = plan.packed[: len(drawing)]
+        assert all(rows.decodes for rows in decodes) and not any(rows.decodes for rows in plan.packed[len(drawing) :])
+        assert {id(rows.sequence) for rows in decodes} == set(map(id, drawing)), "nobody who decodes is left out"
+        assert len(decodes) == len(drawing)
+        assert all((rows.first, rows.count) == (rows.sequence.tail_tokens, 1) for rows in decodes)
         assert sum(rows.count for rows in plan.packed) <= max(self.forwards.rows, len(drawing))
         self._check_order(plan)
 

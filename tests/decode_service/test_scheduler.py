@@ -144,7 +144,7 @@ def test_tenants_take_turns_and_may_run_no_more_than_their_quota() -> None:
 def test_pieces_of_several_requests_share_one_budget_of_rows() -> None:
     on = Scheduled()
     on.submit(request("a", tail=6), request("b", tail=6), request("c", tail=6))
-    assert [(rows.sequence.request_id, rows.count) for rows in on.step().pieces] == [("a", 6), ("b", 6)]
+    assert [(rows.sequence.request_id, rows.count) for rows in on.step().alone] == [("a", 6), ("b", 6)]
     on.finish()
 
 
@@ -155,7 +155,7 @@ def test_decode_steps_come_between_pieces() -> None:
     on.submit(request("long", tail=5 * PIECE))
     kinds = ""
     while "long" not in [rows.sequence.request_id for rows in on.ran if rows.last_of_prompt]:
-        kinds += "p" if on.step().pieces else "d"
+        kinds += "p" if on.step().alone else "d"
     gaps = kinds.strip("d").split("p")[1:-1]
     assert gaps == ["d" * STEPS_A_PIECE] * 4
     on.finish()
@@ -169,8 +169,8 @@ def test_a_last_token_that_is_on_its_way_asks_for_no_row() -> None:
     first = on.plan()
     on.scheduler.ran(first.rows)  # launched, its tokens not there yet
     second = on.plan()
-    assert [rows.sequence for rows in first.decodes] == [one, two]
-    assert [rows.sequence for rows in second.decodes] == [two]
+    assert [rows.sequence for rows in first.packed] == [one, two]
+    assert [rows.sequence for rows in second.packed] == [two]
     assert not one.done
     on.run(on.plan())
     for rows in (*first.rows, *second.rows):
@@ -285,7 +285,7 @@ def test_what_cannot_be_stored_is_computed_here_for_all_who_wait() -> None:
     on.plan()
     on.load(on.loads[0], [True, False])
     plan = on.step()
-    assert [(rows.chunk is not None, rows.first, rows.count) for rows in plan.pieces] == [(True, 0, PIECE)]
+    assert [(rows.chunk is not None, rows.first, rows.count) for rows in plan.alone] == [(True, 0, PIECE)]
     assert on.states() == "pl"
     on.finish()
     assert [c.outcome.source for s in (one, joined) for c in s.composition.chunks] == [

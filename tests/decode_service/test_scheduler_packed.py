@@ -66,7 +66,7 @@ def test_a_chunk_that_runs_alone_comes_between_steps_of_the_others() -> None:
     while not long.generated:
         plan = on.step()
         kinds += "p" if plan.alone else "s"
-        assert plan.alone or decoding in [rows.sequence for rows in plan.decodes]
+        assert plan.alone or decoding in [rows.sequence for rows in plan.packed if rows.decodes]
     assert [len(gap) for gap in kinds.strip("s").split("p")[1:-1]] == [STEPS_A_PIECE] * 2
     assert on.sequences[2].done, "a short prompt does not wait for a long chunk before it"
     on.finish()

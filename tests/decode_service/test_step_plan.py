@@ -1,8 +1,9 @@
-"""Rows of a step: what still has to be computed, cut into pieces under one budget."""
+"""Rows of a step: what still has to be computed, cut into pieces under one budget, or into slices as there is room."""
 
 from __future__ import annotations
 
-from decode_service.step_plan import Rows, StepPlan, next_pieces
+from decode_service.step_plan import Rows, StepPlan, next_pieces, next_slices
+from engine.run.room import StepRoom
 from tests.decode_service.scheduled import Forwards, request
 
 
@@ -26,11 +27,33 @@ def test_pieces_share_a_budget_and_the_first_always_comes() -> None:
     assert next_pieces([], Forwards()) == []
 
 
-def test_rows_know_what_comes_of_them_and_one_plan_can_hold_both_kinds() -> None:
-    one = request("one", tail=4)
-    piece, last, token = Rows(one, 0, 2), Rows(one, 2, 2), Rows(one, 4, 1)
+def test_slices_come_in_order_as_far_as_there_is_room() -> None:
+    one = request("one", [("a", 5), ("b", 3)], tail=4)
+    two, three = request("two", tail=6), request("three", tail=2)
+    one.composition.chunks[0].computed = 2
+    first = one.composition.chunks[0]
+    packing = Forwards(packs=True)
+    assert next_slices([one, two, three], packing, StepRoom(20)) == [
+        Rows(one, 2, 3, first),
+        Rows(two, 0, 6),
+        Rows(three, 0, 2),
+    ]
+    assert next_slices([one, two, three], packing, StepRoom(7)) == [Rows(one, 2, 3, first), Rows(two, 0, 4)]
+    assert next_slices([one, two, three], packing, StepRoom(0)) == []
+    long = Forwards(packs=True, long=4)
+    assert next_slices([one, two], long, StepRoom(7)) == [Rows(two, 0, 6)], "what is alone lets the others pass"
+    assert next_pieces([one, two], long) == [Rows(one, 2, 3, first, alone=True)]
+    first.computed = 5
+    assert next_pieces([one, two], long) == [] and next_slices([one], long, StepRoom(7)) == [Rows(one, 0, 4)]
+
+
+def test_rows_know_what_comes_of_them_and_what_they_attend_to() -> None:
+    one = request("one", [("a", 5), ("b", 3)], tail=4)
+    piece, last, token = Rows(one, 0, 2, alone=True), Rows(one, 2, 2), Rows(one, 4, 1)
     assert [(rows.decodes, rows.last_of_prompt) for rows in (piece, last, token)] == [
         *((False, False), (False, True), (True, False))
     ]
-    mixed = StepPlan((), (), (), (piece, token, last))
-    assert (mixed.pieces, mixed.decodes, mixed.loads) == ([piece, last], [token], [])
+    assert piece.context == [5, 3] and Rows(one, 0, 3, one.composition.chunks[1]).context == []
+    mixed = StepPlan((), (), (), (token, last))
+    assert (mixed.alone, mixed.packed, mixed.loads) == ([], [token, last], [])
+    assert StepPlan((), (), (), (piece,)).alone == [piece]

@@ -99,6 +99,25 @@ def test_a_long_prompt_and_a_chunk_of_its_own_come_in_pieces() -> None:
         assert not len(it.residents)
 
 
+@pytest.mark.parametrize("runs_ahead", [False, True])
+def test_a_first_token_waits_for_no_piece_but_the_one_that_was_begun(runs_ahead: bool) -> None:
+    with running(runs_ahead=runs_ahead, start=False) as it:
+        delivered: list[str] = []
+
+        def deliver(deliveries: Deliveries) -> None:
+            delivered.extend(sequence.request_id for sequence in deliveries)
+            hand_out(deliveries)
+
+        for name in "abcd":
+            it.submit(name, tail=2, max_tokens=1)
+        told: list[int] = []
+        it.runner.before = lambda: told.append(len(delivered))
+        it.worker.start(deliver)
+        for name in "abcd":
+            it.answer(name)
+        assert delivered == list("abcd") and told == ([0, 0, 1, 2] if runs_ahead else [0, 1, 2, 3])
+
+
 def test_a_forward_that_fails_ends_those_in_it_and_nobody_else() -> None:
     with running(start=False) as it:
         it.submit("broken", tail=3)
