@@ -10,7 +10,7 @@ from torch import Tensor
 
 from engine.run.cuda.captured import GraphMaker
 from engine.run.cuda.sampling.launch import Kind
-from engine.run.cuda.sampling.slots import DeviceSlots, PendingDraws
+from engine.run.cuda.sampling.slots import DeviceSlots
 
 # What is captured ahead. Every kind has one of these that does its work, and a row that asks for less gets the same.
 USUAL = tuple(
@@ -65,13 +65,9 @@ class Drawing:
             self._capture(rows, kind)
         return min(able, key=_work, default=kind)
 
-    def launch(self, kind: Kind, rows: int, draws: int) -> PendingDraws:
-        """Draws from ``rows`` rows; the tokens of the first ``draws`` of them are on their way."""
-        if self._graphs is None:
-            self._slots.launch(self._logits[:rows], kind)
-        else:
-            self._captured[rows, kind].replay()
-        return self._slots.pending(draws)
+    def replay(self, kind: Kind, rows: int) -> None:
+        """Draws from ``rows`` rows as was captured."""
+        self._captured[rows, kind].replay()
 
     def forget(self) -> None:
         """What was captured reads draws from where they are no more."""

@@ -22,13 +22,15 @@ from torch import Tensor
 from engine.device import on_pools_device
 from engine.kv.pool import PagedKVPool
 from engine.plan import CascadePlan
+from engine.run.cuda.buckets import buckets_up_to, draw_rows
 from engine.run.cuda.captured import compile_together
 from engine.run.cuda.cascade.launch import Tuning
 from engine.run.cuda.forward import FusedForward
+from engine.run.cuda.launched import LaunchedStep
 from engine.run.cuda.long_piece import LongPieces
 from engine.run.cuda.products import BUCKETS
 from engine.run.cuda.sampling.slots import DeviceSlots
-from engine.run.cuda.steps import LaunchedStep, StepLimits, Steps, buckets_up_to, draw_rows
+from engine.run.cuda.steps import StepLimits, Steps
 from engine.run.cuda.weights import FusedWeights
 from engine.run.planning import StepPlanner
 from engine.run.protocol import AttentionWatch, LayerWatch, StepRows

@@ -7,7 +7,7 @@ A step has the rows of the next bucket; those that are nobody's work on the scra
 attention only the rows that draw go on, gathered into as many as there are slots. Drawn tokens stay on the device,
 where the next step's sources name the slot. The host waits for nothing but the tokens of a step that it wants to read.
 All launches go to the stream that is current. There is a graph for each number of rows and set of the attention
-kernel's tile classes, with draws and without.
+kernel's tile classes, with draws and without; greedy steps that decode are one graph with their drawing.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,38 +26,16 @@ from engine.run.cuda.cascade.work import Limits, SplitRule, WorkTooLarge
 from engine.run.cuda.drawing import Drawing
 from engine.run.cuda.forward import Buffers, DrawnRows, FusedForward
 from engine.run.cuda.inputs import Ints, LineShape
+from engine.run.cuda.launched import LaunchedStep
 from engine.run.cuda.sampling.launch import Kind
-from engine.run.cuda.sampling.slots import DeviceSlots, PendingDraws
+from engine.run.cuda.sampling.slots import DeviceSlots
 from engine.run.cuda.usual import prefilling_plans, scratch_plan, with_reads
-from engine.sampling.params import Choice, Draw
+from engine.sampling.params import Draw
 
 # plan, layer, queries (rows, heads, dim) before rotation, attention (rows, heads, dim), scaling
 CallWatch = Callable[[CascadePlan, int, Tensor, Tensor, float], None]
 Classes = tuple[int, ...]
 SILENT_ROWS = 128  # from here on a step that draws nothing is worth a graph that ends without a head
-
-
-class LaunchedStep:
-    """A pending step: its tokens are on their way to the host, its logits are overwritten by the next step."""
-
-    def __init__(
-        self, plan: CascadePlan, device: torch.device, draws: PendingDraws | None, logits: Callable[[], Tensor]
-    ) -> None:
-        self.plan = plan
-        self._draws = draws
-        self._logits = logits
-        self._done: Any = None
-        if draws is None and device.type == "cuda":  # those that draw have an event of their own
-            self._done = torch.cuda.Event()  # type: ignore[no-untyped-call]
-            self._done.record()
-
-    def wait(self) -> list[Choice]:
-        if self._done is not None:
-            self._done.synchronize()
-        return [] if self._draws is None else self._draws.wait()
-
-    def logits(self) -> Tensor:
-        return self._logits()
 
 
 @dataclass(frozen=True)
@@ -105,6 +82,7 @@ class Steps:
         self._graphs = GraphMaker(device) if graphs else None
         self._drawing = Drawing(sampling, self._drawn.logits, self._graphs, partial(self._idle, 1))
         self._captured: dict[tuple[int, int, Classes], torch.cuda.CUDAGraph] = {}
+        self._greedy: dict[tuple[int, int, Classes], torch.cuda.CUDAGraph] = {}  # steps together with their drawing
         self._plan: CascadePlan | None = None  # of the step that is launched, for ``watch``
         self.watch: CallWatch | None = None  # of a check; steps are not captured then
         self.launched = 0  # steps so far
@@ -117,7 +95,7 @@ class Steps:
     @property
     def graphs(self) -> int:
         """How many graphs there are."""
-        return len(self._captured) + len(self._drawing)
+        return len(self._captured) + len(self._greedy) + len(self._drawing)
 
     def launch(
         self, plan: CascadePlan, sources: Sequence[int], drawn: Sequence[int], draws: Sequence[Draw]
@@ -131,7 +109,7 @@ class Steps:
         count = self._draws_of(rows) if draws else 0
         kind = self._write(padded, sources, drawn, draws)
         classes = self._updated(padded, self._line)
-        if self._graphs is not None:
+        if self._graphs is not None and not (kind == Kind() and (rows, count, classes) in self._greedy):
             before = self.graphs
             if draws:
                 kind = self._drawing.captured(kind, count)
@@ -140,11 +118,17 @@ class Steps:
                 self._work.update(padded, self._line)
         self._plan = padded
         self.launched += 1
-        if self._graphs is not None:
+        if kind == Kind() and (rows, count, classes) in self._greedy:
+            self._greedy[rows, count, classes].replay()
+        elif self._graphs is not None:
             self._captured[rows, count, classes].replay()
+            if draws:
+                self._drawing.replay(kind, count)
         else:
             self._forward(rows, count, classes)
-        pending = self._drawing.launch(kind, count, len(draws)) if draws else None
+            if draws:
+                self._sampling.launch(self._drawn.logits[:count], kind)
+        pending = self._sampling.pending(len(draws)) if draws else None
         return LaunchedStep(plan, self.forward.pool.device, pending, self._logits_of(len(draws)))
 
     def first_launches(self) -> list[Callable[[], None]]:
@@ -165,6 +149,8 @@ class Steps:
                 usual += [(0, classes) for classes in prefilling]
             if draws == rows:  # more rows than there are slots are not all of sequences that decode
                 usual += [(draws, classes) for classes in decoding]
+                for classes in decoding:
+                    self._capture_greedy(rows, draws, classes)
             for count, classes in usual:
                 if (rows, count, classes) not in self._captured:
                     self._capture(rows, count, classes)
@@ -222,6 +208,7 @@ class Steps:
             torch.cuda.synchronize(self.forward.pool.device)
         self.limits = self.limits.twice()
         self._captured.clear()
+        self._greedy.clear()
         self._drawing.forget()
         self._work = self._make_work()
 
@@ -290,6 +277,16 @@ class Steps:
         self._idle(rows)
         self._captured[rows, count, classes] = self._graphs.capture(lambda: self._forward(rows, count, classes))
 
+    def _capture_greedy(self, rows: int, count: int, classes: Classes) -> None:
+        assert self._graphs is not None
+        self._idle(rows)
+
+        def launch() -> None:
+            self._forward(rows, count, classes)
+            self._sampling.launch(self._drawn.logits[:count], Kind())
+
+        self._greedy[rows, count, classes] = self._graphs.capture(launch)
+
     def _logits_of(self, draws: int) -> Callable[[], Tensor]:
         number = self.launched
 
@@ -299,18 +296,3 @@ class Steps:
             return self._drawn.logits[:draws].float()
 
         return logits
-
-
-def buckets_up_to(rows: int, sizes: Sequence[int]) -> tuple[int, ...]:
-    """Of ``sizes`` those up to the first that holds ``rows`` rows, ascending; all if none does."""
-    ordered = sorted(set(sizes))
-    largest = next((size for size in ordered if size >= rows), ordered[-1])
-    return tuple(size for size in ordered if size <= largest)
-
-
-def draw_rows(buckets: Sequence[int], slots: int) -> int:
-    """Rows that the last layer's rest and the head have room for: the first bucket that all slots fit in."""
-    fitting = [size for size in buckets if size >= slots]
-    if not fitting:
-        raise ValueError(f"slots: {slots} are more than the {buckets[-1]} rows of a step")
-    return fitting[0]
