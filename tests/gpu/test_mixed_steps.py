@@ -54,7 +54,7 @@ def crowd(pack: Packing, kinds: list[Context], rng: random.Random, rows: int) ->
     return slices
 
 
-@pytest.mark.parametrize("rows", [1, 2, 9, 64, 65, 128, 200, 256, 512])
+@pytest.mark.parametrize("rows", [1, 2, 9, 64, 65, 128, 200, 256, 512, 1024])
 @pytest.mark.parametrize("name", NAMES)
 def test_a_row_among_a_crowd_at_any_place(name: str, rows: int) -> None:
     pack, kinds, rng = packing(name), contexts(name), random.Random(rows)
