@@ -28,7 +28,7 @@ class DecodeOptions(ServiceOptions):
         FILE, "authority of the prefill service's certificate, PEM", default=None, group=GROUP
     )
     chunk_page_ratio: float = setting(SHARE, "share of the pool that chunks may take", default=0.5, group=GROUP)
-    cascade_levels_max: int = setting(COUNT, "deeper sharing is folded", default=3, group=GROUP)
+    cascade_levels_max: int = setting(COUNT, "deeper sharing is folded", default=32, group=GROUP)
     batch_max: int = setting(COUNT, "requests decoded together at most", default=32, group=GROUP)
     waiting_max: int = setting(COUNT, "requests that may wait; more are refused", default=256, group=GROUP)
     strict: bool = setting(

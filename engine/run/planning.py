@@ -9,6 +9,7 @@ from engine.plan import CascadePlan, Levels, PlacedChunk, plan_levels, plan_step
 from engine.run.protocol import StepRows
 
 DECODE_BUCKETS = (1, 4, 8, 16, 32, 64)
+CASCADE_LEVELS_MAX = 32  # a chunk beyond is read once for every sequence, so there is nothing in fewer
 PIECE_LEVELS = 1  # a piece that runs alone shares its reads with nobody
 
 

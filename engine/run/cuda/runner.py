@@ -32,7 +32,7 @@ from engine.run.cuda.products import BUCKETS
 from engine.run.cuda.sampling.slots import DeviceSlots
 from engine.run.cuda.steps import StepLimits, Steps
 from engine.run.cuda.weights import FusedWeights
-from engine.run.planning import StepPlanner
+from engine.run.planning import CASCADE_LEVELS_MAX, StepPlanner
 from engine.run.protocol import AttentionWatch, LayerWatch, StepRows
 from engine.run.room import NO_LIMIT, READS_WHILE_DECODING, StepRoom
 from engine.sampling.params import Draw, SamplingRequest
@@ -66,7 +66,7 @@ class FusedRunner:
         rows_max: int = ROWS_MAX,
         row_buckets: Sequence[int] = BUCKETS,
         long_chunk: int = LONG,
-        max_cascade_levels: int = 3,
+        max_cascade_levels: int = CASCADE_LEVELS_MAX,
         limits: StepLimits | None = None,
         tuning: Tuning | None = None,
         graphs: bool = True,

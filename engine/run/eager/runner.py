@@ -18,7 +18,7 @@ from engine.device import on_pools_device
 from engine.kv.pool import PagedKVPool
 from engine.model.borrowed import BorrowedModel
 from engine.plan import CascadePlan
-from engine.run.planning import DECODE_BUCKETS, StepPlanner
+from engine.run.planning import CASCADE_LEVELS_MAX, DECODE_BUCKETS, StepPlanner
 from engine.run.protocol import AttentionWatch, DrawnStep, LayerWatch, StepRows
 from engine.run.room import StepRoom
 from engine.sampling.params import SamplingRequest
@@ -37,7 +37,7 @@ class EagerRunner:
         piece_tokens: int = 512,
         decode_buckets: Sequence[int] = DECODE_BUCKETS,
         row_multiple: int = 4,
-        max_cascade_levels: int = 3,
+        max_cascade_levels: int = CASCADE_LEVELS_MAX,
     ) -> None:
         self.borrowed = borrowed
         self.pool = pool
