@@ -133,12 +133,13 @@ def plan_levels(sequences: Sequence[StepSequence], *, max_cascade_levels: int) -
     if max_cascade_levels < 1:
         raise ValueError(f"max_cascade_levels: {max_cascade_levels} must be at least 1 (the tails)")
     readers = _readers(sequences)
+    ranks = _ranks(readers)
     shared: dict[tuple[int, int], _Pairs] = defaultdict(lambda: ([], [], []))
     levels_of: dict[tuple[int, int], int] = {}
     folded: list[tuple[int, ChunkRead]] = []
     first_row = 0
     for sequence in sequences:
-        level_of = _levels_of_sequence(sequence, readers, max_cascade_levels - 1)
+        level_of = _levels_of_sequence(sequence, ranks, max_cascade_levels - 1)
         deepest = max(level_of.values(), default=0)
         count = sequence.rows
         rows = range(first_row, first_row + count)
@@ -167,18 +168,24 @@ def _readers(sequences: Sequence[StepSequence]) -> dict[tuple[int, int], frozens
     return {place: frozenset(who) for place, who in readers.items()}
 
 
+def _ranks(readers: dict[tuple[int, int], frozenset[int]]) -> dict[tuple[int, int], int]:
+    """Of each chunk with several readers the rank of its set of readers: the most shared sets come first."""
+    sets = sorted({who for who in readers.values() if len(who) > 1}, key=lambda who: (-len(who), sorted(who)))
+    rank_of = {who: rank for rank, who in enumerate(sets)}
+    return {place: rank_of[who] for place, who in readers.items() if who in rank_of}
+
+
 def _levels_of_sequence(
-    sequence: StepSequence, readers: dict[tuple[int, int], frozenset[int]], levels_max: int
+    sequence: StepSequence, ranks: dict[tuple[int, int], int], levels_max: int
 ) -> dict[tuple[int, int], int]:
     """The level of each chunk this sequence reads together with others; absent: folded.
 
-    Chunks with the same set of readers are one level; the most shared sets come first.
+    Chunks with the same set of readers, which have one rank, are one level.
     """
     places = [(chunk.first_slot, chunk.tokens) for chunk in sequence.chunks]
-    shared = {readers[place] for place in places if len(readers[place]) > 1}
-    sets = sorted(shared, key=lambda who: (-len(who), sorted(who)))
-    kept = {who: level for level, who in enumerate(sets[:levels_max])}
-    return {place: kept[readers[place]] for place in places if readers[place] in kept}
+    shared = [place for place in places if place in ranks]
+    kept = {rank: level for level, rank in enumerate(sorted({ranks[place] for place in shared})[:levels_max])}
+    return {place: kept[ranks[place]] for place in shared if ranks[place] in kept}
 
 
 def plan_step(sequences: Sequence[StepSequence], levels: Levels, *, page_size: int) -> CascadePlan:
