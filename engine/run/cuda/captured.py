@@ -21,6 +21,7 @@ def compile_together(device: torch.device, launches: Sequence[Callable[[], None]
 
     def run(launch: Callable[[], None]) -> None:
         with current(device), torch.inference_mode():
+            torch.zeros(1, device=device)  # binds the card's context to the thread, which Triton does not
             launch()
 
     with ThreadPoolExecutor(COMPILERS, thread_name_prefix="compile") as threads:
@@ -37,6 +38,10 @@ class GraphMaker:
         self._memory: Any = None
         # The stream that torch captures on unless told otherwise is of the card that captured first in this process.
         self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+
+    def forget(self) -> None:
+        """None of the graphs is kept, so their memory is gone too."""
+        self._memory = None
 
     def capture(self, launch: Callable[[], None]) -> torch.cuda.CUDAGraph:
         """A graph of what ``launch`` launches, after it has run once, which compiles what is missing.

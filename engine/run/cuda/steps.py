@@ -210,6 +210,8 @@ class Steps:
         self._captured.clear()
         self._greedy.clear()
         self._drawing.forget()
+        if self._graphs is not None:
+            self._graphs.forget()
         self._work = self._make_work()
 
     def _make_work(self) -> CascadeWork:

@@ -48,6 +48,9 @@ class Graphs:
     def __call__(self, device: torch.device) -> Graphs:
         return self
 
+    def forget(self) -> None:
+        """There is no memory."""
+
     def capture(self, launch: Callable[[], None]) -> Graph:
         return Graph(self.replayed)
 
