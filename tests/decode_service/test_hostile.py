@@ -45,8 +45,12 @@ def hostile(kind: Any, rng: random.Random, depth: int = 0) -> Any:
             continue
         if field.is_repeated:
             few = rng.choice([0, 1, 2, 3, 70])
-            for _ in range(min(few, 3) if field.message_type else few):
-                if field.message_type:
+            entry = field.message_type is not None and field.message_type.GetOptions().map_entry
+            for _ in range(min(few, 3) if field.message_type and not entry else few):
+                if entry:
+                    key, value = (scalar(field.message_type.fields_by_name[name], rng) for name in ("key", "value"))
+                    getattr(message, field.name)[key] = value
+                elif field.message_type:
                     getattr(message, field.name).append(hostile(field.message_type, rng, depth + 1))
                 else:
                     getattr(message, field.name).append(scalar(field, rng))
