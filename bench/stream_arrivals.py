@@ -32,7 +32,7 @@ from bench.stream_cost import METHOD, answer_commands, profiled, thread_seconds
 from bench.stream_runner import clock_service
 from chunk_store.key import ChunkId, ChunkType, chunk_id
 from chunk_store.record import ChunkRecord
-from decode_service.__main__ import FULL_NAME
+from decode_service.__main__ import FULL_NAME, SWITCH_INTERVAL_S
 from decode_service.api.service import DecodeService
 from decode_service.prompt.memory import KeyMemory, RecordMemory
 from decode_service.sequence import Sequence
@@ -107,8 +107,7 @@ async def serve(pipe: Any, options: argparse.Namespace) -> None:
         server = RpcServer(Access(), [FULL_NAME])
         port = await server.start("127.0.0.1", 0)
         await service.start()
-        if options.switch_ms:
-            sys.setswitchinterval(options.switch_ms / 1e3)
+        sys.setswitchinterval(options.switch_ms / 1e3 or SWITCH_INTERVAL_S)
         await server.open(service.add_to)
         pipe.send((port, name))
         profile = cProfile.Profile(time.thread_time)

@@ -31,7 +31,7 @@ import grpc
 
 from bench.models import fable
 from bench.stream_runner import Lateness, clock_service
-from decode_service.__main__ import FULL_NAME
+from decode_service.__main__ import FULL_NAME, SWITCH_INTERVAL_S
 from protos import chunks_pb2, decode_pb2
 from serving.rpc.access import Access
 from serving.rpc.channel import Target
@@ -74,8 +74,7 @@ async def serve_clock(pipe: Any, options: argparse.Namespace) -> None:
         server = RpcServer(Access(), [FULL_NAME])
         port = await server.start("127.0.0.1", 0)
         await service.start()
-        if options.switch_ms:
-            sys.setswitchinterval(options.switch_ms / 1e3)
+        sys.setswitchinterval(options.switch_ms / 1e3 or SWITCH_INTERVAL_S)
         await server.open(service.add_to)
         profiles: list[cProfile.Profile] = []
 

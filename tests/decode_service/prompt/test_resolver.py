@@ -11,12 +11,11 @@ from typing import Any
 import pytest
 
 from chunk_store.errors import StoreUnavailable
-from chunk_store.key import ChunkId, ChunkKey, ChunkType, TokenizerIdentity, chunk_id, chunk_key
+from chunk_store.key import ChunkId, ChunkType, TokenizerIdentity, chunk_id, chunk_key
 from chunk_store.open import open_store
 from chunk_store.record import ChunkRecord
 from chunk_store.tenant import SHARED_SALT, SHARED_TENANT, Tenant, tenant_of
 from decode_service.prompt.composition import Composition
-from decode_service.prompt.memory import KeyMemory, RecordMemory
 from decode_service.prompt.resolver import Resolver, SegmentRequest
 from engine.reuse import ReuseMode, key_composition
 from serving.errors import InvalidRequest, NotFound, RequestError, Unsupported
@@ -170,37 +169,6 @@ def test_inline_chunks_are_registered_as_content_that_makes_room(desk: Desk) -> 
     assert desk.store.stats().records == 3, "the query is not registered, nor is what is shared"
 
 
-def test_memory_holds_the_newest_up_to_its_tokens() -> None:
-    memory = RecordMemory(5)
-    old, new, large = record(1, 1), record(2, 2, 2), record(*[3] * 6)
-    for each in (old, new, large):
-        memory.remember(MINE, each.chunk_id, each)
-    assert memory.find(MINE, old.chunk_id) == old and memory.find(MINE, large.chunk_id) is None
-    assert memory.find(Tenant("other"), old.chunk_id) is None
-    memory.remember(MINE, old.chunk_id, old)
-    memory.remember(MINE, ChunkId("one more"), record(4))
-    assert memory.find(MINE, new.chunk_id) is None and memory.find(MINE, old.chunk_id) == old
-    memory.remember(MINE, old.chunk_id, None)
-    assert memory.find(MINE, old.chunk_id) is None
-    memory.remember(MINE, new.chunk_id, new)
-    assert memory.find(MINE, ChunkId("one more")) is not None, "what was forgotten takes no room"
-
-
-def test_a_shared_record_is_remembered_once_for_all_and_an_own_one_for_its_tenant() -> None:
-    memory, yours = RecordMemory(100), tenant_of("yours")
-    own, everybodys = record(1, 1), record(2, 2, tenant=SHARED_TENANT)
-    memory.remember(MINE, own.chunk_id, own)
-    memory.remember(MINE, everybodys.chunk_id, everybodys)
-    assert memory.find(yours, own.chunk_id) is None and memory.find(yours, everybodys.chunk_id) == everybodys
-    mine_too = record(2, 2)
-    memory.remember(MINE, mine_too.chunk_id, mine_too)
-    assert memory.find(MINE, mine_too.chunk_id) == mine_too, "the tenant's own first, as in the store"
-    memory.remember(MINE, mine_too.chunk_id, everybodys)
-    assert memory.find(MINE, mine_too.chunk_id) == everybodys, "its own is gone"
-    memory.remember(yours, everybodys.chunk_id, None)
-    assert memory.find(MINE, everybodys.chunk_id) is None
-
-
 def read_by(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> list[tuple[set[str], set[str]]]:
     """Of every look into the store: what was asked for, and what was known."""
     asked: list[tuple[set[str], set[str]]] = []
@@ -285,18 +253,3 @@ def test_a_token_that_the_model_lacks_is_found_every_time(desk: Desk) -> None:
     for _ in range(2):
         with pytest.raises(InvalidRequest, match="token id 384"):
             desk.resolve(named(name), ids(9))
-
-
-def test_what_is_worked_out_has_a_bound() -> None:
-    memory, made = KeyMemory(3), list[int]()
-
-    def key(number: int) -> ChunkKey:
-        def make() -> ChunkKey:
-            made.append(number)
-            return ChunkKey(str(number))
-
-        return memory.key(ChunkId(str(number)), [], "", make)
-
-    for number in (1, 2, 3, 1, 4, 1, 2):  # 2 goes for 4, which came when 1 had been used again
-        assert key(number) == str(number)
-    assert made == [1, 2, 3, 4, 2] and len(memory._keys) == 3
