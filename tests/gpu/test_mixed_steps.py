@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import random
+from dataclasses import replace
 
 import pytest
 import torch
@@ -125,6 +126,26 @@ def test_a_chunk_by_slices_has_the_bits_of_the_same_tokens_decoded(name: str) ->
         assert torch.equal(pack.kv(chunk), kept)
         pack.pool.release_run(run)
         released(pack, [decoded])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_mixed_step_gives_the_same_bits_every_time(name: str) -> None:
+    """What races shows in repetitions: slices of several sizes, a row that decodes, a chunk twice, chunks moved."""
+    pack, kinds = packing(name), contexts(name)
+    tails = [pack.tail(kinds[4], 65, 104), pack.tail(kinds[1], 257, 106), pack.tail(kinds[2], 300, 107)]
+    pack.begin([Slice(tails[0], 0, 6), Slice(tails[1], 0, 180), Slice(tails[2], 0, 115)])
+    step = [Slice(tails[2], 115, 1), Slice(tails[0], 6, 54), Slice(tails[1], 180, 49)]
+    first = pack.begin(step).logits()
+    written = [(replace(part.tail, token_ids=part.tail.token_ids[: part.end]), part.first) for part in step]
+    kept = [pack.kv(*place) for place in written]
+    for turn in range(300):
+        assert torch.equal(pack.begin(step).logits(), first), turn
+    assert all(torch.equal(pack.kv(*place), before) for place, before in zip(written, kept, strict=True))
+    for part, logits in zip(step, first, strict=True):
+        for _ in range(100):
+            alone = pack.begin([Slice(part.tail, part.end - 1, 1)]).logits()
+            assert torch.equal(alone[0], logits), part.end
+    released(pack, tails)
 
 
 @pytest.mark.parametrize("name", [NAMES[0], "wide"])
