@@ -177,7 +177,7 @@ class SamplingParams(_message.Message):
     temperature: _builtins.float
     """0..100; default 0: greedy, the lowest id among equals"""
     top_p: _builtins.float
-    """above 0, at most 1; the fewest likeliest tokens that hold it. default 1: all"""
+    """above 0, at most 1; the fewest likeliest tokens that hold it, and ties. default 1: all"""
     top_k: _builtins.int
     """the k likeliest tokens and what ties with the last. default 0: all"""
     min_p: _builtins.float
