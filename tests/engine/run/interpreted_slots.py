@@ -8,8 +8,13 @@ from __future__ import annotations
 import random
 import sys
 import warnings
+from typing import Any
+
+import torch
 
 from engine.run.cuda.sampling.slots import DeviceSlots
+from engine.sampling.params import Draw, SamplingParams, SamplingRequest
+from engine.sampling.sampler import HostSlots
 from tests.engine.sampling.cases import DTYPES, Pair, random_logits
 
 VOCABULARIES = (2049, 7, 500, 4100, 33)
@@ -31,8 +36,30 @@ def run(number: int) -> None:
             pair.open(source.randrange(3))
 
 
+def cut(number: int) -> None:
+    """Hot draws from few tokens of different scores, so that a token too many or too few kept is soon seen."""
+    rows, vocabulary = 24, 9
+    source = random.Random(number)
+    device, host = DeviceSlots(vocabulary, slots=rows, rows=rows, device="cpu"), HostSlots(rows, vocabulary)
+    for slot in range(rows):
+        cuts: dict[str, Any] = {
+            "top_k": slot % 6,
+            "top_p": (1.0, 0.4, 0.7, 0.05)[slot % 4],
+            "min_p": (0.0, 0.95)[slot % 2],
+        }
+        params = SamplingParams(temperature=20.0, seed=source.randrange(2**63), **cuts)
+        for slots in (device, host):
+            slots.open(slot, SamplingRequest(params))
+    scores = torch.tensor([source.sample(range(-4, 5), vocabulary) for _ in range(rows)], dtype=DTYPES[number % 3])
+    draws = [Draw(slot, 0, source.randrange(2**31)) for slot in range(rows)]
+    device.launch(scores, device.stage(draws, rows))
+    assert device.pending(rows).wait() == host.draw(scores.float(), draws)
+
+
 def main(first: int, last: int) -> None:
     warnings.simplefilter("ignore")  # numpy computes what kernels compute, NaN too
+    for number in range(first, last):
+        cut(number)
     for number in range(first, last):
         run(number)
 
