@@ -56,10 +56,31 @@ def cut(number: int) -> None:
     assert device.pending(rows).wait() == host.draw(scores.float(), draws)
 
 
+def remember(number: int) -> None:
+    """Greedy draws that follow from those before them, the scores being the same each time."""
+    rows, vocabulary = 6, 9
+    source = random.Random(number)
+    device, host = DeviceSlots(vocabulary, slots=rows, rows=rows, device="cpu"), HostSlots(rows, vocabulary)
+    kinds: list[dict[str, Any]] = [
+        *({"frequency_penalty": 0.75}, {"presence_penalty": 1.5}, {"repetition_penalty": 1.75}, {"min_tokens": 2}),
+        *({"min_tokens": 9, "max_tokens": 9}, {"logit_bias": ((number % vocabulary, 3.5),)}),
+    ]
+    for slot, kind in enumerate(kinds):
+        stops = frozenset(range(9 if slot == 4 else 5))  # of one row all tokens
+        for slots in (device, host):
+            slots.open(slot, SamplingRequest(SamplingParams(**kind), (1, 2), stops, (3,)))
+    scores = torch.tensor([source.sample(range(-4, 5), vocabulary) for _ in range(rows)], dtype=DTYPES[number % 3])
+    for step in range(4):
+        draws = [Draw(slot, step, step) for slot in range(rows)]
+        device.launch(scores, device.stage(draws, rows))
+        assert device.pending(rows).wait() == host.draw(scores.float(), draws)
+
+
 def main(first: int, last: int) -> None:
     warnings.simplefilter("ignore")  # numpy computes what kernels compute, NaN too
     for number in range(first, last):
         cut(number)
+        remember(number)
     for number in range(first, last):
         run(number)
 
