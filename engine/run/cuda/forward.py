@@ -65,18 +65,21 @@ class DrawnRows:
     rows: Tensor  # int32 (draws,): which rows of the step they are
     residual: Tensor  # (draws, hidden)
     attended: Tensor  # (draws, heads * dim)
-    logits: Tensor  # (draws, vocabulary), what comes out
+    scores: Tensor  # (draws, vocabulary and the head's padding), what comes out
+    logits: Tensor  # (draws, vocabulary) of it
 
     @classmethod
     def of(cls, weights: FusedWeights, rows: Tensor) -> DrawnRows:
         def make(width: int) -> Tensor:
             return torch.zeros(len(rows), width, dtype=weights.embedding.dtype, device=rows.device)
 
-        return cls(rows, make(weights.hidden), make(weights.heads * weights.head_dim), make(weights.vocabulary))
+        scores = make(weights.head.shape[0])
+        heads = weights.heads * weights.head_dim
+        return cls(rows, make(weights.hidden), make(heads), scores, scores[:, : weights.vocabulary])
 
     def first(self, draws: int) -> DrawnRows:
         """Views of the first ``draws``."""
-        return DrawnRows(self.rows[:draws], self.residual[:draws], self.attended[:draws], self.logits[:draws])
+        return DrawnRows(*(getattr(self, name)[:draws] for name in self.__dataclass_fields__))
 
 
 class FusedForward:
@@ -125,7 +128,7 @@ class FusedForward:
             b = self._gathered(b, drawn)
             self._rest(b, layer)
             self.norm(b, w.final_norm, add=True)
-            product(b.normed, w.head, drawn.logits, way=w.ways.head)
+            product(b.normed, w.head, drawn.scores, way=w.ways.head)
 
     def _gathered(self, b: Buffers, drawn: DrawnRows) -> Buffers:
         """The rows that draw, packed: what follows works on them alone."""

@@ -21,6 +21,7 @@ from engine.model.rotary import Rotation
 from engine.run.cuda.products import AS_THEY_COME, Ways
 
 FAMILIES = ("qwen3", "qwen2", "llama", "mistral")
+HEAD_MULTIPLE = 16  # rows
 HEAD_DIMS = (16, 32, 64, 128, 256)
 
 
@@ -54,6 +55,7 @@ class FusedWeights:
     scaling: float
     rotation: Rotation
     ways: Ways = AS_THEY_COME  # in which each product is computed
+    head_padding: int = 0  # last rows of the head that are no token's
 
     @property
     def hidden(self) -> int:
@@ -65,7 +67,7 @@ class FusedWeights:
 
     @property
     def vocabulary(self) -> int:
-        return self.head.shape[0]
+        return self.head.shape[0] - self.head_padding
 
 
 def fused_refusal(borrowed: BorrowedModel, findings: Findings) -> str:
@@ -107,11 +109,13 @@ def merge_weights(borrowed: BorrowedModel, findings: Findings) -> FusedWeights:
     layer, rotation = findings.layout.layers[0], findings.rotations[0]
     assert rotation is not None
     layers = tuple(_layer(inner) for inner in module.model.layers)
+    head = _padded(module.lm_head.weight.detach())
     return FusedWeights(
         embedding=module.model.embed_tokens.weight.detach(),
         layers=layers,
         final_norm=module.model.norm.weight.detach(),
-        head=module.lm_head.weight.detach(),
+        head=head,
+        head_padding=head.shape[0] - module.lm_head.weight.shape[0],
         eps=float(module.model.norm.variance_epsilon),
         heads=layers[0].o.shape[1] // layer.k_dim,
         kv_heads=layer.kv_heads,
@@ -136,6 +140,15 @@ def _layer(layer: Any) -> LayerWeights:
         gate_up=_merged([mlp.gate_proj.weight, mlp.up_proj.weight]),
         down=mlp.down_proj.weight.detach(),
     )
+
+
+def _padded(matrix: Tensor) -> Tensor:
+    """The matrix with rows of zeros up to a multiple of ``HEAD_MULTIPLE``; itself if it has so many.
+
+    With rows of logits at odd addresses the library takes kernels that sum otherwise for other numbers of rows.
+    """
+    missing = -matrix.shape[0] % HEAD_MULTIPLE
+    return nn.functional.pad(matrix, (0, 0, 0, missing)) if missing else matrix
 
 
 def _merged(parameters: list[nn.Parameter]) -> Tensor:

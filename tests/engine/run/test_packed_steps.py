@@ -18,6 +18,7 @@ from engine.run.cuda import runner as runner_module
 from engine.run.cuda import steps as steps_module
 from engine.run.cuda.buckets import buckets_up_to, draw_rows
 from engine.run.cuda.cascade.launch import Tuning
+from engine.run.cuda.forward import DrawnRows
 from engine.run.cuda.inputs import LineShape, PinnedRing
 from engine.run.cuda.runner import FusedRunner
 from engine.run.cuda.sampling.slots import UNREAD
@@ -215,6 +216,15 @@ def test_a_step_is_read_before_many_later_ones_are_begun(weights: FusedWeights, 
     with pytest.raises(RuntimeError, match="overwritten"):
         first.logits()
     assert last.logits().shape == (1, weights.vocabulary)
+
+
+def test_a_head_of_an_odd_number_of_tokens_is_padded_and_nobody_sees_it(weights: FusedWeights) -> None:
+    assert (weights.vocabulary, *weights.head.shape) == (211, 224, 64)
+    assert not weights.head[211:].any() and weights.head[:211].any()
+    drawn = DrawnRows.of(weights, torch.zeros(4, dtype=torch.int32)).first(2)
+    assert drawn.logits.shape == (2, 211) and drawn.scores.shape == (2, 224)
+    drawn.scores[:] = torch.arange(224)
+    assert drawn.logits[1].tolist() == list(range(211))
 
 
 def test_rows_and_draws_of_steps() -> None:
