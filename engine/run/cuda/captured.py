@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -10,13 +11,14 @@ import torch
 
 from engine.device import current
 
+log = logging.getLogger(__name__)
 COMPILERS = 8  # threads; most of a compilation runs without the interpreter
 
 
 def compile_together(device: torch.device, launches: Sequence[Callable[[], None]]) -> None:
     """Runs what launches kernels for the first time, each in some thread, and waits for all. What they write is lost.
 
-    Raises what the first of them raises.
+    What fails in a thread is run again in the caller's, and raises there if it was not the thread's fault.
     """
 
     def run(launch: Callable[[], None]) -> None:
@@ -25,8 +27,12 @@ def compile_together(device: torch.device, launches: Sequence[Callable[[], None]
             launch()
 
     with ThreadPoolExecutor(COMPILERS, thread_name_prefix="compile") as threads:
-        for done in [threads.submit(run, launch) for launch in launches]:
-            done.result()
+        begun = [(launch, threads.submit(run, launch)) for launch in launches]
+    for launch, done in begun:
+        failure = done.exception()
+        if failure is not None:
+            log.warning("a kernel was not compiled beside the others: %s", failure)
+            launch()
     torch.cuda.synchronize(device)
 
 

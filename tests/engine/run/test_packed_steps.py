@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -17,6 +18,7 @@ from engine.plan import PlacedChunk, StepSequence
 from engine.run.cuda import runner as runner_module
 from engine.run.cuda import steps as steps_module
 from engine.run.cuda.buckets import buckets_up_to, draw_rows
+from engine.run.cuda.captured import compile_together
 from engine.run.cuda.cascade.launch import Tuning
 from engine.run.cuda.forward import DrawnRows
 from engine.run.cuda.inputs import LineShape, PinnedRing
@@ -225,6 +227,21 @@ def test_a_head_of_an_odd_number_of_tokens_is_padded_and_nobody_sees_it(weights:
     assert drawn.logits.shape == (2, 211) and drawn.scores.shape == (2, 224)
     drawn.scores[:] = torch.arange(224)
     assert drawn.logits[1].tolist() == list(range(211))
+
+
+def test_what_a_thread_cannot_compile_the_caller_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda *device: None)
+    caller, done = threading.current_thread(), list[str]()
+
+    def only_here() -> None:
+        if threading.current_thread() is not caller:
+            raise RuntimeError("not in this thread")
+        done.append("here")
+
+    compile_together(torch.device("cpu"), [only_here, lambda: done.append("there")])
+    assert sorted(done) == ["here", "there"]
+    with pytest.raises(ZeroDivisionError):
+        compile_together(torch.device("cpu"), [lambda: print(1 // 0)])
 
 
 def test_rows_and_draws_of_steps() -> None:
