@@ -104,11 +104,9 @@ def attend(
         packed = tl.load(item + 1) + tl.arange(0, M)
         live = packed < tl.load(item + 2)
         source = tl.load(item + 3)
-        split_begin = tl.load(item + 4)
-        begin = split_begin
-        full_end = tl.load(item + 5)
-        end = tl.load(item + 6)
-        split = tl.load(item + 7)
+        begin, full_end = tl.load(item + 4), tl.load(item + 5)
+        end, split = tl.load(item + 6), tl.load(item + 7)
+        masked_from = begin
         x = load_query(q, q_stride, lists, dynamic, pairs_at, packed, live, head, cos, sin, TURN, RATIO, D, TURN_PAIRS)
         top = tl.full([M], float("-inf"), tl.float32)
         total = tl.zeros([M], tl.float32)
@@ -127,9 +125,9 @@ def attend(
                     k = tl.load(keys + slot[:, None] + dim[None, :])
                     v = tl.load(values + slot[:, None] + dim[None, :])
                 top, total, acc = fold_in(tl.dot(x, k.T), v, top, total, acc, scale)
-            begin = whole
+            masked_from = whole
         limit = tl.load(lists + pairs_at + (packed // RATIO) * PAIR + 2, mask=live, other=0)
-        for at in tl.range(begin, end, N):
+        for at in tl.range(masked_from, end, N):
             token = at + tl.arange(0, N)
             inside = token < end
             page = tl.load(lists + pages_at + ~source + token // PAGE, mask=inside & (source < 0), other=0)
@@ -142,7 +140,7 @@ def attend(
         acc = acc / tl.where(seen, total, 1.0)[:, None]
         lse = tl.where(seen, top * scale + tl.log2(tl.where(seen, total, 1.0)), float("-inf"))
         partial = tl.load(lists + pairs_at + (packed // RATIO) * PAIR + 3, mask=live, other=0) + split
-        live = live & (limit > split_begin)  # a row has partial results of the splits that it sees
+        live = live & (limit > begin)  # a row has partial results of the splits that it sees
         into = (partial * KV_HEADS + head) * RATIO + packed % RATIO
         tl.store(partial_lse + into, lse, mask=live)
         out = partial_out + into.to(tl.int64)[:, None] * D + dim[None, :]

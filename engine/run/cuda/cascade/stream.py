@@ -115,6 +115,13 @@ def _load_query(
 
 
 @gluon.jit
+def _cut_off(scores, valid, N: gl.constexpr, S: gl.constexpr):
+    """Scores (rows, N), -inf from token ``valid`` on."""
+    token = gl.arange(0, N, gl.SliceLayout(0, S))
+    return gl.where(token[None, :] < valid, scores, float("-inf"))
+
+
+@gluon.jit
 def _softmax(scores, top, total, scale, CAUSAL: gl.constexpr):
     """One block of scores: p (fp32), the new maximum and sum, and what to multiply earlier results by.
 
@@ -260,14 +267,12 @@ def _attend_item(
     fence_async_shared()
     gl.thread_barrier()
     valid = end - begin - (blocks - 1) * N
-    masked = 1
     if CAUSAL:
         visible = _visible(lists, pairs_at, row0, rows_end, begin, end, RATIO, S)
         masked = blocks - gl.maximum(full_end - begin, 0) // N
     zero = gl.zeros([ROWS, N], gl.float32, S)
     acc = gl.zeros([ROWS, D], gl.float32, O)
-    at = step % STAGES
-    phase = step // STAGES & 1
+    at, phase = step % STAGES, step // STAGES & 1
     mbarrier.wait(k_full.index(at), phase)
     scores = warpgroup_mma(q_smem, k_smem.index(at).permute((1, 0)), zero, use_acc=False)
     gl.thread_barrier()
@@ -275,8 +280,7 @@ def _attend_item(
     if CAUSAL:
         scores = _masked(scores, (blocks - 1) * N, visible, N, S)
     else:
-        token = gl.arange(0, N, gl.SliceLayout(0, S))
-        scores = gl.where(token[None, :] < valid, scores, float("-inf"))
+        scores = _cut_off(scores, valid, N, S)
     top = gl.full([ROWS], float("-inf"), gl.float32, gl.SliceLayout(1, S))
     total = gl.zeros([ROWS], gl.float32, gl.SliceLayout(1, S))
     p, top, total, keep = _softmax(scores, top, total, scale, CAUSAL)
@@ -288,8 +292,7 @@ def _attend_item(
     for number in range(1, blocks):
         last, last_phase = at, phase
         step += 1
-        at = step % STAGES
-        phase = step // STAGES & 1
+        at, phase = step % STAGES, step // STAGES & 1
         mbarrier.wait(k_full.index(at), phase)
         scores_ahead = warpgroup_mma(q_smem, k_smem.index(at).permute((1, 0)), zero, use_acc=False, is_async=True)
         mbarrier.wait(v_full.index(last), last_phase)
@@ -310,12 +313,11 @@ def _attend_item(
     acc = warpgroup_mma(p, v_smem.index(at), acc)
     gl.thread_barrier()
     mbarrier.arrive(v_empty.index(at), count=1)
-    step += 1
     _store(
         acc, top * scale + gl.log2(total), total, partial_out, partial_lse, lists, pairs_at, row0, rows_end, head,
         begin, split, RATIO, KV_HEADS, D, CAUSAL,
     )  # fmt: skip
-    return step, next_row, next_offset
+    return step + 1, next_row, next_offset
 
 
 @gluon.jit
