@@ -64,8 +64,10 @@ def _rows_of(lists, pairs_at, row0, rows_end, RATIO: gl.constexpr, D: gl.constex
 
 
 @gluon.jit
-def _visible(lists, pairs_at, row0, rows_end, begin, end, RATIO: gl.constexpr, S: gl.constexpr):
+def _visible(lists, pairs_at, row0, rows_end, begin, end, RATIO: gl.constexpr, S: gl.constexpr, CAUSAL: gl.constexpr):
     """How many tokens of a split each row of a warpgroup sees."""
+    if not CAUSAL:
+        return gl.zeros([ROWS], gl.int32, gl.SliceLayout(1, S)) + (end - begin)
     packed = row0 + gl.arange(0, ROWS, gl.SliceLayout(1, S))
     limit = gl.load(lists + pairs_at + (packed // RATIO) * PAIR + 2, mask=packed < rows_end, other=0)
     return gl.minimum(limit, end) - begin
@@ -112,13 +114,6 @@ def _load_query(
     plus = first if TURN == TURNED_BACK else first == 0
     other = gl.where(plus[None, :], other, -other)
     return (x.to(gl.float32) * c + other * s).to(x.dtype)
-
-
-@gluon.jit
-def _cut_off(scores, valid, N: gl.constexpr, S: gl.constexpr):
-    """Scores (rows, N), -inf from token ``valid`` on."""
-    token = gl.arange(0, N, gl.SliceLayout(0, S))
-    return gl.where(token[None, :] < valid, scores, float("-inf"))
 
 
 @gluon.jit
@@ -267,8 +262,8 @@ def _attend_item(
     fence_async_shared()
     gl.thread_barrier()
     valid = end - begin - (blocks - 1) * N
+    visible = _visible(lists, pairs_at, row0, rows_end, begin, end, RATIO, S, CAUSAL)
     if CAUSAL:
-        visible = _visible(lists, pairs_at, row0, rows_end, begin, end, RATIO, S)
         masked = blocks - gl.maximum(full_end - begin, 0) // N
     zero = gl.zeros([ROWS, N], gl.float32, S)
     acc = gl.zeros([ROWS, D], gl.float32, O)
@@ -277,10 +272,7 @@ def _attend_item(
     scores = warpgroup_mma(q_smem, k_smem.index(at).permute((1, 0)), zero, use_acc=False)
     gl.thread_barrier()
     mbarrier.arrive(k_empty.index(at), count=1)
-    if CAUSAL:
-        scores = _masked(scores, (blocks - 1) * N, visible, N, S)
-    else:
-        scores = _cut_off(scores, valid, N, S)
+    scores = _masked(scores, (blocks - 1) * N, visible, N, S)
     top = gl.full([ROWS], float("-inf"), gl.float32, gl.SliceLayout(1, S))
     total = gl.zeros([ROWS], gl.float32, gl.SliceLayout(1, S))
     p, top, total, keep = _softmax(scores, top, total, scale, CAUSAL)
