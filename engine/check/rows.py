@@ -17,6 +17,9 @@ from engine.run.cuda.weights import FusedWeights
 
 # Beside the buckets some numbers between them: rows that are sampled are no bucket's number.
 ROWS_CHECKED = tuple(sorted({*BUCKETS, 2, 3, 4, 5, 24, 48, 63, 65, 96, 127, 192, 384, 768}))
+# Results that are compared with every number of rows. Another order along K changes few of them, one in ten thousand
+# where K is small; matrices of usual size have enough in a few products.
+RESULTS, PRODUCTS_MAX = 1 << 21, 64
 # Rows at once of a product that needs it: few rows cost little more, and a large step has few blocks. The second is
 # the one number of rows that is tried last.
 BLOCK, LAST_BLOCK = 128, 256
@@ -114,18 +117,32 @@ def _pinned(one: _Product, order: Tensor) -> ProductRows:
 def _differing(one: _Product, order: Tensor, way: Way) -> tuple[int, ...]:
     """With how many rows, of ``ROWS_CHECKED``, some row has other bits than among all rows in their own order.
 
-    The rows are the first ones, the last ones, which so stand at other places, and some drawn at random.
+    The rows are the first ones, the last ones, which so stand at other places, and some drawn at random, as many as
+    ``RESULTS`` asks for, in ``PRODUCTS_MAX`` products at most.
     """
-    count = torch.arange(ROWS_MAX, device=order.device)
     found = []
     for weight, bias in one.matrices:
         whole = _multiplied(one.rows, weight, bias, way)
         for rows in ROWS_CHECKED:
-            for picked in (count[:rows], count[-rows:], order[:rows]):
-                apart = _multiplied(one.rows[picked], weight, bias, way)
-                found.append((apart.view(torch.int16) != whole[picked].view(torch.int16)).any())
-    differs = torch.stack(found).view(len(one.matrices), len(ROWS_CHECKED), 3).any(dim=2).any(dim=0).tolist()
+            apart = [
+                (
+                    _multiplied(one.rows[picked], weight, bias, way).view(torch.int16)
+                    != whole[picked].view(torch.int16)
+                ).any()
+                for picked in _picked(order, rows, weight.shape[0])
+            ]
+            found.append(torch.stack(apart).any())
+    differs = torch.stack(found).view(len(one.matrices), len(ROWS_CHECKED)).any(dim=0).tolist()
     return tuple(rows for rows, apart in zip(ROWS_CHECKED, differs, strict=True) if apart)
+
+
+def _picked(order: Tensor, rows: int, width: int) -> Iterator[Tensor]:
+    """Which rows are multiplied together, ``rows`` at a time, for ``width`` results each."""
+    count = torch.arange(ROWS_MAX, device=order.device)
+    yield count[:rows]
+    yield count[-rows:]
+    wanted = min(-(-RESULTS // (rows * width)), PRODUCTS_MAX)
+    yield from (order[at : at + rows] for at in range(0, ROWS_MAX - rows + 1, rows)[:wanted])
 
 
 def _multiplied(x: Tensor, weight: Tensor, bias: Tensor | None, way: Way) -> Tensor:
