@@ -177,15 +177,25 @@ def judge(
 @triton.jit
 def again(
     logits, stride, draws, integers, numbers, shaped, tops, shares, candidates, totals, masses, winners, settled,
+    settled_then,
     SLOTS: tl.constexpr, VOCABULARY: tl.constexpr, BLOCK: tl.constexpr, BLOCKS: tl.constexpr, PARTS: tl.constexpr,
     SHAPED: tl.constexpr,
 ):  # fmt: skip
+    """``settled_then`` (rows,) is ``settled`` of the kernels that follow.
+
+    It is not the same memory: warps of one program that read it before and after another program's write would part
+    ways, and the sums of those that go on would miss the others' shares.
+    """
     row, block = tl.program_id(0), tl.program_id(1)
     if not asks(draws, numbers, tops, settled, row, SLOTS, BLOCKS, PARTS):
+        if block == 0:
+            tl.store(settled_then + row, 1)
         return
     slot = slot_of(draws, row)
-    if stays(sum_of(masses, row, BLOCKS, PARTS), totals, numbers, row, slot, BLOCKS, PARTS):
-        tl.store(settled + row, 1)  # by every program of the row, whoever reads it early comes to the same
+    kept = stays(sum_of(masses, row, BLOCKS, PARTS), totals, numbers, row, slot, BLOCKS, PARTS)
+    if block == 0:
+        tl.store(settled_then + row, kept.to(tl.int32))
+    if kept:
         return
     top = key_in(row_top(tops, row, BLOCKS, PARTS))
     token = tl.load(winners + row)

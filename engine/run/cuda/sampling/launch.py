@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -67,7 +68,7 @@ class Launches:
         self._totals = empty(rows, blocks, dtype=torch.int64)
         self._masses = empty(rows, blocks, dtype=torch.int64)
         self._winners = empty(rows, dtype=torch.int32)
-        self._settled = empty(rows, dtype=torch.int32)
+        self._settled = empty(ASKED, rows, dtype=torch.int32)
         self._likeliest = empty(rows, 20, blocks, dtype=torch.int64)
         self._raw_masses = empty(rows, blocks, dtype=torch.int64)
         self._sizes = {"SLOTS": tables.slots, "VOCABULARY": vocabulary}
@@ -159,13 +160,13 @@ class Launches:
         grid = (rows, self._grid_blocks)
         source = (logits, logits.stride(0), self.draws, t.integers, t.numbers, self._shaped, self._tops)
         drawn = (self._shares, self._candidates)
-        state = (self._masses, self._winners, self._settled)
+        state = (self._masses, self._winners)
         options: dict[str, Any] = {**self._sizes, **self._blocks, "BLOCK": BLOCK, "SHAPED": kind.shaped}
-        cutting.judge[grid](*source, *drawn, *state, **options, **_options(8))
-        for _ in range(ASKED - 1):
-            cutting.again[grid](*source, *drawn, self._totals, *state, **options, **_options(8))
-            cutting.judge[grid](*source, *drawn, *state, **options, **_options(8))
-        cutting.settle[(rows,)](*source, self._totals, *state, **options, **_options(8))
+        cutting.judge[grid](*source, *drawn, *state, self._settled[0], **options, **_options(8))
+        for now, then in pairwise(self._settled):
+            cutting.again[grid](*source, *drawn, self._totals, *state, now, then, **options, **_options(8))
+            cutting.judge[grid](*source, *drawn, *state, then, **options, **_options(8))
+        cutting.settle[(rows,)](*source, self._totals, *state, self._settled[-1], **options, **_options(8))
 
     def _report(self, logits: Tensor) -> None:
         from engine.run.cuda.sampling import reporting
