@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import os
 import resource
@@ -114,3 +115,15 @@ def test_it_takes_as_many_descriptors_as_it_may() -> None:
     life.allow_many_connections()
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     assert soft == hard
+
+
+def test_what_was_loaded_is_left_out_of_later_collections() -> None:
+    loaded = [[] for _ in range(1000)]  # type: ignore[var-annotated]
+    try:
+        life.leave_to_the_end()
+        assert gc.get_freeze_count() > 1000
+        assert not any(one is loaded for one in gc.get_objects())  # which are those that a collection visits
+        later: list[object] = []
+        assert any(one is later for one in gc.get_objects())
+    finally:
+        gc.unfreeze()
