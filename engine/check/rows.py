@@ -16,7 +16,7 @@ from engine.run.cuda.products import BUCKETS, PLAIN, ROWS_MAX, Way, Ways, produc
 from engine.run.cuda.weights import FusedWeights
 
 # Beside the buckets some numbers between them: rows that are sampled are no bucket's number.
-ROWS_CHECKED = tuple(sorted({*BUCKETS, 2, 3, 4, 5, 24, 48, 63, 65, 96, 127, 192, 384, 768}))
+ROWS_CHECKED = tuple(sorted({*BUCKETS, 2, 3, 4, 5, 24, 48, 63, 65, 96, 127, 192}))
 # Results that are compared with every number of rows. Another order along K changes few of them, one in ten thousand
 # where K is small; matrices of usual size have enough in a few products.
 RESULTS, PRODUCTS_MAX = 1 << 21, 64

@@ -17,7 +17,8 @@ from torch import Tensor
 # Torch reads both once, at its first product. 128 KiB and 1 KiB: with the usual 32 MiB the library splits K for few
 # rows, and where it may not, it takes a kernel that is three times as slow.
 ENVIRONMENT = {"CUBLAS_WORKSPACE_CONFIG": ":16:8", "CUBLASLT_WORKSPACE_SIZE": "1"}
-BUCKETS = (1, 8, 16, 32, 64, 128, 256, 512, 1024)  # of a step's rows
+# Of a step's rows. A product of 384 rows takes four fifths of the time of 512, of 768 about three quarters of 1024.
+BUCKETS = (1, 8, 16, 32, 64, 128, 256, 384, 512, 768, 1024)
 ROWS_MAX = BUCKETS[-1]  # forwards of more rows are a long piece's own
 
 
