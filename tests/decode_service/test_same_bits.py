@@ -56,4 +56,4 @@ def test_a_runner_gets_the_buckets_that_are_left(folder: Path, monkeypatch: pyte
     monkeypatch.setattr("engine.served.make_runner", lambda *_, **options: given.append(options))
     for found in (None, EQUAL, PINNED, UNEQUAL):
         dataclasses.replace(served, row_bits=found).make_runner(small_pool())
-    assert [options.get("row_buckets") for options in given] == [None, None, None, (256, 512, 1024)]
+    assert [options.get("row_buckets") for options in given] == [None, None, None, UNEQUAL.buckets]
