@@ -104,12 +104,6 @@ class CascadePlan:
         shared = sum(read.tokens for read in self.reads)
         return shared + sum(t.tokens_before + t.rows for t in self.tails)
 
-    @property
-    def tokens_flat(self) -> int:
-        """KV tokens that a cache without sharing would read: each row of a decode step its whole context."""
-        own = sum(t.tokens_before + t.rows for t in self.tails)
-        return own + sum(read.tokens * len(read.rows) for read in self.reads)
-
     def level_of(self, first_slot: int, row: int) -> int:
         """The level in which ``row`` reads the chunk at ``first_slot``; the tails' level if it reads none there."""
         for index, level in enumerate(self.levels):
