@@ -10,6 +10,7 @@ cuda     the rest                                      EagerRunner    TorchAtten
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 from engine.attention import Attention
@@ -20,6 +21,7 @@ from engine.model.probe import Findings
 from engine.run.cuda.attention import CudaAttention, cascade_refusal
 from engine.run.cuda.cascade.attention import AttentionUnavailable
 from engine.run.cuda.runner import SLOTS, FusedRunner
+from engine.run.cuda.sampling.waited import WaitedSlots
 from engine.run.cuda.weights import FusedWeights, fused_refusal, merge_weights
 from engine.run.eager.attention import TorchAttention
 from engine.run.eager.runner import EagerRunner
@@ -63,13 +65,14 @@ def make_runner(
 ) -> WatchableRunner:
     """The runner of a model over ``pool``; ``weights`` are what ``choose_weights`` gave.
 
-    A ``FusedRunner`` takes ``slots``, an ``EagerRunner`` ``decode_buckets``, the largest of which is
-    the number of its slots, and ``row_multiple``; ``options`` are for either. Raises ``ValueError`` for pages that CUDA
-    cannot read.
+    A ``FusedRunner`` takes ``slots``, an ``EagerRunner`` ``decode_buckets``, the largest of which is the number of its
+    slots, and ``row_multiple``; ``options`` are for either. Raises ``ValueError`` for pages that CUDA cannot read.
     """
     with current(pool.device):
         if weights is None:
             attention = make_attention(pool, borrowed, findings)
+            if pool.device.type == "cuda":
+                options["make_slots"] = partial(WaitedSlots, device=pool.device)
             return EagerRunner(
                 borrowed, pool, attention, decode_buckets=decode_buckets, row_multiple=row_multiple, **options
             )

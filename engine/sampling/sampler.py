@@ -59,7 +59,8 @@ class HostSlots:
         return self._at(slot).last
 
     def draw(self, logits: Tensor, draws: Sequence[Draw]) -> list[Choice]:
-        """A token for each row of ``logits`` (rows, vocabulary) fp32 on the CPU."""
+        """A token for each row of ``logits`` (rows, vocabulary) fp32, which are brought to the CPU."""
+        logits = logits.cpu()
         likeliest: list[int] = torch.argmax(logits, dim=-1).tolist()
         rows = [
             _Row(row, token_id, self._at(draw.slot), draw)

@@ -1,14 +1,14 @@
 """EagerRunner: forwards through the model's own code with our attention, on any device.
 
 A chunk and a prompt's tail are computed in pieces of their own. A decode step is one row a sequence, padded to a
-bucket; its tokens are drawn on the host when it has begun, so nothing runs ahead.
+bucket; its tokens are drawn, and waited for, when it has begun, so nothing runs ahead.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -21,12 +21,25 @@ from engine.plan import CascadePlan
 from engine.run.planning import CASCADE_LEVELS_MAX, DECODE_BUCKETS, StepPlanner
 from engine.run.protocol import AttentionWatch, DrawnStep, LayerWatch, StepRows
 from engine.run.room import StepRoom
-from engine.sampling.params import SamplingRequest
+from engine.sampling.params import Choice, Draw, SamplingRequest
 from engine.sampling.sampler import HostSlots
 
 
+class Slots(Protocol):
+    """Sampling state by slot, and tokens drawn by it."""
+
+    def open(self, slot: int, request: SamplingRequest) -> None: ...
+
+    def last(self, slot: int) -> int: ...
+
+    def draw(self, logits: Tensor, draws: Sequence[Draw]) -> list[Choice]: ...
+
+
 class EagerRunner:
-    """The ``Runner`` of every model; ``row_multiple`` is what reads of a decode step of several rows are padded to."""
+    """The ``Runner`` of every model; ``row_multiple`` is what reads of a decode step of several rows are padded to.
+
+    ``make_slots(slots, vocabulary)`` gives what draws, on the host unless told otherwise.
+    """
 
     def __init__(
         self,
@@ -38,6 +51,7 @@ class EagerRunner:
         decode_buckets: Sequence[int] = DECODE_BUCKETS,
         row_multiple: int = 4,
         max_cascade_levels: int = CASCADE_LEVELS_MAX,
+        make_slots: Callable[[int, int], Slots] = HostSlots,
     ) -> None:
         self.borrowed = borrowed
         self.pool = pool
@@ -48,7 +62,7 @@ class EagerRunner:
         self._buckets = tuple(sorted(decode_buckets))
         self.slots = self._buckets[-1]
         self._planner = StepPlanner(pool, max_cascade_levels)
-        self._sampling = HostSlots(self.slots, int(borrowed.config.get_text_config().vocab_size))
+        self._sampling = make_slots(self.slots, int(borrowed.config.get_text_config().vocab_size))
 
     def watch_attention(self, watch: AttentionWatch) -> None:
         self.attention = watch.around(self.attention)
@@ -77,7 +91,7 @@ class EagerRunner:
         draws = [rows.draw for rows in batch if rows.draw is not None]
         if len(draws) < len(logits):
             logits = logits[[row for row, rows in enumerate(batch) if rows.draw is not None]]
-        return DrawnStep(plan, self._sampling.draw(logits.cpu(), draws) if draws else [], logits)
+        return DrawnStep(plan, self._sampling.draw(logits, draws) if draws else [], logits)
 
     def _piece(self, ids: list[int], plan: CascadePlan) -> Tensor:
         """Logits (1, vocabulary) of the last row."""

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from engine.run.cuda.sampling.slots import DeviceSlots
+from engine.run.cuda.sampling.waited import WaitedSlots
 from engine.sampling.params import Draw, SamplingParams, SamplingRequest
 from engine.sampling.sampler import HostSlots
 from tests.engine.sampling.cases import DTYPES, Pair, random_logits
@@ -76,11 +77,30 @@ def remember(number: int) -> None:
         assert device.pending(rows).wait() == host.draw(scores.float(), draws)
 
 
+def wait(number: int) -> None:
+    """What a runner that waits draws with is what the host draws with."""
+    source, vocabulary = random.Random(number), VOCABULARIES[number % len(VOCABULARIES)]
+    both = HostSlots(3, vocabulary), WaitedSlots(3, vocabulary, torch.device("cpu"))
+    for slot in range(3):
+        params = SamplingParams(temperature=(0.0, 0.7, 1.3)[slot], seed=number, logprobs=slot == 1)
+        for slots in both:
+            slots.open(slot, SamplingRequest(params, generated=(4,) if slot == 2 else ()))
+    assert [slots.last(2) for slots in both] == [4, 4]
+    for step in range(2):
+        draws = [Draw(slot, step, 9 + step) for slot in source.sample(range(3), 2)]
+        logits = random_logits(source, 2, vocabulary, torch.float32)
+        host, waited = (slots.draw(logits, draws) for slots in both)
+        assert [choice.token_id for choice in host] == [choice.token_id for choice in waited]
+        drawn = [(draw.slot, one.token_id) for draw, one in zip(draws, host, strict=True) if one.token_id >= 0]
+        assert all(slots.last(slot) == token for slots in both for slot, token in drawn)
+
+
 def main(first: int, last: int) -> None:
     warnings.simplefilter("ignore")  # numpy computes what kernels compute, NaN too
     for number in range(first, last):
         cut(number)
         remember(number)
+        wait(number)
     for number in range(first, last):
         run(number)
 
