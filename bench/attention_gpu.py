@@ -25,7 +25,8 @@ from chunk_store.layout import KVLayout, LayerLayout
 from engine.kv.pool import PagedKVPool
 from engine.model.rotary import Rotation
 from engine.plan import CascadePlan, PlacedChunk, StepSequence, plan_levels, plan_step
-from engine.run.cuda.cascade.launch import AttentionShape, CascadeWork, RotationTable, Tuning
+from engine.run.cuda.cascade.launch import CascadeWork
+from engine.run.cuda.cascade.tuning import AttentionShape, RotationTable, Tuning
 from engine.run.cuda.cascade.work import Limits
 
 HEADS, KV_HEADS, HEAD_DIM, PAGE_SIZE = 32, 8, 128, 16

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from engine.plan import CascadePlan
-from engine.run.cuda.cascade.launch import RotationTable
+from engine.run.cuda.cascade.tuning import RotationTable
 
 
 def turned(q: Tensor, angles: Tensor, table: RotationTable) -> Tensor:

@@ -14,7 +14,7 @@ import torch
 from bench.gpu import ALONE, SHARED, TREE
 from bench.gpu_model import Engine, make_engine
 from bench.gpu_workloads import cold_ms, decode_ms, stored_ms, warm_ms
-from engine.run.cuda.cascade.launch import Tuning
+from engine.run.cuda.cascade.tuning import Tuning
 from engine.run.cuda.runner import FusedRunner
 
 

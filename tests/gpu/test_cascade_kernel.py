@@ -13,13 +13,8 @@ from engine.attention import Scores
 from engine.kv.pool import PagedKVPool
 from engine.model.rotary import Rotation
 from engine.plan import CascadePlan, StepSequence
-from engine.run.cuda.cascade.launch import (
-    PORTABLE,
-    AttentionShape,
-    CascadeWork,
-    RotationTable,
-    Tuning,
-)
+from engine.run.cuda.cascade.launch import CascadeWork
+from engine.run.cuda.cascade.tuning import PORTABLE, AttentionShape, RotationTable, Tuning
 from engine.run.cuda.cascade.work import Limits
 from tests.gpu.cascade_cases import PAGE, Sequences, attention_of, frequencies, random_sequences, turned
 

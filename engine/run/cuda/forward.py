@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from engine.kv.pool import PagedKVPool
-from engine.run.cuda.cascade.launch import RotationTable
+from engine.run.cuda.cascade.tuning import RotationTable
 from engine.run.cuda.prefill_attention import group_of, launch_options
 from engine.run.cuda.products import product
 from engine.run.cuda.weights import FusedWeights, LayerWeights

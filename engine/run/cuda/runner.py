@@ -24,7 +24,7 @@ from engine.kv.pool import PagedKVPool
 from engine.plan import CascadePlan
 from engine.run.cuda.buckets import buckets_up_to, draw_rows
 from engine.run.cuda.captured import compile_together
-from engine.run.cuda.cascade.launch import Tuning
+from engine.run.cuda.cascade.tuning import Tuning
 from engine.run.cuda.forward import FusedForward
 from engine.run.cuda.launched import LaunchedStep
 from engine.run.cuda.long_piece import LongPieces

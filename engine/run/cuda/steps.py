@@ -21,7 +21,8 @@ from torch import Tensor
 
 from engine.plan import CascadePlan
 from engine.run.cuda.captured import GraphMaker
-from engine.run.cuda.cascade.launch import AttentionShape, CascadeWork, Tuning
+from engine.run.cuda.cascade.launch import CascadeWork
+from engine.run.cuda.cascade.tuning import AttentionShape, Tuning
 from engine.run.cuda.cascade.work import Limits, SplitRule, WorkTooLarge
 from engine.run.cuda.drawing import Drawing
 from engine.run.cuda.forward import Buffers, DrawnRows, FusedForward

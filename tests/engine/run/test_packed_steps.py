@@ -19,7 +19,7 @@ from engine.run.cuda import runner as runner_module
 from engine.run.cuda import steps as steps_module
 from engine.run.cuda.buckets import buckets_up_to, draw_rows
 from engine.run.cuda.captured import compile_together
-from engine.run.cuda.cascade.launch import Tuning
+from engine.run.cuda.cascade.tuning import Tuning
 from engine.run.cuda.forward import DrawnRows
 from engine.run.cuda.inputs import LineShape, PinnedRing
 from engine.run.cuda.runner import FusedRunner

@@ -16,7 +16,8 @@ from engine.attention import Scores
 from engine.kv.pool import TORCH_DTYPES, PagedKVPool
 from engine.model.rotary import Rotation
 from engine.plan import CascadePlan
-from engine.run.cuda.cascade.launch import AttentionShape, CascadeWork, RotationTable, Tuning
+from engine.run.cuda.cascade.launch import CascadeWork
+from engine.run.cuda.cascade.tuning import AttentionShape, RotationTable, Tuning
 from engine.run.cuda.cascade.work import Limits
 
 
