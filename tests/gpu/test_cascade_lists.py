@@ -136,3 +136,9 @@ def test_a_long_tail_in_neighbouring_pages_is_read_as_a_run_and_in_splits_it_see
             [(tile * 64, 0) for tile in range(7)] + [(tile * 64, 1024) for tile in range(1, 7)]
         )
         assert all((item[3] == 7 * PAGE) == neighbours for item in items)
+        # A row has as many partial results as it has splits, so none that nobody writes.
+        records = buffer[blob + HEADER :][: 100 * ROW].reshape(-1, ROW)
+        assert records[:, 3].tolist() == [1] * 24 + [2] * 76
+        _, partials = reads_of(buffer)
+        for row, (_, _, first, count) in enumerate(records.tolist()):
+            assert sorted(partials[row]) == [*range(first, first + count)]

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from engine.sampling.params import Draw, SamplingParams, SamplingRequest
+from engine.sampling.params import Choice, Draw, SamplingParams, SamplingRequest
 from tests.engine.sampling.cases import DTYPES, Pair, random_logits
 
 pytestmark = [pytest.mark.gpu, pytest.mark.timeout(900)]
@@ -91,3 +91,20 @@ def test_a_row_draws_the_same_at_every_place_among_any_crowd() -> None:
         slots.launch(logits, slots.stage(draws, rows))
         found.add(slots.pending(rows).wait()[place])
     assert len(found) == 1
+
+
+def test_many_steps_of_sampled_rows_end_and_draw_the_same() -> None:
+    """Programs of a row agree on when it is settled: where their warps parted ways, a step in thousands never ended."""
+    rows = 64
+    slots = device_slots(rows, rows)
+    logits = (torch.randn(rows, VOCABULARY, generator=torch.Generator().manual_seed(5)) * 1.3).bfloat16().cuda()
+    for slot in range(rows):
+        slots.open(slot, SamplingRequest(SamplingParams(temperature=0.8, top_p=(0.95, 0.5)[slot % 2], seed=slot)))
+    for position in range(8):
+        kind = slots.stage([Draw(slot, position, 900 + position) for slot in range(rows)], rows)
+        expected: list[Choice] | None = None
+        for _ in range(400):
+            slots.launch(logits, kind)
+            found = slots.pending(rows).wait()
+            expected = expected or found
+            assert found == expected

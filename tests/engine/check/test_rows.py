@@ -95,6 +95,21 @@ def test_rows_that_depend_on_their_place_in_small_blocks_have_large_ones(
     assert bits.ways.down == Way(LAST_BLOCK, LAST_BLOCK) and bits.equal and bits.buckets == BUCKETS
 
 
+def test_a_difference_that_few_results_of_a_small_matrix_show_is_found(
+    monkeypatch: pytest.MonkeyPatch, weights: FusedWeights
+) -> None:
+    """One result in a row of a hundred, among at most 16 rows."""
+    exact = library(few(0))
+
+    def multiply(x: Tensor, weight: Tensor, out: Tensor, bias: Tensor | None) -> None:
+        exact(x, weight, out, bias)
+        if x.shape[0] <= 16 and x.shape[1] == DOWN:
+            out[x[:, 0].view(torch.int16) % 97 == 0, 0] += 1.0
+
+    monkeypatch.setattr(products, "multiply", multiply)
+    assert check_rows(weights).ways.down == Way(least=32)
+
+
 @pytest.mark.parametrize("place", [0, 63, 64, 127])
 def test_rows_that_depend_on_their_place_are_found_and_steps_fall_back(
     monkeypatch: pytest.MonkeyPatch, weights: FusedWeights, place: int
