@@ -27,11 +27,6 @@ class StepPlanner:
         sequences = [rows.sequence for rows in batch]
         return plan_step(sequences, self._levels_of(batch), page_size=self._pool.page_size)
 
-    def padded(self, plan: CascadePlan, buckets: Sequence[int]) -> CascadePlan:
-        """The plan with rows on the scratch page up to the next of ``buckets`` (ascending)."""
-        bucket = next(size for size in buckets if size >= len(plan.slots))
-        return plan.padded(bucket, self._pool.scratch_page, self._pool.page_size)
-
     def _levels_of(self, batch: Sequence[StepRows]) -> Levels:
         """The levels of a step; the last one's again while compositions and numbers of rows did not change."""
         if batch[0].alone:
@@ -41,6 +36,18 @@ class StepPlanner:
             sequences = [rows.sequence for rows in batch]
             self._levels = key, plan_levels(sequences, max_cascade_levels=self._max_cascade_levels)
         return self._levels[1]
+
+
+def padded_to(plan: CascadePlan, buckets: Sequence[int], pool: PagedKVPool) -> CascadePlan:
+    """The plan with rows on the pool's scratch page up to the next of ``buckets`` (ascending).
+
+    Raises ``ValueError`` for more rows than the largest.
+    """
+    rows = len(plan.slots)
+    bucket = next((size for size in buckets if size >= rows), None)
+    if bucket is None:
+        raise ValueError(f"begin: {rows} rows, a step has {buckets[-1]} at most")
+    return plan.padded(bucket, pool.scratch_page, pool.page_size)
 
 
 def check_batch(batch: Sequence[StepRows], piece_tokens: int) -> None:

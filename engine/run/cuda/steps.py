@@ -31,6 +31,7 @@ from engine.run.cuda.launched import LaunchedStep
 from engine.run.cuda.sampling.launch import Kind
 from engine.run.cuda.sampling.slots import DeviceSlots
 from engine.run.cuda.usual import prefilling_plans, scratch_plan, with_reads
+from engine.run.planning import padded_to
 from engine.sampling.params import Draw
 
 # plan, layer, queries (rows, heads, dim) before rotation, attention (rows, heads, dim), scaling
@@ -105,7 +106,7 @@ class Steps:
 
         Raises ``ValueError`` before anything is launched for more rows than a step has, or slots nobody opened.
         """
-        padded = self._padded(plan)
+        padded = padded_to(plan, self.buckets, self.forward.pool)
         rows = len(padded.slots)
         count = self._draws_of(rows) if draws else 0
         kind = self._write(padded, sources, drawn, draws)
@@ -158,13 +159,6 @@ class Steps:
             self._drawing.prepare(draws)
 
     # -- inside -------------------------------------------------------------------------------------
-    def _padded(self, plan: CascadePlan) -> CascadePlan:
-        pool, rows = self.forward.pool, len(plan.slots)
-        if rows > self.rows:
-            raise ValueError(f"begin: {rows} rows, a step has {self.rows} at most")
-        bucket = next(size for size in self.buckets if size >= rows)
-        return plan.padded(bucket, pool.scratch_page, pool.page_size)
-
     def _attend_first(self, classes: Classes) -> None:
         """Attention of the first layer over whatever lists there are."""
         forward, pool = self.forward, self.forward.pool

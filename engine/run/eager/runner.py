@@ -18,7 +18,7 @@ from engine.device import on_pools_device
 from engine.kv.pool import PagedKVPool
 from engine.model.borrowed import BorrowedModel
 from engine.plan import CascadePlan
-from engine.run.planning import CASCADE_LEVELS_MAX, DECODE_BUCKETS, StepPlanner
+from engine.run.planning import CASCADE_LEVELS_MAX, DECODE_BUCKETS, StepPlanner, padded_to
 from engine.run.protocol import AttentionWatch, DrawnStep, LayerWatch, StepRows
 from engine.run.room import StepRoom
 from engine.sampling.params import Choice, Draw, SamplingRequest
@@ -101,9 +101,7 @@ class EagerRunner:
         """Logits (rows, vocabulary)."""
         if len(ids) != len(batch):
             raise ValueError(f"begin: {len(ids)} rows of {len(batch)} sequences; several rows of one are a piece alone")
-        if len(ids) > self._buckets[-1]:
-            raise ValueError(f"begin: {len(ids)} rows are more than the largest bucket, {self._buckets[-1]}")
-        padded = self._planner.padded(plan, self._buckets)
+        padded = padded_to(plan, self._buckets, self.pool)
         rows = len(padded.slots)
         ids = [*ids, *[0] * (rows - len(ids))]
         # The head runs on the padded rows too: one row fewer could be another kernel, and other bits.

@@ -10,7 +10,7 @@ from chunk_store.layout import KVLayout, LayerLayout
 from engine.kv.pool import PagedKVPool
 from engine.plan import PlacedChunk, StepSequence, plan_levels
 from engine.run import planning
-from engine.run.planning import StepPlanner, check_batch
+from engine.run.planning import StepPlanner, check_batch, padded_to
 from engine.run.protocol import StepRows
 
 POOL = PagedKVPool(KVLayout("float32", (LayerLayout(1, 2, 2),)), pages=9, chunk_pages=5, page_size=4)
@@ -24,7 +24,7 @@ def test_plans_are_padded_to_the_next_bucket_on_the_scratch_page() -> None:
     planner = StepPlanner(POOL, 3)
     for rows, padded in ((1, 2), (2, 2), (3, 8)):
         plan = planner.plan([step_rows(0, 5)] * rows, piece_tokens=8)
-        more = planner.padded(plan, (2, 8))
+        more = padded_to(plan, (2, 8), POOL)
         assert (len(plan.slots), len(more.slots)) == (rows, padded)
         assert set(more.slots[rows:]) <= {POOL.scratch_page * 4}
 
