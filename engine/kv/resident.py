@@ -1,7 +1,8 @@
 """Resident chunks: which KV is in the pool now, who uses it, and what goes first when room is needed.
 
 A chunk stays while anyone holds it; an unheld one stays until its pages are wanted, the least recently used
-first. The table does not know where KV comes from.
+first. Who reads its pages beside the steps (a publication, another process) holds it *still*: then it is not moved
+either. The table does not know where KV comes from.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ class ResidentChunk:
     tokens: int
     run: PageRun
     holders: int = 0
+    still: int = 0  # holders that need it to stay where it is
     ready: bool = field(default=False)  # its bytes are all there
 
     def first_slot(self, page_size: int) -> int:
@@ -91,6 +93,23 @@ class ResidentChunks:
         if chunk.holders == 0 and not chunk.ready:
             self._drop(chunk)
 
+    def hold_still(self, chunk: ResidentChunk) -> None:
+        """Holds a chunk as ``acquire`` does, and keeps it where it is; each needs one ``let_move``.
+
+        For who reads its pages from another thread, stream or process. Raises ``ValueError`` for a chunk that has gone.
+        """
+        if self._chunks.get(chunk.key) is not chunk:
+            raise ValueError(f"hold_still: {chunk.key} is not resident")
+        self.acquire(chunk.key)
+        chunk.still += 1
+
+    def let_move(self, chunk: ResidentChunk) -> None:
+        """Gives back one ``hold_still``."""
+        if chunk.still < 1:
+            raise ValueError(f"let_move: {chunk.key} is not held still")
+        chunk.still -= 1
+        self.release(chunk)
+
     def evict(self, key: ChunkKey) -> bool:
         """Drops an unheld chunk now; False if it is held or not here."""
         chunk = self._chunks.get(key)
@@ -110,10 +129,10 @@ class ResidentChunks:
         self.pool.release_run(chunk.run)
 
     def _compact(self) -> bool:
-        """Slides runs down over the gaps; chunks still being filled stay where their bytes arrive."""
+        """Slides runs down over the gaps; chunks still being filled, or held still, stay where they are."""
         moved, floor = False, 0
         for chunk in sorted(self._chunks.values(), key=lambda c: c.run.first):
-            if chunk.ready and floor < chunk.run.first:
+            if chunk.ready and not chunk.still and floor < chunk.run.first:
                 chunk.run = self.pool.move_run(chunk.run, floor)
                 moved = True
                 self.moves += 1
@@ -125,6 +144,8 @@ class ResidentChunks:
         self.pool.check_integrity()
         if [c.run for c in sorted(self._chunks.values(), key=lambda c: c.run.first)] != self.pool.runs:
             raise ValueError("the runs of resident chunks differ from the pool's runs")
+        if wrong := [c.key for c in self._chunks.values() if not 0 <= c.still <= c.holders]:
+            raise ValueError(f"chunks that more hold still than hold them: {wrong}")
 
     @property
     def pages_held(self) -> int:

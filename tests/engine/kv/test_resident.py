@@ -28,6 +28,7 @@ class PoolMachine(RuleBasedStateMachine):
         super().__init__()
         self.residents = ResidentChunks(make_pool())
         self.held: list[ResidentChunk] = []
+        self.still: list[tuple[ResidentChunk, PageRun]] = []  # where each was when it was held still
         self.tails: list[list[int]] = []
         self.filled: dict[ChunkKey, float] = {}
         self.count = 0
@@ -65,6 +66,19 @@ class PoolMachine(RuleBasedStateMachine):
         else:
             self.residents.evict(key)
 
+    @precondition(lambda self: self.filled)
+    @rule(data=st.data())
+    def hold_still(self, data: st.DataObject) -> None:
+        chunk = self.residents.find(data.draw(st.sampled_from(sorted(self.filled))))
+        if chunk is not None:
+            self.residents.hold_still(chunk)
+            self.still.append((chunk, chunk.run))
+
+    @precondition(lambda self: self.still)
+    @rule(data=st.data())
+    def let_move(self, data: st.DataObject) -> None:
+        self.residents.let_move(self.still.pop(data.draw(st.integers(0, len(self.still) - 1)))[0])
+
     @rule(count=st.integers(1, 4))
     def take_tail(self, count: int) -> None:
         pages = self.residents.pool.allocate_pages(count)
@@ -75,6 +89,12 @@ class PoolMachine(RuleBasedStateMachine):
     @rule()
     def drop_tail(self) -> None:
         self.residents.pool.release_pages(self.tails.pop())
+
+    @invariant()
+    def what_is_held_still_stays_where_it_is(self) -> None:
+        for chunk, run in self.still:
+            assert chunk.run == run
+            assert self.residents.find(chunk.key) is chunk
 
     @invariant()
     def integrity(self) -> None:
@@ -116,6 +136,27 @@ def test_gaps_are_closed_when_only_compaction_helps() -> None:
     assert residents.moves == 1
     assert all(torch.all(part == 1.0) for part in residents.pool.run_planes(chunks[1].run, 8))
     residents.check_integrity()
+
+
+def test_what_is_held_still_is_neither_moved_nor_evicted() -> None:
+    residents = ResidentChunks(make_pool(chunk_pages=6))
+    chunks = [residents.reserve(ChunkKey(name), 8) for name in "abc"]
+    for chunk in chunks:
+        chunk.ready = True
+    residents.hold_still(chunks[1])
+    for chunk in chunks:
+        residents.release(chunk)
+    with pytest.raises(PoolFull):
+        residents.reserve(ChunkKey("d"), 16)  # four pages are free, two on either side of the one that stays
+    assert chunks[1].run == PageRun(2, 2)
+    assert not residents.evict(ChunkKey("b"))
+    residents.let_move(chunks[1])
+    residents.reserve(ChunkKey("d"), 16)
+    residents.check_integrity()
+    with pytest.raises(ValueError, match="not held still"):
+        residents.let_move(chunks[1])
+    with pytest.raises(ValueError, match="not resident"):
+        residents.hold_still(chunks[0])
 
 
 def test_releasing_what_is_not_owned_is_an_error() -> None:
