@@ -120,6 +120,26 @@ MISS_REASON_FORMAT_DIFFERS: MissReason.ValueType  # 7
 """stored by older or newer software; computed and stored again"""
 Global___MissReason: _TypeAlias = MissReason  # noqa: Y015
 
+class _Unpublished:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _UnpublishedEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Unpublished.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    UNPUBLISHED_UNSPECIFIED: _Unpublished.ValueType  # 0
+    """it is stored, or nothing was computed that could be"""
+    UNPUBLISHED_STORE_FULL: _Unpublished.ValueType  # 1
+    UNPUBLISHED_STORE_UNAVAILABLE: _Unpublished.ValueType  # 2
+
+class Unpublished(_Unpublished, metaclass=_UnpublishedEnumTypeWrapper):
+    """Why KV that was computed for a request did not go to the store. The answer is the same."""
+
+UNPUBLISHED_UNSPECIFIED: Unpublished.ValueType  # 0
+"""it is stored, or nothing was computed that could be"""
+UNPUBLISHED_STORE_FULL: Unpublished.ValueType  # 1
+UNPUBLISHED_STORE_UNAVAILABLE: Unpublished.ValueType  # 2
+Global___Unpublished: _TypeAlias = Unpublished  # noqa: Y015
+
 @_typing.final
 class TokenIds(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor

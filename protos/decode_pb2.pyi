@@ -69,26 +69,6 @@ KV_SOURCE_STORE: KvSource.ValueType  # 3
 KV_SOURCE_COMPUTED: KvSource.ValueType  # 4
 Global___KvSource: _TypeAlias = KvSource  # noqa: Y015
 
-class _Unpublished:
-    ValueType = _typing.NewType("ValueType", _builtins.int)
-    V: _TypeAlias = ValueType  # noqa: Y015
-
-class _UnpublishedEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Unpublished.ValueType], _builtins.type):
-    DESCRIPTOR: _descriptor.EnumDescriptor
-    UNPUBLISHED_UNSPECIFIED: _Unpublished.ValueType  # 0
-    """it is stored, or nothing was computed that could be"""
-    UNPUBLISHED_STORE_FULL: _Unpublished.ValueType  # 1
-    UNPUBLISHED_STORE_UNAVAILABLE: _Unpublished.ValueType  # 2
-
-class Unpublished(_Unpublished, metaclass=_UnpublishedEnumTypeWrapper):
-    """Why KV that was computed for a request did not go to the store. The answer is the same."""
-
-UNPUBLISHED_UNSPECIFIED: Unpublished.ValueType  # 0
-"""it is stored, or nothing was computed that could be"""
-UNPUBLISHED_STORE_FULL: Unpublished.ValueType  # 1
-UNPUBLISHED_STORE_UNAVAILABLE: Unpublished.ValueType  # 2
-Global___Unpublished: _TypeAlias = Unpublished  # noqa: Y015
-
 @_typing.final
 class Segment(_message.Message):
     """One part of the prompt. Every segment but the last is a chunk (inline content is registered on the way);
@@ -458,7 +438,7 @@ class SegmentReport(_message.Message):
     """where it stands minus where it was computed, in tokens"""
     exactness: _chunks_pb2.Exactness.ValueType
     miss_reason: _chunks_pb2.MissReason.ValueType
-    unpublished: Global___Unpublished.ValueType
+    unpublished: _chunks_pb2.Unpublished.ValueType
     def __init__(
         self,
         *,
@@ -472,7 +452,7 @@ class SegmentReport(_message.Message):
         offset: _builtins.int = ...,
         exactness: _chunks_pb2.Exactness.ValueType = ...,
         miss_reason: _chunks_pb2.MissReason.ValueType = ...,
-        unpublished: Global___Unpublished.ValueType = ...,
+        unpublished: _chunks_pb2.Unpublished.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from protos import chunks_pb2 as protos_dot_chunks__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x14protos/prefill.proto\x12\x08\x63\x61irn.v1\x1a\x13protos/chunks.proto\"\xcc\x02\n\x13PrefillChunkRequest\x12\x0e\n\x04text\x18\x01 \x01(\tH\x00\x12\'\n\ttoken_ids\x18\x02 \x01(\x0b\x32\x12.cairn.v1.TokenIdsH\x00\x12\x12\n\x08\x63hunk_id\x18\x03 \x01(\tH\x00\x12!\n\x04type\x18\x04 \x01(\x0e\x32\x13.cairn.v1.ChunkType\x12\x19\n\x11\x63ontext_chunk_ids\x18\x05 \x03(\t\x12\'\n\nreuse_mode\x18\x06 \x01(\x0e\x32\x13.cairn.v1.ReuseMode\x12\x0c\n\x04name\x18\x07 \x01(\t\x12\x0c\n\x04tags\x18\x08 \x03(\t\x12\r\n\x05ttl_s\x18\t \x01(\x01\x12\x0b\n\x03pin\x18\n \x01(\x08\x12\x0c\n\x04role\x18\x0b \x01(\t\x12\x0c\n\x04salt\x18\x0c \x01(\t\x12\x12\n\nrequest_id\x18\r \x01(\t\x12\x0e\n\x06shared\x18\x0e \x01(\x08\x42\t\n\x07\x63ontent\"\xdf\x02\n\x14PrefillChunkResponse\x12\x10\n\x08\x63hunk_id\x18\x01 \x01(\t\x12\x0b\n\x03key\x18\x02 \x01(\t\x12\x37\n\x07outcome\x18\x03 \x01(\x0e\x32&.cairn.v1.PrefillChunkResponse.Outcome\x12\x0e\n\x06tokens\x18\x04 \x01(\r\x12\x17\n\x0f\x63omputed_tokens\x18\x05 \x01(\r\x12\x15\n\rreused_tokens\x18\x06 \x01(\r\x12\'\n\x07timings\x18\x07 \x01(\x0b\x32\x16.cairn.v1.StageTimings\x12\x16\n\x0emodel_identity\x18\x08 \x01(\t\x12\x18\n\x10newly_registered\x18\t \x01(\x08\"T\n\x07Outcome\x12\x17\n\x13OUTCOME_UNSPECIFIED\x10\x00\x12\x14\n\x10OUTCOME_COMPUTED\x10\x01\x12\x1a\n\x16OUTCOME_ALREADY_STORED\x10\x02\"~\n\x15PrefillChunksResponse\x12\x32\n\x08response\x18\x01 \x01(\x0b\x32\x1e.cairn.v1.PrefillChunkResponseH\x00\x12\'\n\x05\x65rror\x18\x02 \x01(\x0b\x32\x16.cairn.v1.PrefillErrorH\x00\x42\x08\n\x06result\"-\n\x0cPrefillError\x12\x0c\n\x04\x63ode\x18\x01 \x01(\x05\x12\x0f\n\x07message\x18\x02 \x01(\t\"b\n\x0fGetChunkRequest\x12\x10\n\x08\x63hunk_id\x18\x01 \x01(\t\x12\x19\n\x11include_token_ids\x18\x02 \x01(\x08\x12\x14\n\x0cinclude_text\x18\x03 \x01(\x08\x12\x0c\n\x04salt\x18\x04 \x01(\t\"\x90\x02\n\x11ListChunksRequest\x12!\n\x04type\x18\x01 \x01(\x0e\x32\x13.cairn.v1.ChunkType\x12\x0b\n\x03tag\x18\x02 \x01(\t\x12\x0c\n\x04name\x18\x03 \x01(\t\x12\x11\n\tpage_size\x18\x04 \x01(\r\x12\x12\n\npage_token\x18\x05 \x01(\t\x12\x30\n\x05order\x18\x06 \x01(\x0e\x32!.cairn.v1.ListChunksRequest.Order\x12\x0c\n\x04salt\x18\x07 \x01(\t\"V\n\x05Order\x12\x15\n\x11ORDER_UNSPECIFIED\x10\x00\x12\x11\n\rORDER_CREATED\x10\x01\x12\x13\n\x0fORDER_LAST_USED\x10\x02\x12\x0e\n\nORDER_NAME\x10\x03\"N\n\x12ListChunksResponse\x12\x1f\n\x06\x63hunks\x18\x01 \x03(\x0b\x32\x0f.cairn.v1.Chunk\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"1\n\x0fPinChunkRequest\x12\x10\n\x08\x63hunk_id\x18\x01 \x01(\t\x12\x0c\n\x04salt\x18\x02 \x01(\t\"3\n\x11UnpinChunkRequest\x12\x10\n\x08\x63hunk_id\x18\x01 \x01(\t\x12\x0c\n\x04salt\x18\x02 \x01(\t\"4\n\x12\x44\x65leteChunkRequest\x12\x10\n\x08\x63hunk_id\x18\x01 \x01(\t\x12\x0c\n\x04salt\x18\x02 \x01(\t\";\n\x13\x44\x65leteChunkResponse\x12\x12\n\nkv_entries\x18\x01 \x01(\r\x12\x10\n\x08kv_bytes\x18\x02 \x01(\x04\"!\n\x11StoreStatsRequest\x12\x0c\n\x04salt\x18\x01 \x01(\t\"\xa0\x02\n\x12StoreStatsResponse\x12\x0f\n\x07\x62\x61\x63kend\x18\x01 \x01(\t\x12\x0e\n\x06\x63hunks\x18\x02 \x01(\x04\x12\x12\n\nchunks_max\x18\x03 \x01(\x04\x12\x12\n\nkv_entries\x18\x04 \x01(\x04\x12\x10\n\x08kv_bytes\x18\x05 \x01(\x04\x12\x16\n\x0e\x63\x61pacity_bytes\x18\x06 \x01(\x04\x12\x16\n\x0epinned_entries\x18\x07 \x01(\x04\x12\x16\n\x0eleased_entries\x18\x08 \x01(\x04\x12\x11\n\tevictions\x18\t \x01(\x04\x12\x13\n\x0bquarantined\x18\n \x01(\x04\x12\x16\n\x0emodel_identity\x18\x0b \x01(\t\x12\x12\n\nmodel_name\x18\x0c \x01(\t\x12\x13\n\x0bwhole_store\x18\r \x01(\x08\x32\xbe\x04\n\x0ePrefillService\x12M\n\x0cPrefillChunk\x12\x1d.cairn.v1.PrefillChunkRequest\x1a\x1e.cairn.v1.PrefillChunkResponse\x12S\n\rPrefillChunks\x12\x1d.cairn.v1.PrefillChunkRequest\x1a\x1f.cairn.v1.PrefillChunksResponse(\x01\x30\x01\x12\x36\n\x08GetChunk\x12\x19.cairn.v1.GetChunkRequest\x1a\x0f.cairn.v1.Chunk\x12G\n\nListChunks\x12\x1b.cairn.v1.ListChunksRequest\x1a\x1c.cairn.v1.ListChunksResponse\x12\x36\n\x08PinChunk\x12\x19.cairn.v1.PinChunkRequest\x1a\x0f.cairn.v1.Chunk\x12:\n\nUnpinChunk\x12\x1b.cairn.v1.UnpinChunkRequest\x1a\x0f.cairn.v1.Chunk\x12J\n\x0b\x44\x65leteChunk\x12\x1c.cairn.v1.DeleteChunkRequest\x1a\x1d.cairn.v1.DeleteChunkResponse\x12G\n\nStoreStats\x12\x1b.cairn.v1.StoreStatsRequest\x1a\x1c.cairn.v1.StoreStatsResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x14protos/prefill.proto\x12\x08\x63\x61irn.v1\x1a\x13protos/chunks.proto\"\xdd\x02\n\x13PrefillChunkRequest\x12\x0e\n\x04text\x18\x01 \x01(\tH\x00\x12\'\n\ttoken_ids\x18\x02 \x01(\x0b\x32\x12.cairn.v1.TokenIdsH\x00\x12\x12\n\x08\x63hunk_id\x18\x03 \x01(\tH\x00\x12!\n\x04type\x18\x04 \x01(\x0e\x32\x13.cairn.v1.ChunkType\x12\x19\n\x11\x63ontext_chunk_ids\x18\x05 \x03(\t\x12\'\n\nreuse_mode\x18\x06 \x01(\x0e\x32\x13.cairn.v1.ReuseMode\x12\x0c\n\x04name\x18\x07 \x01(\t\x12\x0c\n\x04tags\x18\x08 \x03(\t\x12\r\n\x05ttl_s\x18\t \x01(\x01\x12\x0b\n\x03pin\x18\n \x01(\x08\x12\x0c\n\x04role\x18\x0b \x01(\t\x12\x0c\n\x04salt\x18\x0c \x01(\t\x12\x12\n\nrequest_id\x18\r \x01(\t\x12\x0e\n\x06shared\x18\x0e \x01(\x08\x12\x0f\n\x07\x64urable\x18\x0f \x01(\x08\x42\t\n\x07\x63ontent\"\xf0\x02\n\x14PrefillChunkResponse\x12\x10\n\x08\x63hunk_id\x18\x01 \x01(\t\x12\x0b\n\x03key\x18\x02 \x01(\t\x12\x37\n\x07outcome\x18\x03 \x01(\x0e\x32&.cairn.v1.PrefillChunkResponse.Outcome\x12\x0e\n\x06tokens\x18\x04 \x01(\r\x12\x17\n\x0f\x63omputed_tokens\x18\x05 \x01(\r\x12\x15\n\rreused_tokens\x18\x06 \x01(\r\x12\'\n\x07timings\x18\x07 \x01(\x0b\x32\x16.cairn.v1.StageTimings\x12\x16\n\x0emodel_identity\x18\x08 \x01(\t\x12\x18\n\x10newly_registered\x18\t \x01(\x08\x12\x0f\n\x07\x64urable\x18\n \x01(\x08\"T\n\x07Outcome\x12\x17\n\x13OUTCOME_UNSPECIFIED\x10\x00\x12\x14\n\x10OUTCOME_COMPUTED\x10\x01\x12\x1a\n\x16OUTCOME_ALREADY_STORED\x10\x02\"~\n\x15PrefillChunksResponse\x12\x32\n\x08response\x18\x01 \x01(\x0b\x32\x1e.cairn.v1.PrefillChunkResponseH\x00\x12\'\n\x05\x65rror\x18\x02 \x01(\x0b\x32\x16.cairn.v1.PrefillErrorH\x00\x42\x08\n\x06result\"-\n\x0cPrefillError\x12\x0c\n\x04\x63ode\x18\x01 \x01(\x05\x12\x0f\n\x07message\x18\x02 \x01(\t\"\xac\x01\n\x19PrefillCompositionRequest\x12\x11\n\tchunk_ids\x18\x01 \x03(\t\x12\x0e\n\x06wanted\x18\x02 \x03(\r\x12\'\n\nreuse_mode\x18\x03 \x01(\x0e\x32\x13.cairn.v1.ReuseMode\x12\x0c\n\x04salt\x18\x04 \x01(\t\x12\x12\n\nrequest_id\x18\x05 \x01(\t\x12\x0f\n\x07\x64urable\x18\x06 \x01(\x08\x12\x10\n\x08\x62orrower\x18\x07 \x01(\t\"\xf5\x01\n\x1aPrefillCompositionResponse\x12\r\n\x05index\x18\x01 \x01(\r\x12\x0b\n\x03key\x18\x02 \x01(\t\x12\x37\n\x07outcome\x18\x03 \x01(\x0e\x32&.cairn.v1.PrefillChunkResponse.Outcome\x12\x0f\n\x07\x64urable\x18\x04 \x01(\x08\x12*\n\x0bunpublished\x18\x05 \x01(\x0e\x32\x15.cairn.v1.Unpublished\x12\x1c\n\x04lent\x18\x06 \x01(\x0b\x32\x0e.cairn.v1.Lent\x12\'\n\x07timings\x18\x07 \x01(\x0b\x32\x16.cairn.v1.StageTimings\"G\n\x04Lent\x12\x0c\n\x04pool\x18\x01 \x01(\t\x12\r\n\x05lease\x18\x02 \x01(\x04\x12\x12\n\nfirst_slot\x18\x03 \x01(\x04\x12\x0e\n\x06tokens\x18\x04 \x01(\r\"b\n\x0fGetChunkRequest\x12\x10\n\x08\x63hunk_id\x18\x01 \x01(\t\x12\x19\n\x11include_token_ids\x18\x02 \x01(\x08\x12\x14\n\x0cinclude_text\x18\x03 \x01(\x08\x12\x0c\n\x04salt\x18\x04 \x01(\t\"\x90\x02\n\x11ListChunksRequest\x12!\n\x04type\x18\x01 \x01(\x0e\x32\x13.cairn.v1.ChunkType\x12\x0b\n\x03tag\x18\x02 \x01(\t\x12\x0c\n\x04name\x18\x03 \x01(\t\x12\x11\n\tpage_size\x18\x04 \x01(\r\x12\x12\n\npage_token\x18\x05 \x01(\t\x12\x30\n\x05order\x18\x06 \x01(\x0e\x32!.cairn.v1.ListChunksRequest.Order\x12\x0c\n\x04salt\x18\x07 \x01(\t\"V\n\x05Order\x12\x15\n\x11ORDER_UNSPECIFIED\x10\x00\x12\x11\n\rORDER_CREATED\x10\x01\x12\x13\n\x0fORDER_LAST_USED\x10\x02\x12\x0e\n\nORDER_NAME\x10\x03\"N\n\x12ListChunksResponse\x12\x1f\n\x06\x63hunks\x18\x01 \x03(\x0b\x32\x0f.cairn.v1.Chunk\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"1\n\x0fPinChunkRequest\x12\x10\n\x08\x63hunk_id\x18\x01 \x01(\t\x12\x0c\n\x04salt\x18\x02 \x01(\t\"3\n\x11UnpinChunkRequest\x12\x10\n\x08\x63hunk_id\x18\x01 \x01(\t\x12\x0c\n\x04salt\x18\x02 \x01(\t\"4\n\x12\x44\x65leteChunkRequest\x12\x10\n\x08\x63hunk_id\x18\x01 \x01(\t\x12\x0c\n\x04salt\x18\x02 \x01(\t\";\n\x13\x44\x65leteChunkResponse\x12\x12\n\nkv_entries\x18\x01 \x01(\r\x12\x10\n\x08kv_bytes\x18\x02 \x01(\x04\"!\n\x11StoreStatsRequest\x12\x0c\n\x04salt\x18\x01 \x01(\t\"\xa0\x02\n\x12StoreStatsResponse\x12\x0f\n\x07\x62\x61\x63kend\x18\x01 \x01(\t\x12\x0e\n\x06\x63hunks\x18\x02 \x01(\x04\x12\x12\n\nchunks_max\x18\x03 \x01(\x04\x12\x12\n\nkv_entries\x18\x04 \x01(\x04\x12\x10\n\x08kv_bytes\x18\x05 \x01(\x04\x12\x16\n\x0e\x63\x61pacity_bytes\x18\x06 \x01(\x04\x12\x16\n\x0epinned_entries\x18\x07 \x01(\x04\x12\x16\n\x0eleased_entries\x18\x08 \x01(\x04\x12\x11\n\tevictions\x18\t \x01(\x04\x12\x13\n\x0bquarantined\x18\n \x01(\x04\x12\x16\n\x0emodel_identity\x18\x0b \x01(\t\x12\x12\n\nmodel_name\x18\x0c \x01(\t\x12\x13\n\x0bwhole_store\x18\r \x01(\x08\x32\xa1\x05\n\x0ePrefillService\x12M\n\x0cPrefillChunk\x12\x1d.cairn.v1.PrefillChunkRequest\x1a\x1e.cairn.v1.PrefillChunkResponse\x12S\n\rPrefillChunks\x12\x1d.cairn.v1.PrefillChunkRequest\x1a\x1f.cairn.v1.PrefillChunksResponse(\x01\x30\x01\x12\x61\n\x12PrefillComposition\x12#.cairn.v1.PrefillCompositionRequest\x1a$.cairn.v1.PrefillCompositionResponse0\x01\x12\x36\n\x08GetChunk\x12\x19.cairn.v1.GetChunkRequest\x1a\x0f.cairn.v1.Chunk\x12G\n\nListChunks\x12\x1b.cairn.v1.ListChunksRequest\x1a\x1c.cairn.v1.ListChunksResponse\x12\x36\n\x08PinChunk\x12\x19.cairn.v1.PinChunkRequest\x1a\x0f.cairn.v1.Chunk\x12:\n\nUnpinChunk\x12\x1b.cairn.v1.UnpinChunkRequest\x1a\x0f.cairn.v1.Chunk\x12J\n\x0b\x44\x65leteChunk\x12\x1c.cairn.v1.DeleteChunkRequest\x1a\x1d.cairn.v1.DeleteChunkResponse\x12G\n\nStoreStats\x12\x1b.cairn.v1.StoreStatsRequest\x1a\x1c.cairn.v1.StoreStatsResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,35 +33,41 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'protos.prefill_pb2', _globa
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_PREFILLCHUNKREQUEST']._serialized_start=56
-  _globals['_PREFILLCHUNKREQUEST']._serialized_end=388
-  _globals['_PREFILLCHUNKRESPONSE']._serialized_start=391
-  _globals['_PREFILLCHUNKRESPONSE']._serialized_end=742
-  _globals['_PREFILLCHUNKRESPONSE_OUTCOME']._serialized_start=658
-  _globals['_PREFILLCHUNKRESPONSE_OUTCOME']._serialized_end=742
-  _globals['_PREFILLCHUNKSRESPONSE']._serialized_start=744
-  _globals['_PREFILLCHUNKSRESPONSE']._serialized_end=870
-  _globals['_PREFILLERROR']._serialized_start=872
-  _globals['_PREFILLERROR']._serialized_end=917
-  _globals['_GETCHUNKREQUEST']._serialized_start=919
-  _globals['_GETCHUNKREQUEST']._serialized_end=1017
-  _globals['_LISTCHUNKSREQUEST']._serialized_start=1020
-  _globals['_LISTCHUNKSREQUEST']._serialized_end=1292
-  _globals['_LISTCHUNKSREQUEST_ORDER']._serialized_start=1206
-  _globals['_LISTCHUNKSREQUEST_ORDER']._serialized_end=1292
-  _globals['_LISTCHUNKSRESPONSE']._serialized_start=1294
-  _globals['_LISTCHUNKSRESPONSE']._serialized_end=1372
-  _globals['_PINCHUNKREQUEST']._serialized_start=1374
-  _globals['_PINCHUNKREQUEST']._serialized_end=1423
-  _globals['_UNPINCHUNKREQUEST']._serialized_start=1425
-  _globals['_UNPINCHUNKREQUEST']._serialized_end=1476
-  _globals['_DELETECHUNKREQUEST']._serialized_start=1478
-  _globals['_DELETECHUNKREQUEST']._serialized_end=1530
-  _globals['_DELETECHUNKRESPONSE']._serialized_start=1532
-  _globals['_DELETECHUNKRESPONSE']._serialized_end=1591
-  _globals['_STORESTATSREQUEST']._serialized_start=1593
-  _globals['_STORESTATSREQUEST']._serialized_end=1626
-  _globals['_STORESTATSRESPONSE']._serialized_start=1629
-  _globals['_STORESTATSRESPONSE']._serialized_end=1917
-  _globals['_PREFILLSERVICE']._serialized_start=1920
-  _globals['_PREFILLSERVICE']._serialized_end=2494
+  _globals['_PREFILLCHUNKREQUEST']._serialized_end=405
+  _globals['_PREFILLCHUNKRESPONSE']._serialized_start=408
+  _globals['_PREFILLCHUNKRESPONSE']._serialized_end=776
+  _globals['_PREFILLCHUNKRESPONSE_OUTCOME']._serialized_start=692
+  _globals['_PREFILLCHUNKRESPONSE_OUTCOME']._serialized_end=776
+  _globals['_PREFILLCHUNKSRESPONSE']._serialized_start=778
+  _globals['_PREFILLCHUNKSRESPONSE']._serialized_end=904
+  _globals['_PREFILLERROR']._serialized_start=906
+  _globals['_PREFILLERROR']._serialized_end=951
+  _globals['_PREFILLCOMPOSITIONREQUEST']._serialized_start=954
+  _globals['_PREFILLCOMPOSITIONREQUEST']._serialized_end=1126
+  _globals['_PREFILLCOMPOSITIONRESPONSE']._serialized_start=1129
+  _globals['_PREFILLCOMPOSITIONRESPONSE']._serialized_end=1374
+  _globals['_LENT']._serialized_start=1376
+  _globals['_LENT']._serialized_end=1447
+  _globals['_GETCHUNKREQUEST']._serialized_start=1449
+  _globals['_GETCHUNKREQUEST']._serialized_end=1547
+  _globals['_LISTCHUNKSREQUEST']._serialized_start=1550
+  _globals['_LISTCHUNKSREQUEST']._serialized_end=1822
+  _globals['_LISTCHUNKSREQUEST_ORDER']._serialized_start=1736
+  _globals['_LISTCHUNKSREQUEST_ORDER']._serialized_end=1822
+  _globals['_LISTCHUNKSRESPONSE']._serialized_start=1824
+  _globals['_LISTCHUNKSRESPONSE']._serialized_end=1902
+  _globals['_PINCHUNKREQUEST']._serialized_start=1904
+  _globals['_PINCHUNKREQUEST']._serialized_end=1953
+  _globals['_UNPINCHUNKREQUEST']._serialized_start=1955
+  _globals['_UNPINCHUNKREQUEST']._serialized_end=2006
+  _globals['_DELETECHUNKREQUEST']._serialized_start=2008
+  _globals['_DELETECHUNKREQUEST']._serialized_end=2060
+  _globals['_DELETECHUNKRESPONSE']._serialized_start=2062
+  _globals['_DELETECHUNKRESPONSE']._serialized_end=2121
+  _globals['_STORESTATSREQUEST']._serialized_start=2123
+  _globals['_STORESTATSREQUEST']._serialized_end=2156
+  _globals['_STORESTATSRESPONSE']._serialized_start=2159
+  _globals['_STORESTATSRESPONSE']._serialized_end=2447
+  _globals['_PREFILLSERVICE']._serialized_start=2450
+  _globals['_PREFILLSERVICE']._serialized_end=3123
 # @@protoc_insertion_point(module_scope)

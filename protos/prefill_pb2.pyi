@@ -38,6 +38,7 @@ class PrefillChunkRequest(_message.Message):
     SALT_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     SHARED_FIELD_NUMBER: _builtins.int
+    DURABLE_FIELD_NUMBER: _builtins.int
     text: _builtins.str
     chunk_id: _builtins.str
     """already registered: compute its KV under this context"""
@@ -54,6 +55,8 @@ class PrefillChunkRequest(_message.Message):
     request_id: _builtins.str
     shared: _builtins.bool
     """Publishes for every tenant (admin tokens only); the context must be shared too. `salt` has no meaning then."""
+    durable: _builtins.bool
+    """answer only when the store has it"""
     @_builtins.property
     def token_ids(self) -> _chunks_pb2.TokenIds: ...
     @_builtins.property
@@ -79,10 +82,11 @@ class PrefillChunkRequest(_message.Message):
         salt: _builtins.str = ...,
         request_id: _builtins.str = ...,
         shared: _builtins.bool = ...,
+        durable: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["chunk_id", b"chunk_id", "content", b"content", "text", b"text", "token_ids", b"token_ids"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunk_id", b"chunk_id", "content", b"content", "context_chunk_ids", b"context_chunk_ids", "name", b"name", "pin", b"pin", "request_id", b"request_id", "reuse_mode", b"reuse_mode", "role", b"role", "salt", b"salt", "shared", b"shared", "tags", b"tags", "text", b"text", "token_ids", b"token_ids", "ttl_s", b"ttl_s", "type", b"type"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunk_id", b"chunk_id", "content", b"content", "context_chunk_ids", b"context_chunk_ids", "durable", b"durable", "name", b"name", "pin", b"pin", "request_id", b"request_id", "reuse_mode", b"reuse_mode", "role", b"role", "salt", b"salt", "shared", b"shared", "tags", b"tags", "text", b"text", "token_ids", b"token_ids", "ttl_s", b"ttl_s", "type", b"type"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_content: _TypeAlias = _typing.Literal["text", "token_ids", "chunk_id"]  # noqa: Y015
     _WhichOneofArgType_content: _TypeAlias = _typing.Literal["content", b"content"]  # noqa: Y015
@@ -118,6 +122,7 @@ class PrefillChunkResponse(_message.Message):
     TIMINGS_FIELD_NUMBER: _builtins.int
     MODEL_IDENTITY_FIELD_NUMBER: _builtins.int
     NEWLY_REGISTERED_FIELD_NUMBER: _builtins.int
+    DURABLE_FIELD_NUMBER: _builtins.int
     chunk_id: _builtins.str
     key: _builtins.str
     outcome: Global___PrefillChunkResponse.Outcome.ValueType
@@ -128,6 +133,8 @@ class PrefillChunkResponse(_message.Message):
     """of this chunk and of context that was stored"""
     model_identity: _builtins.str
     newly_registered: _builtins.bool
+    durable: _builtins.bool
+    """the store has it now; else it is being published"""
     @_builtins.property
     def timings(self) -> _chunks_pb2.StageTimings: ...
     def __init__(
@@ -142,10 +149,11 @@ class PrefillChunkResponse(_message.Message):
         timings: _chunks_pb2.StageTimings | None = ...,
         model_identity: _builtins.str = ...,
         newly_registered: _builtins.bool = ...,
+        durable: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["timings", b"timings"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunk_id", b"chunk_id", "computed_tokens", b"computed_tokens", "key", b"key", "model_identity", b"model_identity", "newly_registered", b"newly_registered", "outcome", b"outcome", "reused_tokens", b"reused_tokens", "timings", b"timings", "tokens", b"tokens"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunk_id", b"chunk_id", "computed_tokens", b"computed_tokens", "durable", b"durable", "key", b"key", "model_identity", b"model_identity", "newly_registered", b"newly_registered", "outcome", b"outcome", "reused_tokens", b"reused_tokens", "timings", b"timings", "tokens", b"tokens"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -199,6 +207,128 @@ class PrefillError(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___PrefillError: _TypeAlias = PrefillError  # noqa: Y015
+
+@_typing.final
+class PrefillCompositionRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CHUNK_IDS_FIELD_NUMBER: _builtins.int
+    WANTED_FIELD_NUMBER: _builtins.int
+    REUSE_MODE_FIELD_NUMBER: _builtins.int
+    SALT_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    DURABLE_FIELD_NUMBER: _builtins.int
+    BORROWER_FIELD_NUMBER: _builtins.int
+    reuse_mode: _chunks_pb2.ReuseMode.ValueType
+    salt: _builtins.str
+    """as in PrefillChunkRequest"""
+    request_id: _builtins.str
+    durable: _builtins.bool
+    """reply for a chunk only when the store has it, or will not take it"""
+    borrower: _builtins.str
+    """the hand-over session that chunks are lent to; empty: none"""
+    @_builtins.property
+    def chunk_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """all of the composition's chunks, in order; each is registered"""
+
+    @_builtins.property
+    def wanted(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """places in `chunk_ids`, ascending, whose KV is asked for"""
+
+    def __init__(
+        self,
+        *,
+        chunk_ids: _abc.Iterable[_builtins.str] | None = ...,
+        wanted: _abc.Iterable[_builtins.int] | None = ...,
+        reuse_mode: _chunks_pb2.ReuseMode.ValueType = ...,
+        salt: _builtins.str = ...,
+        request_id: _builtins.str = ...,
+        durable: _builtins.bool = ...,
+        borrower: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["borrower", b"borrower", "chunk_ids", b"chunk_ids", "durable", b"durable", "request_id", b"request_id", "reuse_mode", b"reuse_mode", "salt", b"salt", "wanted", b"wanted"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PrefillCompositionRequest: _TypeAlias = PrefillCompositionRequest  # noqa: Y015
+
+@_typing.final
+class PrefillCompositionResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INDEX_FIELD_NUMBER: _builtins.int
+    KEY_FIELD_NUMBER: _builtins.int
+    OUTCOME_FIELD_NUMBER: _builtins.int
+    DURABLE_FIELD_NUMBER: _builtins.int
+    UNPUBLISHED_FIELD_NUMBER: _builtins.int
+    LENT_FIELD_NUMBER: _builtins.int
+    TIMINGS_FIELD_NUMBER: _builtins.int
+    index: _builtins.int
+    """in `chunk_ids`"""
+    key: _builtins.str
+    outcome: Global___PrefillChunkResponse.Outcome.ValueType
+    durable: _builtins.bool
+    """the store has it now"""
+    unpublished: _chunks_pb2.Unpublished.ValueType
+    """why the store does not take it"""
+    @_builtins.property
+    def lent(self) -> Global___Lent:
+        """where the borrower finds it"""
+
+    @_builtins.property
+    def timings(self) -> _chunks_pb2.StageTimings:
+        """of the whole call; in the last reply only"""
+
+    def __init__(
+        self,
+        *,
+        index: _builtins.int = ...,
+        key: _builtins.str = ...,
+        outcome: Global___PrefillChunkResponse.Outcome.ValueType = ...,
+        durable: _builtins.bool = ...,
+        unpublished: _chunks_pb2.Unpublished.ValueType = ...,
+        lent: Global___Lent | None = ...,
+        timings: _chunks_pb2.StageTimings | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["lent", b"lent", "timings", b"timings"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["durable", b"durable", "index", b"index", "key", b"key", "lent", b"lent", "outcome", b"outcome", "timings", b"timings", "unpublished", b"unpublished"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PrefillCompositionResponse: _TypeAlias = PrefillCompositionResponse  # noqa: Y015
+
+@_typing.final
+class Lent(_message.Message):
+    """KV in the service's pool that a borrower may copy while the lease holds."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    POOL_FIELD_NUMBER: _builtins.int
+    LEASE_FIELD_NUMBER: _builtins.int
+    FIRST_SLOT_FIELD_NUMBER: _builtins.int
+    TOKENS_FIELD_NUMBER: _builtins.int
+    pool: _builtins.str
+    lease: _builtins.int
+    first_slot: _builtins.int
+    tokens: _builtins.int
+    def __init__(
+        self,
+        *,
+        pool: _builtins.str = ...,
+        lease: _builtins.int = ...,
+        first_slot: _builtins.int = ...,
+        tokens: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["first_slot", b"first_slot", "lease", b"lease", "pool", b"pool", "tokens", b"tokens"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Lent: _TypeAlias = Lent  # noqa: Y015
 
 @_typing.final
 class GetChunkRequest(_message.Message):

@@ -45,6 +45,11 @@ class PrefillServiceStub:
                 request_serializer=protos_dot_prefill__pb2.PrefillChunkRequest.SerializeToString,
                 response_deserializer=protos_dot_prefill__pb2.PrefillChunksResponse.FromString,
                 _registered_method=True)
+        self.PrefillComposition = channel.unary_stream(
+                '/cairn.v1.PrefillService/PrefillComposition',
+                request_serializer=protos_dot_prefill__pb2.PrefillCompositionRequest.SerializeToString,
+                response_deserializer=protos_dot_prefill__pb2.PrefillCompositionResponse.FromString,
+                _registered_method=True)
         self.GetChunk = channel.unary_unary(
                 '/cairn.v1.PrefillService/GetChunk',
                 request_serializer=protos_dot_prefill__pb2.GetChunkRequest.SerializeToString,
@@ -89,6 +94,14 @@ class PrefillServiceServicer:
 
     def PrefillChunks(self, request_iterator, context):
         """The same for many: one reply for each request, in order; a failed one carries `error` and the stream goes on.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def PrefillComposition(self, request, context):
+        """Computes what is missing of a composition's KV, one chunk after the other. One reply for each wanted chunk, as soon
+        as it can be used, while later ones are computed; a call that fails says nothing of those it has replied for.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -142,6 +155,11 @@ def add_PrefillServiceServicer_to_server(servicer, server):
                     servicer.PrefillChunks,
                     request_deserializer=protos_dot_prefill__pb2.PrefillChunkRequest.FromString,
                     response_serializer=protos_dot_prefill__pb2.PrefillChunksResponse.SerializeToString,
+            ),
+            'PrefillComposition': grpc.unary_stream_rpc_method_handler(
+                    servicer.PrefillComposition,
+                    request_deserializer=protos_dot_prefill__pb2.PrefillCompositionRequest.FromString,
+                    response_serializer=protos_dot_prefill__pb2.PrefillCompositionResponse.SerializeToString,
             ),
             'GetChunk': grpc.unary_unary_rpc_method_handler(
                     servicer.GetChunk,
@@ -228,6 +246,33 @@ class PrefillService:
             '/cairn.v1.PrefillService/PrefillChunks',
             protos_dot_prefill__pb2.PrefillChunkRequest.SerializeToString,
             protos_dot_prefill__pb2.PrefillChunksResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PrefillComposition(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/cairn.v1.PrefillService/PrefillComposition',
+            protos_dot_prefill__pb2.PrefillCompositionRequest.SerializeToString,
+            protos_dot_prefill__pb2.PrefillCompositionResponse.FromString,
             options,
             channel_credentials,
             insecure,

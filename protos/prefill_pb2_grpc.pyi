@@ -36,6 +36,10 @@ class PrefillServiceStub:
     """Registers content and computes its KV under the given context, and any missing KV of the context itself."""
     PrefillChunks: _grpc.StreamStreamMultiCallable[_prefill_pb2.PrefillChunkRequest, _prefill_pb2.PrefillChunksResponse]
     """The same for many: one reply for each request, in order; a failed one carries `error` and the stream goes on."""
+    PrefillComposition: _grpc.UnaryStreamMultiCallable[_prefill_pb2.PrefillCompositionRequest, _prefill_pb2.PrefillCompositionResponse]
+    """Computes what is missing of a composition's KV, one chunk after the other. One reply for each wanted chunk, as soon
+    as it can be used, while later ones are computed; a call that fails says nothing of those it has replied for.
+    """
     GetChunk: _grpc.UnaryUnaryMultiCallable[_prefill_pb2.GetChunkRequest, _chunks_pb2.Chunk]
     ListChunks: _grpc.UnaryUnaryMultiCallable[_prefill_pb2.ListChunksRequest, _prefill_pb2.ListChunksResponse]
     PinChunk: _grpc.UnaryUnaryMultiCallable[_prefill_pb2.PinChunkRequest, _chunks_pb2.Chunk]
@@ -50,6 +54,10 @@ class PrefillServiceAsyncStub(PrefillServiceStub):
     """Registers content and computes its KV under the given context, and any missing KV of the context itself."""
     PrefillChunks: _aio.StreamStreamMultiCallable[_prefill_pb2.PrefillChunkRequest, _prefill_pb2.PrefillChunksResponse]  # type: ignore[assignment]
     """The same for many: one reply for each request, in order; a failed one carries `error` and the stream goes on."""
+    PrefillComposition: _aio.UnaryStreamMultiCallable[_prefill_pb2.PrefillCompositionRequest, _prefill_pb2.PrefillCompositionResponse]  # type: ignore[assignment]
+    """Computes what is missing of a composition's KV, one chunk after the other. One reply for each wanted chunk, as soon
+    as it can be used, while later ones are computed; a call that fails says nothing of those it has replied for.
+    """
     GetChunk: _aio.UnaryUnaryMultiCallable[_prefill_pb2.GetChunkRequest, _chunks_pb2.Chunk]  # type: ignore[assignment]
     ListChunks: _aio.UnaryUnaryMultiCallable[_prefill_pb2.ListChunksRequest, _prefill_pb2.ListChunksResponse]  # type: ignore[assignment]
     PinChunk: _aio.UnaryUnaryMultiCallable[_prefill_pb2.PinChunkRequest, _chunks_pb2.Chunk]  # type: ignore[assignment]
@@ -73,6 +81,16 @@ class PrefillServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_prefill_pb2.PrefillChunksResponse], _abc.AsyncIterator[_prefill_pb2.PrefillChunksResponse]]:
         """The same for many: one reply for each request, in order; a failed one carries `error` and the stream goes on."""
+
+    @_abc_1.abstractmethod
+    def PrefillComposition(
+        self,
+        request: _prefill_pb2.PrefillCompositionRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_prefill_pb2.PrefillCompositionResponse], _abc.AsyncIterator[_prefill_pb2.PrefillCompositionResponse]]:
+        """Computes what is missing of a composition's KV, one chunk after the other. One reply for each wanted chunk, as soon
+        as it can be used, while later ones are computed; a call that fails says nothing of those it has replied for.
+        """
 
     @_abc_1.abstractmethod
     def GetChunk(

@@ -165,7 +165,7 @@ def _segment(reply: decode_pb2.SegmentReport) -> SegmentReport:
         offset=reply.offset,
         exactness=_exactness(reply.exactness),
         miss_reason=_name(chunks_pb2.MissReason, reply.miss_reason, "MISS_REASON_"),
-        unpublished=_name(decode_pb2.Unpublished, reply.unpublished, "UNPUBLISHED_"),
+        unpublished=_name(chunks_pb2.Unpublished, reply.unpublished, "UNPUBLISHED_"),
     )
 
 

@@ -13,7 +13,7 @@ from decode_service.sequence import Sequence
 from engine.kv.source import KVSource
 from engine.reuse import Exactness
 from engine.sampling.params import SamplingParams
-from protos import decode_pb2
+from protos import chunks_pb2, decode_pb2
 from serving.errors import InvalidRequest
 from serving.rpc import wire
 from serving.rpc.field_bounds import ContentBudget, check_count, check_id, check_label
@@ -32,9 +32,9 @@ _SOURCES = {
 }
 
 _UNPUBLISHED = {
-    None: decode_pb2.UNPUBLISHED_UNSPECIFIED,
-    Unpublished.STORE_FULL: decode_pb2.UNPUBLISHED_STORE_FULL,
-    Unpublished.STORE_UNAVAILABLE: decode_pb2.UNPUBLISHED_STORE_UNAVAILABLE,
+    None: chunks_pb2.UNPUBLISHED_UNSPECIFIED,
+    Unpublished.STORE_FULL: chunks_pb2.UNPUBLISHED_STORE_FULL,
+    Unpublished.STORE_UNAVAILABLE: chunks_pb2.UNPUBLISHED_STORE_UNAVAILABLE,
 }
 
 

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from itertools import pairwise
 
 from chunk_store.entry import EntryInfo
 from chunk_store.key import ChunkId
 from chunk_store.record import ChunkRecord, RecordOrder, RecordQuery
 from chunk_store.store import StoreStats
 from chunk_store.tenant import SHARED_TENANT, Tenant, TenantUsage, visible_to
+from engine.kv.source import KVSource
+from prefill_service.jobs.computer import ChunkMade
 from prefill_service.jobs.job import PrefillResult
-from prefill_service.jobs.resolver import ChunkRequest
+from prefill_service.jobs.resolver import ChunkRequest, CompositionRequest, PrefillJob
 from protos import chunks_pb2, prefill_pb2
 from serving.errors import InvalidRequest
 from serving.rpc import wire
@@ -28,6 +31,10 @@ _ORDERS = {
     prefill_pb2.ListChunksRequest.ORDER_CREATED: RecordOrder.CREATED,
     prefill_pb2.ListChunksRequest.ORDER_LAST_USED: RecordOrder.LAST_USED,
     prefill_pb2.ListChunksRequest.ORDER_NAME: RecordOrder.NAME,
+}
+_OUTCOMES = {
+    "computed": prefill_pb2.PrefillChunkResponse.OUTCOME_COMPUTED,
+    "already_stored": prefill_pb2.PrefillChunkResponse.OUTCOME_ALREADY_STORED,
 }
 
 
@@ -71,18 +78,48 @@ def _check_fields(message: prefill_pb2.PrefillChunkRequest) -> None:
 
 
 def prefill_response(result: PrefillResult, model_identity: str) -> prefill_pb2.PrefillChunkResponse:
-    outcomes = prefill_pb2.PrefillChunkResponse
     return prefill_pb2.PrefillChunkResponse(
         chunk_id=result.job.chunk_id,
         key=result.job.key,
-        outcome=outcomes.OUTCOME_COMPUTED if result.computed_tokens else outcomes.OUTCOME_ALREADY_STORED,
+        outcome=_OUTCOMES["computed" if result.computed_tokens else "already_stored"],
         tokens=result.job.tokens,
         computed_tokens=result.computed_tokens,
         reused_tokens=result.reused_tokens,
         timings=wire.timings_out(result.spent_ns),
         model_identity=model_identity,
         newly_registered=result.job.newly_registered,
+        durable=True,
     )
+
+
+def composition_request(message: prefill_pb2.PrefillCompositionRequest, salt: str) -> CompositionRequest:
+    """The request as plain values, under the caller's ``salt``. Raises ``RequestError``."""
+    check_label("salt", message.salt)
+    if not message.chunk_ids:
+        raise InvalidRequest("missing", field="chunk_ids", remedy="name all chunks of the composition, in order")
+    check_count("chunk_ids", message.chunk_ids, CONTEXT_CHUNKS_MAX + 1, "join some")
+    for index, name in enumerate(message.chunk_ids):
+        check_id(f"chunk_ids[{index}]", name)
+    wanted = tuple(message.wanted)
+    if not wanted:
+        raise InvalidRequest("missing", field="wanted", remedy="name places in chunk_ids, the first is 0")
+    check_count("wanted", wanted, len(message.chunk_ids), "name each place once")
+    if any(before >= after for before, after in pairwise(wanted)):
+        raise InvalidRequest("not ascending", field="wanted", remedy="name each place once, in order")
+    if wanted[-1] >= len(message.chunk_ids):
+        raise InvalidRequest(f"{wanted[-1]} is not a place in chunk_ids", field="wanted", remedy="the first is 0")
+    return CompositionRequest(tuple(message.chunk_ids), wanted, wire.reuse_mode(message.reuse_mode), salt)
+
+
+def composition_response(job: PrefillJob, made: ChunkMade) -> prefill_pb2.PrefillCompositionResponse:
+    return prefill_pb2.PrefillCompositionResponse(
+        index=made.index, key=job.chunks[made.index].key, outcome=_OUTCOMES[outcome(made)], durable=made.durable
+    )
+
+
+def outcome(made: ChunkMade) -> str:
+    """What became of a chunk, in the words of the metrics."""
+    return "computed" if made.source is KVSource.COMPUTED else "already_stored"
 
 
 def record_query(message: prefill_pb2.ListChunksRequest, tenant: Tenant) -> RecordQuery:

@@ -14,6 +14,7 @@ from chunk_store.store import ChunkStore
 from chunk_store.tenant import SHARED_SALT, SHARED_TENANT, Tenant
 from prefill_service.api import messages
 from prefill_service.api.ordered import in_order
+from prefill_service.jobs.computer import ChunkMade
 from prefill_service.jobs.job import PrefillJobs
 from prefill_service.jobs.resolver import PrefillJob, not_yours
 from protos import chunks_pb2, prefill_pb2, prefill_pb2_grpc
@@ -25,6 +26,7 @@ from serving.rpc.arrival import adopt_request_id
 from serving.rpc.errors import status_name, status_number
 from serving.rpc.field_bounds import ContentBudget, check_request_id
 from serving.rpc.handlers import Context, Server
+from serving.rpc.wire import timings_out
 from serving.trace.request_id import set_request_id
 from serving.trace.stages import StageTimer
 
@@ -140,6 +142,35 @@ class PrefillService(prefill_pb2_grpc.PrefillServiceServicer):
         check_request_id(request.request_id)
         asked = messages.chunk_request(request, salt, budget)
         return await self.jobs.register(asked, timer)
+
+    async def PrefillComposition(
+        self, request: prefill_pb2.PrefillCompositionRequest, context: Context
+    ) -> AsyncIterator[prefill_pb2.PrefillCompositionResponse]:
+        adopt_request_id(context, request.request_id)
+        timer = StageTimer()
+        try:
+            check_request_id(request.request_id)
+            asked = messages.composition_request(request, self._caller(request, context).salt)
+            job = await self.jobs.compose(asked, timer)
+            left = len(job.wanted)
+            async with aclosing(self.jobs.walk(job, timer)) as walk:
+                async for made in walk:
+                    left -= 1
+                    response = messages.composition_response(job, made)
+                    if not left:
+                        response.timings.CopyFrom(timings_out(timer.spent_ns()))
+                    self._note(job, made, timer)
+                    yield response
+        except Exception as error:
+            self._count_error(error, timer)
+            raise
+
+    def _note(self, job: PrefillJob, made: ChunkMade, timer: StageTimer) -> None:
+        """A chunk of a composition is answered for."""
+        outcome, tokens = messages.outcome(made), len(job.chunks[made.index].token_ids)
+        elapsed_ns = timer.elapsed_ns()
+        log.info("%s: chunk %s of %d tokens, %.1f ms", outcome, job.chunk_ids[made.index], tokens, elapsed_ns / 1e6)
+        self.jobs.metrics.request_ended(outcome, elapsed_ns / 1e9)
 
     def _caller(self, request: Any, context: Context) -> Caller:
         """Who calls, and under which salt; ``request`` is any that can name one."""

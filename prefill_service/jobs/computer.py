@@ -14,7 +14,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from chunk_store.entry import EntryHeader, MissReason
@@ -41,19 +41,39 @@ class JobCancelled(Exception):
     """Nobody waits for the job any more."""
 
 
+@dataclass(frozen=True)
+class ChunkMade:
+    """A chunk that a job was asked for can be used. ``durable``: the store has it now."""
+
+    index: int
+    source: KVSource
+    durable: bool = True
+
+
 @dataclass
 class JobProgress:
-    """What has become of a job over all its attempts. ``cancelled`` ends it between two chunks."""
+    """What has become of a job over all its attempts. ``cancelled`` ends it between two chunks.
+
+    ``tell`` is called once for each chunk of the job that can be used, in any thread.
+    """
 
     timer: StageTimer
+    tell: Callable[[ChunkMade], None] = lambda _: None
     sources: dict[int, KVSource] = field(default_factory=dict)  # by index in the composition
     misses: dict[int, MissReason] = field(default_factory=dict)  # the first one of each chunk
     cancelled: threading.Event = field(default_factory=threading.Event)
+    told: set[int] = field(default_factory=set)
 
     def note(self, index: int, source: KVSource) -> None:
         """A chunk is there. What this job computed stays computed, however often it is met again."""
         if self.sources.get(index) is not KVSource.COMPUTED:
             self.sources[index] = source
+
+    def made(self, index: int) -> None:
+        """A chunk's KV is stored, however it came to be."""
+        if index not in self.told:
+            self.told.add(index)
+            self.tell(ChunkMade(index, self.sources[index]))
 
     def tokens(self, job: PrefillJob) -> Counter[KVSource]:
         """Tokens by source so far."""
@@ -84,6 +104,7 @@ class ChunkComputer:
                     )
         for index in set(job.needed) - set(missing):
             progress.sources.setdefault(index, KVSource.STORE)
+            progress.made(index)
         return missing
 
     def attempt(self, job: PrefillJob, progress: JobProgress) -> float | None:
@@ -123,6 +144,7 @@ class _Attempt:
                 wait_s = self._publish(index)
                 if wait_s is not None:
                     return wait_s
+                self.progress.made(index)
         return None
 
     def release(self) -> None:

@@ -8,8 +8,9 @@ import contextvars
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import AsyncGenerator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import TypeVar
@@ -19,8 +20,8 @@ from chunk_store.key import ChunkId
 from chunk_store.store import ChunkStore, DeleteReport
 from chunk_store.tenant import Tenant
 from engine.kv.source import KVSource
-from prefill_service.jobs.computer import ChunkComputer, JobProgress
-from prefill_service.jobs.resolver import ChunkRequest, PrefillJob, Resolver
+from prefill_service.jobs.computer import ChunkComputer, ChunkMade, JobProgress
+from prefill_service.jobs.resolver import ChunkRequest, CompositionRequest, PrefillJob, Resolver
 from prefill_service.metrics import PrefillMetrics
 from prefill_service.worker import DeviceQueue, thread_result
 from serving.errors import Unavailable
@@ -80,22 +81,57 @@ class PrefillJobs:
         What it returns must be given to ``run``, which gives the place back. Raises ``RequestError`` and what stores
         raise; it leaves no place taken then.
         """
-        self.queue.take_place(request.tenant)
-        try:
+        with self._place(request.tenant):
             async with self._lanes.lane(len(request.text or "")):
                 return await self.in_store_thread(lambda: self.resolver.register(request, timer))
+
+    async def compose(self, request: CompositionRequest, timer: StageTimer) -> PrefillJob:
+        """The same for a composition of registered chunks; what it returns must be given to ``walk``."""
+        with self._place(request.tenant):
+            return await self.in_store_thread(lambda: self.resolver.compose(request, timer))
+
+    @contextmanager
+    def _place(self, tenant: Tenant) -> Iterator[None]:
+        """A place in the line, which is given back if the block fails. Raises ``Overloaded`` without one."""
+        self.queue.take_place(tenant)
+        try:
+            yield
         except BaseException:
-            self.queue.leave_place(request.tenant)
+            self.queue.leave_place(tenant)
             raise
 
-    async def run(self, job: PrefillJob, timer: StageTimer) -> PrefillResult:
+    async def walk(self, job: PrefillJob, timer: StageTimer) -> AsyncGenerator[ChunkMade, None]:
+        """Yields each wanted chunk once it is made, while the rest are computed. Raises as ``run`` does.
+
+        Left early, it is cancelled as ``run`` is.
+        """
+        loop = asyncio.get_running_loop()
+        made: asyncio.Queue[ChunkMade | None] = asyncio.Queue()  # bounded by the job's chunks
+
+        def tell(each: ChunkMade) -> None:
+            if each.index in job.wanted:
+                loop.call_soon_threadsafe(made.put_nowait, each)
+
+        work = asyncio.create_task(self.run(job, timer, tell))
+        work.add_done_callback(lambda _: made.put_nowait(None))
+        try:
+            while (each := await made.get()) is not None:
+                yield each
+            await work
+        finally:
+            work.cancel()
+            await asyncio.gather(work, return_exceptions=True)
+
+    async def run(
+        self, job: PrefillJob, timer: StageTimer, tell: Callable[[ChunkMade], None] = lambda _: None
+    ) -> PrefillResult:
         """Returns when the job's KV is stored. Raises ``RequestError``, ``PoolFull`` and what stores raise; what the
-        request registered is then taken back.
+        request registered is then taken back. ``tell`` is told of each chunk, in any thread.
 
         Cancelled, it returns at once, while the device thread goes on to the end of the chunk it computes, no
         further: until then the job keeps its place, and what is computed is counted.
         """
-        progress = JobProgress(timer)
+        progress = JobProgress(timer, tell)
         work = asyncio.create_task(self._work(job, progress))
         self._running.add(work)
         self._named.update(_chunks_of(job))

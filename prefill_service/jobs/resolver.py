@@ -57,11 +57,27 @@ class ChunkRequest:
 
 
 @dataclass(frozen=True)
+class CompositionRequest:
+    """What a caller asks of a composition of registered chunks: the KV of those at the places ``wanted``, ascending."""
+
+    chunk_ids: tuple[str, ...]
+    wanted: tuple[int, ...]
+    mode: ReuseMode = ReuseMode.EXACT
+    salt: str = ""
+
+    @property
+    def tenant(self) -> Tenant:
+        return tenant_of(self.salt)
+
+
+@dataclass(frozen=True)
 class PrefillJob:
-    """KV to make: the composition's chunks with their keys; ``needed`` ends with the one that was asked for."""
+    """KV to make: the composition's chunks with their keys; ``wanted`` were asked for, ``needed`` are these and all
+    that they attend to. Both ascend."""
 
     chunk_ids: tuple[ChunkId, ...]
     chunks: tuple[KeyedChunk, ...]
+    wanted: tuple[int, ...]
     needed: tuple[int, ...]
     tenant: Tenant
     limits: TenantLimits
@@ -116,13 +132,32 @@ class Resolver:
         self._check_length([len(token_ids) for token_ids in chunks], request.mode)
         shared = [chunk.tenant == SHARED_TENANT for chunk in (*context, record)]
         keyed = key_composition(self.served.identity, chunks, request.mode, request.salt, shared)
-        needed = (*keyed[-1].context, len(keyed) - 1)
-        self._check_pool([len(chunks[index]) for index in needed])
+        wanted = len(keyed) - 1
+        self._check_pool(keyed, wanted)
         limits = self.quotas.of(request.tenant).limits
         with timer.stage("lookup"):
             added = self._put(request, record, known, limits)
         ids = (*(chunk.chunk_id for chunk in context), record.chunk_id)
-        return PrefillJob(ids, tuple(keyed), needed, request.tenant, limits, added)
+        needed = (*keyed[wanted].context, wanted)
+        return PrefillJob(ids, tuple(keyed), (wanted,), needed, request.tenant, limits, added)
+
+    def compose(self, request: CompositionRequest, timer: StageTimer) -> PrefillJob:
+        """Checks a composition against model, registry and pool, and names its KV. Raises ``RequestError``."""
+        check_mode(self.served, request.mode)
+        with timer.stage("lookup"):
+            records = self._resolve_ids(request.chunk_ids, "chunk_ids", request.tenant)
+        for index, record in enumerate(records):
+            check_vocabulary(max(record.token_ids), f"chunk_ids[{index}]", self.served.vocabulary)
+        chunks = [record.token_ids for record in records]
+        self._check_length([len(token_ids) for token_ids in chunks], request.mode, "chunk_ids")
+        shared = [record.tenant == SHARED_TENANT for record in records]
+        keyed = key_composition(self.served.identity, chunks, request.mode, request.salt, shared)
+        for index in request.wanted:
+            self._check_pool(keyed, index)
+        needed = sorted({each for index in request.wanted for each in (*keyed[index].context, index)})
+        limits = self.quotas.of(request.tenant).limits
+        ids = tuple(record.chunk_id for record in records)
+        return PrefillJob(ids, tuple(keyed), request.wanted, tuple(needed), request.tenant, limits, False)
 
     def resolve_id(self, name: str, tenant: Tenant, field: str = "chunk_id") -> ChunkRecord:
         """A chunk that the tenant may use, of any tokenizer. Raises ``NotFound``."""
@@ -167,17 +202,19 @@ class Resolver:
         new = ChunkRecord(name, self.codec.identity, request.type, tuple(token_ids), tenant=request.tenant)
         return replace(new, pinned=pinned), False
 
-    def _check_length(self, lengths: Sequence[int], mode: ReuseMode) -> None:
+    def _check_length(self, lengths: Sequence[int], mode: ReuseMode, field: str = "context_chunk_ids") -> None:
         limit = self.served.limit(mode)
         if sum(lengths) > limit.tokens:
             raise InvalidRequest(
                 f"context of {sum(lengths[:-1])} tokens and chunk of {lengths[-1]} are together longer than the "
                 f"model's context, limited to {limit}",
-                field="context_chunk_ids",
+                field=field,
                 remedy="shorten or leave out a chunk",
             )
 
-    def _check_pool(self, lengths: Sequence[int]) -> None:
+    def _check_pool(self, chunks: Sequence[KeyedChunk], index: int) -> None:
+        """A chunk and all that it attends to have to be in the pool at once."""
+        lengths = [len(chunks[i].token_ids) for i in (*chunks[index].context, index)]
         pages = sum(self.pool.pages_for(length) for length in lengths)
         if pages > self.pool.chunk_pages:
             raise Unsupported(

@@ -80,6 +80,9 @@ class FakePrefill(prefill_pb2_grpc.PrefillServiceServicer):
             newly_registered=True,
         )
 
+    def PrefillComposition(self, request, context):
+        context.abort(grpc.StatusCode.UNIMPLEMENTED, "clients do not call it")
+
     def PrefillChunks(self, requests, context):
         for request in requests:
             self.script.enter(request, context)

@@ -148,6 +148,11 @@ CASES: dict[str, tuple[str, str, Callable[[str, list[int]], Any]]] = {
     "guess": (P, "PrefillChunk", lambda name, part: prefill_pb2.PrefillChunkRequest(token_ids=ids(part), name="x")),
     "stream by id": (P, "PrefillChunks", lambda name, part: prefill_pb2.PrefillChunkRequest(chunk_id=name)),
     "stream a guess": (P, "PrefillChunks", lambda name, part: prefill_pb2.PrefillChunkRequest(token_ids=ids(part))),
+    "a composition by ids": (
+        P,
+        "PrefillComposition",
+        lambda name, part: prefill_pb2.PrefillCompositionRequest(chunk_ids=[name], wanted=[0]),
+    ),
     "generate by id": (D, "Generate", lambda name, part: generate(name, QUERY)),
     "generate with the id as query": (D, "Generate", lambda name, part: generate(QUERY, name)),
     "generate a guess": (D, "Generate", lambda name, part: generate(part, QUERY)),
@@ -212,7 +217,7 @@ def test_what_another_tenant_has_is_not_there(tenants: Tenants, case: str) -> No
             def ask(name: str = name, part: list[int] = part, call: Any = call) -> Any:
                 return call("b", method, request(name, part))
 
-            streams = method in ("Generate", "PrefillChunks")
+            streams = method in ("Generate", "PrefillChunks", "PrefillComposition")
             try:
                 found.append(seen(ask(), streams))
             except grpc.RpcError as error:

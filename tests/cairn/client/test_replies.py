@@ -102,7 +102,7 @@ def test_the_reuse_report_is_in_words() -> None:
         offset=-3,
         exactness=chunks_pb2.EXACTNESS_EXACT_BLOCK_MASK,
         miss_reason=chunks_pb2.MISS_REASON_VERIFY_FAILED,
-        unpublished=decode_pb2.UNPUBLISHED_STORE_FULL,
+        unpublished=chunks_pb2.UNPUBLISHED_STORE_FULL,
     )
     message = decode_pb2.ReuseReport(segments=[segment], reuse_mode=chunks_pb2.REUSE_MODE_ANCHORED)
     report = replies.parse_reuse(message)

@@ -137,7 +137,7 @@ def test_usage_and_reuse_of_an_answer_add_up_to_its_prompt() -> None:
     assert [segment.offset for segment in report.segments] == [0, 0, 3, 0]
     third = report.segments[2]
     assert chunks_pb2.MissReason.Name(third.miss_reason) == "MISS_REASON_EVICTED" and third.name == "n2"
-    assert decode_pb2.Unpublished.Name(third.unpublished) == "UNPUBLISHED_STORE_FULL"
+    assert chunks_pb2.Unpublished.Name(third.unpublished) == "UNPUBLISHED_STORE_FULL"
 
 
 def test_the_weakest_chunk_says_how_exact_an_answer_is() -> None:

@@ -100,7 +100,7 @@ def test_a_listing_out_of_bounds_is_refused(fields: dict[str, Any], field: str) 
 @pytest.mark.parametrize(("computed", "outcome"), [(3, "OUTCOME_COMPUTED"), (0, "OUTCOME_ALREADY_STORED")])
 def test_a_reply_says_what_became_of_the_job(computed: int, outcome: str) -> None:
     chunk = KeyedChunk(ChunkKey("k" * 64), (1, 2, 3), (), 0, 0)
-    job = PrefillJob((NAME,), (chunk,), (0,), MINE, Quotas().limits, newly_registered=True)
+    job = PrefillJob((NAME,), (chunk,), (0,), (0,), MINE, Quotas().limits, newly_registered=True)
     reply = messages.prefill_response(PrefillResult(job, computed, 5, {"total": 9, "load": 2}), MODEL)
     assert reply.outcome == getattr(prefill_pb2.PrefillChunkResponse, outcome)
     assert (reply.chunk_id, reply.key, reply.tokens, reply.computed_tokens) == (NAME, "k" * 64, 3, computed)

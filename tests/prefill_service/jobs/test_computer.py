@@ -126,7 +126,7 @@ def test_a_lost_claim_is_tried_again_soon_and_nothing_is_computed_twice(
         patched.setattr("prefill_service.jobs.computer._Attempt._write", lost)
         wait_s, _ = bench.attempt(job)
     assert wait_s == CLAIM_LOST_RETRY_S and len(bench.runner.computed) == 1
-    progress = JobProgress(StageTimer(), {0: KVSource.COMPUTED})
+    progress = JobProgress(StageTimer(), sources={0: KVSource.COMPUTED})
     assert bench.computer.attempt(job, progress) is None
     assert counted(progress, job) == {KVSource.COMPUTED: 2}, "what this job computed stays computed"
     assert len(bench.runner.computed) == 1
