@@ -116,8 +116,9 @@ class CascadeWork:
         return self.classes
 
     def _is_wide(self, plan: CascadePlan) -> bool:
-        most = self._narrow.chunk_tiles[-1][0]
-        wide = sum(read.tokens for read in plan.reads if len(read.rows) * self.shape.ratio > most)
+        most = self._narrow.chunk_tiles[-1][0] // self.shape.ratio
+        wide = sum(read.tokens for read in plan.reads if len(read.rows) > most)
+        wide += sum(tail.tokens_before + tail.rows for tail in plan.tails if tail.rows > most)
         return wide >= self.tuning.wide_share * plan.tokens_read
 
     def launch(
