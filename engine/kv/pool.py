@@ -6,9 +6,11 @@ The pool does not know what the bytes mean, which chunk has them, or who may be 
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
 from chunk_store.layout import KVLayout
 from engine.kv.pages import PageRun, PageTable
+from engine.kv.shared_memory import SharedMemory, places_of
 
 TORCH_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -18,18 +20,37 @@ class PagedKVPool(PageTable):
 
     ``keys[layer]`` is ``(slots, kv_heads, k_dim)``, ``values[layer]`` is ``(slots, kv_heads, v_dim)``, both of
     the layout's dtype; slot ``s`` lies in page ``s // page_size``. ``pages`` and ``chunk_pages`` count pages.
+    ``shared`` is the memory of one whose pages other processes may read: a memory file on the CPU; on a card, whose
+    memory can be exported as it is, and elsewhere None.
     """
 
     def __init__(
-        self, layout: KVLayout, *, pages: int, chunk_pages: int, page_size: int = 16, device: str | torch.device = "cpu"
+        self,
+        layout: KVLayout,
+        *,
+        pages: int,
+        chunk_pages: int,
+        page_size: int = 16,
+        device: str | torch.device = "cpu",
+        share: bool = False,
     ) -> None:
+        """Raises ``OSError`` where memory that is to be shared cannot be had."""
         super().__init__(pages=pages, chunk_pages=chunk_pages, page_size=page_size)
         self.layout = layout
         self.device = torch.device(device)
-        slots = (pages + 1) * page_size
-        dtype = TORCH_DTYPES[layout.dtype]
-        self.keys = [torch.zeros(slots, la.kv_heads, la.k_dim, dtype=dtype, device=device) for la in layout.layers]
-        self.values = [torch.zeros(slots, la.kv_heads, la.v_dim, dtype=dtype, device=device) for la in layout.layers]
+        self.slots = (pages + 1) * page_size
+        share_file = share and self.device.type == "cpu"
+        self.shared = SharedMemory(places_of(layout.plane_nbytes(self.slots))) if share_file else None
+        planes = self._planes()
+        self.keys, self.values = planes[::2], planes[1::2]
+
+    def _planes(self) -> list[Tensor]:
+        """The memory of all slots in entry order, zeros."""
+        dtype = TORCH_DTYPES[self.layout.dtype]
+        heads = [(la.kv_heads, dim) for la in self.layout.layers for dim in (la.k_dim, la.v_dim)]
+        if self.shared is None:
+            return [torch.zeros(self.slots, *shape, dtype=dtype, device=self.device) for shape in heads]
+        return [self.shared.tensor(index, (self.slots, *shape), dtype) for index, shape in enumerate(heads)]
 
     @property
     def scratch_page(self) -> int:
@@ -44,10 +65,10 @@ class PagedKVPool(PageTable):
             tensor[target : target + size] = tensor[source : source + size].clone()
         return moved
 
-    def run_planes(self, run: PageRun, tokens: int) -> list[torch.Tensor]:
+    def run_planes(self, run: PageRun, tokens: int) -> list[Tensor]:
         """Views of a run's first ``tokens`` tokens in entry order (K0, V0, K1, V1, ...), contiguous each."""
         start = run.first * self.page_size
-        planes: list[torch.Tensor] = []
+        planes: list[Tensor] = []
         for key, value in zip(self.keys, self.values, strict=True):
             planes += [key[start : start + tokens], value[start : start + tokens]]
         return planes

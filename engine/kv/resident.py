@@ -46,6 +46,8 @@ class ResidentChunks:
         self._chunks: OrderedDict[ChunkKey, ResidentChunk] = OrderedDict()  # least recently used first
         self.evictions = 0
         self.on_evict: Callable[[ChunkKey], None] = lambda _: None
+        # Asked when there is no room: whether who holds chunks for others' sake has let go of some.
+        self.call_back: Callable[[], bool] = lambda: False
         self.moves = 0  # how often runs have been moved: places read before are stale when it changes
 
     def __len__(self) -> int:
@@ -66,16 +68,14 @@ class ResidentChunks:
     def reserve(self, key: ChunkKey, tokens: int) -> ResidentChunk:
         """Makes room for a chunk and holds it; the caller fills its pages and sets ``ready``.
 
-        Evicts unheld chunks, then moves runs together. Raises ``PoolFull`` if that is not enough, and
-        ``ValueError`` if the chunk is here already.
+        Evicts unheld chunks, then moves runs together, and does so again with what was called back. Raises
+        ``PoolFull`` if that is not enough, and ``ValueError`` if the chunk is here already.
         """
         if key in self._chunks:
             raise ValueError(f"reserve: {key} is resident")
-        run = self.pool.allocate_run(tokens)
-        while run is None and self._evict_one():
-            run = self.pool.allocate_run(tokens)
-        if run is None and self._compact():
-            run = self.pool.allocate_run(tokens)
+        run = self._make_room(tokens)
+        if run is None and self.call_back():
+            run = self._make_room(tokens)
         if run is None:
             raise PoolFull(
                 f"chunk of {tokens} tokens needs {self.pool.pages_for(tokens)} neighbouring pages; chunks in use "
@@ -84,6 +84,14 @@ class ResidentChunks:
         chunk = ResidentChunk(key, tokens, run, holders=1)
         self._chunks[key] = chunk
         return chunk
+
+    def _make_room(self, tokens: int) -> PageRun | None:
+        run = self.pool.allocate_run(tokens)
+        while run is None and self._evict_one():
+            run = self.pool.allocate_run(tokens)
+        if run is None and self._compact():
+            run = self.pool.allocate_run(tokens)
+        return run
 
     def release(self, chunk: ResidentChunk) -> None:
         """Gives one hold back. A chunk that was never filled leaves with its last holder."""
