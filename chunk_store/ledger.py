@@ -22,6 +22,7 @@ from chunk_store.limits import Space, StoreLimits
 from chunk_store.record import NO_CONTENT, ChunkRecord, Content, RecordPage, RecordQuery
 from chunk_store.store import Busy, DeleteReport, Stored, StoreStats, SweepReport
 from chunk_store.tenant import DEFAULT_ONLY, DEFAULT_TENANT, NO_LIMITS, Tenant, TenantLimits, Tenants, TenantUsage
+from chunk_store.uses import Uses
 
 TOMBSTONES_MAX = 65_536
 IDENTITY_BITS = 63  # of a store's name; both kinds of ledger keep it as a signed number
@@ -86,6 +87,11 @@ class Records(Protocol):
     ) -> list[bool]: ...
 
     def delete(self, chunk_ids: Sequence[ChunkId], tenants: Tenants = DEFAULT_ONLY) -> DeleteReport: ...
+
+    def add_uses(self, uses: Uses) -> None:
+        """Adds to what is kept with the record that was used. Does not wait long for other writers."""
+
+    def uses(self, chunk_ids: Sequence[ChunkId], tenant: Tenant) -> list[int]: ...
 
 
 class Entries(Protocol):

@@ -28,7 +28,8 @@ from chunk_store.key import ChunkId, ChunkKey, ModelIdentity
 from chunk_store.ledger import Leases, Ledger, ReadTicket, check_key
 from chunk_store.publication import SharedPublication
 from chunk_store.store import Busy, DeleteReport, Lease, Publication, Stored, StoreStats, SweepReport
-from chunk_store.tenant import DEFAULT_ONLY, Tenants
+from chunk_store.tenant import DEFAULT_ONLY, DEFAULT_TENANT, Tenant, Tenants
+from chunk_store.uses import UseCounts
 
 log = logging.getLogger(__name__)
 
@@ -43,6 +44,7 @@ class SharedStore:
         self.blobs = blobs
         self._lock = threading.Lock()
         self._open_claims: set[SharedPublication] = set()
+        self._uses = UseCounts(ledger.records)
         # What the ledger answers alone, it is asked directly.
         self.put_records, self.get_records = ledger.records.put, ledger.records.get
         self.list_records, self.set_pinned = ledger.records.page, ledger.records.set_pinned
@@ -50,6 +52,12 @@ class SharedStore:
         self.miss_reason = ledger.entries.miss_reason
         self.tenants, self.usage = ledger.upkeep.tenants, ledger.upkeep.usage
         self.identity = ledger.upkeep.identity
+
+    def note_uses(self, chunk_ids: Sequence[ChunkId], tenant: Tenant = DEFAULT_TENANT) -> None:
+        self._uses.note(chunk_ids, tenant)
+
+    def uses(self, chunk_ids: Sequence[ChunkId], tenant: Tenant = DEFAULT_TENANT) -> list[int]:
+        return self._uses.of(chunk_ids, tenant)
 
     def delete_chunks(self, chunk_ids: Sequence[ChunkId], tenants: Tenants = DEFAULT_ONLY) -> DeleteReport:
         report = self.ledger.records.delete(chunk_ids, tenants)
@@ -125,6 +133,7 @@ class SharedStore:
         return lease
 
     def sweep(self) -> SweepReport:
+        self._uses.flush()
         report = self.ledger.upkeep.sweep(self.blobs.quarantined())
         self._remove_garbage()
         return report
@@ -140,6 +149,7 @@ class SharedStore:
                 publication.abort()
             except StoreError:
                 continue  # the store is gone; the claim runs out by itself
+        self._uses.flush()
         self.ledger.close()
         self.blobs.close()
 

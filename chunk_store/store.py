@@ -163,6 +163,16 @@ class ChunkStore(Protocol):
     def delete_model(self, model: ModelIdentity) -> DeleteReport:
         """Removes all entries of one model; records stay."""
 
+    def note_uses(self, chunk_ids: Sequence[ChunkId], tenant: Tenant = DEFAULT_TENANT) -> None:
+        """Counts that ``tenant`` has used these, soon: a hint, which waits for nobody and may be lost."""
+
+    def uses(self, chunk_ids: Sequence[ChunkId], tenant: Tenant = DEFAULT_TENANT) -> list[int]:
+        """How often ``tenant`` has used each; what others did, also with what is shared, does not count.
+
+        What other processes counted in the last second may be missing. 0 for what is not registered: with its record a
+        chunk's uses are forgotten.
+        """
+
     # -- KV -----------------------------------------------------------------------------------------
     def lookup(self, keys: Sequence[ChunkKey]) -> list[EntryInfo | None]:
         """Committed entries by key, in one round trip. Does not change eviction order."""

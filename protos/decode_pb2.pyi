@@ -42,6 +42,32 @@ CACHE_USE_BYPASS: CacheUse.ValueType  # 2
 """compute everything anew in this process, store and share nothing"""
 Global___CacheUse: _TypeAlias = CacheUse  # noqa: Y015
 
+class _ChunkOrder:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _ChunkOrderEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ChunkOrder.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    CHUNK_ORDER_UNSPECIFIED: _ChunkOrder.ValueType  # 0
+    """read as GIVEN"""
+    CHUNK_ORDER_GIVEN: _ChunkOrder.ValueType  # 1
+    CHUNK_ORDER_CANONICAL: _ChunkOrder.ValueType  # 2
+    """The service sorts neighbours of one type before the query, so that prompts begin alike: the most used first (by the
+    caller's own use, coarsely), then by chunk id. The query, segments with a role and turns of a conversation stay.
+    """
+
+class ChunkOrder(_ChunkOrder, metaclass=_ChunkOrderEnumTypeWrapper):
+    """In which order the chunks of a prompt stand; the reuse report lists them in it."""
+
+CHUNK_ORDER_UNSPECIFIED: ChunkOrder.ValueType  # 0
+"""read as GIVEN"""
+CHUNK_ORDER_GIVEN: ChunkOrder.ValueType  # 1
+CHUNK_ORDER_CANONICAL: ChunkOrder.ValueType  # 2
+"""The service sorts neighbours of one type before the query, so that prompts begin alike: the most used first (by the
+caller's own use, coarsely), then by chunk id. The query, segments with a role and turns of a conversation stay.
+"""
+Global___ChunkOrder: _TypeAlias = ChunkOrder  # noqa: Y015
+
 class _KvSource:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -267,11 +293,13 @@ class GenerateRequest(_message.Message):
     REUSE_MODE_FIELD_NUMBER: _builtins.int
     SALT_FIELD_NUMBER: _builtins.int
     CACHE_USE_FIELD_NUMBER: _builtins.int
+    ORDER_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """empty: the service picks one"""
     reuse_mode: _chunks_pb2.ReuseMode.ValueType
     salt: _builtins.str
     cache_use: Global___CacheUse.ValueType
+    order: Global___ChunkOrder.ValueType
     @_builtins.property
     def segments(self) -> _containers.RepeatedCompositeFieldContainer[Global___Segment]: ...
     @_builtins.property
@@ -285,10 +313,11 @@ class GenerateRequest(_message.Message):
         reuse_mode: _chunks_pb2.ReuseMode.ValueType = ...,
         salt: _builtins.str = ...,
         cache_use: Global___CacheUse.ValueType = ...,
+        order: Global___ChunkOrder.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["sampling", b"sampling"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cache_use", b"cache_use", "request_id", b"request_id", "reuse_mode", b"reuse_mode", "salt", b"salt", "sampling", b"sampling", "segments", b"segments"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cache_use", b"cache_use", "order", b"order", "request_id", b"request_id", "reuse_mode", b"reuse_mode", "salt", b"salt", "sampling", b"sampling", "segments", b"segments"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -424,6 +453,7 @@ class SegmentReport(_message.Message):
     EXACTNESS_FIELD_NUMBER: _builtins.int
     MISS_REASON_FIELD_NUMBER: _builtins.int
     UNPUBLISHED_FIELD_NUMBER: _builtins.int
+    GIVEN_INDEX_FIELD_NUMBER: _builtins.int
     chunk_id: _builtins.str
     """empty for an inline query"""
     name: _builtins.str
@@ -439,6 +469,8 @@ class SegmentReport(_message.Message):
     exactness: _chunks_pb2.Exactness.ValueType
     miss_reason: _chunks_pb2.MissReason.ValueType
     unpublished: _chunks_pb2.Unpublished.ValueType
+    given_index: _builtins.int
+    """of the request's segments"""
     def __init__(
         self,
         *,
@@ -453,10 +485,11 @@ class SegmentReport(_message.Message):
         exactness: _chunks_pb2.Exactness.ValueType = ...,
         miss_reason: _chunks_pb2.MissReason.ValueType = ...,
         unpublished: _chunks_pb2.Unpublished.ValueType = ...,
+        given_index: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cached_tokens", b"cached_tokens", "chunk_id", b"chunk_id", "exactness", b"exactness", "level", b"level", "miss_reason", b"miss_reason", "name", b"name", "offset", b"offset", "source", b"source", "tokens", b"tokens", "type", b"type", "unpublished", b"unpublished"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cached_tokens", b"cached_tokens", "chunk_id", b"chunk_id", "exactness", b"exactness", "given_index", b"given_index", "level", b"level", "miss_reason", b"miss_reason", "name", b"name", "offset", b"offset", "source", b"source", "tokens", b"tokens", "type", b"type", "unpublished", b"unpublished"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -469,21 +502,31 @@ class ReuseReport(_message.Message):
     REUSE_MODE_FIELD_NUMBER: _builtins.int
     EXACTNESS_FIELD_NUMBER: _builtins.int
     SEGMENTS_FIELD_NUMBER: _builtins.int
+    ORDER_FIELD_NUMBER: _builtins.int
+    REORDERED_FIELD_NUMBER: _builtins.int
     reuse_mode: _chunks_pb2.ReuseMode.ValueType
     exactness: _chunks_pb2.Exactness.ValueType
     """the weakest of the segments'"""
+    order: Global___ChunkOrder.ValueType
+    """what was asked for"""
+    reordered: _builtins.bool
+    """whether that is another order than the segments were given in"""
     @_builtins.property
-    def segments(self) -> _containers.RepeatedCompositeFieldContainer[Global___SegmentReport]: ...
+    def segments(self) -> _containers.RepeatedCompositeFieldContainer[Global___SegmentReport]:
+        """in the order in which they stand"""
+
     def __init__(
         self,
         *,
         reuse_mode: _chunks_pb2.ReuseMode.ValueType = ...,
         exactness: _chunks_pb2.Exactness.ValueType = ...,
         segments: _abc.Iterable[Global___SegmentReport] | None = ...,
+        order: Global___ChunkOrder.ValueType = ...,
+        reordered: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["exactness", b"exactness", "reuse_mode", b"reuse_mode", "segments", b"segments"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["exactness", b"exactness", "order", b"order", "reordered", b"reordered", "reuse_mode", b"reuse_mode", "segments", b"segments"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -15,7 +15,7 @@ from cairn.cli.selection import SEE_CHUNKS, find_chunk, id_of_digits, looks_like
 from cairn.cli.terminal import Terminal
 from cairn.client.client import Client
 from cairn.client.requests import Segment
-from cairn.client.types import CACHE_USES, REUSE_MODES, ChunkRef, Text
+from cairn.client.types import CACHE_USES, CHUNK_ORDERS, REUSE_MODES, ChunkRef, Text
 
 TEXT_PREFIX = "text:"
 _PATH = re.compile(r"(~|\.{1,2})?/\S*|\S+/\S*\.[A-Za-z0-9]{1,8}")
@@ -36,6 +36,12 @@ def add_prompt_flags(parser: argparse.ArgumentParser) -> None:
     add_segment_flags(parser)
     parser.add_argument("--reuse", choices=REUSE_MODES, default="exact", help="how chunks may be reused")
     parser.add_argument("--cache", choices=CACHE_USES, default="shared", help="bypass: compute everything anew")
+    parser.add_argument(
+        "--order",
+        choices=CHUNK_ORDERS,
+        default="given",
+        help="canonical: neighbouring chunks of one type may change places, so that prompts begin alike",
+    )
     parser.add_argument("--request-id", metavar="ID", help="to find it again in the logs and to abort it")
 
 

@@ -103,10 +103,12 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[object]], title: str =
 
 
 def reuse_table(report: ReuseReport, title: str = "") -> Table:
-    """The reuse report, one row for each segment of the prompt."""
-    columns = ("segment", "type", "#tokens", "#cached", "source", "#level", "#offset", "exactness", "miss")
+    """The reuse report, one row for each segment of the prompt, and of a sorted one where each was given."""
+    given = ("#given",) if report.reordered else ()
+    columns = (*given, "segment", "type", "#tokens", "#cached", "source", "#level", "#offset", "exactness", "miss")
     rows = [
         (
+            *([segment.given_index + 1] if report.reordered else []),
             segment.name or short_id(segment.chunk_id) or "(query)",
             segment.type,
             segment.tokens,

@@ -35,11 +35,15 @@ class PrefillOptions(TypedDict, total=False):
 
 
 class GenerateOptions(TypedDict, total=False):
-    """Keyword arguments of ``generate`` and ``explain``. What is left out is left to the service."""
+    """Keyword arguments of ``generate`` and ``explain``. What is left out is left to the service.
+
+    ``order="canonical"``: the service may sort neighbouring chunks of one type, so that prompts begin alike.
+    """
 
     max_tokens: int
     reuse: str
     cache: str
+    order: str
     salt: str
     request_id: str | None
     temperature: float | None

@@ -118,6 +118,8 @@ def parse_reuse(reply: decode_pb2.ReuseReport) -> ReuseReport:
         reuse_mode=_reuse_mode(reply.reuse_mode),
         exactness=_exactness(reply.exactness),
         segments=tuple(_segment(segment) for segment in reply.segments),
+        order=_name(decode_pb2.ChunkOrder, reply.order, "CHUNK_ORDER_"),
+        reordered=reply.reordered,
     )
 
 
@@ -166,6 +168,7 @@ def _segment(reply: decode_pb2.SegmentReport) -> SegmentReport:
         exactness=_exactness(reply.exactness),
         miss_reason=_name(chunks_pb2.MissReason, reply.miss_reason, "MISS_REASON_"),
         unpublished=_name(chunks_pb2.Unpublished, reply.unpublished, "UNPUBLISHED_"),
+        given_index=reply.given_index,
     )
 
 

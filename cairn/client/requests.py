@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
 from cairn.client.errors import invalid
-from cairn.client.types import CACHE_USES, CHUNK_TYPES, LIST_ORDERS, REUSE_MODES, ChunkRef, Text, Tokens
+from cairn.client.types import CACHE_USES, CHUNK_ORDERS, CHUNK_TYPES, LIST_ORDERS, REUSE_MODES, ChunkRef, Text, Tokens
 from protos import chunks_pb2, decode_pb2, prefill_pb2
 
 Segment: TypeAlias = ChunkRef | Text | Tokens | str | Sequence[int]
@@ -64,6 +64,7 @@ def generate_request(
     max_tokens: int = 128,
     reuse: str = "exact",
     cache: str = "shared",
+    order: str = "given",
     salt: str = "",
     request_id: str | None = None,
     temperature: float | None = None,
@@ -90,6 +91,8 @@ def generate_request(
         raise invalid("segments", "is empty: the query, at least, is needed")
     if cache not in CACHE_USES:
         raise invalid("cache", f"must be one of {', '.join(CACHE_USES)}, not {cache!r}")
+    if order not in CHUNK_ORDERS:
+        raise invalid("order", f"must be one of {', '.join(CHUNK_ORDERS)}, not {order!r}")
     sampling = _sampling(
         max_tokens=max_tokens,
         temperature=temperature,
@@ -116,6 +119,7 @@ def generate_request(
         reuse_mode=_reuse_mode(reuse),
         salt=salt,
         cache_use=decode_pb2.CacheUse.Value(f"CACHE_USE_{cache.upper()}"),
+        order=decode_pb2.ChunkOrder.Value(f"CHUNK_ORDER_{order.upper()}"),
     )
 
 

@@ -13,6 +13,7 @@ from typing import TypeAlias
 CHUNK_TYPES = ("system_prompt", "context", "code", "rag_result", "query")
 REUSE_MODES = ("exact", "anchored", "independent")
 CACHE_USES = ("shared", "bypass")
+CHUNK_ORDERS = ("given", "canonical")
 LIST_ORDERS = ("created", "last_used", "name")
 
 
@@ -127,7 +128,8 @@ class Usage:
 class SegmentReport:
     """Where the KV of one segment of the prompt came from. ``offset`` is where it stands minus where it was
     computed, in tokens; ``miss_reason`` is empty for a hit. ``unpublished`` says why KV that was computed did not go
-    to the store (``"store_full"``, ``"store_unavailable"``), empty otherwise."""
+    to the store (``"store_full"``, ``"store_unavailable"``), empty otherwise. ``given_index`` is its place among the
+    segments that were sent."""
 
     chunk_id: str
     name: str
@@ -140,15 +142,21 @@ class SegmentReport:
     exactness: str
     miss_reason: str
     unpublished: str = ""
+    given_index: int = 0
 
 
 @dataclass(frozen=True)
 class ReuseReport:
-    """What was reused, segment by segment, and how exact the answer is: the weakest of the segments."""
+    """What was reused, segment by segment, and how exact the answer is: the weakest of the segments.
+
+    The segments stand in the order in which they were used; ``reordered``: that is not the one they were sent in.
+    """
 
     reuse_mode: str
     exactness: str
     segments: tuple[SegmentReport, ...]
+    order: str = ""
+    reordered: bool = False
 
 
 @dataclass(frozen=True)

@@ -11,10 +11,11 @@ from dataclasses import replace
 from chunk_store.format.pages import After, merged_page
 from chunk_store.key import ChunkId, ChunkType, TokenizerIdentity, pack_token_ids, unpack_token_ids
 from chunk_store.local import counts, eviction, registry
-from chunk_store.local.index import Index
+from chunk_store.local.index import FLUSH_WAIT_S, Index
 from chunk_store.record import NO_CONTENT, ChunkRecord, Content, RecordOrder, RecordPage, RecordQuery
 from chunk_store.store import DeleteReport
-from chunk_store.tenant import DEFAULT_ONLY, DEFAULT_TENANT, NO_LIMITS, Tenant, TenantLimits, Tenants
+from chunk_store.tenant import DEFAULT_ONLY, DEFAULT_TENANT, NO_LIMITS, SHARED_TENANT, Tenant, TenantLimits, Tenants
+from chunk_store.uses import Uses
 
 _COLUMNS = (
     "chunk_id, tokenizer, type, token_ids, name, tags, pinned, created_at, last_used_at, expires_at, tenant, transient"
@@ -91,6 +92,28 @@ class LocalRecords:
                 found = eviction.delete(connection, "tenant = ? AND chunk_id = ?", place, now)
                 count, nbytes = count + found[0], nbytes + found[1]
         return DeleteReport(removed, count, nbytes)
+
+    def add_uses(self, uses: Uses) -> None:
+        rows = [
+            {"user": user, "chunk_id": name, "shared": SHARED_TENANT, "more": n} for (user, name), n in uses.items()
+        ]
+        with self._index.write(FLUSH_WAIT_S) as connection:
+            connection.executemany(
+                "INSERT INTO uses SELECT tenant, chunk_id, :user, :more FROM records "
+                "WHERE chunk_id = :chunk_id AND tenant IN (:user, :shared) ORDER BY tenant = :user DESC LIMIT 1 "
+                "ON CONFLICT DO UPDATE SET count = count + excluded.count",
+                rows,
+            )
+
+    def uses(self, chunk_ids: Sequence[ChunkId], tenant: Tenant) -> list[int]:
+        with self._index.read() as connection:
+            rows = connection.execute(
+                "SELECT chunk_id, SUM(count) FROM uses WHERE tenant IN (?, ?) AND user = ? "
+                "AND chunk_id IN (SELECT value FROM json_each(?)) GROUP BY chunk_id",
+                (tenant, SHARED_TENANT, tenant, json.dumps(list(chunk_ids))),
+            )
+            found = dict(rows.fetchall())
+        return [found.get(chunk_id, 0) for chunk_id in chunk_ids]
 
 
 def named(connection: sqlite3.Connection, tenants: Tenants) -> Sequence[Tenant]:

@@ -31,6 +31,9 @@ CREATE INDEX records_transient ON records (last_used_at, chunk_id) WHERE transie
 CREATE TABLE tags (
   tenant TEXT NOT NULL, tag TEXT NOT NULL, chunk_id TEXT NOT NULL, PRIMARY KEY (tenant, tag, chunk_id)) WITHOUT ROWID;;
 CREATE INDEX tags_chunk ON tags (tenant, chunk_id);;
+CREATE TABLE uses (
+  tenant TEXT NOT NULL, chunk_id TEXT NOT NULL, user TEXT NOT NULL, count INTEGER NOT NULL,
+  PRIMARY KEY (tenant, chunk_id, user)) WITHOUT ROWID;;
 
 CREATE TABLE entries (
   key TEXT PRIMARY KEY, blob TEXT NOT NULL, chunk_id TEXT NOT NULL, model TEXT NOT NULL, tenant TEXT NOT NULL,
@@ -65,6 +68,8 @@ CREATE TRIGGER records_out AFTER DELETE ON records BEGIN
   UPDATE totals SET value = value - 1 WHERE name = 'records';
   UPDATE tenants SET records = records - 1, pinned = pinned - OLD.pinned WHERE tenant = OLD.tenant;
   DELETE FROM tags WHERE tenant = OLD.tenant AND chunk_id = OLD.chunk_id; END;;
+CREATE TRIGGER uses_out AFTER DELETE ON records BEGIN
+  DELETE FROM uses WHERE tenant = OLD.tenant AND chunk_id = OLD.chunk_id; END;;
 CREATE TRIGGER entries_in AFTER INSERT ON entries BEGIN
   UPDATE totals SET value = value + 1 WHERE name = 'entries';
   UPDATE totals SET value = value + NEW.stored_nbytes WHERE name = 'entry_nbytes';

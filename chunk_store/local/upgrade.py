@@ -1,10 +1,11 @@
 """From each older version of the embedded index to the present one; statements end with ``;;``.
 
 Version 1 knew no tenants. Its records become the default tenant's; its entries know by their salt whose they are.
-Version 2 did not know which content only passed through a request, nor what the quarantine holds.
+Version 2 did not know which content only passed through a request, nor what the quarantine holds; version 3 not how
+often who used a chunk.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from chunk_store.local.schema import SCHEMA
 
@@ -49,12 +50,21 @@ _FROM_1 = ";;\n".join(
 )
 
 _NEW_IN_3 = ("records_transient", "TABLE quarantine", "quarantine_in", "quarantine_out")
+_NEW_IN_4 = ("TABLE uses", "uses_out")
+
+
+def _statements(names: Sequence[str]) -> list[str]:
+    return [statement for statement in SCHEMA.split(";;") if any(name in statement for name in names)]
+
+
+_FROM_3 = ";;\n".join(_statements(_NEW_IN_4))
 _FROM_2 = ";;\n".join(
     (
         "ALTER TABLE records ADD COLUMN transient INTEGER NOT NULL DEFAULT 0",
         "INSERT INTO totals VALUES ('quarantine_nbytes', 0)",
-        *(statement for statement in SCHEMA.split(";;") if any(name in statement for name in _NEW_IN_3)),
+        *_statements(_NEW_IN_3),
+        _FROM_3,
     )
 )
 
-MIGRATIONS: Mapping[int, str] = {1: _FROM_1, 2: _FROM_2}
+MIGRATIONS: Mapping[int, str] = {1: _FROM_1, 2: _FROM_2, 3: _FROM_3}

@@ -15,7 +15,17 @@ from chunk_store.redis.connection import RedisConnection
 from chunk_store.redis.names import index_name, named, number, sid
 from chunk_store.redis.scripts import records as scripts
 from chunk_store.store import DeleteReport
-from chunk_store.tenant import DEFAULT_ONLY, DEFAULT_TENANT, NO_LIMITS, Tenant, TenantLimits, Tenants
+from chunk_store.tenant import (
+    DEFAULT_ONLY,
+    DEFAULT_TENANT,
+    NO_LIMITS,
+    SHARED_TENANT,
+    Tenant,
+    TenantLimits,
+    Tenants,
+    visible_to,
+)
+from chunk_store.uses import Uses
 
 _INDEX = {RecordOrder.CREATED: "records_created", RecordOrder.LAST_USED: "records_used"}
 STEP_RECORDS = 200
@@ -93,6 +103,22 @@ class RedisRecords:
         places = [(tenant, name) for tenant in named(self._redis, tenants) for name in chunk_ids]
         sids = [sid(tenant, name) for tenant, name in places]
         return DeleteReport(*(int(count) for count in self._redis.run(scripts.DELETE_CHUNKS, *sids)))
+
+    def add_uses(self, uses: Uses) -> None:
+        given = list(uses.items())
+        for first in range(0, len(given), STEP_RECORDS):
+            step = given[first : first + STEP_RECORDS]
+            args = [(user, sid(user, name), sid(SHARED_TENANT, name), more) for (user, name), more in step]
+            self._redis.run(scripts.ADD_USES, *(value for each in args for value in each))
+
+    def uses(self, chunk_ids: Sequence[ChunkId], tenant: Tenant) -> list[int]:
+        owners = visible_to(tenant)
+        with self._redis.errors(), self._redis.client.pipeline(transaction=False) as pipeline:
+            for chunk_id in chunk_ids:
+                for owner in owners:
+                    pipeline.hget(self._redis.name(f"uses:{sid(owner, chunk_id)}"), tenant)
+            counts = [int(count or 0) for count in pipeline.execute()]
+        return [sum(counts[at : at + len(owners)]) for at in range(0, len(counts), len(owners))]
 
     def _matching(self, query: RecordQuery, tenant: Tenant, after: After | None, at_too: bool) -> Iterator[ChunkRecord]:
         tagged = self._tagged(tenant, query.tag)

@@ -7,6 +7,7 @@ from collections.abc import Sequence as Items
 
 from chunk_store.key import ChunkType
 from decode_service.prompt.composition import Composition
+from decode_service.prompt.order import ChunkOrder
 from decode_service.prompt.request_chunk import ChunkOutcome, Segment, Unpublished
 from decode_service.prompt.resolver import SegmentRequest
 from decode_service.sequence import Sequence
@@ -30,6 +31,13 @@ _SOURCES = {
     KVSource.STORE: decode_pb2.KV_SOURCE_STORE,
     KVSource.COMPUTED: decode_pb2.KV_SOURCE_COMPUTED,
 }
+
+_ORDERS = {
+    decode_pb2.CHUNK_ORDER_UNSPECIFIED: ChunkOrder.GIVEN,
+    decode_pb2.CHUNK_ORDER_GIVEN: ChunkOrder.GIVEN,
+    decode_pb2.CHUNK_ORDER_CANONICAL: ChunkOrder.CANONICAL,
+}
+_ORDERS_OUT = {order: number for number, order in _ORDERS.items()}
 
 _UNPUBLISHED = {
     None: chunks_pb2.UNPUBLISHED_UNSPECIFIED,
@@ -61,6 +69,14 @@ def _segment_in(index: int, segment: decode_pb2.Segment, budget: ContentBudget, 
         check_id(f"{field}.chunk_id", name)
     unspecified = ChunkType.QUERY if index == count - 1 else ChunkType.CONTEXT
     return SegmentRequest(text, token_ids, name, wire.chunk_type(segment.type, unspecified=unspecified), segment.role)
+
+
+def order_in(number: int) -> ChunkOrder:
+    """The order a request asks for. Raises ``InvalidRequest`` for one that this version does not know."""
+    try:
+        return _ORDERS[decode_pb2.ChunkOrder.ValueType(number)]
+    except KeyError:
+        raise InvalidRequest(f"{number} is not known to this version", field="order") from None
 
 
 def check_sampling(sampling: decode_pb2.SamplingParams) -> None:
@@ -138,16 +154,18 @@ def usage_out(sequence: Sequence, completion_tokens: int) -> decode_pb2.Usage:
 def reuse_out(composition: Composition, query_level: int = 0) -> decode_pb2.ReuseReport:
     """What was reused, or would be, segment by segment. ``query_level``: in which the tail is read."""
     report = decode_pb2.ReuseReport(reuse_mode=wire.reuse_mode_out(composition.mode))
+    report.order, report.reordered = _ORDERS_OUT[composition.order], composition.reordered
     kinds = [composition.exactness(chunk) for chunk in composition.chunks]
     weakest = Exactness.EXACT_BLOCK_MASK if Exactness.EXACT_BLOCK_MASK in kinds else Exactness.EXACT_CONTEXT
     report.exactness = wire.exactness_out(weakest)
     for chunk, kind in zip(composition.chunks, kinds, strict=True):
         found = _segment_out(chunk.segment, chunk.outcome or ChunkOutcome(KVSource.COMPUTED), kind, chunk.level)
-        found.cached_tokens, found.offset = chunk.cached_tokens, chunk.offset
+        found.cached_tokens, found.offset, found.given_index = chunk.cached_tokens, chunk.offset, chunk.given_index
         report.segments.append(found)
     if composition.query is not None:
         computed = ChunkOutcome(KVSource.COMPUTED)
         report.segments.append(_segment_out(composition.query, computed, Exactness.EXACT_CONTEXT, query_level))
+        report.segments[-1].given_index = len(composition.chunks)
     return report
 
 

@@ -181,8 +181,9 @@ class DecodeService(decode_pb2_grpc.DecodeServiceServicer):
         budget = ContentBudget(served.context_length_max, limit=str(served.limit()))
         segments = messages.segments_in(request.segments, budget)
         mode: ReuseMode = wire.reuse_mode(request.reuse_mode)
+        order = messages.order_in(request.order)
         async with self._lanes.lane(budget.characters, len(segments)):
-            return await asyncio.to_thread(lambda: then(self.resolver.resolve(segments, mode, salt)))
+            return await asyncio.to_thread(lambda: then(self.resolver.resolve(segments, mode, salt, order)))
 
     def _sampling(
         self, request: decode_pb2.GenerateRequest, composition: Composition
@@ -194,6 +195,8 @@ class DecodeService(decode_pb2_grpc.DecodeServiceServicer):
         )
         params = messages.sampling_in(request.sampling, max_tokens, served.vocabulary, served.eos_token_ids)
         stops = frozenset(token for token in params.stops_at(served.eos_token_ids) if token < served.vocabulary)
+        if request.cache_use != decode_pb2.CACHE_USE_BYPASS:
+            self.resolver.note_use(composition)
         # Else nobody counts the prompt's tokens.
         prompt = composition.token_ids() if params.repetition_penalty != 1.0 else ()
         return composition, SamplingRequest(params, prompt, stops)

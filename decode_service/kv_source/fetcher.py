@@ -219,7 +219,7 @@ class _Fetch:
             for want in unreadable:
                 raise Unavailable(
                     f"its KV was computed but cannot be loaded ({want.missed})",
-                    field=f"segments[{want.chunk.index}]",
+                    field=f"segments[{want.chunk.given_index}]",
                     remedy="try again",
                 )
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from chunk_store.key import ChunkKey, chunk_key
 from chunk_store.tenant import DEFAULT_TENANT, SHARED_TENANT, Tenant, tenant_of
 from decode_service.prompt.memory import KeyMemory
+from decode_service.prompt.order import ChunkOrder
 from decode_service.prompt.request_chunk import RequestChunk, Segment
 from engine.reuse import Exactness, ReuseMode, exactness, key_composition
 from serving.errors import InvalidRequest
@@ -25,7 +26,7 @@ class Composition:
 
     ``query`` follows the ``chunks``; it is None if the last chunk is the query (a full hit).
     ``tail`` holds the tokens that are computed for this request alone. On a full hit that is the last token of the
-    last chunk, which is not read from the pool then.
+    last chunk, which is not read from the pool then. ``order``: what the caller asked for; the chunks stand in it.
     """
 
     chunks: tuple[RequestChunk, ...]
@@ -33,11 +34,17 @@ class Composition:
     mode: ReuseMode
     tail: tuple[int, ...]
     tenant: Tenant = DEFAULT_TENANT
+    order: ChunkOrder = ChunkOrder.GIVEN
 
     @cached_property
     def segments(self) -> list[Segment]:
         """All of the prompt, in order."""
         return [*(chunk.segment for chunk in self.chunks), *([] if self.query is None else [self.query])]
+
+    @property
+    def reordered(self) -> bool:
+        """Whether the chunks stand in another order than they were given in."""
+        return any(chunk.given_index != chunk.index for chunk in self.chunks)
 
     @property
     def context(self) -> list[Segment]:
@@ -68,15 +75,22 @@ class Composition:
 
 
 def compose(
-    served: ServedModel, segments: Sequence[Segment], mode: ReuseMode, salt: str, memory: KeyMemory | None = None
+    served: ServedModel,
+    given: Sequence[Segment],
+    mode: ReuseMode,
+    salt: str,
+    memory: KeyMemory | None = None,
+    order: Sequence[int] | None = None,
 ) -> Composition:
-    """Keys the segments of a request; the last is the query.
+    """Keys the segments of a request; the last is the query. ``order``: their indices as they are to stand.
 
     A query named by its chunk id has KV under its EXACT context and is reused there; in the other modes no
     key covers what it saw, so it is computed. ``memory`` is the served model's, of what such requests worked out
     before; chunk ids must then be those of their content. Raises ``InvalidRequest`` naming the segment and the remedy.
     """
-    _check_tokens(served, segments, tenant_of(salt), memory)
+    _check_tokens(served, given, tenant_of(salt), memory)
+    segments = given if order is None else [given[index] for index in order]
+    asked = ChunkOrder.GIVEN if order is None else ChunkOrder.CANONICAL
     tenant, query = tenant_of(salt), segments[-1]
     full_hit = mode is ReuseMode.EXACT and query.named_by_id
     cached = segments if full_hit else segments[:-1]
@@ -97,12 +111,13 @@ def compose(
             offset=key.offset,
             tenant=SHARED_TENANT if key.shared else tenant,
             visible=len(segment.token_ids) - (full_hit and index == len(cached) - 1),
+            given=None if order is None else order[index],
         )
         for index, (segment, key) in enumerate(zip(cached, keyed, strict=True))
     )
     if full_hit:
-        return Composition(chunks, None, mode, query.token_ids[-1:], tenant)
-    return Composition(chunks, query, mode, query.token_ids, tenant)
+        return Composition(chunks, None, mode, query.token_ids[-1:], tenant, asked)
+    return Composition(chunks, query, mode, query.token_ids, tenant, asked)
 
 
 def _check_tokens(served: ServedModel, segments: Sequence[Segment], tenant: Tenant, memory: KeyMemory | None) -> None:

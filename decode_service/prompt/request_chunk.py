@@ -48,10 +48,10 @@ class RequestChunk:
     """A segment that has KV of its own.
 
     The first half is settled when the prompt is composed: its ``key``, the indices of the chunks it was computed
-    under, how far from that place it stands now, whose KV it is, and how many of its tokens are read from the pool.
-    The second half belongs to whoever runs the request: where the KV came from (None: not known yet), the pages it
-    lies in, how many tokens of it have been computed here (None: it is not computed here), and the level of the
-    cascade in which it is read.
+    under, how far from that place it stands now, whose KV it is, how many of its tokens are read from the pool, and
+    its index among the ``given`` segments (None: the same). The second half belongs to whoever runs the request: where
+    the KV came from (None: not known yet), the pages it lies in, how many tokens of it have been computed here (None:
+    it is not computed here), and the level of the cascade in which it is read.
     """
 
     index: int
@@ -61,6 +61,7 @@ class RequestChunk:
     offset: int
     tenant: Tenant
     visible: int
+    given: int | None = None
     outcome: ChunkOutcome | None = None
     resident: ResidentChunk | None = None
     computed: int | None = None
@@ -69,6 +70,11 @@ class RequestChunk:
     @property
     def token_ids(self) -> tuple[int, ...]:
         return self.segment.token_ids
+
+    @property
+    def given_index(self) -> int:
+        """Where it stands in the request that its caller sent."""
+        return self.index if self.given is None else self.given
 
     @property
     def held(self) -> ResidentChunk:

@@ -16,6 +16,7 @@ from chunk_store.store import ChunkStore
 from chunk_store.tenant import SHARED_TENANT, Tenant, tenant_of, visible_to
 from decode_service.prompt.composition import Composition, compose
 from decode_service.prompt.memory import KeyMemory, RecordMemory
+from decode_service.prompt.order import ChunkOrder, canonical_order
 from decode_service.prompt.request_chunk import Segment
 from engine.reuse import ReuseMode
 from engine.served import ServedModel
@@ -51,13 +52,36 @@ class Resolver:
         self._records = RecordMemory(RECORD_TOKENS_MAX)
         self._keys = KeyMemory()
 
-    def resolve(self, segments: Sequence[SegmentRequest], mode: ReuseMode, salt: str) -> Composition:
+    def resolve(
+        self,
+        segments: Sequence[SegmentRequest],
+        mode: ReuseMode,
+        salt: str,
+        order: ChunkOrder = ChunkOrder.GIVEN,
+    ) -> Composition:
         """The composition of a request, under the caller's salt.
 
         Raises ``RequestError`` naming the segment and the remedy.
         """
         check_mode(self.served, mode)
-        return compose(self.served, self._resolve_all(segments, tenant_of(salt)), mode, salt, self._keys)
+        tenant = tenant_of(salt)
+        resolved = self._resolve_all(segments, tenant)
+        indices = None
+        if order is ChunkOrder.CANONICAL:
+            held = [bool(segment.role) for segment in segments]
+            indices = canonical_order(resolved, held, lambda names: self._uses(names, tenant))
+        return compose(self.served, resolved, mode, salt, self._keys, indices)
+
+    def note_use(self, composition: Composition) -> None:
+        """Counts that a request uses its chunks; what that is good for is a later request's order."""
+        self.store.note_uses([chunk.segment.chunk_id for chunk in composition.chunks], composition.tenant)
+
+    def _uses(self, names: Sequence[ChunkId], tenant: Tenant) -> Sequence[int]:
+        """While the store is away nothing counts as used, and all of one type is ordered by id."""
+        try:
+            return self.store.uses(names, tenant)
+        except StoreUnavailable:
+            return [0 for _ in names]
 
     def _resolve_all(self, segments: Sequence[SegmentRequest], tenant: Tenant) -> list[Segment]:
         last = len(segments) - 1

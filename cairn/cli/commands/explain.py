@@ -24,7 +24,9 @@ def run(args: argparse.Namespace, terminal: Terminal) -> int:
     with open_client(args) as client, ExitStack() as shown:
         segments = read_segments(args, client, terminal)  # may ask
         shown.enter_context(terminal.waiting("Looking up ..."))
-        plan = client.explain(segments, reuse=args.reuse, cache=args.cache, request_id=args.request_id)
+        plan = client.explain(
+            segments, reuse=args.reuse, cache=args.cache, order=args.order, request_id=args.request_id
+        )
     if terminal.as_json:
         terminal.json_line(plan)
         return 0

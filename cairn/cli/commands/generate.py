@@ -61,6 +61,7 @@ def run(args: argparse.Namespace, terminal: Terminal) -> int:
             max_tokens=args.max_tokens,
             reuse=args.reuse,
             cache=args.cache,
+            order=args.order,
             request_id=args.request_id,
             temperature=args.temperature,
             top_p=args.top_p,

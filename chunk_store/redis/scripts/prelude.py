@@ -6,6 +6,7 @@ Names under the prefix:
     record:SID                           hash; expiring: sorted set of SIDs; transient: of SIDs by last use
     records_created, records_used,
     records_named, pinned, tag:TAG       of one tenant, of chunk ids: sorted sets and sets
+    uses:SID                             hash tenant -> how often it used that record
     entry:KEY                            hash; used: sorted set (eviction order); chunk:SID, model:M, needs:SID: sets
     doomed                               set of keys that were deleted under a lease
     claim:KEY                            hash; claims: sorted set by expiry
@@ -164,7 +165,7 @@ local function drop_record(sid)
   redis.call('SREM', of(tenant, 'pinned'), id)
   redis.call('ZREM', P..'expiring', sid)
   redis.call('ZREM', P..'transient', sid)
-  redis.call('DEL', P..'record:'..sid)
+  redis.call('DEL', P..'record:'..sid, P..'uses:'..sid)
   add('records', -1)
   return 1
 end

@@ -159,3 +159,16 @@ for _, id in ipairs(ARGV) do
 end
 return {records, entries, int(nbytes)}
 """
+
+# ARGV: for each: a tenant, its chunk's SID, the shared one's, how many uses. Counts them with the record that was used.
+ADD_USES = r"""
+for i = 1, #ARGV, 4 do
+  for _, sid in ipairs({ARGV[i+1], ARGV[i+2]}) do
+    if redis.call('EXISTS', P..'record:'..sid) == 1 then
+      redis.call('HINCRBY', P..'uses:'..sid, ARGV[i], ARGV[i+3])
+      break
+    end
+  end
+end
+return 1
+"""

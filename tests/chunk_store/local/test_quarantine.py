@@ -121,6 +121,8 @@ def test_the_index_of_version_2_is_brought_up_to_date(file_place: FilePlace) -> 
             "DROP INDEX records_transient",
             "ALTER TABLE records DROP COLUMN transient",
             "DROP TABLE quarantine",
+            "DROP TRIGGER uses_out",
+            "DROP TABLE uses",
             "DELETE FROM totals WHERE name = 'quarantine_nbytes'",
             "PRAGMA user_version = 2",
         ):

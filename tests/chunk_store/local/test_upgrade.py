@@ -23,6 +23,24 @@ def test_there_is_a_way_from_every_version() -> None:
     assert sorted(MIGRATIONS) == list(range(1, INDEX_VERSION))
 
 
+def test_an_index_that_does_not_count_uses_is_upgraded(file_place: FilePlace) -> None:
+    """Version 3 had neither the table nor the trigger."""
+    entry = sample(1)
+    with closing(file_place.open()) as store:
+        store.put_records([entry.record(name="kept")])
+        publish(store, entry)
+    with closing(sqlite3.connect(file_place.root / "index.sqlite", isolation_level=None)) as index:
+        for statement in ("DROP TRIGGER uses_out", "DROP TABLE uses", "PRAGMA user_version = 3"):
+            index.execute(statement)
+    again = file_place.open()
+    assert loads(again, entry) and again.uses([entry.chunk_id]) == [0]
+    again.note_uses([entry.chunk_id])
+    again.sweep()
+    assert file_place.open().uses([entry.chunk_id]) == [1]
+    again.delete_chunks([entry.chunk_id])
+    assert file_place.open().uses([entry.chunk_id]) == [0] and again.ledger.upkeep.audit() == []
+
+
 def test_an_index_of_before_tenants_is_upgraded(file_place: FilePlace, file_place_2: FilePlace) -> None:
     """``golden/index-v1.sql`` is what the software of version 1 made; its data is made here."""
     plain, child, gone = sample(1), sample(2, context=[sample(1).key]), sample(3)

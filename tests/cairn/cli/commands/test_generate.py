@@ -7,7 +7,7 @@ import json
 import grpc
 import pytest
 
-from protos import chunks_pb2
+from protos import chunks_pb2, decode_pb2
 from tests.cairn.cairn_fakes import digits
 
 CHUNK_1 = digits("chunk 001")
@@ -83,3 +83,10 @@ def test_short_ids_in_prompts(cairn, services, command):
     code, out, err = cairn(command, "0123456789ab", "--query", "why?")
     assert (code, out) == (2, "") and "text:0123456789ab" in err
     assert not hasattr(services.script.requests[-1], "segments"), "nothing is sent"
+
+
+def test_generate_asks_for_an_order(cairn, services):
+    assert cairn("generate", "a", "b", "q", "--order", "canonical")[0] == 0
+    assert services.script.requests[-1].order == decode_pb2.CHUNK_ORDER_CANONICAL
+    assert cairn("explain", "a", "b", "q")[0] == 0
+    assert services.script.requests[-1].order == decode_pb2.CHUNK_ORDER_GIVEN
