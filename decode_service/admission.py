@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 from chunk_store.key import ChunkKey
 from decode_service.line import FillRoom, Misfit, Stay
-from decode_service.prompt.request_chunk import ChunkOutcome, RequestChunk
+from decode_service.prompt.request_chunk import ChunkOutcome, Claim, RequestChunk
 from decode_service.sequence import Sequence
 from engine.kv.resident import PoolFull, ResidentChunk, ResidentChunks
 from engine.kv.source import KVSource
@@ -26,14 +26,22 @@ class Fill:
 
     ``chunks`` are those that it fills, with pages that it holds itself; ``awaited`` those that others fill. ``stay`` is
     None where nothing is waited for. ``loading``: a load works on it; it is ``abandoned`` once nobody wants its chunks.
+    ``claims`` are of chunks that are computed here, until they are.
     """
 
     sequence: Sequence
     awaited: set[ChunkKey]
     chunks: dict[RequestChunk, ResidentChunk] = field(default_factory=dict)
+    claims: dict[RequestChunk, Claim] = field(default_factory=dict)
     stay: Stay | None = None
     loading: bool = False
     abandoned: bool = False
+
+    def drop_claims(self) -> None:
+        """Nobody computes what was claimed and is not computed yet."""
+        claims, self.claims = self.claims, {}
+        for claim in claims.values():
+            claim.drop()
 
     @property
     def takes(self) -> Misfit | None:

@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Protocol, TypeVar
 
-from chunk_store.tenant import Tenant
 from decode_service.sequence import Sequence
 from serving.tenancy.places import Rotation
 
@@ -47,10 +46,11 @@ EnteredT = TypeVar("EnteredT", bound=Entered)
 class Line:
     """The requests that wait to be admitted, in the order in which they came.
 
-    ``may_run`` says whether one more of a tenant's requests may be admitted; those that may not are not looked at.
+    ``may_run`` says whether a request may be admitted as far as its tenant's others go, and the places to decode; those
+    that may not are not looked at.
     """
 
-    def __init__(self, may_run: Callable[[Tenant], bool] = lambda _: True) -> None:
+    def __init__(self, may_run: Callable[[Sequence], bool] = lambda _: True) -> None:
         self._waiting: list[Sequence] = []
         self._may_run = may_run
         self._rotation = Rotation()
@@ -75,7 +75,7 @@ class Line:
     @property
     def asks(self) -> bool:
         """Whether somebody waits to wait for KV that is computed elsewhere."""
-        return any(sequence.cold and self._may_run(sequence.tenant) for sequence in self._waiting)
+        return any(sequence.cold and self._may_run(sequence) for sequence in self._waiting)
 
     def next(self, admit: Callable[[Sequence, set[Misfit]], EnteredT | Misfit]) -> EnteredT | None:
         """The next request, taken out, as ``admit`` made it enter; None if nobody can now.
@@ -86,7 +86,7 @@ class Line:
         kept: set[Misfit] = set()
         for place in self._rotation.order([sequence.tenant for sequence in self._waiting]):
             sequence = self._waiting[place]
-            if not self._may_run(sequence.tenant):
+            if not self._may_run(sequence):
                 continue
             found = admit(sequence, kept)
             if not isinstance(found, Misfit):

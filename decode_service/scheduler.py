@@ -14,6 +14,9 @@ was read: it is drawn in the request's slot, and taken from there.
 
 A chunk that several requests wait for is filled once, by the first of them. Who is admitted next, and who waits for
 what, is decided by the rules in ``line.py``; ``admission.py`` holds the pages.
+
+What a load does not bring is computed here, while its request still waits for the rest: that takes no place to decode.
+A request for chunks alone ends when they are in the pool, and never leaves ``loading`` for another state.
 """
 
 from __future__ import annotations
@@ -23,8 +26,18 @@ from typing import TYPE_CHECKING
 
 from decode_service.admission import Admission, Fill
 from decode_service.line import FillRoom, Line, Turns
-from decode_service.sequence import Event, Failed, Finished, FinishReason, Sequence, State, Tokens
-from decode_service.step_plan import Forwards, Rows, StepPlan, next_pieces, next_slices
+from decode_service.sequence import (
+    AllReady,
+    ChunkReady,
+    Event,
+    Failed,
+    Finished,
+    FinishReason,
+    Sequence,
+    State,
+    Tokens,
+)
+from decode_service.step_plan import Forwards, Rows, StepPlan, can_compute, next_pieces, next_slices
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -49,11 +62,12 @@ NEXT_STATES = {
 }
 
 
+TAILS_FIRST_MAX = 3  # steps in a row that prompts fill while others wait to compute chunks
+
+
 def has_its_kv(sequence: Sequence) -> bool:
-    """Whether all KV is there but what is computed here."""
-    chunks = sequence.composition.chunks
-    here = {chunk.key for chunk in chunks if chunk.computed is not None}  # one may stand in several places
-    return all(chunk.held.ready or chunk.key in here for chunk in chunks)
+    """Whether all KV is there but what bypasses the caches."""
+    return sequence.bypass or all(chunk.held.ready for chunk in sequence.composition.chunks)
 
 
 class Scheduler:
@@ -79,7 +93,7 @@ class Scheduler:
         self._page_size = pool.page_size
         self._room = FillRoom(batch_max, chunk_pages=pool.chunk_pages, tail_pages=pool.pages - pool.chunk_pages)
         self._admission = Admission(residents, self._room)
-        self._line = Line(places.may_run)
+        self._line = Line(self._may_enter)
         self._line_moved = False  # whether somebody may fit who did not before
         self._turns = Turns(forwards.piece_tokens)
         self._free_slots = deque(range(batch_max))
@@ -89,6 +103,7 @@ class Scheduler:
         }
         self._loads: set[Fill] = set()  # that are under way, whether their request still waits or not
         self._for_a_place = 0  # requests whose KV is all there and who wait for a place to decode
+        self._tails_first = 0  # steps since rows of chunks went before those of prompts, or had no need to
         self._events: list[tuple[Sequence, Event]] = []
 
     # -- what stands where --------------------------------------------------------------------------
@@ -103,13 +118,14 @@ class Scheduler:
 
     @property
     def running(self) -> int:
-        """Requests that are admitted."""
-        return sum(map(len, self._admitted.values()))
+        """Requests for answers that are admitted."""
+        for_chunks = sum(sequence.for_chunks for sequence in self._admitted[State.LOADING])
+        return sum(map(len, self._admitted.values())) - for_chunks
 
     @property
     def busy(self) -> bool:
         """Whether there are rows to run, without anything more coming in."""
-        return bool(self._admitted[State.PREFILLING] or self._admitted[State.DECODING])
+        return bool(self._admitted[State.PREFILLING] or self._admitted[State.DECODING] or self._computing())
 
     def check_size(self, sequence: Sequence) -> None:
         """Raises ``Unsupported`` if the pool could never hold the sequence. May be called from any thread."""
@@ -129,18 +145,27 @@ class Scheduler:
         self._line_moved |= may  # its place among those that are read for is free
         return may
 
+    def came(self, fill: Fill, chunk: RequestChunk, outcome: ChunkOutcome) -> None:
+        """One chunk of a load is there, or is to be computed here, while the load goes on with the others."""
+        wanted = fill.sequence.fill is fill
+        if not outcome.here:
+            self._admission.filled(fill, chunk)
+        elif outcome.claim is not None and not wanted:
+            outcome.claim.drop()
+        elif outcome.claim is not None:
+            fill.claims[chunk] = outcome.claim
+        if wanted:  # it has not ended, nor was it returned to the queue
+            chunk.outcome = outcome
+            chunk.computed = 0 if outcome.here else None
+
     def loaded(self, fill: Fill, outcomes: Mapping[RequestChunk, ChunkOutcome], spent_ns: Mapping[Stage, int]) -> None:
-        """A load is over; what is unpublished is computed here."""
-        self._end_load(fill)
+        """A load is over; ``outcomes`` are of chunks that have not come before."""
         for chunk, outcome in outcomes.items():
-            if not outcome.unpublished:
-                self._admission.filled(fill, chunk)
+            self.came(fill, chunk, outcome)
+        self._end_load(fill)
         if fill.sequence.fill is fill:
             fill.sequence.clock.measured_ns.update(spent_ns)
-            for chunk, outcome in outcomes.items():
-                chunk.outcome = outcome
-                chunk.computed = 0 if chunk in fill.chunks else None
-        else:  # it has ended, or was returned to the queue: nobody computes the rest
+        else:  # nobody computes the rest
             self._give_up(fill)
 
     def load_failed(self, fill: Fill, error: RequestError, now: int) -> None:
@@ -203,6 +228,8 @@ class Scheduler:
             sequence.state = State.ENDED
             sequence.clock.finished = now
             self._events.append((sequence, Failed(error)))
+            if sequence.fill is not None:
+                sequence.fill.drop_claims()
         for fill in self._loads:
             fill.abandoned = True
 
@@ -223,11 +250,10 @@ class Scheduler:
 
     def _next_rows(self) -> list[Rows]:
         """Pieces that run alone, or a step: everybody who decodes, and slices as there is room."""
-        prefilling = self._admitted[State.PREFILLING]
-        everyone = (*self._admitted[State.DECODING], *prefilling)
+        everyone = (*self._admitted[State.DECODING], *self._admitted[State.PREFILLING])
         rows = [Rows(sequence, sequence.tail_tokens, 1) for sequence in everyone if sequence.may_draw_more]
         pieces: list[Rows] = []
-        if prefilling:
+        if prefilling := self._in_turn():
             rows += self._slices(prefilling, rows)
             pieces = next_pieces(prefilling, self._forwards)
         if pieces and self._turns.may_prefill(decoding=bool(rows)):
@@ -236,6 +262,20 @@ class Scheduler:
         if rows:
             self._turns.stepped()
         return rows
+
+    def _in_turn(self) -> list[Sequence]:
+        """Who computes something before a first token: prompts first, for they are short, but not for ever."""
+        prompts, chunks = self._admitted[State.PREFILLING], self._computing()
+        self._tails_first = self._tails_first + 1 if prompts and chunks else 0
+        if self._tails_first > TAILS_FIRST_MAX:
+            self._tails_first = 0
+            return [*chunks, *prompts]
+        return [*prompts, *chunks]
+
+    def _computing(self) -> list[Sequence]:
+        """Who waits for KV that is computed here."""
+        waiting = self._admitted[State.LOADING]
+        return [sequence for sequence in waiting if sequence.fill is not None and can_compute(sequence)]
 
     def _slices(self, prefilling: Items[Sequence], decodes: Items[Rows]) -> list[Rows]:
         """What goes beside those who decode."""
@@ -248,7 +288,7 @@ class Scheduler:
         """Takes waiting requests in while there are places to decode; one that waits for KV takes none of them."""
         admitted: list[Fill] = []
         self._take_ready(now)
-        while self._line_moved and self._free_places > self._for_a_place:
+        while self._line_moved:
             fill = self._line.next(self._admission.admit)
             if fill is None:
                 self._line_moved = False
@@ -262,6 +302,12 @@ class Scheduler:
             self._take_ready(now)
         return admitted
 
+    def _may_enter(self, sequence: Sequence) -> bool:
+        """Whether nothing but pages keeps a request from being admitted; one for chunks alone needs nothing else."""
+        if sequence.for_chunks:
+            return True
+        return self._free_places > self._for_a_place and self._places.may_run(sequence.tenant)
+
     @property
     def _free_places(self) -> int:
         """How many more could decode."""
@@ -272,6 +318,9 @@ class Scheduler:
         self._for_a_place = 0
         for sequence in list(self._admitted[State.LOADING]):
             fill = sequence.fill
+            if sequence.for_chunks:
+                self._tell_ready(sequence, now)
+                continue
             if fill is None or fill.loading or not has_its_kv(sequence):
                 continue
             if self._free_places == 0:
@@ -283,6 +332,17 @@ class Scheduler:
             self._room.stop_waiting(fill.stay)
             sequence.clock.filled = now
 
+    def _tell_ready(self, sequence: Sequence, now: int) -> None:
+        """A request for chunks is told of each that can be read by whatever is launched from now on."""
+        chunks = sequence.composition.chunks
+        for chunk in chunks:
+            if chunk.held.ready and chunk not in sequence.told:
+                sequence.told.add(chunk)
+                self._events.append((sequence, ChunkReady(chunk)))
+        if len(sequence.told) == len(chunks) and sequence.fill is not None and not sequence.fill.loading:
+            sequence.clock.filled = now
+            self._end(sequence, AllReady(), now)
+
     # -- transitions --------------------------------------------------------------------------------
     def _enter(self, sequence: Sequence, state: State) -> None:
         """The one place where a request's state changes, and with it where it stands and what its tenant counts."""
@@ -290,31 +350,38 @@ class Scheduler:
         if state not in NEXT_STATES[before]:
             raise RuntimeError(f"a request that is {before} cannot become {state}")
         sequence.state = state
-        if before is State.WAITING:
-            if state is State.ENDED:
-                self._line.remove(sequence)
-                self._places.leave(tenant)
-            else:  # the line has let it go
-                self._places.admit(tenant)
-        else:
+        if not sequence.for_chunks:  # whoever asks for chunks has counted that
+            self._count(tenant, before, state)
+        if before is not State.WAITING:
             self._admitted[before].remove(sequence)
+        elif state is State.ENDED:  # otherwise the line has let it go
+            self._line.remove(sequence)
         if state is State.WAITING:
             self._line.put_back(sequence)
-            self._places.put_back(tenant)
         elif state is not State.ENDED:
             self._admitted[state].append(sequence)
-        elif before is not State.WAITING:
+        elif before in (State.PREFILLING, State.DECODING):
+            self._free_slots.append(sequence.slot)
+
+    def _count(self, tenant: Tenant, before: State, state: State) -> None:
+        """What a tenant's requests take of what it may have."""
+        if before is State.WAITING:
+            (self._places.leave if state is State.ENDED else self._places.admit)(tenant)
+        elif state is State.WAITING:
+            self._places.put_back(tenant)
+        elif state is State.ENDED:
             self._places.end(tenant)
-            if before is not State.LOADING:
-                self._free_slots.append(sequence.slot)
 
     def _computed(self, sequence: Sequence, chunk: RequestChunk, rows: int) -> None:
         assert chunk.computed is not None
         chunk.computed += rows
         if chunk.computed < len(chunk.token_ids):
             return
-        if sequence.fill is not None and chunk in sequence.fill.chunks:
-            self._admission.filled(sequence.fill, chunk)
+        fill = sequence.fill
+        if fill is not None and chunk in fill.chunks:
+            self._admission.filled(fill, chunk)
+            if chunk in fill.claims:
+                fill.claims.pop(chunk).publish(chunk.held)
         else:  # it bypasses the caches
             chunk.held.ready = True
 
@@ -337,7 +404,7 @@ class Scheduler:
                 self._enter(sequence, State.WAITING)
                 self._leave(sequence)
 
-    def _end(self, sequence: Sequence, event: Finished | Failed, now: int) -> None:
+    def _end(self, sequence: Sequence, event: Finished | Failed | AllReady, now: int) -> None:
         """Ends a sequence wherever it stands and gives back all it holds. Harmless a second time."""
         if sequence.done:
             return
@@ -353,5 +420,6 @@ class Scheduler:
         self._line_moved = True
         if fill is not None:
             self._room.stop_waiting(fill.stay)
+            fill.drop_claims()
             fill.note_abandoned()
             self._give_up(fill)

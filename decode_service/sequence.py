@@ -20,6 +20,7 @@ from serving.trace.stages import StageClock
 
 if TYPE_CHECKING:  # a scheduler hands them on
     from decode_service.admission import Fill
+    from decode_service.prompt.request_chunk import RequestChunk
 
 
 class State(StrEnum):
@@ -59,12 +60,28 @@ class Failed:
     error: RequestError
 
 
-Event = Tokens | Finished | Failed
+@dataclass(frozen=True)
+class ChunkReady:
+    """A chunk of a request for chunks can be read, whether it was here, was loaded or is computed here."""
+
+    chunk: RequestChunk
+
+
+@dataclass(frozen=True)
+class AllReady:
+    """The last event of a request for chunks: all of them can be read."""
+
+
+Event = Tokens | Finished | Failed | ChunkReady | AllReady
 
 
 @dataclass(eq=False)
 class Sequence:
-    """One request. ``deliver`` is called with its events, in order, by ``hand_out``."""
+    """One request. ``deliver`` is called with its events, in order, by ``hand_out``.
+
+    A request *for chunks* has a composition without a tail. It ends when its chunks are in the pool: it never draws,
+    and takes no place to decode.
+    """
 
     request_id: str
     composition: Composition
@@ -84,7 +101,13 @@ class Sequence:
     cold: bool = False  # its KV was not in the store when it was looked for
     passed: int = 0  # how often another request was admitted before it
     tail_level: int | None = None  # not known before its first decode step
+    told: set[RequestChunk] = field(default_factory=set)  # the chunks that a request for chunks was told of
     _placed: tuple[int, tuple[PlacedChunk, ...]] = (-1, ())
+
+    @property
+    def for_chunks(self) -> bool:
+        """Whether chunks are all that is asked for."""
+        return not self.composition.tail
 
     @property
     def params(self) -> SamplingParams:
@@ -112,6 +135,8 @@ class Sequence:
     @property
     def tail_tokens_max(self) -> int:
         """Slots that the tail can need: its prompt part and all of the answer but the last token."""
+        if self.for_chunks:
+            return 0
         return len(self.composition.tail) + self.params.max_tokens - 1
 
     def placed(self, page_size: int, moves: int) -> tuple[PlacedChunk, ...]:

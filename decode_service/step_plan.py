@@ -7,14 +7,14 @@ and of chunks that are computed here. Which kind a chunk or a tail is, the runne
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
 from chunk_store.key import ChunkKey
 from decode_service.admission import Fill
 from decode_service.prompt.request_chunk import RequestChunk
-from decode_service.sequence import Sequence
+from decode_service.sequence import Sequence, State
 from engine.run.room import StepRoom
 
 
@@ -92,44 +92,69 @@ def next_pieces(sequences: Iterable[Sequence], forwards: Forwards) -> list[Rows]
     pieces: list[Rows] = []
     left = rows_max
     for sequence in sequences:
+        before: set[RequestChunk] = set()  # whose last piece is among these
         for rows in _unfinished(sequence):
-            if not _is_alone(rows, forwards):
-                break
+            if not _is_alone(rows, forwards) or not _has_its_context(rows, before):
+                continue
             for first in range(rows.first, rows.first + rows.count, rows_max):
                 count = min(rows_max, rows.first + rows.count - first)
                 if count > left and pieces:
                     return pieces
                 pieces.append(Rows(sequence, first, count, rows.chunk, alone=True))
                 left -= count
+            if rows.chunk is not None:
+                before.add(rows.chunk)
     return pieces
 
 
 def next_slices(sequences: Iterable[Sequence], forwards: Forwards, room: StepRoom) -> list[Rows]:
     """What shares a step, in the order of its requests, as far as there is room.
 
-    One slice a request: what stands behind a chunk finds its KV in the pool once that was launched.
+    What stands behind a chunk finds its KV in the pool once that was launched: it comes a step later.
     """
     slices: list[Rows] = []
     for sequence in sequences:
-        rows = next(_unfinished(sequence), None)
-        if rows is None or _is_alone(rows, forwards):
-            continue
-        count = room.take(rows.context, rows.first, rows.count)
-        if count:
-            slices.append(Rows(sequence, rows.first, count, rows.chunk))
-        if count < rows.count:
-            break  # whoever comes later waits, however little it asks for
+        for rows in _unfinished(sequence):
+            if _is_alone(rows, forwards) or not _has_its_context(rows):
+                continue
+            count = room.take(rows.context, rows.first, rows.count)
+            if count:
+                slices.append(Rows(sequence, rows.first, count, rows.chunk))
+            if count < rows.count:
+                return slices  # whoever comes later waits, however little it asks for
     return slices
 
 
+def can_compute(sequence: Sequence) -> bool:
+    """Whether a request that still waits for KV has rows of chunks that may run now."""
+    return any(_has_its_context(rows) for rows in _unfinished(sequence))
+
+
 def _unfinished(sequence: Sequence) -> Iterator[Rows]:
-    """All that a request still has to compute before its first token, chunks before the tail that attends to them."""
+    """All that a request computes before its first token, chunks before what attends to them.
+
+    While some of its KV is still on its way that is chunks alone.
+    """
     for chunk in sequence.composition.chunks:
         if chunk.computed is not None and chunk.computed < len(chunk.token_ids):
             yield Rows(sequence, chunk.computed, len(chunk.token_ids) - chunk.computed, chunk)
     tail = len(sequence.composition.tail)
-    if sequence.tail_tokens < tail:
+    if sequence.tail_tokens < tail and sequence.state is not State.LOADING:
         yield Rows(sequence, sequence.tail_tokens, tail - sequence.tail_tokens)
+
+
+def _has_its_context(rows: Rows, before: Collection[RequestChunk] = ()) -> bool:
+    """Whether what the rows attend to is in the pool once what is ``before`` them has run."""
+    chunks = rows.sequence.composition.chunks
+    behind = chunks if rows.chunk is None else (chunks[index] for index in rows.chunk.context)
+    return all(chunk in before or _is_there(chunk, before) for chunk in behind)
+
+
+def _is_there(chunk: RequestChunk, before: Collection[RequestChunk]) -> bool:
+    if chunk.computed is not None:
+        return chunk.computed == len(chunk.token_ids)
+    # One that stands here a second time is computed where it stands first.
+    return chunk.resident is None or chunk.resident.ready or any(chunk.key == other.key for other in before)
 
 
 def _is_alone(rows: Rows, forwards: Forwards) -> bool:

@@ -36,7 +36,7 @@ from decode_service.kv_source.fetcher import KVFetcher
 from decode_service.kv_source.loader import Loader
 from decode_service.metrics import DecodeMetrics
 from decode_service.scheduler import Scheduler
-from decode_service.sequence import Deliveries, FinishReason, Occupancy, Sequence, Tokens, hand_out
+from decode_service.sequence import Deliveries, Failed, Finished, FinishReason, Occupancy, Sequence, hand_out
 from decode_service.step_plan import Rows, StepPlan
 from engine.kv.host_tier import PoolMemory
 from engine.kv.resident import ResidentChunks
@@ -284,7 +284,7 @@ class DecodeWorker:
         events: Deliveries = {}
         for sequence, event in self.scheduler.take_events():
             events.setdefault(sequence, []).append(event)
-            if not isinstance(event, Tokens):
+            if isinstance(event, Finished | Failed) and not sequence.for_chunks:  # whoever asks for chunks counts them
                 self.metrics.ended(sequence, event)
                 request_log.ended(sequence, event)
         if events:

@@ -49,7 +49,7 @@ class Replies:
             self.over = True
             if isinstance(end, Failed):
                 self.error = end.error
-            else:
+            elif isinstance(end, Finished):
                 replies += self._end(end)
         return replies
 

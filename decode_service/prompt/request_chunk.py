@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Protocol
 
 from chunk_store.entry import MissReason
 from chunk_store.key import ChunkId, ChunkKey, ChunkType
@@ -27,6 +28,16 @@ class Segment:
     shared: bool = False
 
 
+class Claim(Protocol):
+    """The right to publish a chunk's KV, held by whoever computes it here. Hands itself on, and blocks nobody."""
+
+    def publish(self, chunk: ResidentChunk) -> None:
+        """Its rows were launched: to be called in the device thread, while the chunk is held."""
+
+    def drop(self) -> None:
+        """Nobody computes it."""
+
+
 class Unpublished(StrEnum):
     """Why KV that was computed for a request did not go to the store."""
 
@@ -36,11 +47,20 @@ class Unpublished(StrEnum):
 
 @dataclass(frozen=True)
 class ChunkOutcome:
-    """How a chunk came into the pool. ``unpublished``: it was computed here, for this pool only."""
+    """How a chunk came into the pool.
+
+    With a ``claim`` it is computed here and published; ``unpublished`` is why it is computed for this pool only.
+    """
 
     source: KVSource
     miss_reason: MissReason | None = None
     unpublished: Unpublished | None = None
+    claim: Claim | None = None
+
+    @property
+    def here(self) -> bool:
+        """Whether it is computed here."""
+        return self.unpublished is not None or self.claim is not None
 
 
 @dataclass(eq=False)

@@ -16,10 +16,10 @@ from decode_service.line import SHORT_PIECE, STEPS_A_PIECE
 from decode_service.prompt.composition import Composition
 from decode_service.prompt.request_chunk import ChunkOutcome, RequestChunk, Segment, Unpublished
 from decode_service.scheduler import Scheduler
-from decode_service.sequence import Event, Finished, FinishReason, Sequence, State, Tokens
+from decode_service.sequence import AllReady, ChunkReady, Event, Finished, FinishReason, Sequence, State, Tokens
 from decode_service.step_plan import Rows, StepPlan
 from engine.kv.pages import PageTable
-from engine.kv.resident import ResidentChunks
+from engine.kv.resident import ResidentChunk, ResidentChunks
 from engine.kv.source import KVSource
 from engine.reuse import ReuseMode
 from engine.run.room import StepRoom
@@ -38,20 +38,46 @@ def request(
     tail: int = 3,
     max_tokens: int = 4,
     tenant: str = DEFAULT_TENANT,
+    exact: bool = False,
     **options: Any,
 ) -> Sequence:
-    """A request over chunks of a name and a number of tokens; the same name is the same KV."""
+    """A request over chunks of a name and a number of tokens; the same name is the same KV, if ``exact`` the same
+    names in order. One without a tail is for its chunks alone."""
     segments = [Segment(ChunkId(key), ChunkType.CONTEXT, (5,) * tokens) for key, tokens in chunks]
+    keys = ["/".join(key for key, _ in chunks[: n + 1] if exact) or chunks[n][0] for n in range(len(chunks))]
     made = tuple(
-        RequestChunk(index, segment, ChunkKey(segment.chunk_id), (), 0, Tenant(tenant), len(segment.token_ids))
+        RequestChunk(
+            *(index, segment, ChunkKey(keys[index]), tuple(range(index)) if exact else (), 0, Tenant(tenant)),
+            visible=len(segment.token_ids),
+        )
         for index, segment in enumerate(segments)
     )
     query = Segment(ChunkId(""), ChunkType.QUERY, (6,) * tail)
-    composition = Composition(made, query, ReuseMode.INDEPENDENT, query.token_ids, Tenant(tenant))
+    composition = Composition(made, query if tail else None, ReuseMode.INDEPENDENT, query.token_ids, Tenant(tenant))
     given: dict[str, Any] = {"salt": "", "bypass": False, **options}
     params = SamplingParams(max_tokens=max_tokens, min_tokens=given.pop("min_tokens", 0), seed=given.pop("seed", 0))
     sampling = SamplingRequest(params, composition.token_ids(), frozenset({EOS}))
     return Sequence(name, composition, sampling, deliver=lambda _: None, **given)
+
+
+class FakeClaim:
+    """Says what became of it, once."""
+
+    def __init__(self) -> None:
+        self.became = ""
+        self.published: ResidentChunk | None = None
+
+    def publish(self, chunk: ResidentChunk) -> None:
+        assert chunk.ready and chunk.holders
+        self._become("published")
+        self.published = chunk
+
+    def drop(self) -> None:
+        self._become("dropped")
+
+    def _become(self, what: str) -> None:
+        assert not self.became
+        self.became = what
 
 
 @dataclass
@@ -90,6 +116,8 @@ class Scheduled:
         )
         self.batch_max = batch_max
         self.loads: list[Fill] = []
+        self.claims: list[FakeClaim] = []
+        self.here: set[tuple[Fill, int]] = set()  # chunks that came before their load was over, to be computed
         self.sequences: list[Sequence] = []
         self.events: dict[Sequence, list[Event]] = {}
         self.ran: list[Rows] = []
@@ -98,7 +126,8 @@ class Scheduled:
     # -- events -------------------------------------------------------------------------------------
     def submit(self, *sequences: Sequence) -> None:
         for sequence in sequences:
-            self.places.take(sequence.tenant)
+            if not sequence.for_chunks:
+                self.places.take(sequence.tenant)
             self.sequences.append(sequence)
             self.scheduler.submit(sequence, next(self._now))
 
@@ -107,14 +136,31 @@ class Scheduled:
         self.loads += plan.loads
         return plan
 
-    def load(self, fill: Fill, unpublished: Items[bool] = ()) -> None:
-        """A load ends well; those of its chunks that are ``unpublished`` are left to be computed."""
+    def came(self, fill: Fill, chunk: RequestChunk, how: bool | str = False) -> None:
+        """One chunk of a load comes; see ``load``."""
+        if how:
+            self.here.add((fill, chunk.index))
+        self.scheduler.came(fill, chunk, self._outcome(how))
+
+    def load(self, fill: Fill, left: Items[bool | str] = ()) -> None:
+        """A load ends well. Of its chunks that have not come those that are ``left`` are to be computed here, True
+        for its own pool alone and "claim" to be published."""
         self.loads.remove(fill)
-        outcomes = dict.fromkeys(fill.chunks, ChunkOutcome(KVSource.STORE))
-        for chunk, left in zip(fill.chunks, unpublished, strict=False):
-            if left:
-                outcomes[chunk] = ChunkOutcome(KVSource.COMPUTED, MissReason.NOT_STORED, Unpublished.STORE_FULL)
+        hows = itertools.chain(left, itertools.repeat(False))
+        outcomes = {chunk: self._outcome(how) for chunk, how in zip(self.awaited(fill), hows, strict=False)}
         self.scheduler.loaded(fill, outcomes, {"lookup": 1, "prefill": 2, "load": 3})
+
+    def awaited(self, fill: Fill) -> list[RequestChunk]:
+        """The chunks of a load that have not come."""
+        return [chunk for chunk in fill.chunks if (fill, chunk.index) not in self.here]
+
+    def _outcome(self, how: bool | str) -> ChunkOutcome:
+        if not how:
+            return ChunkOutcome(KVSource.STORE)
+        if how == "claim":
+            self.claims.append(FakeClaim())
+            return ChunkOutcome(KVSource.COMPUTED, MissReason.NOT_STORED, claim=self.claims[-1])
+        return ChunkOutcome(KVSource.COMPUTED, MissReason.NOT_STORED, Unpublished.STORE_FULL)
 
     def load_failed(self, fill: Fill) -> None:
         self.loads.remove(fill)
@@ -132,6 +178,7 @@ class Scheduled:
         """The fake runner: whatever is planned has run, and gives ``token_id``."""
         for rows in plan.rows:
             self.ran.append(rows)
+            check_context(rows)
             self.scheduler.ran([rows])
             if rows.decodes or rows.last_of_prompt:
                 self.scheduler.token(rows.sequence, Choice(token_id, None), next(self._now))
@@ -178,7 +225,7 @@ class Scheduled:
             admitted = sequence.state in (State.LOADING, State.PREFILLING, State.DECODING)
             chunks = [chunk.resident for chunk in sequence.composition.chunks if chunk.resident is not None]
             assert len(chunks) == (len(sequence.composition.chunks) if admitted else 0)
-            assert bool(sequence.tail_pages) == admitted
+            assert bool(sequence.tail_pages) == (admitted and not sequence.for_chunks)
             held.update(map(id, chunks))
             if sequence.fill is not None and sequence.fill not in self.loads:
                 held.update(map(id, sequence.fill.chunks.values()))
@@ -187,20 +234,43 @@ class Scheduled:
         assert {id(c): c.holders for c in self.residents._chunks.values() if c.holders} == held
         decoding = sum(sequence.state in (State.PREFILLING, State.DECODING) for sequence in alive)
         assert decoding <= self.batch_max
+        waiting_for_chunks = [sequence for sequence in self.sequences if sequence.for_chunks]
+        assert all(s.state in (State.WAITING, State.LOADING, State.ENDED) for s in waiting_for_chunks)
         for tenant in {sequence.tenant for sequence in self.sequences}:
-            mine = [sequence.state for sequence in alive if sequence.tenant == tenant]
+            mine = [s.state for s in alive if s.tenant == tenant and not s.for_chunks]
             waiting = mine.count(State.WAITING)
             assert self.places.of(tenant) == (len(mine) - waiting, waiting)
         self.listen()
+        self._check_claims()
         for sequence in self.sequences:
             told = self.events.get(sequence, [])
+            if sequence.for_chunks:
+                self._check_chunks(sequence, told)
+                continue
             tokens = [event for event in told if isinstance(event, Tokens)]
             assert [choice.token_id for event in tokens for choice in event.choices] == sequence.generated
             assert len(told) - len(tokens) == sequence.done, "one end, once"
             assert not sequence.done or not isinstance(told[-1], Tokens), "nothing after the end"
 
+    def _check_chunks(self, sequence: Sequence, told: list[Event]) -> None:
+        """Each chunk is told once, all of them before the end that says so, and then one end."""
+        ready = [event.chunk for event in told if isinstance(event, ChunkReady)]
+        ends = [event for event in told if not isinstance(event, ChunkReady)]
+        assert len(ready) == len(set(ready)) and len(ends) == sequence.done
+        assert not ends or told[-1] is ends[0]
+        if ends and isinstance(ends[0], AllReady):
+            assert set(ready) == set(sequence.composition.chunks)
+        assert not sequence.generated and sequence.slot < 0
+
+    def _check_claims(self) -> None:
+        """A claim is open while its chunk is being computed, then published or dropped, once."""
+        fills = [sequence.fill for sequence in self.sequences if sequence.fill is not None]
+        open_now = [claim for fill in fills for claim in fill.claims.values()]
+        assert {id(claim) for claim in self.claims if not claim.became} == set(map(id, open_now))
+
     def check_idle(self) -> None:
         self.check()
+        assert all(claim.became for claim in self.claims)
         assert not self.scheduler.everyone and self.residents.held == 0
         pages = self.pool.count()
         assert pages["tail"] == 0 and pages["chunk"] == sum(c.run.pages for c in self.residents._chunks.values())
@@ -209,6 +279,14 @@ class Scheduled:
         self.listen()
         end = self.events[sequence][-1]
         return end.reason if isinstance(end, Finished) else None
+
+
+def check_context(rows: Rows) -> None:
+    """What rows attend to is in the pool when they are launched."""
+    chunks, bypass = rows.sequence.composition.chunks, rows.sequence.bypass
+    behind = chunks if rows.chunk is None else [chunks[index] for index in rows.chunk.context]
+    assert all(chunk.held.ready or (bypass and chunk.computed == len(chunk.token_ids)) for chunk in behind)
+    assert rows.chunk is None or rows.chunk.computed == rows.first
 
 
 class Ahead(Scheduled):
@@ -231,6 +309,8 @@ class Ahead(Scheduled):
 
     def _begin(self, rows: list[Rows], token_id: int) -> None:
         self.ran += rows
+        for each in rows:
+            check_context(each)
         self.scheduler.ran(rows)
         self.in_flight.append(rows)
         self._read(1, token_id)
@@ -265,21 +345,44 @@ class Ahead(Scheduled):
         self._check_order(plan)
 
     def _check_order(self, plan: StepPlan) -> None:
-        """A later prompt has rows only where every earlier one has all that it could have."""
-        there = [s for s in self.scheduler.everyone if s.state is State.PREFILLING]
-        taken = {id(rows.sequence): rows for rows in plan.packed if not rows.decodes}
-        waits = False
-        for sequence in there:
-            left = [c for c in sequence.composition.chunks if c.computed is not None and c.computed < len(c.token_ids)]
-            tokens = len(left[0].token_ids if left else sequence.composition.tail)
-            wanted = tokens - ((left[0].computed or 0) if left else sequence.tail_tokens)
-            if self.forwards.alone(tokens, chunk=bool(left)):
-                assert id(sequence) not in taken
-                continue
-            rows = taken.get(id(sequence))
-            assert not (waits and rows), "first come first served"
-            if wanted > 0:
-                assert rows is None or rows.chunk is (left[0] if left else None)
-                waits |= rows is None or rows.count < wanted
-        if taken or waits:
+        """In a group a later one has rows only where every earlier one has all that it could have; one group after the
+        other, and none is held up while there is room."""
+        there = self.scheduler.everyone
+        prompts = self._check_group(plan, [s for s in there if s.state is State.PREFILLING])
+        chunks = self._check_group(plan, [s for s in there if s.state is State.LOADING])
+        assert not (prompts[1] and chunks[0]) or not (chunks[1] and prompts[0])
+        if prompts[1] or chunks[1]:
+            taken = prompts[0] or chunks[0]
             assert taken or sum(rows.count for rows in plan.packed) >= self.forwards.rows, "prompts go on"
+
+    def _check_group(self, plan: StepPlan, group: list[Sequence]) -> tuple[bool, bool]:
+        """Whether some of a group had rows, and whether some had to wait."""
+        taken = {(id(rows.sequence), rows.chunk): rows.count for rows in plan.packed if not rows.decodes}
+        any_taken = waits = False
+        for sequence in group:
+            wanted = self._wanted(sequence)
+            mine = {chunk for there, chunk in taken if there == id(sequence)}
+            assert mine <= {chunk for chunk, _ in wanted}
+            for chunk, rows in wanted:
+                count = taken.get((id(sequence), chunk), 0)
+                assert not (waits and count), "first come first served"
+                any_taken |= bool(count)
+                waits |= count < rows
+        return any_taken, waits
+
+    def _wanted(self, sequence: Sequence) -> list[tuple[RequestChunk | None, int]]:
+        """What of a sequence may be in the next step, and how many rows at most."""
+        chunks = sequence.composition.chunks
+        there = {c for c in chunks if c.held.ready or (sequence.bypass and c.computed == len(c.token_ids))}
+        found: list[tuple[RequestChunk | None, int]] = [
+            (chunk, len(chunk.token_ids) - chunk.computed)
+            for chunk in chunks
+            if chunk.computed is not None
+            and chunk not in there
+            and all(chunks[index] in there for index in chunk.context)
+            and not self.forwards.alone(len(chunk.token_ids), chunk=True)
+        ]
+        tail, done = len(sequence.composition.tail), sequence.tail_tokens
+        if sequence.state is State.PREFILLING and len(there) == len(chunks) and done < tail:
+            found += [(None, tail - done)] * (not self.forwards.alone(tail, chunk=False))
+        return found

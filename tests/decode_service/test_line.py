@@ -77,7 +77,7 @@ def test_tenants_take_turns() -> None:
 
 
 def test_who_may_not_run_holds_up_nobody() -> None:
-    line = Line(lambda tenant: tenant != "a")
+    line = Line(lambda sequence: sequence.tenant != "a")
     for at, name in enumerate(("c0@a", "l@a", "w1@a", "w@b")):
         line.add(request(name, at))
     assert not line.asks and taken(line) == ["w@b"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from dataclasses import FrozenInstanceError
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from decode_service.line import PASSES_MAX, STEPS_A_PIECE
-from decode_service.sequence import Failed, FinishReason, Sequence, State
+from decode_service.sequence import AllReady, ChunkReady, Failed, FinishReason, Sequence, State
 from engine.kv.source import KVSource
 from serving.errors import Unavailable
 from serving.tenancy.quotas import Quotas
@@ -286,7 +287,7 @@ def test_what_cannot_be_stored_is_computed_here_for_all_who_wait() -> None:
     on.load(on.loads[0], [True, False])
     plan = on.step()
     assert [(rows.chunk is not None, rows.first, rows.count) for rows in plan.alone] == [(True, 0, PIECE)]
-    assert on.states() == "pl"
+    assert on.states() == "ll", "who waits for KV takes no place to decode, wherever it is computed"
     on.finish()
     assert [c.outcome.source for s in (one, joined) for c in s.composition.chunks] == [
         *(KVSource.COMPUTED, KVSource.STORE, KVSource.DEVICE)
@@ -303,6 +304,121 @@ def test_a_chunk_that_stands_twice_and_cannot_be_stored_is_computed_once() -> No
     on.finish()
     assert [chunk.cached_tokens for chunk in one.composition.chunks] == [0, 8]
     on.check_idle()
+
+
+def ready(on: Scheduled, sequence: Sequence) -> list[int]:
+    """The chunks that a request for chunks was told of."""
+    on.listen()
+    return [event.chunk.index for event in on.events.get(sequence, []) if isinstance(event, ChunkReady)]
+
+
+def test_a_request_for_chunks_ends_when_they_are_there_and_takes_no_place_to_decode() -> None:
+    on = Scheduled(batch_max=1)
+    on.submit(request("decoding", max_tokens=60))
+    on.step()
+    one = request("one", [("doc", 20), ("b", 4)], tail=0, exact=True)
+    on.submit(one)
+    on.step()
+    assert on.states() == "dl" and on.scheduler.running == 1
+    (fill,) = on.loads
+    on.came(fill, one.composition.chunks[0], "claim")
+    while not ready(on, one):
+        assert on.step().rows
+        on.check()
+    assert ready(on, one) == [0] and on.claims[0].became == "published", "the first can be read before the second is"
+    on.load(fill, ["claim"])
+    on.step()
+    on.step()
+    while not one.done:
+        on.step()
+    assert on.events[one][-1] == AllReady() and [claim.became for claim in on.claims] == ["published"] * 2
+    assert on.states() == "de"
+    warm = request("warm", [("doc", 20), ("b", 4)], tail=0, exact=True)
+    on.submit(warm)
+    assert not on.plan().loads and warm.done and ready(on, warm) == [0, 1]
+    on.finish()
+    on.check_idle()
+
+
+def test_a_request_for_chunks_and_one_for_an_answer_share_what_either_computes() -> None:
+    on = Scheduled()
+    chunks, answer = request("chunks", [("doc", 20)], tail=0), request("answer", [("doc", 20), ("b", 8)])
+    on.submit(chunks, answer)
+    on.plan()
+    on.load(on.loads[0], ["claim"])
+    on.finish()
+    on.submit(request("again", [("b", 8), ("doc", 20)], tail=0))
+    assert not on.plan().loads
+    assert sum(rows.count for rows in on.ran if rows.chunk is not None) == 20
+    assert on.reason(answer) is FinishReason.LENGTH and chunks.done
+    on.check_idle()
+
+
+@pytest.mark.parametrize("how", ["abort", "fail", "abandon"])
+@pytest.mark.parametrize("begun", [False, True])
+def test_what_was_claimed_is_dropped_with_its_request(how: str, begun: bool) -> None:
+    on = Scheduled()
+    one = request("one", [("doc", 20), ("b", 30)], tail=0)
+    on.submit(one)
+    on.plan()
+    fill = on.loads[0]
+    on.came(fill, one.composition.chunks[1], "claim")
+    if begun:
+        on.step()
+    if how == "abandon":
+        on.scheduler.abandon(Unavailable("shutting down"), 1000)
+        assert on.claims[0].became == "dropped"
+        return
+    (on.abort if how == "abort" else on.fail)(one)
+    on.check()
+    assert on.claims[0].became == "dropped" and on.residents.held == 2, "the load still writes"
+    on.load(fill, ["claim"])
+    assert on.claims[1].became == "dropped", "nobody computes what is claimed too late"
+    on.check_idle()
+
+
+def test_chunks_are_computed_while_the_rest_is_on_its_way_each_once_its_context_is_there() -> None:
+    on = Scheduled()
+    one = request("one", [("a", 4), ("b", 4), ("c", 4)], exact=True)
+    on.submit(one)
+    on.plan()
+    (fill,) = on.loads
+    a, b, c = one.composition.chunks
+    on.came(fill, b, "claim")
+    on.came(fill, c, "claim")
+    assert not on.step().rows and not on.scheduler.busy, "the first chunk is still being read"
+    on.came(fill, a)
+    assert on.scheduler.busy and [rows.chunk for rows in on.plan().alone] == [b, c]
+    on.finish()
+    on.check_idle()
+
+
+def test_tenants_that_ask_for_chunks_take_turns_with_those_that_ask_for_answers() -> None:
+    on = Scheduled(batch_max=2, chunk_pages=48, quotas=Quotas(running=1, waiting=9))
+    many = [request(f"m{n}", [(f"m{n}", 20)], tail=0, tenant="many") for n in range(4)]
+    on.submit(*many, request("f0", [("f0", 4)], tenant="few"), request("f1", [("f1", 4)], tenant="few"))
+    assert [fill.sequence.request_id for fill in on.plan().admitted] == ["m0", "f0"], "two may read"
+    assert on.ask(on.loads[0])
+    on.load(on.loads[1])
+    on.load(on.loads[0], ["claim"])
+    assert [fill.sequence.request_id for fill in on.plan().admitted] == ["m1", "m2"], "running=1 is for answers"
+    on.finish()
+    on.check_idle()
+
+
+def test_chunks_are_computed_however_many_prompts_come() -> None:
+    on = Scheduled(tail_pages=200, batch_max=4)
+    cold = request("cold", [("doc", 3 * PIECE)], tail=0)
+    on.submit(cold)
+    on.plan()
+    on.load(on.loads[0], ["claim"])
+    for n in range(40):
+        on.submit(request(f"{n}", tail=PIECE, max_tokens=1), request(f"{n}b", tail=PIECE, max_tokens=1))
+        on.step()
+        if cold.done:
+            break
+    assert cold.done
+    on.finish()
 
 
 @pytest.mark.parametrize("begun", [False, True])
@@ -353,6 +469,7 @@ def test_everybody_is_told_when_it_ends() -> None:
     assert on.states() == "eee" and all(fill.abandoned for fill in on.loads)
 
 
+HOWS = st.sampled_from([False, True, "claim"])
 CHUNKS = [("a", 3), ("b", 8), ("c", 20), ("d", 40), ("e", 8), ("f", 16)]
 
 
@@ -372,11 +489,21 @@ class Histories(RuleBasedStateMachine):
         max_tokens=st.integers(1, 20),
         tenant=st.sampled_from(["x", "y", "z"]),
         bypass=st.sampled_from([False, False, False, True]),
+        exact=st.booleans(),
     )
-    def submit(self, chunks: list[tuple[str, int]], tail: int, max_tokens: int, tenant: str, bypass: bool) -> None:
-        one = request(
-            f"{len(self.on.sequences)}", chunks, tail=tail, max_tokens=max_tokens, tenant=tenant, bypass=bypass
-        )
+    def submit(self, chunks: list[tuple[str, int]], tail: int, max_tokens: int, tenant: str, **how: bool) -> None:
+        self._submit(chunks, tail, max_tokens=max_tokens, tenant=tenant, **how)
+
+    @rule(
+        chunks=st.lists(st.sampled_from(CHUNKS), min_size=1, max_size=3),
+        tenant=st.sampled_from(["x", "y", "z"]),
+        exact=st.booleans(),
+    )
+    def submit_for_chunks(self, chunks: list[tuple[str, int]], tenant: str, exact: bool) -> None:
+        self._submit(chunks, 0, tenant=tenant, exact=exact)
+
+    def _submit(self, chunks: list[tuple[str, int]], tail: int, *, bypass: bool = False, **options: Any) -> None:
+        one = request(f"{len(self.on.sequences)}", chunks, tail=tail, bypass=bypass, **options)
         if self.on.scheduler._admission._pages(one.composition.chunks, bypass=bypass) <= 14:
             self.on.submit(one)
 
@@ -392,9 +519,15 @@ class Histories(RuleBasedStateMachine):
             self.on.fail(rows.sequence)
 
     @precondition(lambda self: self.on.loads)
-    @rule(data=st.data(), left=st.lists(st.booleans(), min_size=3, max_size=3))
-    def load(self, data: st.DataObject, left: list[bool]) -> None:
+    @rule(data=st.data(), left=st.lists(HOWS, min_size=3, max_size=3))
+    def load(self, data: st.DataObject, left: list[bool | str]) -> None:
         self.on.load(data.draw(st.sampled_from(self.on.loads)), left)
+
+    @precondition(lambda self: any(self.on.awaited(fill) for fill in self.on.loads))
+    @rule(data=st.data(), how=HOWS)
+    def chunk_comes(self, data: st.DataObject, how: bool | str) -> None:
+        fill = data.draw(st.sampled_from([fill for fill in self.on.loads if self.on.awaited(fill)]))
+        self.on.came(fill, data.draw(st.sampled_from(self.on.awaited(fill))), how)
 
     @precondition(lambda self: self.on.loads)
     @rule(data=st.data())
