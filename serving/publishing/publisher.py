@@ -1,0 +1,315 @@
+"""Write-behind: chunks go from the pool's pages into the store while the device computes the next ones.
+
+    device thread     rows launched -> submit: the pages are held still
+    waiting thread    until the device is done with them          (a device of its own only)
+    copying thread    own stream -> pinned memory; the pages may move again
+    writing threads   hash and write, each an entry; commit, and the claim ends
+
+On the CPU the writing threads read the pages themselves. Room in the queue is taken before a chunk is computed, so that
+who computes faster than the store takes it waits (``reserve``). A publication that fails loses nothing but durability:
+the chunk stays resident, its claim ends, and whoever needs it in the store computes or publishes it again.
+"""
+
+from __future__ import annotations
+
+import contextvars
+import logging
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import TimeoutError as FutureTimeout
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from chunk_store.entry import EntryHeader, EntryInfo
+from chunk_store.errors import StoreError
+from chunk_store.key import ChunkId, ChunkKey
+from chunk_store.store import Publication
+from chunk_store.tenant import NO_LIMITS, Tenant, TenantLimits
+from engine.device import current
+from engine.kv.pool_bytes import as_bytes
+from engine.kv.resident import ResidentChunk, ResidentChunks
+from serving.errors import Cancelled, Overloaded, Unavailable
+from serving.publishing.metrics import PublicationMetrics
+from serving.publishing.room import Place, Room
+from serving.publishing.staging import Region, Staging
+from serving.store.heartbeat import EVERY_S, heartbeat
+
+STAGING_S_MAX = 600.0  # for a region of the staging memory; writes end sooner, or fail
+STOP_S = 5.0  # for what is being written when the time to drain is over
+LOOK_S = 0.1  # between two looks whether somebody still waits
+
+log = logging.getLogger(__name__)
+
+
+class Publishing(Future[EntryInfo]):
+    """An entry on its way: done when it is committed, or has failed. Nobody can cancel it.
+
+    ``computed`` is done as soon as the KV is in the pool's pages for certain.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.computed: Future[None] = Future()
+        self.set_running_or_notify_cancel()
+        self.computed.set_running_or_notify_cancel()
+
+
+@dataclass
+class _Item:
+    header: EntryHeader
+    chunk: ResidentChunk
+    planes: Sequence[Tensor]
+    publication: Publication
+    limits: TenantLimits
+    place: Place
+    future: Publishing = field(default_factory=Publishing)
+    launched: torch.cuda.Event | None = None
+    still: bool = True  # its pages are held
+    region: Region | None = None
+    buffers: Sequence[memoryview] = ()
+    began: float = field(default_factory=time.monotonic)
+    context: contextvars.Context = field(default_factory=contextvars.copy_context)  # its lines bear its request
+
+
+class Publisher:
+    """Writes resident chunks behind, at most ``nbytes_max`` bytes at a time, ``threads`` entries beside each other.
+
+    ``post`` runs a function in the device thread, to which the residents belong. ``staging`` is the host memory that
+    KV passes through; without it pages are read where they are, which only a CPU's can be.
+    """
+
+    def __init__(
+        self,
+        residents: ResidentChunks,
+        *,
+        post: Callable[[Callable[[], None]], object],
+        nbytes_max: int,
+        threads: int,
+        metrics: PublicationMetrics,
+        staging: Staging | None = None,
+    ) -> None:
+        self.residents = residents
+        self.room = Room(nbytes_max)
+        self.metrics = metrics
+        self._post = post
+        pool = residents.pool
+        self._staging = Staging(nbytes_max, pool.device) if staging is None and pool.device.type != "cpu" else staging
+        self._waiting = ThreadPoolExecutor(1, thread_name_prefix="publish-wait")
+        self._copying = ThreadPoolExecutor(1, thread_name_prefix="publish-copy")
+        self._writing = ThreadPoolExecutor(threads, thread_name_prefix="publish-write")
+        self._items: dict[ChunkKey, _Item] = {}
+        self._lock = threading.Lock()
+        self._stopped = self._given_up = False
+        self._beats = ExitStack()
+        self._beats.enter_context(heartbeat(self._renew, EVERY_S))
+        metrics.watch(lambda: self.room.taken)
+        if self._staging is not None:
+            self._copying.submit(self._staging.prepare)
+
+    # -- room ---------------------------------------------------------------------------------------
+    def ask(self, nbytes: int) -> Future[Place]:
+        """Room for an entry of ``nbytes`` of KV, in the order asked. Raises ``Unavailable`` when it is stopped.
+
+        Who no longer wants it cancels the future, and gives back what it could not cancel.
+        """
+        began, asked = time.monotonic(), self.room.ask(nbytes)
+        if not asked.done():
+            asked.add_done_callback(lambda _: self.metrics.waited(time.monotonic() - began))
+        return asked
+
+    def try_reserve(self, nbytes: int) -> Place | None:
+        """Room at once, or None. For the device thread, which must not wait."""
+        return self.room.take(nbytes)
+
+    def reserve(self, nbytes: int, deadline: float, abandoned: Callable[[], bool]) -> Place:
+        """Waits for room until ``deadline`` (monotonic seconds). Any thread but the device thread.
+
+        Raises ``Overloaded`` at the deadline, ``Cancelled`` when ``abandoned`` says so, ``Unavailable`` when stopped.
+        """
+        asked = self.ask(nbytes)
+        while True:
+            try:
+                return asked.result(max(0.0, min(LOOK_S, deadline - time.monotonic())))
+            except FutureTimeout:
+                if time.monotonic() < deadline and not abandoned():
+                    continue
+            if not asked.cancel():
+                return asked.result()
+            if abandoned():
+                raise Cancelled("nobody waits for the entry any more")
+            raise queue_full(self.room)
+
+    # -- entries ------------------------------------------------------------------------------------
+    def submit(
+        self,
+        place: Place,
+        header: EntryHeader,
+        chunk: ResidentChunk,
+        publication: Publication,
+        limits: TenantLimits = NO_LIMITS,
+    ) -> Publishing:
+        """Takes over ``place`` and ``publication``, for a chunk whose rows were all launched. Device thread only.
+
+        Raises ``Unavailable`` when it is stopped; then it has taken nothing over.
+        """
+        pool = self.residents.pool
+        item = _Item(header, chunk, pool.run_planes(chunk.run, chunk.tokens), publication, limits, place)
+        with self._lock:
+            if self._stopped:
+                raise stopped()
+            self.residents.hold_still(chunk)
+            self._items[header.key] = item
+        if pool.device.type == "cuda":
+            with current(pool.device):
+                item.launched = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
+                item.launched.record()
+        if self._staging is None:
+            item.future.computed.set_result(None)
+            item.buffers = as_bytes(item.planes)
+            self._next(self._writing, self._write, item)
+        else:
+            self._next(self._waiting, self._wait, item)
+        return item.future
+
+    def pending(self, key: ChunkKey) -> Publishing | None:
+        """The publication of ``key`` that is under way here."""
+        with self._lock:
+            item = self._items.get(key)
+        return None if item is None else item.future
+
+    def pending_of(self, chunk_id: ChunkId, tenant: Tenant) -> list[Publishing]:
+        """The publications of a tenant's chunk, under whatever context, that are under way here."""
+        with self._lock:
+            items = list(self._items.values())
+        return [item.future for item in items if (item.header.chunk_id, item.header.tenant) == (chunk_id, tenant)]
+
+    def all_pending(self) -> list[Publishing]:
+        """What is under way now, the oldest first."""
+        with self._lock:
+            return [item.future for item in self._items.values()]
+
+    def flush(self, timeout_s: float) -> bool:
+        """Waits until all that was submitted by now is stored or has failed; False if it took too long."""
+        return not wait(self.all_pending(), timeout_s).not_done
+
+    def stop(self, timeout_s: float) -> bool:
+        """Takes no more, and writes out what it has; False if that took longer, and the rest was dropped.
+
+        The device thread must still run. Claims of what was dropped end.
+        """
+        with self._lock:
+            self._stopped = True
+        self.room.close(stopped())
+        done = self.flush(timeout_s)
+        if not done:
+            left = self.all_pending()
+            log.warning("%d computed entries are not stored: no time is left to write them", len(left))
+            self._given_up = True
+            self.flush(STOP_S)
+        for threads in (self._waiting, self._copying, self._writing):
+            threads.shutdown(wait=done, cancel_futures=False)
+        self._beats.close()
+        return done
+
+    # -- stages, each in a thread of its own --------------------------------------------------------
+    def _next(self, threads: ThreadPoolExecutor, stage: Callable[[_Item], None], item: _Item) -> None:
+        """Hands an item on; whatever goes wrong with it, it ends."""
+
+        def run() -> None:
+            try:
+                if self._given_up:
+                    raise stopped()
+                stage(item)
+            except BaseException as error:
+                self._end(item, error)
+
+        try:
+            threads.submit(item.context.copy().run, run)  # a copy: this stage may still run in it
+        except RuntimeError:  # shut down
+            self._end(item, stopped())
+
+    def _wait(self, item: _Item) -> None:
+        if item.launched is not None:
+            item.launched.synchronize()
+        item.future.computed.set_result(None)
+        self._next(self._copying, self._copy, item)
+
+    def _copy(self, item: _Item) -> None:
+        assert self._staging is not None
+        item.region = self._staging.take(item.header.nbytes, time.monotonic() + STAGING_S_MAX)
+        item.buffers = self._staging.copy(item.planes, item.region)
+        self._let_move(item)
+        self._next(self._writing, self._write, item)
+
+    def _write(self, item: _Item) -> None:
+        with item.publication as publication:
+            publication.write(item.header, item.buffers, limits=item.limits)
+            info = publication.commit()
+        self._end(item, info)
+
+    def _end(self, item: _Item, outcome: EntryInfo | BaseException) -> None:
+        """Gives back all that the item holds, then tells those who wait for it."""
+        if not isinstance(outcome, EntryInfo):
+            self._abort(item, outcome)
+        item.buffers = item.planes = ()
+        if item.region is not None and self._staging is not None:
+            self._staging.give_back(item.region)
+        self._let_move(item)
+        with self._lock:
+            if self._items.get(item.header.key) is item:
+                del self._items[item.header.key]
+        item.place.give_back()
+        if not item.future.computed.done():
+            item.future.computed.set_exception(outcome if isinstance(outcome, BaseException) else None)
+        if isinstance(outcome, EntryInfo):
+            self.metrics.published(item.header.nbytes, time.monotonic() - item.began)
+            item.future.set_result(outcome)
+        else:
+            self.metrics.failed(outcome)
+            item.future.set_exception(outcome)
+
+    def _abort(self, item: _Item, error: BaseException) -> None:
+        expected = isinstance(error, StoreError | Unavailable)
+        log.warning("chunk %s is not stored: %s", item.header.chunk_id, error, exc_info=None if expected else error)
+        try:
+            item.publication.abort()  # harmless where the write has done so
+        except StoreError as again:
+            log.warning("the claim on %s could not be given up and runs out: %s", item.header.key, again)
+
+    def _let_move(self, item: _Item) -> None:
+        if not item.still:
+            return
+        item.still = False
+        try:
+            self._post(lambda: self.residents.let_move(item.chunk))
+        except RuntimeError as error:  # the device thread has ended, and nobody asks for pages any more
+            log.debug("the pages of %s stay held: %s", item.header.key, error)
+
+    def _renew(self) -> None:
+        """Keeps the claims of all that is under way."""
+        with self._lock:
+            items = list(self._items.values())
+        for item in items:
+            try:
+                item.publication.renew()
+            except StoreError as error:
+                if self.pending(item.header.key) is item.future:  # not one that was committed meanwhile
+                    log.warning("the claim on %s could not be renewed: %s", item.header.key, error)
+
+
+def queue_full(room: Room) -> Overloaded:
+    """For who has waited for room as long as it may."""
+    return Overloaded(
+        f"{room.taken} bytes of computed KV wait to be written to the store (at most {room.nbytes_max})",
+        remedy="try again; if it stays so, the store is too slow for what is computed",
+        retry_after_s=1.0,
+    )
+
+
+def stopped() -> Unavailable:
+    return Unavailable("the service is shutting down")

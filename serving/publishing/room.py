@@ -1,0 +1,94 @@
+"""Room in the queue of what is to be written: so many bytes, given out in the order in which they are asked for."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from concurrent.futures import Future
+
+
+class Place:
+    """``nbytes`` of a queue, until ``give_back``."""
+
+    def __init__(self, room: Room, nbytes: int) -> None:
+        self.nbytes = nbytes
+        self._room: Room | None = room
+        self._lock = threading.Lock()
+
+    def give_back(self) -> None:
+        """Ends it. Harmless a second time."""
+        with self._lock:
+            room, self._room = self._room, None
+        if room is not None:
+            room.gave_back(self.nbytes)
+
+
+class Room:
+    """At most ``nbytes_max`` bytes, but for one place that is larger: it gets in when it is alone. Thread-safe."""
+
+    def __init__(self, nbytes_max: int) -> None:
+        if nbytes_max < 1:
+            raise ValueError(f"nbytes_max: {nbytes_max} must be at least 1")
+        self.nbytes_max = nbytes_max
+        self._taken = 0
+        self._asked: deque[tuple[int, Future[Place]]] = deque()
+        self._closed: Exception | None = None
+        self._lock = threading.Lock()
+
+    @property
+    def taken(self) -> int:
+        """Bytes of all places now."""
+        return self._taken
+
+    def take(self, nbytes: int) -> Place | None:
+        """A place at once; None if there is no room, or others have asked before. Raises what ``close`` was given."""
+        with self._lock:
+            if self._closed is not None:
+                raise self._closed
+            if any(not asked.done() for _, asked in self._asked) or not self._fits(nbytes):
+                return None
+            self._taken += nbytes
+            return Place(self, nbytes)
+
+    def ask(self, nbytes: int) -> Future[Place]:
+        """A place when there is room. Who no longer wants it cancels, and gives back what it could not cancel."""
+        asked: Future[Place] = Future()
+        with self._lock:
+            if self._closed is not None:
+                raise self._closed
+            self._asked.append((nbytes, asked))
+        asked.add_done_callback(lambda future: self._give_out() if future.cancelled() else None)
+        self._give_out()
+        return asked
+
+    def gave_back(self, nbytes: int) -> None:
+        """A place has ended."""
+        with self._lock:
+            self._taken -= nbytes
+        self._give_out()
+
+    def close(self, reason: Exception) -> None:
+        """Nobody gets a place any more: who waits, and who comes, is given ``reason``."""
+        with self._lock:
+            self._closed = reason
+            refused = [asked for _, asked in self._asked if asked.set_running_or_notify_cancel()]
+            self._asked.clear()
+        for asked in refused:
+            asked.set_exception(reason)
+
+    def _fits(self, nbytes: int) -> bool:
+        return self._taken == 0 or self._taken + nbytes <= self.nbytes_max
+
+    def _give_out(self) -> None:
+        given: list[tuple[Future[Place], Place]] = []
+        with self._lock:
+            while self._asked:
+                nbytes, asked = self._asked[0]
+                if not asked.cancelled() and not self._fits(nbytes):
+                    break
+                self._asked.popleft()
+                if asked.set_running_or_notify_cancel():
+                    self._taken += nbytes
+                    given.append((asked, Place(self, nbytes)))
+        for asked, place in given:
+            asked.set_result(place)  # outside the lock: it calls who waits

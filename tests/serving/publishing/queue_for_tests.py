@@ -1,0 +1,142 @@
+"""A publisher over a small pool of the CPU and a real store, with a device thread of its own."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from prometheus_client import CollectorRegistry
+
+from chunk_store.entry import EntryHeader
+from chunk_store.key import ChunkId, ChunkKey
+from chunk_store.open import open_store
+from chunk_store.store import Busy, Publication, Stored
+from chunk_store.tenant import NO_LIMITS, TenantLimits
+from engine.kv.resident import ResidentChunk, ResidentChunks
+from serving.publishing.metrics import PublicationMetrics
+from serving.publishing.publisher import Publisher, Publishing
+from serving.publishing.staging import Staging
+from tests.fakes import LAYOUT, MODEL, small_pool
+
+TOKENS = 8
+NBYTES = LAYOUT.nbytes(TOKENS)
+WAIT_S = 30.0
+
+
+class Gate:
+    """Writes that go through stop here until they are let on."""
+
+    def __init__(self) -> None:
+        self.entered, self.open = threading.Semaphore(0), threading.Event()
+
+
+class GatedPublication:
+    """A publication whose ``write`` waits at a gate; or raises ``fails``."""
+
+    def __init__(self, publication: Publication, gate: Gate, fails: Exception | None = None) -> None:
+        self._publication = publication
+        self._gate = gate
+        self._fails = fails
+
+    def write(self, header: EntryHeader, buffers: Sequence[memoryview], *, limits: TenantLimits = NO_LIMITS) -> None:
+        self._gate.entered.release()
+        assert self._gate.open.wait(WAIT_S)
+        if self._fails is not None:
+            raise self._fails
+        self._publication.write(header, buffers, limits=limits)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._publication, name)
+
+    def __enter__(self) -> GatedPublication:
+        self._publication.__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._publication.__exit__(*error)
+
+
+class Queue:
+    """The parts, and chunks whose bytes say which they are."""
+
+    def __init__(self, root: Path, *, room: int = 3, threads: int = 2, staged: int | None = None) -> None:
+        self.store = open_store(f"file://{root}")
+        self.residents = ResidentChunks(small_pool())
+        self.device = ThreadPoolExecutor(1, thread_name_prefix="device")
+        self.registry = CollectorRegistry()
+        pool = self.residents.pool
+        self.publisher = Publisher(
+            self.residents,
+            post=self.device.submit,
+            nbytes_max=room * NBYTES,
+            threads=threads,
+            metrics=PublicationMetrics(self.registry, "tiny"),
+            staging=None if staged is None else Staging(staged * NBYTES, pool.device),
+        )
+        self.gate = Gate()
+
+    @staticmethod
+    def header(name: int) -> EntryHeader:
+        key, chunk_id = ChunkKey(f"{name:064x}"), ChunkId(f"{name:064x}")
+        return EntryHeader(key, chunk_id, MODEL, LAYOUT, (name,) * TOKENS, ())
+
+    def compute(self, name: int) -> ResidentChunk:
+        """A chunk in the pool that nobody holds, as after an attempt at a job."""
+
+        def run() -> ResidentChunk:
+            chunk = self.residents.reserve(self.header(name).key, TOKENS)
+            for plane in self.residents.pool.run_planes(chunk.run, TOKENS):
+                plane.fill_(float(name))
+            chunk.ready = True
+            self.residents.release(chunk)
+            return chunk
+
+        return self.device.submit(run).result(WAIT_S)
+
+    def claim(self, name: int) -> Publication:
+        answer = self.store.begin(self.header(name).key)
+        assert not isinstance(answer, Stored | Busy)
+        return answer
+
+    def publish(self, name: int, *, gated: bool = False, fails: Exception | None = None) -> Publishing:
+        """Computes a chunk and hands it to the publisher, in the device thread."""
+        chunk, place = self.compute(name), self.publisher.try_reserve(NBYTES)
+        assert place is not None
+        claim: Any = self.claim(name)
+        if gated or fails is not None:
+            claim = GatedPublication(claim, self.gate, fails)
+        submit = self.publisher.submit
+        return self.device.submit(submit, place, self.header(name), chunk, claim).result(WAIT_S)
+
+    def stored(self, name: int) -> list[float] | None:
+        """What the store has: the distinct values of its bytes."""
+        header = self.header(name)
+        target = [bytearray(size) for size in LAYOUT.plane_nbytes(TOKENS)]
+        if self.store.load(header.key, header.token_ids, [memoryview(buffer) for buffer in target]) is not None:
+            return None
+        return sorted({value for buffer in target for value in memoryview(buffer).cast("f")})
+
+    def idle(self) -> None:
+        """Nothing is held, and every page and byte is accounted for."""
+        self.device.submit(lambda: None).result(WAIT_S)
+        self.residents.check_integrity()
+        assert self.residents.held == 0 and self.publisher.room.taken == 0
+        assert not self.publisher.all_pending()
+
+    def failures(self, reason: str) -> float | None:
+        labels = {"model_name": "tiny", "reason": reason}
+        return self.registry.get_sample_value("cairn_publication_failures_total", labels)
+
+    def value(self, name: str) -> float | None:
+        return self.registry.get_sample_value(name, {"model_name": "tiny"})
+
+    def close(self) -> None:
+        """Ends it all, with nothing left over."""
+        self.gate.open.set()
+        self.publisher.stop(WAIT_S)
+        self.idle()
+        self.device.shutdown()
+        self.store.close()
