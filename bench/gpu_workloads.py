@@ -15,6 +15,7 @@ import torch
 from bench.gpu_model import KV_TOKEN_NBYTES, PAGE_SIZE, WEIGHT_NBYTES_READ, Engine
 from chunk_store.entry import EntryHeader, MissReason
 from chunk_store.key import ChunkId, ChunkKey, digest
+from chunk_store.landing import Landing
 from chunk_store.open import open_store
 from chunk_store.store import Busy, ChunkStore, Stored
 from engine.kv.host_tier import HostTier
@@ -269,8 +270,8 @@ def stored_ms(engine: Engine, lengths: Sequence[int], *, folder: str = "/dev/shm
 
 
 def _load(engine: Engine, store: ChunkStore, tier: HostTier, run: PageRun, key: ChunkKey, ids: tuple[int, ...]) -> None:
-    def read(buffers: Sequence[memoryview]) -> MissReason | None:
-        return store.load(key, ids, buffers)
+    def read(landing: Landing) -> MissReason | None:
+        return store.land(key, ids, landing)
 
     _, reason = tier.load(key, engine.pool.run_planes(run, len(ids)), read)
     if reason is not None:

@@ -14,6 +14,7 @@ from chunk_store.entry import EntryHeader
 from chunk_store.errors import BlobBad
 from chunk_store.format.header import Frame
 from chunk_store.key import ChunkKey
+from chunk_store.landing import Landing
 
 
 @dataclass(frozen=True)
@@ -32,15 +33,14 @@ class Expected:
     key: ChunkKey
     token_ids: Sequence[int]
 
-    def check(self, frame: Frame, views: Sequence[memoryview]) -> None:
-        """Raises ``BlobBad`` where ``frame`` is not the entry that was asked for, or does not fit ``views``."""
+    def check(self, frame: Frame, sizes: Sequence[int]) -> None:
+        """Raises ``BlobBad`` where ``frame`` is not the entry that was asked for, or has not planes of ``sizes``."""
         if frame.header.key != self.key:
             raise BlobBad(f"the header's key is {frame.header.key}, asked for {self.key}")
         if frame.header.token_ids != tuple(self.token_ids):
             raise BlobBad("the stored token ids differ from the requested ones")
-        sizes = tuple(view.nbytes for view in views)
-        if frame.sizes != sizes:
-            raise BlobBad(f"the stored layout has planes of {frame.sizes} bytes, asked for {sizes}")
+        if frame.sizes != tuple(sizes):
+            raise BlobBad(f"the stored layout has planes of {frame.sizes} bytes, asked for {tuple(sizes)}")
 
 
 class Blobs(Protocol):
@@ -56,9 +56,11 @@ class Blobs(Protocol):
         Raises ``NoSpace`` or ``StoreUnavailable``; what was written by then is for ``remove``.
         """
 
-    def read(self, blob: str, expected: Expected, views: Sequence[memoryview]) -> None:
-        """Reads into ``views`` and verifies. Raises ``BlobMissing``, ``BlobBad`` (``BlobOtherVersion``
-        where that is all) or ``BlobUnreadable``."""
+    def read(self, blob: str, expected: Expected, landing: Landing) -> None:
+        """Reads and verifies; nobody is in a piece of ``landing`` any more when it ends.
+
+        Raises ``BlobMissing``, ``BlobBad`` (``BlobOtherVersion`` where that is all) or ``BlobUnreadable``.
+        """
 
     def frame(self, blob: str) -> Frame:
         """The decoded header alone. Raises as ``read`` does."""

@@ -25,6 +25,7 @@ from chunk_store.errors import (
 )
 from chunk_store.format.header import writable_views
 from chunk_store.key import ChunkId, ChunkKey, ModelIdentity
+from chunk_store.landing import Buffers, Landing
 from chunk_store.ledger import Leases, Ledger, ReadTicket, check_key
 from chunk_store.publication import SharedPublication
 from chunk_store.store import Busy, DeleteReport, Lease, Publication, Stored, StoreStats, SweepReport
@@ -81,7 +82,9 @@ class SharedStore:
         return publication
 
     def load(self, key: ChunkKey, token_ids: Sequence[int], buffers: Sequence[memoryview]) -> MissReason | None:
-        views = writable_views(buffers)
+        return self.land(key, token_ids, Buffers(writable_views(buffers)))
+
+    def land(self, key: ChunkKey, token_ids: Sequence[int], landing: Landing) -> MissReason | None:
         expected = Expected(key, token_ids)
         reason: MissReason | None = MissReason.LOAD_FAILED
         for _ in range(LOAD_ATTEMPTS_MAX):
@@ -89,19 +92,17 @@ class SharedStore:
             if isinstance(ticket, MissReason):
                 return ticket
             try:
-                settled, reason = self._read(ticket, expected, views)
+                settled, reason = self._read(ticket, expected, landing)
             finally:
                 self.ledger.leases.end_read(ticket)
             if settled:
                 break
         return reason
 
-    def _read(
-        self, ticket: ReadTicket, expected: Expected, views: Sequence[memoryview]
-    ) -> tuple[bool, MissReason | None]:
+    def _read(self, ticket: ReadTicket, expected: Expected, landing: Landing) -> tuple[bool, MissReason | None]:
         """Whether the answer stands, and the answer; it does not when the entry changed under the reader."""
         try:
-            self.blobs.read(ticket.blob, expected, views)
+            self.blobs.read(ticket.blob, expected, landing)
         except BlobMissing as error:
             if not self.ledger.entries.forget(ticket.key, ticket.blob, quarantined=False):
                 return False, MissReason.LOAD_FAILED

@@ -17,6 +17,7 @@ from typing import Protocol, Self
 
 from chunk_store.entry import EntryHeader, EntryInfo, MissReason
 from chunk_store.key import ChunkId, ChunkKey, ModelIdentity
+from chunk_store.landing import Landing
 from chunk_store.record import NO_CONTENT, ChunkRecord, Content, RecordPage, RecordQuery
 from chunk_store.tenant import DEFAULT_ONLY, DEFAULT_TENANT, NO_LIMITS, Tenant, TenantLimits, Tenants, TenantUsage
 
@@ -190,6 +191,9 @@ class ChunkStore(Protocol):
         ``buffers`` is then undefined and a bad entry has been quarantined; one in another format (FORMAT_DIFFERS)
         makes way for its replacement. Marks the entry as used.
         """
+
+    def land(self, key: ChunkKey, token_ids: Sequence[int], landing: Landing) -> MissReason | None:
+        """``load`` by way of a ``Landing``: each piece can be moved on as soon as it is verified."""
 
     def lease(self, keys: Sequence[ChunkKey], *, ttl_s: float = 30.0, wait_s: float | None = None) -> Lease:
         """Leases the entries that exist among ``keys`` against eviction and deletion.

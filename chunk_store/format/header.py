@@ -29,6 +29,7 @@ MAGIC = b"CAIRN-KV"
 ALIGN_NBYTES = 4096
 BLOCK_NBYTES = 256 * 1024
 HEADER_NBYTES_MAX = 256 * 2**20
+ALONE_NBYTES_MIN = 100_000  # less is hashed before another thread could take over
 FIELDS = 9
 
 _PREFIX = struct.Struct("<8sIIQ")
@@ -53,7 +54,11 @@ class Frame:
 
 def checksum(data: bytes | memoryview) -> int:
     """xxh3-64 of ``data``."""
-    return xxhash.xxh3_64_intdigest(data)
+    if len(data) < ALONE_NBYTES_MIN:
+        return xxhash.xxh3_64_intdigest(data)
+    hasher = xxhash.xxh3_64()  # its ``update`` lets other threads run meanwhile; the one-call function does not
+    hasher.update(data)
+    return hasher.intdigest()
 
 
 def flat_views(buffers: Sequence[memoryview], sizes: Sequence[int]) -> list[memoryview]:

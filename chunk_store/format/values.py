@@ -10,9 +10,12 @@ A span starts at a block's edge, so each value can be checked by itself. Part of
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
 
 from chunk_store.errors import BlobBad, BlobMissing
 from chunk_store.format.header import Frame, checksum, decode_header, split_blocks
+from chunk_store.landing import cut
 
 VALUE_NBYTES = 2 * 2**20
 
@@ -31,16 +34,59 @@ def values_of(views: Sequence[memoryview]) -> Iterator[list[memoryview]]:
         yield value
 
 
-def value_count(sizes: Sequence[int]) -> int:
-    """How many values planes of ``sizes`` bytes have."""
-    values = nbytes = 0
+def spans_of_values(sizes: Sequence[int]) -> list[list[int]]:
+    """Bytes of each span of each value, for planes of ``sizes`` bytes."""
+    values: list[list[int]] = []
+    nbytes = 0
     for size in sizes:
         for start in range(0, size, VALUE_NBYTES):
             span = min(VALUE_NBYTES, size - start)
-            if values == 0 or nbytes + span > VALUE_NBYTES:
-                values, nbytes = values + 1, 0
+            if not values or nbytes + span > VALUE_NBYTES:
+                values.append([])
+                nbytes = 0
+            values[-1].append(span)
             nbytes += span
     return values
+
+
+def value_count(sizes: Sequence[int]) -> int:
+    """How many values planes of ``sizes`` bytes have."""
+    return len(spans_of_values(sizes))
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Values from number ``first`` on that are read together: bytes ``start .. start + nbytes`` of the data."""
+
+    first: int
+    start: int
+    nbytes: int
+    spans: Sequence[Sequence[int]]  # of each value, in bytes
+
+    @property
+    def numbers(self) -> range:
+        return range(self.first, self.first + len(self.spans))
+
+
+def batches_of(sizes: Sequence[int], nbytes_max: int) -> list[Batch]:
+    """All values in batches of at most ``nbytes_max`` bytes, or one larger value; one empty batch without any."""
+    batches: list[Batch] = []
+    first = start = nbytes = 0
+    spans: list[list[int]] = []
+    for value in spans_of_values(sizes):
+        size = sum(value)
+        if spans and nbytes + size > nbytes_max:
+            batches.append(Batch(first, start, nbytes, spans))
+            first, start, nbytes, spans = first + len(spans), start + nbytes, 0, []
+        spans.append(value)
+        nbytes += size
+    return [*batches, Batch(first, start, nbytes, spans)]
+
+
+def targets_of(views: Sequence[memoryview], batch: Batch) -> list[list[memoryview]]:
+    """Where the spans of each value of ``batch`` go in ``views``, which are its memory."""
+    pieces = cut(views, [span for value in batch.spans for span in value])
+    return [list(islice(pieces, len(value))) for value in batch.spans]
 
 
 def joined(spans: Sequence[memoryview | bytes]) -> memoryview | bytes:

@@ -27,21 +27,21 @@ from chunk_store.format.header import (
     checksum,
     encode_header,
     header_nbytes,
+    split_blocks,
 )
+from chunk_store.landing import Landing
 from chunk_store.local.entry_file import (
-    SharedSpans,
-    Span,
+    SharedPieces,
     batches_of,
     check_headroom,
+    pieces_of,
     read_data,
     read_frame,
-    spans_of,
     sync_directory,
     write_all,
 )
 from chunk_store.local.private_files import close_to_others, create_file, make_directory
 
-SHARE_NBYTES_MIN = 4 * 2**20  # below this a second thread costs more than it saves
 READERS_MAX = 16
 SHARES_MAX = 4  # processors that one read is shared out over
 
@@ -89,13 +89,13 @@ class FileBlobs:
                 raise NoSpace(f"{self._data}: {error.strerror}") from error
             raise StoreUnavailable(f"cannot write {self._path(blob)}: {error.strerror}") from error
 
-    def read(self, blob: str, expected: Expected, views: Sequence[memoryview]) -> None:
+    def read(self, blob: str, expected: Expected, landing: Landing) -> None:
         try:
             fd = os.open(self._path(blob), os.O_RDONLY)
             try:
                 frame = read_frame(fd)
-                expected.check(frame, views)
-                self._read_spans(fd, frame, spans_of(frame, views))
+                expected.check(frame, landing.sizes)
+                self._read_pieces(fd, frame, landing)
             finally:
                 os.close(fd)
         except OSError as error:
@@ -153,16 +153,17 @@ class FileBlobs:
     def _path(self, blob: str) -> Path:
         return self._data / blob[:2] / blob
 
-    def _read_spans(self, fd: int, frame: Frame, spans: list[Span]) -> None:
+    def _read_pieces(self, fd: int, frame: Frame, landing: Landing) -> None:
         """Verification costs half as much as reading: a large entry is shared out over the processors.
 
-        Whoever is free takes the next span, so that reads beside each other keep as many threads busy as there are.
+        Whoever is free takes the next piece, so that reads beside each other keep as many threads busy as there are.
         """
-        shares = min(self._helpers + 1, SHARES_MAX, frame.stored_nbytes // SHARE_NBYTES_MIN)
-        left = SharedSpans(spans)
-        others = [self._pool.submit(read_data, fd, frame, left) for _ in range(shares - 1)]
+        pieces = pieces_of(frame, landing.piece_nbytes)
+        shares = min(self._helpers + 1, SHARES_MAX, len(pieces))
+        left = SharedPieces(pieces)
+        others = [self._pool.submit(read_data, fd, frame, landing, left) for _ in range(shares - 1)]
         try:
-            read_data(fd, frame, left)
+            read_data(fd, frame, landing, left)
         finally:
             left.clear()
             for other in others:
@@ -185,7 +186,7 @@ class FileBlobs:
     def _fill(self, fd: int, header: EntryHeader, views: Sequence[memoryview]) -> None:
         checksums: list[int] = []
         offset = header_nbytes(header)
-        for batch in batches_of(views, BLOCK_NBYTES):
+        for batch in batches_of(split_blocks(views, BLOCK_NBYTES)):
             checksums += [checksum(view) for view in batch]
             offset = write_all(fd, batch, offset)
         write_all(fd, [memoryview(encode_header(header, checksums))], 0)

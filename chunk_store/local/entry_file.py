@@ -1,4 +1,4 @@
-"""One entry as one file: its header, and spans of its data that one system call moves, checked in the cache."""
+"""One entry as one file: its header, and pieces of its data, read span by span and checked in the cache."""
 
 from __future__ import annotations
 
@@ -10,21 +10,22 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from chunk_store.errors import BlobBad
-from chunk_store.format.header import ALIGN_NBYTES, Frame, checksum, decode_header, fields_end, split_blocks
+from chunk_store.format.header import ALIGN_NBYTES, Frame, checksum, decode_header, fields_end
+from chunk_store.landing import Landing, cut
 
-BATCH_NBYTES = 1024 * 1024
+BATCH_NBYTES = 2 * 2**20
 BATCH_VIEWS_MAX = 512
 INDEX_HEADROOM_NBYTES = 8 * 2**20  # what data leaves free on the disk: a full index could not even evict
 
 
 @dataclass(frozen=True)
-class Span:
-    """Consecutive blocks that one system call reads."""
+class Piece:
+    """Consecutive blocks that land together: bytes ``start .. start + nbytes`` of the data."""
 
-    blocks: list[memoryview]
-    offset: int
+    start: int
     nbytes: int
     first_block: int
+    blocks: Sequence[int]  # bytes of each
 
 
 def read_frame(fd: int) -> Frame:
@@ -39,49 +40,64 @@ def read_frame(fd: int) -> Frame:
     return frame
 
 
-class SharedSpans:
-    """Spans that several threads take one after another."""
+class SharedPieces:
+    """Pieces that several threads take one after another."""
 
-    def __init__(self, spans: Sequence[Span]) -> None:
-        self._spans = deque(spans)
+    def __init__(self, pieces: Sequence[Piece]) -> None:
+        self._pieces = deque(pieces)
 
     def clear(self) -> None:
         """Leaves nothing to take."""
-        self._spans.clear()
+        self._pieces.clear()
 
-    def __iter__(self) -> Iterator[Span]:
+    def __iter__(self) -> Iterator[Piece]:
         while True:
             try:
-                yield self._spans.popleft()  # atomic
+                yield self._pieces.popleft()  # atomic
             except IndexError:
                 return
 
 
-def read_data(fd: int, frame: Frame, spans: Iterable[Span]) -> None:
+def pieces_of(frame: Frame, piece_nbytes: int) -> list[Piece]:
+    """The data in pieces of whole blocks: at most ``piece_nbytes`` each, or one larger block."""
+    pieces: list[Piece] = []
+    blocks: list[int] = []
+    start = nbytes = number = 0
+    for size in frame.sizes:
+        for at in range(0, size, frame.block_nbytes):
+            block = min(frame.block_nbytes, size - at)
+            if blocks and nbytes + block > piece_nbytes:
+                pieces.append(Piece(start, nbytes, number - len(blocks), blocks))
+                start, nbytes, blocks = start + nbytes, 0, []
+            blocks.append(block)
+            nbytes += block
+            number += 1
+    if blocks:
+        pieces.append(Piece(start, nbytes, number - len(blocks), blocks))
+    return pieces
+
+
+def read_data(fd: int, frame: Frame, landing: Landing, pieces: Iterable[Piece]) -> None:
     """Reads span by span and checks each block while it is still in the processor's cache."""
-    for span in spans:
-        if os.preadv(fd, span.blocks, span.offset) != span.nbytes:
-            raise BlobBad("the file ended early")
-        for index, block in enumerate(span.blocks, span.first_block):
-            if checksum(block) != frame.checksums[index]:
-                raise BlobBad(f"block {index} of {len(frame.checksums)} does not match its checksum")
+    for piece in pieces:
+        with landing.piece(piece.start, piece.nbytes) as views:
+            offset, index = frame.data_offset + piece.start, piece.first_block
+            for batch in batches_of(cut(views, piece.blocks)):
+                nbytes = sum(block.nbytes for block in batch)
+                if os.preadv(fd, batch, offset) != nbytes:
+                    raise BlobBad("the file ended early")
+                offset += nbytes
+                for block in batch:
+                    if checksum(block) != frame.checksums[index]:
+                        raise BlobBad(f"block {index} of {len(frame.checksums)} does not match its checksum")
+                    index += 1
 
 
-def spans_of(frame: Frame, views: Sequence[memoryview]) -> list[Span]:
-    spans, offset, first_block = [], frame.data_offset, 0
-    for blocks in batches_of(views, frame.block_nbytes):
-        nbytes = sum(block.nbytes for block in blocks)
-        spans.append(Span(blocks, offset, nbytes, first_block))
-        offset += nbytes
-        first_block += len(blocks)
-    return spans
-
-
-def batches_of(views: Sequence[memoryview], block_nbytes: int) -> Iterator[list[memoryview]]:
+def batches_of(blocks: Iterable[memoryview]) -> Iterator[list[memoryview]]:
     """Blocks in file order, gathered so that one system call moves about ``BATCH_NBYTES``."""
     batch: list[memoryview] = []
     nbytes = 0
-    for block in split_blocks(views, block_nbytes):
+    for block in blocks:
         if batch and (nbytes + block.nbytes > BATCH_NBYTES or len(batch) == BATCH_VIEWS_MAX):
             yield batch
             batch, nbytes = [], 0

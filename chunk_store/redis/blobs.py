@@ -16,7 +16,16 @@ from chunk_store.blobs import Expected, Quarantined
 from chunk_store.entry import EntryHeader
 from chunk_store.errors import BlobBad, BlobMissing, BlobUnreadable, NoSpace
 from chunk_store.format.header import BLOCK_NBYTES, Frame, checksum, encode_header, header_nbytes, split_blocks
-from chunk_store.format.values import check_value, framed, value_count, values_of
+from chunk_store.format.values import (
+    VALUE_NBYTES,
+    batches_of,
+    check_value,
+    framed,
+    targets_of,
+    value_count,
+    values_of,
+)
+from chunk_store.landing import Landing
 from chunk_store.redis.connection import RedisConnection, ServerFull
 from chunk_store.redis.mending import names_below
 
@@ -82,22 +91,24 @@ class ValueBlobs:
             waiting.append((self._name(blob, number), spans))
         self._values.finish(waiting, (self._name(blob, "h"), encode_header(header, checksums)))
 
-    def read(self, blob: str, expected: Expected, views: Sequence[memoryview]) -> None:
-        values = list(values_of(views))
-        batches = [range(at, min(at + VALUES_IN_FLIGHT, len(values))) for at in range(0, len(values), VALUES_IN_FLIGHT)]
-        first = batches[0] if batches else range(0)
-        raw, sizes = self._values.read(self._name(blob, "h"), self._names(blob, first), [values[n] for n in first])
-        if raw is None:
-            raise BlobMissing(blob)
-        frame = framed(raw)
-        expected.check(frame, views)
-        checksums = iter(frame.checksums)
+    def read(self, blob: str, expected: Expected, landing: Landing) -> None:
+        batches = batches_of(landing.sizes, min(landing.piece_nbytes, VALUES_IN_FLIGHT * VALUE_NBYTES))
+        frame: Frame | None = None
+        checksums: Iterator[int] = iter(())
         for batch in batches:
-            targets = [values[number] for number in batch]
-            if batch is not first:
-                sizes = self._values.read_more(self._names(blob, batch), targets)
-            for spans, size in zip(targets, sizes, strict=True):
-                check_value(spans, size, frame.block_nbytes, checksums)
+            with landing.piece(batch.start, batch.nbytes) as views:
+                targets, names = targets_of(views, batch), self._names(blob, batch.numbers)
+                if frame is None:  # the header comes with the first values
+                    raw, sizes = self._values.read(self._name(blob, "h"), names, targets)
+                    if raw is None:
+                        raise BlobMissing(blob)
+                    frame = framed(raw)
+                    expected.check(frame, landing.sizes)
+                    checksums = iter(frame.checksums)
+                else:
+                    sizes = self._values.read_more(names, targets)
+                for spans, size in zip(targets, sizes, strict=True):
+                    check_value(spans, size, frame.block_nbytes, checksums)
 
     def frame(self, blob: str) -> Frame:
         raw = self._values.header(self._name(blob, "h"))

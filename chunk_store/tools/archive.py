@@ -19,6 +19,7 @@ from chunk_store.entry import EntryHeader, EntryInfo
 from chunk_store.errors import BlobBad, BlobMissing, BlobUnreadable
 from chunk_store.format.header import BLOCK_NBYTES, checksum, encode_header, split_blocks
 from chunk_store.key import ChunkId, ChunkKey
+from chunk_store.landing import Buffers
 from chunk_store.local.private_files import create_file
 from chunk_store.shared_store import SharedStore
 from chunk_store.store import Busy, Stored
@@ -265,7 +266,7 @@ def _entry_bytes(store: SharedStore, key: ChunkKey) -> bytes | None:
         header = store.blobs.frame(placed.blob).header
         buffers = [bytearray(size) for size in header.layout.plane_nbytes(len(header.token_ids))]
         views = [memoryview(buffer) for buffer in buffers]
-        store.blobs.read(placed.blob, Expected(key, header.token_ids), views)
+        store.blobs.read(placed.blob, Expected(key, header.token_ids), Buffers(views))
     except (BlobMissing, BlobBad, BlobUnreadable):
         return None
     checksums = [checksum(block) for block in split_blocks(views, BLOCK_NBYTES)]

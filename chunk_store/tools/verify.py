@@ -11,6 +11,7 @@ from enum import StrEnum
 
 from chunk_store.blobs import Expected
 from chunk_store.errors import BlobBad, BlobMissing, BlobOtherVersion, BlobUnreadable
+from chunk_store.landing import Buffers
 from chunk_store.ledger import Placed, key_of
 from chunk_store.shared_store import SharedStore
 
@@ -160,7 +161,7 @@ def _read(store: SharedStore, blob: str) -> None:
     """Reads a blob against its own header."""
     header = store.blobs.frame(blob).header
     buffers = [memoryview(bytearray(size)) for size in header.layout.plane_nbytes(len(header.token_ids))]
-    store.blobs.read(blob, Expected(header.key, header.token_ids), buffers)
+    store.blobs.read(blob, Expected(header.key, header.token_ids), Buffers(buffers))
 
 
 def _is_current(store: SharedStore, entry: Placed) -> bool:

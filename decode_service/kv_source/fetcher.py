@@ -300,7 +300,7 @@ class _Fetch:
 
         def load(want: Wanted) -> None:
             chunk = want.chunk
-            source, reason = want.memory.fill(lambda buffers: self._store.load(chunk.key, chunk.token_ids, buffers))
+            source, reason = want.memory.fill(lambda landing: self._store.land(chunk.key, chunk.token_ids, landing))
             if reason is None:
                 want.outcome = ChunkOutcome(source if want.missed is None else KVSource.COMPUTED, want.missed)
             else:

@@ -1,19 +1,20 @@
 """Host memory between the store and the pool: pinned, bounded, least recently used chunks first to go.
 
-    store --read + verify--> pinned memory --own stream, a copy a plane--> pages of the pool
+    store --read + verify--> pinned memory --own stream, piece by piece--> pages of the pool
                              stays here: the next load of the chunk starts from it
 
-Loads of several chunks run in threads of their own: while one chunk is read another is on the bus, and decode steps
-on the device's main stream go on. A load returns when its bytes are in the pages. Those pages may have belonged to
-somebody whose last step still runs: a copy begins when what was launched before the pages were given out is over. The
-tier knows keys and bytes, not what they mean.
+Loads of several chunks run in threads of their own, and each is read by several: while one piece is read another is on
+the bus, and decode steps on the device's main stream go on. A load returns when its bytes are in the pages. Those pages
+may have belonged to somebody whose last step still runs: a copy begins when what was launched before the pages were
+given out is over. The tier knows keys and bytes, not what they mean.
 """
 
 from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -21,16 +22,20 @@ import torch
 from torch import Tensor
 
 from chunk_store.key import ChunkKey
+from chunk_store.landing import Buffers, Landing
 from engine.device import current
+from engine.kv.bounce import Bounce
+from engine.kv.device_landing import DeviceLanding
 from engine.kv.pool import PagedKVPool
-from engine.kv.pool_bytes import as_bytes, copy_planes
+from engine.kv.pool_bytes import as_bytes
 from engine.kv.resident import ResidentChunk
 from engine.kv.source import KVSource
 
 ALIGN_NBYTES = 4096
+PIECES, PIECE_NBYTES = 32, 4 * 2**20  # what loads pass through that are not kept here
 
 FailureT = TypeVar("FailureT")
-Read = Callable[[Sequence[memoryview]], "FailureT | None"]  # fills the buffers; None if they are right
+Read = Callable[[Landing], "FailureT | None"]  # reads into it; None if what it read is right
 
 
 @dataclass
@@ -46,15 +51,19 @@ class _Entry:
 class HostTier:
     """Pinned memory of ``nbytes`` for chunks of one pool's device. Thread-safe.
 
-    With 0 bytes nothing is kept, and every load passes through memory of its own.
+    What finds no room, with 0 bytes everything, passes through ``pieces`` pieces of ``piece_nbytes`` bytes that all
+    loads share.
     """
 
-    def __init__(self, nbytes: int, device: torch.device | str) -> None:
+    def __init__(
+        self, nbytes: int, device: torch.device | str, *, pieces: int = PIECES, piece_nbytes: int = PIECE_NBYTES
+    ) -> None:
         self.nbytes = nbytes // ALIGN_NBYTES * ALIGN_NBYTES
         self._device = torch.device(device)
         self._pinned = self._device.type == "cuda"
         with current(self._device):
             self._arena = torch.empty(self.nbytes, dtype=torch.uint8, pin_memory=self._pinned and self.nbytes > 0)
+        self._bounce = Bounce(self._device, pieces=pieces, piece_nbytes=piece_nbytes)
         self._entries: OrderedDict[ChunkKey, _Entry] = OrderedDict()  # least recently used first
         self._lock = threading.Lock()
         self._streams = threading.local()
@@ -70,25 +79,23 @@ class HostTier:
     ) -> tuple[KVSource, FailureT | None]:
         """Brings a chunk's bytes into ``planes`` (contiguous views of the pool), through ``read`` if they are not here.
 
-        Nothing is copied before ``after``. Returns where the bytes were and, if ``read`` failed, how; then the planes
-        are as they were.
+        Nothing is copied before ``after``. Returns where the bytes were and, if ``read`` failed, how; the content of
+        the planes is then undefined. Nothing is on its way to them any more when it returns or raises.
         """
         nbytes = sum(plane.nbytes for plane in planes)
         entry, found = self._enter(key, nbytes)
         try:
-            with current(self._device):
-                memory = self._memory(entry, nbytes)
-            staged = _split(memory, planes)
-            if not found:
-                failure = read(as_bytes(staged))
-                if failure is not None:
-                    return KVSource.STORE, failure
-                if entry is not None:
-                    with self._lock:
-                        entry.ready = True
-            with current(self._device):
-                self._copy(planes, staged, after)
-            return (KVSource.HOST if found else KVSource.STORE), None
+            kept = None if entry is None else self._arena[entry.at : entry.at + nbytes]
+            with self._stream(after) as stream:
+                landing = DeviceLanding(planes, self._bounce, stream=stream, kept=kept)
+                if found and kept is not None:
+                    landing.send(kept, 0)
+                    return KVSource.HOST, None
+                failure = read(landing)
+            if failure is None and entry is not None:
+                with self._lock:
+                    entry.ready = True
+            return KVSource.STORE, failure
         finally:
             self._leave(key, entry)
 
@@ -137,33 +144,22 @@ class HostTier:
             start = entry.at + -(-entry.nbytes // ALIGN_NBYTES) * ALIGN_NBYTES
         return start if self.nbytes - start >= nbytes else None
 
-    def _memory(self, entry: _Entry | None, nbytes: int) -> Tensor:
-        if entry is not None:
-            return self._arena[entry.at : entry.at + nbytes]
-        return torch.empty(nbytes, dtype=torch.uint8, pin_memory=self._pinned)
-
-    def _copy(self, planes: Sequence[Tensor], staged: Sequence[Tensor], after: torch.cuda.Event | None) -> None:
-        """Copies on this thread's own stream and waits for it; the main stream goes on meanwhile."""
+    @contextmanager
+    def _stream(self, after: torch.cuda.Event | None) -> Iterator[torch.cuda.Stream | None]:
+        """This thread's own stream, begun behind ``after``; what was put on it in the block is over when it ends."""
         if not self._pinned:
-            copy_planes(planes, staged)
+            yield None
             return
-        stream = getattr(self._streams, "stream", None)
-        if stream is None:
-            stream = self._streams.stream = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
-        with torch.cuda.stream(stream):
-            if after is not None:
-                stream.wait_event(after)
-            copy_planes(planes, staged)
-        stream.synchronize()
-
-
-def _split(memory: Tensor, planes: Sequence[Tensor]) -> list[Tensor]:
-    """Consecutive views of ``memory`` (bytes) with the planes' shapes and dtypes."""
-    views, at = [], 0
-    for plane in planes:
-        views.append(memory[at : at + plane.nbytes].view(plane.dtype).view(plane.shape))
-        at += plane.nbytes
-    return views
+        with current(self._device):
+            stream = getattr(self._streams, "stream", None)
+            if stream is None:
+                stream = self._streams.stream = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
+        if after is not None:
+            stream.wait_event(after)
+        try:
+            yield stream
+        finally:
+            stream.synchronize()
 
 
 class PoolMemory:
@@ -203,10 +199,10 @@ class ChunkMemory:
         return self.tier is not None and self.key in self.tier
 
     def fill(self, read: Read[FailureT]) -> tuple[KVSource, FailureT | None]:
-        """Brings the KV into the pages, by ``read`` into buffers of layout order if it must.
+        """Brings the KV into the pages, by ``read`` if it must.
 
         Returns where it was, and why it could not be read; the content of the pages is then undefined.
         """
         if self.tier is None:
-            return KVSource.STORE, read(as_bytes(self.planes))
+            return KVSource.STORE, read(Buffers(as_bytes(self.planes)))
         return self.tier.load(self.key, self.planes, read, after=self.launched)

@@ -11,6 +11,7 @@ from prometheus_client import CollectorRegistry, Counter, Histogram
 
 from chunk_store.entry import EntryHeader, EntryInfo, MissReason
 from chunk_store.key import ChunkKey
+from chunk_store.landing import Landing
 from chunk_store.shared_store import SharedStore
 from chunk_store.store import Busy, Publication, Stored
 from chunk_store.tenant import NO_LIMITS, TenantLimits
@@ -65,10 +66,10 @@ class MeteredStore(SharedStore):
         super().__init__(store.ledger, store.blobs)
         self._meter = meter
 
-    def load(self, key: ChunkKey, token_ids: Sequence[int], buffers: Sequence[memoryview]) -> MissReason | None:
+    def land(self, key: ChunkKey, token_ids: Sequence[int], landing: Landing) -> MissReason | None:
         began = time.perf_counter()
-        reason = super().load(key, token_ids, buffers)
-        self._meter.read(reason, sum(buffer.nbytes for buffer in buffers), time.perf_counter() - began)
+        reason = super().land(key, token_ids, landing)
+        self._meter.read(reason, sum(landing.sizes), time.perf_counter() - began)
         return reason
 
     def begin(self, key: ChunkKey, *, ttl_s: float = 30.0) -> Publication | Stored | Busy:

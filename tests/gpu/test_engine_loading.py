@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
 
 import pytest
 import torch
 
 from chunk_store.key import ChunkKey
+from chunk_store.landing import Landing
 from engine.kv.host_tier import HostTier, PoolMemory
 from engine.kv.pool import PagedKVPool
 from engine.kv.pool_bytes import incoming, outgoing
 from engine.kv.resident import ResidentChunks
 from engine.kv.source import KVSource
 from tests.engine.composer import Composer, Request
+from tests.engine.kv.test_host_tier import fill
 from tests.gpu.engine_models import served, tokens
 
 pytestmark = pytest.mark.gpu
@@ -52,9 +53,8 @@ def test_loads_beside_running_steps_change_neither() -> None:
         assert run is not None
         parts = pool.run_planes(run, 400)
 
-        def read(buffers: Sequence[memoryview]) -> str | None:
-            for buffer in buffers:
-                buffer[:] = bytes([index + 1]) * len(buffer)
+        def read(landing: Landing) -> str | None:
+            fill(landing, index + 1)
             return None
 
         for _ in range(20):
@@ -90,9 +90,8 @@ def test_a_load_into_pages_whose_last_owner_still_writes_comes_after_it() -> Non
         plane.fill_(2.0)
     memory = PoolMemory(residents.pool, host_nbytes=1 << 20).of(chunk)
 
-    def read(buffers: Sequence[memoryview]) -> None:
-        for buffer in buffers:
-            buffer[:] = bytes(len(buffer))
+    def read(landing: Landing) -> None:
+        fill(landing, 0)
 
     loading = threading.Thread(target=memory.fill, args=(read,))
     loading.start()

@@ -10,8 +10,9 @@ import pytest
 from chunk_store.blobs import Expected
 from chunk_store.entry import MissReason
 from chunk_store.errors import BlobBad, BlobMissing
+from chunk_store.landing import PIECE_NBYTES, Buffers
 from chunk_store.layout import KVLayout, LayerLayout
-from chunk_store.local.blobs import SHARE_NBYTES_MIN, Durability, FileBlobs
+from chunk_store.local.blobs import Durability, FileBlobs
 from chunk_store.store import Busy, Stored
 from tests.chunk_store.contract import blank, loads, publish, sample, views_of
 from tests.chunk_store.format.test_header import GOLDEN, HEADER, HEADER_END, golden_parts
@@ -27,10 +28,10 @@ def test_what_is_written_is_read_listed_kept_aside_and_removed(tmp_path: Path, d
         blobs.write(name, entry.header, entry.views)
         frame = blobs.frame(name)
         assert frame.header == entry.header and list(blobs.names()) == [(name, frame.stored_nbytes)]
-        blobs.read(name, Expected(entry.key, entry.header.token_ids), views_of(target))
+        blobs.read(name, Expected(entry.key, entry.header.token_ids), Buffers(views_of(target)))
         assert tuple(map(bytes, target)) == entry.data
         with pytest.raises(BlobBad, match="asked for"):
-            blobs.read(name, Expected(sample(2).key, entry.header.token_ids), views_of(target))
+            blobs.read(name, Expected(sample(2).key, entry.header.token_ids), Buffers(views_of(target)))
         assert blobs.quarantine(name) == f"file {tmp_path / 'quarantine' / name}"
         assert [bad.blob for bad in blobs.quarantined()] == [name] and list(blobs.names()) == []
         with pytest.raises(BlobMissing):
@@ -65,7 +66,7 @@ def test_a_large_entry_is_checked_whole_by_however_many_readers(file_place: File
     store.blobs._helpers = helpers
     layout = KVLayout("float32", (LayerLayout(8, 128, 64), LayerLayout(8, 128, 64)))
     entry = sample(1, tokens=1500, layout=layout)
-    assert entry.header.nbytes > 4 * SHARE_NBYTES_MIN
+    assert entry.header.nbytes > 4 * PIECE_NBYTES
     for share in range(5):
         publish(store, entry)
         assert loads(store, entry)

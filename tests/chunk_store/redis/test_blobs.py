@@ -9,6 +9,7 @@ import pytest
 
 from chunk_store.blobs import Expected
 from chunk_store.errors import BlobBad, BlobMissing
+from chunk_store.landing import Buffers
 from chunk_store.layout import KVLayout, LayerLayout
 from chunk_store.redis.blobs import ValueBlobs
 from chunk_store.redis.connection import RedisConnection, parse_redis_url
@@ -44,7 +45,7 @@ def test_what_is_written_is_read_and_removed_whole(
     name, target = write(blobs, entry), blank(entry)
     frame = blobs.frame(name)
     assert frame.header == entry.header and list(blobs.names()) == [(name, frame.stored_nbytes)]
-    blobs.read(name, Expected(entry.key, entry.header.token_ids), views_of(target))
+    blobs.read(name, Expected(entry.key, entry.header.token_ids), Buffers(views_of(target)))
     assert tuple(map(bytes, target)) == entry.data
     assert blobs.remove([name, "never"]) == [name, "never"] and blobs.remove([]) == []
     assert list(connection.client.scan_iter(match=f"{connection.prefix}*")) == []
@@ -66,8 +67,8 @@ def test_a_value_that_is_gone_or_changed_is_told_apart(blobs: ValueBlobs, connec
     value = connection.client.get(last)
     connection.client.set(last, value[:-1] + bytes([value[-1] ^ 1]))
     with pytest.raises(BlobBad, match="checksum"):
-        blobs.read(name, expected, views_of(blank(LARGE)))
+        blobs.read(name, expected, Buffers(views_of(blank(LARGE))))
     connection.client.delete(last)
     with pytest.raises(BlobMissing):
-        blobs.read(name, expected, views_of(blank(LARGE)))
+        blobs.read(name, expected, Buffers(views_of(blank(LARGE))))
     assert "not kept" in blobs.quarantine(name) and blobs.quarantined() == []

@@ -12,6 +12,7 @@ import pytest
 from chunk_store.entry import EntryHeader, MissReason
 from chunk_store.errors import StoreError, StoreFull, StoreUnavailable
 from chunk_store.key import ChunkKey
+from chunk_store.landing import Buffers, Landing
 from chunk_store.open import open_store
 from chunk_store.store import Busy, Stored
 from decode_service.kv_source.fetcher import FetchTerms, KVFetcher, NoRoomToAsk, Wanted
@@ -34,9 +35,9 @@ class Memory:
         self.held = held
         self.filled = 0
 
-    def fill(self, read: Callable[[Sequence[memoryview]], Any]) -> tuple[KVSource, Any]:
+    def fill(self, read: Callable[[Landing], Any]) -> tuple[KVSource, Any]:
         self.filled += 1
-        return (KVSource.HOST, None) if self.held else (KVSource.STORE, read(self.buffers))
+        return (KVSource.HOST, None) if self.held else (KVSource.STORE, read(Buffers(self.buffers)))
 
     @property
     def first_byte(self) -> int:

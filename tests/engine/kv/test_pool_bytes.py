@@ -11,6 +11,7 @@ from engine.kv.pool import PagedKVPool
 from engine.kv.pool_bytes import as_bytes, copy_planes, incoming, outgoing
 from engine.kv.resident import ResidentChunks
 from engine.kv.source import KVSource
+from tests.engine.kv.test_host_tier import fill
 
 LAYOUT = KVLayout("float32", (LayerLayout(1, 2, 3), LayerLayout(2, 1, 1)))
 
@@ -50,7 +51,7 @@ def test_loads_of_the_cpu_fill_the_pages_and_stay_nowhere_else() -> None:
     memory = PoolMemory(residents.pool, host_nbytes=1 << 20).of(chunk)
     for value in (1, 2):
         assert not memory.held
-        source, failure = memory.fill(lambda buffers: [b.__setitem__(slice(None), bytes(len(b))) for b in buffers][:0])
-        assert source is KVSource.STORE and not failure
+        source, failure = memory.fill(lambda landing: fill(landing, 0))
+        assert source is KVSource.STORE and failure is None
         residents.pool.keys[0][:3] = value
-    assert memory.fill(lambda buffers: "gone") == (KVSource.STORE, "gone")
+    assert memory.fill(lambda landing: "gone") == (KVSource.STORE, "gone")
