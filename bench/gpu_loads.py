@@ -1,0 +1,354 @@
+"""How fast stored documents reach a GPU, by stage and by how it is set up: reading, verifying, copying, all of it.
+
+    python -m bench.gpu_loads [--documents 8] [--tokens 4096] [--dir /dev/shm] [--repeats 5] [--quick]
+
+Documents of random bytes in the 8B shape's layout (604 MB each at 4096 tokens) lie in a store of files. The stages run
+alone in the threads that a load has; then whole loads run as the decode service runs them (some at once, each read by
+several threads), in one variant after another. Every variant's pages are compared with the source once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import statistics
+import tempfile
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+from unittest import mock
+
+import torch
+import xxhash
+from torch import Tensor
+
+from chunk_store.entry import EntryHeader
+from chunk_store.format import header as header_module
+from chunk_store.format.header import checksum
+from chunk_store.key import ChunkId, ChunkKey, ModelIdentity, digest
+from chunk_store.landing import Landing
+from chunk_store.layout import KVLayout, LayerLayout
+from chunk_store.local import blobs as blobs_module
+from chunk_store.local import entry_file
+from chunk_store.open import open_store
+from chunk_store.shared_store import SharedStore
+from chunk_store.store import Busy, Stored
+from engine.kv.host_tier import HostTier
+from engine.kv.pages import PageRun
+from engine.kv.pool import PagedKVPool
+from engine.kv.pool_bytes import as_bytes
+from engine.kv.source import KVSource
+from engine.model.processor import read_processor
+
+LAYOUT = KVLayout("bfloat16", (LayerLayout(8, 128, 128),) * 36)  # Qwen3-8B: 147 456 bytes a token
+MIB = 2**20
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Variant:
+    """How loads are set up. ``at_once`` loads run side by side, each read by up to ``shares`` threads."""
+
+    at_once: int = 4
+    shares: int = 4
+    piece_mib: float = 4
+    pieces: int = 32
+    span_mib: float = 2
+    kept: bool = False  # through the host tier, where they stay
+
+    def __str__(self) -> str:
+        place = "host tier" if self.kept else f"{self.pieces} x {self.piece_mib:g} MiB"
+        return f"{self.at_once} x {self.shares} threads, {place}, spans {self.span_mib:g}"
+
+
+VARIANTS = (
+    Variant(),
+    Variant(shares=2),
+    Variant(shares=3),
+    Variant(shares=6),
+    Variant(shares=8),
+    Variant(at_once=2, shares=8),
+    Variant(at_once=1, shares=16),
+    Variant(at_once=8, shares=2),
+    Variant(at_once=8, shares=4),
+    Variant(pieces=20),
+    Variant(pieces=64),
+    Variant(piece_mib=2),
+    Variant(piece_mib=2, pieces=64),
+    Variant(piece_mib=8),
+    Variant(span_mib=1),
+    Variant(span_mib=4),
+    Variant(kept=True),
+)
+
+
+class Documents:
+    """Equal documents in a store of files, and the pages that they are loaded to."""
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        self.tokens, self.device = options.tokens, torch.device(options.device)
+        pages = -(-options.tokens // 16) * options.documents
+        self.pool = PagedKVPool(LAYOUT, pages=pages, chunk_pages=pages, device=self.device)
+        runs = [self.pool.allocate_run(options.tokens) for _ in range(options.documents)]
+        self.runs: list[PageRun] = [run for run in runs if run is not None]
+        self.nbytes_each = LAYOUT.nbytes(options.tokens)
+        self.nbytes = self.nbytes_each * options.documents
+        self.source = [torch.randint(0, 256, (n,), dtype=torch.uint8) for n in LAYOUT.plane_nbytes(options.tokens)]
+        self.ids = tuple(range(options.tokens))
+        self.keys = [ChunkKey(digest("cairn.bench.loads", [str(i).encode()])) for i in range(options.documents)]
+
+    def header(self, number: int) -> EntryHeader:
+        key = self.keys[number]
+        return EntryHeader(key, ChunkId(key), ModelIdentity("bench"), LAYOUT, self.ids, ())
+
+    def publish(self, store: SharedStore, number: int) -> None:
+        publication = store.begin(self.keys[number])
+        assert not isinstance(publication, Busy | Stored)
+        with publication:
+            publication.write(self.header(number), as_bytes(self.source))
+            publication.commit()
+
+    def planes(self, number: int) -> list[Tensor]:
+        return self.pool.run_planes(self.runs[number], self.tokens)
+
+    def wrong(self) -> int:
+        """How many planes differ from the source."""
+        source = [plane.to(self.device) for plane in self.source]
+        flat = (plane.view(-1).view(torch.uint8) for n in range(len(self.runs)) for plane in self.planes(n))
+        return sum(not torch.equal(plane, source[at % len(source)]) for at, plane in enumerate(flat))
+
+    def clear(self) -> None:
+        for tensor in (*self.pool.keys, *self.pool.values):
+            tensor.zero_()
+        self.wait()
+
+    def wait(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
+
+
+def timed(step: Callable[[], object], repeats: int) -> tuple[float, float]:
+    """Median and least seconds of ``step`` after a first time."""
+    step()
+    times = []
+    for _ in range(repeats):
+        at = time.perf_counter()
+        step()
+        times.append(time.perf_counter() - at)
+    return statistics.median(times), min(times)
+
+
+def shared_out(items: Iterable[T], threads: int, work: Callable[[int, T], None]) -> None:
+    """Does ``work`` for all items in threads, which have numbers; whoever is free takes the next item."""
+    left = deque(items)
+
+    def run(number: int) -> None:
+        while True:
+            try:
+                item = left.popleft()
+            except IndexError:
+                return
+            work(number, item)
+
+    started = [threading.Thread(target=run, args=(number,)) for number in range(threads)]
+    for thread in started:
+        thread.start()
+    for thread in started:
+        thread.join()
+
+
+def show(what: str, nbytes: int, times: tuple[float, float]) -> None:
+    median, least = times
+    print(f"{what:64} {median * 1e3:8.1f} ms (least {least * 1e3:7.1f}) {nbytes / median / 1e9:7.1f} GB/s", flush=True)
+
+
+# -- stages -----------------------------------------------------------------------------------------------
+
+
+def pinned(documents: Documents, nbytes: int) -> Tensor:
+    return torch.zeros(nbytes, dtype=torch.uint8, pin_memory=documents.device.type == "cuda")
+
+
+def stage_reads(documents: Documents, paths: Sequence[Path], threads: Sequence[int], repeats: int) -> None:
+    """Reads all documents, each thread into memory of its own, and verifies or not."""
+    files = [os.open(path, os.O_RDONLY) for path in paths]
+    start = paths[0].stat().st_size - documents.nbytes_each
+    cases = [(1, 0), (2, 0), (4, 0), (8, 0), (1, 0.25), (1, 1), (2, 1), (2, 2), (4, 2), (4, 4), (8, 2)]
+    for count in threads:
+        for span_mib, block_mib in cases if count == max(threads) else [(2, 0), (2, 2)]:
+            seconds = _read_all(documents, files, start, count, int(span_mib * MIB), int(block_mib * MIB), repeats)
+            what = f"read spans of {span_mib:g} MiB" + (f", verify blocks of {block_mib:g}" if block_mib else "")
+            show(f"{what}, {count} threads", documents.nbytes, seconds)
+    for fd in files:
+        os.close(fd)
+
+
+def _read_all(
+    documents: Documents, files: Sequence[int], start: int, threads: int, span: int, block: int, repeats: int
+) -> tuple[float, float]:
+    memory = [pinned(documents, span).numpy().data.cast("B") for _ in range(threads)]
+
+    def read(number: int, place: tuple[int, int]) -> None:
+        got = os.preadv(place[0], [memory[number]], start + place[1])
+        for first in range(0, got if block else 0, block or 1):
+            checksum(memory[number][first : min(first + block, got)])
+
+    places = [(fd, at) for fd in files for at in range(0, documents.nbytes_each, span)]
+    return timed(lambda: shared_out(places, threads, read), repeats)
+
+
+def stage_verify(documents: Documents, threads: int, repeats: int) -> None:
+    """Hashes the bytes of one document in all threads: with our function, and with one that keeps the others out."""
+    memory = pinned(documents, documents.nbytes_each // (4 * MIB) * (4 * MIB)).numpy().data.cast("B")
+    ways: list[tuple[str, Callable[[memoryview], int]]] = [("", checksum), (", one call", xxhash.xxh3_64_intdigest)]
+    for name, hashed in ways:
+        for block_mib in (0.25, 1, 2, 4):
+            seconds = _hash_all(memory, int(block_mib * MIB), hashed, threads, repeats)
+            show(f"verify blocks of {block_mib:g} MiB{name}, {threads} threads", memory.nbytes, seconds)
+
+
+def _hash_all(
+    memory: memoryview, block: int, hashed: Callable[[memoryview], int], threads: int, repeats: int
+) -> tuple[float, float]:
+    def work(_: int, at: int) -> None:
+        hashed(memory[at : at + block])
+
+    return timed(lambda: shared_out(range(0, memory.nbytes, block), threads, work), repeats)
+
+
+def stage_copies(documents: Documents, repeats: int) -> None:
+    """Copies pinned memory to the pages, in pieces, on streams that take turns."""
+    if documents.device.type != "cuda":
+        return
+    memory = pinned(documents, documents.nbytes_each)
+    planes = [plane.view(-1).view(torch.uint8) for n in range(len(documents.runs)) for plane in documents.planes(n)]
+    starts = [sum(LAYOUT.plane_nbytes(documents.tokens)[:n]) for n in range(2 * len(LAYOUT.layers))]
+    for streams in (1, 2, 4, 8):
+        made = [torch.cuda.Stream() for _ in range(streams)]
+        for piece_mib in (2, 4, 8, 64):
+
+            def run(piece: int = piece_mib * MIB, made: list[torch.cuda.Stream] = made) -> None:
+                number = 0
+                for at, plane in enumerate(planes):
+                    source = memory[starts[at % len(starts)] :]
+                    for first in range(0, plane.nbytes, piece):
+                        last = min(first + piece, plane.nbytes)
+                        with torch.cuda.stream(made[number % len(made)]):
+                            plane[first:last].copy_(source[first:last], non_blocking=True)
+                        number += 1
+                torch.cuda.synchronize()
+
+            show(f"copy pieces of {piece_mib} MiB, {streams} streams", documents.nbytes, timed(run, repeats))
+
+
+# -- whole loads ------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def stored(documents: Documents, folder: Path, block_nbytes: int) -> Iterator[tuple[SharedStore, Path]]:
+    """A store that has the documents in blocks of ``block_nbytes``; says how fast it was written."""
+    place = Path(tempfile.mkdtemp(dir=folder))
+    count = len(documents.keys)
+    with ExitStack() as stack:
+        stack.callback(shutil.rmtree, place)
+        store = open_store(f"file://{place}/store", capacity_nbytes=2 * documents.nbytes + count * MIB)
+        assert isinstance(store, SharedStore)
+        stack.callback(store.close)
+        for writers in (1, 4, 8):
+            store.delete_chunks([ChunkId(key) for key in documents.keys])
+            store.delete_model(ModelIdentity("bench"))
+            with ThreadPoolExecutor(writers) as pool:
+                at = time.perf_counter()
+                list(pool.map(lambda number: documents.publish(store, number), range(count)))
+                taken = time.perf_counter() - at
+            show(f"write, blocks of {block_nbytes / MIB:g} MiB, {writers} at once", documents.nbytes, (taken, taken))
+        yield store, place / "store"
+
+
+def load_all(documents: Documents, store: SharedStore, tier: HostTier, pool: ThreadPoolExecutor) -> list[KVSource]:
+    def load(number: int) -> KVSource:
+        def read(landing: Landing) -> object:
+            return store.land(documents.keys[number], documents.ids, landing)
+
+        source, reason = tier.load(documents.keys[number], documents.planes(number), read)
+        assert reason is None, reason
+        return source
+
+    return list(pool.map(load, range(len(documents.keys))))
+
+
+def whole(documents: Documents, store: SharedStore, variant: Variant, repeats: int) -> None:
+    kept_nbytes = documents.nbytes + len(documents.keys) * MIB if variant.kept else 0
+    pieces, piece_nbytes = variant.pieces, int(variant.piece_mib * MIB)
+    with ExitStack() as stack:
+        stack.enter_context(mock.patch.object(blobs_module, "SHARES_MAX", variant.shares))
+        stack.enter_context(mock.patch.object(entry_file, "BATCH_NBYTES", int(variant.span_mib * MIB)))
+        loaders = stack.enter_context(ThreadPoolExecutor(variant.at_once))
+        tier = HostTier(kept_nbytes, documents.device, pieces=pieces, piece_nbytes=piece_nbytes)
+        documents.clear()
+
+        def from_store() -> None:
+            tier._entries.clear()  # nobody loads now
+            assert set(load_all(documents, store, tier, loaders)) == {KVSource.STORE}
+            documents.wait()
+
+        show(f"  {variant}", documents.nbytes, timed(from_store, repeats))
+        wrong = documents.wrong()
+        if variant.kept:
+            for at_once in (1, 2, 4, 8):
+                with ThreadPoolExecutor(at_once) as pool:
+
+                    def from_host(pool: ThreadPoolExecutor = pool) -> None:
+                        assert set(load_all(documents, store, tier, pool)) == {KVSource.HOST}
+                        documents.wait()
+
+                    documents.clear()
+                    show(f"  from the host tier, {at_once} at once", documents.nbytes, timed(from_host, repeats))
+                    wrong += documents.wrong()
+        if wrong:
+            print(f"  WRONG: {wrong} planes differ from the source")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--documents", type=int, default=8)
+    parser.add_argument("--tokens", type=int, default=4096)
+    parser.add_argument("--dir", type=Path, default=Path("/dev/shm"), help="where the stores go, one after another")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--quick", action="store_true", help="no stages, and the first variants only")
+    options = parser.parse_args()
+    processors = len(os.sched_getaffinity(0))
+    device = torch.cuda.get_device_name() if options.device == "cuda" else options.device
+    print(f"{read_processor()}, {processors} of them, load average {os.getloadavg()[0]:.1f}; {device}")
+    documents = Documents(options)
+    print(f"{options.documents} documents of {options.tokens} tokens, {documents.nbytes / 1e9:.2f} GB in all")
+    if not options.quick:
+        stage_verify(documents, processors, options.repeats)
+        stage_copies(documents, options.repeats)
+    for block_mib in (2, 1, 0.25, 4):
+        with (
+            mock.patch.object(header_module, "BLOCK_NBYTES", int(block_mib * MIB)),
+            mock.patch.object(blobs_module, "BLOCK_NBYTES", int(block_mib * MIB)),
+            stored(documents, options.dir, int(block_mib * MIB)) as (store, place),
+        ):
+            if block_mib == 2 and not options.quick:
+                paths = sorted(path for path in (place / "data").rglob("*") if path.is_file())
+                counts = sorted({max(1, processors // 4), max(1, processors // 2), processors})
+                stage_reads(documents, paths, counts, options.repeats)
+            print(f"whole loads, blocks of {block_mib:g} MiB:")
+            all_of_them = block_mib == 2 and not options.quick
+            for variant in VARIANTS if all_of_them else (VARIANTS[0], VARIANTS[5], VARIANTS[-1]):
+                whole(documents, store, variant, options.repeats)
+
+
+if __name__ == "__main__":
+    main()
