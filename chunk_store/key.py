@@ -32,6 +32,7 @@ class ChunkType(StrEnum):
     CODE = "code"
     RAG_RESULT = "rag_result"
     QUERY = "query"
+    TURN = "turn"  # a query and its answer, as they were generated
 
 
 def digest(domain: str, fields: Iterable[bytes]) -> str:

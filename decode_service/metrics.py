@@ -10,6 +10,7 @@ from functools import partial
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from chunk_store.entry import MissReason
+from decode_service.kept import KeptKV, NotKept
 from decode_service.prompt.request_chunk import ChunkOutcome, Unpublished
 from decode_service.sequence import Failed, Finished, FinishReason, Occupancy, Sequence
 from engine.kv.source import KVSource
@@ -41,6 +42,7 @@ class DecodeMetrics:
         self._by_source = counter("prompt_tokens_by_source", "Prompt tokens by where their KV came from", "source")
         self._misses = counter("cache_misses", "Chunks of answered prompts whose KV had to be computed", "reason")
         self._unpublished = counter("unpublished_chunks", "Chunks computed here that the store did not take", "reason")
+        self._kept = counter("kept_turns", "Turns that were to be kept, by what became of their KV", "outcome")
         self._generated = counter("generation_tokens", "Tokens generated")
         self._success = counter("request_success", "Answers by how they ended", "finished_reason")
         self._failures = counter("request_failure", "Admitted requests that ended with an error", "code")
@@ -70,6 +72,7 @@ class DecodeMetrics:
             (self._by_source, KVSource),
             (self._misses, MissReason),
             (self._unpublished, Unpublished),
+            (self._kept, (*KeptKV, *NotKept)),
             (self._success, FinishReason),
             (self._failures, STATUS_NAMES),
         )
@@ -118,6 +121,10 @@ class DecodeMetrics:
         self._prefill.labels(self._model).observe((clock.first_token - clock.admitted) / 1e9)
         self._generated.labels(self._model).inc()
         self._last_token[id(sequence)] = time.monotonic()
+
+    def kept(self, kv: KeptKV, why: NotKept | None) -> None:
+        """A request that keeps its turn has ended; ``why`` it is not registered, or its KV not kept."""
+        self._kept.labels(self._model, (why or kv).value).inc()
 
     def first_token_sent(self, clock: StageClock) -> None:
         """A first token is handed to the transport: until here its caller waits for us."""

@@ -24,6 +24,7 @@ from __future__ import annotations
 from collections import deque
 from typing import TYPE_CHECKING
 
+from decode_service import kept
 from decode_service.admission import Admission, Fill
 from decode_service.line import FillRoom, Line, Turns
 from decode_service.sequence import (
@@ -92,6 +93,7 @@ class Scheduler:
         self._forwards = forwards
         self._page_size = pool.page_size
         self._room = FillRoom(batch_max, chunk_pages=pool.chunk_pages, tail_pages=pool.pages - pool.chunk_pages)
+        self._residents = residents
         self._admission = Admission(residents, self._room)
         self._line = Line(self._may_enter)
         self._line_moved = False  # whether somebody may fit who did not before
@@ -408,6 +410,8 @@ class Scheduler:
         """Ends a sequence wherever it stands and gives back all it holds. Harmless a second time."""
         if sequence.done:
             return
+        if isinstance(event, Finished):
+            kept.leave(self._residents, sequence)
         self._enter(sequence, State.ENDED)
         sequence.clock.finished = now
         self._events.append((sequence, event))

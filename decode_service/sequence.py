@@ -20,6 +20,7 @@ from serving.trace.stages import StageClock
 
 if TYPE_CHECKING:  # a scheduler hands them on
     from decode_service.admission import Fill
+    from decode_service.kept import Keep
     from decode_service.prompt.request_chunk import RequestChunk
 
 
@@ -102,6 +103,7 @@ class Sequence:
     passed: int = 0  # how often another request was admitted before it
     tail_level: int | None = None  # not known before its first decode step
     told: set[RequestChunk] = field(default_factory=set)  # the chunks that a request for chunks was told of
+    keep: Keep | None = None  # its query and answer become a chunk
     _placed: tuple[int, tuple[PlacedChunk, ...]] = (-1, ())
 
     @property
@@ -129,15 +131,18 @@ class Sequence:
 
     @property
     def may_draw_more(self) -> bool:
-        """Whether all of its prompt was launched, and there are tokens to draw beside those that were launched."""
-        return 0 < self.drawn < self.params.max_tokens
+        """Whether all of its prompt was launched, and there are tokens to draw beside those that were launched.
+
+        One that is kept has a row of its last token, too: what that draws is dropped, as behind any token that ends.
+        """
+        return 0 < self.drawn < self.params.max_tokens + (self.keep is not None)
 
     @property
     def tail_tokens_max(self) -> int:
-        """Slots that the tail can need: its prompt part and all of the answer but the last token."""
+        """Slots that the tail can need: its prompt part, and all of the answer but a last token that nobody keeps."""
         if self.for_chunks:
             return 0
-        return len(self.composition.tail) + self.params.max_tokens - 1
+        return len(self.composition.tail) + self.params.max_tokens - (self.keep is None)
 
     def placed(self, page_size: int, moves: int) -> tuple[PlacedChunk, ...]:
         """The chunks as a plan needs them; built anew only after runs have moved (``moves`` changed)."""

@@ -32,6 +32,8 @@ class _ChunkTypeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ChunkType.V
     CHUNK_TYPE_CODE: _ChunkType.ValueType  # 3
     CHUNK_TYPE_RAG_RESULT: _ChunkType.ValueType  # 4
     CHUNK_TYPE_QUERY: _ChunkType.ValueType  # 5
+    CHUNK_TYPE_TURN: _ChunkType.ValueType  # 6
+    """a query and the answer to it, as they were generated (GenerateRequest.keep)"""
 
 class ChunkType(_ChunkType, metaclass=_ChunkTypeEnumTypeWrapper): ...
 
@@ -42,6 +44,8 @@ CHUNK_TYPE_CONTEXT: ChunkType.ValueType  # 2
 CHUNK_TYPE_CODE: ChunkType.ValueType  # 3
 CHUNK_TYPE_RAG_RESULT: ChunkType.ValueType  # 4
 CHUNK_TYPE_QUERY: ChunkType.ValueType  # 5
+CHUNK_TYPE_TURN: ChunkType.ValueType  # 6
+"""a query and the answer to it, as they were generated (GenerateRequest.keep)"""
 Global___ChunkType: _TypeAlias = ChunkType  # noqa: Y015
 
 class _ReuseMode:

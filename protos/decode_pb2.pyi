@@ -95,6 +95,59 @@ KV_SOURCE_STORE: KvSource.ValueType  # 3
 KV_SOURCE_COMPUTED: KvSource.ValueType  # 4
 Global___KvSource: _TypeAlias = KvSource  # noqa: Y015
 
+class _KeptKv:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _KeptKvEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_KeptKv.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    KEPT_KV_UNSPECIFIED: _KeptKv.ValueType  # 0
+    KEPT_KV_RESIDENT: _KeptKv.ValueType  # 1
+    """in the pool, as it was written while the answer was generated"""
+    KEPT_KV_COMPUTING: _KeptKv.ValueType  # 2
+    """asked for: here other rows compute a chunk than generated the answer, with other bits"""
+    KEPT_KV_NONE: _KeptKv.ValueType  # 3
+    """computed when a request needs it: `reason`"""
+
+class KeptKv(_KeptKv, metaclass=_KeptKvEnumTypeWrapper): ...
+
+KEPT_KV_UNSPECIFIED: KeptKv.ValueType  # 0
+KEPT_KV_RESIDENT: KeptKv.ValueType  # 1
+"""in the pool, as it was written while the answer was generated"""
+KEPT_KV_COMPUTING: KeptKv.ValueType  # 2
+"""asked for: here other rows compute a chunk than generated the answer, with other bits"""
+KEPT_KV_NONE: KeptKv.ValueType  # 3
+"""computed when a request needs it: `reason`"""
+Global___KeptKv: _TypeAlias = KeptKv  # noqa: Y015
+
+class _NotKept:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _NotKeptEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_NotKept.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    NOT_KEPT_UNSPECIFIED: _NotKept.ValueType  # 0
+    NOT_KEPT_POOL_FULL: _NotKept.ValueType  # 1
+    """chunks in use fill the pool"""
+    NOT_KEPT_QUEUE_FULL: _NotKept.ValueType  # 2
+    """enough turns wait to be computed"""
+    NOT_KEPT_STORE_FULL: _NotKept.ValueType  # 3
+    """or the tenant's quota of chunks"""
+    NOT_KEPT_STORE_UNAVAILABLE: _NotKept.ValueType  # 4
+
+class NotKept(_NotKept, metaclass=_NotKeptEnumTypeWrapper):
+    """Why a turn is not registered, or its KV not kept. Whatever is not kept is computed when it is needed."""
+
+NOT_KEPT_UNSPECIFIED: NotKept.ValueType  # 0
+NOT_KEPT_POOL_FULL: NotKept.ValueType  # 1
+"""chunks in use fill the pool"""
+NOT_KEPT_QUEUE_FULL: NotKept.ValueType  # 2
+"""enough turns wait to be computed"""
+NOT_KEPT_STORE_FULL: NotKept.ValueType  # 3
+"""or the tenant's quota of chunks"""
+NOT_KEPT_STORE_UNAVAILABLE: NotKept.ValueType  # 4
+Global___NotKept: _TypeAlias = NotKept  # noqa: Y015
+
 @_typing.final
 class Segment(_message.Message):
     """One part of the prompt. Every segment but the last is a chunk (inline content is registered on the way);
@@ -293,12 +346,17 @@ class GenerateRequest(_message.Message):
     REUSE_MODE_FIELD_NUMBER: _builtins.int
     SALT_FIELD_NUMBER: _builtins.int
     CACHE_USE_FIELD_NUMBER: _builtins.int
+    KEEP_FIELD_NUMBER: _builtins.int
     ORDER_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """empty: the service picks one"""
     reuse_mode: _chunks_pb2.ReuseMode.ValueType
     salt: _builtins.str
     cache_use: Global___CacheUse.ValueType
+    keep: _builtins.bool
+    """Makes the query and its answer a chunk that the next request of a conversation names (`Complete.kept`). EXACT only,
+    and not with BYPASS: INVALID_ARGUMENT.
+    """
     order: Global___ChunkOrder.ValueType
     @_builtins.property
     def segments(self) -> _containers.RepeatedCompositeFieldContainer[Global___Segment]: ...
@@ -313,11 +371,12 @@ class GenerateRequest(_message.Message):
         reuse_mode: _chunks_pb2.ReuseMode.ValueType = ...,
         salt: _builtins.str = ...,
         cache_use: Global___CacheUse.ValueType = ...,
+        keep: _builtins.bool = ...,
         order: Global___ChunkOrder.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["sampling", b"sampling"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cache_use", b"cache_use", "order", b"order", "request_id", b"request_id", "reuse_mode", b"reuse_mode", "salt", b"salt", "sampling", b"sampling", "segments", b"segments"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cache_use", b"cache_use", "keep", b"keep", "order", b"order", "request_id", b"request_id", "reuse_mode", b"reuse_mode", "salt", b"salt", "sampling", b"sampling", "segments", b"segments"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -543,6 +602,7 @@ class Complete(_message.Message):
     TIMINGS_FIELD_NUMBER: _builtins.int
     SEED_FIELD_NUMBER: _builtins.int
     MODEL_NAME_FIELD_NUMBER: _builtins.int
+    KEPT_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     finish_reason: _builtins.str
     """"stop" "length" "abort" """
@@ -554,6 +614,10 @@ class Complete(_message.Message):
     def reuse(self) -> Global___ReuseReport: ...
     @_builtins.property
     def timings(self) -> _chunks_pb2.StageTimings: ...
+    @_builtins.property
+    def kept(self) -> Global___Kept:
+        """with `keep`, unless nothing was generated"""
+
     def __init__(
         self,
         *,
@@ -564,14 +628,56 @@ class Complete(_message.Message):
         timings: _chunks_pb2.StageTimings | None = ...,
         seed: _builtins.int = ...,
         model_name: _builtins.str = ...,
+        kept: Global___Kept | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["reuse", b"reuse", "timings", b"timings", "usage", b"usage"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["kept", b"kept", "reuse", b"reuse", "timings", b"timings", "usage", b"usage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["finish_reason", b"finish_reason", "model_name", b"model_name", "request_id", b"request_id", "reuse", b"reuse", "seed", b"seed", "timings", b"timings", "usage", b"usage"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["finish_reason", b"finish_reason", "kept", b"kept", "model_name", b"model_name", "request_id", b"request_id", "reuse", b"reuse", "seed", b"seed", "timings", b"timings", "usage", b"usage"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Complete: _TypeAlias = Complete  # noqa: Y015
+
+@_typing.final
+class Kept(_message.Message):
+    """What is kept of a turn: one chunk of its query and its answer, computed under the chunks before the query. A query and
+    its answer were one part of attention while the answer was generated, so together they have the KV that was written then;
+    apart they would have other bits. The next request names the same chunks, then this one, then its own query.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CHUNK_ID_FIELD_NUMBER: _builtins.int
+    REGISTERED_FIELD_NUMBER: _builtins.int
+    KV_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    QUERY_TOKEN_IDS_FIELD_NUMBER: _builtins.int
+    chunk_id: _builtins.str
+    """of type TURN"""
+    registered: _builtins.bool
+    """else it has to be sent as token ids: `reason`"""
+    kv: Global___KeptKv.ValueType
+    reason: Global___NotKept.ValueType
+    @_builtins.property
+    def query_token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """as the model saw them; the answer's follow, all that were streamed"""
+
+    def __init__(
+        self,
+        *,
+        chunk_id: _builtins.str = ...,
+        registered: _builtins.bool = ...,
+        kv: Global___KeptKv.ValueType = ...,
+        reason: Global___NotKept.ValueType = ...,
+        query_token_ids: _abc.Iterable[_builtins.int] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunk_id", b"chunk_id", "kv", b"kv", "query_token_ids", b"query_token_ids", "reason", b"reason", "registered", b"registered"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Kept: _TypeAlias = Kept  # noqa: Y015
 
 @_typing.final
 class ExplainResponse(_message.Message):

@@ -38,6 +38,7 @@ class GenerateOptions(TypedDict, total=False):
     """Keyword arguments of ``generate`` and ``explain``. What is left out is left to the service.
 
     ``order="canonical"``: the service may sort neighbouring chunks of one type, so that prompts begin alike.
+    ``keep`` makes the query and its answer a chunk, ``Result.kept``, for the next turn of a conversation.
     """
 
     max_tokens: int
@@ -62,6 +63,7 @@ class GenerateOptions(TypedDict, total=False):
     top_logprobs: int
     logit_bias: Mapping[int, float]
     keep_special_tokens: bool
+    keep: bool
 
 
 class ListOptions(TypedDict, total=False):

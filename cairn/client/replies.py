@@ -13,6 +13,7 @@ from cairn.client.types import (
     Deleted,
     Delta,
     Explanation,
+    Kept,
     Loads,
     ModeSupport,
     Result,
@@ -110,6 +111,17 @@ def parse_result(complete: decode_pb2.Complete, deltas: list[Delta]) -> Result:
         seed=complete.seed,
         model_name=complete.model_name,
         top_logprobs=tuple(top for delta in deltas for top in delta.top_logprobs),
+        kept=_kept(complete.kept) if complete.HasField("kept") else None,
+    )
+
+
+def _kept(reply: decode_pb2.Kept) -> Kept:
+    return Kept(
+        id=reply.chunk_id,
+        registered=reply.registered,
+        kv=_name(decode_pb2.KeptKv, reply.kv, "KEPT_KV_"),
+        reason=_name(decode_pb2.NotKept, reply.reason, "NOT_KEPT_"),
+        query_token_ids=tuple(reply.query_token_ids),
     )
 
 

@@ -83,6 +83,7 @@ def generate_request(
     top_logprobs: int = 0,
     logit_bias: Mapping[int, float] | None = None,
     keep_special_tokens: bool = False,
+    keep: bool = False,
 ) -> decode_pb2.GenerateRequest:
     """A ``GenerateRequest``; None leaves a sampling value to the service. Raises ``InvalidRequest``."""
     if isinstance(segments, str | ChunkRef | Text | Tokens):
@@ -120,6 +121,7 @@ def generate_request(
         salt=salt,
         cache_use=decode_pb2.CacheUse.Value(f"CACHE_USE_{cache.upper()}"),
         order=decode_pb2.ChunkOrder.Value(f"CHUNK_ORDER_{order.upper()}"),
+        keep=keep,
     )
 
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
-CHUNK_TYPES = ("system_prompt", "context", "code", "rag_result", "query")
+CHUNK_TYPES = ("system_prompt", "context", "code", "rag_result", "query", "turn")
 REUSE_MODES = ("exact", "anchored", "independent")
 CACHE_USES = ("shared", "bypass")
 CHUNK_ORDERS = ("given", "canonical")
@@ -160,10 +160,26 @@ class ReuseReport:
 
 
 @dataclass(frozen=True)
+class Kept(ChunkRef):
+    """A turn that was kept: its query and its answer are the chunk ``id``, to be named behind the same chunks.
+
+    ``kv`` is ``"resident"`` (as it was written while the answer was generated), ``"computing"`` (behind, where only
+    that gives the same bits) or ``"none"`` (when a request needs it), with the ``reason``. One that is not
+    ``registered`` is sent as token ids, ``query_token_ids`` and those of the answer, with the type ``"turn"``.
+    """
+
+    registered: bool
+    kv: str
+    reason: str
+    query_token_ids: tuple[int, ...]
+
+
+@dataclass(frozen=True)
 class Result:
     """A finished generation. ``finish_reason`` is ``"stop"``, ``"length"`` or ``"abort"``.
 
-    ``top_logprobs``: of each generated token the likeliest at its place, if they were asked for.
+    ``top_logprobs``: of each generated token the likeliest at its place, if they were asked for. ``kept``: the turn as
+    a chunk, if that was asked for and something was generated.
     """
 
     request_id: str
@@ -177,6 +193,7 @@ class Result:
     seed: int
     model_name: str
     top_logprobs: tuple[TopLogprobs, ...] = ()
+    kept: Kept | None = None
 
 
 @dataclass(frozen=True)

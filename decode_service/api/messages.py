@@ -6,13 +6,14 @@ import random
 from collections.abc import Sequence as Items
 
 from chunk_store.key import ChunkType
+from decode_service.kept import Kept, KeptKV, NotKept
 from decode_service.prompt.composition import Composition
 from decode_service.prompt.order import ChunkOrder
 from decode_service.prompt.request_chunk import ChunkOutcome, Segment, Unpublished
 from decode_service.prompt.resolver import SegmentRequest
 from decode_service.sequence import Sequence
 from engine.kv.source import KVSource
-from engine.reuse import Exactness
+from engine.reuse import Exactness, ReuseMode
 from engine.sampling.params import SamplingParams
 from protos import chunks_pb2, decode_pb2
 from serving.errors import InvalidRequest
@@ -43,6 +44,20 @@ _UNPUBLISHED = {
     None: chunks_pb2.UNPUBLISHED_UNSPECIFIED,
     Unpublished.STORE_FULL: chunks_pb2.UNPUBLISHED_STORE_FULL,
     Unpublished.STORE_UNAVAILABLE: chunks_pb2.UNPUBLISHED_STORE_UNAVAILABLE,
+}
+
+_KEPT_KV = {
+    KeptKV.RESIDENT: decode_pb2.KEPT_KV_RESIDENT,
+    KeptKV.COMPUTING: decode_pb2.KEPT_KV_COMPUTING,
+    KeptKV.NONE: decode_pb2.KEPT_KV_NONE,
+}
+
+_NOT_KEPT = {
+    None: decode_pb2.NOT_KEPT_UNSPECIFIED,
+    NotKept.POOL_FULL: decode_pb2.NOT_KEPT_POOL_FULL,
+    NotKept.QUEUE_FULL: decode_pb2.NOT_KEPT_QUEUE_FULL,
+    NotKept.STORE_FULL: decode_pb2.NOT_KEPT_STORE_FULL,
+    NotKept.STORE_UNAVAILABLE: decode_pb2.NOT_KEPT_STORE_UNAVAILABLE,
 }
 
 
@@ -87,6 +102,28 @@ def check_sampling(sampling: decode_pb2.SamplingParams) -> None:
         check_label(f"sampling.stop[{index}]", text)
         if not text:
             raise InvalidRequest("is empty", field=f"sampling.stop[{index}]", remedy="leave it out")
+
+
+def check_keep(request: decode_pb2.GenerateRequest) -> None:
+    """Raises ``InvalidRequest`` for a request whose turn cannot be kept as what a later one would look for."""
+    if request.keep and request.cache_use == decode_pb2.CACHE_USE_BYPASS:
+        raise InvalidRequest("nothing of a request is kept that bypasses the caches", field="keep")
+    if request.keep and wire.reuse_mode(request.reuse_mode) is not ReuseMode.EXACT:
+        raise InvalidRequest(
+            "an answer attends to all that stands before it, so its KV is that of a chunk in reuse mode exact only",
+            field="keep",
+            remedy="use exact, or send the turn as chunks of your own",
+        )
+
+
+def kept_out(kept: Kept) -> decode_pb2.Kept:
+    return decode_pb2.Kept(
+        chunk_id=kept.chunk_id,
+        registered=kept.registered,
+        kv=_KEPT_KV[kept.kv],
+        reason=_NOT_KEPT[kept.why],
+        query_token_ids=kept.query,
+    )
 
 
 def max_tokens_in(sampling: decode_pb2.SamplingParams) -> int | None:

@@ -22,6 +22,7 @@ from decode_service.api.replies import Replies
 from decode_service.prompt.composition import Composition, answer_tokens
 from decode_service.prompt.resolver import Resolver
 from decode_service.sequence import Failed, FinishReason, Sequence, Tokens
+from decode_service.turns import TurnKeeper
 from decode_service.worker import DecodeWorker
 from engine.reuse import ReuseMode
 from engine.sampling.params import SamplingRequest
@@ -61,6 +62,7 @@ class DecodeService(decode_pb2_grpc.DecodeServiceServicer):
     ) -> None:
         self.worker = worker
         self.resolver = resolver
+        self.turns = TurnKeeper(worker, resolver)
         self.access = access
         self.model_name = model_name
         self.same_bits = same_bits
@@ -95,6 +97,7 @@ class DecodeService(decode_pb2_grpc.DecodeServiceServicer):
         adopt_request_id(context, request.request_id)
         caller = self._caller(request, context)
         request_id = self._claim_id(request.request_id, caller.owner)
+        sequence: Sequence | None = None
         try:
             sequence, mailbox = await self._submit(request, context, caller, request_id, clock)
             sampling = request.sampling
@@ -105,6 +108,7 @@ class DecodeService(decode_pb2_grpc.DecodeServiceServicer):
                 stop=lambda: self.worker.end(request_id, FinishReason.STOP, caller.owner),
                 complete=lambda reason, tokens: self._complete(sequence, reason, tokens),
             )
+            answered: list[int] = []  # of a turn that is kept
             # All in this one generator: each that a reply passes through takes its time for every token.
             with self._within_timeout(mailbox):
                 while not replies.over:
@@ -112,14 +116,27 @@ class DecodeService(decode_pb2_grpc.DecodeServiceServicer):
                     if not answer.tokens and isinstance(events[0], Tokens):
                         self.worker.metrics.first_token_sent(clock)
                     for reply in replies.of(events):
+                        if sequence.keep is not None:
+                            await self._note_kept(sequence, reply, answered)
                         yield reply
             if replies.error is not None:
                 raise replies.error
         finally:
             # However the call ends (also cancelled, or the client is gone), its pages come back.
+            if sequence is not None:
+                self.turns.forget(sequence)
             self.worker.end(request_id, FinishReason.ABORT, caller.owner)
             self._active.discard((caller.owner, request_id))
             self._aborted.discard((caller.owner, request_id))
+
+    async def _note_kept(self, sequence: Sequence, reply: decode_pb2.GenerateResponse, answered: list[int]) -> None:
+        """Gathers what the caller is given of the answer; keeps the turn before its last message goes out."""
+        if reply.WhichOneof("event") == "delta":
+            answered += reply.delta.token_ids
+            return
+        kept = await asyncio.to_thread(self.turns.keep, sequence, answered)
+        if kept is not None:
+            reply.complete.kept.CopyFrom(messages.kept_out(kept))
 
     @property
     def _codec(self) -> TextCodec:
@@ -167,6 +184,7 @@ class DecodeService(decode_pb2_grpc.DecodeServiceServicer):
         clock.measured_ns["tokenize"] = time.monotonic_ns() - clock.arrived
         mailbox = Mailbox()
         sequence = Sequence(request_id, composition, sampling, caller.salt, bypass, mailbox.put, caller.owner, clock)
+        sequence.keep = self.turns.begin() if request.keep else None
         self.worker.check_size(sequence)
         log.info(
             "accepted: %d prompt tokens, %d chunks, at most %d tokens of answer, %s",
@@ -177,6 +195,7 @@ class DecodeService(decode_pb2_grpc.DecodeServiceServicer):
     async def _resolve(self, request: decode_pb2.GenerateRequest, salt: str, then: Callable[[Composition], T]) -> T:
         """What ``then`` makes of the request's composition, both in a thread: a prompt can be long."""
         messages.check_sampling(request.sampling)
+        messages.check_keep(request)
         served = self.resolver.served
         budget = ContentBudget(served.context_length_max, limit=str(served.limit()))
         segments = messages.segments_in(request.segments, budget)

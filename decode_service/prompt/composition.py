@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import TYPE_CHECKING
 
-from chunk_store.key import ChunkKey, chunk_key
+from chunk_store.key import ChunkId, ChunkKey, ChunkType, chunk_key
 from chunk_store.tenant import DEFAULT_TENANT, SHARED_TENANT, Tenant, tenant_of
 from decode_service.prompt.memory import KeyMemory
 from decode_service.prompt.order import ChunkOrder
@@ -118,6 +118,18 @@ def compose(
     if full_hit:
         return Composition(chunks, None, mode, query.token_ids[-1:], tenant, asked)
     return Composition(chunks, query, mode, query.token_ids, tenant, asked)
+
+
+def compose_turn(
+    served: ServedModel, before: Composition, turn: Segment, salt: str, memory: KeyMemory | None = None
+) -> Composition:
+    """The chunks before the query of ``before``, and ``turn`` behind them, with the keys that requests give them later.
+
+    It has no query and no tail: its chunks are all that can be asked of it.
+    """
+    following = Segment(ChunkId(""), ChunkType.QUERY, turn.token_ids[:1])
+    composition = compose(served, [*before.context, turn, following], before.mode, salt, memory)
+    return replace(composition, query=None, tail=())
 
 
 def _check_tokens(served: ServedModel, segments: Sequence[Segment], tenant: Tenant, memory: KeyMemory | None) -> None:

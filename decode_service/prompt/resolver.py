@@ -14,7 +14,7 @@ from chunk_store.key import ChunkId, ChunkType, chunk_id
 from chunk_store.record import ChunkRecord
 from chunk_store.store import ChunkStore
 from chunk_store.tenant import SHARED_TENANT, Tenant, tenant_of, visible_to
-from decode_service.prompt.composition import Composition, compose
+from decode_service.prompt.composition import Composition, compose, compose_turn
 from decode_service.prompt.memory import KeyMemory, RecordMemory
 from decode_service.prompt.order import ChunkOrder, canonical_order
 from decode_service.prompt.request_chunk import Segment
@@ -144,8 +144,25 @@ class Resolver:
 
         Called when the prefill service is about to be asked for one of them. Raises what stores raise.
         """
-        tenant = composition.tenant
-        inline = {s.chunk_id: s for s in composition.context if not (s.named_by_id or s.shared)}
+        self._register(composition.context, composition.tenant)
+
+    def turn(self, before: Composition, answer: Sequence[int], salt: str) -> Composition:
+        """The query of ``before`` and the answer to it as a chunk, the last one, under the chunks before the query."""
+        token_ids = (*before.segments[-1].token_ids, *answer)
+        name = chunk_id(self.codec.identity, ChunkType.TURN, token_ids)
+        turn = Segment(name, ChunkType.TURN, token_ids, named_by_id=True)
+        return compose_turn(self.served, before, turn, salt, self._keys)
+
+    def register_turn(self, turn: Composition) -> None:
+        """Registers a turn, and what is new of the chunks before it, as content that makes room for other.
+
+        Raises what stores raise.
+        """
+        segments = [*turn.context, replace(turn.segments[-1], named_by_id=False)]
+        self._register(segments, turn.tenant)
+
+    def _register(self, segments: Sequence[Segment], tenant: Tenant) -> None:
+        inline = {s.chunk_id: s for s in segments if not (s.named_by_id or s.shared)}
         names = list(inline)
         known = dict(zip(names, self.store.get_records(names, [tenant]), strict=True)) if names else {}
         now = time.time()

@@ -5,6 +5,8 @@ The pool does not know what the bytes mean, which chunk has them, or who may be 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -64,6 +66,27 @@ class PagedKVPool(PageTable):
         for tensor in (*self.keys, *self.values):
             tensor[target : target + size] = tensor[source : source + size].clone()
         return moved
+
+    def copy_tail(self, pages: Sequence[int], run: PageRun, tokens: int) -> None:
+        """Copies the first ``tokens`` tokens of a tail into a run, on the device, behind all that was launched.
+
+            tail pages   7 [0 .. 15]   3 [16 .. 31]   9 [32 .. 40]         pages (7, 3, 9), 41 tokens
+                              |             |              |
+            run          f [0 .. 15] f+1 [16 .. 31] f+2 [32 .. 40]         whole pages: one gather a plane
+
+        The host waits for nothing. Raises ``ValueError`` if there are fewer pages than that, or the run is too short.
+        """
+        count = self.pages_for(tokens)
+        if count > min(len(pages), run.pages):
+            raise ValueError(f"pages: {len(pages)} and a run of {run.pages} pages do not both hold {tokens} tokens")
+        cpu = self.device.type == "cpu"
+        index = torch.tensor([page - self.chunk_pages for page in pages[:count]], pin_memory=not cpu)
+        index = index.to(self.device, non_blocking=True)
+        tails = slice(self.chunk_pages * self.page_size, self.pages * self.page_size)
+        target = slice(run.first * self.page_size, (run.first + count) * self.page_size)
+        for tensor in (*self.keys, *self.values):
+            by_page = (-1, self.page_size, *tensor.shape[1:])
+            torch.index_select(tensor[tails].view(by_page), 0, index, out=tensor[target].view(by_page))
 
     def run_planes(self, run: PageRun, tokens: int) -> list[Tensor]:
         """Views of a run's first ``tokens`` tokens in entry order (K0, V0, K1, V1, ...), contiguous each."""

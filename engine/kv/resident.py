@@ -118,6 +118,17 @@ class ResidentChunks:
         chunk.still -= 1
         self.release(chunk)
 
+    def rename(self, chunk: ResidentChunk, key: ChunkKey, tokens: int) -> None:
+        """Gives a chunk that only its holder knows the name it goes by, and the number of its tokens that count.
+
+        Raises ``ValueError`` if another chunk has that name, or more tokens are to count than there are.
+        """
+        if key in self._chunks or not 1 <= tokens <= chunk.tokens:
+            raise ValueError(f"rename: {key} is resident, or {tokens} are not 1..{chunk.tokens} tokens")
+        del self._chunks[chunk.key]
+        chunk.key, chunk.tokens = key, tokens
+        self._chunks[key] = chunk
+
     def evict(self, key: ChunkKey) -> bool:
         """Drops an unheld chunk now; False if it is held or not here."""
         chunk = self._chunks.get(key)

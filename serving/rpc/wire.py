@@ -23,6 +23,7 @@ _TYPES = {
     chunks_pb2.CHUNK_TYPE_CODE: ChunkType.CODE,
     chunks_pb2.CHUNK_TYPE_RAG_RESULT: ChunkType.RAG_RESULT,
     chunks_pb2.CHUNK_TYPE_QUERY: ChunkType.QUERY,
+    chunks_pb2.CHUNK_TYPE_TURN: ChunkType.TURN,
 }
 _TYPES_OUT = {domain: number for number, domain in _TYPES.items()}
 

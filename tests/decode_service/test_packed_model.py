@@ -5,65 +5,22 @@ No runner of the CPU packs rows; the one here is the eager runner with what its 
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from engine.kv.pool import PagedKVPool
-from engine.run.choice import make_attention
-from engine.run.eager.runner import EagerRunner
-from engine.run.protocol import DrawnStep, StepRows
-from engine.run.room import StepRoom
-from engine.served import ServedModel
 from tests.decode_service.models import loaded, tokens
+from tests.decode_service.packing import PackingRunner, packing
 from tests.decode_service.pair import Pair, pair
 
-STEP_ROWS = 40
 DOCUMENTS = [tokens(1, 40), tokens(2, 90), tokens(3, 17)]
-
-
-class PackingRunner(EagerRunner):
-    """Rows of any requests in steps of ``STEP_ROWS``, read when the next one has begun."""
-
-    def __init__(self, *arguments: Any, **options: Any) -> None:
-        super().__init__(*arguments, **options)
-        self.runs_ahead = True
-        self.mixed = 0  # steps of rows that decode beside several of one prompt
-
-    def alone(self, tokens: int, *, chunk: bool) -> bool:
-        return False
-
-    def room(self, *, decoding: bool) -> StepRoom:
-        return StepRoom(STEP_ROWS)
-
-    def begin(self, batch: Sequence[StepRows]) -> DrawnStep:
-        plan = self._planner.plan(batch, piece_tokens=0)
-        counts = [len(rows.sources) for rows in batch]
-        assert sum(counts) <= STEP_ROWS
-        self.mixed += batch[0].sources[0] < 0 and max(counts) > 1
-        ids = [self._sampling.last(~source) if source < 0 else source for rows in batch for source in rows.sources]
-        last = [sum(counts[: row + 1]) - 1 for row, rows in enumerate(batch) if rows.draw is not None]
-        logits = self._forward(ids, plan, last or [0], row_multiple=1)[: len(last)]
-        draws = [rows.draw for rows in batch if rows.draw is not None]
-        return DrawnStep(plan, self._sampling.draw(logits, draws) if draws else [], logits)
-
-
-class PackingModel(ServedModel):
-    def make_runner(self, pool: PagedKVPool, **options: Any) -> Any:
-        attention = make_attention(pool, self.borrowed, self.findings)
-        slots = {name: options[name] for name in ("decode_buckets", "max_cascade_levels")}
-        return PackingRunner(self.borrowed, pool, attention, piece_tokens=self.piece_tokens, **slots)
 
 
 @pytest.fixture
 def packed(folder: Path, tmp_path: Path) -> Iterator[Pair]:
-    decode = loaded(folder, "decode")
-    fields = {field.name: getattr(decode.served, field.name) for field in dataclasses.fields(ServedModel)}
-    packing = dataclasses.replace(decode, served=PackingModel(**fields))
-    with pair(loaded(folder, "prefill"), packing, tmp_path / "packed") as services:
+    with pair(loaded(folder, "prefill"), packing(loaded(folder, "decode")), tmp_path / "packed") as services:
         yield services
 
 

@@ -1,0 +1,102 @@
+"""Turns that are kept: what becomes of a query and its answer when the answer is over.
+
+    the answer is over --> its tail was copied (``kept.py``) --> registered --> named in the pool     RESIDENT
+                           here chunks have other bits       --> registered --> asked for, behind     COMPUTING
+                           no room, no record, a full queue                                           NONE
+
+Registered first: whoever is told of a turn can name it. Nothing that is not kept is lost: a request that names the
+turn, or sends its token ids, has its KV computed as that of any other chunk. What is kept passes through: its record
+makes room for other content, and its KV goes when its pages are wanted.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from collections.abc import Sequence as Items
+from functools import partial
+
+from chunk_store.errors import StoreError, StoreFull
+from decode_service import kept
+from decode_service.kept import Keep, Kept, KeptKV, NotKept
+from decode_service.prompt.composition import Composition
+from decode_service.prompt.resolver import Resolver
+from decode_service.sequence import Sequence
+from decode_service.worker import DecodeWorker
+from serving.errors import Unavailable
+
+log = logging.getLogger(__name__)
+
+
+class TurnKeeper:
+    """Keeps turns of one worker's requests."""
+
+    def __init__(self, worker: DecodeWorker, resolver: Resolver) -> None:
+        self._worker = worker
+        self._resolver = resolver
+
+    def begin(self) -> Keep:
+        """For a sequence that keeps its turn."""
+        return Keep(self._copies)
+
+    def _copies(self, tokens: int) -> bool:
+        """Whether rows of a chunk of so many tokens have the bits of a tail's, one at a time or together."""
+        row_bits = self._resolver.served.row_bits
+        return (row_bits is None or row_bits.equal) and not self._worker.runner.alone(tokens, chunk=True)
+
+    def keep(self, sequence: Sequence, answer: Items[int]) -> Kept | None:
+        """Keeps a turn whose sequence has ended; ``answer`` are the tokens that its caller was given.
+
+        None if that are none. To be called in a thread, where the store may take its time.
+        """
+        state = sequence.keep
+        if state is None or not answer:
+            return None
+        turn = self._resolver.turn(sequence.composition, answer, sequence.salt)
+        chunk, query = turn.chunks[-1], sequence.composition.segments[-1].token_ids
+        why = self._register(turn)
+        left = state.left
+        if left is not None and left.tokens >= len(chunk.token_ids) - len(query) + len(sequence.composition.tail):
+            kv = KeptKV.RESIDENT
+            self._post(partial(self._name, state, turn))
+        elif why is not None:
+            kv = KeptKV.NONE
+        elif state.pool_full:
+            kv, why = KeptKV.NONE, NotKept.POOL_FULL
+        else:
+            kv, why = self._compute(sequence, turn)
+        self._worker.metrics.kept(kv, why)
+        registered = why in (None, NotKept.POOL_FULL, NotKept.QUEUE_FULL)
+        return Kept(chunk.segment.chunk_id, query, registered, kv, why)
+
+    def forget(self, sequence: Sequence) -> None:
+        """The call is over, however it ended: what it left and nobody named goes, now or when the sequence ends."""
+        if sequence.keep is not None:
+            self._post(partial(kept.forget, self._worker.residents, sequence.keep))
+
+    def _post(self, function: Callable[[], None]) -> None:
+        try:
+            self._worker.call(function)
+        except Unavailable:  # the device thread has ended, and with it the pool
+            log.debug("a turn is not kept: the device thread has ended")
+
+    def _register(self, turn: Composition) -> NotKept | None:
+        try:
+            self._resolver.register_turn(turn)
+        except StoreFull as error:
+            log.warning("a turn is not registered: %s", error)
+            return NotKept.STORE_FULL
+        except StoreError as error:
+            log.warning("a turn is not registered: %s", error)
+            return NotKept.STORE_UNAVAILABLE
+        return None
+
+    def _name(self, state: Keep, turn: Composition) -> None:
+        """In the device thread, before whatever comes after the answer's last message."""
+        chunk = turn.chunks[-1]
+        named = kept.name(self._worker.residents, state, chunk.key, len(chunk.token_ids))
+        if named is not None:
+            self._worker.residents.release(named)
+
+    def _compute(self, sequence: Sequence, turn: Composition) -> tuple[KeptKV, NotKept | None]:
+        return KeptKV.NONE, NotKept.QUEUE_FULL

@@ -1,0 +1,97 @@
+"""Turns that are kept where rows share steps: what was written while the answer was generated is what is read later."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from cairn import ChunkRef, Result, Tokens
+from chunk_store.key import ChunkKey
+from protos import decode_pb2
+from tests.decode_service.models import loaded, tokens
+from tests.decode_service.packing import packing
+from tests.decode_service.pair import Pair, pair, raw_status
+
+SYSTEM, DOCUMENT = tokens(1, 40), tokens(2, 90)
+
+
+@pytest.fixture(scope="module")
+def packed(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
+    store = tmp_path_factory.mktemp("kept")
+    with pair(loaded(folder, "prefill"), packing(loaded(folder, "decode")), store) as services:
+        yield services
+
+
+@pytest.fixture
+def services(packed: Pair) -> Iterator[Pair]:
+    yield packed
+    packed.check_idle()
+
+
+def computed(result: Result) -> list[tuple[int, str]]:
+    return [(segment.tokens - segment.cached_tokens, segment.source) for segment in result.reuse.segments]
+
+
+def same(got: Result, want: Result) -> None:
+    assert got.token_ids == want.token_ids
+    assert got.logprobs == pytest.approx(want.logprobs, abs=1e-4)
+
+
+@pytest.mark.parametrize(("query", "answer"), [(5, 9), (70, 1), (16, 17), (1, 40)])
+def test_the_next_turn_computes_its_own_query_alone(services: Pair, query: int, answer: int) -> None:
+    before = [SYSTEM, DOCUMENT]
+    first = services.generate([*before, tokens(10 * query, query)], answer, keep=True, logprobs=True)
+    same(first, services.generate([*before, tokens(10 * query, query)], answer, cache="bypass", logprobs=True))
+    kept = first.kept
+    assert kept is not None and kept.registered and (kept.kv, kept.reason) == ("resident", "")
+    assert list(kept.query_token_ids) == tokens(10 * query, query)
+    second = [*before, ChunkRef(kept.id), tokens(3, 7)]
+    got = services.generate(second, logprobs=True)
+    assert computed(got) == [(0, "device"), (0, "device"), (0, "device"), (7, "computed")]
+    assert got.reuse.segments[2].tokens == query + answer and got.reuse.segments[2].type == "turn"
+    assert got.usage.computed_tokens == 7
+    inline = Tokens([*kept.query_token_ids, *first.token_ids], type="turn")
+    assert services.generate([*before, inline, tokens(3, 7)], logprobs=True).reuse.segments[2].chunk_id == kept.id
+    same(got, services.generate(second, cache="bypass", logprobs=True))
+    same(got, services.generate([*before, inline, tokens(3, 7)], cache="bypass", logprobs=True))
+
+
+def planes(services: Pair, key: str) -> list[torch.Tensor]:
+    residents = services.decode.worker.residents
+
+    def read() -> list[torch.Tensor]:
+        chunk = residents.find(ChunkKey(key))
+        assert chunk is not None and chunk.ready
+        return [plane.clone() for plane in residents.pool.run_planes(chunk.run, chunk.tokens)]
+
+    return services.in_device_thread(read)
+
+
+def test_kept_kv_is_that_of_a_prefill(services: Pair) -> None:
+    first = services.generate([SYSTEM, tokens(20, 33)], 21, keep=True)
+    chunk = services.client.prefill(ChunkRef(first.kept.id), context=[first.reuse.segments[0].chunk_id])
+    kept = planes(services, chunk.key)
+    services.forget()
+    got = services.generate([SYSTEM, ChunkRef(first.kept.id), [9]])
+    assert computed(got) == [(0, "store"), (0, "store"), (1, "computed")]
+    for mine, prefilled in zip(kept, planes(services, chunk.key), strict=True):
+        torch.testing.assert_close(mine, prefilled, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("options", "problem"),
+    [
+        ({"cache_use": decode_pb2.CACHE_USE_BYPASS}, "keep: nothing of a request is kept that bypasses the caches"),
+        ({"reuse_mode": 2}, "keep: an answer attends to all that stands before it"),
+        ({"reuse_mode": 3}, "keep: an answer attends to all that stands before it"),
+    ],
+)
+def test_what_could_not_be_kept_is_refused(services: Pair, options: dict[str, Any], problem: str) -> None:
+    request = decode_pb2.GenerateRequest(keep=True, **options)
+    request.segments.add().token_ids.ids.extend([5, 6])
+    code, said = raw_status(services, request)
+    assert code.name == "INVALID_ARGUMENT" and said.startswith(problem)
