@@ -49,7 +49,7 @@ WORKLOADS = {
 class _NothingMissing:
     """No prefill service: every chunk is resident."""
 
-    def compute(self, *arguments: Any) -> Any:
+    def compute_all(self, *arguments: Any) -> Any:
         raise RuntimeError("a chunk was missing")
 
 

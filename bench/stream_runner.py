@@ -138,7 +138,7 @@ class ClockServed:
 
 
 class _NoPrefill:
-    def compute(self, composition: Any, index: int, terms: Any) -> Any:
+    def compute_all(self, composition: Any, indices: Any, terms: Any) -> Any:
         raise AssertionError("every chunk is resident")
 
 

@@ -9,7 +9,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 
 from decode_service.admission import Fill
-from decode_service.kv_source.fetcher import FetchTerms, KVFetcher, NoRoomToAsk, Wanted
+from decode_service.kv_source.asking import FetchTerms, NoRoomToAsk, Wanted
+from decode_service.kv_source.fetcher import KVFetcher
 from decode_service.scheduler import Scheduler
 from engine.kv.host_tier import PoolMemory
 from serving.errors import Cancelled, InternalFault, RequestError
@@ -49,7 +50,15 @@ class Loader:
 
     def _load(self, fill: Fill, wanted: list[Wanted]) -> None:
         sequence, scheduler = fill.sequence, self._scheduler
-        terms = FetchTerms(sequence.salt, sequence.deadline, lambda: fill.abandoned, partial(self._may_ask, fill))
+        told: set[Wanted] = set()
+
+        def came(want: Wanted) -> None:
+            assert want.outcome is not None
+            told.add(want)
+            self._post(partial(scheduler.came, fill, want.chunk, want.outcome))
+
+        may_ask = partial(self._may_ask, fill)
+        terms = FetchTerms(sequence.salt, sequence.deadline, lambda: fill.abandoned, may_ask, came)
         with bearing(sequence.request_id):
             try:
                 spent_ns = self.source.fetch(sequence.composition, wanted, terms)
@@ -62,7 +71,8 @@ class Loader:
                 fault = InternalFault(f"loading KV failed ({type(error).__name__})", remedy="see the log")
                 self._post(partial(scheduler.load_failed, fill, fault, time.monotonic_ns()))
             else:
-                outcomes = {want.chunk: want.outcome for want in wanted if want.outcome is not None}
+                left = (want for want in wanted if want not in told)
+                outcomes = {want.chunk: want.outcome for want in left if want.outcome is not None}
                 self._post(partial(scheduler.loaded, fill, outcomes, spent_ns))
 
     def _may_ask(self, fill: Fill) -> bool:

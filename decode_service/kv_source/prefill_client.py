@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator, Sequence
 
 from chunk_store.key import ChunkKey
-from decode_service.kv_source.fetcher import FetchTerms
+from decode_service.kv_source.asking import ComputedChunk, FetchTerms
 from decode_service.prompt.composition import Composition
 from decode_service.prompt.request_chunk import Unpublished
-from protos import prefill_pb2, prefill_pb2_grpc
+from protos import chunks_pb2, prefill_pb2, prefill_pb2_grpc
 from serving.errors import (
     STORE_FULL,
     STORE_UNAVAILABLE,
     Cancelled,
     DeadlineExceeded,
+    InternalFault,
     Overloaded,
     RequestError,
     Unavailable,
 )
 from serving.rpc.channel import Target, call_metadata
-from serving.rpc.client import call
+from serving.rpc.client import stream
 from serving.rpc.wire import reuse_mode_out
 from serving.trace.request_id import current_request_id
 
@@ -31,14 +33,19 @@ MARGIN_S, MARGIN_SHARE = 0.5, 0.1  # before the caller's deadline, to tell it wh
 # A connection whose peer answers no ping is given up; a service that allows no pings this frequent ends it itself.
 KEEPALIVE_S, KEEPALIVE_TIMEOUT_S = 10.0, 5.0
 _UNPUBLISHED = {STORE_FULL: Unpublished.STORE_FULL, STORE_UNAVAILABLE: Unpublished.STORE_UNAVAILABLE}
+_UNPUBLISHED_IN = {
+    chunks_pb2.UNPUBLISHED_UNSPECIFIED: None,
+    chunks_pb2.UNPUBLISHED_STORE_FULL: Unpublished.STORE_FULL,
+    chunks_pb2.UNPUBLISHED_STORE_UNAVAILABLE: Unpublished.STORE_UNAVAILABLE,
+}
 
 
 class RemotePrefillClient:
     """One channel to a prefill service (or several, by gRPC's own name resolution and balancing).
 
-    A service that goes away is tried again until the caller's deadline: one that starts anew may have a large model to
-    load. A call gets ``call_s`` and ``call_s_a_token`` for each token that may have to be computed; one that runs out
-    of it is made once more, on the next peer where there are several.
+    A service that goes away is tried again until the caller's deadline, for what it had not answered for: one that
+    starts anew may have a large model to load. A call gets ``call_s`` and ``call_s_a_token`` for each token that may
+    have to be computed; one that runs out of it is made once more, on the next peer where there are several.
     """
 
     def __init__(
@@ -60,46 +67,69 @@ class RemotePrefillClient:
         self._channel = Target(target, ca, keepalive_s, keepalive_timeout_s, balanced).open()
         self._stub = prefill_pb2_grpc.PrefillServiceStub(self._channel)
 
-    def compute(self, composition: Composition, index: int, terms: FetchTerms) -> ChunkKey | Unpublished:
-        """Makes the KV of chunk ``index``, and of its context, exist in the store; its key, or why it does not.
+    def compute_all(
+        self, composition: Composition, indices: Sequence[int], terms: FetchTerms
+    ) -> Iterator[ComputedChunk]:
+        """Has the KV of chunks made, and of their context; yields each as soon as it is stored, or why it is not.
 
         Raises ``RequestError``.
         """
-        request = prefill_pb2.PrefillChunkRequest(
-            chunk_id=composition.chunks[index].segment.chunk_id,
-            context_chunk_ids=[chunk.segment.chunk_id for chunk in composition.chunks[:index]],
-            reuse_mode=reuse_mode_out(composition.mode),
-            salt=terms.salt,
-        )
-        chunks = (composition.chunks[i] for i in (*composition.chunks[index].context, index))
-        work_s = self._call_s + self._call_s_a_token * sum(len(chunk.token_ids) for chunk in chunks)
+        left = list(indices)
         hung, asked_at = 0, time.monotonic()
         margin_s = min(MARGIN_S, MARGIN_SHARE * (terms.deadline - asked_at))
-        while True:
-            left_s = max(0.0, terms.deadline - time.monotonic())
+        while left:
+            asked = len(left)
             try:
-                reply = call(
-                    self._stub.PrefillChunk,
-                    request,
-                    timeout_s=min(work_s, left_s),
-                    metadata=call_metadata(self._token, current_request_id()),
-                    abandoned=terms.abandoned,
-                )
-                return ChunkKey(reply.key)
+                yield from self._call(composition, left, terms)
+                return
             except Cancelled:
                 if terms.abandoned():
                     raise
                 raise Unavailable("the decode service is shutting down") from None
             except RequestError as error:
                 if error.reason in _UNPUBLISHED:
-                    return _UNPUBLISHED[error.reason]
-                hung += isinstance(error, DeadlineExceeded)
+                    why = _UNPUBLISHED[error.reason]
+                    for index in left:
+                        yield ComputedChunk(index, composition.chunks[index].key, durable=False, unpublished=why)
+                    return
+                hung = 0 if len(left) < asked else hung + isinstance(error, DeadlineExceeded)
                 pause_s = self._pause_s(error)
                 now = time.monotonic()
                 out_of_time = now + pause_s >= terms.deadline - margin_s
                 if out_of_time or terms.abandoned() or hung >= HUNG_CALLS_MAX:
                     raise self._gave_up(error, now - asked_at) from error
             time.sleep(pause_s)
+
+    def _call(self, composition: Composition, left: list[int], terms: FetchTerms) -> Iterator[ComputedChunk]:
+        """One call for those that are ``left``, which each one that is yielded leaves."""
+        request = prefill_pb2.PrefillCompositionRequest(
+            chunk_ids=[chunk.segment.chunk_id for chunk in composition.chunks[: left[-1] + 1]],
+            wanted=left,
+            reuse_mode=reuse_mode_out(composition.mode),
+            salt=terms.salt,
+            durable=True,
+        )
+        replies = stream(
+            self._stub.PrefillComposition,
+            request,
+            timeout_s=min(self._work_s(composition, left), max(0.0, terms.deadline - time.monotonic())),
+            metadata=call_metadata(self._token, current_request_id()),
+            abandoned=terms.abandoned,
+        )
+        for reply in replies:
+            if reply.index not in left or reply.unpublished not in _UNPUBLISHED_IN:
+                break
+            left.remove(reply.index)
+            why = _UNPUBLISHED_IN[reply.unpublished]
+            yield ComputedChunk(reply.index, ChunkKey(reply.key), durable=reply.durable, unpublished=why)
+        if left:
+            raise InternalFault("it did not answer for what it was asked", remedy="use the same version of both")
+
+    def _work_s(self, composition: Composition, indices: Sequence[int]) -> float:
+        """How long a call may take."""
+        chunks = composition.chunks
+        needed = {each for index in indices for each in (*chunks[index].context, index)}
+        return self._call_s + self._call_s_a_token * sum(len(chunks[index].token_ids) for index in needed)
 
     def _pause_s(self, error: RequestError) -> float:
         """Seconds until the next attempt. Raises ``RequestError`` where another one would fare no better."""

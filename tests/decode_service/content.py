@@ -14,7 +14,7 @@ from typing import Any
 from chunk_store.entry import MissReason
 from chunk_store.key import ChunkId, ChunkKey, ChunkType
 from chunk_store.tenant import DEFAULT_TENANT
-from decode_service.kv_source.fetcher import Wanted
+from decode_service.kv_source.asking import Wanted
 from decode_service.prompt.composition import Composition
 from decode_service.prompt.request_chunk import ChunkOutcome, RequestChunk, Segment, Unpublished
 from decode_service.sequence import Sequence as Request

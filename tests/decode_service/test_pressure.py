@@ -28,20 +28,20 @@ def later(services: Pair, parts: list[Any], **options: Any) -> Future[Result]:
 
 
 @contextmanager
-def asking(services: Pair) -> Iterator[list[int]]:
-    """Counts what the prefill service is asked for."""
+def asking(services: Pair) -> Iterator[list[Sequence[int]]]:
+    """Which chunks the prefill service is asked for, in each call."""
     source, asked = services.decode.worker.loader.source, []
-    compute = source.prefill_client.compute
+    compute_all = source.prefill_client.compute_all
 
     def noted(*arguments: Any) -> Any:
         asked.append(arguments[1])
-        return compute(*arguments)
+        return compute_all(*arguments)
 
-    source.prefill_client.compute = cast(Any, noted)
+    source.prefill_client.compute_all = cast(Any, noted)
     try:
         yield asked
     finally:
-        source.prefill_client.compute = compute
+        source.prefill_client.compute_all = compute_all
 
 
 def test_cold_requests_behind_a_hung_prefill_block_no_other(folder: Path, tmp_path: Path) -> None:

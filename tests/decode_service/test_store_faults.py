@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -14,7 +14,8 @@ import pytest
 import cairn
 from cairn import Result
 from chunk_store.store import ChunkStore
-from decode_service.kv_source.fetcher import FetchTerms, KVFetcher
+from decode_service.kv_source.asking import FetchTerms
+from decode_service.kv_source.fetcher import KVFetcher
 from decode_service.prompt.composition import Composition
 from tests.decode_service.models import loaded, tokens
 from tests.decode_service.pair import Pair, pair, wait_until
@@ -154,20 +155,21 @@ class Rival:
 
 
 def test_what_was_just_computed_is_not_evicted_before_it_is_loaded(fresh: Pair, store: Path) -> None:
-    """Between two asks of one request everything unprotected goes: what the first ask made must be leased."""
+    """Between two chunks of one request everything unprotected goes: what was made before must be leased."""
     source: KVFetcher = fresh.decode.worker.loader.source
     rival = Rival(source.store, 1 << 30)
-    compute, asked = source.prefill_client.compute, []
+    compute_all, asked = source.prefill_client.compute_all, []
 
-    def press_first(composition: Composition, index: int, terms: FetchTerms) -> Any:
-        rival.press()
-        asked.append(index)
-        return compute(composition, index, terms)
+    def press(composition: Composition, indices: Sequence[int], terms: FetchTerms) -> Any:
+        asked.append(list(indices))
+        for made in compute_all(composition, indices, terms):
+            yield made
+            rival.press()
 
-    source.prefill_client.compute = press_first
+    source.prefill_client.compute_all = press
     documents = [tokens(30 + index, 20) for index in range(4)]
     result = fresh.generate([*documents, [5]], reuse="independent")
-    assert asked == [3, 2, 1, 0]  # each once: nothing had to be computed again
+    assert asked == [[0, 1, 2, 3]]  # once: nothing had to be computed again
     assert {segment.miss_reason for segment in result.reuse.segments[:4]} == {"not_stored"}
 
 

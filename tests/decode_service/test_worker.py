@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from prometheus_client import CollectorRegistry
 
-from decode_service.kv_source.fetcher import Wanted
+from decode_service.kv_source.asking import Wanted
 from decode_service.metrics import DecodeMetrics
 from decode_service.prompt.request_chunk import ChunkOutcome
 from decode_service.sequence import Deliveries, Event, Failed, Finished, FinishReason, Tokens, hand_out

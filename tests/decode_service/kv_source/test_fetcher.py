@@ -15,7 +15,8 @@ from chunk_store.key import ChunkKey
 from chunk_store.landing import Buffers, Landing
 from chunk_store.open import open_store
 from chunk_store.store import Busy, Stored
-from decode_service.kv_source.fetcher import FetchTerms, KVFetcher, NoRoomToAsk, Wanted
+from decode_service.kv_source.asking import ComputedChunk, FetchTerms, NoRoomToAsk, Wanted
+from decode_service.kv_source.fetcher import KVFetcher
 from decode_service.prompt.composition import Composition
 from decode_service.prompt.request_chunk import RequestChunk, Unpublished
 from engine.kv.source import KVSource
@@ -49,7 +50,7 @@ class Desk:
 
     def __init__(self, root: Path) -> None:
         self.store: Any = open_store(f"file://{root}")
-        self.asked: list[int] = []
+        self.asked: list[list[int]] = []
         self.registered = 0
         self.answer: Callable[[Composition, int], ChunkKey | Unpublished] = self.publishes
         self.source = KVFetcher(self.store, self, MODEL, self.register)
@@ -57,9 +58,16 @@ class Desk:
     def register(self, composition: Composition) -> None:
         self.registered += 1
 
-    def compute(self, composition: Composition, index: int, terms: FetchTerms) -> ChunkKey | Unpublished:
-        self.asked.append(index)
-        return self.answer(composition, index)
+    def compute_all(
+        self, composition: Composition, indices: Sequence[int], terms: FetchTerms
+    ) -> Iterator[ComputedChunk]:
+        self.asked.append(list(indices))
+        for index in indices:
+            answer = self.answer(composition, index)
+            if isinstance(answer, Unpublished):
+                yield ComputedChunk(index, composition.chunks[index].key, durable=False, unpublished=answer)
+            else:
+                yield ComputedChunk(index, answer)
 
     def publishes(self, composition: Composition, index: int) -> ChunkKey | Unpublished:
         for each in (*composition.chunks[index].context, index):
@@ -105,23 +113,24 @@ def test_what_is_stored_is_loaded_and_nobody_is_asked(desk: Desk) -> None:
     assert [memory.first_byte for memory in memories] == [3, 4]
 
 
-def test_the_deepest_missing_chunk_is_asked_for_and_its_context_comes_with_it(desk: Desk) -> None:
-    wanted = desk.fetch(composed((3,), (4,), (5,)))
-    assert desk.asked == [2] and desk.registered == 1
+@pytest.mark.parametrize("mode", ReuseMode)
+def test_all_missing_chunks_are_asked_for_in_one_call(desk: Desk, mode: ReuseMode) -> None:
+    wanted = desk.fetch(composed((3,), (4,), (5,), mode=mode))
+    assert desk.asked == [[0, 1, 2]] and desk.registered == 1
     assert outcomes(wanted) == [(KVSource.COMPUTED, MissReason.NOT_STORED, None)] * 3
 
 
-def test_chunks_that_do_not_see_each_other_are_asked_for_one_by_one(desk: Desk) -> None:
+def test_what_is_stored_is_not_asked_for(desk: Desk) -> None:
     composition = composed((3,), (4,), (5,), mode=ReuseMode.INDEPENDENT)
     desk.put(composition.chunks[1])
     wanted = desk.fetch(composition)
-    assert desk.asked == [2, 0]
+    assert desk.asked == [[0, 2]]
     assert [source for source, _, _ in outcomes(wanted)] == [KVSource.COMPUTED, KVSource.STORE, KVSource.COMPUTED]
 
 
 def test_what_the_host_has_needs_no_store(desk: Desk) -> None:
     wanted = desk.fetch(composed((3,), (4,), mode=ReuseMode.INDEPENDENT), held=[0])
-    assert desk.asked == [1] and [source for source, _, _ in outcomes(wanted)] == [KVSource.HOST, KVSource.COMPUTED]
+    assert desk.asked == [[1]] and [source for source, _, _ in outcomes(wanted)] == [KVSource.HOST, KVSource.COMPUTED]
 
 
 def test_what_cannot_be_read_is_computed_anew_once(desk: Desk, tmp_path: Path) -> None:
@@ -130,7 +139,7 @@ def test_what_cannot_be_read_is_computed_anew_once(desk: Desk, tmp_path: Path) -
     (path,) = (path for path in tmp_path.glob("data/**/*") if path.is_file())
     path.write_bytes(path.read_bytes()[:-1] + b"\xff")
     wanted = desk.fetch(composition)
-    assert desk.asked == [0] and outcomes(wanted) == [(KVSource.COMPUTED, MissReason.VERIFY_FAILED, None)]
+    assert desk.asked == [[0]] and outcomes(wanted) == [(KVSource.COMPUTED, MissReason.VERIFY_FAILED, None)]
 
 
 def test_what_was_computed_and_still_is_not_there_is_said(desk: Desk) -> None:
@@ -144,11 +153,11 @@ def test_what_could_not_be_stored_is_left_to_who_asked_and_not_asked_for_again_s
 ) -> None:
     desk.answer = lambda composition, index: Unpublished.STORE_FULL
     left = (KVSource.COMPUTED, MissReason.NOT_STORED, Unpublished.STORE_FULL)
-    assert outcomes(desk.fetch(composed((3,), (4,)))) == [left] * 2 and desk.asked == [1]
-    assert outcomes(desk.fetch(composed((5,)))) == [left] and desk.asked == [1], "it is known to be full"
+    assert outcomes(desk.fetch(composed((3,), (4,)))) == [left] * 2 and desk.asked == [[0, 1]]
+    assert outcomes(desk.fetch(composed((5,)))) == [left] and desk.asked == [[0, 1]], "it is known to be full"
     desk.answer = desk.publishes
     desk.fetch(composed((5,), salt="another tenant"))
-    assert desk.asked == [1, 0], "to that tenant"
+    assert desk.asked == [[0, 1], [0]], "to that tenant"
     later = time.monotonic() + 60
     monkeypatch.setattr("decode_service.kv_source.fetcher.time.monotonic", lambda: later)
     assert outcomes(desk.fetch(composed((5,))))[0][2] is None
@@ -170,7 +179,7 @@ def test_content_that_was_displaced_is_registered_again_a_few_times(desk: Desk) 
 
     desk.answer = displaced
     wanted = desk.fetch(composed((3,)))
-    assert desk.asked == [0] * 3 and desk.registered == 4
+    assert desk.asked == [[0]] * 3 and desk.registered == 3
     assert outcomes(wanted) == [(KVSource.COMPUTED, MissReason.NOT_STORED, Unpublished.STORE_FULL)]
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from decode_service.kv_source.fetcher import FetchTerms, NoRoomToAsk
+from decode_service.kv_source.asking import FetchTerms, NoRoomToAsk
 from decode_service.kv_source.loader import Loader
 from decode_service.prompt.request_chunk import ChunkOutcome
 from decode_service.sequence import Failed, Sequence, State

@@ -1,4 +1,4 @@
-"""One call to another service: a reply, or an error of ours."""
+"""Calls to another service: a reply or several, or an error of ours."""
 
 from __future__ import annotations
 
@@ -13,8 +13,10 @@ from grpc import StatusCode
 
 from serving.errors import Cancelled, DeadlineExceeded, Overloaded, RequestError, Unavailable
 from serving.rpc.channel import Target
-from serving.rpc.client import call
+from serving.rpc.client import UNREAD_MAX, call, stream
 from serving.rpc.errors import error_metadata, status_of
+
+MANY = "/a.B/Many"
 
 
 class Peer(grpc.GenericRpcHandler):
@@ -25,9 +27,19 @@ class Peer(grpc.GenericRpcHandler):
         self.free = threading.Event()
         self.free.set()
         self.metadata: dict[str, Any] = {}
+        self.ended = threading.Event()
 
     def service(self, handler_call_details: Any) -> Any:
+        if handler_call_details.method == MANY:
+            return grpc.unary_stream_rpc_method_handler(self._answers)
         return grpc.unary_unary_rpc_method_handler(self._answer)
+
+    def _answers(self, message: bytes, context: grpc.ServicerContext) -> Iterator[bytes]:
+        """As many replies as the message has bytes, then what one reply would be followed by."""
+        context.add_callback(self.ended.set)
+        for number in message:
+            yield bytes([number])
+        self._answer(message, context)
 
     def _answer(self, message: bytes, context: grpc.ServicerContext) -> bytes:
         self.metadata = {key: value for key, value in context.invocation_metadata()}
@@ -63,6 +75,13 @@ def ask(channel: grpc.Channel, *, timeout_s: float = 30.0, abandoned: bool = Fal
     return reply
 
 
+def ask_many(
+    channel: grpc.Channel, message: bytes = b"ab", *, timeout_s: float = 30.0, abandoned: bool = False
+) -> Iterator[bytes]:
+    method: Any = channel.unary_stream(MANY, None, None)
+    yield from stream(method, message, timeout_s=timeout_s, metadata=(), abandoned=lambda: abandoned)
+
+
 def test_the_reply_and_what_was_sent_with_it(peer: Peer, channel: grpc.Channel) -> None:
     assert ask(channel) == b"hello" and peer.metadata["x-request-id"] == "mine"
 
@@ -82,6 +101,32 @@ def test_it_ends_at_its_deadline_and_when_nobody_waits(peer: Peer, channel: grpc
         ask(channel, abandoned=True)
 
 
+def test_replies_come_one_by_one_and_the_status_after_them(peer: Peer, channel: grpc.Channel) -> None:
+    many = bytes(range(UNREAD_MAX + 9))
+    assert b"".join(ask_many(channel, many)) == many
+    peer.free.clear()
+    replies = ask_many(channel)
+    assert [next(replies), next(replies)] == [b"a", b"b"]
+    peer.error = Overloaded("full", reason="WHY")
+    peer.free.set()
+    with pytest.raises(Overloaded, match="full") as caught:
+        next(replies)
+    assert caught.value.reason == "WHY"
+
+
+def test_a_stream_ends_at_its_deadline_when_nobody_waits_and_when_it_is_left(peer: Peer, channel: grpc.Channel) -> None:
+    peer.free.clear()
+    with pytest.raises(DeadlineExceeded):
+        list(ask_many(channel, timeout_s=0.2))
+    with pytest.raises(Cancelled, match="nobody waits"):
+        list(ask_many(channel, abandoned=True))
+    peer.ended.clear()
+    replies: Any = ask_many(channel, bytes(9 * UNREAD_MAX))
+    assert next(replies) == b"\0"
+    replies.close()
+    assert peer.ended.wait(30), "it is cancelled, with replies unread"
+
+
 def test_a_channel_that_is_closed_meanwhile(peer: Peer, channel: grpc.Channel) -> None:
     peer.free.clear()
     closing = threading.Timer(0.3, channel.close)
@@ -89,6 +134,8 @@ def test_a_channel_that_is_closed_meanwhile(peer: Peer, channel: grpc.Channel) -
     with pytest.raises(Unavailable, match="closed"):
         ask(channel)
     closing.join()
+    with pytest.raises(Cancelled, match="closed"):
+        list(ask_many(channel))
     with pytest.raises(Cancelled, match="closed"):
         ask(channel)
 
