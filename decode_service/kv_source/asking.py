@@ -36,8 +36,8 @@ class FetchTerms:
     """On what terms KV is fetched for a request. ``deadline``: by the monotonic clock, in seconds.
 
     ``abandoned``: whether nobody wants the KV any more. ``may_ask``: whether KV may be asked for that is computed
-    elsewhere; once it may, it may for the rest of the fetch. ``came`` is told, in any thread, of each chunk that has its
-    outcome, while others are still to come.
+    elsewhere; once it may, it may for the rest of the fetch. ``came`` is told, in any thread, of each chunk that
+    has its outcome, while others are still to come.
     """
 
     salt: str

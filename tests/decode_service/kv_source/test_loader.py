@@ -77,6 +77,35 @@ def test_what_was_loaded_is_told(loading: Callable[[Fetch], Loading]) -> None:
     assert one.state is State.PREFILLING
 
 
+def test_who_waits_for_a_chunk_that_came_goes_on_while_others_are_loaded(
+    loading: Callable[[Fetch], Loading],
+) -> None:
+    release = threading.Event()
+
+    def fetch(composition: Any, wanted: Any, terms: FetchTerms) -> dict[Any, int]:
+        wanted[0].outcome = ChunkOutcome(KVSource.COMPUTED)
+        terms.came(wanted[0])
+        release.wait(DEADLINE_S)
+        wanted[1].outcome = ChunkOutcome(KVSource.STORE)
+        return {"load": 5}
+
+    it = loading(fetch)
+    one = request("one", [("shared", 8), ("own", 8)])
+    other = request("other", [("shared", 8)])
+    it.on.submit(one, other)
+    for fill in it.on.plan().loads:
+        it.loader.start(fill)
+    it.take()
+    it.on.plan()
+    assert (one.state, other.state) == (State.LOADING, State.PREFILLING)
+    release.set()
+    it.take()
+    it.on.plan()
+    assert [chunk.outcome for chunk in one.composition.chunks] == [
+        *(ChunkOutcome(KVSource.COMPUTED), ChunkOutcome(KVSource.STORE))
+    ]
+
+
 @pytest.mark.parametrize(
     ("error", "told"), [(NotFound("no such chunk"), NotFound), (ZeroDivisionError(), InternalFault)]
 )
