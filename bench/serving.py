@@ -1,13 +1,15 @@
 """The serving comparison: traces through the real services, from a checkpoint on disk, beside what vLLM does with them.
 
-    python -m bench.serving --device cuda                      # five traces in a closed loop on one card
+    python -m bench.serving --device cuda                      # every trace in a closed loop on one card
     python -m bench.serving --device cuda --rate 0.8x --traces unshared rag
+    python -m bench.serving --device cuda --prefill-device cuda:1 --traces rag busy_prefill --order given canonical
     python -m bench.serving --scale 0.02                       # the shipped model on a CPU, small
 
 Every run is a line of JSON as soon as it has ended; ``serving.json`` and ``serving.md`` in ``--out`` are written anew
-each time, ``serving.png`` at the end. ``--profile`` samples the decode service's stacks, which costs it some of its
-pace. Runs go one after the other over the same services, so a later one finds what an earlier one left resident; only
-``doc_qa_sampled`` has a document that another trace has, too.
+each time, ``serving.png`` at the end, with the layout behind their names unless it is two processes on one device.
+``--profile`` samples the decode service's stacks, which costs it some of its pace. Runs go one after the other over the
+same services, so a later one finds what an earlier one left resident; only ``doc_qa_sampled`` and ``busy_prefill`` have
+a document that another trace has, too.
 """
 
 from __future__ import annotations
@@ -19,23 +21,29 @@ import os
 import shlex
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from datetime import date
 from pathlib import Path
 from random import Random
 from typing import Any
 
+from bench.busy_prefill import Registered, ids_within, registering
 from bench.load_generator import LoadGenerator
-from bench.serving_figures import SAMPLED_SHARE, compared, figures, services_between
+from bench.serving_figures import figures, services_between
 from bench.serving_load import CUT, Job
 from bench.serving_options import HISTORIES, is_recorded, parse
+from bench.serving_records import GAP_BUSY, SAMPLED_SHARE, compared
 from bench.serving_report import line, plot, table, title
-from bench.serving_services import ON_ONE_CARD, Services, checkpoint, fresh_store, running, vocabulary_of
+from bench.serving_services import TWO_CARDS, USUAL, Services, checkpoint, fresh_store, running, vocabulary_of
 from bench.stack_samples import between, words
 from bench.traces import TRACES, Trace
 
 WARM_UP_TOKENS = 4
+CLOSED_LOOP_ONLY = ("cold", "busy_prefill")
+ANOTHER_ORDER = 100  # the variant of a trace that is run in another order
+BUSY_TOKENS = 2048  # of each chunk that keeps a prefill service busy
 
 
 @dataclass(frozen=True)
@@ -45,6 +53,8 @@ class Run:
     trace: Trace
     mode: str
     history: str
+    order: str = "given"
+    busy: bool = False  # the prefill service computes other things meanwhile
 
     @property
     def name(self) -> str:
@@ -53,17 +63,27 @@ class Run:
             words.append(HISTORIES[self.history])
         if self.trace.name == "rag" or self.mode != "exact":
             words.append(self.mode)
+        if self.order != "given":
+            words.append(f"{self.order} order")
+        if self.trace.name == "busy_prefill":
+            words.append("beside a busy prefill service" if self.busy else "undisturbed")
         return ", ".join(words)
 
 
 def runs_of(args: argparse.Namespace) -> Iterator[Run]:
-    """Every run that was asked for; ``rag`` without a mode in both that matter, the slower one last."""
+    """Every run that was asked for; ``rag`` without a mode in both that matter, the slower one last.
+
+    What would find the documents of an earlier run computed has other tokens.
+    """
     for name in args.traces:
         trace = TRACES[name](args.scale)
         modes = [args.mode] if args.mode else ["independent", "exact"] if name == "rag" else ["exact"]
         for mode in modes:
             for history in args.history if name == "agents" else ["chunks"]:
-                yield Run(trace, mode, history)
+                for number, order in enumerate(args.order if (name, mode) == ("rag", "exact") else ["given"]):
+                    yield Run(trace.anew(ANOTHER_ORDER * number), mode, history, order)
+        if name == "busy_prefill":
+            yield Run(trace, modes[0], "chunks", busy=True)
 
 
 def rates(asked: list[str], closed: float) -> Iterator[float]:
@@ -97,11 +117,13 @@ class Bench:
         self._vocabulary = vocabulary
 
     async def measure(self, run: Run) -> None:
-        """The closed loop, then every rate that was asked for, each with other tokens."""
+        """The closed loop, then, if they say something, all rates that were asked for, each with other tokens."""
         closed = await self._counted(run, None)
+        if run.trace.name in CLOSED_LOOP_ONLY:
+            return
         for number, rate in enumerate(rates(self._args.rate, closed["requests_per_s"]), 1):
             if rate > 0:
-                await self._counted(replace(run, trace=run.trace.anew(number)), rate)
+                await self._counted(replace(run, trace=run.trace.anew(run.trace.variant + number)), rate)
 
     async def _counted(self, run: Run, rate: float | None) -> dict[str, Any]:
         """Warms up, then measures; the figures."""
@@ -114,11 +136,14 @@ class Bench:
         job = self._job(run, run.trace.warm_up, len(run.trace.sessions), arrivals=arrivals)
         before = await asyncio.to_thread(self._services.scrape)
         began = time.monotonic()
-        found = figures(await self._load(job))
+        async with self._beside(run) as registered:
+            found = figures(await self._load(job))
         took = time.monotonic() - began
         grown = services_between(before, await asyncio.to_thread(self._services.scrape))
+        if registered is not None:
+            found |= {"registered_per_s": round(registered.chunks / took, 2), "not_registered": registered.refused}
         result = {
-            **{"run": run.name, "trace": run.trace.name, "mode": run.mode, "history": run.history},
+            **{"run": run.name, "trace": run.trace.name, "mode": run.mode, "history": run.history, "order": run.order},
             **{"rate": rate, "concurrency": run.trace.concurrency, "sampled": run.trace.sampled, "figures": found},
             "compared": self._compared(run, found) if rate is None else {},
             "services": {name: _short(values, took) for name, values in grown.items()},
@@ -130,6 +155,16 @@ class Bench:
             with (self._args.out / "serving_profile.txt").open("a") as out:
                 out.write(f"{title(result)}\n{threads}\n{json.dumps(grown, indent=1)}\n\n")
         return found
+
+    @asynccontextmanager
+    async def _beside(self, run: Run) -> AsyncIterator[Registered | None]:
+        """What the prefill service has to do meanwhile, if anything."""
+        if not run.busy:
+            yield None
+            return
+        tokens = max(8, round(BUSY_TOKENS * self._args.scale))
+        async with registering(self._services.prefill, tokens, ids_within(self._vocabulary)) as registered:
+            yield registered
 
     async def _load(self, job: Job) -> Any:
         """Raises ``RuntimeError`` if a service ends meanwhile."""
@@ -145,14 +180,28 @@ class Bench:
         return result
 
     def _job(self, run: Run, first: int, end: int, **options: Any) -> Job:
-        return Job(self._services.decode, run.trace, first, end, run.mode, run.history, self._args.limit_s, **options)
+        more = {"limit_s": self._args.limit_s, "order": run.order, **options}
+        return Job(self._services.decode, run.trace, first, end, run.mode, run.history, **more)
 
     def _compared(self, run: Run, found: dict[str, Any]) -> dict[str, dict[str, float]]:
-        """Beside the records, which are of the full traces on a card; sampled beside greedy anywhere."""
-        beside = compared(run.name, run.trace.name, found) if is_recorded(self._args) else {}
+        """Beside the records, which are of the full traces on a card; sampled beside greedy, and streams beside a busy
+        prefill service beside undisturbed ones, anywhere."""
+        two_cards = self._args.layout.name == TWO_CARDS
+        recorded = is_recorded(self._args)
+        beside = compared(run.name, run.trace.name, found, two_cards=two_cards) if recorded else {}
         greedy = [each["figures"]["tokens_per_s"] for each in self.results if each["run"] == "doc_qa"]
         if run.name == "doc_qa_sampled" and greedy:
             beside["goal"] = {"tokens_per_s": round(found["tokens_per_s"] / (SAMPLED_SHARE * greedy[0]), 3)}
+        quiet = [each["figures"] for each in self.results if each["trace"] == "busy_prefill"]
+        if run.busy and quiet:
+            beside["undisturbed"] = {
+                "itl_mean": round(found["itl_mean_ms"] / max(1e-9, quiet[0]["itl_mean_ms"]), 3),
+                **{
+                    f"gap_{name}": round(value / max(1e-9, quiet[0]["gap_ms"][name]), 3)
+                    for name, value in found["gap_ms"].items()
+                },
+            }
+            beside["goal"] = {"itl_mean": round(beside["undisturbed"]["itl_mean"] / GAP_BUSY, 3)}
         return beside
 
 
@@ -171,15 +220,18 @@ async def run_all(args: argparse.Namespace) -> list[dict[str, Any]]:
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)  # the store goes, too, however this ends
     model = args.model or checkpoint(args.folder, args.device)
     args.out.mkdir(parents=True, exist_ok=True)
-    on_card = ON_ONE_CARD if args.device != "cpu" else {"prefill": [], "decode": []}
-    settings = {"date": str(date.today()), "device": args.device, "model": model.name, "scale": args.scale}
+    stem = args.out / "_".join(
+        ["serving", *([args.layout.name.replace(" ", "_")] if args.layout.name != USUAL else [])]
+    )
+    settings = {"date": str(date.today()), "device": args.device, "layout": args.layout.name, "model": model.name}
+    settings |= {"scale": args.scale}
     settings |= {"batch-max": args.batch_max, "generator processes": args.generators, "processors": os.cpu_count()}
     settings |= {name: "on" for name in ("profile", "ahead") if getattr(args, name)}
     with fresh_store() as (folder, capacity), LoadGenerator(args.generators) as generator:
         store, stacks = f"file://{folder}/store", folder / "stacks.jsonl" if args.profile else None
-        shared = ["--model", str(model), "--store", store, "--device", args.device, "--log-level", "warning"]
-        prefill = [*on_card["prefill"], "--store-capacity", str(capacity), *_kv_pages(args.prefill_kv_pages)]
-        decode = [*on_card["decode"], "--batch-max", str(args.batch_max), *_kv_pages(args.decode_kv_pages)]
+        shared = ["--model", str(model), "--store", store, "--log-level", "warning"]
+        prefill = [*args.layout.prefill, "--store-capacity", str(capacity), *_kv_pages(args.prefill_kv_pages)]
+        decode = [*args.layout.decode, "--batch-max", str(args.batch_max), *_kv_pages(args.decode_kv_pages)]
         began = time.monotonic()
         more = (prefill + shlex.split(args.prefill_args), decode + shlex.split(args.decode_args))
         async with running(shared, *more, stacks) as services:
@@ -188,23 +240,23 @@ async def run_all(args: argparse.Namespace) -> list[dict[str, Any]]:
             try:
                 for run in runs_of(args):
                     await bench.measure(run)
-                    write(args.out, settings, bench.results)
+                    write(stem, settings, bench.results)
             finally:
-                draw(args.out, bench.results)
+                draw(stem, bench.results)
     return bench.results
 
 
-def write(out: Path, settings: dict[str, Any], results: list[dict[str, Any]]) -> None:
-    """``serving.json`` and ``serving.md``."""
-    (out / "serving.json").write_text(json.dumps({"settings": settings, "runs": results}, indent=1) + "\n")
-    (out / "serving.md").write_text(table(settings, results))
+def write(stem: Path, settings: dict[str, Any], results: list[dict[str, Any]]) -> None:
+    """``serving.json`` and ``serving.md``; ``stem`` is their path but for the ending."""
+    stem.with_suffix(".json").write_text(json.dumps({"settings": settings, "runs": results}, indent=1) + "\n")
+    stem.with_suffix(".md").write_text(table(settings, results))
 
 
-def draw(out: Path, results: list[dict[str, Any]]) -> None:
+def draw(stem: Path, results: list[dict[str, Any]]) -> None:
     """``serving.png``, where matplotlib is installed and anything was measured."""
     try:
         if results:
-            plot(results, out / "serving.png")
+            plot(results, stem.with_suffix(".png"))
     except ImportError:
         print("no plot: matplotlib is not installed", flush=True)
 

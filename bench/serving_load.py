@@ -27,6 +27,8 @@ MODES = {
     "anchored": chunks_pb2.REUSE_MODE_ANCHORED,
     "independent": chunks_pb2.REUSE_MODE_INDEPENDENT,
 }
+UNSPECIFIED = chunks_pb2.CHUNK_TYPE_UNSPECIFIED
+ORDERS = {"given": decode_pb2.CHUNK_ORDER_GIVEN, "canonical": decode_pb2.CHUNK_ORDER_CANONICAL}
 DocumentKey = tuple[str, int, int]  # name and variant of its trace, its number
 END: Any = grpc.aio.EOF  # type: ignore[attr-defined]  # what read() gives after the last message
 
@@ -44,8 +46,9 @@ class Job:
     first: int
     end: int
     mode: str
-    history: str  # of a conversation: "chunks", each earlier turn one, or "tail", all of them before the query's tokens
+    history: str  # of a conversation's earlier turns: HISTORIES
     limit_s: float  # what runs then is cut off
+    order: str = "given"
     max_tokens: int | None = None  # instead of each request's own
     arrivals: tuple[float, ...] | None = None
 
@@ -129,14 +132,17 @@ class Caller:
         for document in request.documents:
             chunk_id = self._known.get((job.trace.name, job.trace.variant, document))
             if chunk_id is None:
-                documents.append(_segment(job.trace.documents[document]))
+                kind = chunks_pb2.CHUNK_TYPE_SYSTEM_PROMPT if document < job.trace.systems else UNSPECIFIED
+                documents.append(_segment(job.trace.documents[document], kind))
             else:
                 documents.append(decode_pb2.Segment(chunk_id=chunk_id))
         sampling = decode_pb2.SamplingParams(max_tokens=job.max_tokens or request.max_tokens, ignore_eos=True)
         if job.trace.sampled:
             sampling.temperature, sampling.top_p, sampling.seed = 0.8, 0.95, session * 1000 + turn
         segments = [*documents, *history, _segment((*said, *request.query))]
-        return decode_pb2.GenerateRequest(segments=segments, sampling=sampling, reuse_mode=MODES[job.mode])
+        return decode_pb2.GenerateRequest(
+            segments=segments, sampling=sampling, reuse_mode=MODES[job.mode], order=ORDERS[job.order]
+        )
 
 
 async def _stream(ask: Any, message: bytes, answer: Answer) -> tuple[list[int], list[str]]:
@@ -169,7 +175,7 @@ def _read(raw: list[tuple[float, bytes]], answer: Answer) -> tuple[list[int], li
             tokens.extend(event.delta.token_ids)
         if event.HasField("complete"):
             _read_complete(event.complete, answer)
-            chunk_ids = [segment.chunk_id for segment in event.complete.reuse.segments]
+            chunk_ids = [s.chunk_id for s in sorted(event.complete.reuse.segments, key=lambda s: s.given_index)]
     return tokens, chunk_ids
 
 
@@ -185,5 +191,5 @@ def _read_complete(complete: decode_pb2.Complete, answer: Answer) -> None:
         answer.stages_ms[stage.name.removesuffix("_ns")] = value / 1e6
 
 
-def _segment(tokens: Tokens) -> decode_pb2.Segment:
-    return decode_pb2.Segment(token_ids=chunks_pb2.TokenIds(ids=tokens))
+def _segment(tokens: Tokens, kind: chunks_pb2.ChunkType.ValueType = UNSPECIFIED) -> decode_pb2.Segment:
+    return decode_pb2.Segment(token_ids=chunks_pb2.TokenIds(ids=tokens), type=kind)

@@ -7,7 +7,8 @@ import os
 from contextlib import suppress
 from pathlib import Path
 
-from bench.serving_load import MODES
+from bench.serving_load import MODES, ORDERS
+from bench.serving_services import Layout
 from bench.traces import TRACES
 
 FOLDER = Path("/tmp/cairn-8b")
@@ -21,12 +22,15 @@ def parse(argv: list[str] | None, description: str | None) -> argparse.Namespace
     parser.add_argument("--traces", nargs="+", choices=TRACES, default=list(TRACES))
     parser.add_argument("--mode", choices=MODES, help="of every trace; default exact, and rag independent, too")
     parser.add_argument("--history", nargs="+", choices=HISTORIES, default=list(HISTORIES), help="of agents' turns")
+    order_help = "of rag's documents in EXACT; canonical: the service may sort them"
+    parser.add_argument("--order", nargs="+", choices=ORDERS, default=["given"], help=order_help)
     rates_help = "Poisson runs, too: requests/s, or 0.8x the closed loop's"
     parser.add_argument("--rate", nargs="*", type=rate_of, default=[], metavar="RATE", help=rates_help)
     ahead_help = "ask about each document alone before a run, so that none is new in it"
     parser.add_argument("--ahead", action="store_true", help=ahead_help)
     parser.add_argument("--scale", type=above_zero, default=1.0, help="of lengths, requests and concurrency")
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--prefill-device", metavar="DEVICE", help="another card for the prefill service: cuda:1")
     parser.add_argument(
         "--model", type=Path, help="a checkpoint (default: fable on a CPU, a random 8B shape elsewhere)"
     )
@@ -49,6 +53,7 @@ def parse(argv: list[str] | None, description: str | None) -> argparse.Namespace
         "--out", type=Path, help=f"folder (default {RESULTS}; of small runs and on a CPU build/serving)"
     )
     args = parser.parse_args(argv)
+    args.layout = Layout(args.device, args.prefill_device or args.device)
     args.out = args.out or (RESULTS if is_recorded(args) else SMALL)
     return args
 

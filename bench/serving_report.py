@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from bench.serving_figures import GOALS, VLLM
+from bench.serving_records import VLLM, goals_of
 
 COLUMNS = (
-    *("trace", "out tokens/s", "TTFT p50/p99/max ms", "gap p50/p99/max ms", "ITL mean ms", "errors"),
-    *("of vLLM's tokens/s", "of its TTFT p50, p99", "of the goals"),
+    *("trace", "out tokens/s", "TTFT p50/p99/max ms", "of turn 2 on", "gap p50/p99/max ms", "ITL mean ms"),
+    *("prompt tokens computed", "errors", "of vLLM's tokens/s", "of its TTFT p50, p99", "of the goals"),
 )
 NOTES = (
     "Ours over gRPC from processes of their own, vLLM 0.25.1 in process; of rates more is better, of times less. "
@@ -50,16 +50,15 @@ def plot(runs: list[dict[str, Any]], path: Path) -> None:
     figure, (rates, firsts, gaps) = pyplot.subplots(1, 3, figsize=(16, 1.6 + 0.55 * len(runs)), layout="constrained")
     places = range(len(runs))
     traces = [run["trace"] if "vllm" in run["compared"] else "" for run in runs]
-    goals = [
-        GOALS.get(run["run"], GOALS.get(trace, {})) if trace else {} for run, trace in zip(runs, traces, strict=True)
-    ]
+    goals = [goals_of(run["run"], trace) if trace else {} for run, trace in zip(runs, traces, strict=True)]
     found = [run["figures"] for run in runs]
     rates.barh(places, [each["tokens_per_s"] for each in found], color="tab:blue", label="Cairn")
-    _marks(rates, [VLLM[trace][0] if trace else None for trace in traces], "tab:orange", "vLLM 0.25.1")
+    vllm = [VLLM.get(trace, {}) for trace in traces]
+    _marks(rates, [each.get("tokens_per_s") for each in vllm], "tab:orange", "vLLM 0.25.1")
     _marks(rates, [goal.get("tokens_per_s") for goal in goals], "tab:green", "goal")
     rates.set_xlabel("tokens/s out")
     for axes, times, recorded, goal in (
-        (firsts, "ttft_ms", [VLLM[trace][2] if trace else None for trace in traces], "ttft_p99"),
+        (firsts, "ttft_ms", [each.get("ttft_p99") for each in vllm], "ttft_p99"),
         (gaps, "gap_ms", [None] * len(runs), "gap_max"),
     ):
         for share, colour in (("max", "lightsteelblue"), ("p99", "cornflowerblue"), ("p50", "tab:blue")):
@@ -90,8 +89,14 @@ def _row(run: dict[str, Any]) -> str:
     errors = ", ".join(f"{status} {count}" for status, count in found["errors"].items()) or "0"
     firsts = ", ".join(f"{vllm[name]:.2f}" for name in ("ttft_p50", "ttft_p99") if name in vllm)
     goals = ", ".join(f"{name} {value:.2f}" for name, value in goal.items())
-    cells = [title(run), f"{found['tokens_per_s']:.0f}", _spread(found["ttft_ms"]), _spread(found["gap_ms"])]
-    cells += [f"{found['itl_mean_ms']:.1f}", errors, f"{vllm['tokens_per_s']:.2f}" if vllm else "", firsts, goals]
+    if beside := run["compared"].get("undisturbed"):
+        words = ", ".join(f"{name} {value:.2f}" for name, value in beside.items())
+        goals = f"{goals} (of undisturbed: {words}; {found['registered_per_s']:.1f} chunks/s registered)"
+    later = _spread(found["ttft_later_ms"]) if "ttft_later_ms" in found else ""
+    cells = [title(run), f"{found['tokens_per_s']:.0f}", _spread(found["ttft_ms"]), later, _spread(found["gap_ms"])]
+    computed = found["prompt_tokens_by_source"].get("computed", 0)
+    cells += [f"{found['itl_mean_ms']:.1f}", f"{computed} of {found['prompt_tokens']}", errors]
+    cells += [f"{vllm['tokens_per_s']:.2f}" if "tokens_per_s" in vllm else "", firsts, goals]
     return f"| {' | '.join(cells)} |"
 
 

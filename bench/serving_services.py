@@ -25,18 +25,44 @@ START_S, STOP_S, SCRAPE_S = 400.0, 30.0, 10.0
 LOG_LINES = 400
 LAYERS = 36
 SHARED_MEMORY = Path("/dev/shm")
-# One card for both services: weights twice (33 GB), then 61 GB of KV for decode (416k tokens, most of them for chunks)
-# and 19 GB for prefill (131k tokens, contexts of 32k with room to spare).
-ON_ONE_CARD = {
-    "prefill": ["--kv-pages", "8192"],
-    "decode": ["--kv-pages", "26000", "--chunk-page-ratio", "0.75"],
-}
+USUAL, TWO_CARDS = "two processes", "two cards"
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where the services run: on one device, or the prefill service on a card of its own."""
+
+    device: str
+    prefill_device: str
+
+    @property
+    def name(self) -> str:
+        return USUAL if self.prefill_device == self.device else TWO_CARDS
+
+    @property
+    def prefill(self) -> list[str]:
+        """Options of the prefill service: on a card that both share 19 GB for KV (131k tokens), else 61 GB."""
+        pages = 8192 if self.name != TWO_CARDS else 26_000
+        return ["--device", self.prefill_device, *self._pages(pages)]
+
+    @property
+    def decode(self) -> list[str]:
+        """Options of the decode service: on a card with weights twice (33 GB) 61 GB for KV (416k tokens), else 94 GB.
+
+        Most of it is for chunks.
+        """
+        pages = 26_000 if self.name != TWO_CARDS else 40_000
+        return ["--device", self.device, *self._pages(pages, "--chunk-page-ratio", "0.75")]
+
+    def _pages(self, pages: int, *more: str) -> list[str]:
+        return [] if self.device == "cpu" else ["--kv-pages", str(pages), *more]
 
 
 @dataclass
 class Services:
     """Two running services: addresses, what their ready lines said, their last log lines."""
 
+    prefill: str
     decode: str
     ready: dict[str, dict[str, Any]]
     logs: dict[str, deque[str]] = field(repr=False)
@@ -106,7 +132,9 @@ async def running(
     died: asyncio.Task[str] | None = None
     try:
         await processes.start([first, second])
-        services = Services(second.address, {}, logs, died := asyncio.create_task(processes.first_exit()))
+        services = Services(
+            first.address, second.address, {}, logs, died := asyncio.create_task(processes.first_exit())
+        )
         try:
             services.ready.update(await processes.wait_ready(START_S))
             yield services

@@ -27,7 +27,10 @@ class Request:
 
 @dataclass(frozen=True)
 class Trace:
-    """Sessions of requests over shared documents; ``concurrency`` sessions at a time is how the comparison runs it."""
+    """Sessions of requests over shared documents; ``concurrency`` sessions at a time is how the comparison runs it.
+
+    The first ``systems`` documents are system prompts: they stay in front, whatever order the others may have.
+    """
 
     name: str
     documents: tuple[Tokens, ...]
@@ -35,6 +38,7 @@ class Trace:
     concurrency: int
     sampled: bool = False
     variant: int = 0
+    systems: int = 0
 
     @property
     def warm_up(self) -> int:
@@ -97,7 +101,7 @@ def agents(scale: float = 1.0) -> Trace:
     conversations = [
         tuple(Request((0,), _tokens(random, own), answer) for _ in range(turns)) for _ in range(_scaled(16, scale))
     ]
-    return Trace("agents", (system,), tuple(conversations), _scaled(16, scale, 4))
+    return Trace("agents", (system,), tuple(conversations), _scaled(16, scale, 4), systems=1)
 
 
 def rag(scale: float = 1.0) -> Trace:
@@ -114,11 +118,29 @@ def rag(scale: float = 1.0) -> Trace:
             if document not in picked:
                 picked.append(document)
         asked.append(Request(tuple(picked), _tokens(random, _scaled(64, scale)), _scaled(128, scale)))
-    return Trace("rag", tuple(documents), _alone(asked), _scaled(64, scale, 4))
+    return Trace("rag", tuple(documents), _alone(asked), _scaled(64, scale, 4), systems=1)
+
+
+def cold(scale: float = 1.0) -> Trace:
+    """One request at a time over 4 documents that nobody has seen."""
+    random, documents, asked = Random(5), [], []
+    for number in range(_scaled(24, scale)):
+        documents += [_tokens(random, _scaled(2048, scale)) for _ in range(4)]
+        places = tuple(range(4 * number, 4 * number + 4))
+        asked.append(Request(places, _tokens(random, _scaled(64, scale)), 8))
+    return Trace("cold", tuple(documents), _alone(asked), 1)
+
+
+def busy_prefill(scale: float = 1.0) -> Trace:
+    """``doc_qa``'s streams with other questions: once undisturbed, once while the prefill service computes."""
+    document = _tokens(Random(1000), _scaled(32_768, scale))
+    random, answer = Random(12), _scaled(128, scale)
+    asked = [Request((0,), _tokens(random, _scaled(64, scale)), answer) for _ in range(_scaled(256, scale))]
+    return Trace("busy_prefill", (document,), _alone(asked), _scaled(64, scale, 4))
 
 
 TRACES: dict[str, Callable[[float], Trace]] = {
-    each.__name__: each for each in (doc_qa, doc_qa_sampled, unshared, agents, rag)
+    each.__name__: each for each in (doc_qa, doc_qa_sampled, unshared, agents, rag, cold, busy_prefill)
 }
 
 

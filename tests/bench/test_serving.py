@@ -11,16 +11,17 @@ from bench.serving import main
 
 RUNS = [
     *("doc_qa", "doc_qa_sampled", "unshared", "agents, history as chunks", "agents, history in the tail"),
-    *("rag, independent", "rag, exact"),
+    *("rag, independent", "rag, exact", "rag, exact, canonical order", "cold"),
+    *("busy_prefill, undisturbed", "busy_prefill, beside a busy prefill service"),
 ]
 
 
 def test_every_trace_runs_through_the_services(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     small = "--scale 0.005 --generators 2 --decode-kv-pages 1024"
-    main([*small.split(), "--rate", "3x", "--profile", "--out", str(tmp_path)])
+    main([*small.split(), "--order", "given", "canonical", "--rate", "3x", "--profile", "--out", str(tmp_path)])
     runs = json.loads((tmp_path / "serving.json").read_text())["runs"]
     assert [run["run"] for run in runs if run["rate"] is None] == RUNS
-    assert [run["run"] for run in runs if run["rate"] is not None] == RUNS
+    assert [run["run"] for run in runs if run["rate"] is not None] == RUNS[:-3], "the last make sense in a closed loop"
     for run in runs:
         found = run["figures"]
         assert found["errors"] == {} and found["details"] == [] and found["ok"] == found["requests"] > 6, run
@@ -32,8 +33,16 @@ def test_every_trace_runs_through_the_services(tmp_path: Path, capfd: pytest.Cap
     reused = {run["run"]: run["figures"]["prompt_tokens_by_source"] for run in runs if run["rate"] is None}
     assert "device" in reused["doc_qa"] and "device" not in reused["unshared"]
     assert reused["agents, history as chunks"]["device"] > reused["agents, history in the tail"]["device"]
+    assert reused["cold"]["computed"] == sum(reused["cold"].values()), "nobody has seen any of it"
+    assert sum(reused["rag, exact"].values()) == sum(reused["rag, exact, canonical order"].values())
+    later = {run["trace"] for run in runs if "ttft_later_ms" in run["figures"]}
+    assert later == {"agents"}, "no other trace has a second turn"
     closed = {run["run"]: run["compared"] for run in runs if run["rate"] is None}
     assert list(closed["doc_qa_sampled"]) == ["goal"] and not closed["doc_qa"]  # records are of whole traces on a card
+    beside = closed[RUNS[-1]]["undisturbed"]
+    assert beside.keys() == {"itl_mean", "gap_p50", "gap_p99", "gap_max"} and closed[RUNS[-1]]["goal"]
+    busy = next(run["figures"] for run in runs if run["run"] == RUNS[-1])
+    assert busy["registered_per_s"] > 0 and not busy["not_registered"]
     lines = [json.loads(line) for line in capfd.readouterr().out.splitlines() if line.startswith('{"run"')]
     assert lines == runs
     assert (tmp_path / "serving.md").read_text().count("\n| ") == 2 + len(runs)  # a row each, and the table's head

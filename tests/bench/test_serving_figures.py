@@ -8,8 +8,9 @@ import pytest
 
 from bench.load_generator import Load
 from bench.serving import poisson
-from bench.serving_figures import compared, figures, services_between
+from bench.serving_figures import figures, services_between
 from bench.serving_load import CUT, Answer
+from bench.serving_records import compared
 from bench.traces import TRACES
 
 pytestmark = pytest.mark.unit
@@ -39,6 +40,16 @@ def test_rates_times_and_errors() -> None:
     assert found["details"] == ["full"] and found["stages_mean_ms"] == {"queue": 1.5}
 
 
+def test_the_first_turn_of_a_conversation_is_told_from_the_later_ones() -> None:
+    first, second, third = answer(0.0, [5.0], [1]), answer(6.0, [6.1], [1]), answer(7.0, [7.3], [1])
+    second.turn, third.turn = 1, 2
+    found = figures(Load([first, second, third], busy=0.0))
+    assert found["ttft_ms"]["max"] == 5000.0 and found["ttft_later_ms"]["max"] == 300.0
+    assert "ttft_later_ms" not in figures(Load([first], busy=0.0))
+    beside = compared("agents, history kept", "agents", found)
+    assert beside["goal"]["ttft_later_p50"] == pytest.approx(found["ttft_later_ms"]["p50"] / 40)
+
+
 def test_a_run_without_an_answer_has_figures() -> None:
     found = figures(Load([answer(1.0, [], [], "UNAVAILABLE", detail="gone")], busy=0.0))
     assert (found["tokens_per_s"], found["ttft_ms"]["max"], found["errors"]) == (0.0, 0.0, {"UNAVAILABLE": 1})
@@ -49,8 +60,13 @@ def test_a_run_stands_beside_what_was_recorded() -> None:
     beside = compared("unshared", "unshared", {**found, "tokens_per_s": 3800.0})
     assert beside["goal"] == {"tokens_per_s": 1.0, "ttft_p50": 0.5, "ttft_p99": pytest.approx(0.067), "gap_max": 2.5}
     assert beside["vllm"]["tokens_per_s"] == pytest.approx(3800 / 3157, abs=1e-3)
-    for mode, goal in (("independent", True), ("exact", False)):
-        assert ("goal" in compared(f"rag, {mode}", "rag", found)) is goal
+    for run, goal in (("independent", 4000), ("exact", 750), ("exact, canonical order", 900)):
+        beside = compared(f"rag, {run}", "rag", {**found, "tokens_per_s": goal})
+        assert beside["goal"]["tokens_per_s"] == 1.0 and beside["vllm"]["tokens_per_s"] == round(goal / 603, 3)
+    apart = compared("rag, exact", "rag", {**found, "tokens_per_s": 800.0}, two_cards=True)
+    assert apart["goal"] == {"tokens_per_s": 1.0, "gap_p99": pytest.approx(100 / 15, abs=1e-3)}
+    assert compared("rag, anchored", "rag", found).keys() == {"vllm"}
+    assert compared("cold", "cold", found) == {"vllm": {"ttft_p50": 0.455}, "goal": {"ttft_p50": 0.417}}
     assert compared("agents, history as chunks", "agents", found)["before"]["ttft_p50"] == pytest.approx(0.599)
 
 

@@ -16,7 +16,7 @@ import pytest
 from bench.load_generator import Load, LoadGenerator
 from bench.serving_load import CUT, Answer, Job
 from bench.traces import Request, Trace
-from protos import decode_pb2
+from protos import chunks_pb2, decode_pb2
 
 SERVICE = decode_pb2.DESCRIPTOR.services_by_name["DecodeService"].full_name
 DOCUMENT = tuple(range(300, 340))
@@ -173,3 +173,37 @@ def test_arrivals_are_kept_however_busy_the_places_are(generator: LoadGenerator)
     begin = of_session(load, 0)[0].asked
     asked = [of_session(load, session)[0].asked - begin for session in range(6)]
     assert asked == pytest.approx(due, abs=1e-6)  # when they were due, not when sent
+
+
+def test_the_order_is_asked_for_and_system_prompts_are_named_as_such(generator: LoadGenerator) -> None:
+    service = Scripted()
+    two = replace(TRACE, name="order", documents=(DOCUMENT, DOCUMENT[:9]), sessions=((Request((0, 1), (10,), 1),),))
+    run(generator, service, replace(two, systems=1), order="canonical")
+    (request,) = service.requests
+    assert request.order == decode_pb2.CHUNK_ORDER_CANONICAL
+    assert [segment.type for segment in request.segments] == [chunks_pb2.CHUNK_TYPE_SYSTEM_PROMPT, 0, 0]
+
+
+@dataclass
+class Sorting(Scripted):
+    """Reports its chunks in another order than they were given in."""
+
+    def generate(self, request: decode_pb2.GenerateRequest, context: grpc.ServicerContext) -> Iterator[Any]:
+        for reply in super().generate(request, context):
+            segments = reply.complete.reuse.segments
+            for index, segment in enumerate(segments):
+                segment.given_index = index
+            if len(segments) == 3:
+                segments[0].given_index, segments[1].given_index = 1, 0
+                segments[0].chunk_id, segments[1].chunk_id = segments[1].chunk_id, segments[0].chunk_id
+            yield reply
+
+
+def test_documents_are_known_by_where_they_were_given(generator: LoadGenerator) -> None:
+    service = Sorting()
+    request = Request((0, 1), (10,), 1)
+    two = Trace("sorted", (DOCUMENT, DOCUMENT[:9]), ((request, request),), concurrency=2)
+    run(generator, service, two)
+    first, second = service.requests
+    expected = [hashlib.sha256(segment.SerializeToString()).hexdigest() for segment in first.segments[:2]]
+    assert [segment.chunk_id for segment in second.segments[:2]] == expected

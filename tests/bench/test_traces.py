@@ -18,9 +18,11 @@ DIGESTS = {
     "doc_qa_sampled": "21e40cd8e2dba6034d78f051209d3834640c63fa963822ab3eabb838ce47d65d",
     "unshared": "a9f8baf41e193c4fb7a057d299e9a69ede62e6c22b8af213b3060a6160e6d0b5",
     "agents": "2461594c08aa02e25edd2807809e07a690658b957e671db080728943bbfaf22b",
+    "cold": "466827ea714d858db3e1f6d8e2e1adb0afb70e00fa8df69aac0c45b1849aeef1",
+    "busy_prefill": "9a191c7d6e826bf7194f554fbf57332040f99e627bd9276d8313cf4f231e298e",
     "rag": "f18ebb9e26dddc75f7c54e000f57e74a7a69fc6f72b74732917707be4824ac5f",
 }
-AT_ONCE = {"doc_qa": 64, "doc_qa_sampled": 64, "unshared": 64, "agents": 16, "rag": 64}
+AT_ONCE = {"doc_qa": 64, "doc_qa_sampled": 64, "unshared": 64, "agents": 16, "rag": 64, "cold": 1, "busy_prefill": 64}
 
 
 def digest(trace: Trace) -> str:
@@ -48,7 +50,7 @@ def test_a_small_trace_for_a_small_vocabulary(name: str) -> None:
     ids = [token for document in trace.documents for token in document]
     ids += [token for session in trace.sessions for request in session for token in request.query]
     assert min(ids) >= SPECIAL_IDS and max(ids) < 2048 and len(set(ids)) > 50
-    assert 1 <= trace.warm_up < len(trace.sessions) <= 16 and trace.concurrency == 4
+    assert 1 <= trace.warm_up < len(trace.sessions) <= 16 and trace.concurrency == min(4, AT_ONCE[name])
     assert all(0 <= document < len(trace.documents) for (first, *_) in trace.sessions for document in first.documents)
 
 
