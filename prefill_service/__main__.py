@@ -11,10 +11,13 @@ if __name__ == "__main__":
     given = parse()
     begin_logging("prefill", given.log_level, given.log_format)
 
+import logging
 from functools import partial
 
+from chunk_store.layout import KVLayout
 from chunk_store.open import open_store, shown_url
 from chunk_store.quantities import human_bytes
+from engine.kv.exported import NotExportable
 from engine.kv.pool import PagedKVPool
 from engine.kv.resident import ResidentChunks
 from prefill_service.api.service import ALONE, FULL_NAME, PrefillService
@@ -22,6 +25,8 @@ from prefill_service.jobs.computer import ChunkComputer
 from prefill_service.jobs.job import PrefillJobs
 from prefill_service.jobs.resolver import Resolver
 from prefill_service.metrics import PrefillMetrics
+from serving.handover.lender import Lender
+from serving.handover.metrics import LenderMetrics
 from serving.process.life import run_main
 from serving.process.loading import Loaded, pool_nbytes_default, pool_pages
 from serving.process.same_bits import SameBits
@@ -29,6 +34,8 @@ from serving.rpc.access import Access
 from serving.store.gauges import StoreGauges
 from serving.store.metered import MeteredStore, StoreMeter
 from serving.tenancy.quotas import TenantQuotas
+
+log = logging.getLogger(__name__)
 
 CONTEXTS_RESIDENT_DEFAULT = 2  # the default pool holds this many contexts of the model's full length
 
@@ -60,19 +67,49 @@ def build(options: PrefillOptions, loaded: Loaded) -> PrefillService:
     )
     size = human_bytes(pages * served.layout.nbytes(options.page_size))
     with loaded.startup.stage("pool", f"preparing the KV pool: {pages} pages, {size}"):
-        pool = PagedKVPool(
-            served.layout, pages=pages, chunk_pages=pages, page_size=options.page_size, device=options.device
-        )
+        pool = make_pool(options, served.layout, pages)
         runner = served.make_runner(pool, slots=1)
         runner.prepare()
     computer = ChunkComputer(served, runner, ResidentChunks(pool), store)
     access = Access.from_file(options.token_file)
     resolver = Resolver(store, served, loaded.codec, pool, TenantQuotas(access.quotas, options.tenant_quota))
     jobs = PrefillJobs(resolver, computer, store, metrics, jobs_max=options.jobs_max)
+    computer.lender = make_lender(options, jobs, LenderMetrics(metrics.registry, loaded.model_name))
     metrics.watch(lambda: jobs.queue.jobs, pool.count)
     found = served.row_bits
     same_bits = ALONE if found is None else SameBits(found.equal, found.reason)
-    return PrefillService(jobs, store, access, loaded.model_name, same_bits)
+    return PrefillService(jobs, store, access, loaded.model_name, same_bits, computer.lender)
+
+
+def make_pool(options: PrefillOptions, layout: KVLayout, pages: int) -> PagedKVPool:
+    """The pool, in memory that other processes may read if it is to be handed over and there is such memory."""
+
+    def make(*, share: bool) -> PagedKVPool:
+        size, device = options.page_size, options.device
+        return PagedKVPool(layout, pages=pages, chunk_pages=pages, page_size=size, device=device, share=share)
+
+    try:
+        return make(share=options.hand_over)
+    except OSError as error:
+        log.warning("there is no memory here that can be shared: %s", error)
+        return make(share=False)
+
+
+def make_lender(options: PrefillOptions, jobs: PrefillJobs, metrics: LenderMetrics) -> Lender | None:
+    """Who hands KV over on this host; None, with the reason in the log, where that cannot be."""
+    if not options.hand_over:
+        return None
+    try:
+        return Lender(
+            jobs.computer.residents,
+            jobs.queue.post,
+            metrics,
+            lease_s=options.hand_over_lease_s,
+            directory=options.hand_over_dir,
+        )
+    except (NotExportable, OSError) as error:
+        log.warning("KV is handed over through the store only: %s", error)
+        return None
 
 
 if __name__ == "__main__":

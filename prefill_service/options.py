@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from serving.process.options import ServiceOptions, parse_options
-from serving.process.settings import COUNT, DAYS, SIZE, setting
+from serving.process.settings import COUNT, DAYS, SECONDS, SIZE, Kind, setting
 
 GROUP = "prefill"
 STORE_KEEPS = "what the store has; {} when it is new"
@@ -28,6 +29,16 @@ class PrefillOptions(ServiceOptions):
     )
     quarantine_days: float | None = setting(
         DAYS, "how long a file:// store keeps bad data", default=None, unset=STORE_KEEPS.format("7"), group=GROUP
+    )
+    hand_over_lease_s: float = setting(
+        SECONDS, "for the decode service to copy what was handed to it", default=10.0, group="hand-over"
+    )
+    hand_over_dir: Path | None = setting(
+        Kind("DIR", Path),
+        "where the private directory of the hand-over's socket is made",
+        default=None,
+        unset="the system's for temporary files",
+        group="hand-over",
     )
     jobs_max: int = setting(COUNT, "requests that wait or run at most", default=256, group=GROUP)
 

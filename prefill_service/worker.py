@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import logging
 import threading
 import time
 from collections.abc import Callable
@@ -20,6 +21,7 @@ from serving.tenancy.quotas import TenantQuotas
 from serving.trace.stages import StageTimer
 
 T = TypeVar("T")
+log = logging.getLogger(__name__)
 
 RETRY_AFTER_S = 1.0  # what a refused request is told
 
@@ -70,6 +72,17 @@ class DeviceQueue:
             self._steps.append((tenant, work, begin))
         self._thread.submit(self._run_next)
         return await thread_result(work)
+
+    def post(self, step: Callable[[], None]) -> None:
+        """Runs a short ``step`` of no job's on the device thread, soon. Raises ``RuntimeError`` once it is closed."""
+
+        def guarded() -> None:
+            try:
+                step()
+            except Exception:
+                log.exception("a step of the device thread failed")
+
+        self._thread.submit(guarded)
 
     def _run_next(self) -> None:
         """In the device thread: once for each step, whichever is next."""

@@ -226,7 +226,7 @@ class PrefillCompositionRequest(_message.Message):
     durable: _builtins.bool
     """reply for a chunk only when the store has it, or will not take it"""
     borrower: _builtins.str
-    """the hand-over session that chunks are lent to; empty: none"""
+    """who chunks are lent to, as in OpenHandOver; empty: nobody"""
     @_builtins.property
     def chunk_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """all of the composition's chunks, in order; each is registered"""
@@ -301,6 +301,53 @@ class PrefillCompositionResponse(_message.Message):
 Global___PrefillCompositionResponse: _TypeAlias = PrefillCompositionResponse  # noqa: Y015
 
 @_typing.final
+class OpenHandOverRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BORROWER_FIELD_NUMBER: _builtins.int
+    borrower: _builtins.str
+    """a name of the caller's choice, which nobody else has"""
+    def __init__(
+        self,
+        *,
+        borrower: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["borrower", b"borrower"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___OpenHandOverRequest: _TypeAlias = OpenHandOverRequest  # noqa: Y015
+
+@_typing.final
+class OpenHandOverResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    POOL_FIELD_NUMBER: _builtins.int
+    SOCKET_FIELD_NUMBER: _builtins.int
+    TICKET_FIELD_NUMBER: _builtins.int
+    pool: _builtins.str
+    socket: _builtins.str
+    """path of a Unix socket"""
+    ticket: _builtins.str
+    """lets the borrower in there, once, within half a minute"""
+    def __init__(
+        self,
+        *,
+        pool: _builtins.str = ...,
+        socket: _builtins.str = ...,
+        ticket: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["pool", b"pool", "socket", b"socket", "ticket", b"ticket"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___OpenHandOverResponse: _TypeAlias = OpenHandOverResponse  # noqa: Y015
+
+@_typing.final
 class Lent(_message.Message):
     """KV in the service's pool that a borrower may copy while the lease holds."""
 
@@ -312,6 +359,7 @@ class Lent(_message.Message):
     TOKENS_FIELD_NUMBER: _builtins.int
     pool: _builtins.str
     lease: _builtins.int
+    """0: it is not lent to this borrower"""
     first_slot: _builtins.int
     tokens: _builtins.int
     def __init__(

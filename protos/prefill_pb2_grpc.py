@@ -50,6 +50,11 @@ class PrefillServiceStub:
                 request_serializer=protos_dot_prefill__pb2.PrefillCompositionRequest.SerializeToString,
                 response_deserializer=protos_dot_prefill__pb2.PrefillCompositionResponse.FromString,
                 _registered_method=True)
+        self.OpenHandOver = channel.unary_unary(
+                '/cairn.v1.PrefillService/OpenHandOver',
+                request_serializer=protos_dot_prefill__pb2.OpenHandOverRequest.SerializeToString,
+                response_deserializer=protos_dot_prefill__pb2.OpenHandOverResponse.FromString,
+                _registered_method=True)
         self.GetChunk = channel.unary_unary(
                 '/cairn.v1.PrefillService/GetChunk',
                 request_serializer=protos_dot_prefill__pb2.GetChunkRequest.SerializeToString,
@@ -102,6 +107,14 @@ class PrefillServiceServicer:
     def PrefillComposition(self, request, context):
         """Computes what is missing of a composition's KV, one chunk after the other. One reply for each wanted chunk, as soon
         as it can be used, while later ones are computed; a call that fails says nothing of those it has replied for.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def OpenHandOver(self, request, context):
+        """Where a process of the same host finds the pool, to copy KV out of it that is lent to it (PrefillComposition); for
+        callers that may act for every tenant.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -160,6 +173,11 @@ def add_PrefillServiceServicer_to_server(servicer, server):
                     servicer.PrefillComposition,
                     request_deserializer=protos_dot_prefill__pb2.PrefillCompositionRequest.FromString,
                     response_serializer=protos_dot_prefill__pb2.PrefillCompositionResponse.SerializeToString,
+            ),
+            'OpenHandOver': grpc.unary_unary_rpc_method_handler(
+                    servicer.OpenHandOver,
+                    request_deserializer=protos_dot_prefill__pb2.OpenHandOverRequest.FromString,
+                    response_serializer=protos_dot_prefill__pb2.OpenHandOverResponse.SerializeToString,
             ),
             'GetChunk': grpc.unary_unary_rpc_method_handler(
                     servicer.GetChunk,
@@ -273,6 +291,33 @@ class PrefillService:
             '/cairn.v1.PrefillService/PrefillComposition',
             protos_dot_prefill__pb2.PrefillCompositionRequest.SerializeToString,
             protos_dot_prefill__pb2.PrefillCompositionResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def OpenHandOver(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/cairn.v1.PrefillService/OpenHandOver',
+            protos_dot_prefill__pb2.OpenHandOverRequest.SerializeToString,
+            protos_dot_prefill__pb2.OpenHandOverResponse.FromString,
             options,
             channel_credentials,
             insecure,

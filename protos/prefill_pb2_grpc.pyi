@@ -40,6 +40,10 @@ class PrefillServiceStub:
     """Computes what is missing of a composition's KV, one chunk after the other. One reply for each wanted chunk, as soon
     as it can be used, while later ones are computed; a call that fails says nothing of those it has replied for.
     """
+    OpenHandOver: _grpc.UnaryUnaryMultiCallable[_prefill_pb2.OpenHandOverRequest, _prefill_pb2.OpenHandOverResponse]
+    """Where a process of the same host finds the pool, to copy KV out of it that is lent to it (PrefillComposition); for
+    callers that may act for every tenant.
+    """
     GetChunk: _grpc.UnaryUnaryMultiCallable[_prefill_pb2.GetChunkRequest, _chunks_pb2.Chunk]
     ListChunks: _grpc.UnaryUnaryMultiCallable[_prefill_pb2.ListChunksRequest, _prefill_pb2.ListChunksResponse]
     PinChunk: _grpc.UnaryUnaryMultiCallable[_prefill_pb2.PinChunkRequest, _chunks_pb2.Chunk]
@@ -57,6 +61,10 @@ class PrefillServiceAsyncStub(PrefillServiceStub):
     PrefillComposition: _aio.UnaryStreamMultiCallable[_prefill_pb2.PrefillCompositionRequest, _prefill_pb2.PrefillCompositionResponse]  # type: ignore[assignment]
     """Computes what is missing of a composition's KV, one chunk after the other. One reply for each wanted chunk, as soon
     as it can be used, while later ones are computed; a call that fails says nothing of those it has replied for.
+    """
+    OpenHandOver: _aio.UnaryUnaryMultiCallable[_prefill_pb2.OpenHandOverRequest, _prefill_pb2.OpenHandOverResponse]  # type: ignore[assignment]
+    """Where a process of the same host finds the pool, to copy KV out of it that is lent to it (PrefillComposition); for
+    callers that may act for every tenant.
     """
     GetChunk: _aio.UnaryUnaryMultiCallable[_prefill_pb2.GetChunkRequest, _chunks_pb2.Chunk]  # type: ignore[assignment]
     ListChunks: _aio.UnaryUnaryMultiCallable[_prefill_pb2.ListChunksRequest, _prefill_pb2.ListChunksResponse]  # type: ignore[assignment]
@@ -90,6 +98,16 @@ class PrefillServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_abc.Iterator[_prefill_pb2.PrefillCompositionResponse], _abc.AsyncIterator[_prefill_pb2.PrefillCompositionResponse]]:
         """Computes what is missing of a composition's KV, one chunk after the other. One reply for each wanted chunk, as soon
         as it can be used, while later ones are computed; a call that fails says nothing of those it has replied for.
+        """
+
+    @_abc_1.abstractmethod
+    def OpenHandOver(
+        self,
+        request: _prefill_pb2.OpenHandOverRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_prefill_pb2.OpenHandOverResponse, _abc.Awaitable[_prefill_pb2.OpenHandOverResponse]]:
+        """Where a process of the same host finds the pool, to copy KV out of it that is lent to it (PrefillComposition); for
+        callers that may act for every tenant.
         """
 
     @_abc_1.abstractmethod

@@ -118,7 +118,8 @@ def _command(name: str, options: ServiceOptions, tls_ca: Path | None) -> Command
         if declared.secret:
             environment[declared.variable] = str(value)
         else:
-            argv += [declared.flag] if declared.kind is SWITCH else [declared.flag, str(value)]
+            switched = [declared.flag if value else declared.flag_off]
+            argv += switched if declared.kind is SWITCH else [declared.flag, str(value)]
     return Command(name, tuple(argv), f"{host}:{options.port}", tls_ca, environment)
 
 

@@ -44,6 +44,8 @@ class SharedMemory:
     def __init__(self, places: Sequence[PlanePlace]) -> None:
         self.places = tuple(places)
         self.nbytes = max((place.at + place.nbytes for place in places), default=0)
+        if not hasattr(os, "memfd_create"):
+            raise OSError("this system has no memory files")
         self.fd = os.memfd_create("cairn-kv", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         try:
             os.ftruncate(self.fd, self.nbytes)

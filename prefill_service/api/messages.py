@@ -17,6 +17,7 @@ from prefill_service.jobs.resolver import ChunkRequest, CompositionRequest, Pref
 from protos import chunks_pb2, prefill_pb2
 from serving.errors import InvalidRequest
 from serving.rpc import wire
+from serving.rpc.access import Caller
 from serving.rpc.field_bounds import ContentBudget, check_count, check_id, check_label
 from serving.tenancy.quotas import Quotas
 
@@ -92,9 +93,10 @@ def prefill_response(result: PrefillResult, model_identity: str) -> prefill_pb2.
     )
 
 
-def composition_request(message: prefill_pb2.PrefillCompositionRequest, salt: str) -> CompositionRequest:
-    """The request as plain values, under the caller's ``salt``. Raises ``RequestError``."""
+def composition_request(message: prefill_pb2.PrefillCompositionRequest, caller: Caller) -> CompositionRequest:
+    """The request as plain values, under the caller's salt. Raises ``RequestError``."""
     check_label("salt", message.salt)
+    check_label("borrower", message.borrower)
     if not message.chunk_ids:
         raise InvalidRequest("missing", field="chunk_ids", remedy="name all chunks of the composition, in order")
     check_count("chunk_ids", message.chunk_ids, CONTEXT_CHUNKS_MAX + 1, "join some")
@@ -108,13 +110,21 @@ def composition_request(message: prefill_pb2.PrefillCompositionRequest, salt: st
         raise InvalidRequest("not ascending", field="wanted", remedy="name each place once, in order")
     if wanted[-1] >= len(message.chunk_ids):
         raise InvalidRequest(f"{wanted[-1]} is not a place in chunk_ids", field="wanted", remedy="the first is 0")
-    return CompositionRequest(tuple(message.chunk_ids), wanted, wire.reuse_mode(message.reuse_mode), salt)
+    borrower = message.borrower if caller.acts_for_all else ""
+    mode = wire.reuse_mode(message.reuse_mode)
+    return CompositionRequest(tuple(message.chunk_ids), wanted, mode, caller.salt, borrower)
 
 
 def composition_response(job: PrefillJob, made: ChunkMade) -> prefill_pb2.PrefillCompositionResponse:
-    return prefill_pb2.PrefillCompositionResponse(
+    response = prefill_pb2.PrefillCompositionResponse(
         index=made.index, key=job.chunks[made.index].key, outcome=_OUTCOMES[outcome(made)], durable=made.durable
     )
+    if made.lent is not None:
+        lent = made.lent
+        response.lent.CopyFrom(
+            prefill_pb2.Lent(pool=lent.pool, lease=lent.lease, first_slot=lent.first_slot, tokens=lent.tokens)
+        )
+    return response
 
 
 def outcome(made: ChunkMade) -> str:

@@ -18,13 +18,14 @@ from prefill_service.jobs.computer import ChunkMade
 from prefill_service.jobs.job import PrefillJobs
 from prefill_service.jobs.resolver import PrefillJob, not_yours
 from protos import chunks_pb2, prefill_pb2, prefill_pb2_grpc
-from serving.errors import InternalFault, InvalidRequest, PermissionDenied, request_error
+from serving.errors import InternalFault, InvalidRequest, PermissionDenied, Unsupported, request_error
+from serving.handover.lender import Lender
 from serving.process.same_bits import SameBits
 from serving.resolving import check_tokenizer, unknown_chunk
 from serving.rpc.access import Access, Caller
 from serving.rpc.arrival import adopt_request_id
 from serving.rpc.errors import status_name, status_number
-from serving.rpc.field_bounds import ContentBudget, check_request_id
+from serving.rpc.field_bounds import ContentBudget, check_label, check_request_id
 from serving.rpc.handlers import Context, Server
 from serving.rpc.wire import timings_out
 from serving.trace.request_id import set_request_id
@@ -42,7 +43,13 @@ class PrefillService(prefill_pb2_grpc.PrefillServiceServicer):
     """Handlers over the jobs and their store; ``start`` and ``stop`` come in pairs."""
 
     def __init__(
-        self, jobs: PrefillJobs, store: ChunkStore, access: Access, model_name: str, same_bits: SameBits = ALONE
+        self,
+        jobs: PrefillJobs,
+        store: ChunkStore,
+        access: Access,
+        model_name: str,
+        same_bits: SameBits = ALONE,
+        lender: Lender | None = None,
     ) -> None:
         self.jobs = jobs
         self.store = store
@@ -51,10 +58,13 @@ class PrefillService(prefill_pb2_grpc.PrefillServiceServicer):
         self.same_bits = same_bits
         self.model_identity = jobs.computer.served.identity
         self.registry = jobs.metrics.registry
+        self.lender = lender
         self._sweeper: asyncio.Task[None] | None = None
 
     # -- life ---------------------------------------------------------------------------------------
     async def start(self) -> None:
+        if self.lender is not None:
+            self.lender.start()
         self._sweeper = asyncio.create_task(self._sweep())
 
     def add_to(self, server: Server) -> None:
@@ -65,6 +75,8 @@ class PrefillService(prefill_pb2_grpc.PrefillServiceServicer):
             self._sweeper.cancel()
             with suppress(asyncio.CancelledError):
                 await self._sweeper
+        if self.lender is not None:
+            await asyncio.to_thread(self.lender.stop)
         await self.jobs.stop()
         await asyncio.to_thread(self.store.close)
 
@@ -150,7 +162,7 @@ class PrefillService(prefill_pb2_grpc.PrefillServiceServicer):
         timer = StageTimer()
         try:
             check_request_id(request.request_id)
-            asked = messages.composition_request(request, self._caller(request, context).salt)
+            asked = messages.composition_request(request, self._caller(request, context))
             job = await self.jobs.compose(asked, timer)
             left = len(job.wanted)
             async with aclosing(self.jobs.walk(job, timer)) as walk:
@@ -164,6 +176,20 @@ class PrefillService(prefill_pb2_grpc.PrefillServiceServicer):
         except Exception as error:
             self._count_error(error, timer)
             raise
+
+    async def OpenHandOver(self, request: prefill_pb2.OpenHandOverRequest, context: Context) -> Any:
+        caller = self.access.caller(context.invocation_metadata())
+        if not caller.acts_for_all:
+            raise PermissionDenied(
+                "KV is handed over only to who may act for every tenant, with a token without a salt"
+            )
+        if self.lender is None:
+            raise Unsupported("this service hands no KV over", remedy="start it with --hand-over; its log says more")
+        if not request.borrower:
+            raise InvalidRequest("missing", field="borrower", remedy="give a name that nobody else has")
+        check_label("borrower", request.borrower)
+        offer = self.lender.offer(request.borrower)
+        return prefill_pb2.OpenHandOverResponse(pool=offer.pool, socket=offer.socket, ticket=offer.ticket)
 
     def _note(self, job: PrefillJob, made: ChunkMade, timer: StageTimer) -> None:
         """A chunk of a composition is answered for."""

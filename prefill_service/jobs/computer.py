@@ -29,6 +29,8 @@ from engine.run.pieces import prefill_chunk
 from engine.run.protocol import Runner
 from engine.served import ServedModel
 from prefill_service.jobs.resolver import PrefillJob
+from serving.handover.lender import Lender
+from serving.handover.lent import Lent
 from serving.store.heartbeat import TTL_S, heartbeat
 from serving.trace.stages import StageTimer
 
@@ -43,11 +45,13 @@ class JobCancelled(Exception):
 
 @dataclass(frozen=True)
 class ChunkMade:
-    """A chunk that a job was asked for can be used. ``durable``: the store has it now."""
+    """A chunk that a job was asked for can be used. ``durable``: the store has it now; ``lent``: the borrower may copy
+    it from the pool."""
 
     index: int
     source: KVSource
     durable: bool = True
+    lent: Lent | None = None
 
 
 @dataclass
@@ -69,11 +73,11 @@ class JobProgress:
         if self.sources.get(index) is not KVSource.COMPUTED:
             self.sources[index] = source
 
-    def made(self, index: int) -> None:
+    def made(self, index: int, lent: Lent | None = None) -> None:
         """A chunk's KV is stored, however it came to be."""
         if index not in self.told:
             self.told.add(index)
-            self.tell(ChunkMade(index, self.sources[index]))
+            self.tell(ChunkMade(index, self.sources[index], lent=lent))
 
     def tokens(self, job: PrefillJob) -> Counter[KVSource]:
         """Tokens by source so far."""
@@ -84,13 +88,21 @@ class JobProgress:
 
 
 class ChunkComputer:
-    """One device's pool, its resident chunks and the store that they go to."""
+    """One device's pool, its resident chunks and the store that they go to. ``lender`` hands them over on this host."""
 
-    def __init__(self, served: ServedModel, runner: Runner, residents: ResidentChunks, store: ChunkStore) -> None:
+    def __init__(
+        self,
+        served: ServedModel,
+        runner: Runner,
+        residents: ResidentChunks,
+        store: ChunkStore,
+        lender: Lender | None = None,
+    ) -> None:
         self.served = served
         self.runner = runner
         self.residents = residents
         self.store = store
+        self.lender = lender
 
     def find_missing(self, job: PrefillJob, progress: JobProgress) -> list[int]:
         """Which needed chunks are not stored, with the reasons noted. Needs no device: any thread may ask."""
@@ -144,8 +156,14 @@ class _Attempt:
                 wait_s = self._publish(index)
                 if wait_s is not None:
                     return wait_s
-                self.progress.made(index)
+                self.progress.made(index, self._lend(index))
         return None
+
+    def _lend(self, index: int) -> Lent | None:
+        """Lends a chunk that is here to who asked for it."""
+        lender, chunk = self.computer.lender, self.held.get(index)
+        wanted = self.job.borrower and index in self.job.wanted and index not in self.progress.told
+        return lender.lend(self.job.borrower, chunk) if lender and chunk and wanted else None
 
     def release(self) -> None:
         """Gives back every hold."""

@@ -64,6 +64,7 @@ class CompositionRequest:
     wanted: tuple[int, ...]
     mode: ReuseMode = ReuseMode.EXACT
     salt: str = ""
+    borrower: str = ""
 
     @property
     def tenant(self) -> Tenant:
@@ -73,7 +74,7 @@ class CompositionRequest:
 @dataclass(frozen=True)
 class PrefillJob:
     """KV to make: the composition's chunks with their keys; ``wanted`` were asked for, ``needed`` are these and all
-    that they attend to. Both ascend."""
+    that they attend to. Both ascend. ``borrower``: to whom of this host the wanted ones are lent, if to anybody."""
 
     chunk_ids: tuple[ChunkId, ...]
     chunks: tuple[KeyedChunk, ...]
@@ -82,6 +83,7 @@ class PrefillJob:
     tenant: Tenant
     limits: TenantLimits
     newly_registered: bool
+    borrower: str = ""
 
     @property
     def chunk_id(self) -> ChunkId:
@@ -157,7 +159,10 @@ class Resolver:
         needed = sorted({each for index in request.wanted for each in (*keyed[index].context, index)})
         limits = self.quotas.of(request.tenant).limits
         ids = tuple(record.chunk_id for record in records)
-        return PrefillJob(ids, tuple(keyed), request.wanted, tuple(needed), request.tenant, limits, False)
+        return PrefillJob(
+            *(ids, tuple(keyed), request.wanted, tuple(needed), request.tenant, limits, False),
+            borrower=request.borrower,
+        )
 
     def resolve_id(self, name: str, tenant: Tenant, field: str = "chunk_id") -> ChunkRecord:
         """A chunk that the tenant may use, of any tokenizer. Raises ``NotFound``."""

@@ -116,6 +116,13 @@ class ServiceOptions(ModelOptions):
     tls_cert: Path | None = setting(FILE, "certificate chain, PEM", default=None, group="access")
     tls_key: Path | None = setting(FILE, "private key, PEM", default=None, group="access")
     insecure: bool = setting(SWITCH, "listen beyond this machine without tokens and TLS", default=False, group="access")
+    hand_over: bool = setting(
+        SWITCH,
+        "computed KV goes from pool to pool on one host, beside the store",
+        default=True,
+        unset="on",
+        group="hand-over",
+    )
     kv_pages: int | None = setting(
         COUNT,
         "pages of the KV pool",

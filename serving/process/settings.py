@@ -50,6 +50,11 @@ class Setting:
         return f"--{self.name.replace('_', '-')}"
 
     @property
+    def flag_off(self) -> str:
+        """What takes a switch back."""
+        return f"--no-{self.flag.removeprefix('--')}"
+
+    @property
     def variable(self) -> str:
         return f"CAIRN_{self.name.upper()}"
 

@@ -48,6 +48,11 @@ class Caller:
     owner: Tenant
 
     @property
+    def acts_for_all(self) -> bool:
+        """Whether it may name any tenant: its token has no salt."""
+        return self.owner == tenant_of("")
+
+    @property
     def tenant(self) -> Tenant:
         """Whose content the call is about."""
         return tenant_of(self.salt)

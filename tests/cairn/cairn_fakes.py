@@ -92,6 +92,10 @@ class FakePrefill(prefill_pb2_grpc.PrefillServiceServicer):
             else:
                 yield prefill_pb2.PrefillChunksResponse(response=self.respond(request))
 
+    def OpenHandOver(self, request, context):
+        self.script.enter(request, context)
+        return prefill_pb2.OpenHandOverResponse()
+
     def GetChunk(self, request, context):
         self.script.enter(request, context)
         for number in range(self.script.chunks):

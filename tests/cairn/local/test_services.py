@@ -75,7 +75,8 @@ def test_each_setting_reaches_the_services_that_have_it(
         if source == "flag":
             for prefix in NAMES if one.own else ("",):
                 flag = f"--{prefix}-{one.flag[2:]}" if prefix else one.flag
-                words += [flag] if one.kind is SWITCH else [flag, value]
+                off = one.kind is SWITCH and value == "false"
+                words += [one.flag_off if off else flag] if one.kind is SWITCH else [flag, value]
         elif source == "variable":
             environment |= {one.variables(service)[0]: value for service in services}
         elif source == "file":

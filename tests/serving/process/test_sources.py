@@ -27,7 +27,7 @@ EACH = [
     for setting in settings_of(options)
 ]
 OTHER = {"device": "cuda:1", "dtype": "float32", "log_level": "debug", "log_format": "json", "tenant_quota": "jobs=3"}
-UNITS = {SIZE: "3MiB", SECONDS: "2m", DAYS: "1.5", SHARE: "0.25", SWITCH: "true"}
+UNITS = {SIZE: "3MiB", SECONDS: "2m", DAYS: "1.5", SHARE: "0.25"}
 
 
 def text_of(setting: Setting, folder: Path) -> str:
@@ -35,6 +35,8 @@ def text_of(setting: Setting, folder: Path) -> str:
     if setting.kind is FILE:
         (folder / setting.name).write_text("quartz7\n")
         return str(folder / setting.name)
+    if setting.kind is SWITCH:
+        return str(not setting.default).lower()
     if setting.kind in UNITS or setting.name in OTHER:
         return UNITS.get(setting.kind) or OTHER[setting.name]
     return {"SIZE": "3MiB", "DURATION": "2m", "N": "7"}.get(setting.kind.metavar, "127.0.0.9")
@@ -45,6 +47,13 @@ def written(setting: Setting, text: str) -> str:
     if setting.kind.toml[0] in (int, float):
         return text
     return text if setting.kind is SWITCH else f'"{text}"'
+
+
+def flags(setting: Setting, text: str) -> list[str]:
+    """The words of a command line that say so."""
+    if setting.kind is SWITCH:
+        return [setting.flag if text == "true" else setting.flag_off]
+    return [setting.flag, text]
 
 
 @pytest.mark.parametrize(("service", "setting"), EACH)
@@ -66,11 +75,7 @@ def test_each_setting_from_each_source(
         return getattr(PARSE[service](words), setting.name)
 
     if not setting.flagless:
-        words = [
-            word
-            for name, value in given.items()
-            for word in ([declared[name].flag] if declared[name].kind is SWITCH else [declared[name].flag, value])
-        ]
+        words = [word for name, value in given.items() for word in flags(declared[name], value)]
         assert told(words) == expected
     for prefix in ("", f"{service.upper()}_") if setting.own else ("",):
         with monkeypatch.context() as patch:
