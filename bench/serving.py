@@ -76,7 +76,7 @@ def runs_of(args: argparse.Namespace) -> Iterator[Run]:
     What would find the documents of an earlier run computed has other tokens.
     """
     for name in args.traces:
-        trace = TRACES[name](args.scale)
+        trace = TRACES[name](args.scale, args.counts)
         modes = [args.mode] if args.mode else ["independent", "exact"] if name == "rag" else ["exact"]
         for mode in modes:
             for history in args.history if name == "agents" else ["chunks"]:
@@ -224,7 +224,7 @@ async def run_all(args: argparse.Namespace) -> list[dict[str, Any]]:
         ["serving", *([args.layout.name.replace(" ", "_")] if args.layout.name != USUAL else [])]
     )
     settings = {"date": str(date.today()), "device": args.device, "layout": args.layout.name, "model": model.name}
-    settings |= {"scale": args.scale}
+    settings |= {"scale": args.scale, **({} if args.counts is None else {"counts": args.counts})}
     settings |= {"batch-max": args.batch_max, "generator processes": args.generators, "processors": os.cpu_count()}
     settings |= {name: "on" for name in ("profile", "ahead") if getattr(args, name)}
     with fresh_store() as (folder, capacity), LoadGenerator(args.generators) as generator:

@@ -29,6 +29,8 @@ def parse(argv: list[str] | None, description: str | None) -> argparse.Namespace
     ahead_help = "ask about each document alone before a run, so that none is new in it"
     parser.add_argument("--ahead", action="store_true", help=ahead_help)
     parser.add_argument("--scale", type=above_zero, default=1.0, help="of lengths, requests and concurrency")
+    counts_help = "of requests and concurrency, where that is another than --scale"
+    parser.add_argument("--counts", type=above_zero, help=counts_help)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--prefill-device", metavar="DEVICE", help="another card for the prefill service: cuda:1")
     parser.add_argument(
@@ -60,7 +62,7 @@ def parse(argv: list[str] | None, description: str | None) -> argparse.Namespace
 
 def is_recorded(args: argparse.Namespace) -> bool:
     """Whether what is measured is what was recorded: whole traces on a card."""
-    return bool(args.scale == 1.0 and args.device != "cpu")
+    return bool(args.scale == 1.0 and args.counts in (None, 1.0) and args.device != "cpu")
 
 
 def above_zero(text: str) -> float:

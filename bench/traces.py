@@ -72,74 +72,81 @@ class Trace:
         return replace(self, documents=tuple(map(changed, self.documents)), sessions=sessions)
 
 
-def doc_qa(scale: float = 1.0, *, sampled: bool = False) -> Trace:
+def doc_qa(scale: float = 1.0, counts: float | None = None, *, sampled: bool = False) -> Trace:
     """Questions about one long document."""
     document = _tokens(Random(1000), _scaled(32_768, scale))
     random, answer = Random(11 if sampled else 1), _scaled(128, scale)
-    asked = [Request((0,), _tokens(random, _scaled(64, scale)), answer) for _ in range(_scaled(256, scale))]
+    asked = [
+        Request((0,), _tokens(random, _scaled(64, scale)), answer) for _ in range(_scaled(256, scale, counts=counts))
+    ]
     name = "doc_qa_sampled" if sampled else "doc_qa"
-    return Trace(name, (document,), _alone(asked), _scaled(64, scale, 4), sampled)
+    return Trace(name, (document,), _alone(asked), _scaled(64, scale, 4, counts), sampled)
 
 
-def doc_qa_sampled(scale: float = 1.0) -> Trace:
+def doc_qa_sampled(scale: float = 1.0, counts: float | None = None) -> Trace:
     """``doc_qa`` with other questions, drawn at a temperature."""
-    return doc_qa(scale, sampled=True)
+    return doc_qa(scale, counts, sampled=True)
 
 
-def unshared(scale: float = 1.0) -> Trace:
+def unshared(scale: float = 1.0, counts: float | None = None) -> Trace:
     """Prompts that have nothing in common."""
     random, answer = Random(3), _scaled(128, scale)
-    asked = [Request((), _tokens(random, _scaled(1024, scale)), answer) for _ in range(_scaled(256, scale))]
-    return Trace("unshared", (), _alone(asked), _scaled(64, scale, 4))
+    asked = [
+        Request((), _tokens(random, _scaled(1024, scale)), answer) for _ in range(_scaled(256, scale, counts=counts))
+    ]
+    return Trace("unshared", (), _alone(asked), _scaled(64, scale, 4, counts))
 
 
-def agents(scale: float = 1.0) -> Trace:
+def agents(scale: float = 1.0, counts: float | None = None) -> Trace:
     """Conversations behind one system prompt; each turn has the turns before it as its history."""
     system = _tokens(Random(3000), _scaled(2048, scale))
     random, own, answer = Random(4), _scaled(256, scale), _scaled(128, scale)
-    turns = _scaled(6, scale, 3)
+    turns = _scaled(6, scale, 3, counts)
     conversations = [
-        tuple(Request((0,), _tokens(random, own), answer) for _ in range(turns)) for _ in range(_scaled(16, scale))
+        tuple(Request((0,), _tokens(random, own), answer) for _ in range(turns))
+        for _ in range(_scaled(16, scale, counts=counts))
     ]
-    return Trace("agents", (system,), tuple(conversations), _scaled(16, scale, 4), systems=1)
+    return Trace("agents", (system,), tuple(conversations), _scaled(16, scale, 4, counts), systems=1)
 
 
-def rag(scale: float = 1.0) -> Trace:
+def rag(scale: float = 1.0, counts: float | None = None) -> Trace:
     """A system prompt, then 4 of 32 documents in any order, the first ones by far the most often (Zipf)."""
     random, base = Random(2), Random(2000)
     documents = [_tokens(base, _scaled(512, scale))]
     documents += [_tokens(base, _scaled(2048, scale)) for _ in range(32)]
     weights = [1 / (rank + 1) for rank in range(32)]
     asked = []
-    for _ in range(_scaled(128, scale)):
+    for _ in range(_scaled(128, scale, counts=counts)):
         picked = [0]
         while len(picked) < 5:
             document = 1 + random.choices(range(32), weights)[0]
             if document not in picked:
                 picked.append(document)
         asked.append(Request(tuple(picked), _tokens(random, _scaled(64, scale)), _scaled(128, scale)))
-    return Trace("rag", tuple(documents), _alone(asked), _scaled(64, scale, 4), systems=1)
+    return Trace("rag", tuple(documents), _alone(asked), _scaled(64, scale, 4, counts), systems=1)
 
 
-def cold(scale: float = 1.0) -> Trace:
+def cold(scale: float = 1.0, counts: float | None = None) -> Trace:
     """One request at a time over 4 documents that nobody has seen."""
     random, documents, asked = Random(5), [], []
-    for number in range(_scaled(24, scale)):
+    for number in range(_scaled(24, scale, counts=counts)):
         documents += [_tokens(random, _scaled(2048, scale)) for _ in range(4)]
         places = tuple(range(4 * number, 4 * number + 4))
         asked.append(Request(places, _tokens(random, _scaled(64, scale)), 8))
     return Trace("cold", tuple(documents), _alone(asked), 1)
 
 
-def busy_prefill(scale: float = 1.0) -> Trace:
+def busy_prefill(scale: float = 1.0, counts: float | None = None) -> Trace:
     """``doc_qa``'s streams with other questions: once undisturbed, once while the prefill service computes."""
     document = _tokens(Random(1000), _scaled(32_768, scale))
     random, answer = Random(12), _scaled(128, scale)
-    asked = [Request((0,), _tokens(random, _scaled(64, scale)), answer) for _ in range(_scaled(256, scale))]
-    return Trace("busy_prefill", (document,), _alone(asked), _scaled(64, scale, 4))
+    asked = [
+        Request((0,), _tokens(random, _scaled(64, scale)), answer) for _ in range(_scaled(256, scale, counts=counts))
+    ]
+    return Trace("busy_prefill", (document,), _alone(asked), _scaled(64, scale, 4, counts))
 
 
-TRACES: dict[str, Callable[[float], Trace]] = {
+TRACES: dict[str, Callable[..., Trace]] = {
     each.__name__: each for each in (doc_qa, doc_qa_sampled, unshared, agents, rag, cold, busy_prefill)
 }
 
@@ -152,5 +159,7 @@ def _alone(requests: Sequence[Request]) -> tuple[tuple[Request, ...], ...]:
     return tuple((each,) for each in requests)
 
 
-def _scaled(count: int, scale: float, least: int = 8) -> int:
-    return count if scale == 1.0 else max(least, round(count * scale))
+def _scaled(count: int, scale: float, least: int = 8, counts: float | None = None) -> int:
+    """``counts`` instead of ``scale`` for what is no length, if it is given."""
+    factor = scale if counts is None else counts
+    return count if factor == 1.0 else max(least, round(count * factor))
