@@ -25,6 +25,7 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from datetime import date
+from itertools import product
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -42,7 +43,7 @@ from bench.traces import TRACES, Trace
 
 WARM_UP_TOKENS = 4
 CLOSED_LOOP_ONLY = ("cold", "busy_prefill")
-ANOTHER_ORDER = 100  # the variant of a trace that is run in another order
+ANOTHER_RUN = 100  # the variant of a trace that is run in another order, or with another history
 BUSY_TOKENS = 2048  # of each chunk that keeps a prefill service busy
 
 
@@ -79,9 +80,10 @@ def runs_of(args: argparse.Namespace) -> Iterator[Run]:
         trace = TRACES[name](args.scale, args.counts)
         modes = [args.mode] if args.mode else ["independent", "exact"] if name == "rag" else ["exact"]
         for mode in modes:
-            for history in args.history if name == "agents" else ["chunks"]:
-                for number, order in enumerate(args.order if (name, mode) == ("rag", "exact") else ["given"]):
-                    yield Run(trace.anew(ANOTHER_ORDER * number), mode, history, order)
+            histories = args.history if name == "agents" else ["chunks"]
+            orders = args.order if (name, mode) == ("rag", "exact") else ["given"]
+            for number, (history, order) in enumerate(product(histories, orders)):
+                yield Run(trace.anew(ANOTHER_RUN * number), mode, history, order)
         if name == "busy_prefill":
             yield Run(trace, modes[0], "chunks", busy=True)
 

@@ -113,13 +113,15 @@ class Caller:
             message = self._message(session, turn, request, history, said)
             answer = Answer(session, turn, time.monotonic() if arrived is None or turn else arrived)
             self.answers.append(answer)
-            tokens, chunk_ids = await _stream(ask, message.SerializeToString(), answer)
+            tokens, chunk_ids, kept = await _stream(ask, message.SerializeToString(), answer)
             if answer.status != "OK":
                 return
             documents = len(request.documents)
             for document, chunk_id in zip(request.documents, chunk_ids, strict=False):
                 self._known[trace.name, trace.variant, document] = chunk_id
-            if self._job.history == "chunks":
+            if self._job.history == "kept":
+                history.append(_turn(kept, (*request.query, *tokens)))
+            elif self._job.history == "chunks":
                 history = [decode_pb2.Segment(chunk_id=chunk_id) for chunk_id in chunk_ids[documents:-1]]
                 history.append(_segment((*request.query, *tokens)))
             else:
@@ -141,12 +143,16 @@ class Caller:
             sampling.temperature, sampling.top_p, sampling.seed = 0.8, 0.95, session * 1000 + turn
         segments = [*documents, *history, _segment((*said, *request.query))]
         return decode_pb2.GenerateRequest(
-            segments=segments, sampling=sampling, reuse_mode=MODES[job.mode], order=ORDERS[job.order]
+            segments=segments,
+            sampling=sampling,
+            reuse_mode=MODES[job.mode],
+            order=ORDERS[job.order],
+            keep=job.history == "kept",
         )
 
 
-async def _stream(ask: Any, message: bytes, answer: Answer) -> tuple[list[int], list[str]]:
-    """Asks and fills ``answer``; the answer's tokens and the prompt's chunk ids ("" for the query)."""
+async def _stream(ask: Any, message: bytes, answer: Answer) -> tuple[list[int], list[str], decode_pb2.Kept]:
+    """Asks and fills ``answer``; its tokens, the prompt's chunk ids ("" for the query), what is kept of the turn."""
     raw: list[tuple[float, bytes]] = []
     call = ask(message, timeout=REQUEST_S)
     try:
@@ -164,7 +170,8 @@ async def _stream(ask: Any, message: bytes, answer: Answer) -> tuple[list[int], 
     return read
 
 
-def _read(raw: list[tuple[float, bytes]], answer: Answer) -> tuple[list[int], list[str]]:
+def _read(raw: list[tuple[float, bytes]], answer: Answer) -> tuple[list[int], list[str], decode_pb2.Kept]:
+    kept = decode_pb2.Kept()
     tokens: list[int] = []
     chunk_ids: list[str] = []
     for at, message in raw:
@@ -176,7 +183,8 @@ def _read(raw: list[tuple[float, bytes]], answer: Answer) -> tuple[list[int], li
         if event.HasField("complete"):
             _read_complete(event.complete, answer)
             chunk_ids = [s.chunk_id for s in sorted(event.complete.reuse.segments, key=lambda s: s.given_index)]
-    return tokens, chunk_ids
+            kept = event.complete.kept
+    return tokens, chunk_ids, kept
 
 
 def _read_complete(complete: decode_pb2.Complete, answer: Answer) -> None:
@@ -189,6 +197,13 @@ def _read_complete(complete: decode_pb2.Complete, answer: Answer) -> None:
                 answer.reused[name] = answer.reused.get(name, 0) + count
     for stage, value in complete.timings.ListFields():
         answer.stages_ms[stage.name.removesuffix("_ns")] = value / 1e6
+
+
+def _turn(kept: decode_pb2.Kept, tokens: Tokens) -> decode_pb2.Segment:
+    """A turn for the requests after it: by the id it is kept under, else in full."""
+    if kept.registered:
+        return decode_pb2.Segment(chunk_id=kept.chunk_id)
+    return _segment(tokens, chunks_pb2.CHUNK_TYPE_TURN)
 
 
 def _segment(tokens: Tokens, kind: chunks_pb2.ChunkType.ValueType = UNSPECIFIED) -> decode_pb2.Segment:

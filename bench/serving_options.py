@@ -13,7 +13,7 @@ from bench.traces import TRACES
 
 FOLDER = Path("/tmp/cairn-8b")
 RESULTS, SMALL = Path("bench/results"), Path("build/serving")
-HISTORIES = {"chunks": "history as chunks", "tail": "history in the tail"}
+HISTORIES = {"chunks": "history as chunks", "tail": "history in the tail", "kept": "history kept"}
 
 
 def parse(argv: list[str] | None, description: str | None) -> argparse.Namespace:

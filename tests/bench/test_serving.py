@@ -11,6 +11,7 @@ from bench.serving import main
 
 RUNS = [
     *("doc_qa", "doc_qa_sampled", "unshared", "agents, history as chunks", "agents, history in the tail"),
+    "agents, history kept",
     *("rag, independent", "rag, exact", "rag, exact, canonical order", "cold"),
     *("busy_prefill, undisturbed", "busy_prefill, beside a busy prefill service"),
 ]
@@ -33,6 +34,8 @@ def test_every_trace_runs_through_the_services(tmp_path: Path, capfd: pytest.Cap
     reused = {run["run"]: run["figures"]["prompt_tokens_by_source"] for run in runs if run["rate"] is None}
     assert "device" in reused["doc_qa"] and "device" not in reused["unshared"]
     assert reused["agents, history as chunks"]["device"] > reused["agents, history in the tail"]["device"]
+    computed = reused["agents, history kept"]["computed"] / reused["agents, history as chunks"]["computed"]
+    assert computed <= 1.0, "no more than its turns, which a CPU computes once more"
     assert reused["cold"]["computed"] == sum(reused["cold"].values()), "nobody has seen any of it"
     assert sum(reused["rag, exact"].values()) == sum(reused["rag, exact, canonical order"].values())
     later = {run["trace"] for run in runs if "ttft_later_ms" in run["figures"]}

@@ -33,6 +33,7 @@ class Scripted:
 
     refused: frozenset[int] = frozenset()
     held: frozenset[int] = frozenset()
+    unregistered: frozenset[int] = frozenset()
     requests: list[decode_pb2.GenerateRequest] = field(default_factory=list)
     together: int = 100
     over: threading.Event = field(default_factory=threading.Event)
@@ -69,6 +70,8 @@ class Scripted:
             complete.reuse.segments.add(chunk_id=name, tokens=40, cached_tokens=30, source=decode_pb2.KV_SOURCE_DEVICE)
         complete.reuse.segments.add(tokens=len(query.token_ids.ids), source=decode_pb2.KV_SOURCE_COMPUTED)
         complete.timings.queue_ns = 2_000_000
+        if request.keep:
+            complete.kept.chunk_id, complete.kept.registered = f"turn {first}", first not in self.unregistered
         yield decode_pb2.GenerateResponse(complete=complete)
 
 
@@ -130,6 +133,18 @@ def test_earlier_turns_are_chunks_or_part_of_the_tail(generator: LoadGenerator, 
         assert sent[2][0] == document and isinstance(sent[2][1], str) and sent[2][2:] == [(30, 1, 2), (40,)]
     else:
         assert sent[1:] == [[document, (10, 20, 1, 2, 3, 30)], [document, (10, 20, 1, 2, 3, 30, 1, 2, 40)]]
+
+
+def test_kept_turns_are_named_and_those_that_could_not_be_are_sent(generator: LoadGenerator) -> None:
+    service = Scripted(unregistered=frozenset({30}))
+    four = tuple(Request((0,), (first, 20), 2) for first in (10, 30, 40, 50))
+    run(generator, service, Trace("kept", (DOCUMENT,), (four,), concurrency=2), history="kept")
+    assert all(request.keep for request in service.requests)
+    last = service.requests[-1].segments[1:]
+    assert [segment.chunk_id or tuple(segment.token_ids.ids) for segment in last] == [
+        *("turn 10", (30, 20, 1, 2), "turn 40", (50, 20)),
+    ]
+    assert [segment.type for segment in last] == [0, chunks_pb2.CHUNK_TYPE_TURN, 0, 0]
 
 
 def test_what_one_process_learnt_every_process_knows_in_the_next_job(generator: LoadGenerator) -> None:
