@@ -12,6 +12,8 @@ makes room for other content, and its KV goes when its pages are wanted.
 from __future__ import annotations
 
 import logging
+import threading
+import time
 from collections.abc import Callable
 from collections.abc import Sequence as Items
 from functools import partial
@@ -21,11 +23,16 @@ from decode_service import kept
 from decode_service.kept import Keep, Kept, KeptKV, NotKept
 from decode_service.prompt.composition import Composition
 from decode_service.prompt.resolver import Resolver
-from decode_service.sequence import Sequence
+from decode_service.sequence import ChunkReady, Event, Sequence
 from decode_service.worker import DecodeWorker
-from serving.errors import Unavailable
+from engine.sampling.params import SamplingParams, SamplingRequest
+from serving.errors import RequestError, Unavailable
 
 log = logging.getLogger(__name__)
+
+COMPUTING_MAX = 16  # turns whose KV is asked for at once; a conversation has one
+COMPUTE_S = 60.0  # how long that may take; whoever needs it later asks again
+NO_SAMPLING = SamplingRequest(SamplingParams(), (), frozenset())
 
 
 class TurnKeeper:
@@ -34,6 +41,8 @@ class TurnKeeper:
     def __init__(self, worker: DecodeWorker, resolver: Resolver) -> None:
         self._worker = worker
         self._resolver = resolver
+        self._computing = 0  # requests for chunks that are under way
+        self._lock = threading.Lock()
 
     def begin(self) -> Keep:
         """For a sequence that keeps its turn."""
@@ -99,4 +108,35 @@ class TurnKeeper:
             self._worker.residents.release(named)
 
     def _compute(self, sequence: Sequence, turn: Composition) -> tuple[KeptKV, NotKept | None]:
-        return KeptKV.NONE, NotKept.QUEUE_FULL
+        """Asks for a turn's KV as a request for chunks, which whoever names the turn meanwhile waits for, too."""
+        with self._lock:
+            if self._computing >= COMPUTING_MAX:
+                return KeptKV.NONE, NotKept.QUEUE_FULL
+            self._computing += 1
+        asking = Sequence(
+            f"{sequence.request_id} kept",
+            turn,
+            NO_SAMPLING,
+            sequence.salt,
+            False,
+            self._told,
+            sequence.owner,
+            deadline=time.monotonic() + COMPUTE_S,
+        )
+        try:
+            self._worker.check_size(asking)
+            self._worker.submit(asking)
+        except RequestError as error:
+            self._computed()
+            log.info("a kept turn is not computed: %s", error)
+            return KeptKV.NONE, NotKept.POOL_FULL
+        return KeptKV.COMPUTING, None
+
+    def _told(self, events: list[Event]) -> None:
+        """Of a request for chunks: its last event ends it."""
+        if not isinstance(events[-1], ChunkReady):
+            self._computed()
+
+    def _computed(self) -> None:
+        with self._lock:
+            self._computing -= 1

@@ -1,4 +1,7 @@
-"""Turns that are kept where rows share steps: what was written while the answer was generated is what is read later."""
+"""Turns that are kept: what was written while the answer was generated, or is computed behind, is what is read later.
+
+``packed`` has rows that share steps, as on a GPU; ``stepwise`` is the CPU, where chunks have bits of their own.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,7 @@ from chunk_store.key import ChunkKey
 from protos import decode_pb2
 from tests.decode_service.models import loaded, tokens
 from tests.decode_service.packing import packing
-from tests.decode_service.pair import Pair, pair, raw_status
+from tests.decode_service.pair import Pair, pair, raw_status, wait_until
 
 SYSTEM, DOCUMENT = tokens(1, 40), tokens(2, 90)
 
@@ -26,10 +29,23 @@ def packed(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[P
         yield services
 
 
-@pytest.fixture
-def services(packed: Pair) -> Iterator[Pair]:
-    yield packed
-    packed.check_idle()
+@pytest.fixture(scope="module")
+def stepwise(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
+    with pair(loaded(folder, "prefill"), loaded(folder, "decode"), tmp_path_factory.mktemp("behind")) as services:
+        yield services
+
+
+@pytest.fixture(params=["packed", "stepwise"])
+def services(request: pytest.FixtureRequest) -> Iterator[Pair]:
+    """Each in turn; no page may be lost."""
+    running: Pair = request.getfixturevalue(request.param)
+    yield running
+    running.check_idle()
+
+
+def keeps(services: Pair) -> str:
+    """What becomes of a turn's KV there."""
+    return "computing" if services.decode.worker.runner.alone(1, chunk=True) else "resident"
 
 
 def computed(result: Result) -> list[tuple[int, str]]:
@@ -47,7 +63,7 @@ def test_the_next_turn_computes_its_own_query_alone(services: Pair, query: int, 
     first = services.generate([*before, tokens(10 * query, query)], answer, keep=True, logprobs=True)
     same(first, services.generate([*before, tokens(10 * query, query)], answer, cache="bypass", logprobs=True))
     kept = first.kept
-    assert kept is not None and kept.registered and (kept.kv, kept.reason) == ("resident", "")
+    assert kept is not None and kept.registered and (kept.kv, kept.reason) == (keeps(services), "")
     assert list(kept.query_token_ids) == tokens(10 * query, query)
     second = [*before, ChunkRef(kept.id), tokens(3, 7)]
     got = services.generate(second, logprobs=True)
@@ -58,6 +74,10 @@ def test_the_next_turn_computes_its_own_query_alone(services: Pair, query: int, 
     assert services.generate([*before, inline, tokens(3, 7)], logprobs=True).reuse.segments[2].chunk_id == kept.id
     same(got, services.generate(second, cache="bypass", logprobs=True))
     same(got, services.generate([*before, inline, tokens(3, 7)], cache="bypass", logprobs=True))
+
+
+def until_idle(services: Pair) -> None:
+    wait_until(lambda: services.client.loads().running + services.client.loads().waiting == 0)
 
 
 def planes(services: Pair, key: str) -> list[torch.Tensor]:
@@ -74,6 +94,7 @@ def planes(services: Pair, key: str) -> list[torch.Tensor]:
 def test_kept_kv_is_that_of_a_prefill(services: Pair) -> None:
     first = services.generate([SYSTEM, tokens(20, 33)], 21, keep=True)
     chunk = services.client.prefill(ChunkRef(first.kept.id), context=[first.reuse.segments[0].chunk_id])
+    until_idle(services)  # what is computed behind is there
     kept = planes(services, chunk.key)
     services.forget()
     got = services.generate([SYSTEM, ChunkRef(first.kept.id), [9]])

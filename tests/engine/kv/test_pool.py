@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
 from chunk_store.layout import KVLayout, LayerLayout
@@ -38,6 +39,23 @@ def test_a_run_moves_with_its_bytes_also_over_itself() -> None:
     assert moved.first == 0
     for plane, old in zip(made.run_planes(moved, 12), before, strict=True):
         assert torch.equal(plane, old)
+
+
+def test_a_tail_becomes_a_run_page_by_page() -> None:
+    made = PagedKVPool(LAYOUT, pages=9, chunk_pages=4, page_size=4)
+    for number, tensor in enumerate((*made.keys, *made.values)):
+        tensor.copy_((torch.arange(40) + number).view(40, 1, 1).expand_as(tensor))
+    run = made.allocate_run(11)
+    assert run is not None
+    made.copy_tail((7, 4, 8, 5), run, 10)
+    slots = torch.tensor([28, 29, 30, 31, 16, 17, 18, 19, 32, 33])
+    for number, plane in enumerate(made.run_planes(run, 10)):
+        order = (0, 2, 1, 3)[number]  # keys were numbered before values
+        assert torch.equal(plane, (slots + order).view(10, 1, 1).expand_as(plane).to(torch.bfloat16))
+    assert made.keys[0][12, 0, 0] == 12, "the page behind the run is as it was"
+    for pages, tokens in (((7, 4), 10), ((7, 4, 8, 5), 13)):
+        with pytest.raises(ValueError, match="do not both hold"):
+            made.copy_tail(pages, run, tokens)
 
 
 def test_the_scratch_page_is_nobodys() -> None:

@@ -159,6 +159,21 @@ def test_what_is_held_still_is_neither_moved_nor_evicted() -> None:
         residents.hold_still(chunks[0])
 
 
+def test_a_chunk_is_found_by_its_new_name_alone() -> None:
+    residents = ResidentChunks(make_pool())
+    chunk, other = residents.reserve(ChunkKey("none"), 7), residents.reserve(ChunkKey("other"), 1)
+    residents.rename(chunk, ChunkKey("named"), 5)
+    assert residents.find(ChunkKey("none")) is None and residents.find(ChunkKey("named")) is chunk
+    assert (chunk.key, chunk.tokens) == ("named", 5)
+    for key, tokens in (("other", 5), ("longer", 6), ("empty", 0)):
+        with pytest.raises(ValueError, match="rename"):
+            residents.rename(chunk, ChunkKey(key), tokens)
+    residents.check_integrity()
+    for each in (chunk, other):
+        residents.release(each)
+    assert len(residents) == 0
+
+
 def test_releasing_what_is_not_owned_is_an_error() -> None:
     pool = make_pool()
     with pytest.raises(PoolError, match="not allocated"):
