@@ -28,7 +28,7 @@ from decode_service.same_bits import needs_one_size, same_bits
 from decode_service.worker import DecodeWorker
 from engine.kv.pool import PagedKVPool
 from engine.kv.resident import ResidentChunks
-from serving.process.life import run_main
+from serving.process.life import Listed, run_main
 from serving.process.loading import Loaded, pool_nbytes_default, pool_pages
 from serving.rpc.access import Access
 from serving.store.gauges import StoreGauges
@@ -121,7 +121,7 @@ def main(options: DecodeOptions) -> int:
         failed.append(True)
         os.kill(os.getpid(), signal.SIGTERM)
 
-    code = run_main("decode", FULL_NAME, options, lambda loaded: build(options, loaded, on_failure))
+    code = run_main([Listed("decode", FULL_NAME, options)], lambda loaded: [build(options, loaded, on_failure)])
     return code or int(bool(failed))
 
 

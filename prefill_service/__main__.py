@@ -12,7 +12,6 @@ if __name__ == "__main__":
     begin_logging("prefill", given.log_level, given.log_format)
 
 import logging
-from functools import partial
 
 from chunk_store.layout import KVLayout
 from chunk_store.open import open_store, shown_url
@@ -27,7 +26,7 @@ from prefill_service.jobs.resolver import Resolver
 from prefill_service.metrics import PrefillMetrics
 from serving.handover.lender import Lender
 from serving.handover.metrics import LenderMetrics
-from serving.process.life import run_main
+from serving.process.life import Listed, run_main
 from serving.process.loading import Loaded, pool_nbytes_default, pool_pages
 from serving.process.same_bits import SameBits
 from serving.rpc.access import Access
@@ -42,7 +41,7 @@ CONTEXTS_RESIDENT_DEFAULT = 2  # the default pool holds this many contexts of th
 
 def main(options: PrefillOptions) -> int:
     adopt_library_loggers()
-    return run_main("prefill", FULL_NAME, options, partial(build, options))
+    return run_main([Listed("prefill", FULL_NAME, options)], lambda loaded: [build(options, loaded)])
 
 
 def build(options: PrefillOptions, loaded: Loaded) -> PrefillService:

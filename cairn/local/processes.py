@@ -37,25 +37,49 @@ class ServiceFailed(Exception):
 
 
 @dataclass(frozen=True)
+class Place:
+    """Where a service will serve, under its name; with TLS if ``tls_ca`` is given."""
+
+    name: str
+    address: str
+    tls_ca: Path | None = None
+
+
+@dataclass(frozen=True)
 class Command:
     """A service to start: its name, the command, and where it will serve (with TLS if ``tls_ca`` is given).
 
-    Secrets are in its environment, which other users of the machine do not see.
+    A process that ``serves`` several has a name and a command, and they have the rest. Secrets are in its environment,
+    which other users of the machine do not see.
     """
 
     name: str
     argv: tuple[str, ...]
-    address: str
+    address: str = ""
     tls_ca: Path | None = None
     environment: Mapping[str, str] | None = field(default=None, repr=False)
+    serves: tuple[Place, ...] = ()
+
+    @property
+    def places(self) -> tuple[Place, ...]:
+        """Its services, in the order in which they are shown."""
+        return self.serves or (Place(self.name, self.address, self.tls_ca),)
+
+
+@dataclass
+class _Served:
+    """A service of a child: what it announced, and why the last question for its health had no answer."""
+
+    place: Place
+    ready: asyncio.Future[dict[str, Any]]
+    refusal: str = ""
 
 
 @dataclass
 class _Child:
     command: Command
     process: Process
-    ready: asyncio.Future[dict[str, Any]]
-    refusal: str = ""  # why the last question for its health had no answer
+    served: list[_Served]
     readers: list[asyncio.Task[None]] = field(default_factory=list)
 
 
@@ -81,7 +105,8 @@ class Processes:
                 start_new_session=True,
                 preexec_fn=die_with_parent,
             )
-            child = _Child(command, process, asyncio.get_running_loop().create_future())
+            loop = asyncio.get_running_loop()
+            child = _Child(command, process, [_Served(place, loop.create_future()) for place in command.places])
             assert process.stdout is not None and process.stderr is not None
             child.readers = [
                 asyncio.create_task(self._read(child, process.stdout, announces=True)),
@@ -90,7 +115,7 @@ class Processes:
             self._children.append(child)
 
     async def wait_ready(self, timeout_s: float) -> dict[str, dict[str, Any]]:
-        """Wait until every child has announced itself and reports SERVING; its announcement by its name.
+        """Wait until every service is announced and reports SERVING; its announcement by its name.
 
         Raises ``ServiceFailed`` if one ends first or the time is over.
         """
@@ -103,17 +128,21 @@ class Processes:
                 return everyone.result()
             if died in done:
                 raise ServiceFailed(died.result())
-            names = " and ".join(child.command.name for child in self._children)
-            why = "".join(f"; {child.command.name}: {child.refusal}" for child in self._children if child.refusal)
+            names = " and ".join(served.place.name for served in self._served)
+            why = "".join(f"; {served.place.name}: {served.refusal}" for served in self._served if served.refusal)
             raise ServiceFailed(f"{names} were not ready within {timeout_s:g} s{why}")
         finally:
             for task in waits:
                 task.cancel()
             await asyncio.gather(*waits, return_exceptions=True)
 
+    @property
+    def _served(self) -> list[_Served]:
+        return [served for child in self._children for served in child.served]
+
     def not_ready(self) -> list[str]:
-        """The names of the children that have not announced themselves yet."""
-        return [child.command.name for child in self._children if not child.ready.done()]
+        """The names of the services that are not announced yet."""
+        return [served.place.name for served in self._served if not served.ready.done()]
 
     async def first_exit(self) -> str:
         """Wait until a child ends by itself, and say which one and how."""
@@ -134,7 +163,8 @@ class Processes:
         while self._children:
             child = self._children[-1]
             clean = await _stop_one(child.process, grace_s) and clean
-            child.ready.cancel()
+            for served in child.served:
+                served.ready.cancel()
             await asyncio.gather(*child.readers, return_exceptions=True)
             self._children.pop()
         return clean
@@ -146,16 +176,17 @@ class Processes:
                 child.process.kill()
 
     async def _announcements(self) -> dict[str, dict[str, Any]]:
-        events = await asyncio.gather(*(self._announcement(child) for child in self._children))
-        return {child.command.name: event for child, event in zip(self._children, events, strict=True)}
+        everyone = self._served
+        events = await asyncio.gather(*map(self._announcement, everyone))
+        return {served.place.name: event for served, event in zip(everyone, events, strict=True)}
 
-    async def _announcement(self, child: _Child) -> dict[str, Any]:
-        announced = await asyncio.shield(child.ready)
-        await _wait_for_serving(child)
+    async def _announcement(self, served: _Served) -> dict[str, Any]:
+        announced = await asyncio.shield(served.ready)
+        await _wait_for_serving(served)
         return announced
 
     async def _read(self, child: _Child, stream: asyncio.StreamReader, announces: bool) -> None:
-        """Pass a child's lines on; its ready line is kept instead."""
+        """Pass a child's lines on; its ready lines are kept instead."""
         rest = b""
         while data := await stream.read(READ_BYTES):
             *lines, rest = (rest + data).split(b"\n")
@@ -169,8 +200,10 @@ class Processes:
         ready = _ready_event(text) if announces else None
         if ready is None:
             self._log(child.command.name, text)
-        elif not child.ready.done():
-            child.ready.set_result(ready)
+            return
+        for served in child.served:
+            if served.place.name == ready.get("service", served.place.name) and not served.ready.done():
+                served.ready.set_result(ready)
 
 
 def free_port(host: str) -> int:
@@ -197,12 +230,12 @@ def _ready_event(line: str) -> dict[str, Any] | None:
     return event if event.get("event") == "ready" else None
 
 
-async def _wait_for_serving(child: _Child) -> None:
+async def _wait_for_serving(served: _Served) -> None:
     """Poll grpc.health.v1 until the service says SERVING."""
-    peer = Peer(child.command.name, child.command.address, child.command.tls_ca)
+    peer = Peer(served.place.name, served.place.address, served.place.tls_ca)
     async with peer.open_async_channel() as channel:
         while True:
-            status, child.refusal = await ask_health_async(channel, peer, HEALTH_S)
+            status, served.refusal = await ask_health_async(channel, peer, HEALTH_S)
             if status == "SERVING":
                 return
             if status == "UNIMPLEMENTED":
@@ -226,7 +259,8 @@ def _how_it_ended(child: _Child) -> str:
     code = child.process.returncode
     assert code is not None
     how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
-    return f"the {child.command.name} service {how}"
+    names = " and the ".join(served.place.name for served in child.served)
+    return f"the {names} service {how}"
 
 
 def _die_with_parent() -> Callable[[], None] | None:

@@ -1,4 +1,4 @@
-"""The two services of one machine as commands: what each is told, on which ports."""
+"""The two services of one machine as commands: what each is told, on which ports, in one process or in two."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TypeVar
 
 from cairn.demo.shipped import MODEL
-from cairn.local.processes import Command, free_port
+from cairn.local.processes import Command, Place, free_port
 from decode_service.options import DecodeOptions
 from prefill_service.options import PrefillOptions
 from serving.process.options import ServiceOptions, check
@@ -21,6 +22,11 @@ from serving.process.sources import CONFIG_VARIABLE, Resolved, SettingError, Sou
 
 # What the decode service is told of the prefill service that it is started with.
 OF_THE_OTHER = ("prefill", "prefill_token", "prefill_token_file", "prefill_tls_ca")
+# What two services can only have in common if they are one process.
+OF_THE_MODEL = ("model", "device", "dtype", "threads", "prefill_tokens_max", "page_size", "model_name")
+OF_THE_STORE = ("store", "store_password", "store_password_file")
+IN_COMMON = (*OF_THE_MODEL, *OF_THE_STORE, "log_level", "log_format")
+TOGETHER = "cairn.local.together"
 PORTS = {"prefill": {"port": 50071, "metrics_port": 9471}, "decode": {"port": 50072, "metrics_port": 9472}}
 
 
@@ -28,6 +34,9 @@ PORTS = {"prefill": {"port": 50071, "metrics_port": 9471}, "decode": {"port": 50
 class UpOptions:
     """What ``cairn up`` was told for itself."""
 
+    separate: bool | None = setting(
+        SWITCH, "each service in a process of its own", default=None, unset="on cpu, or if their settings differ"
+    )
     start_timeout: float = setting(SECONDS, "for both services to become ready", default=300.0)
     tls_ca: Path | None = setting(
         FILE, "authority of the certificate, PEM", default=None, unset="the certificate", group="access"
@@ -65,6 +74,22 @@ class Settings:
         return found
 
 
+def in_one_process(settings: Settings) -> bool:
+    """Whether both services are to run over one copy of the model: where they share a GPU, unless told otherwise.
+
+    Raises ``SettingError`` if they are told to, and cannot.
+    """
+    prefill, decode, separate = settings.prefill, settings.decode, settings.up.options.separate
+    differ = [each for each in IN_COMMON if getattr(prefill.options, each) != getattr(decode.options, each)]
+    if separate is None:
+        return not differ and prefill.options.device != "cpu"
+    for name in [] if separate else differ:
+        service = decode if name in decode.sources else prefill
+        words = "differs between the two services, which --no-separate makes one process; give both the same"
+        raise SettingError(service.about(name, words))
+    return not separate
+
+
 def default_store() -> str:
     """A directory below the user's cache."""
     return f"file://{os.environ.get('XDG_CACHE_HOME') or str(Path.home() / '.cache')}/cairn/store"
@@ -84,6 +109,16 @@ def service_commands(
     return first, _command("decode", replace(decode, prefill=first.address, prefill_tls_ca=tls_ca), tls_ca)
 
 
+def together_command(prefill: PrefillOptions, decode: DecodeOptions, tls_ca: Path | None = None) -> Command:
+    """The command of one process that serves both, with every port chosen."""
+    prefill, decode = _with_ports(prefill), _with_ports(decode)
+    places = [Place(name, _address(one), tls_ca) for name, one in (("prefill", prefill), ("decode", decode))]
+    first, environment = _told(prefill, _without_settings(os.environ))
+    second, environment = _told(replace(decode, prefill=places[0].address), environment)
+    argv = (*_python(TOGETHER), *first, "--", *second)
+    return Command("cairn", argv, environment=environment, serves=tuple(places))
+
+
 @contextmanager
 def private_tokens(token_file: Path | None) -> Iterator[Path | None]:
     """A file of the same tokens behind a new one without a salt, which the decode service uses; gone at the end.
@@ -101,26 +136,49 @@ def private_tokens(token_file: Path | None) -> Iterator[Path | None]:
 
 def _command(name: str, options: ServiceOptions, tls_ca: Path | None) -> Command:
     """The service with exactly these options: secrets in its environment, the rest on its command line."""
+    options = _with_ports(options)
+    words, environment = _told(options, _without_settings(os.environ))
+    argv = (*_python(type(options).__module__.rpartition(".")[0]), *words)
+    return Command(name, argv, _address(options), tls_ca, environment)
+
+
+Options = TypeVar("Options", bound=ServiceOptions)
+
+
+def _with_ports(options: Options) -> Options:
+    """With the ports chosen that were left open."""
     host = options.host
-    options = replace(
-        options, port=options.port or free_port(host), metrics_port=options.metrics_port or free_port(host)
-    )
-    module = type(options).__module__.rpartition(".")[0]
-    # The child looks for modules in the working directory only if this process was found there itself: whatever a
-    # user's own directory holds, it is not imported.
+    return replace(options, port=options.port or free_port(host), metrics_port=options.metrics_port or free_port(host))
+
+
+def _address(options: ServiceOptions) -> str:
+    return f"{options.host}:{options.port}"
+
+
+def _python(module: str) -> list[str]:
+    """How a module of ours is run.
+
+    The child looks for modules in the working directory only if this process was found there itself: whatever a user's
+    own directory holds, it is not imported.
+    """
     found_here = sys.path[:1] == [str(Path(__file__).parents[2])]
-    argv = [sys.executable, *([] if found_here else ["-P"]), "-m", module]
-    environment = _without_settings(os.environ)
+    return [sys.executable, *([] if found_here else ["-P"]), "-m", module]
+
+
+def _told(options: ServiceOptions, environment: Mapping[str, str]) -> tuple[list[str], dict[str, str]]:
+    """The words of a command line and the environment that say what is not a default; secrets are in the latter."""
+    words: list[str] = []
+    secrets_too = dict(environment)
     for declared in settings_of(type(options)):
         value = getattr(options, declared.name)
         if value == declared.default:
             continue
         if declared.secret:
-            environment[declared.variable] = str(value)
+            secrets_too[declared.variable] = str(value)
         else:
             switched = [declared.flag if value else declared.flag_off]
-            argv += switched if declared.kind is SWITCH else [declared.flag, str(value)]
-    return Command(name, tuple(argv), f"{host}:{options.port}", tls_ca, environment)
+            words += switched if declared.kind is SWITCH else [declared.flag, str(value)]
+    return words, secrets_too
 
 
 def _without_settings(environment: Mapping[str, str]) -> dict[str, str]:

@@ -1,6 +1,7 @@
 """The life of a service process: listen, load, announce, serve until told to stop, drain.
 
-The ready line is the only thing on stdout: ``{"event":"ready","service":...,"port":...,"metrics_port":...,
+A process may serve several services over one loaded model, each at a port of its own, with health and metrics of its
+own. A ready line for each is all there is on stdout: ``{"event":"ready","service":...,"port":...,"metrics_port":...,
 "dtype":...,"dtype_reason":...,"same_bits":...,"same_bits_reason":...,"seconds":{...}}``. SIGTERM and SIGINT drain; a
 second one ends the draining at once.
 """
@@ -13,8 +14,9 @@ import json
 import logging
 import resource
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
+from dataclasses import dataclass
 from typing import Protocol
 
 import transformers
@@ -59,43 +61,79 @@ class Service(Protocol):
         """Ends its background work and frees what it holds. Called once, after the last call."""
 
 
-async def run_service(
-    name: str, full_name: str, options: ServiceOptions, make: Callable[[Loaded], Service], stopping: asyncio.Event
+@dataclass(frozen=True)
+class Listed:
+    """A service to be served: its name in the ready line, its protobuf name, and what it was told."""
+
+    name: str
+    full_name: str
+    options: ServiceOptions
+
+    def at(self, port: int) -> str:
+        return f"{self.full_name} on {self.options.host}:{port}"
+
+
+async def run_services(
+    listed: Sequence[Listed], make: Callable[[Loaded], Sequence[Service]], stopping: asyncio.Event
 ) -> bool:
     """Serves until ``stopping`` is set, then drains; False if calls had to be cancelled.
 
-    ``name`` is what the ready line says, ``full_name`` the protobuf service. ``make`` runs in a thread. Raises
-    ``OSError`` (addresses, files), ``ValueError`` (model, options) or ``StoreUnavailable`` while it starts.
+    ``make`` runs in a thread and gives the services as they are ``listed``, over a model that is loaded as the first
+    one was told. They start in this order and stop in the other. Raises ``OSError`` (addresses, files), ``ValueError``
+    (model, options) or ``StoreUnavailable`` while it starts.
     """
-    tokens, tls = options.token_file is not None, options.tls is not None
-    if warning := exposure_warning(options.host, tokens=tokens, tls=tls, insecure=options.insecure):
-        log.warning("%s", warning)
+    for each in listed:
+        warn_of_exposure(each.options)
     allow_many_connections()
+    options = listed[0].options
     if options.device != "cpu":
         for line in use_stable_products():  # before any thread of ours could read the environment, and CUDA does
             log.warning("%s", line)
     # Before the model is loaded, what its configuration says bounds what grpc takes in for a message.
     context = await asyncio.to_thread(configured_context, options.model)
     nbytes_max = message_nbytes_max(context) if context else MESSAGE_NBYTES_MAX
-    server = RpcServer(Access.from_file(options.token_file), [full_name], message_nbytes_max=nbytes_max)
-    port = await server.start(options.host, options.port, options.tls)
-    say(f"listening on {options.host}:{port}, not serving yet")
+    servers: list[RpcServer] = []
+    ports: list[int] = []
     async with AsyncExitStack() as ends:
-        ends.push_async_callback(server.drain, 0.0)  # again: harmless
-        loaded, service = await asyncio.to_thread(_make, options, make)
-        ends.push_async_callback(service.stop)
-        await service.start()
-        service.registry.register(server.metrics)
-        add_process_metrics(service.registry, name, loaded)
-        metrics = MetricsEndpoint.start(service.registry, options.host, options.metrics_port)
-        ends.callback(metrics.stop)
+        for each in listed:
+            access = Access.from_file(each.options.token_file)
+            servers.append(RpcServer(access, [each.full_name], message_nbytes_max=nbytes_max))
+            ports.append(await servers[-1].start(each.options.host, each.options.port, each.options.tls))
+            ends.push_async_callback(servers[-1].drain, 0.0)  # again: harmless
+            say(f"listening on {each.options.host}:{ports[-1]}, not serving yet")
+        loaded, services = await asyncio.to_thread(_make, options, make)
+        for service in services:
+            ends.push_async_callback(service.stop)
+        metrics_ports: list[int] = []
+        for each, server, service in zip(listed, servers, services, strict=True):
+            await service.start()
+            service.registry.register(server.metrics)
+            add_process_metrics(service.registry, each.name, loaded)
+            metrics = MetricsEndpoint.start(service.registry, each.options.host, each.options.metrics_port)
+            ends.callback(metrics.stop)
+            metrics_ports.append(metrics.port)
         leave_to_the_end()
-        await server.open(service.add_to, message_nbytes_max(loaded.served.context_length_max))
-        say(f"ready: {full_name} on {options.host}:{port}, metrics on {options.host}:{metrics.port}")
-        announce(name, port, metrics.port, loaded, service.same_bits, round(seconds_since_start(), 3))
+        for server, service in zip(servers, services, strict=True):
+            await server.open(service.add_to, message_nbytes_max(loaded.served.context_length_max))
+        seconds = round(seconds_since_start(), 3)
+        for each, port, metrics_port, service in zip(listed, ports, metrics_ports, services, strict=True):
+            say(f"ready: {each.at(port)}, metrics on {each.options.host}:{metrics_port}")
+            announce(each.name, port, metrics_port, loaded, service.same_bits, seconds)
         await stopping.wait()
-        log.info("draining: %d calls run, at most %g s", server.gate.running, options.drain_s)
-        return await server.drain(options.drain_s)
+        return all(await asyncio.gather(*map(_drain, listed, servers)))
+
+
+async def _drain(listed: Listed, server: RpcServer) -> bool:
+    drain_s = listed.options.drain_s
+    log.info("draining %s: %d calls run, at most %g s", listed.name, server.gate.running, drain_s)
+    return await server.drain(drain_s)
+
+
+def warn_of_exposure(options: ServiceOptions) -> None:
+    """Says what a service that others can reach goes without."""
+    tokens, tls = options.token_file is not None, options.tls is not None
+    if warning := exposure_warning(options.host, tokens=tokens, tls=tls, insecure=options.insecure):
+        log.warning("%s", warning)
 
 
 def leave_to_the_end() -> None:
@@ -115,7 +153,7 @@ def allow_many_connections() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
-def _make(options: ServiceOptions, make: Callable[[Loaded], Service]) -> tuple[Loaded, Service]:
+def _make(options: ServiceOptions, make: Callable[[Loaded], Sequence[Service]]) -> tuple[Loaded, Sequence[Service]]:
     loaded = load(options)
     adopt_library_loggers()  # of what was imported meanwhile
     return loaded, make(loaded)
@@ -153,11 +191,11 @@ def stop_on_signals() -> asyncio.Event:
     return stopping
 
 
-def run_main(name: str, full_name: str, options: ServiceOptions, make: Callable[[Loaded], Service]) -> int:
-    """``run_service`` under signals; the exit code: 0 drained, 1 could not start or calls were cancelled."""
+def run_main(listed: Sequence[Listed], make: Callable[[Loaded], Sequence[Service]]) -> int:
+    """``run_services`` under signals; the exit code: 0 drained, 1 could not start or calls were cancelled."""
 
     async def main() -> bool:
-        return await run_service(name, full_name, options, make, stop_on_signals())
+        return await run_services(listed, make, stop_on_signals())
 
     transformers.logging.disable_progress_bar()
     try:
@@ -166,5 +204,6 @@ def run_main(name: str, full_name: str, options: ServiceOptions, make: Callable[
         return 130
     except Exception as error:
         expected = isinstance(error, OSError | ValueError | StoreError)
-        log.error("%s service: %s", name, error, exc_info=None if expected else error)
+        names = " and ".join(each.name for each in listed)
+        log.error("%s service: %s", names, error, exc_info=None if expected else error)
         return 1

@@ -72,7 +72,7 @@ class ModelOptions(StoreOptions):
     """Which model, and how it is run: its KV's keys follow from them."""
 
     model: str = setting(text("PATH_OR_ID"), "a model directory or hub id")
-    device: str = setting(Kind("DEVICE", _device), "cpu, cuda or cuda:N", default="cpu")
+    device: str = setting(Kind("DEVICE", _device), "cpu, cuda or cuda:N", default="cpu", apart=True)
     dtype: str = setting(choice(*DTYPES), "of weights and KV", default="auto")
     threads: int = setting(COUNT, "compute threads", default=1)
     prefill_tokens_max: int | None = setting(

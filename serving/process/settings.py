@@ -41,6 +41,7 @@ class Setting:
     group: str  # its heading in help and document
     unset: str  # what is done where the default is None, for people
     own: bool  # each service of one machine has a value of its own
+    apart: bool  # both services of one machine have one value, unless one of them is given another
     secret: bool  # never shown, and never on the command line of a service that `cairn up` starts
     flagless: bool  # never on a command line at all
     repeated: bool  # the flag may be repeated, a file may give a list
@@ -60,7 +61,7 @@ class Setting:
 
     def variables(self, service: str) -> tuple[str, ...]:
         """The variables that ``service`` reads it from, the first one that is set."""
-        own = (f"CAIRN_{service}_{self.name}".upper(),) if self.own else ()
+        own = (f"CAIRN_{service}_{self.name}".upper(),) if self.own or self.apart else ()
         return (*own, self.variable)
 
     @property
@@ -79,13 +80,14 @@ def setting(
     group: str = GENERAL,
     unset: str = "",
     own: bool = False,
+    apart: bool = False,
     secret: bool = False,
     flagless: bool = False,
     repeated: bool = False,
 ) -> Any:
     """A dataclass field that is a setting; the arguments are those of ``Setting``."""
     declared = {"kind": kind, "help": help, "group": group, "unset": unset, "own": own, "secret": secret}
-    metadata = {"setting": {**declared, "flagless": flagless, "repeated": repeated}}
+    metadata = {"setting": {**declared, "apart": apart, "flagless": flagless, "repeated": repeated}}
     return field(default=default, repr=not secret, metadata=metadata)
 
 

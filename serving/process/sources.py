@@ -122,7 +122,8 @@ class Sources:
 
     def given(self, setting: Setting, service: str) -> Given | None:
         """The first text there is for a setting of ``service``. Raises ``SettingError`` for a file's wrong type."""
-        for flag in (f"{service}_{setting.name}", setting.name) if setting.own else (setting.name,):
+        one_by_one = setting.own or setting.apart
+        for flag in (f"{service}_{setting.name}", setting.name) if one_by_one else (setting.name,):
             value = self.flags.get(flag)
             if value is not None and setting.flagless:
                 remedy = f"give {setting.variable}, or a file with {setting.flag}-file"
@@ -177,7 +178,8 @@ def parsed(setting: Setting, given: Given) -> Any:
 
 
 def add_flags(parser: argparse.ArgumentParser, settings: Iterable[Setting], services: Sequence[str] = ()) -> None:
-    """``--config``, and a flag for each setting that may have one: with ``own`` one for each of ``services``."""
+    """``--config``, and a flag for each setting that may have one: with ``own`` one for each of ``services``, with
+    ``apart`` these beside it."""
     parser.add_argument("--config", type=Path, metavar="FILE", help="a TOML file of settings (CAIRN_CONFIG)")
     groups: dict[str, Any] = {GENERAL: parser}
     for setting in settings:
@@ -189,7 +191,8 @@ def add_flags(parser: argparse.ArgumentParser, settings: Iterable[Setting], serv
         action: dict[str, Any] = {"metavar": setting.kind.metavar, "action": "append" if setting.repeated else "store"}
         if setting.kind is SWITCH:
             action = {"action": argparse.BooleanOptionalAction}
-        for service in services if setting.own and services else ("",):
+        named = services if setting.own and services else ("", *services) if setting.apart else ("",)
+        for service in named:
             flag = f"--{service}-{setting.flag[2:]}" if service else setting.flag
             group.add_argument(flag, help=words.replace("%", "%%"), default=None, **action)
 

@@ -48,6 +48,8 @@ def row(setting: Setting, who: str, key: str = "") -> str:
         default = f"any free one; `cairn up`: {ports}"
     if setting.own:
         who += ", each its own"
+    if setting.apart:
+        who += ", or each its own"
     if setting.name in OF_THE_OTHER and not key:
         who += "; `cairn up` knows it"
         key = "[decode] " if setting.name == "prefill" else key

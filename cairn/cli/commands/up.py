@@ -3,9 +3,12 @@
 Prints a line when both serve. Ctrl-C or SIGTERM drains: running requests may finish, new ones are refused; a second
 Ctrl-C ends at once. If one service dies the other is stopped; nothing is restarted silently.
 
-With --token-file both services let in the callers whose tokens it holds; the decode service itself comes to the prefill
-service with a token that is made at the start. With --tls-cert and --tls-key both serve TLS; the certificate must name
-the address that they listen on.
+With --token-file both services let in the callers whose tokens it holds; a decode service that is a process of its own
+comes to the prefill service with a token that is made at the start. With --tls-cert and --tls-key both serve TLS; the
+certificate must name the address that they listen on.
+
+On a GPU both services are one process, over one copy of the model and one pool of KV, unless --separate says otherwise
+or they are given different devices or settings of the model; on the CPU they are two, unless --no-separate is given.
 
 Unless given, the model is the small one that comes with Cairn, the store a directory below the user's cache, and the
 ports are 50071 (prefill) and 50072 (decode), of the metrics 9471 and 9472.
@@ -28,15 +31,22 @@ from cairn.cli.arguments import UsageError
 from cairn.cli.connection import add_json_flag
 from cairn.cli.extras import require_server
 from cairn.cli.terminal import Terminal
-from cairn.local.processes import Command, Processes, ServiceFailed
-from cairn.local.services import Settings, flagged, private_tokens, service_commands
+from cairn.local.processes import Command, Place, Processes, ServiceFailed
+from cairn.local.services import (
+    Settings,
+    flagged,
+    in_one_process,
+    private_tokens,
+    service_commands,
+    together_command,
+)
 from chunk_store.quantities import human_age
 from serving.process.model_path import check_model
 from serving.process.sources import EPILOG, Resolved, SettingError, Sources, add_flags
 
 PROGRESS_S = 1.0  # between two changes of what is shown while the services start
 KILL_AFTER_S = 3.0  # a service that has not ended so long after its drain time is killed
-STYLES = {"prefill": "cyan", "decode": "magenta"}
+STYLES = {"prefill": "cyan", "decode": "magenta", "cairn": "cyan"}
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -51,17 +61,22 @@ def run(args: argparse.Namespace, terminal: Terminal) -> int:
         settings = Settings.read(Sources.read(vars(args)))
         for service in (settings.prefill, settings.decode):
             _check_model(service)
+        together = in_one_process(settings)
     except SettingError as error:
         raise UsageError(str(error)) from error
     up, prefill, decode = settings.up.options, settings.prefill.options, settings.decode.options
-    with private_tokens(prefill.token_file) as tokens:
-        commands = service_commands(
-            replace(prefill, token_file=tokens),
-            replace(decode, prefill_token_file=tokens),
-            up.tls_ca or prefill.tls_cert,
+    tls_ca = up.tls_ca or prefill.tls_cert
+    with private_tokens(None if together else prefill.token_file) as tokens:
+        commands: tuple[Command, ...] = (
+            (together_command(prefill, decode, tls_ca),)
+            if together
+            else service_commands(
+                replace(prefill, token_file=tokens), replace(decode, prefill_token_file=tokens), tls_ca
+            )
         )
         grace_s = max(prefill.drain_s, decode.drain_s) + KILL_AFTER_S
-        as_json = {name for name, one in (("prefill", prefill), ("decode", decode)) if one.log_format == "json"}
+        named = (("prefill", prefill), ("decode", decode), ("cairn", decode))
+        as_json = {name for name, one in named if one.log_format == "json"}
         processes = Processes(lambda service, line: _log(terminal, "" if service in as_json else service, line))
         return asyncio.run(_serve(commands, processes, up.start_timeout, grace_s, terminal))
 
@@ -127,12 +142,12 @@ async def _until_asked(
 def _say_ready(
     terminal: Terminal, commands: tuple[Command, ...], events: dict[str, dict[str, Any]], seconds: float
 ) -> None:
+    there = [place for command in commands for place in command.places]
     places = {
-        command.name: {"address": command.address, "metrics": _metrics_url(command, events[command.name])}
-        for command in commands
+        place.name: {"address": place.address, "metrics": _metrics_url(place, events[place.name])} for place in there
     }
-    served = {name: events[commands[0].name].get(name, "") for name in ("dtype", "dtype_reason")}
-    answers = events[commands[-1].name]
+    served = {name: events[there[0].name].get(name, "") for name in ("dtype", "dtype_reason")}
+    answers = events[there[-1].name]
     served |= {name: answers[name] for name in ("same_bits", "same_bits_reason") if name in answers}
     if terminal.as_json:
         terminal.json_line({"event": "ready", **places, **served, "seconds": round(seconds, 3)})
@@ -159,8 +174,8 @@ def _dtypes_differ(events: dict[str, dict[str, Any]]) -> str:
     return f"the services chose different dtypes ({said}); give --dtype"
 
 
-def _metrics_url(command: Command, event: dict[str, Any]) -> str:
-    return f"http://{command.address.rpartition(':')[0]}:{event.get('metrics_port')}/metrics"
+def _metrics_url(place: Place, event: dict[str, Any]) -> str:
+    return f"http://{place.address.rpartition(':')[0]}:{event.get('metrics_port')}/metrics"
 
 
 def _stop_on_signals(processes: Processes) -> asyncio.Event:

@@ -38,26 +38,27 @@ def test_exit_codes(
     code: int,
     traceback: bool,
 ) -> None:
-    async def run_service(*_: Any) -> bool:
+    async def run_services(*_: Any) -> bool:
         if raised is not None:
             raise raised
         return True
 
     unused: Any = None
-    monkeypatch.setattr(life, "run_service", run_service)
-    assert life.run_main("prefill", "x.Y", unused, unused) == code
+    listed = [life.Listed("prefill", "x.Y", unused)]
+    monkeypatch.setattr(life, "run_services", run_services)
+    assert life.run_main(listed, unused) == code
     assert any(record.exc_info for record in caplog.records) == traceback
     if code == 1:
         assert str(raised) in caplog.text and "prefill service" in caplog.text
 
 
 def test_calls_that_had_to_be_cancelled_are_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
-    async def run_service(*_: Any) -> bool:
+    async def run_services(*_: Any) -> bool:
         return False
 
     unused: Any = None
-    monkeypatch.setattr(life, "run_service", run_service)
-    assert life.run_main("prefill", "x.Y", unused, unused) == 1
+    monkeypatch.setattr(life, "run_services", run_services)
+    assert life.run_main([], unused) == 1
 
 
 def test_the_ready_line_is_one_json_object(capsys: pytest.CaptureFixture[str]) -> None:
@@ -93,7 +94,7 @@ def test_products_on_a_device_are_seen_to_first(
     unused: Any = None
 
     async def main() -> None:
-        await life.run_service("decode", "x.Y", options, unused, asyncio.Event())
+        await life.run_services([life.Listed("decode", "x.Y", options)], unused, asyncio.Event())
 
     with pytest.raises(OSError, match="absent"):
         asyncio.run(main())
