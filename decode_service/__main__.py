@@ -15,25 +15,11 @@ import os
 import signal
 from collections.abc import Callable
 
-from prometheus_client import CollectorRegistry
-
-from chunk_store.open import open_store, shown_url
-from chunk_store.quantities import human_bytes
 from decode_service.api.service import DecodeService
-from decode_service.kv_source.fetcher import KVFetcher
+from decode_service.assembly import PoolSize, assemble, prepare
 from decode_service.kv_source.prefill_client import RemotePrefillClient
-from decode_service.metrics import DecodeMetrics
-from decode_service.prompt.resolver import Resolver
-from decode_service.same_bits import needs_one_size, same_bits
-from decode_service.worker import DecodeWorker
-from engine.kv.pool import PagedKVPool
-from engine.kv.resident import ResidentChunks
 from serving.process.life import Listed, run_main
 from serving.process.loading import Loaded, pool_nbytes_default, pool_pages
-from serving.rpc.access import Access
-from serving.store.gauges import StoreGauges
-from serving.store.metered import MeteredStore, StoreMeter
-from serving.tenancy.quotas import TenantQuotas
 
 FULL_NAME = "cairn.v1.DecodeService"
 
@@ -49,66 +35,16 @@ def build(options: DecodeOptions, loaded: Loaded, on_failure: Callable[[], None]
 
     Raises ``StoreUnavailable``, ``OSError`` or ``ValueError``.
     """
-    served = loaded.served
-    tokens = options.batch_max * served.context_length_max
-    pages = options.kv_pages or pool_pages(
-        served.layout, options.page_size, tokens, pool_nbytes_default(options.device)
-    )
-    chunk_pages = min(pages - 1, max(1, round(pages * options.chunk_page_ratio)))
-    size = human_bytes(pages * served.layout.nbytes(options.page_size))
-    one_size = needs_one_size(options, served.row_bits)
-    with loaded.startup.stage("pool", f"preparing the KV pool: {pages} pages, {size}"):
-        pool = PagedKVPool(
-            served.layout, pages=pages, chunk_pages=chunk_pages, page_size=options.page_size, device=options.device
-        )
-        runner = served.make_runner(
-            pool,
-            slots=options.batch_max,
-            decode_buckets=options.decode_buckets(one_size=one_size),
-            row_multiple=options.row_multiple(one_size=one_size),
-            max_cascade_levels=options.cascade_levels_max,
-        )
-        runner.prepare()
-    metrics = DecodeMetrics(CollectorRegistry(), model_name=loaded.model_name, token_nbytes=served.layout.nbytes(1))
-    with loaded.startup.stage("store", f"opening the store {shown_url(options.store)}"):
-        store = MeteredStore(
-            open_store(options.store, password=options.password()),
-            StoreMeter(metrics.registry, loaded.model_name),
-        )
-    metrics.registry.register(StoreGauges(store, loaded.model_name))
-    prefill_client = RemotePrefillClient(options.prefill, token=options.token_for_prefill(), ca=options.prefill_ca)
-    residents = ResidentChunks(pool)
-    access = Access.from_file(options.token_file)
-    quotas = TenantQuotas(access.quotas, options.tenant_quota)
-    resolver = Resolver(served, loaded.codec, store, quotas)
-    worker = DecodeWorker(
-        runner,
-        residents,
-        KVFetcher(store, prefill_client, served.identity, resolver.register),
-        metrics,
-        eos_token_ids=served.eos_token_ids,
-        batch_max=options.batch_max,
-        waiting_max=options.waiting_max,
-        quotas=quotas,
-        host_nbytes=options.host_cache,
-        on_failure=on_failure,
-    )
-    metrics.watch_worker(worker.occupancy)
+    parts = prepare(options, loaded, pool_size(options, loaded))
+    client = RemotePrefillClient(options.prefill, token=options.token_for_prefill(), ca=options.prefill_ca)
+    return assemble(parts, client, on_failure=on_failure, close=client.close)
 
-    def close() -> None:
-        prefill_client.close()
-        store.close()
 
-    return DecodeService(
-        worker,
-        resolver,
-        access,
-        metrics.registry,
-        model_name=loaded.model_name,
-        same_bits=same_bits(options, served.row_bits),
-        request_timeout_s=options.request_timeout_s,
-        close=close,
-    )
+def pool_size(options: DecodeOptions, loaded: Loaded) -> PoolSize:
+    """As told, or for a full batch of the longest contexts as far as there is memory."""
+    layout, tokens = loaded.served.layout, options.batch_max * loaded.served.context_length_max
+    pages = options.kv_pages or pool_pages(layout, options.page_size, tokens, pool_nbytes_default(options.device))
+    return PoolSize(pages, min(pages - 1, max(1, round(pages * options.chunk_page_ratio))))
 
 
 def main(options: DecodeOptions) -> int:

@@ -1,0 +1,119 @@
+"""The parts of a decode service and how they stand together, whoever makes the KV that it lacks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from prometheus_client import CollectorRegistry
+
+from chunk_store.open import open_store, shown_url
+from chunk_store.quantities import human_bytes
+from decode_service.api.service import DecodeService
+from decode_service.kv_source.fetcher import KVFetcher, PrefillClient
+from decode_service.metrics import DecodeMetrics
+from decode_service.options import DecodeOptions
+from decode_service.prompt.resolver import Resolver
+from decode_service.same_bits import needs_one_size, same_bits
+from decode_service.worker import DecodeWorker
+from engine.kv.pool import PagedKVPool
+from engine.kv.resident import ResidentChunks
+from engine.run.protocol import Runner
+from serving.process.loading import Loaded
+from serving.rpc.access import Access
+from serving.store.gauges import StoreGauges
+from serving.store.metered import MeteredStore, StoreMeter
+from serving.tenancy.quotas import TenantQuotas
+
+
+@dataclass(frozen=True)
+class PoolSize:
+    """Pages of a pool, and how many of them chunks may take."""
+
+    pages: int
+    chunk_pages: int
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a decode service stands on: the device's parts, the store, and who may use it."""
+
+    options: DecodeOptions
+    loaded: Loaded
+    runner: Runner
+    residents: ResidentChunks
+    store: MeteredStore
+    metrics: DecodeMetrics
+    access: Access
+    quotas: TenantQuotas
+
+
+def prepare(options: DecodeOptions, loaded: Loaded, size: PoolSize) -> Parts:
+    """Makes pool and runner, and opens the store. Raises ``StoreUnavailable``, ``OSError`` or ``ValueError``."""
+    served = loaded.served
+    nbytes = human_bytes(size.pages * served.layout.nbytes(options.page_size))
+    one_size = needs_one_size(options, served.row_bits)
+    with loaded.startup.stage("pool", f"preparing the KV pool: {size.pages} pages, {nbytes}"):
+        pool = PagedKVPool(
+            served.layout,
+            pages=size.pages,
+            chunk_pages=size.chunk_pages,
+            page_size=options.page_size,
+            device=options.device,
+        )
+        runner = served.make_runner(
+            pool,
+            slots=options.batch_max,
+            decode_buckets=options.decode_buckets(one_size=one_size),
+            row_multiple=options.row_multiple(one_size=one_size),
+            max_cascade_levels=options.cascade_levels_max,
+        )
+        runner.prepare()
+    metrics = DecodeMetrics(CollectorRegistry(), model_name=loaded.model_name, token_nbytes=served.layout.nbytes(1))
+    with loaded.startup.stage("store", f"opening the store {shown_url(options.store)}"):
+        store = MeteredStore(
+            open_store(options.store, password=options.password()), StoreMeter(metrics.registry, loaded.model_name)
+        )
+    metrics.registry.register(StoreGauges(store, loaded.model_name))
+    access = Access.from_file(options.token_file)
+    quotas = TenantQuotas(access.quotas, options.tenant_quota)
+    return Parts(options, loaded, runner, ResidentChunks(pool), store, metrics, access, quotas)
+
+
+def assemble(
+    parts: Parts, client: PrefillClient, *, on_failure: Callable[[], None], close: Callable[[], None]
+) -> DecodeService:
+    """The service over its parts. ``client`` makes KV that the store lacks; ``close`` is called once it has ended.
+
+    ``on_failure`` is called when its device thread ends because of a fault.
+    """
+    options, served = parts.options, parts.loaded.served
+    resolver = Resolver(served, parts.loaded.codec, parts.store, parts.quotas)
+    worker = DecodeWorker(
+        parts.runner,
+        parts.residents,
+        KVFetcher(parts.store, client, served.identity, resolver.register),
+        parts.metrics,
+        eos_token_ids=served.eos_token_ids,
+        batch_max=options.batch_max,
+        waiting_max=options.waiting_max,
+        quotas=parts.quotas,
+        host_nbytes=options.host_cache,
+        on_failure=on_failure,
+    )
+    parts.metrics.watch_worker(worker.occupancy)
+
+    def end() -> None:
+        close()
+        parts.store.close()
+
+    return DecodeService(
+        worker,
+        resolver,
+        parts.access,
+        parts.metrics.registry,
+        model_name=parts.loaded.model_name,
+        same_bits=same_bits(options, served.row_bits),
+        request_timeout_s=options.request_timeout_s,
+        close=end,
+    )
