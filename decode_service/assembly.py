@@ -10,7 +10,8 @@ from prometheus_client import CollectorRegistry
 from chunk_store.open import open_store, shown_url
 from chunk_store.quantities import human_bytes
 from decode_service.api.service import DecodeService
-from decode_service.kv_source.fetcher import KVFetcher, PrefillClient
+from decode_service.kv_source.asking import PrefillClient
+from decode_service.kv_source.fetcher import KVFetcher
 from decode_service.metrics import DecodeMetrics
 from decode_service.options import DecodeOptions
 from decode_service.prompt.resolver import Resolver

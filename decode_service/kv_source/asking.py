@@ -10,7 +10,7 @@ from typing import Protocol
 from chunk_store.entry import MissReason
 from chunk_store.key import ChunkKey
 from decode_service.prompt.composition import Composition
-from decode_service.prompt.request_chunk import ChunkOutcome, RequestChunk, Unpublished
+from decode_service.prompt.request_chunk import ChunkOutcome, Claim, RequestChunk, Unpublished
 from engine.kv.host_tier import ChunkMemory
 
 
@@ -37,7 +37,7 @@ class FetchTerms:
 
     ``abandoned``: whether nobody wants the KV any more. ``may_ask``: whether KV may be asked for that is computed
     elsewhere; once it may, it may for the rest of the fetch. ``came`` is told, in any thread, of each chunk that
-    has its outcome, while others are still to come.
+    has its outcome, while others are still to come. ``insist``: the store is tried though it was full a moment ago.
     """
 
     salt: str
@@ -45,16 +45,21 @@ class FetchTerms:
     abandoned: Callable[[], bool] = lambda: False
     may_ask: Callable[[], bool] = lambda: True
     came: Callable[[Wanted], None] = lambda _: None
+    insist: bool = False
 
 
 @dataclass(frozen=True)
 class ComputedChunk:
-    """What a prefill service says of chunk ``index`` of a composition: its KV can be used, or why it is not stored."""
+    """What is said of chunk ``index`` of a composition: its KV can be used, or why it is not stored.
+
+    With a ``claim`` it is whoever asked that computes it, and publishes it.
+    """
 
     index: int
     key: ChunkKey
     durable: bool = True
     unpublished: Unpublished | None = None
+    claim: Claim | None = None
 
 
 class PrefillClient(Protocol):

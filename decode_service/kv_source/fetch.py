@@ -17,7 +17,7 @@ from chunk_store.key import ChunkKey
 from chunk_store.tenant import visible_to
 from decode_service.kv_source.asking import FetchTerms, NoRoomToAsk, Wanted
 from decode_service.prompt.composition import Composition
-from decode_service.prompt.request_chunk import ChunkOutcome, RequestChunk, Unpublished
+from decode_service.prompt.request_chunk import ChunkOutcome, Claim, RequestChunk, Unpublished
 from engine.kv.source import KVSource
 from serving.errors import NotFound, Unavailable
 from serving.store.heartbeat import heartbeat
@@ -137,10 +137,12 @@ class Fetch:
             try:
                 for made in self._source.ask(self._composition, sorted(left), self._terms):
                     want = left.pop(made.index)
-                    if made.unpublished is None:
-                        yield want
-                    else:
+                    if made.claim is not None:
+                        self._leave(want, None, made.claim)
+                    elif made.unpublished is not None:
                         self._leave(want, made.unpublished)
+                    else:
+                        yield want
                 break
             except NotFound:
                 if self._is_gone(left):
@@ -166,9 +168,9 @@ class Fetch:
         want.outcome = ChunkOutcome(source if want.missed is None else KVSource.COMPUTED, want.missed)
         self._terms.came(want)
 
-    def _leave(self, want: Wanted, why: Unpublished) -> None:
-        """It is to be computed by whoever asked."""
-        want.outcome = ChunkOutcome(KVSource.COMPUTED, want.missed or MissReason.LOAD_FAILED, why)
+    def _leave(self, want: Wanted, why: Unpublished | None, claim: Claim | None = None) -> None:
+        """It is to be computed by whoever asked: to be published, or the reason why not."""
+        want.outcome = ChunkOutcome(KVSource.COMPUTED, want.missed or MissReason.LOAD_FAILED, why, claim)
         self._terms.came(want)
 
     def _why_missing(self, chunk: RequestChunk) -> MissReason:

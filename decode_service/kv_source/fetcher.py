@@ -89,7 +89,7 @@ class KVFetcher:
 
         Raises as ``fetch`` does.
         """
-        if self._is_full(composition.tenant):
+        if self._is_full(composition.tenant) and not terms.insist:
             for index in indices:
                 yield ComputedChunk(index, composition.chunks[index].key, unpublished=Unpublished.STORE_FULL)
             return

@@ -58,7 +58,7 @@ class Loader:
             self._post(partial(scheduler.came, fill, want.chunk, want.outcome))
 
         may_ask = partial(self._may_ask, fill)
-        terms = FetchTerms(sequence.salt, sequence.deadline, lambda: fill.abandoned, may_ask, came)
+        terms = FetchTerms(sequence.salt, sequence.deadline, lambda: fill.abandoned, may_ask, came, sequence.for_chunks)
         with bearing(sequence.request_id):
             try:
                 spent_ns = self.source.fetch(sequence.composition, wanted, terms)
