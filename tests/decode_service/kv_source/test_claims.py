@@ -51,7 +51,7 @@ class Here(Queue):
         super().__init__(root, room=room)
         self.claims = ChunkClaims(self.store, self.publisher, MODEL, LAYOUT, lambda _: limits)
 
-    def compute(self, wanted: Composition, made: ComputedChunk) -> StoreClaim:
+    def compute_claimed(self, wanted: Composition, made: ComputedChunk) -> StoreClaim:
         """Fills a claimed chunk's pages and hands it on, in the device thread."""
         claim, chunk = made.claim, wanted.chunks[made.index]
         assert isinstance(claim, StoreClaim)
@@ -88,7 +88,7 @@ def test_what_is_missing_is_claimed_in_order_and_stored_when_it_is_computed(here
     made = list(here.claims.compute_all(wanted, [0, 1, 2], TERMS))
     assert [(each.index, each.durable, each.unpublished) for each in made] == [(n, False, None) for n in range(3)]
     assert all(isinstance(here.begin(chunk), Busy) for chunk in wanted.chunks)
-    going = [here.compute(wanted, each).going() for each in made]
+    going = [here.compute_claimed(wanted, each).going() for each in made]
     headers = [future.result(WAIT_S) for future in going]
     assert here.are_stored(*wanted.chunks) == [True] * 3 and not here.claims._open
     assert [info.key for info in headers] == [chunk.key for chunk in wanted.chunks]
@@ -150,7 +150,7 @@ def test_a_store_without_room_for_a_tenant_is_left_alone_for_a_while(tmp_path: P
     here = Here(tmp_path, limits=TenantLimits(nbytes=NBYTES // 2))
     wanted = composition("a", "b")
     first, second = here.claims.compute_all(wanted, [0, 1], TERMS)
-    assert here.compute(wanted, first).going().exception(WAIT_S) is not None
+    assert here.compute_claimed(wanted, first).going().exception(WAIT_S) is not None
     second.claim.drop()
     (refused,) = here.claims.compute_all(wanted, [1], TERMS)
     assert refused.unpublished is Unpublished.STORE_FULL
@@ -170,7 +170,7 @@ def test_a_store_that_does_not_keep_up_is_waited_for_and_then_done_without(
     wanted = composition("a", "b", "c", exact=False)
     found = list(here.claims.compute_all(wanted, [0, 1, 2], TERMS))
     assert [each.unpublished for each in found] == [None, Unpublished.STORE_UNAVAILABLE, Unpublished.STORE_UNAVAILABLE]
-    here.compute(wanted, found[0]).going().result(WAIT_S)
+    here.compute_claimed(wanted, found[0]).going().result(WAIT_S)
     monkeypatch.setattr(here.claims, "_behind_until", 0.0)
     assert next(iter(here.claims.compute_all(wanted, [1], TERMS))).claim is not None
     here.claims.stop()
