@@ -1,8 +1,10 @@
 """Time to first token through the real services: cold, warm (resident), warm (from the store), and plain generate.
 
-decode A   document 1..N for the first time  -> cold (prefill service computes, store, load)
+decode A   document 1..N for the first time  -> cold (prefill service computes; handed over or stored and loaded)
            the same documents again          -> warm, resident
 decode B   the same documents, first time    -> warm, from the store
+
+Cold and plain alternate, for the machine may be shared; of both the fastest stands beside the median.
 """
 
 from __future__ import annotations
@@ -12,14 +14,16 @@ import contextlib
 import statistics
 import tempfile
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
 
 from bench.models import BenchModel
 from cairn.client.async_client import AsyncClient
+from cairn.client.types import Timings
 from cairn.local.processes import Processes
 from cairn.local.services import service_commands
 from decode_service.options import DecodeOptions
@@ -30,15 +34,25 @@ QUERY_TOKENS = 8
 
 @dataclass(frozen=True)
 class FirstTokens:
-    """Medians in milliseconds of wall time, as the client sees them."""
+    """Milliseconds of wall time, as the client sees them: medians, and of cold and plain the fastest.
+
+    ``cold_of_plain`` is the median of the pairs' ratios, ``stages_ms`` where the decode service says a cold one went.
+    """
 
     cold_ms: float
     resident_ms: float
     store_ms: float
+    plain_ms: float
+    cold_of_plain: float
+    fastest_cold_ms: float
+    fastest_plain_ms: float
+    stages_ms: dict[str, float]
 
 
-async def ours(model: BenchModel, tokens: int, documents: int, threads: int) -> FirstTokens:
-    """Runs the three cases over ``documents`` documents of ``tokens`` tokens."""
+async def ours(
+    model: BenchModel, tokens: int, documents: int, threads: int, plain: Callable[[list[int]], float]
+) -> FirstTokens:
+    """Runs the cases over ``documents`` documents of ``tokens`` tokens; ``plain`` says how many seconds it took."""
     texts = [model.prompt(tokens, seed) for seed in range(documents)]
     with tempfile.TemporaryDirectory(prefix="cairn-bench-") as folder:
         pages = documents * (tokens // 16 + 1) * 2 + 64
@@ -47,12 +61,29 @@ async def ours(model: BenchModel, tokens: int, documents: int, threads: int) -> 
             **{"threads": threads, "kv_pages": pages},
         }
         async with _services(shared) as (first, second):
-            await _ask(first, model.prompt(64, 999), model)  # both are warm machines, not warm caches
-            await _ask(second, model.prompt(64, 998), model)
-            cold = [await _ask(first, text, model) for text in texts]
-            resident = [await _ask(first, text, model) for text in texts]
-            store = [await _ask(second, text, model) for text in texts]
-    return FirstTokens(*(statistics.median(times) * 1e3 for times in (cold, resident, store)))
+            for seed in (997, 998, 999):  # all are warm machines, not warm caches
+                for ask in (first, second):
+                    await _ask(ask, model.prompt(64, seed), model)
+            await asyncio.to_thread(plain, model.prompt(tokens, 996))
+            pairs = []
+            for text in texts:
+                cold = await _ask(first, text, model)
+                pairs.append((cold, await asyncio.to_thread(plain, text + model.prompt(QUERY_TOKENS, 7))))
+            resident = [(await _ask(first, text, model)).first_s for text in texts]
+            store = [(await _ask(second, text, model)).first_s for text in texts]
+    cold_s, plain_s = [cold.first_s for cold, _ in pairs], [seconds for _, seconds in pairs]
+    names = vars(pairs[0][0].timings)
+    stages = {name: statistics.median(getattr(cold.timings, name) for cold, _ in pairs) for name in names}
+    return FirstTokens(
+        cold_ms=statistics.median(cold_s) * 1e3,
+        resident_ms=statistics.median(resident) * 1e3,
+        store_ms=statistics.median(store) * 1e3,
+        plain_ms=statistics.median(plain_s) * 1e3,
+        cold_of_plain=statistics.median(cold / alone for cold, alone in zip(cold_s, plain_s, strict=True)),
+        fastest_cold_ms=min(cold_s) * 1e3,
+        fastest_plain_ms=min(plain_s) * 1e3,
+        stages_ms={name.removesuffix("_s"): round(value * 1e3, 2) for name, value in stages.items() if value},
+    )
 
 
 @contextlib.asynccontextmanager
@@ -74,27 +105,34 @@ async def _services(shared: dict[str, Any]) -> AsyncIterator[tuple[AsyncClient, 
         await processes.stop(10.0)
 
 
-async def _ask(client: AsyncClient, document: list[int], model: BenchModel) -> float:
-    """Seconds from the call to the first token of a one-token answer."""
+@dataclass(frozen=True)
+class _Asked:
+    first_s: float
+    timings: Timings
+
+
+async def _ask(client: AsyncClient, document: list[int], model: BenchModel) -> _Asked:
+    """Seconds from the call to the first token of a one-token answer, and what the service says of it."""
     started = time.perf_counter()
-    async for _ in client.generate([document, model.prompt(QUERY_TOKENS, 7)], max_tokens=1, ignore_eos=True):
-        return time.perf_counter() - started
-    raise RuntimeError("the answer had no token")
+    stream = client.generate([document, model.prompt(QUERY_TOKENS, 7)], max_tokens=1, ignore_eos=True)
+    first_s = 0.0
+    async for _ in stream:
+        first_s = first_s or time.perf_counter() - started
+    if not first_s:
+        raise RuntimeError("the answer had no token")
+    return _Asked(first_s, stream.result.timings)
 
 
 @torch.inference_mode()
-def theirs(model: BenchModel, module: Any, tokens: int, runs: int) -> float:
-    """Milliseconds that transformers' ``generate`` takes to the first token; it keeps nothing between calls."""
+def generate(module: Any, ids: list[int]) -> float:
+    """Seconds that transformers' ``generate`` takes to the first token; it keeps nothing between calls."""
+    started = time.perf_counter()
+    prompt = torch.tensor([ids])
+    module.generate(prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=1, do_sample=False, pad_token_id=0)
+    return time.perf_counter() - started
+
+
+def measure(model: BenchModel, module: Any, tokens: int, documents: int, threads: int) -> FirstTokens:
+    """``ours`` from ordinary code; ``module`` is the same model."""
     module.set_attn_implementation("sdpa")
-    times: list[float] = []
-    for seed in range(runs):
-        ids = torch.tensor([model.prompt(tokens, seed) + model.prompt(QUERY_TOKENS, 7)])
-        started = time.perf_counter()
-        module.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=1, do_sample=False, pad_token_id=0)
-        times.append(time.perf_counter() - started)
-    return statistics.median(times) * 1e3
-
-
-def measure(model: BenchModel, tokens: int, documents: int, threads: int) -> FirstTokens:
-    """``ours`` from ordinary code."""
-    return asyncio.run(ours(model, tokens, documents, threads))
+    return asyncio.run(ours(model, tokens, documents, threads, partial(generate, module)))
