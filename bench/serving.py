@@ -2,6 +2,7 @@
 
     python -m bench.serving --device cuda                      # every trace in a closed loop on one card
     python -m bench.serving --device cuda --rate 0.8x --traces unshared rag
+    python -m bench.serving --device cuda --one-process --traces rag cold agents --history kept
     python -m bench.serving --device cuda --prefill-device cuda:1 --traces rag busy_prefill --order given canonical
     python -m bench.serving --scale 0.02                       # the shipped model on a CPU, small
 
@@ -236,7 +237,7 @@ async def run_all(args: argparse.Namespace) -> list[dict[str, Any]]:
         decode = [*args.layout.decode, "--batch-max", str(args.batch_max), *_kv_pages(args.decode_kv_pages)]
         began = time.monotonic()
         more = (prefill + shlex.split(args.prefill_args), decode + shlex.split(args.decode_args))
-        async with running(shared, *more, stacks) as services:
+        async with running(shared, *more, stacks, together=args.one_process) as services:
             print(json.dumps({"ready_s": round(time.monotonic() - began, 1), **services.ready}), flush=True)
             bench = Bench(args, services, generator, vocabulary_of(model), stacks)
             try:

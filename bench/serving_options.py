@@ -33,6 +33,7 @@ def parse(argv: list[str] | None, description: str | None) -> argparse.Namespace
     parser.add_argument("--counts", type=above_zero, help=counts_help)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--prefill-device", metavar="DEVICE", help="another card for the prefill service: cuda:1")
+    parser.add_argument("--one-process", action="store_true", help="both services in one process, over one model")
     parser.add_argument(
         "--model", type=Path, help="a checkpoint (default: fable on a CPU, a random 8B shape elsewhere)"
     )
@@ -55,7 +56,9 @@ def parse(argv: list[str] | None, description: str | None) -> argparse.Namespace
         "--out", type=Path, help=f"folder (default {RESULTS}; of small runs and on a CPU build/serving)"
     )
     args = parser.parse_args(argv)
-    args.layout = Layout(args.device, args.prefill_device or args.device)
+    if args.one_process and args.prefill_device not in (None, args.device):
+        parser.error("--one-process has one device: leave out --prefill-device")
+    args.layout = Layout(args.device, args.prefill_device or args.device, args.one_process)
     args.out = args.out or (RESULTS if is_recorded(args) else SMALL)
     return args
 

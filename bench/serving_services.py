@@ -19,43 +19,46 @@ from typing import Any
 from prometheus_client.parser import text_string_to_metric_families
 
 from cairn.demo.shipped import MODEL
-from cairn.local.processes import Command, Processes, free_port
+from cairn.local.processes import Command, Place, Processes, free_port
+from cairn.local.services import TOGETHER
 
 START_S, STOP_S, SCRAPE_S = 400.0, 30.0, 10.0
 LOG_LINES = 400
 LAYERS = 36
 SHARED_MEMORY = Path("/dev/shm")
-USUAL, TWO_CARDS = "two processes", "two cards"
+USUAL, ONE_PROCESS, TWO_CARDS = "two processes", "one process", "two cards"
+PAGES = {  # of KV on a card, for prefill and for decode: 2.4 MB each, beside 16 GB of weights a process
+    USUAL: (8192, 26_000),  # 19 GB, contexts of 32k with room to spare, and 61 GB: 416k tokens, most of them for chunks
+    ONE_PROCESS: (36_000, 36_000),  # 85 GB of one pool
+    TWO_CARDS: (26_000, 40_000),
+}
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Where the services run: on one device, or the prefill service on a card of its own."""
+    """Where the services run: on one device in two processes or in one, or the prefill service on a card of its own."""
 
     device: str
     prefill_device: str
+    together: bool = False
 
     @property
     def name(self) -> str:
-        return USUAL if self.prefill_device == self.device else TWO_CARDS
+        apart = USUAL if self.prefill_device == self.device else TWO_CARDS
+        return ONE_PROCESS if self.together else apart
 
     @property
     def prefill(self) -> list[str]:
-        """Options of the prefill service: on a card that both share 19 GB for KV (131k tokens), else 61 GB."""
-        pages = 8192 if self.name != TWO_CARDS else 26_000
-        return ["--device", self.prefill_device, *self._pages(pages)]
+        """Options of the prefill service."""
+        return ["--device", self.prefill_device, *self._pages(0)]
 
     @property
     def decode(self) -> list[str]:
-        """Options of the decode service: on a card with weights twice (33 GB) 61 GB for KV (416k tokens), else 94 GB.
+        """Options of the decode service: most of its KV is for chunks."""
+        return ["--device", self.device, *self._pages(1, "--chunk-page-ratio", "0.75")]
 
-        Most of it is for chunks.
-        """
-        pages = 26_000 if self.name != TWO_CARDS else 40_000
-        return ["--device", self.device, *self._pages(pages, "--chunk-page-ratio", "0.75")]
-
-    def _pages(self, pages: int, *more: str) -> list[str]:
-        return [] if self.device == "cpu" else ["--kv-pages", str(pages), *more]
+    def _pages(self, service: int, *more: str) -> list[str]:
+        return [] if self.device == "cpu" else ["--kv-pages", str(PAGES[self.name][service]), *more]
 
 
 @dataclass
@@ -69,7 +72,7 @@ class Services:
     died: asyncio.Task[str]
 
     def tails(self, lines: int = 60) -> str:
-        """The ends of both logs."""
+        """The ends of the logs."""
         return "\n".join(f"--- {name} service\n" + "\n".join(list(log)[-lines:]) for name, log in self.logs.items())
 
     def scrape(self) -> dict[str, dict[str, float]]:
@@ -119,22 +122,26 @@ def fresh_store() -> Iterator[tuple[Path, int]]:
 
 @asynccontextmanager
 async def running(
-    shared: list[str], prefill: list[str], decode: list[str], stacks: Path | None = None
+    shared: list[str], prefill: list[str], decode: list[str], stacks: Path | None = None, *, together: bool = False
 ) -> AsyncIterator[Services]:
     """Both services with these options, ready. Raises ``ServiceFailed``, after printing the ends of their logs.
 
-    ``stacks`` is where the decode service's are noted, if they are wanted (``bench.stack_samples``).
+    ``stacks`` is where the decode service's are noted, if they are wanted (``bench.stack_samples``); ``together`` both
+    are one process.
     """
-    logs: dict[str, deque[str]] = {name: deque(maxlen=LOG_LINES) for name in ("prefill", "decode")}
-    processes = Processes(lambda name, line: logs[name].append(line))
-    first = _command("prefill", [*shared, *prefill])
-    second = _command("decode", [*shared, *decode, "--prefill", first.address], stacks)
+    logs: dict[str, deque[str]] = {}
+    processes = Processes(lambda name, line: logs.setdefault(name, deque(maxlen=LOG_LINES)).append(line))
+    places = {name: f"127.0.0.1:{free_port('127.0.0.1')}" for name in ("prefill", "decode")}
+    told = {
+        "prefill": [*_listening(places["prefill"]), *shared, *prefill],
+        "decode": [*_listening(places["decode"]), *shared, *decode, "--prefill", places["prefill"]],
+    }
+    commands = _in_one_process(told, places, stacks) if together else _in_two_processes(told, places, stacks)
     died: asyncio.Task[str] | None = None
     try:
-        await processes.start([first, second])
-        services = Services(
-            first.address, second.address, {}, logs, died := asyncio.create_task(processes.first_exit())
-        )
+        await processes.start(commands)
+        died = asyncio.create_task(processes.first_exit())
+        services = Services(places["prefill"], places["decode"], {}, logs, died)
         try:
             services.ready.update(await processes.wait_ready(START_S))
             yield services
@@ -147,11 +154,26 @@ async def running(
         await processes.stop(STOP_S)
 
 
-def _command(name: str, options: list[str], stacks: Path | None = None) -> Command:
-    port = free_port("127.0.0.1")
-    module = [f"{name}_service"] if stacks is None else ["bench.stack_samples", str(stacks), f"{name}_service"]
-    argv = [sys.executable, "-m", *module, "--port", str(port), "--metrics-port", "0", *options]
-    return Command(name, tuple(argv), f"127.0.0.1:{port}")
+def _listening(place: str) -> list[str]:
+    return ["--port", place.rpartition(":")[2], "--metrics-port", str(free_port("127.0.0.1"))]
+
+
+def _in_two_processes(told: dict[str, list[str]], places: dict[str, str], stacks: Path | None) -> list[Command]:
+    watched = {"decode": stacks}
+    return [
+        Command(name, (*_python(f"{name}_service", watched.get(name)), *words), places[name])
+        for name, words in told.items()
+    ]
+
+
+def _in_one_process(told: dict[str, list[str]], places: dict[str, str], stacks: Path | None) -> list[Command]:
+    words = [*told["prefill"], "--", *told["decode"]]
+    serves = tuple(Place(name, place) for name, place in places.items())
+    return [Command("cairn", (*_python(TOGETHER, stacks), *words), serves=serves)]
+
+
+def _python(module: str, stacks: Path | None) -> list[str]:
+    return [sys.executable, "-m", *([module] if stacks is None else ["bench.stack_samples", str(stacks), module])]
 
 
 def _samples(port: int) -> dict[str, float]:
