@@ -20,15 +20,18 @@ from engine.kv.exported import NotExportable
 from engine.kv.pool import PagedKVPool
 from engine.kv.resident import ResidentChunks
 from prefill_service.api.service import ALONE, FULL_NAME, PrefillService
-from prefill_service.jobs.computer import ChunkComputer
 from prefill_service.jobs.job import PrefillJobs
+from prefill_service.jobs.own_pool import OwnPool
 from prefill_service.jobs.resolver import Resolver
 from prefill_service.metrics import PrefillMetrics
+from prefill_service.worker import DeviceThread
 from serving.handover.lender import Lender
 from serving.handover.metrics import LenderMetrics
 from serving.process.life import Listed, run_main
 from serving.process.loading import Loaded, pool_nbytes_default, pool_pages
 from serving.process.same_bits import SameBits
+from serving.publishing.metrics import PublicationMetrics
+from serving.publishing.publisher import Publisher
 from serving.rpc.access import Access
 from serving.store.gauges import StoreGauges
 from serving.store.metered import MeteredStore, StoreMeter
@@ -69,11 +72,19 @@ def build(options: PrefillOptions, loaded: Loaded) -> PrefillService:
         pool = make_pool(options, served.layout, pages)
         runner = served.make_runner(pool, slots=1)
         runner.prepare()
-    computer = ChunkComputer(served, runner, ResidentChunks(pool), store)
+    residents, device = ResidentChunks(pool), DeviceThread()
+    publisher = Publisher(
+        residents,
+        post=device.post,
+        nbytes_max=options.publish_queue,
+        threads=options.publishers,
+        metrics=PublicationMetrics(metrics.registry, loaded.model_name),
+    )
+    computer = OwnPool(served, runner, residents, store, device, publisher, drain_s=options.drain_s)
     access = Access.from_file(options.token_file)
     resolver = Resolver(store, served, loaded.codec, pool, TenantQuotas(access.quotas, options.tenant_quota))
-    jobs = PrefillJobs(resolver, computer, store, metrics, jobs_max=options.jobs_max)
-    computer.lender = make_lender(options, jobs, LenderMetrics(metrics.registry, loaded.model_name))
+    jobs = PrefillJobs(resolver, computer, store, metrics, jobs_max=options.jobs_max, durable=options.durable)
+    computer.lender = make_lender(options, residents, device, LenderMetrics(metrics.registry, loaded.model_name))
     metrics.watch(lambda: jobs.queue.jobs, pool.count)
     found = served.row_bits
     same_bits = ALONE if found is None else SameBits(found.equal, found.reason)
@@ -94,14 +105,16 @@ def make_pool(options: PrefillOptions, layout: KVLayout, pages: int) -> PagedKVP
         return make(share=False)
 
 
-def make_lender(options: PrefillOptions, jobs: PrefillJobs, metrics: LenderMetrics) -> Lender | None:
+def make_lender(
+    options: PrefillOptions, residents: ResidentChunks, device: DeviceThread, metrics: LenderMetrics
+) -> Lender | None:
     """Who hands KV over on this host; None, with the reason in the log, where that cannot be."""
     if not options.hand_over:
         return None
     try:
         return Lender(
-            jobs.computer.residents,
-            jobs.queue.post,
+            residents,
+            device.post,
             metrics,
             lease_s=options.hand_over_lease_s,
             directory=options.hand_over_dir,

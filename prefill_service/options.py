@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from serving.process.options import ServiceOptions, parse_options
-from serving.process.settings import COUNT, DAYS, SECONDS, SIZE, Kind, setting
+from serving.process.settings import COUNT, DAYS, SECONDS, SIZE, SWITCH, Kind, setting
 
 GROUP = "prefill"
+PUBLISHERS_MAX = 8
 STORE_KEEPS = "what the store has; {} when it is new"
 
 
@@ -41,6 +43,18 @@ class PrefillOptions(ServiceOptions):
         group="hand-over",
     )
     jobs_max: int = setting(COUNT, "requests that wait or run at most", default=256, group=GROUP)
+    durable: bool = setting(SWITCH, "every reply waits until its KV is stored", default=False, group=GROUP)
+    publish_queue: int = setting(
+        SIZE, "of computed KV that waits to be stored", default=2 * 2**30, unset="2GiB", group=GROUP
+    )
+    publish_threads: int | None = setting(
+        COUNT, "entries written beside each other", default=None, unset="the processors, at most 8", group=GROUP
+    )
+
+    @property
+    def publishers(self) -> int:
+        """Threads that write entries."""
+        return self.publish_threads or min(PUBLISHERS_MAX, len(os.sched_getaffinity(0)))
 
     @property
     def quarantine_s(self) -> int | None:

@@ -1,4 +1,4 @@
-"""The one thread that launches device work, and the bounded line of jobs before it. It knows no chunks.
+"""The bounded line of jobs, and the one thread that launches device work for them. It knows no chunks.
 
 Of several tenants' jobs one of each is taken in turn.
 """
@@ -10,7 +10,7 @@ import contextvars
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, TypeVar
 
@@ -26,16 +26,12 @@ log = logging.getLogger(__name__)
 RETRY_AFTER_S = 1.0  # what a refused request is told
 
 
-class DeviceQueue:
+class JobLine:
     """At most ``jobs_max`` jobs wait or run; the next is refused, but for tenants with less than their share."""
 
     def __init__(self, jobs_max: int, quotas: TenantQuotas | None = None) -> None:
         self._quotas = quotas or TenantQuotas()
         self._places = Places(jobs_max)
-        self._rotation = Rotation()
-        self._steps: list[tuple[Tenant, Future[Any], Callable[[], Any]]] = []  # in the order they came
-        self._lock = threading.Lock()  # of the steps
-        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="device")
 
     @property
     def jobs(self) -> int:
@@ -54,6 +50,16 @@ class DeviceQueue:
 
     def leave_place(self, tenant: Tenant = DEFAULT_TENANT) -> None:
         self._places.leave(tenant)
+
+
+class DeviceThread:
+    """Runs one step after another, of several tenants' in turn."""
+
+    def __init__(self) -> None:
+        self._rotation = Rotation()
+        self._steps: list[tuple[Tenant, Future[Any], Callable[[], Any]]] = []  # in the order they came
+        self._lock = threading.Lock()  # of the steps
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="device")
 
     async def run(self, step: Callable[[], T], timer: StageTimer, tenant: Tenant = DEFAULT_TENANT) -> T:
         """Runs ``step`` on the device thread in the tenant's turn; its wait is the stage ``queue``.
@@ -99,11 +105,18 @@ class DeviceQueue:
         except BaseException as error:
             work.set_exception(error)
 
-    def close(self) -> None:
-        """Drops steps that have not begun and waits for the one that has."""
-        self._thread.shutdown(wait=True, cancel_futures=True)
-        for _, work, _ in self._steps:
+    def drop(self) -> None:
+        """Drops steps that have not begun."""
+        with self._lock:
+            steps, self._steps = self._steps, []
+        for _, work, _ in steps:
             work.cancel()
+
+    def close(self) -> None:
+        """Drops steps that have not begun, and waits for the one that has."""
+        self.drop()
+        self._thread.shutdown(wait=True)
+        self.drop()
 
 
 async def thread_result(work: Future[T]) -> T:
@@ -115,3 +128,13 @@ async def thread_result(work: Future[T]) -> T:
         if not work.cancel():
             await asyncio.wait([waiting])
         raise
+
+
+async def all_ended(futures: Iterable[Future[Any]], timeout_s: float) -> bool:
+    """Waits until all have ended, however; False if that takes longer. They go on when who waits is cancelled."""
+    waiting = [asyncio.wrap_future(each) for each in futures if not each.done()]
+    for each in waiting:
+        each.add_done_callback(lambda ended: ended.cancelled() or ended.exception())  # seen: it is others' to act on
+    if not waiting:
+        return True
+    return not (await asyncio.wait(waiting, timeout=max(0.0, timeout_s)))[1]

@@ -11,11 +11,11 @@ from chunk_store.record import ChunkRecord, RecordOrder, RecordQuery
 from chunk_store.store import StoreStats
 from chunk_store.tenant import SHARED_TENANT, Tenant, TenantUsage, visible_to
 from engine.kv.source import KVSource
-from prefill_service.jobs.computer import ChunkMade
 from prefill_service.jobs.job import PrefillResult
+from prefill_service.jobs.progress import ChunkMade
 from prefill_service.jobs.resolver import ChunkRequest, CompositionRequest, PrefillJob
 from protos import chunks_pb2, prefill_pb2
-from serving.errors import InvalidRequest
+from serving.errors import STORE_FULL, STORE_UNAVAILABLE, InvalidRequest, request_error
 from serving.rpc import wire
 from serving.rpc.access import Caller
 from serving.rpc.field_bounds import ContentBudget, check_count, check_id, check_label
@@ -36,6 +36,11 @@ _ORDERS = {
 _OUTCOMES = {
     "computed": prefill_pb2.PrefillChunkResponse.OUTCOME_COMPUTED,
     "already_stored": prefill_pb2.PrefillChunkResponse.OUTCOME_ALREADY_STORED,
+}
+_UNPUBLISHED = {
+    "": chunks_pb2.UNPUBLISHED_UNSPECIFIED,
+    STORE_FULL: chunks_pb2.UNPUBLISHED_STORE_FULL,
+    STORE_UNAVAILABLE: chunks_pb2.UNPUBLISHED_STORE_UNAVAILABLE,
 }
 
 
@@ -62,6 +67,7 @@ def chunk_request(message: prefill_pb2.PrefillChunkRequest, salt: str, budget: C
         pin=message.pin,
         role=message.role,
         salt=salt,
+        durable=message.durable,
     )
 
 
@@ -89,7 +95,7 @@ def prefill_response(result: PrefillResult, model_identity: str) -> prefill_pb2.
         timings=wire.timings_out(result.spent_ns),
         model_identity=model_identity,
         newly_registered=result.job.newly_registered,
-        durable=True,
+        durable=result.durable,
     )
 
 
@@ -112,12 +118,18 @@ def composition_request(message: prefill_pb2.PrefillCompositionRequest, caller: 
         raise InvalidRequest(f"{wanted[-1]} is not a place in chunk_ids", field="wanted", remedy="the first is 0")
     borrower = message.borrower if caller.acts_for_all else ""
     mode = wire.reuse_mode(message.reuse_mode)
-    return CompositionRequest(tuple(message.chunk_ids), wanted, mode, caller.salt, borrower)
+    ids = tuple(message.chunk_ids)
+    return CompositionRequest(ids, wanted, mode, caller.salt, borrower=borrower, durable=message.durable)
 
 
 def composition_response(job: PrefillJob, made: ChunkMade) -> prefill_pb2.PrefillCompositionResponse:
+    refused = "" if made.unpublished is None else request_error(made.unpublished).reason or STORE_UNAVAILABLE
     response = prefill_pb2.PrefillCompositionResponse(
-        index=made.index, key=job.chunks[made.index].key, outcome=_OUTCOMES[outcome(made)], durable=made.durable
+        index=made.index,
+        key=job.chunks[made.index].key,
+        outcome=_OUTCOMES[outcome(made)],
+        durable=made.durable,
+        unpublished=_UNPUBLISHED[refused],
     )
     if made.lent is not None:
         lent = made.lent

@@ -14,8 +14,8 @@ from chunk_store.store import ChunkStore
 from chunk_store.tenant import SHARED_SALT, SHARED_TENANT, Tenant
 from prefill_service.api import messages
 from prefill_service.api.ordered import in_order
-from prefill_service.jobs.computer import ChunkMade
 from prefill_service.jobs.job import PrefillJobs
+from prefill_service.jobs.progress import ChunkMade
 from prefill_service.jobs.resolver import PrefillJob, not_yours
 from protos import chunks_pb2, prefill_pb2, prefill_pb2_grpc
 from serving.errors import InternalFault, InvalidRequest, PermissionDenied, Unsupported, request_error

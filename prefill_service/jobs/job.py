@@ -1,5 +1,5 @@
-"""One PrefillChunk from request to result: register in a store thread, compute on the device thread, wait for
-other workers in between. Plain values, no protobuf."""
+"""One PrefillChunk from request to result: register in a store thread, have it computed, wait until it is stored
+where that is asked for. Plain values, no protobuf."""
 
 from __future__ import annotations
 
@@ -8,22 +8,23 @@ import contextvars
 import logging
 import time
 from collections import Counter
-from collections.abc import AsyncGenerator, Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import AsyncGenerator, Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import TypeVar
+from typing import Any, TypeVar
 
-from chunk_store.errors import StoreError
+from chunk_store.errors import ClaimLost, StoreError
 from chunk_store.key import ChunkId
 from chunk_store.store import ChunkStore, DeleteReport
 from chunk_store.tenant import Tenant
 from engine.kv.source import KVSource
-from prefill_service.jobs.computer import ChunkComputer, ChunkMade, JobProgress
+from prefill_service.jobs.computer import ChunkComputer
+from prefill_service.jobs.progress import ChunkMade, JobProgress
 from prefill_service.jobs.resolver import ChunkRequest, CompositionRequest, PrefillJob, Resolver
 from prefill_service.metrics import PrefillMetrics
-from prefill_service.worker import DeviceQueue, thread_result
+from prefill_service.worker import JobLine, all_ended, thread_result
 from serving.errors import Unavailable
 from serving.tenancy.text_lanes import TextLanes
 from serving.trace.stages import Stage, StageTimer
@@ -38,16 +39,20 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class PrefillResult:
-    """What became of a job; tokens of the chunk and of the context that it depends on."""
+    """What became of a job; tokens of the chunk and of the context that it depends on.
+
+    ``durable``: the store has all of it now.
+    """
 
     job: PrefillJob
     computed_tokens: int
     reused_tokens: int
     spent_ns: dict[Stage, int]
+    durable: bool
 
 
 class PrefillJobs:
-    """Used from one event loop; the pool is touched by the device thread only."""
+    """Used from one event loop. With ``durable`` every job ends only when its KV is stored, not just those that ask."""
 
     def __init__(
         self,
@@ -57,13 +62,15 @@ class PrefillJobs:
         metrics: PrefillMetrics,
         *,
         jobs_max: int,
+        durable: bool = False,
         busy_wait_s_max: float = BUSY_WAIT_S_MAX,
     ) -> None:
         self.resolver = resolver
         self.computer = computer
         self.store = store
         self.metrics = metrics
-        self.queue = DeviceQueue(jobs_max, resolver.quotas)
+        self.queue = JobLine(jobs_max, resolver.quotas)
+        self.durable = durable
         self.busy_wait_s_max = busy_wait_s_max
         self._store_threads = ThreadPoolExecutor(STORE_THREADS, thread_name_prefix="store")
         self._lanes = TextLanes()
@@ -112,7 +119,7 @@ class PrefillJobs:
             if each.index in job.wanted:
                 loop.call_soon_threadsafe(made.put_nowait, each)
 
-        work = asyncio.create_task(self.run(job, timer, tell))
+        work = asyncio.create_task(self._run(job, timer, tell))
         work.add_done_callback(lambda _: made.put_nowait(None))
         try:
             while (each := await made.get()) is not None:
@@ -122,16 +129,30 @@ class PrefillJobs:
             work.cancel()
             await asyncio.gather(work, return_exceptions=True)
 
-    async def run(
-        self, job: PrefillJob, timer: StageTimer, tell: Callable[[ChunkMade], None] = lambda _: None
-    ) -> PrefillResult:
-        """Returns when the job's KV is stored. Raises ``RequestError``, ``PoolFull`` and what stores raise; what the
-        request registered is then taken back. ``tell`` is told of each chunk, in any thread.
+    async def run(self, job: PrefillJob, timer: StageTimer) -> PrefillResult:
+        """Returns when the job's KV is there: computed, or stored where the job is durable.
+
+        Raises ``RequestError``, ``PoolFull`` and what stores raise; what the request registered is then taken back.
 
         Cancelled, it returns at once, while the device thread goes on to the end of the chunk it computes, no
-        further: until then the job keeps its place, and what is computed is counted.
+        further: until then the job keeps its place, and what is computed is counted. What is computed is stored.
         """
-        progress = JobProgress(timer, tell)
+        try:
+            progress = await self._run(job, timer, lambda _: None)
+            for refused in progress.unpublished.values():
+                raise refused
+        except Exception:
+            await self._withdraw(job)
+            raise
+        tokens = progress.tokens(job)
+        reused_tokens = tokens[KVSource.STORE] + tokens[KVSource.DEVICE]
+        return PrefillResult(
+            job, tokens[KVSource.COMPUTED], reused_tokens, timer.spent_ns(), durable=progress.all_stored
+        )
+
+    async def _run(self, job: PrefillJob, timer: StageTimer, tell: Callable[[ChunkMade], None]) -> JobProgress:
+        """``run`` without its end; ``tell`` is told of each chunk, in any thread, and of those the store refuses."""
+        progress = JobProgress(timer, tell, durable=self.durable or job.durable)
         work = asyncio.create_task(self._work(job, progress))
         self._running.add(work)
         self._named.update(_chunks_of(job))
@@ -142,12 +163,7 @@ class PrefillJobs:
             progress.cancelled.set()
             work.cancel()
             raise
-        except Exception:
-            await self._withdraw(job)
-            raise
-        tokens = progress.tokens(job)
-        reused_tokens = tokens[KVSource.STORE] + tokens[KVSource.DEVICE]
-        return PrefillResult(job, tokens[KVSource.COMPUTED], reused_tokens, timer.spent_ns())
+        return progress
 
     async def _withdraw(self, job: PrefillJob) -> None:
         """Takes back what a request registered that then failed: it leaves nothing behind that others do not use."""
@@ -182,27 +198,60 @@ class PrefillJobs:
         if not await thread_result(looking):
             return
         while True:
-            wait_s = await self.queue.run(lambda: self.computer.attempt(job, progress), progress.timer, job.tenant)
-            if wait_s is None:
+            await self.computer.compute(job, progress, deadline)
+            if not await self._settled(progress, deadline):
                 return
-            if time.monotonic() + wait_s > deadline:
-                raise Unavailable(
-                    f"another worker has not finished the KV that this chunk needs within {self.busy_wait_s_max:g} s",
-                    remedy="try again",
-                )
-            await asyncio.sleep(wait_s)
+
+    async def _settled(self, progress: JobProgress, deadline: float) -> bool:
+        """Waits until what was launched is computed, or stored where the job is durable; True if a claim was lost.
+
+        Raises ``Unavailable`` at ``deadline``, and what is wrong with the device or with us.
+        """
+        publishing = dict(progress.publishing)
+        with progress.timer.stage("prefill"):
+            await self._ended_by([each.computed for each in publishing.values()], deadline)
+        for each in publishing.values():
+            each.computed.result()
+        if not progress.durable:
+            return False
+        with progress.timer.stage("publish"):
+            await self._ended_by(publishing.values(), deadline)
+        lost = False
+        for index, each in publishing.items():
+            error = each.exception()
+            if error is None:
+                progress.stored(index)
+            elif isinstance(error, ClaimLost):
+                del progress.publishing[index]  # it is resident, or computed again
+                lost = True
+            elif isinstance(error, StoreError):
+                progress.refused(index, error)
+            else:
+                raise error
+        return lost
+
+    async def _ended_by(self, futures: Iterable[Future[Any]], deadline: float) -> None:
+        """Waits for what threads do. Raises ``Unavailable`` at ``deadline``."""
+        if not await all_ended(futures, deadline - time.monotonic()):
+            raise Unavailable(
+                f"the store has not taken the KV of this chunk within {self.busy_wait_s_max:g} s", remedy="try again"
+            )
 
     async def delete(self, chunk_id: ChunkId, tenant: Tenant) -> DeleteReport:
-        """Deletes a tenant's chunk with its KV, also from the pool where no running job holds it."""
+        """Deletes a tenant's chunk with its KV, also from the pool where no running job holds it.
+
+        What is on its way into the store from here arrives there before.
+        """
+        deadline = time.monotonic() + self.busy_wait_s_max
+        await self._ended_by(self.computer.publishing_of(chunk_id, tenant), deadline)
         entries = await self.in_store_thread(lambda: self.store.list_entries([chunk_id], [tenant]))
         report = await self.in_store_thread(lambda: self.store.delete_chunks([chunk_id], [tenant]))
-        keys = [entry.key for entry in entries]
-        await self.queue.run(lambda: [self.computer.residents.evict(key) for key in keys], StageTimer(), tenant)
+        await self.computer.evict([entry.key for entry in entries], tenant)
         return report
 
     async def stop(self) -> None:
         """Waits for the threads to end what they do."""
-        await asyncio.to_thread(self.queue.close)
+        await self.computer.stop()
         await asyncio.to_thread(self._store_threads.shutdown, wait=True, cancel_futures=True)
         await asyncio.gather(*self._running, return_exceptions=True)
 

@@ -30,7 +30,8 @@ class ChunkRequest:
     """What a caller asks: exactly one of ``text``, ``token_ids`` and ``chunk_id`` is not None.
 
     ``type`` and ``role`` belong to new content; a ``chunk_id`` brings its own type. ``ttl_s`` 0 is none. The salt
-    is the caller's and says whose content this is; ``SHARED_SALT`` publishes for everybody.
+    is the caller's and says whose content this is; ``SHARED_SALT`` publishes for everybody. ``durable``: the KV is to
+    be stored, not just computed, when the job ends.
     """
 
     text: str | None = None
@@ -45,6 +46,7 @@ class ChunkRequest:
     pin: bool = False
     role: str = ""
     salt: str = ""
+    durable: bool = False
 
     @property
     def tenant(self) -> Tenant:
@@ -65,6 +67,7 @@ class CompositionRequest:
     mode: ReuseMode = ReuseMode.EXACT
     salt: str = ""
     borrower: str = ""
+    durable: bool = False
 
     @property
     def tenant(self) -> Tenant:
@@ -74,7 +77,8 @@ class CompositionRequest:
 @dataclass(frozen=True)
 class PrefillJob:
     """KV to make: the composition's chunks with their keys; ``wanted`` were asked for, ``needed`` are these and all
-    that they attend to. Both ascend. ``borrower``: to whom of this host the wanted ones are lent, if to anybody."""
+    that they attend to. Both ascend. ``borrower``: to whom of this host the wanted ones are lent, if to anybody.
+    ``durable``: the job ends when all of it is stored."""
 
     chunk_ids: tuple[ChunkId, ...]
     chunks: tuple[KeyedChunk, ...]
@@ -84,6 +88,7 @@ class PrefillJob:
     limits: TenantLimits
     newly_registered: bool
     borrower: str = ""
+    durable: bool = False
 
     @property
     def chunk_id(self) -> ChunkId:
@@ -141,7 +146,7 @@ class Resolver:
             added = self._put(request, record, known, limits)
         ids = (*(chunk.chunk_id for chunk in context), record.chunk_id)
         needed = (*keyed[wanted].context, wanted)
-        return PrefillJob(ids, tuple(keyed), (wanted,), needed, request.tenant, limits, added)
+        return PrefillJob(ids, tuple(keyed), (wanted,), needed, request.tenant, limits, added, durable=request.durable)
 
     def compose(self, request: CompositionRequest, timer: StageTimer) -> PrefillJob:
         """Checks a composition against model, registry and pool, and names its KV. Raises ``RequestError``."""
@@ -162,6 +167,7 @@ class Resolver:
         return PrefillJob(
             *(ids, tuple(keyed), request.wanted, tuple(needed), request.tenant, limits, False),
             borrower=request.borrower,
+            durable=request.durable,
         )
 
     def resolve_id(self, name: str, tenant: Tenant, field: str = "chunk_id") -> ChunkRecord:

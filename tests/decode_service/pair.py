@@ -24,6 +24,7 @@ from decode_service.options import DecodeOptions
 from prefill_service.__main__ import build as build_prefill
 from prefill_service.api.service import FULL_NAME as PREFILL
 from prefill_service.api.service import PrefillService
+from prefill_service.jobs.own_pool import OwnPool
 from prefill_service.options import PrefillOptions
 from protos import decode_pb2, decode_pb2_grpc
 from serving.process.loading import Loaded
@@ -79,6 +80,12 @@ class Pair:
         self.client = Client(*addresses, timeout_s=DEADLINE_S)
         self.decode_server: RpcServer | None = None
 
+    @property
+    def prefill_pool(self) -> OwnPool:
+        """What computes in the prefill service."""
+        assert self.prefill is not None and isinstance(self.prefill.jobs.computer, OwnPool)
+        return self.prefill.jobs.computer
+
     def generate(self, parts: Sequence[Any], max_tokens: int = 6, **options: Any) -> Result:
         """An answer of exactly ``max_tokens`` tokens, unless ``ignore_eos`` is overridden."""
         return self.client.generate(parts, **{"max_tokens": max_tokens, "ignore_eos": True, **options}).finish()
@@ -128,8 +135,10 @@ class Pair:
         pages = {owner: self.metric("cairn_kv_pages", owner=owner) for owner in ("free", "chunk", "tail")}
         assert pages == {"free": loads.pages_free, "chunk": loads.pages_chunks, "tail": 0}
         if self.prefill is not None:
-            computer = self.prefill.jobs.computer
+            computer = self.prefill_pool
             wait_until(lambda: self.prefill.jobs.queue.jobs == 0)
+            assert computer.publisher.flush(DEADLINE_S)
+            computer.device._thread.submit(lambda: None).result(DEADLINE_S)  # what was posted has run
             computer.residents.check_integrity()
             assert computer.residents.held == 0
 
@@ -147,7 +156,7 @@ class Pair:
     def held_prefill(self) -> Iterator[None]:
         """Keeps the device thread of the prefill service busy inside the block."""
         release = threading.Event()
-        self.prefill.jobs.queue._thread.submit(release.wait, DEADLINE_S)
+        self.prefill_pool.device._thread.submit(release.wait, DEADLINE_S)
         try:
             yield
         finally:

@@ -15,9 +15,11 @@ import cairn
 from cairn import Client, Tokens
 from chunk_store.open import open_store
 from chunk_store.tenant import Tenant, tenant_of
-from prefill_service.jobs.computer import JobProgress
+from prefill_service.jobs.attempt import Wait
+from prefill_service.jobs.progress import JobProgress
 from prefill_service.jobs.resolver import PrefillJob
 from protos import decode_pb2, decode_pb2_grpc, prefill_pb2, prefill_pb2_grpc
+from serving.publishing.room import Place
 from serving.rpc.details import retry_after_s
 from tests.decode_service.models import loaded, tokens
 from tests.decode_service.pair import DEADLINE_S, Pair, pair, wait_until
@@ -168,13 +170,13 @@ def prefill(running: Pair, token: str, seed: int) -> Any:
 
 def test_prefill_jobs(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with services(folder, tmp_path, "a salt-a\nb salt-b\nc salt-c jobs=1\n") as (running, _):
-        queue, computer = running.prefill.jobs.queue, running.prefill.jobs.computer
+        queue, computer = running.prefill.jobs.queue, running.prefill_pool
         order: list[Tenant] = []  # in which the device took jobs up: replies may overtake each other
         attempt = computer.attempt
 
-        def noted(job: PrefillJob, progress: JobProgress) -> float | None:
+        def noted(job: PrefillJob, progress: JobProgress, places: list[Place]) -> Wait | None:
             order.append(job.tenant)
-            return attempt(job, progress)
+            return attempt(job, progress, places)
 
         monkeypatch.setattr(computer, "attempt", noted)
         queue._places.most = 4

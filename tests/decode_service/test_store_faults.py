@@ -60,7 +60,7 @@ DAMAGE: dict[Callable[[Path], None], str] = {
 def lose(services: Pair) -> None:
     """Makes both services forget what is in their pools."""
     services.forget()
-    residents = services.prefill.jobs.computer.residents
+    residents = services.prefill_pool.residents
     for key in list(residents._chunks):
         residents.evict(key)
 

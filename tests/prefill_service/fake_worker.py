@@ -2,13 +2,26 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
+
+import pytest
+from prometheus_client import CollectorRegistry
 
 from chunk_store.open import open_store
+from chunk_store.publication import SharedPublication
 from engine.kv.resident import ResidentChunks
 from engine.reuse import ReuseMode
-from prefill_service.jobs.computer import ChunkComputer, JobProgress
+from prefill_service.jobs.attempt import Wait
+from prefill_service.jobs.own_pool import OwnPool
+from prefill_service.jobs.progress import JobProgress
 from prefill_service.jobs.resolver import ChunkRequest, PrefillJob, Resolver
+from prefill_service.worker import DeviceThread
+from serving.publishing.metrics import PublicationMetrics
+from serving.publishing.publisher import Publisher
 from serving.trace.stages import StageTimer
 from tests.fakes import FakeRunner, FakeServed, codec, small_pool
 
@@ -16,26 +29,52 @@ from tests.fakes import FakeRunner, FakeServed, codec, small_pool
 class FakeWorker:
     """A computer over a store; two of them on one root are two workers."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, *, room: int | None = None) -> None:
         served, pool = FakeServed(), small_pool()
         self.store = open_store(f"file://{root}")
         self.resolver = Resolver(self.store, served, codec(), pool)  # type: ignore[arg-type]
         self.runner = FakeRunner(pool)
         self.residents = ResidentChunks(pool)
-        self.computer = ChunkComputer(served, self.runner, self.residents, self.store)  # type: ignore[arg-type]
+        self.device = DeviceThread()
+        self.registry = CollectorRegistry()
+        self.publisher = Publisher(
+            self.residents,
+            post=self.device.post,
+            nbytes_max=room or 2**20,
+            threads=2,
+            metrics=PublicationMetrics(self.registry, "tiny"),
+        )
+        self.computer = OwnPool(
+            served,  # type: ignore[arg-type]
+            self.runner,
+            self.residents,
+            self.store,
+            self.device,
+            self.publisher,
+        )
 
     def job(self, *ids: int, context: tuple[str, ...] = (), mode: ReuseMode = ReuseMode.EXACT) -> PrefillJob:
         return self.resolver.register(ChunkRequest(token_ids=ids, context=context, mode=mode), StageTimer())
 
-    def attempt(self, job: PrefillJob) -> tuple[float | None, JobProgress]:
+    def attempt(self, job: PrefillJob) -> tuple[Wait | None, JobProgress]:
+        """One attempt, and what it handed to the publisher is stored."""
         progress = JobProgress(StageTimer())
-        wait_s = self.computer.attempt(job, progress)
+        wait = self.computer.attempt(job, progress, [])
         self.idle()
-        return wait_s, progress
+        return wait, progress
 
     def idle(self) -> None:
+        """Nothing is on its way or held, and every page is accounted for."""
+        assert self.publisher.flush(30)
+        with suppress(RuntimeError):  # the thread has ended
+            self.device._thread.submit(lambda: None).result(30)
         self.residents.check_integrity()
-        assert self.residents.held == 0
+        assert self.residents.held == 0 and self.publisher.room.taken == 0
+
+    def close(self) -> None:
+        self.publisher.stop(30)
+        self.device.close()
+        self.store.close()
 
     def forget_pool(self) -> None:
         for index in list(self.residents._chunks):
@@ -46,3 +85,21 @@ class FakeWorker:
         layout = self.computer.served.layout
         target = [memoryview(bytearray(size)) for size in layout.plane_nbytes(len(tokens))]
         return None if self.store.load(job.key, tokens, target) else b"".join(target)
+
+
+@contextmanager
+def held_writes() -> Iterator[None]:
+    """Publications that begin to write inside the block go on behind it."""
+    go_on = threading.Event()
+    write = SharedPublication.write
+
+    def waiting(self: SharedPublication, *args: Any, **named: Any) -> None:
+        assert go_on.wait(30)
+        write(self, *args, **named)
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(SharedPublication, "write", waiting)
+        try:
+            yield
+        finally:
+            go_on.set()

@@ -15,6 +15,7 @@ from grpc import StatusCode
 
 from prefill_service.__main__ import build
 from prefill_service.api.service import FULL_NAME, PrefillService
+from prefill_service.jobs.own_pool import OwnPool
 from prefill_service.options import PrefillOptions
 from protos import chunks_pb2, prefill_pb2, prefill_pb2_grpc
 from serving.process.loading import Loaded, load
@@ -36,6 +37,13 @@ class Worker:
     port: int
     stub: Any
 
+    @property
+    def computer(self) -> OwnPool:
+        """What computes."""
+        computer = self.service.jobs.computer
+        assert isinstance(computer, OwnPool)
+        return computer
+
     async def prefill(self, ids: Sequence[int] = (), **fields: Any) -> prefill_pb2.PrefillChunkResponse:
         """PrefillChunk of token ids (or of what ``fields`` say)."""
         return await self.stub.PrefillChunk(message(ids, **fields), timeout=DEADLINE_S)
@@ -46,7 +54,10 @@ class Worker:
 
     def check_idle(self) -> None:
         """Nothing is held and every page is accounted for."""
-        residents = self.service.jobs.computer.residents
+        computer = self.computer
+        assert computer.publisher.flush(DEADLINE_S)
+        computer.device._thread.submit(lambda: None).result(DEADLINE_S)  # what was posted has run
+        residents = computer.residents
         residents.check_integrity()
         assert residents.held == 0
         assert self.service.jobs.queue.jobs == 0
@@ -61,6 +72,7 @@ class Worker:
 def message(ids: Sequence[int] = (), **fields: Any) -> prefill_pb2.PrefillChunkRequest:
     if ids:
         fields["token_ids"] = chunks_pb2.TokenIds(ids=ids)
+    fields.setdefault("durable", True)  # what follows looks into the store
     return prefill_pb2.PrefillChunkRequest(**fields)
 
 

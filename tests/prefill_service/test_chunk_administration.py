@@ -92,7 +92,7 @@ def test_deleting(tiny: Loaded, store: Path) -> None:
             await w.prefill(chunk_id=made.chunk_id, context_chunk_ids=[other.chunk_id])
             report = await w.stub.DeleteChunk(prefill_pb2.DeleteChunkRequest(chunk_id=made.chunk_id))
             assert (report.kv_entries, report.kv_bytes) == (2, 2 * tiny.served.layout.nbytes(3))
-            assert len(w.service.jobs.computer.residents) == 1
+            assert len(w.computer.residents) == 1
             assert (await w.prefill([1, 2, 3])).outcome == COMPUTED
             assert (await w.prefill([1, 2, 3])).outcome == ALREADY_STORED
 

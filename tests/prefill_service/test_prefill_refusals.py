@@ -108,7 +108,7 @@ def test_bounds_of_pool_registry_store_and_queue(tiny: Loaded, store: Path) -> N
             assert code is StatusCode.RESOURCE_EXHAUSTED and "registry is full" in text
             # The device thread is kept busy, so a second request finds no place.
             done = threading.Event()
-            busy = asyncio.create_task(w.service.jobs.queue.run(lambda: done.wait(10), StageTimer()))
+            busy = asyncio.create_task(w.computer.device.run(lambda: done.wait(10), StageTimer()))
             first = asyncio.create_task(w.prefill([3], context_chunk_ids=[a.chunk_id]))
             while w.service.jobs.queue.jobs == 0:
                 await asyncio.sleep(0.01)
@@ -183,7 +183,7 @@ def test_faults_of_ours_are_internal_and_the_service_goes_on(
                 def fail(*_: Any, **options: Any) -> None:
                     raise RuntimeError("the secret prompt")
 
-                broken.setattr(w.service.jobs.computer.runner, "begin", fail)
+                broken.setattr(w.computer.runner, "begin", fail)
                 code, text = await w.refused([1, 2])
                 assert code is StatusCode.INTERNAL and "secret" not in text
                 w.check_idle()

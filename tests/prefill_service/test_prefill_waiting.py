@@ -122,7 +122,7 @@ def test_an_unreadable_context_is_computed_for_oneself(
 def test_a_cancelled_call_stops_between_two_chunks(tiny: Loaded, store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async def body() -> None:
         async with worker(tiny, store) as w:
-            runner = w.service.jobs.computer.runner
+            runner = w.computer.runner
             real, computed, go_on, begun = runner.begin, [], threading.Event(), threading.Event()
 
             def slow(batch: Sequence[StepRows]) -> Any:
@@ -153,7 +153,7 @@ def test_a_cancelled_job_keeps_its_place_until_its_step_ends(
 
     async def body() -> None:
         async with worker(tiny, store) as w:
-            jobs, runner = w.service.jobs, w.service.jobs.computer.runner
+            jobs, runner = w.service.jobs, w.computer.runner
             real, go_on, begun = runner.begin, threading.Event(), threading.Event()
 
             def slow(*arguments: Any, **options: Any) -> Any:
@@ -173,7 +173,7 @@ def test_a_cancelled_job_keeps_its_place_until_its_step_ends(
             while jobs.queue.jobs > 1:  # what has not begun never does
                 await asyncio.sleep(0.01)
             await asyncio.sleep(0.1)
-            assert (jobs.queue.jobs, jobs.computer.residents.held) == (1, 1)
+            assert (jobs.queue.jobs, w.computer.residents.held) == (1, 1)
             assert w.value("cairn_prefill_tokens_total", source="computed") == 0
             go_on.set()
             while jobs.queue.jobs:

@@ -1,4 +1,4 @@
-"""The device queue: bounded, one thread, a tenant's turn, and steps that are taken back before they begin."""
+"""The line of jobs: bounded. The device thread: one, a tenant's turn, and steps taken back before they begin."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable
 import pytest
 
 from chunk_store.tenant import Tenant
-from prefill_service.worker import DeviceQueue
+from prefill_service.worker import DeviceThread, JobLine
 from serving.errors import Overloaded
 from serving.tenancy.quotas import Quotas, TenantQuotas
 from serving.trace.stages import StageTimer
@@ -17,15 +17,16 @@ from serving.trace.stages import StageTimer
 A, B = Tenant("a"), Tenant("b")
 
 
-def run(body: Callable[[DeviceQueue], Awaitable[None]], queue: DeviceQueue) -> None:
+def run(body: Callable[[DeviceThread], Awaitable[None]]) -> None:
+    device = DeviceThread()
     try:
-        asyncio.run(asyncio.wait_for(body(queue), 30))
+        asyncio.run(asyncio.wait_for(body(device), 30))
     finally:
-        queue.close()
+        device.close()
 
 
 def test_places_are_bounded_and_come_back() -> None:
-    queue = DeviceQueue(2)
+    queue = JobLine(2)
     queue.take_place(A)
     queue.take_place(A)
     with pytest.raises(Overloaded) as caught:
@@ -33,16 +34,14 @@ def test_places_are_bounded_and_come_back() -> None:
     assert caught.value.retry_after_s and queue.jobs == 2
     queue.leave_place(A)
     queue.take_place(A)
-    queue.close()
 
 
 def test_a_quota_of_jobs_is_named() -> None:
-    queue = DeviceQueue(100, TenantQuotas({A: Quotas(jobs=1)}))
+    queue = JobLine(100, TenantQuotas({A: Quotas(jobs=1)}))
     queue.take_place(A)
     with pytest.raises(Overloaded, match="quota jobs"):
         queue.take_place(A)
     queue.take_place(B)
-    queue.close()
 
 
 class Blocked:
@@ -62,7 +61,7 @@ async def entered(step: Blocked) -> None:
 
 
 def test_one_thread_runs_the_steps_and_of_tenants_one_each_in_turn() -> None:
-    async def body(queue: DeviceQueue) -> None:
+    async def body(device: DeviceThread) -> None:
         first, order, names = Blocked(), [], set()
         timer = StageTimer()
 
@@ -70,12 +69,12 @@ def test_one_thread_runs_the_steps_and_of_tenants_one_each_in_turn() -> None:
             order.append(word)
             names.add(threading.current_thread().name)
 
-        held = asyncio.create_task(queue.run(first, StageTimer(), A))
+        held = asyncio.create_task(device.run(first, StageTimer(), A))
         await entered(first)
         words = [("a1", A), ("a2", A), ("a3", A), ("b1", B), ("b2", B)]
         waiting = []
         for word, tenant in words:
-            waiting.append(asyncio.create_task(queue.run(lambda word=word: step(word), timer, tenant)))  # type: ignore[misc]
+            waiting.append(asyncio.create_task(device.run(lambda word=word: step(word), timer, tenant)))  # type: ignore[misc]
             await asyncio.sleep(0)
         first.release.set()
         names.add(await held)
@@ -83,15 +82,15 @@ def test_one_thread_runs_the_steps_and_of_tenants_one_each_in_turn() -> None:
         assert order == ["b1", "a1", "b2", "a2", "a3"] and len(names) == 1
         assert timer.spent_ns()["queue"] > 0
 
-    run(body, DeviceQueue(8))
+    run(body)
 
 
 def test_a_step_that_has_not_begun_is_taken_back_and_one_that_has_is_waited_for() -> None:
-    async def body(queue: DeviceQueue) -> None:
+    async def body(device: DeviceThread) -> None:
         first, ran = Blocked(), []
-        begun = asyncio.create_task(queue.run(first, StageTimer()))
+        begun = asyncio.create_task(device.run(first, StageTimer()))
         await entered(first)
-        waiting = asyncio.create_task(queue.run(lambda: ran.append(1), StageTimer()))
+        waiting = asyncio.create_task(device.run(lambda: ran.append(1), StageTimer()))
         await asyncio.sleep(0)
         waiting.cancel()
         with pytest.raises(asyncio.CancelledError):
@@ -102,28 +101,28 @@ def test_a_step_that_has_not_begun_is_taken_back_and_one_that_has_is_waited_for(
         first.release.set()
         with pytest.raises(asyncio.CancelledError):
             await begun
-        assert await queue.run(lambda: 7, StageTimer()) == 7 and not ran
+        assert await device.run(lambda: 7, StageTimer()) == 7 and not ran
 
-    run(body, DeviceQueue(8))
+    run(body)
 
 
 def test_what_a_step_raises_is_its_callers() -> None:
-    async def body(queue: DeviceQueue) -> None:
+    async def body(device: DeviceThread) -> None:
         with pytest.raises(ZeroDivisionError):
-            await queue.run(lambda: 1 // 0, StageTimer())
-        assert await queue.run(lambda: "still there", StageTimer()) == "still there"
+            await device.run(lambda: 1 // 0, StageTimer())
+        assert await device.run(lambda: "still there", StageTimer()) == "still there"
 
-    run(body, DeviceQueue(8))
+    run(body)
 
 
 def test_closing_drops_what_has_not_begun() -> None:
     async def main() -> None:
-        queue, first = DeviceQueue(8), Blocked()
-        begun = asyncio.create_task(queue.run(first, StageTimer()))
+        device, first = DeviceThread(), Blocked()
+        begun = asyncio.create_task(device.run(first, StageTimer()))
         await entered(first)
-        waiting = asyncio.create_task(queue.run(lambda: 1, StageTimer()))
+        waiting = asyncio.create_task(device.run(lambda: 1, StageTimer()))
         await asyncio.sleep(0)
-        closing = asyncio.create_task(asyncio.to_thread(queue.close))
+        closing = asyncio.create_task(asyncio.to_thread(device.close))
         await asyncio.wait([closing], timeout=0.05)
         assert not closing.done(), "it waits for the step that has begun"
         first.release.set()
@@ -133,3 +132,23 @@ def test_closing_drops_what_has_not_begun() -> None:
         assert done and (waiting.cancelled() or waiting.result() == 1)
 
     asyncio.run(asyncio.wait_for(main(), 30))
+
+
+def test_what_is_posted_runs_between_two_steps_until_the_end() -> None:
+    ran: list[str] = []
+
+    async def body(device: DeviceThread) -> None:
+        first = Blocked()
+        begun = asyncio.create_task(device.run(first, StageTimer()))
+        await entered(first)
+        device.post(lambda: ran.append(threading.current_thread().name))
+        assert not ran
+        first.release.set()
+        name = await begun
+        await device.run(lambda: None, StageTimer())
+        assert ran == [name]
+        await asyncio.to_thread(device.close)
+        with pytest.raises(RuntimeError):
+            device.post(lambda: None)
+
+    run(body)

@@ -9,21 +9,26 @@ from pathlib import Path
 
 import pytest
 
+from chunk_store.entry import EntryInfo
+from chunk_store.errors import ClaimLost, StoreError, StoreFull, StoreUnavailable
+from chunk_store.publication import SharedPublication
 from chunk_store.store import Busy, Stored
 from chunk_store.tenant import tenant_of
 from prefill_service.jobs.job import PrefillJobs
-from prefill_service.jobs.resolver import ChunkRequest
+from prefill_service.jobs.progress import ChunkMade
+from prefill_service.jobs.resolver import ChunkRequest, CompositionRequest, PrefillJob
 from prefill_service.metrics import PrefillMetrics
 from serving.errors import NotFound, Overloaded, Unavailable
 from serving.trace.stages import StageTimer
-from tests.prefill_service.fake_worker import FakeWorker
+from tests.fakes import LAYOUT
+from tests.prefill_service.fake_worker import FakeWorker, held_writes
 
 TENANT = tenant_of("")
 
 
 class Jobs:
-    def __init__(self, root: Path, *, jobs_max: int = 4) -> None:
-        self.worker = FakeWorker(root)
+    def __init__(self, root: Path, *, jobs_max: int = 4, room: int | None = None) -> None:
+        self.worker = FakeWorker(root, room=room)
         self.metrics = PrefillMetrics("tiny")
         w = self.worker
         self.jobs = PrefillJobs(w.resolver, w.computer, w.store, self.metrics, jobs_max=jobs_max, busy_wait_s_max=20.0)
@@ -35,10 +40,11 @@ class Jobs:
     async def prefill(self, *ids: int, context: tuple[str, ...] = ()) -> tuple[int, int]:
         timer = StageTimer()
         result = await self.jobs.run(await self.register(*ids, context=context), timer)
+        assert result.durable
         return result.computed_tokens, result.reused_tokens
 
-    async def register(self, *ids: int, context: tuple[str, ...] = ()):
-        return await self.jobs.register(ChunkRequest(token_ids=ids, context=context), StageTimer())
+    async def register(self, *ids: int, context: tuple[str, ...] = (), durable: bool = True) -> PrefillJob:
+        return await self.jobs.register(ChunkRequest(token_ids=ids, context=context, durable=durable), StageTimer())
 
     def run(self, body: Callable[[], Awaitable[None]]) -> None:
         async def main() -> None:
@@ -57,14 +63,14 @@ class Jobs:
 def jobs(tmp_path: Path) -> Iterator[Jobs]:
     made = Jobs(tmp_path)
     yield made
-    made.worker.store.close()
+    made.worker.close()
 
 
 @pytest.fixture
 def other(jobs: Jobs, tmp_path: Path) -> Iterator[FakeWorker]:
     made = FakeWorker(tmp_path)
     yield made
-    made.store.close()
+    made.close()
 
 
 async def until(holds: Callable[[], object]) -> None:
@@ -124,7 +130,7 @@ def test_a_place_is_taken_before_anything_is_done_and_given_back_by_a_refusal(tm
         assert jobs.worker.store.stats().records == 2
 
     jobs.run(body)
-    jobs.worker.store.close()
+    jobs.worker.close()
 
 
 def test_a_failure_takes_back_what_only_its_request_registered(jobs: Jobs) -> None:
@@ -207,3 +213,141 @@ def test_deleting_takes_it_from_the_store_and_the_pool(jobs: Jobs) -> None:
         assert (report.records, report.entries, len(jobs.worker.residents)) == (1, 1, 0)
 
     jobs.run(body)
+
+
+def test_a_job_that_need_not_be_durable_ends_when_it_is_computed(jobs: Jobs) -> None:
+    async def body() -> None:
+        with held_writes():
+            job = await jobs.register(5, 6, durable=False)
+            result = await jobs.jobs.run(job, StageTimer())
+            assert (result.computed_tokens, result.durable) == (2, False)
+            assert jobs.worker.store.lookup([job.key]) == [None]
+            waiting = asyncio.create_task(jobs.prefill(5, 6))
+            done, _ = await asyncio.wait([waiting], timeout=0.05)
+            assert not done, "one that is to be durable waits for it"
+        assert await waiting == (0, 2)
+        assert (await jobs.jobs.run(await jobs.register(5, 6, durable=False), StageTimer())).durable
+
+    jobs.run(body)
+
+
+def test_of_a_composition_each_chunk_is_told_when_it_can_be_used(jobs: Jobs) -> None:
+    async def body() -> None:
+        ids = [(await jobs.register(name)).chunk_id for name in (5, 6, 7)]
+        for _ in ids:
+            jobs.jobs.queue.leave_place(TENANT)
+        with held_writes():
+            request = CompositionRequest(tuple(ids), (0, 1, 2))
+            walk = jobs.jobs.walk(await jobs.jobs.compose(request, StageTimer()), StageTimer())
+            assert [(made.index, made.durable) async for made in walk] == [(0, False), (1, False), (2, False)]
+            request = CompositionRequest(tuple(ids), (1, 2), durable=True)
+            job = await jobs.jobs.compose(request, StageTimer())
+
+            async def all_made() -> list[ChunkMade]:
+                return [made async for made in jobs.jobs.walk(job, StageTimer())]
+
+            durable = asyncio.create_task(all_made())
+            done, _ = await asyncio.wait([durable], timeout=0.05)
+            assert not done
+        assert sorted((made.index, made.durable) for made in await durable) == [(1, True), (2, True)]
+
+    jobs.run(body)
+
+
+@pytest.mark.parametrize("error", [StoreFull("full"), StoreUnavailable("gone")], ids=["full", "unavailable"])
+def test_a_store_that_takes_nothing_fails_what_is_to_be_durable_alone(
+    jobs: Jobs, error: StoreError, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise error
+
+    async def body() -> None:
+        with monkeypatch.context() as patched:
+            patched.setattr(SharedPublication, "write", refuse)
+            first = await jobs.register(5, 6, durable=False)
+            assert not (await jobs.jobs.run(first, StageTimer())).durable
+            assert jobs.worker.publisher.flush(30)
+            with pytest.raises(type(error)):
+                await jobs.prefill(5, 6)
+            with pytest.raises(type(error)):
+                await jobs.prefill(9)
+            request = CompositionRequest((first.chunk_id,), (0,), durable=True)
+            walk = jobs.jobs.walk(await jobs.jobs.compose(request, StageTimer()), StageTimer())
+            assert [(made.index, made.durable, made.unpublished) async for made in walk] == [(0, False, error)]
+        assert len(jobs.worker.runner.computed) == 2, "what is resident is not computed again"
+        records = jobs.worker.store.stats().records
+        assert records == 1, "what a failed request registered is taken back, what another was answered for stays"
+        assert await jobs.prefill(5, 6) == (0, 2)
+
+    jobs.run(body)
+
+
+def test_a_lost_claim_is_taken_again_and_nothing_is_computed_twice(
+    jobs: Jobs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commit, lost = SharedPublication.commit, [ClaimLost("taken")]
+
+    def lose_once(self: SharedPublication) -> EntryInfo:
+        if lost:
+            self.abort()
+            raise lost.pop()
+        return commit(self)
+
+    async def body() -> None:
+        monkeypatch.setattr(SharedPublication, "commit", lose_once)
+        assert await jobs.prefill(5, 6) == (2, 0)
+        assert not lost and len(jobs.worker.runner.computed) == 1
+
+    jobs.run(body)
+
+
+def test_a_full_queue_holds_back_what_would_be_computed_until_its_deadline(tmp_path: Path) -> None:
+    jobs = Jobs(tmp_path, room=LAYOUT.nbytes(2))
+
+    async def body() -> None:
+        with held_writes():
+            await jobs.jobs.run(await jobs.register(5, 6, durable=False), StageTimer())
+            jobs.jobs.busy_wait_s_max = 0.05
+            with pytest.raises(Overloaded, match="wait to be written"):
+                await jobs.jobs.run(await jobs.register(7, 8, durable=False), StageTimer())
+            jobs.jobs.busy_wait_s_max = 20.0
+            cancelled = asyncio.create_task(jobs.jobs.run(await jobs.register(7, 8, durable=False), StageTimer()))
+            await until(lambda: jobs.worker.publisher.room._asked)
+            cancelled.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await cancelled
+            waiting = asyncio.create_task(jobs.jobs.run(await jobs.register(8, 8, durable=False), StageTimer()))
+            await until(lambda: jobs.worker.publisher.room._asked)
+            assert len(jobs.worker.runner.computed) == 1
+        assert (await waiting).computed_tokens == 2
+
+    jobs.run(body)
+    jobs.worker.close()
+
+
+def test_what_is_deleted_while_it_is_written_does_not_come_back(jobs: Jobs) -> None:
+    async def body() -> None:
+        with held_writes():
+            job = await jobs.register(5, 6, durable=False)
+            await jobs.jobs.run(job, StageTimer())
+            deleting = asyncio.create_task(jobs.jobs.delete(job.chunk_id, TENANT))
+            done, _ = await asyncio.wait([deleting], timeout=0.05)
+            assert not done
+        report = await deleting
+        assert (report.records, report.entries, len(jobs.worker.residents)) == (1, 1, 0)
+        assert jobs.worker.store.stats().entries == 0
+
+    jobs.run(body)
+
+
+def test_the_end_writes_out_what_is_computed(tmp_path: Path) -> None:
+    jobs = Jobs(tmp_path)
+
+    async def body() -> None:
+        with held_writes():
+            for name in (5, 6, 7):
+                await jobs.jobs.run(await jobs.register(name, durable=False), StageTimer())
+
+    jobs.run(body)
+    assert jobs.worker.store.stats().entries == 3
+    jobs.worker.close()

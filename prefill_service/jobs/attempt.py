@@ -1,0 +1,234 @@
+"""One attempt at a job, in the thread that launches device work. For each chunk that the job needs, in order:
+
+    stored? ── yes ── needed as context of a missing one? ── load into the pool (bad: as if it were missing)
+       └─ no ── on its way into the store from here? ── yes ── use it where it is
+                   └─ no ── room in the queue? ── claim ── resident? else compute ── hand to the publisher
+
+An attempt holds nothing when it ends, so one that would have to wait (another worker computes the chunk, the queue or
+the pool is full) simply ends, and is made again later: what it has done is stored, or resident and pending, by then.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from chunk_store.entry import EntryHeader
+from chunk_store.errors import StoreUnavailable
+from chunk_store.store import Busy, Publication, Stored
+from chunk_store.tenant import NO_LIMITS
+from engine.kv.pool_bytes import incoming
+from engine.kv.resident import ResidentChunk
+from engine.kv.source import KVSource
+from engine.plan import PlacedChunk
+from engine.run.pieces import prefill_chunk
+from prefill_service.jobs.progress import JobCancelled, JobProgress
+from prefill_service.jobs.resolver import PrefillJob
+from serving.publishing.publisher import Publishing
+from serving.publishing.room import Place
+from serving.store.heartbeat import TTL_S, heartbeat
+
+if TYPE_CHECKING:
+    from prefill_service.jobs.own_pool import OwnPool
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class BusyFor:
+    """Another worker is about to store a chunk: try again after ``seconds``."""
+
+    seconds: float
+
+
+@dataclass(frozen=True)
+class RoomFor:
+    """The queue has no room for a chunk of ``nbytes`` now."""
+
+    nbytes: int
+
+
+@dataclass(frozen=True)
+class EndOf:
+    """A chunk of here has left the pool and is not stored yet."""
+
+    publishing: Publishing
+
+
+Wait = BusyFor | RoomFor | EndOf
+
+
+class Attempt:
+    """One walk through a job: which chunks it holds in the pool meanwhile.
+
+    ``places`` is room in the queue that was waited for; what it does not use stays in there.
+    """
+
+    def __init__(self, pool: OwnPool, job: PrefillJob, progress: JobProgress, places: list[Place]) -> None:
+        self.computer = pool
+        self.residents = pool.residents
+        self.store = pool.store
+        self.publisher = pool.publisher
+        self.job = job
+        self.progress = progress
+        self.places = places
+        self.held: dict[int, ResidentChunk] = {}
+        self.as_context: set[int] = set()  # what a missing chunk attends to: it must be resident
+
+    def run(self, missing: Sequence[int]) -> Wait | None:
+        """None when nothing is left to do, else what has to be waited for."""
+        self.as_context = {index for chunk in missing for index in self.job.chunks[chunk].context}
+        for index in self.job.needed:
+            if self.progress.cancelled.is_set():
+                raise JobCancelled
+            if index in missing or (index in self.as_context and not self._bring(index)):
+                wait = self._provide(index)
+                if wait is not None:
+                    return wait
+        return None
+
+    def release(self) -> None:
+        """Gives back every hold."""
+        for chunk in self.held.values():
+            self.residents.release(chunk)
+        self.held.clear()
+
+    def _bring(self, index: int) -> bool:
+        """Makes a stored chunk resident; False, with the reason noted, if what is stored is not usable."""
+        keyed = self.job.chunks[index]
+        if self._hold(index):
+            self.progress.note(index, KVSource.DEVICE)
+            return True
+        chunk = self.residents.reserve(keyed.key, len(keyed.token_ids))
+        self.held[index] = chunk
+        filling = incoming(self.residents.pool, chunk.run, chunk.tokens)
+        with self.progress.timer.stage("load"), filling as buffers:
+            reason = self.store.load(keyed.key, keyed.token_ids, buffers)
+        if reason is not None:
+            self.progress.misses[index] = reason
+            self.residents.release(self.held.pop(index))
+            return False
+        chunk.ready = True
+        self.progress.note(index, KVSource.STORE)
+        return True
+
+    def _provide(self, index: int) -> Wait | None:
+        """Has a chunk that is not stored on its way there, resident if another needs it."""
+        publishing = self.publisher.pending(self.job.chunks[index].key)
+        if publishing is not None:
+            return self._join(index, publishing)
+        nbytes = self.computer.served.layout.nbytes(len(self.job.chunks[index].token_ids))
+        place = self._place(nbytes)
+        if place is None:
+            return RoomFor(nbytes)
+        try:
+            answer = self.store.begin(self.job.chunks[index].key, ttl_s=TTL_S)
+            if isinstance(answer, Busy):
+                return BusyFor(answer.retry_after_s)
+            if isinstance(answer, Stored):
+                self._adopt(index)
+                self._lend(index)
+                self.progress.stored(index)
+                return None
+            self._publish(index, answer, place)
+            place = None
+        finally:
+            if place is not None:
+                place.give_back()
+        return None
+
+    def _place(self, nbytes: int) -> Place | None:
+        """Room for a chunk: what was waited for, if it was for this one, or what is there now."""
+        while self.places:
+            place = self.places.pop()
+            if place.nbytes == nbytes:
+                return place
+            place.give_back()
+        return self.publisher.try_reserve(nbytes)
+
+    def _join(self, index: int, publishing: Publishing) -> Wait | None:
+        """A chunk that this process writes already, for another job or an earlier attempt."""
+        if index in self.as_context and not self._hold(index):
+            return EndOf(publishing)  # it made room for others: it can be loaded when it is stored
+        self.progress.note(index, KVSource.DEVICE)
+        if self._hold(index):
+            self._lend(index)
+        self._hand_on(index, publishing)
+        return None
+
+    def _adopt(self, index: int) -> None:
+        """Another worker stored it since the lookup; or it is stored and unreadable now: then this job uses its own."""
+        if index not in self.as_context:
+            self.progress.note(index, KVSource.STORE)
+        elif not self._bring(index):
+            self._compute(index)
+
+    def _publish(self, index: int, publication: Publication, place: Place) -> None:
+        """Hands a claimed chunk over as soon as it is resident; the claim ends if that fails."""
+        try:
+            with heartbeat(publication.renew):
+                if self._hold(index):
+                    self.progress.note(index, KVSource.DEVICE)
+                else:
+                    self._compute(index)
+                header = self._header(index)
+                limits = self.job.limits if header.tenant == self.job.tenant else NO_LIMITS
+                publishing = self.publisher.submit(place, header, self.held[index], publication, limits)
+        except BaseException:
+            with suppress(StoreUnavailable):  # then it runs out
+                publication.abort()
+            raise
+        self._lend(index)
+        self._hand_on(index, publishing)
+
+    def _hand_on(self, index: int, publishing: Publishing) -> None:
+        """A chunk's way into the store is the publisher's, which holds it as long as it must."""
+        self.progress.handed_on(index, publishing)
+        if index not in self.as_context and index in self.held:
+            self.residents.release(self.held.pop(index))
+
+    def _lend(self, index: int) -> None:
+        """Lends a chunk that is here to who asked for it, once."""
+        lender, chunk = self.computer.lender, self.held.get(index)
+        wanted = self.job.borrower and index in self.job.wanted and index not in self.progress.lent
+        if lender is not None and chunk is not None and wanted:
+            self.progress.lent[index] = lender.lend(self.job.borrower, chunk)
+
+    def _header(self, index: int) -> EntryHeader:
+        keyed = self.job.chunks[index]
+        return EntryHeader(
+            key=keyed.key,
+            chunk_id=self.job.chunk_ids[index],
+            model=self.computer.served.identity,
+            layout=self.computer.served.layout,
+            token_ids=keyed.token_ids,
+            context=tuple(self.job.chunks[i].key for i in keyed.context),
+            salt_digest=self.job.owner(index),
+        )
+
+    def _hold(self, index: int) -> bool:
+        """Holds a chunk that is resident; False if it is not."""
+        if index in self.held:
+            return True
+        chunk = self.residents.acquire(self.job.chunks[index].key)
+        if chunk is None:
+            return False
+        self.held[index] = chunk
+        return True
+
+    def _compute(self, index: int) -> None:
+        """The one fixed computation: this chunk alone, behind its context, which the walk has made resident."""
+        keyed = self.job.chunks[index]
+        chunk = self.residents.reserve(keyed.key, len(keyed.token_ids))
+        self.held[index] = chunk
+        page_size = self.residents.pool.page_size
+        behind = [self.held[i] for i in keyed.context]  # places as they are after making room
+        context = [PlacedChunk(c.first_slot(page_size), c.tokens, 0) for c in behind]
+        log.debug("computing %d tokens behind %d chunks", len(keyed.token_ids), len(context))
+        with self.progress.timer.stage("prefill"):
+            prefill_chunk(self.computer.runner, keyed.token_ids, context, chunk.run)
+        chunk.ready = True
+        self.progress.note(index, KVSource.COMPUTED)

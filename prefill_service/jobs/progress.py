@@ -1,0 +1,104 @@
+"""What has become of a job so far: which chunks are there, from where, and which are on their way into the store."""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from chunk_store.entry import MissReason
+from engine.kv.source import KVSource
+from prefill_service.jobs.resolver import PrefillJob
+from serving.handover.lent import Lent
+from serving.publishing.publisher import Publishing
+from serving.trace.stages import StageTimer
+
+
+class JobCancelled(Exception):
+    """Nobody waits for the job any more."""
+
+
+@dataclass(frozen=True)
+class ChunkMade:
+    """A chunk that a job was asked for can be used. ``durable``: the store has it now.
+
+    ``unpublished`` is why the store does not take it, where somebody waited for that. ``lent``: the borrower may copy
+    it from the pool.
+    """
+
+    index: int
+    source: KVSource
+    durable: bool = True
+    unpublished: Exception | None = None
+    lent: Lent | None = None
+
+
+@dataclass
+class JobProgress:
+    """What has become of a job over all its attempts. ``cancelled`` ends it between two chunks.
+
+    ``tell`` is called once for each chunk of the job that can be used, in any thread: when it is stored where the job
+    is ``durable``, else as soon as it is computed. ``publishing`` is what was handed to the publisher, or found there.
+    """
+
+    timer: StageTimer
+    tell: Callable[[ChunkMade], None] = lambda _: None
+    durable: bool = False
+    sources: dict[int, KVSource] = field(default_factory=dict)  # by index in the composition
+    misses: dict[int, MissReason] = field(default_factory=dict)  # the first one of each chunk
+    publishing: dict[int, Publishing] = field(default_factory=dict)
+    unpublished: dict[int, Exception] = field(default_factory=dict)
+    lent: dict[int, Lent] = field(default_factory=dict)
+    cancelled: threading.Event = field(default_factory=threading.Event)
+    _told: set[int] = field(default_factory=set)
+    _lock: threading.Lock = field(default_factory=threading.Lock)  # of what was told
+
+    def note(self, index: int, source: KVSource) -> None:
+        """A chunk is there. What this job computed stays computed, however often it is met again."""
+        if self.sources.get(index) is not KVSource.COMPUTED:
+            self.sources[index] = source
+
+    def stored(self, index: int) -> None:
+        """A chunk's KV is stored, however it came to be."""
+        self.publishing.pop(index, None)
+        self._tell(ChunkMade(index, self.sources[index], lent=self.lent.get(index)))
+
+    def handed_on(self, index: int, publishing: Publishing) -> None:
+        """A chunk's rows are launched, and its KV is on its way into the store. In the device thread."""
+        self.publishing[index] = publishing
+        made = ChunkMade(index, self.sources[index], lent=self.lent.get(index))
+        awaited: Future[Any] = publishing if self.durable else publishing.computed
+
+        def ready(_: Future[Any]) -> None:
+            if awaited.exception() is None:
+                durable = publishing.done() and publishing.exception() is None
+                self._tell(replace(made, durable=durable))
+
+        awaited.add_done_callback(ready)
+
+    def refused(self, index: int, reason: Exception) -> None:
+        """The store does not take a chunk that is there."""
+        self.unpublished[index] = reason
+        self._tell(ChunkMade(index, self.sources[index], durable=False, unpublished=reason, lent=self.lent.get(index)))
+
+    def _tell(self, made: ChunkMade) -> None:
+        with self._lock:
+            if made.index in self._told:
+                return
+            self._told.add(made.index)
+        self.tell(made)
+
+    @property
+    def all_stored(self) -> bool:
+        """Whether the store has all that was needed."""
+        return all(each.done() and each.exception() is None for each in self.publishing.values())
+
+    def tokens(self, job: PrefillJob) -> Counter[KVSource]:
+        """Tokens by source so far."""
+        counted: Counter[KVSource] = Counter()
+        for index, source in self.sources.items():
+            counted[source] += len(job.chunks[index].token_ids)
+        return counted
