@@ -13,6 +13,7 @@ from engine.reuse import ReuseMode, key_composition
 from protos import prefill_pb2
 from serving.process.loading import Loaded
 from serving.rpc import wire
+from tests.prefill_service.fake_worker import held_writes
 from tests.prefill_service.prefill_worker import ALREADY_STORED, COMPUTED, DEADLINE_S, Worker, refusal, run, worker
 
 A, B, C = tuple(range(10, 27)), tuple(range(40, 56)), tuple(range(70, 72))
@@ -24,6 +25,7 @@ async def walk(w: Worker, **fields: Any) -> list[Reply]:
 
 
 def request(**fields: Any) -> prefill_pb2.PrefillCompositionRequest:
+    fields.setdefault("durable", True)  # what follows looks into the store
     return prefill_pb2.PrefillCompositionRequest(**fields)
 
 
@@ -34,20 +36,36 @@ async def registered(w: Worker, *contents: tuple[int, ...]) -> list[str]:
 
 
 @pytest.mark.parametrize("mode", ReuseMode)
-def test_each_wanted_chunk_is_answered_for_in_order_and_stored(tiny: Loaded, store: Path, mode: ReuseMode) -> None:
+def test_each_wanted_chunk_is_answered_for_when_it_is_stored(tiny: Loaded, store: Path, mode: ReuseMode) -> None:
     async def body() -> None:
         async with worker(tiny, store) as w:
             ids, number = await registered(w, A, B, C), wire.reuse_mode_out(mode)
             before = w.value("cairn_prefill_chunks_total", outcome="computed")
             made = await walk(w, chunk_ids=ids, wanted=[0, 1, 2], reuse_mode=number)
             keys = [chunk.key for chunk in key_composition(tiny.served.identity, [A, B, C], mode)]
-            assert [(reply.index, reply.key) for reply in made] == list(enumerate(keys))
+            assert sorted((reply.index, reply.key) for reply in made) == list(enumerate(keys))
             assert {reply.outcome for reply in made} == {COMPUTED} and all(reply.durable for reply in made)
             assert [bool(reply.timings.total_ns) for reply in made] == [False, False, True]
             assert all(info is not None for info in w.service.store.lookup(keys))
             assert w.value("cairn_prefill_chunks_total", outcome="computed") - before == 3
             again = await walk(w, chunk_ids=ids, wanted=[0, 1, 2], reuse_mode=number)
             assert [reply.outcome for reply in again] == [ALREADY_STORED] * 3
+
+    run(body)
+
+
+def test_what_need_not_be_stored_is_answered_for_in_order_as_it_is_computed(tiny: Loaded, store: Path) -> None:
+    async def body() -> None:
+        async with worker(tiny, store) as w:
+            ids = await registered(w, A, B, C)
+            with held_writes():
+                made = await walk(w, chunk_ids=ids, wanted=[0, 1, 2], durable=False)
+                assert [(reply.index, reply.outcome, reply.durable) for reply in made] == [
+                    (index, COMPUTED, False) for index in range(3)
+                ]
+            assert w.computer.publisher.flush(DEADLINE_S)
+            again = await walk(w, chunk_ids=ids, wanted=[0, 1, 2], durable=False)
+            assert [(reply.outcome, reply.durable) for reply in again] == [(ALREADY_STORED, True)] * 3
 
     run(body)
 

@@ -101,7 +101,9 @@ def test_a_listing_out_of_bounds_is_refused(fields: dict[str, Any], field: str) 
 def test_a_reply_says_what_became_of_the_job(computed: int, outcome: str) -> None:
     chunk = KeyedChunk(ChunkKey("k" * 64), (1, 2, 3), (), 0, 0)
     job = PrefillJob((NAME,), (chunk,), (0,), (0,), MINE, Quotas().limits, newly_registered=True)
-    reply = messages.prefill_response(PrefillResult(job, computed, 5, {"total": 9, "load": 2}, durable=computed == 0), MODEL)
+    reply = messages.prefill_response(
+        PrefillResult(job, computed, 5, {"total": 9, "load": 2}, durable=computed == 0), MODEL
+    )
     assert reply.outcome == getattr(prefill_pb2.PrefillChunkResponse, outcome)
     assert (reply.chunk_id, reply.key, reply.tokens, reply.computed_tokens) == (NAME, "k" * 64, 3, computed)
     assert (reply.reused_tokens, reply.newly_registered, reply.model_identity) == (5, True, MODEL)

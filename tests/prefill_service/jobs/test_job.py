@@ -282,9 +282,7 @@ def test_a_store_that_takes_nothing_fails_what_is_to_be_durable_alone(
     jobs.run(body)
 
 
-def test_a_lost_claim_is_taken_again_and_nothing_is_computed_twice(
-    jobs: Jobs, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_lost_claim_is_taken_again_and_nothing_is_computed_twice(jobs: Jobs, monkeypatch: pytest.MonkeyPatch) -> None:
     commit, lost = SharedPublication.commit, [ClaimLost("taken")]
 
     def lose_once(self: SharedPublication) -> EntryInfo:
