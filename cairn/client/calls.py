@@ -19,7 +19,8 @@ T = TypeVar("T")
 
 class PrefillOptions(TypedDict, total=False):
     """Keyword arguments of ``prefill``: the type and the ordered context decide what is computed, the rest is
-    what people say about the chunk. ``ttl_s`` is in seconds; ``shared`` publishes for every tenant (admin tokens)."""
+    what people say about the chunk. ``ttl_s`` is in seconds; ``shared`` publishes for every tenant (admin tokens);
+    ``durable`` has the answer wait until the KV is stored, and fail where the store does not take it."""
 
     type: str
     context: Sequence[ChunkName]
@@ -32,6 +33,7 @@ class PrefillOptions(TypedDict, total=False):
     salt: str
     request_id: str
     shared: bool
+    durable: bool
 
 
 class GenerateOptions(TypedDict, total=False):

@@ -43,6 +43,7 @@ def parse_chunk(reply: prefill_pb2.PrefillChunkResponse, request: prefill_pb2.Pr
         type=_chunk_type(request.type) or "context",
         newly_registered=reply.newly_registered,
         model_identity=reply.model_identity,
+        durable=reply.durable,
     )
 
 

@@ -30,6 +30,7 @@ def prefill_request(
     salt: str = "",
     request_id: str = "",
     shared: bool = False,
+    durable: bool = False,
 ) -> prefill_pb2.PrefillChunkRequest:
     """A ``PrefillChunkRequest``. Raises ``InvalidRequest``."""
     if isinstance(context, str | ChunkRef):
@@ -55,6 +56,7 @@ def prefill_request(
         salt=salt,
         request_id=request_id,
         shared=shared,
+        durable=durable,
     )
 
 

@@ -60,7 +60,7 @@ class Timings:
 @dataclass(frozen=True)
 class Chunk(ChunkRef):
     """What ``prefill`` did. ``outcome`` is ``"computed"`` or ``"already_stored"``; the token counts include
-    context that had to be computed or was found."""
+    context that had to be computed or was found. ``durable``: the KV is in the store now; else it is being written."""
 
     key: str
     tokens: int
@@ -72,6 +72,7 @@ class Chunk(ChunkRef):
     type: str = ""
     newly_registered: bool = False
     model_identity: str = ""
+    durable: bool = True
 
 
 @dataclass(frozen=True)

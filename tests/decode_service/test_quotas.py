@@ -92,7 +92,7 @@ def test_quotas_of_the_store(folder: Path, tmp_path: Path) -> None:
         stored = 0
         with pytest.raises(cairn.Overloaded, match=r"quota bytes: .* 30000, .*DeleteChunk"):
             for seed in range(40):
-                clients["c"].prefill(content(seed))
+                clients["c"].prefill(content(seed), durable=True)
                 stored += 1
         stats = clients["c"].stats()
         assert stored and stats.kv_entries == stored and stats.kv_bytes <= stats.capacity_bytes == 30_000

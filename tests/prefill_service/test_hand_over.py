@@ -33,11 +33,11 @@ async def offered(w: Worker, borrower: str = "one", token: str = "") -> Offer:
 
 
 def opened(w: Worker, offer: Offer) -> Session:
-    return open_session(offer, w.service.jobs.computer.served.layout, CPU)
+    return open_session(offer, w.computer.served.layout, CPU)
 
 
 def empty_planes(w: Worker, tokens: int) -> list[torch.Tensor]:
-    pool = w.service.jobs.computer.residents.pool
+    pool = w.computer.residents.pool
     return [
         torch.empty(tokens, *plane.shape[1:], dtype=plane.dtype)
         for pair in zip(pool.keys, pool.values, strict=True)
@@ -48,7 +48,7 @@ def empty_planes(w: Worker, tokens: int) -> list[torch.Tensor]:
 async def ended(w: Worker, session: Session) -> None:
     """Closes a session, and waits until what it had borrowed is let go of."""
     session.close()
-    while w.service.jobs.computer.residents.held:
+    while w.computer.residents.held:
         await asyncio.sleep(0.005)
 
 

@@ -34,6 +34,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--ttl", type=typed(parse_seconds), metavar="DURATION", help="forget it after this time: 90, 15m, 2h, 7d"
     )
     parser.add_argument("--pin", action="store_true", help="never evict it")
+    parser.add_argument("--durable", action="store_true", help="wait until the KV is stored, not just computed")
     parser.add_argument("--shared", action="store_true", help="for every tenant to use (tokens marked admin)")
     add_connection_flags(parser)
 
@@ -70,6 +71,7 @@ def _prefill(client: Client, args: argparse.Namespace, word: str, content: Segme
         ttl_s=args.ttl,
         pin=args.pin,
         shared=args.shared,
+        durable=args.durable,
     )
 
 
@@ -78,7 +80,7 @@ def _row(chunk: Chunk) -> tuple[object, ...]:
         short_id(chunk.id),
         chunk.name,
         chunk.tokens,
-        chunk.outcome,
+        chunk.outcome if chunk.durable else f"{chunk.outcome}, being stored",
         chunk.computed_tokens,
         chunk.reused_tokens,
         human_seconds(chunk.timings.total_s),

@@ -1,0 +1,111 @@
+"""Waiting between attempts: for other workers, for room, for what left the pool; and what is given back of it."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from chunk_store.store import Busy, Stored
+from prefill_service.jobs.progress import JobProgress
+from prefill_service.jobs.resolver import PrefillJob
+from serving.errors import Overloaded, Unavailable
+from serving.trace.stages import StageTimer
+from tests.fakes import LAYOUT
+from tests.prefill_service.fake_worker import FakeWorker, held_writes
+
+ROOM = LAYOUT.nbytes(2)
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Iterator[FakeWorker]:
+    made = FakeWorker(tmp_path, room=ROOM)
+    yield made
+    made.idle()
+    made.close()
+
+
+async def compute(bench: FakeWorker, job: PrefillJob, within_s: float = 20.0) -> JobProgress:
+    progress = JobProgress(StageTimer())
+    await bench.computer.compute(job, progress, time.monotonic() + within_s)
+    return progress
+
+
+def run(body: Callable[[], Awaitable[None]]) -> None:
+    asyncio.run(asyncio.wait_for(body(), 60))
+
+
+def test_room_is_waited_for_and_what_waits_is_computed_then(bench: FakeWorker) -> None:
+    async def body() -> None:
+        with held_writes():
+            await compute(bench, bench.job(1, 1))
+            with pytest.raises(Overloaded, match="wait to be written"):
+                await compute(bench, bench.job(2, 2), within_s=0.02)
+            waiting = asyncio.create_task(compute(bench, bench.job(3, 3)))
+            done, _ = await asyncio.wait([waiting], timeout=0.05)
+            assert not done and len(bench.runner.computed) == 1
+        progress = await waiting
+        assert progress.timer.spent_ns()["publish"] > 0
+
+    run(body)
+
+
+def test_who_is_cancelled_while_it_waits_for_room_leaves_it_to_others(bench: FakeWorker) -> None:
+    async def body() -> None:
+        with held_writes():
+            await compute(bench, bench.job(1, 1))
+            waiting = asyncio.create_task(compute(bench, bench.job(2, 2)))
+            while not bench.publisher.room._asked:
+                await asyncio.sleep(0.002)
+            waiting.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await waiting
+        await compute(bench, bench.job(3, 3))
+
+    run(body)
+
+
+def test_a_composition_larger_than_the_queue_is_computed_chunk_by_chunk(bench: FakeWorker) -> None:
+    async def body() -> None:
+        ids: list[str] = []
+        for name in (1, 2, 3):
+            ids.append(bench.job(name, name).chunk_id)
+        await compute(bench, bench.job(4, context=tuple(ids)))
+        assert [ids for ids, _ in bench.runner.computed] == [(1, 1), (2, 2), (3, 3), (4,)]
+
+    run(body)
+
+
+def test_another_worker_is_waited_for_until_the_deadline(bench: FakeWorker, tmp_path: Path) -> None:
+    async def body() -> None:
+        job = bench.job(1, 1)
+        claim = bench.store.begin(job.key)
+        assert not isinstance(claim, Busy | Stored)
+        with claim, pytest.raises(Unavailable, match="another worker"):
+            await compute(bench, job, within_s=0.0)
+        await compute(bench, job)
+
+    run(body)
+
+
+def test_the_end_lets_waiting_jobs_go(tmp_path: Path) -> None:
+    bench = FakeWorker(tmp_path, room=ROOM)
+
+    async def body() -> None:
+        with held_writes():
+            await compute(bench, bench.job(1, 1))
+            waiting = asyncio.create_task(compute(bench, bench.job(2, 2)))
+            while not bench.publisher.room._asked:
+                await asyncio.sleep(0.002)
+            stopping = asyncio.create_task(bench.computer.stop())
+            with pytest.raises(Unavailable, match="shutting down"):
+                await waiting
+        await stopping
+        assert bench.store.stats().entries == 1
+
+    run(body)
+    bench.idle()
+    bench.store.close()
