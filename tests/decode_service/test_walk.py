@@ -31,7 +31,7 @@ QUERY = [5, 6, 7]
 @contextmanager
 def computed_only_when_freed(services: Pair, *held: Sequence[int]) -> Iterator[dict[tuple[int, ...], threading.Event]]:
     """The prefill service stops before it computes one of the ``held`` contents, until its event is set."""
-    runner = services.prefill.jobs.computer.runner
+    runner = services.prefill_pool.runner
     begin, free = runner.begin, {tuple(content): threading.Event() for content in held}
 
     def slow(batch: Sequence[Any]) -> Any:
