@@ -16,31 +16,44 @@ import threading
 import time
 from collections.abc import Callable
 from collections.abc import Sequence as Items
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 from chunk_store.errors import StoreError, StoreFull
 from decode_service import kept
 from decode_service.kept import Keep, Kept, KeptKV, NotKept
 from decode_service.prompt.composition import Composition
+from decode_service.prompt.request_chunk import Claim
 from decode_service.prompt.resolver import Resolver
 from decode_service.sequence import ChunkReady, Event, Sequence
 from decode_service.worker import DecodeWorker
+from engine.kv.resident import ResidentChunk
 from engine.sampling.params import SamplingParams, SamplingRequest
 from serving.errors import RequestError, Unavailable
 
 log = logging.getLogger(__name__)
 
 COMPUTING_MAX = 16  # turns whose KV is asked for at once; a conversation has one
+PUBLISHING_MAX = 64  # kept chunks that wait for their claims; what comes then stays in the pool alone
 COMPUTE_S = 60.0  # how long that may take; whoever needs it later asks again
 NO_SAMPLING = SamplingRequest(SamplingParams(), (), frozenset())
+
+ClaimTurn = Callable[[Composition], "Claim | None"]
 
 
 class TurnKeeper:
     """Keeps turns of one worker's requests."""
 
-    def __init__(self, worker: DecodeWorker, resolver: Resolver) -> None:
+    def __init__(self, worker: DecodeWorker, resolver: Resolver, claim: ClaimTurn | None = None) -> None:
+        """``claim`` is the right to publish a turn's last chunk, None where another process has it, or it is stored.
+
+        It may take its time. Without it turns are kept in the pool alone.
+        """
         self._worker = worker
         self._resolver = resolver
+        self._claim = claim
+        self._publishing = 0  # chunks that are held until their claim is there
+        self._claims = ThreadPoolExecutor(1, thread_name_prefix="cairn-kept")
         self._computing = 0  # requests for chunks that are under way
         self._lock = threading.Lock()
 
@@ -104,8 +117,41 @@ class TurnKeeper:
         """In the device thread, before whatever comes after the answer's last message."""
         chunk = turn.chunks[-1]
         named = kept.name(self._worker.residents, state, chunk.key, len(chunk.token_ids))
-        if named is not None:
+        if named is None:
+            return
+        if self._claim is None or self._publishing >= PUBLISHING_MAX:
+            log.info("a kept turn of %d tokens stays in the pool alone", named.tokens)
             self._worker.residents.release(named)
+            return
+        self._publishing += 1
+        self._claims.submit(self._publish, turn, named)
+
+    def _publish(self, turn: Composition, named: ResidentChunk) -> None:
+        """In a thread of its own: claims the turn, then has it handed to the publisher."""
+        claim: Claim | None = None
+        try:
+            assert self._claim is not None
+            claim = self._claim(turn)
+        except (RequestError, StoreError) as error:
+            log.warning("a kept turn is not published: %s", error)
+        except Exception:
+            log.exception("a kept turn is not published")
+        try:
+            self._worker.call(partial(self._hand_on, named, claim))
+        except Unavailable:  # the device thread has ended
+            if claim is not None:
+                claim.drop()
+
+    def _hand_on(self, named: ResidentChunk, claim: Claim | None) -> None:
+        """In the device thread: from here on the publisher holds what it needs."""
+        if claim is not None:
+            claim.publish(named)
+        self._publishing -= 1
+        self._worker.residents.release(named)
+
+    def stop(self) -> None:
+        """Claims nothing more; a claim that comes now is dropped when the device thread has ended."""
+        self._claims.shutdown(wait=False, cancel_futures=True)
 
     def _compute(self, sequence: Sequence, turn: Composition) -> tuple[KeptKV, NotKept | None]:
         """Asks for a turn's KV as a request for chunks, which whoever names the turn meanwhile waits for, too."""

@@ -22,7 +22,7 @@ from decode_service.api.replies import Replies
 from decode_service.prompt.composition import Composition, answer_tokens
 from decode_service.prompt.resolver import Resolver
 from decode_service.sequence import Failed, FinishReason, Sequence, Tokens
-from decode_service.turns import TurnKeeper
+from decode_service.turns import ClaimTurn, TurnKeeper
 from decode_service.worker import DecodeWorker
 from engine.reuse import ReuseMode
 from engine.sampling.params import SamplingRequest
@@ -59,10 +59,11 @@ class DecodeService(decode_pb2_grpc.DecodeServiceServicer):
         same_bits: SameBits = UNSAID,
         request_timeout_s: float,
         close: Callable[[], None],
+        claim_turn: ClaimTurn | None = None,
     ) -> None:
         self.worker = worker
         self.resolver = resolver
-        self.turns = TurnKeeper(worker, resolver)
+        self.turns = TurnKeeper(worker, resolver, claim_turn)
         self.access = access
         self.model_name = model_name
         self.same_bits = same_bits
@@ -86,6 +87,7 @@ class DecodeService(decode_pb2_grpc.DecodeServiceServicer):
         decode_pb2_grpc.add_DecodeServiceServicer_to_server(self, server)
 
     async def stop(self) -> None:
+        self.turns.stop()
         await asyncio.to_thread(self.worker.stop)
         await asyncio.to_thread(self._close)
 
