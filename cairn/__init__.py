@@ -8,6 +8,7 @@ with cairn.Client(prefill="127.0.0.1:50071", decode="127.0.0.1:50072") as client
 
 from cairn.client.async_client import AsyncClient
 from cairn.client.client import Client
+from cairn.client.conversation import AsyncConversation, Conversation, Turn
 from cairn.client.errors import (
     CairnError,
     Cancelled,
@@ -30,6 +31,7 @@ from cairn.client.types import (
     Explanation,
     Kept,
     Loads,
+    Message,
     ModeSupport,
     Result,
     ReuseReport,
@@ -44,6 +46,7 @@ from cairn.client.types import (
 
 __all__ = [
     "AsyncClient",
+    "AsyncConversation",
     "AsyncGeneration",
     "CairnError",
     "Cancelled",
@@ -51,6 +54,7 @@ __all__ = [
     "ChunkRef",
     "Client",
     "Conflict",
+    "Conversation",
     "DeadlineExceeded",
     "Deleted",
     "Delta",
@@ -59,6 +63,7 @@ __all__ = [
     "InvalidRequest",
     "Kept",
     "Loads",
+    "Message",
     "ModeSupport",
     "NotFound",
     "Overloaded",
@@ -71,6 +76,7 @@ __all__ = [
     "Text",
     "Timings",
     "Tokens",
+    "Turn",
     "Unauthorized",
     "Unavailable",
     "Unsupported",

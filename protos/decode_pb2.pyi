@@ -165,7 +165,9 @@ class Segment(_message.Message):
     text: _builtins.str
     type: _chunks_pb2.ChunkType.ValueType
     role: _builtins.str
-    """renders `text` as one turn of the model's chat template; empty: as it is"""
+    """Renders `text` as one turn of the model's chat template; empty: as it is. A query directly behind a chunk of type
+    TURN begins with what the template puts behind an answer, as far as the answer has not ended with it.
+    """
     @_builtins.property
     def token_ids(self) -> _chunks_pb2.TokenIds: ...
     def __init__(

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Sequence
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -114,6 +114,24 @@ class TextCodec:
             raise TextRefused("generation_prompt: needs a role, it belongs to the chat template")
         # A batch of one: it leaves the interpreter to others while it works, as a plain ``encode`` does not.
         return tuple(self._backend.encode_batch_fast([text], add_special_tokens=False)[0].ids)
+
+    def closing(self, answer: Sequence[int]) -> tuple[int, ...]:
+        """What the chat template puts between an answer and the next turn, but for what the answer ends with already.
+
+        An answer that was cut off misses all of it, one that ended by itself perhaps a line break. Empty where there is
+        no chat template, or it lets no answer follow a user's turn.
+        """
+        closing = self._closing
+        there = next((n for n in range(len(closing), 0, -1) if tuple(answer[-n:]) == closing[:n]), 0)
+        return closing[there:]
+
+    @cached_property
+    def _closing(self) -> tuple[int, ...]:
+        """What follows the words of an answer, whole."""
+        rendered = self._try_render([("user", "Cairn"), ("assistant", "Stone")]) if self.has_chat_template else None
+        if rendered is None or "Stone" not in rendered:
+            return ()
+        return self.encode(rendered.rpartition("Stone")[2])
 
     def decode(self, ids: Sequence[int], keep_special: bool = False) -> str:
         """Text of token ids; ids the tokenizer does not know are left out. Raises ``TextRefused`` without one."""

@@ -7,17 +7,19 @@ documents the arguments.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from typing import Any, Self, TypeVar, Unpack
 
 from cairn.client import calls, replies
 from cairn.client.calls import Call, GenerateOptions, ListOptions, PrefillOptions
 from cairn.client.client import DEFAULT_DECODE, DEFAULT_PREFILL, DEFAULT_TIMEOUT_S
+from cairn.client.conversation import AsyncConversation
 from cairn.client.errors import CairnError, error_from_status
 from cairn.client.generation import AsyncGeneration
 from cairn.client.requests import ChunkName, Segment
 from cairn.client.transport import END, AsyncChannel, Attempts, CallFailed, Peer, Tls, error_from_rpc
-from cairn.client.types import Chunk, Deleted, Explanation, Loads, StoredChunk, StoreStats
+from cairn.client.types import Chunk, Deleted, Explanation, Loads, Result, StoredChunk, StoreStats
+from protos import decode_pb2
 
 T = TypeVar("T")
 
@@ -77,12 +79,52 @@ class AsyncClient:
     ) -> AsyncGeneration:
         """Stream an answer to ``segments``, the query last. Call it in the running loop. See ``GenerateOptions``."""
         request = calls.generate_request(segments, {"salt": self._salt, **options})
-        peer, method = self._peers["decode"].for_request(request.request_id), self._stub("decode").Generate
+        return self._generation([request], timeout_s, lambda _: None)
 
-        def start(remaining_s: float) -> Any:
-            return method(request, timeout=remaining_s, metadata=peer.metadata)
+    def conversation(
+        self,
+        system: Segment | None = None,
+        documents: Sequence[Segment] = (),
+        *,
+        role: str = "user",
+        system_role: str = "system",
+        document_role: str = "",
+        timeout_s: float | None = None,
+        **defaults: Unpack[GenerateOptions],
+    ) -> AsyncConversation:
+        """A conversation that keeps its turns: ``ask`` and ``async for delta in conversation.stream(...)``.
 
-        return AsyncGeneration(start, peer, self._attempts(timeout_s, retry=True))
+        See ``Client.conversation``.
+        """
+
+        def send(
+            segments: Sequence[Segment],
+            whole: Sequence[Segment],
+            finished: Callable[[Result], None],
+            options: GenerateOptions,
+        ) -> AsyncGeneration:
+            wordings = [segments] if segments is whole else [segments, whole]
+            requests = [calls.generate_request(each, {"salt": self._salt, **options}) for each in wordings]
+            return self._generation(requests, timeout_s, finished)
+
+        roles = {"role": role, "system_role": system_role, "document_role": document_role}
+        return AsyncConversation(send, system, documents, defaults, **roles)
+
+    def _generation(
+        self,
+        requests: Sequence[decode_pb2.GenerateRequest],
+        timeout_s: float | None,
+        finished: Callable[[Result], None],
+    ) -> AsyncGeneration:
+        """Sends the first; the second, if there is one, when a chunk that the first names is gone."""
+        peer, method = self._peers["decode"].for_request(requests[0].request_id), self._stub("decode").Generate
+
+        def call_of(request: decode_pb2.GenerateRequest) -> Callable[[float], Any]:
+            return lambda remaining_s: method(request, timeout=remaining_s, metadata=peer.metadata)
+
+        start, *instead = map(call_of, requests)
+        attempts = self._attempts(timeout_s, retry=True)
+        return AsyncGeneration(start, peer, attempts, instead=instead[0] if instead else None, finished=finished)
 
     async def explain(
         self, segments: Sequence[Segment], *, timeout_s: float | None = None, **options: Unpack[GenerateOptions]

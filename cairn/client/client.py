@@ -6,16 +6,18 @@ What each call means is in ``cairn.client.calls``; this file only runs calls. ``
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Self, TypeVar, Unpack
 
 from cairn.client import calls, replies
 from cairn.client.calls import Call, GenerateOptions, ListOptions, PrefillOptions
+from cairn.client.conversation import Conversation
 from cairn.client.errors import CairnError, error_from_status
 from cairn.client.generation import Generation
 from cairn.client.requests import ChunkName, Segment
 from cairn.client.transport import Attempts, CallFailed, Peer, Tls, error_from_rpc
-from cairn.client.types import Chunk, Deleted, Explanation, Loads, StoredChunk, StoreStats
+from cairn.client.types import Chunk, Deleted, Explanation, Loads, Result, StoredChunk, StoreStats
+from protos import decode_pb2
 
 T = TypeVar("T")
 
@@ -76,12 +78,64 @@ class Client:
     ) -> Generation:
         """Stream an answer to ``segments`` (chunks, texts, token ids), the query last. See ``GenerateOptions``."""
         request = calls.generate_request(segments, {"salt": self._salt, **options})
-        peer, method = self._peers["decode"].for_request(request.request_id), self._stubs["decode"].Generate
+        return self._generation([request], timeout_s, lambda _: None)
 
-        def start(remaining_s: float) -> Any:
-            return method(request, timeout=remaining_s, metadata=peer.metadata)
+    def conversation(
+        self,
+        system: Segment | None = None,
+        documents: Sequence[Segment] = (),
+        *,
+        role: str = "user",
+        system_role: str = "system",
+        document_role: str = "",
+        timeout_s: float | None = None,
+        **defaults: Unpack[GenerateOptions],
+    ) -> Conversation:
+        """A conversation that keeps its turns, so that each question computes its own tokens alone.
 
-        return Generation(start, peer, self._attempts(timeout_s, retry=True))
+            talk = client.conversation("Answer in one sentence.", [open("chronicle.txt").read()], max_tokens=64)
+            print(talk.ask("Who governs Wendolin?").text)
+            for delta in talk.stream("Since when?"):
+                print(delta.text, end="")
+            talk.retry(temperature=0.8)          # another answer to the last question
+            talk.edit(0, "Who founded it?")      # another first question; what followed is gone
+            other = talk.branch(-1)              # a conversation of its own, without the last turn
+
+        ``system`` and ``documents`` are strings, chunks, ``Text`` or ``Tokens``. ``role``, ``system_role`` and
+        ``document_role`` are those of the chat template in which strings are rendered; "" takes a text as it is, which
+        a model without a chat template needs. ``timeout_s`` is for each question; ``defaults`` are options of
+        ``generate`` for all of them. Turns are kept under the client's salt, and pass: what is not asked for makes
+        room for other content, and is sent again when it is.
+        """
+
+        def send(
+            segments: Sequence[Segment],
+            whole: Sequence[Segment],
+            finished: Callable[[Result], None],
+            options: GenerateOptions,
+        ) -> Generation:
+            wordings = [segments] if segments is whole else [segments, whole]
+            requests = [calls.generate_request(each, {"salt": self._salt, **options}) for each in wordings]
+            return self._generation(requests, timeout_s, finished)
+
+        roles = {"role": role, "system_role": system_role, "document_role": document_role}
+        return Conversation(send, system, documents, defaults, **roles)
+
+    def _generation(
+        self,
+        requests: Sequence[decode_pb2.GenerateRequest],
+        timeout_s: float | None,
+        finished: Callable[[Result], None],
+    ) -> Generation:
+        """Sends the first; the second, if there is one, when a chunk that the first names is gone."""
+        peer, method = self._peers["decode"].for_request(requests[0].request_id), self._stubs["decode"].Generate
+
+        def call_of(request: decode_pb2.GenerateRequest) -> Callable[[float], Any]:
+            return lambda remaining_s: method(request, timeout=remaining_s, metadata=peer.metadata)
+
+        start, *instead = map(call_of, requests)
+        attempts = self._attempts(timeout_s, retry=True)
+        return Generation(start, peer, attempts, instead=instead[0] if instead else None, finished=finished)
 
     def explain(
         self, segments: Sequence[Segment], *, timeout_s: float | None = None, **options: Unpack[GenerateOptions]

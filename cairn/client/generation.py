@@ -10,7 +10,7 @@ from typing import Any, Self
 
 from cairn.client.errors import error_from_status
 from cairn.client.replies import parse_delta, parse_result
-from cairn.client.transport import END, Attempts, CallFailed, Peer, error_from_rpc
+from cairn.client.transport import END, Attempts, CallFailed, Peer, chunk_is_gone, error_from_rpc
 from cairn.client.types import Delta, Result
 from protos import decode_pb2
 
@@ -44,10 +44,23 @@ class _Assembly:
 
 
 class _Stream:
-    """What both kinds of generation are: a call, its deadline, and what has arrived."""
+    """What both kinds of generation are: a call, its deadline, and what has arrived.
 
-    def __init__(self, start: StartCall, peer: Peer, attempts: Attempts) -> None:
+    ``instead`` is the call to make when the first one finds a chunk gone; ``finished`` is told of the result.
+    """
+
+    def __init__(
+        self,
+        start: StartCall,
+        peer: Peer,
+        attempts: Attempts,
+        *,
+        instead: StartCall | None = None,
+        finished: Callable[[Result], None] = lambda _: None,
+    ) -> None:
         self._start = start
+        self._instead = instead
+        self._finished = finished
         self._peer = peer
         self._attempts = attempts
         self._assembly = _Assembly(peer)
@@ -61,6 +74,13 @@ class _Stream:
             raise RuntimeError("no result yet: read the stream to its end, or call finish()")
         return self._assembly.result
 
+    def _add(self, event: decode_pb2.GenerateResponse) -> Delta | None:
+        """The delta in an event; of the last one, None."""
+        delta = self._assembly.add(event)
+        if self._assembly.result is not None:
+            self._finished(self._assembly.result)
+        return delta
+
     def _cancel(self) -> None:
         if self._open:
             self._open = False
@@ -68,6 +88,9 @@ class _Stream:
 
     def _delay_or_raise(self, error: CallFailed) -> float:
         """Seconds until another attempt; raises the error when there is none, or when text was delivered."""
+        if self._instead is not None and not self._assembly.started and chunk_is_gone(error):
+            self._start, self._instead = self._instead, None
+            return 0.0
         delay_s = None if self._assembly.started else self._attempts.delay_after(error)
         if delay_s is None:
             self._open = False
@@ -96,7 +119,7 @@ class Generation(_Stream):
                 time.sleep(self._delay_or_raise(error))
                 self._call = self._start(self._attempts.remaining_s())
                 continue
-            delta = self._assembly.add(event)
+            delta = self._add(event)
             if delta is not None:
                 return delta
         raise StopIteration
@@ -125,9 +148,9 @@ class Generation(_Stream):
 class AsyncGeneration(_Stream):
     """The same for an event loop: ``async for``, ``await finish()``, ``async with`` or ``await aclose()``."""
 
-    def __init__(self, start: StartCall, peer: Peer, attempts: Attempts) -> None:
+    def __init__(self, start: StartCall, peer: Peer, attempts: Attempts, **more: Any) -> None:
         self._loop = asyncio.get_running_loop()
-        super().__init__(start, peer, attempts)
+        super().__init__(start, peer, attempts, **more)
 
     def __aiter__(self) -> Self:
         return self
@@ -149,7 +172,7 @@ class AsyncGeneration(_Stream):
                 self._open = False
                 self._assembly.end()
                 break
-            delta = self._assembly.add(event)
+            delta = self._add(event)
             if delta is not None:
                 return delta
         raise StopAsyncIteration

@@ -102,3 +102,8 @@ def error_from_rpc(error: CallFailed, peer: Peer) -> CairnError:
     failed = error_from_status(error.code().name, error.details() or "", peer.source, peer.request_id)
     failed.retry_after_s = retry_after_s(error.trailing_metadata())
     return failed
+
+
+def chunk_is_gone(error: CallFailed) -> bool:
+    """Whether a request failed because it names a chunk that is not registered (any more)."""
+    return error.code() is grpc.StatusCode.NOT_FOUND

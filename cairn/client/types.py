@@ -8,13 +8,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TypeAlias
+from typing import TypeAlias, TypedDict
 
 CHUNK_TYPES = ("system_prompt", "context", "code", "rag_result", "query", "turn")
 REUSE_MODES = ("exact", "anchored", "independent")
 CACHE_USES = ("shared", "bypass")
 CHUNK_ORDERS = ("given", "canonical")
 LIST_ORDERS = ("created", "last_used", "name")
+
+
+class Message(TypedDict):
+    """One thing that was said in a conversation."""
+
+    role: str
+    content: str
 
 
 @dataclass(frozen=True)

@@ -102,7 +102,11 @@ class Resolver:
             shared = record.tenant == SHARED_TENANT
             return Segment(record.chunk_id, record.type, record.token_ids, record.name, named_by_id=True, shared=shared)
 
-        return [resolved(index, segment) for index, segment in enumerate(segments)]
+        found = [resolved(index, segment) for index, segment in enumerate(segments)]
+        if len(found) > 1 and segments[-1].role and found[-2].type is ChunkType.TURN:
+            # A turn ends as its answer was generated: what the template puts behind an answer is left to what follows.
+            found[-1] = replace(found[-1], token_ids=self.codec.closing(found[-2].token_ids) + found[-1].token_ids)
+        return found
 
     def _lookup(self, named: list[ChunkId], inline: list[ChunkId], tenant: Tenant) -> dict[ChunkId, ChunkRecord | None]:
         """What the tenant may use, by id: its own, else what is shared.

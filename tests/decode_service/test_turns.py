@@ -76,25 +76,26 @@ def test_the_next_turn_computes_its_own_query_alone(services: Pair, query: int, 
     same(got, services.generate([*before, inline, tokens(3, 7)], cache="bypass", logprobs=True))
 
 
-def until_idle(services: Pair) -> None:
-    wait_until(lambda: services.client.loads().running + services.client.loads().waiting == 0)
-
-
 def planes(services: Pair, key: str) -> list[torch.Tensor]:
+    """A chunk's KV, once it is there."""
     residents = services.decode.worker.residents
+
+    def ready() -> bool:
+        chunk = residents.find(ChunkKey(key))
+        return chunk is not None and chunk.ready
 
     def read() -> list[torch.Tensor]:
         chunk = residents.find(ChunkKey(key))
-        assert chunk is not None and chunk.ready
+        assert chunk is not None
         return [plane.clone() for plane in residents.pool.run_planes(chunk.run, chunk.tokens)]
 
+    wait_until(lambda: services.in_device_thread(ready))
     return services.in_device_thread(read)
 
 
 def test_kept_kv_is_that_of_a_prefill(services: Pair) -> None:
     first = services.generate([SYSTEM, tokens(20, 33)], 21, keep=True)
     chunk = services.client.prefill(ChunkRef(first.kept.id), context=[first.reuse.segments[0].chunk_id])
-    until_idle(services)  # what is computed behind is there
     kept = planes(services, chunk.key)
     services.forget()
     got = services.generate([SYSTEM, ChunkRef(first.kept.id), [9]])

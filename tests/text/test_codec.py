@@ -80,3 +80,24 @@ def test_a_broken_tokenizer_is_an_error_not_an_absence(tmp_path: Path) -> None:
     (folder / "tokenizer.json").write_text("{")
     with pytest.raises(ValueError, match="cannot be loaded"):
         TextCodec.load(str(folder))
+
+
+def test_what_an_answer_lacks_of_its_turn() -> None:
+    codec = TextCodec(byte_level_tokenizer(), "tiny")
+    whole = codec.encode("", role="assistant")[1:]
+    assert codec.closing(codec.encode("It is.")) == whole == codec.encode("<end>")
+    assert codec.closing((*codec.encode("It is."), *whole)) == codec.closing(whole) == ()
+    lines = byte_level_tokenizer()
+    lines.chat_template = CHAT_TEMPLATE.replace("<end>", "<end>\n")
+    codec = TextCodec(lines, "lines")
+    assert codec.closing(()) == codec.closing(codec.encode("It")) == codec.encode("<end>\n")
+    assert codec.closing(codec.encode("It<end>")) == codec.encode("\n"), "an answer ends with the token that ended it"
+    assert codec.closing(codec.encode("It<end>\n")) == ()
+
+
+def test_without_a_template_for_answers_nothing_is_lacking() -> None:
+    bare, silent = byte_level_tokenizer(), byte_level_tokenizer()
+    bare.chat_template = None
+    silent.chat_template = CHAT_TEMPLATE.replace(", 'assistant']", "]")
+    for codec in (TextCodec(bare, "bare"), TextCodec(silent, "silent"), TextCodec(None, "none")):
+        assert codec.closing((5, 6)) == ()
