@@ -1,0 +1,227 @@
+"""One process with one pool: what prefill computes answers read without a load, and every bit is that of two processes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import cairn
+from cairn import ChunkRef, Client
+from chunk_store.open import open_store
+from chunk_store.store import Busy, Stored
+from tests.cairn.local.one_process import Together, together
+from tests.decode_service.models import loaded, model_dir, tokens
+from tests.decode_service.pair import pair
+
+PLANES = 6  # of an entry: keys and values of three layers
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return model_dir(tmp_path_factory.mktemp("models") / "tiny")
+
+
+@pytest.fixture(scope="module")
+def running(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Together]:
+    with together(loaded(folder, "decode"), tmp_path_factory.mktemp("store")) as services:
+        yield services
+
+
+@pytest.fixture
+def on(running: Together) -> Iterator[Together]:
+    """Whatever a test does to them, no page, claim or byte of room may be lost."""
+    yield running
+    running.check_idle()
+
+
+def sources(result: cairn.Result) -> list[str]:
+    return [segment.source for segment in result.reuse.segments[:-1]]
+
+
+def test_what_prefill_computed_is_resident_for_answers_and_durable_soon(on: Together) -> None:
+    document, question = tokens(1, 100), tokens(2, 9)
+    chunk = on.client.prefill(document)
+    assert on.metric("cairn_store_load_seconds_count") == 0
+    answer = on.generate([ChunkRef(chunk.chunk_id), question])
+    assert sources(answer) == ["device"]
+    assert answer.token_ids == on.generate([document, question], cache="bypass").token_ids
+    on.flush()
+    assert on.client.prefill(document).outcome == "already_stored"
+    on.forget()
+    again = on.generate([document, question])
+    assert sources(again) == ["store"] and again.token_ids == answer.token_ids
+
+
+@pytest.mark.parametrize("mode", ["exact", "anchored", "independent"])
+def test_missing_chunks_are_computed_in_the_request_and_stored_behind_it(on: Together, mode: Any) -> None:
+    seed = {"exact": 10, "anchored": 20, "independent": 30}[mode]
+    documents, question = [tokens(seed + n, 30 + 20 * n) for n in range(3)], tokens(seed + 9, 7)
+    cold = on.generate([*documents, question], reuse=mode)
+    assert sources(cold) == ["computed"] * 3
+    assert [segment.unpublished for segment in cold.reuse.segments[:-1]] in ([""] * 3, [None] * 3)
+    on.flush()
+    warm = on.generate([*documents, question], reuse=mode)
+    on.forget()
+    stored = on.generate([*documents, question], reuse=mode)
+    assert sources(warm) == ["device"] * 3 and sources(stored) == ["store"] * 3
+    plain = on.generate([*documents, question], reuse=mode, cache="bypass")
+    assert cold.token_ids == warm.token_ids == stored.token_ids == plain.token_ids
+
+
+def stored_bytes(url: str) -> dict[str, list[bytes]]:
+    """The planes of every entry of a store, by key."""
+    store = open_store(url)
+    found = {}
+    for entry in store.list_entries():
+        record = store.get_records([entry.chunk_id])[0]
+        assert record is not None
+        planes = [bytearray(entry.nbytes // PLANES) for _ in range(PLANES)]
+        assert store.load(entry.key, record.token_ids, [memoryview(plane) for plane in planes]) is None
+        found[entry.key] = [bytes(plane) for plane in planes]
+    store.close()
+    return found
+
+
+def test_bits_are_those_of_two_processes(on: Together, folder: Path, tmp_path: Path) -> None:
+    parts, url = [tokens(40, 80), tokens(41, 33), tokens(42, 6)], f"file://{tmp_path / 'store'}"
+    with pair(loaded(folder, "prefill"), loaded(folder, "decode"), url) as two:
+        separate = two.generate(parts, 12, logprobs=3)
+    here = on.generate(parts, 12, logprobs=3)
+    assert here.token_ids == separate.token_ids and here.logprobs == separate.logprobs
+    on.flush()
+    apart, shared = stored_bytes(url), stored_bytes(on.url)
+    assert len(apart) == 2 and all(shared[key] == planes for key, planes in apart.items())
+
+
+def test_those_who_want_the_same_at_once_compute_it_once(on: Together) -> None:
+    document = tokens(50, 90)
+    before = on.metric("cairn_publication_bytes_total", "prefill")
+    with ThreadPoolExecutor(8) as threads:
+        prefills = [threads.submit(on.client.prefill, document) for _ in range(4)]
+        answers = on.together([[document, tokens(51, 5)]] * 4)
+        assert {future.result(30).chunk_id for future in prefills}
+    assert len({answer.token_ids for answer in answers}) == 1
+    on.flush()
+    nbytes = on.decode.worker.residents.pool.layout.nbytes(90)
+    assert on.metric("cairn_publication_bytes_total", "prefill") - before == nbytes
+
+
+def test_a_cold_chunk_is_computed_beside_streams_whose_gaps_stay_short(on: Together) -> None:
+    """Between two tokens of a stream there are at most as many forwards of others as three steps take the place of."""
+    worker, order = on.decode.worker, []
+    begin = worker.runner.begin
+
+    def noted(batch: Any) -> Any:
+        order.append("piece" if batch[0].alone else "step")
+        return begin(batch)
+
+    with on.client.generate([tokens(60, 5)], max_tokens=200, ignore_eos=True) as stream:
+        next(stream)
+        worker.runner.begin = noted  # type: ignore[method-assign]
+        try:
+            on.client.prefill(tokens(61, 1900))
+            on.generate([tokens(62, 900), tokens(63, 4)], 1)
+        finally:
+            worker.runner.begin = begin  # type: ignore[method-assign]
+        kinds = "".join(kind[0] for kind in order)
+    assert kinds.count("p") >= 6, kinds
+    assert "pp" not in kinds.strip("p") or len(order) < 8, "decode steps come between two pieces"
+
+
+def test_tenants_see_nothing_of_each_other(on: Together) -> None:
+    document, question = tokens(70, 60), tokens(71, 5)
+    one, two = (Client(on.prefill_address, on.decode_address, timeout_s=30, salt=salt) for salt in ("one", "two"))
+    with one, two:
+        chunk = one.prefill(document)
+        first = one.generate([ChunkRef(chunk.chunk_id), question], max_tokens=3).finish()
+        assert sources(first) == ["device"]
+        with pytest.raises(cairn.CairnError, match="chunk"):
+            two.generate([ChunkRef(chunk.chunk_id), question], max_tokens=3).finish()
+        other = two.generate([document, question], max_tokens=3).finish()
+        assert sources(other) == ["computed"] and other.token_ids == first.token_ids
+
+
+def test_what_is_deleted_leaves_the_pool_and_is_computed_anew(on: Together) -> None:
+    document, question = tokens(80, 60), tokens(81, 5)
+    chunk = on.client.prefill(document)
+    on.client.delete_chunk(chunk.chunk_id)
+    again = on.generate([document, question])
+    assert sources(again) == ["computed"] and again.token_ids == on.generate([document, question]).token_ids
+
+
+@pytest.mark.parametrize("by", ["abort", "cancel", "deadline"])
+def test_whoever_goes_takes_its_claims_along(on: Together, by: str) -> None:
+    """What it had claimed is free for another process at once, and what was computed of it is nowhere."""
+    document = tokens({"abort": 90, "cancel": 91, "deadline": 92}[by], 1900)
+    with on.held_decode():
+        call = ThreadPoolExecutor(1).submit(on.client.prefill, document, timeout_s=0.5 if by == "deadline" else 30)
+        time.sleep(0.7 if by == "deadline" else 0.1)
+    if by == "deadline":
+        with pytest.raises(cairn.CairnError):
+            call.result(30)
+    else:
+        stream = on.client.generate([document, tokens(93, 5)], max_tokens=5, request_id=f"gone-{by}")
+        (stream.close if by == "cancel" else lambda: on.client.abort(f"gone-{by}"))()
+        call.result(30)
+    on.check_idle()
+    assert sources(on.generate([document, tokens(94, 4)], 2))[0] in ("device", "computed")
+
+
+def test_a_key_that_another_process_computes_is_waited_for(on: Together) -> None:
+    document, other = tokens(100, 50), open_store(on.url)
+    chunk = on.client.prefill(tokens(101, 10))
+    with on.held_decode():
+        call = ThreadPoolExecutor(1).submit(on.generate, [document, tokens(102, 5)], 3)
+    first = call.result(30)
+    on.flush()
+    (key,) = [e.key for e in other.list_entries() if e.tokens == 50 and e.key not in (chunk.key,)]
+    record = other.get_records([e.chunk_id for e in other.list_entries() if e.key == key])[0]
+    other.delete_chunks([record.chunk_id])
+    on.forget()
+    claim = other.begin(key)
+    assert not isinstance(claim, Stored | Busy)
+    again = ThreadPoolExecutor(1).submit(on.generate, [document, tokens(102, 5)], 3)
+    time.sleep(0.3)
+    assert not again.done()
+    claim.abort()  # it has died
+    assert again.result(30).token_ids == first.token_ids
+    other.close()
+
+
+def test_a_full_store_refuses_chunks_and_no_answers(folder: Path, tmp_path: Path) -> None:
+    with together(loaded(folder, "decode"), tmp_path / "store", store_capacity=1 << 16) as on:
+        document, question = tokens(110, 400), tokens(111, 5)
+        with pytest.raises(cairn.CairnError) as caught:
+            on.client.prefill(document, durable=True)
+        assert "room" in str(caught.value) or "capacity" in str(caught.value)
+        answers = [on.generate([document, question]) for _ in range(2)]
+        assert len({answer.token_ids for answer in answers}) == 1
+        on.flush()
+        other = on.generate([tokens(112, 400), question])
+        assert other.reuse.segments[0].unpublished == "store_full"
+        on.check_idle()
+
+
+def test_a_pool_that_is_too_small_for_all_serves_them_in_turn(folder: Path, tmp_path: Path) -> None:
+    with together(loaded(folder, "decode"), tmp_path / "store", kv_pages=96, batch_max=4) as on:
+        with ThreadPoolExecutor(12) as threads:
+            chunks = [threads.submit(on.client.prefill, tokens(200 + n, 300)) for n in range(6)]
+            answers = [threads.submit(on.generate, [tokens(200 + n, 300), tokens(220 + n, 5)], 4) for n in range(6)]
+            assert all(future.result(60) for future in (*chunks, *answers))
+        on.check_idle()
+
+
+def test_a_drain_writes_out_what_was_computed(folder: Path, tmp_path: Path) -> None:
+    documents = [tokens(120 + n, 200) for n in range(4)]
+    with together(loaded(folder, "decode"), tmp_path / "store") as on:
+        answer = on.generate([*documents, tokens(130, 4)], reuse="independent")
+        url = on.url
+    assert len(stored_bytes(url)) == 4
+    with together(loaded(folder, "decode"), tmp_path / "store") as on:
+        again = on.generate([*documents, tokens(130, 4)], reuse="independent")
+    assert sources(again) == ["store"] * 4 and again.token_ids == answer.token_ids
