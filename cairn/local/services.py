@@ -82,7 +82,7 @@ def in_one_process(settings: Settings) -> bool:
     prefill, decode, separate = settings.prefill, settings.decode, settings.up.options.separate
     differ = [each for each in IN_COMMON if getattr(prefill.options, each) != getattr(decode.options, each)]
     if separate is None:
-        return False
+        return not differ and prefill.options.device != "cpu"
     for name in [] if separate else differ:
         service = decode if name in decode.sources else prefill
         words = "differs between the two services, which --no-separate makes one process; give both the same"

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from cairn.local.processes import Command
-from cairn.local.services import OF_THE_OTHER, Settings, flagged, service_commands
+from cairn.local.services import OF_THE_OTHER, Settings, flagged, in_one_process, service_commands, together_command
 from decode_service import options as decode_options
 from decode_service.options import DecodeOptions
 from prefill_service import options as prefill_options
@@ -163,3 +163,50 @@ def test_what_the_file_says_wrong(file: str, said: str, tmp_path: Path) -> None:
     with pytest.raises(SettingError) as caught:
         Settings.read(Sources.read({"config": path, "model": "m"}, {}))
     assert str(caught.value).startswith(f"{path}: {said}")
+
+
+@pytest.mark.parametrize(
+    ("words", "together"),
+    [
+        ([], False),
+        (["--no-separate"], True),
+        (["--device", "cuda"], True),
+        (["--device", "cuda:1", "--prefill-device", "cuda:1"], True),
+        (["--device", "cuda", "--separate"], False),
+        (["--prefill-device", "cuda:0", "--decode-device", "cuda:1"], False),
+        (["--prefill-device", "cuda"], False),
+    ],
+)
+def test_one_process_on_a_gpu_two_on_the_cpu_and_as_told(words: list[str], together: bool) -> None:
+    settings = Settings.read(Sources.read(flags(words), {}))
+    assert in_one_process(settings) == together
+    device = dict(zip(words[::2], words[1::2], strict=False)).get("--device", "cpu")
+    assert "--decode-device" in words or settings.decode.options.device == device
+
+
+def test_one_process_cannot_have_two_models_or_stores(tmp_path: Path) -> None:
+    path = tmp_path / "c.toml"
+    path.write_text("[decode]\nthreads = 2\n")
+    separate = {"config": path, "device": "cuda"}
+    assert not in_one_process(Settings.read(Sources.read(separate, {})))
+    with pytest.raises(SettingError, match=r"\[decode\] threads: differs between the two services"):
+        in_one_process(Settings.read(Sources.read({**separate, "separate": False}, {})))
+
+
+def test_one_process_is_told_what_both_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    words = ["--prefill-kv-pages", "64", "--decode-kv-pages", "128", "--strict", "--no-hand-over", "--threads", "2"]
+    given = {"CAIRN_STORE": "redis://:hunter1@h", "CAIRN_MODEL": "m"}
+    settings = Settings.read(Sources.read(flags(words), given))
+    prefill, decode = settings.prefill.options, settings.decode.options
+    command = together_command(prefill, decode)
+    assert "hunter" not in " ".join(command.argv) + repr(command)
+    at = command.argv.index("-m") + 2
+    between = command.argv.index("--", at)
+    read = [
+        told(replace(command, name=name, argv=("-m", "x", *part)), monkeypatch)
+        for name, part in (("prefill", command.argv[at:between]), ("decode", command.argv[between + 1 :]))
+    ]
+    assert [place.name for place in command.places] == ["prefill", "decode"]
+    assert replace(read[0], port=prefill.port, metrics_port=prefill.metrics_port) == prefill
+    assert isinstance(read[1], DecodeOptions) and read[1].prefill == command.places[0].address
+    assert replace(read[1], port=decode.port, metrics_port=decode.metrics_port, prefill="") == decode

@@ -1,4 +1,4 @@
-"""Both services over one model in this process, as ``cairn up --no-separate`` has them: real parts on loopback ports."""
+"""Both services over one model in this process, as ``cairn up --no-separate`` has them: the real parts on loopback."""
 
 from __future__ import annotations
 
