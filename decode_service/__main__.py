@@ -16,7 +16,7 @@ import signal
 from collections.abc import Callable
 
 from decode_service.api.service import DecodeService
-from decode_service.assembly import PoolSize, assemble, prepare
+from decode_service.assembly import PoolSize, assemble_alone, prepare
 from decode_service.kv_source.prefill_client import RemotePrefillClient
 from serving.process.life import Listed, run_main
 from serving.process.loading import Loaded, pool_nbytes_default, pool_pages
@@ -37,7 +37,7 @@ def build(options: DecodeOptions, loaded: Loaded, on_failure: Callable[[], None]
     """
     parts = prepare(options, loaded, pool_size(options, loaded))
     client = RemotePrefillClient(options.prefill, token=options.token_for_prefill(), ca=options.prefill_ca)
-    return assemble(parts, client, on_failure=on_failure, close=client.close)
+    return assemble_alone(parts, client, on_failure=on_failure, close=client.close)
 
 
 def pool_size(options: DecodeOptions, loaded: Loaded) -> PoolSize:

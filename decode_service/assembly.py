@@ -11,20 +11,29 @@ from chunk_store.open import open_store, shown_url
 from chunk_store.quantities import human_bytes
 from decode_service.api.service import DecodeService
 from decode_service.kv_source.asking import PrefillClient
+from decode_service.kv_source.claims import ChunkClaims
 from decode_service.kv_source.fetcher import KVFetcher
 from decode_service.metrics import DecodeMetrics
 from decode_service.options import DecodeOptions
 from decode_service.prompt.resolver import Resolver
 from decode_service.same_bits import needs_one_size, same_bits
+from decode_service.turns import ClaimTurn, claim_with
 from decode_service.worker import DecodeWorker
 from engine.kv.pool import PagedKVPool
 from engine.kv.resident import ResidentChunks
 from engine.run.protocol import Runner
+from serving.errors import Unavailable
 from serving.process.loading import Loaded
+from serving.publishing.metrics import PublicationMetrics
+from serving.publishing.publisher import Publisher
 from serving.rpc.access import Access
 from serving.store.gauges import StoreGauges
 from serving.store.metered import MeteredStore, StoreMeter
 from serving.tenancy.quotas import TenantQuotas
+
+KEPT_NBYTES_MAX = 2**30  # of kept turns that wait to be stored: 18 of 384 tokens of an 8B model
+PUBLISHERS = 4  # entries written beside each other
+DRAIN_S = 10.0  # for kept turns that are not stored yet when the service ends
 
 
 @dataclass(frozen=True)
@@ -82,11 +91,18 @@ def prepare(options: DecodeOptions, loaded: Loaded, size: PoolSize) -> Parts:
 
 
 def assemble(
-    parts: Parts, client: PrefillClient, *, on_failure: Callable[[], None], close: Callable[[], None]
+    parts: Parts,
+    client: PrefillClient,
+    *,
+    on_failure: Callable[[], None],
+    close: Callable[[], None],
+    claim_turn: ClaimTurn | None = None,
+    drain: Callable[[], None] = lambda: None,
 ) -> DecodeService:
-    """The service over its parts. ``client`` makes KV that the store lacks; ``close`` is called once it has ended.
+    """The service over its parts. ``client`` makes KV that the store lacks; ``claim_turn`` lets kept turns go there.
 
-    ``on_failure`` is called when its device thread ends because of a fault.
+    ``on_failure`` is called when its device thread ends because of a fault, ``drain`` before it ends because it is
+    asked to, and ``close`` once it has ended.
     """
     options, served = parts.options, parts.loaded.served
     resolver = Resolver(served, parts.loaded.codec, parts.store, parts.quotas)
@@ -117,4 +133,37 @@ def assemble(
         same_bits=same_bits(options, served.row_bits),
         request_timeout_s=options.request_timeout_s,
         close=end,
+        claim_turn=claim_turn,
+        drain=drain,
     )
+
+
+def assemble_alone(
+    parts: Parts, client: PrefillClient, *, on_failure: Callable[[], None], close: Callable[[], None]
+) -> DecodeService:
+    """``assemble`` for a process that publishes nothing but kept turns, where they are kept as they were generated."""
+    if parts.runner.alone(1, chunk=True):
+        return assemble(parts, client, on_failure=on_failure, close=close)
+
+    def post(call: Callable[[], None]) -> None:
+        try:
+            service.worker.call(call)
+        except Unavailable as error:
+            raise RuntimeError("the device thread has ended") from error
+
+    served, quotas = parts.loaded.served, parts.quotas
+    metrics = PublicationMetrics(parts.metrics.registry, parts.loaded.model_name)
+    publisher = Publisher(parts.residents, post=post, nbytes_max=KEPT_NBYTES_MAX, threads=PUBLISHERS, metrics=metrics)
+    claims = ChunkClaims(
+        parts.store, publisher, served.identity, served.layout, lambda tenant: quotas.of(tenant).limits
+    )
+
+    def drain() -> None:
+        publisher.stop(DRAIN_S)
+
+    def end() -> None:
+        claims.stop()
+        close()
+
+    service = assemble(parts, client, on_failure=on_failure, close=end, claim_turn=claim_with(claims), drain=drain)
+    return service

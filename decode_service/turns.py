@@ -22,6 +22,8 @@ from functools import partial
 from chunk_store.errors import StoreError, StoreFull
 from decode_service import kept
 from decode_service.kept import Keep, Kept, KeptKV, NotKept
+from decode_service.kv_source.asking import ComputedChunk, FetchTerms
+from decode_service.kv_source.claims import ChunkClaims
 from decode_service.prompt.composition import Composition
 from decode_service.prompt.request_chunk import Claim
 from decode_service.prompt.resolver import Resolver
@@ -35,10 +37,21 @@ log = logging.getLogger(__name__)
 
 COMPUTING_MAX = 16  # turns whose KV is asked for at once; a conversation has one
 PUBLISHING_MAX = 64  # kept chunks that wait for their claims; what comes then stays in the pool alone
+CLAIM_S = 30.0  # how long a claim, and room in the publisher's queue, are waited for
 COMPUTE_S = 60.0  # how long that may take; whoever needs it later asks again
 NO_SAMPLING = SamplingRequest(SamplingParams(), (), frozenset())
 
 ClaimTurn = Callable[[Composition], "Claim | None"]
+
+
+def claim_with(claims: ChunkClaims) -> ClaimTurn:
+    """Claims turns as chunks are claimed that are computed here."""
+
+    def claim(turn: Composition) -> Claim | None:
+        found = claims.claim(turn, turn.chunks[-1], FetchTerms("", deadline=time.monotonic() + CLAIM_S))
+        return found.claim if isinstance(found, ComputedChunk) else None
+
+    return claim
 
 
 class TurnKeeper:

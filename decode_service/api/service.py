@@ -60,7 +60,9 @@ class DecodeService(decode_pb2_grpc.DecodeServiceServicer):
         request_timeout_s: float,
         close: Callable[[], None],
         claim_turn: ClaimTurn | None = None,
+        drain: Callable[[], None] = lambda: None,
     ) -> None:
+        """``drain`` is called before the device thread ends, ``close`` after it; ``claim_turn``: see ``TurnKeeper``."""
         self.worker = worker
         self.resolver = resolver
         self.turns = TurnKeeper(worker, resolver, claim_turn)
@@ -70,6 +72,7 @@ class DecodeService(decode_pb2_grpc.DecodeServiceServicer):
         self.request_timeout_s = request_timeout_s
         self._registry = registry
         self._lanes = TextLanes()
+        self._drain = drain
         self._close = close
         # Whose requests run, and their ids: one tenant's ids say nothing of another's.
         self._active: set[tuple[Tenant, str]] = set()
@@ -88,6 +91,7 @@ class DecodeService(decode_pb2_grpc.DecodeServiceServicer):
 
     async def stop(self) -> None:
         self.turns.stop()
+        await asyncio.to_thread(self._drain)
         await asyncio.to_thread(self.worker.stop)
         await asyncio.to_thread(self._close)
 

@@ -95,13 +95,35 @@ def planes(services: Pair, key: str) -> list[torch.Tensor]:
 
 def test_kept_kv_is_that_of_a_prefill(services: Pair) -> None:
     first = services.generate([SYSTEM, tokens(20, 33)], 21, keep=True)
-    chunk = services.client.prefill(ChunkRef(first.kept.id), context=[first.reuse.segments[0].chunk_id])
+    assert first.kept is not None
+    wait_until(lambda: services.client.get(first.kept or "").kv_entries == 1)
+    chunk = services.client.prefill(first.kept, context=[first.reuse.segments[0].chunk_id])
+    assert chunk.outcome == "already_stored"
     kept = planes(services, chunk.key)
+    services.client.delete(chunk)
+    wait_until(lambda: services.in_device_thread(lambda: services.decode.worker.residents.held) == 0)
     services.forget()
-    got = services.generate([SYSTEM, ChunkRef(first.kept.id), [9]])
-    assert computed(got) == [(0, "store"), (0, "store"), (1, "computed")]
+    turn = Tokens([*first.kept.query_token_ids, *first.token_ids], type="turn")
+    got = services.generate([SYSTEM, turn, [9]])
+    assert computed(got)[1:] == [(54, "computed"), (1, "computed")]
     for mine, prefilled in zip(kept, planes(services, chunk.key), strict=True):
         torch.testing.assert_close(mine, prefilled, atol=1e-5, rtol=1e-5)
+
+
+def test_a_kept_turn_is_published_behind(services: Pair) -> None:
+    """By the decode service where it has the KV, else by the prefill service; and read like any other chunk."""
+    computed_there = services.metric("cairn_prefill_tokens_total", "prefill", source="computed")
+    first = services.generate([SYSTEM, tokens(21, 5)], 30, keep=True)
+    assert first.kept is not None
+    kept = first.kept
+    wait_until(lambda: services.client.get(kept).kv_entries == 1)
+    wait_until(lambda: services.in_device_thread(lambda: services.decode.worker.residents.held) == 0)
+    computed_there = services.metric("cairn_prefill_tokens_total", "prefill", source="computed") - computed_there
+    assert (computed_there < 35) == (keeps(services) == "resident")
+    services.forget()
+    got = services.generate([SYSTEM, kept, [9]], logprobs=True)
+    assert computed(got)[1:] == [(0, "store"), (1, "computed")]
+    same(got, services.generate([SYSTEM, kept, [9]], logprobs=True, cache="bypass"))
 
 
 @pytest.mark.parametrize(
