@@ -201,8 +201,9 @@ class Processes:
         if ready is None:
             self._log(child.command.name, text)
             return
-        for served in child.served:
-            if served.place.name == ready.get("service", served.place.name) and not served.ready.done():
+        for served in child.served:  # whoever serves one thing may be called anything
+            alone = len(child.served) == 1
+            if (alone or served.place.name == ready.get("service")) and not served.ready.done():
                 served.ready.set_result(ready)
 
 

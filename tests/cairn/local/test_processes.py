@@ -54,6 +54,17 @@ def test_a_childs_lines_are_passed_on_but_its_ready_line() -> None:
     run(body)
 
 
+def test_a_service_may_be_called_otherwise_than_it_calls_itself() -> None:
+    """Two of a kind are started side by side."""
+
+    async def body(processes: Processes, lines: list[tuple[str, str]]) -> None:
+        program = READY.replace('"ready", ', '"ready", "service": "decode", ')
+        await processes.start([command(program, "decode"), command(program, "decode-2")])
+        await until(lambda: not processes.not_ready())
+
+    run(body)
+
+
 def test_one_that_ends_says_how() -> None:
     async def body(processes: Processes, lines: list[tuple[str, str]]) -> None:
         await processes.start([command(READY, "decode"), command("print('no end', end=''); raise SystemExit(3)")])
