@@ -1,6 +1,6 @@
 """How fast stored documents reach a GPU, by stage and by how it is set up: reading, verifying, copying, all of it.
 
-    python -m bench.gpu_loads [--documents 8] [--tokens 4096] [--dir /dev/shm] [--repeats 5] [--quick]
+    python -m bench.gpu_loads [--documents 8] [--tokens 4096] [--dir /dev/shm] [--repeats 5] [--block-mib 2] [--quick]
 
 Documents of random bytes in the 8B shape's layout (604 MB each at 4096 tokens) lie in a store of files. The stages run
 alone in the threads that a load has; then whole loads run as the decode service runs them (some at once, each read by
@@ -10,9 +10,11 @@ several threads), in one variant after another. Every variant's pages are compar
 from __future__ import annotations
 
 import argparse
+import ctypes
 import os
 import shutil
 import statistics
+import sys
 import tempfile
 import threading
 import time
@@ -33,13 +35,14 @@ from chunk_store.entry import EntryHeader
 from chunk_store.format import header as header_module
 from chunk_store.format.header import checksum
 from chunk_store.key import ChunkId, ChunkKey, ModelIdentity, digest
-from chunk_store.landing import Landing
+from chunk_store.landing import Landing, ranges
 from chunk_store.layout import KVLayout, LayerLayout
 from chunk_store.local import blobs as blobs_module
 from chunk_store.local import entry_file
 from chunk_store.open import open_store
 from chunk_store.shared_store import SharedStore
 from chunk_store.store import Busy, Stored
+from engine.kv.device_landing import DeviceLanding
 from engine.kv.host_tier import HostTier
 from engine.kv.pages import PageRun
 from engine.kv.pool import PagedKVPool
@@ -59,34 +62,47 @@ class Variant:
 
     at_once: int = 4
     shares: int = 4
-    piece_mib: float = 4
+    piece_mib: float = 8
     pieces: int = 32
     span_mib: float = 2
     kept: bool = False  # through the host tier, where they stay
+    switch_ms: float = 0.2  # how long a thread may keep the interpreter
+    raw: bool = False  # copies are begun by the CUDA runtime itself, not by torch
 
     def __str__(self) -> str:
         place = "host tier" if self.kept else f"{self.pieces} x {self.piece_mib:g} MiB"
-        return f"{self.at_once} x {self.shares} threads, {place}, spans {self.span_mib:g}"
+        return (
+            f"{self.at_once} x {self.shares} threads, {place}, spans {self.span_mib:g}, switch {self.switch_ms:g}"
+            + (", raw copies" if self.raw else "")
+        )
 
 
 VARIANTS = (
     Variant(),
+    Variant(raw=True),
+    Variant(raw=True, shares=3),
+    Variant(raw=True, piece_mib=4, pieces=48),
+    Variant(switch_ms=5),
     Variant(shares=2),
     Variant(shares=3),
-    Variant(shares=6),
-    Variant(shares=8),
+    Variant(at_once=2, shares=4),
+    Variant(at_once=2, shares=6),
     Variant(at_once=2, shares=8),
-    Variant(at_once=1, shares=16),
+    Variant(at_once=1, shares=8),
+    Variant(at_once=1, shares=12),
     Variant(at_once=8, shares=2),
-    Variant(at_once=8, shares=4),
-    Variant(pieces=20),
-    Variant(pieces=64),
-    Variant(piece_mib=2),
-    Variant(piece_mib=2, pieces=64),
-    Variant(piece_mib=8),
-    Variant(span_mib=1),
+    Variant(at_once=8, shares=1),
+    Variant(pieces=48),
+    Variant(pieces=24),
+    Variant(piece_mib=16),
+    Variant(piece_mib=32, pieces=24),
+    Variant(piece_mib=4, pieces=48),
     Variant(span_mib=4),
+    Variant(span_mib=8),
+    Variant(at_once=2, shares=6, piece_mib=16, pieces=24, span_mib=4),
     Variant(kept=True),
+    Variant(kept=True, at_once=2, shares=6),
+    Variant(kept=True, piece_mib=16, span_mib=4),
 )
 
 
@@ -102,6 +118,7 @@ class Documents:
         self.nbytes_each = LAYOUT.nbytes(options.tokens)
         self.nbytes = self.nbytes_each * options.documents
         self.source = [torch.randint(0, 256, (n,), dtype=torch.uint8) for n in LAYOUT.plane_nbytes(options.tokens)]
+        self._planes = [self.pool.run_planes(run, options.tokens) for run in self.runs]
         self.ids = tuple(range(options.tokens))
         self.keys = [ChunkKey(digest("cairn.bench.loads", [str(i).encode()])) for i in range(options.documents)]
 
@@ -117,7 +134,7 @@ class Documents:
             publication.commit()
 
     def planes(self, number: int) -> list[Tensor]:
-        return self.pool.run_planes(self.runs[number], self.tokens)
+        return self._planes[number]
 
     def wrong(self) -> int:
         """How many planes differ from the source."""
@@ -181,9 +198,8 @@ def stage_reads(documents: Documents, paths: Sequence[Path], threads: Sequence[i
     """Reads all documents, each thread into memory of its own, and verifies or not."""
     files = [os.open(path, os.O_RDONLY) for path in paths]
     start = paths[0].stat().st_size - documents.nbytes_each
-    cases = [(1, 0), (2, 0), (4, 0), (8, 0), (1, 0.25), (1, 1), (2, 1), (2, 2), (4, 2), (4, 4), (8, 2)]
     for count in threads:
-        for span_mib, block_mib in cases if count == max(threads) else [(2, 0), (2, 2)]:
+        for span_mib, block_mib in [(2, 0), (1, 0.25), (2, 2), (8, 2)] if count == max(threads) else [(2, 2)]:
             seconds = _read_all(documents, files, start, count, int(span_mib * MIB), int(block_mib * MIB), repeats)
             what = f"read spans of {span_mib:g} MiB" + (f", verify blocks of {block_mib:g}" if block_mib else "")
             show(f"{what}, {count} threads", documents.nbytes, seconds)
@@ -210,7 +226,7 @@ def stage_verify(documents: Documents, threads: int, repeats: int) -> None:
     memory = pinned(documents, documents.nbytes_each // (4 * MIB) * (4 * MIB)).numpy().data.cast("B")
     ways: list[tuple[str, Callable[[memoryview], int]]] = [("", checksum), (", one call", xxhash.xxh3_64_intdigest)]
     for name, hashed in ways:
-        for block_mib in (0.25, 1, 2, 4):
+        for block_mib in (0.25, 2):
             seconds = _hash_all(memory, int(block_mib * MIB), hashed, threads, repeats)
             show(f"verify blocks of {block_mib:g} MiB{name}, {threads} threads", memory.nbytes, seconds)
 
@@ -231,9 +247,9 @@ def stage_copies(documents: Documents, repeats: int) -> None:
     memory = pinned(documents, documents.nbytes_each)
     planes = [plane.view(-1).view(torch.uint8) for n in range(len(documents.runs)) for plane in documents.planes(n)]
     starts = [sum(LAYOUT.plane_nbytes(documents.tokens)[:n]) for n in range(2 * len(LAYOUT.layers))]
-    for streams in (1, 2, 4, 8):
+    for streams in (1, 4):
         made = [torch.cuda.Stream() for _ in range(streams)]
-        for piece_mib in (2, 4, 8, 64):
+        for piece_mib in (2, 8):
 
             def run(piece: int = piece_mib * MIB, made: list[torch.cuda.Stream] = made) -> None:
                 number = 0
@@ -253,8 +269,8 @@ def stage_copies(documents: Documents, repeats: int) -> None:
 
 
 @contextmanager
-def stored(documents: Documents, folder: Path, block_nbytes: int) -> Iterator[tuple[SharedStore, Path]]:
-    """A store that has the documents in blocks of ``block_nbytes``; says how fast it was written."""
+def stored(documents: Documents, folder: Path) -> Iterator[tuple[SharedStore, Path]]:
+    """A store that has the documents; says how fast it was written."""
     place = Path(tempfile.mkdtemp(dir=folder))
     count = len(documents.keys)
     with ExitStack() as stack:
@@ -262,14 +278,14 @@ def stored(documents: Documents, folder: Path, block_nbytes: int) -> Iterator[tu
         store = open_store(f"file://{place}/store", capacity_nbytes=2 * documents.nbytes + count * MIB)
         assert isinstance(store, SharedStore)
         stack.callback(store.close)
-        for writers in (1, 4, 8):
+        for writers in (1, 8):
             store.delete_chunks([ChunkId(key) for key in documents.keys])
             store.delete_model(ModelIdentity("bench"))
             with ThreadPoolExecutor(writers) as pool:
                 at = time.perf_counter()
                 list(pool.map(lambda number: documents.publish(store, number), range(count)))
                 taken = time.perf_counter() - at
-            show(f"write, blocks of {block_nbytes / MIB:g} MiB, {writers} at once", documents.nbytes, (taken, taken))
+            show(f"write, {writers} at once", documents.nbytes, (taken, taken))
         yield store, place / "store"
 
 
@@ -285,13 +301,36 @@ def load_all(documents: Documents, store: SharedStore, tier: HostTier, pool: Thr
     return list(pool.map(load, range(len(documents.keys))))
 
 
+def raw_launch(documents: Documents) -> Callable[..., None]:
+    """``DeviceLanding._launch`` by one call a plane that does not give the interpreter away."""
+    if documents.device.type != "cuda":
+        return DeviceLanding._launch
+    runtime = ctypes.PyDLL(f"libcudart.so.{str(torch.version.cuda).partition('.')[0]}")
+    copy = runtime.cudaMemcpyAsync
+    copy.argtypes = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_void_p)
+
+    def launch(landing: DeviceLanding, memory: Tensor, at: int, start: int, nbytes: int) -> None:
+        source, stream = memory.data_ptr() + at - start, landing._stream
+        assert stream is not None
+        for plane, first, last in ranges(landing._starts, start, nbytes):
+            target = landing._planes[plane].data_ptr() + first
+            code = copy(target, source + landing._starts[plane] + first, last - first, 1, stream.cuda_stream)
+            assert code == 0, f"cudaMemcpyAsync: {code}"
+
+    return launch
+
+
 def whole(documents: Documents, store: SharedStore, variant: Variant, repeats: int) -> None:
     kept_nbytes = documents.nbytes + len(documents.keys) * MIB if variant.kept else 0
     pieces, piece_nbytes = variant.pieces, int(variant.piece_mib * MIB)
     with ExitStack() as stack:
+        stack.callback(sys.setswitchinterval, sys.getswitchinterval())
+        sys.setswitchinterval(variant.switch_ms / 1e3)
         stack.enter_context(mock.patch.object(blobs_module, "SHARES_MAX", variant.shares))
         stack.enter_context(mock.patch.object(entry_file, "BATCH_NBYTES", int(variant.span_mib * MIB)))
         loaders = stack.enter_context(ThreadPoolExecutor(variant.at_once))
+        if variant.raw:
+            stack.enter_context(mock.patch.object(DeviceLanding, "_launch", raw_launch(documents)))
         tier = HostTier(kept_nbytes, documents.device, pieces=pieces, piece_nbytes=piece_nbytes)
         documents.clear()
 
@@ -303,7 +342,7 @@ def whole(documents: Documents, store: SharedStore, variant: Variant, repeats: i
         show(f"  {variant}", documents.nbytes, timed(from_store, repeats))
         wrong = documents.wrong()
         if variant.kept:
-            for at_once in (1, 2, 4, 8):
+            for at_once in (1, 2, 4):
                 with ThreadPoolExecutor(at_once) as pool:
 
                     def from_host(pool: ThreadPoolExecutor = pool) -> None:
@@ -324,6 +363,7 @@ def main() -> None:
     parser.add_argument("--dir", type=Path, default=Path("/dev/shm"), help="where the stores go, one after another")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--block-mib", type=float, default=2, help="what the store's entries are checked in")
     parser.add_argument("--quick", action="store_true", help="no stages, and the first variants only")
     options = parser.parse_args()
     processors = len(os.sched_getaffinity(0))
@@ -334,20 +374,17 @@ def main() -> None:
     if not options.quick:
         stage_verify(documents, processors, options.repeats)
         stage_copies(documents, options.repeats)
-    for block_mib in (2, 1, 0.25, 4):
-        with (
-            mock.patch.object(header_module, "BLOCK_NBYTES", int(block_mib * MIB)),
-            mock.patch.object(blobs_module, "BLOCK_NBYTES", int(block_mib * MIB)),
-            stored(documents, options.dir, int(block_mib * MIB)) as (store, place),
-        ):
-            if block_mib == 2 and not options.quick:
-                paths = sorted(path for path in (place / "data").rglob("*") if path.is_file())
-                counts = sorted({max(1, processors // 4), max(1, processors // 2), processors})
-                stage_reads(documents, paths, counts, options.repeats)
-            print(f"whole loads, blocks of {block_mib:g} MiB:")
-            all_of_them = block_mib == 2 and not options.quick
-            for variant in VARIANTS if all_of_them else (VARIANTS[0], VARIANTS[5], VARIANTS[-1]):
-                whole(documents, store, variant, options.repeats)
+    with (
+        mock.patch.object(header_module, "BLOCK_NBYTES", int(options.block_mib * MIB)),
+        mock.patch.object(blobs_module, "BLOCK_NBYTES", int(options.block_mib * MIB)),
+        stored(documents, options.dir) as (store, place),
+    ):
+        if not options.quick:
+            paths = sorted(path for path in (place / "data").rglob("*") if path.is_file())
+            stage_reads(documents, paths, sorted({max(1, processors // 2), processors}), options.repeats)
+        print(f"whole loads, blocks of {options.block_mib:g} MiB:")
+        for variant in (VARIANTS[0], VARIANTS[-1]) if options.quick else VARIANTS:
+            whole(documents, store, variant, options.repeats)
 
 
 if __name__ == "__main__":

@@ -198,7 +198,7 @@ def bench_scale(root: Path) -> list[dict[str, float]]:
     for wanted in COUNTS:
         while len(keys) < wanted:
             header = entry(1, SMALL)
-            store.ledger.entries.adopt(header, f"{header.key}.bench")
+            store.ledger.entries.adopt(header, f"{header.key}.bench", header.nbytes)
             keys.append(header.key)
         real = entry(1, SMALL)
         data = parts(real)

@@ -7,13 +7,14 @@ compared (Linux, the same boot and namespace), a dead one is known at once; anyw
 from __future__ import annotations
 
 import os
+from functools import lru_cache
 
 _SEPARATOR = "/"
 
 
 def this_claimant() -> str:
     """The name of the calling process; it changes across ``fork``."""
-    return _SEPARATOR.join((*_machine(), str(os.getpid()), _start_time(os.getpid())))
+    return _claimant(os.getpid())
 
 
 def is_dead(claimant: str) -> bool:
@@ -26,6 +27,11 @@ def is_dead(claimant: str) -> bool:
         return _start_time(int(fields[2])) != fields[3]
     except ValueError:
         return False
+
+
+@lru_cache(maxsize=1)  # neither changes while a process lives, and each claim asks
+def _claimant(pid: int) -> str:
+    return _SEPARATOR.join((*_machine(), str(pid), _start_time(pid)))
 
 
 def _machine() -> tuple[str, str]:

@@ -9,13 +9,13 @@ others are read.
 
 from __future__ import annotations
 
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from itertools import accumulate
 from typing import Protocol
 
-PIECE_NBYTES = 4 * 2**20  # a second thread for less costs more than it saves
+PIECE_NBYTES = 4 * 2**20
 
 
 class Landing(Protocol):
@@ -49,8 +49,9 @@ class Buffers:
 
     @contextmanager
     def piece(self, start: int, nbytes: int) -> Iterator[Sequence[memoryview]]:
-        if nbytes == self._starts[-1]:
-            yield self._views
+        first, last = bisect_left(self._starts, start), bisect_left(self._starts, start + nbytes)
+        if self._starts[first] == start and self._starts[last] == start + nbytes:
+            yield self._views[first:last]
             return
         yield [self._views[plane][first:last] for plane, first, last in ranges(self._starts, start, nbytes)]
 
@@ -71,6 +72,9 @@ def ranges(starts: Sequence[int], start: int, nbytes: int) -> Iterator[tuple[int
 
 def cut(views: Sequence[memoryview], sizes: Sequence[int]) -> Iterator[memoryview]:
     """``views`` in pieces of ``sizes`` bytes, none of which spans two views."""
+    if [view.nbytes for view in views] == sizes:
+        yield from views
+        return
     left = iter(views)
     view, at = memoryview(b""), 0
     for size in sizes:

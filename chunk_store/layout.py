@@ -10,7 +10,7 @@ processes that agree on a key agree on the layout.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
@@ -43,17 +43,24 @@ class KVLayout:
 
     def plane_nbytes(self, tokens: int) -> list[int]:
         """Sizes in bytes of an entry's planes in file order: K0, V0, K1, V1, ..."""
-        sizes: list[int] = []
-        for layer in self.layers:
-            sizes += [layer.k_nbytes(tokens, self.dtype), layer.v_nbytes(tokens, self.dtype)]
-        return sizes
+        return [tokens * nbytes for nbytes in self._token_nbytes]
 
     def nbytes(self, tokens: int) -> int:
         """Bytes of one entry's KV data for ``tokens`` tokens."""
-        return sum(self.plane_nbytes(tokens))
+        return tokens * sum(self._token_nbytes)
+
+    @cached_property
+    def _token_nbytes(self) -> tuple[int, ...]:
+        """Bytes of one token in each plane."""
+        width = DTYPE_BYTES[self.dtype]
+        return tuple(layer.kv_heads * dim * width for layer in self.layers for dim in (layer.k_dim, layer.v_dim))
 
     def canonical(self) -> str:
         """A text that two equal layouts share; it enters the model identity and the entry header."""
+        return self._canonical
+
+    @cached_property
+    def _canonical(self) -> str:
         layers = ";".join(f"{la.kv_heads},{la.k_dim},{la.v_dim}" for la in self.layers)
         return f"{self.dtype}:{layers}"
 

@@ -109,7 +109,7 @@ class Entries(Protocol):
     def locate(self, key: ChunkKey) -> Placed | None:
         """One entry with its blob; does not count as use."""
 
-    def adopt(self, header: EntryHeader, blob: str) -> bool:
+    def adopt(self, header: EntryHeader, blob: str, stored_nbytes: int) -> bool:
         """Makes an entry of a complete blob found without one; False if the key has an entry or a live claim."""
 
     def forget(self, key: ChunkKey, blob: str, quarantined: bool) -> bool:

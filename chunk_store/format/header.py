@@ -27,7 +27,7 @@ from chunk_store.layout import KVLayout
 
 MAGIC = b"CAIRN-KV"
 ALIGN_NBYTES = 4096
-BLOCK_NBYTES = 256 * 1024
+BLOCK_NBYTES = 2 * 2**20  # of what is written; each entry says what its own are
 HEADER_NBYTES_MAX = 256 * 2**20
 ALONE_NBYTES_MIN = 100_000  # less is hashed before another thread could take over
 FIELDS = 9
@@ -92,6 +92,8 @@ def split_blocks(views: Sequence[memoryview], block_nbytes: int) -> Iterator[mem
 
 def block_count(sizes: Sequence[int], block_nbytes: int) -> int:
     """How many blocks planes of ``sizes`` bytes have."""
+    if max(sizes, default=0) <= block_nbytes:
+        return len(sizes) - sizes.count(0)
     return sum(-(-size // block_nbytes) for size in sizes)
 
 
@@ -157,20 +159,23 @@ def decode_header(raw: bytes | memoryview) -> Frame:
 
 def _frame(fields: list[bytes], data_offset: int) -> Frame:
     key, chunk, model, layout, tokens, context, salt, block, sums = fields
+    token_ids = unpack_token_ids(tokens)
     header = EntryHeader(
         key=ChunkKey(key.decode()),
         chunk_id=ChunkId(chunk.decode()),
         model=ModelIdentity(model.decode()),
         layout=KVLayout.from_canonical(layout.decode()),
-        token_ids=unpack_token_ids(tokens),
+        token_ids=token_ids,
         context=tuple(ChunkKey(name.decode()) for name in _split(context)),
         salt_digest=salt.decode(),
     )
     (block_nbytes,) = _U32.unpack(block)
     if block_nbytes == 0:
         raise ValueError("block size 0")
-    sizes = tuple(header.layout.plane_nbytes(len(header.token_ids)))
-    checksums = struct.unpack(f"<{block_count(sizes, block_nbytes)}Q", sums)
+    sizes = tuple(header.layout.plane_nbytes(len(token_ids)))
+    checksums = struct.unpack(f"<{len(sums) // 8}Q", sums)
+    if len(checksums) != block_count(sizes, block_nbytes):
+        raise ValueError(f"{len(checksums)} checksums")
     return Frame(header, data_offset, block_nbytes, checksums, sizes)
 
 

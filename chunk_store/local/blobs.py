@@ -13,7 +13,7 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from enum import StrEnum
 from pathlib import Path
@@ -24,13 +24,13 @@ from chunk_store.errors import BlobMissing, BlobUnreadable, NoSpace, StoreUnavai
 from chunk_store.format.header import (
     BLOCK_NBYTES,
     Frame,
-    checksum,
     encode_header,
     header_nbytes,
     split_blocks,
 )
 from chunk_store.landing import Landing
 from chunk_store.local.entry_file import (
+    BatchHashing,
     SharedPieces,
     batches_of,
     check_headroom,
@@ -42,6 +42,7 @@ from chunk_store.local.entry_file import (
 )
 from chunk_store.local.private_files import close_to_others, create_file, make_directory
 
+SHARE_NBYTES_MIN = 2**20  # below this a second thread costs more than it saves
 READERS_MAX = 16
 SHARES_MAX = 4  # processors that one read is shared out over
 
@@ -151,27 +152,26 @@ class FileBlobs:
         self._pool.shutdown()
 
     def _path(self, blob: str) -> Path:
-        return self._data / blob[:2] / blob
+        return Path(f"{self._data}/{blob[:2]}/{blob}")
 
     def _read_pieces(self, fd: int, frame: Frame, landing: Landing) -> None:
         """Verification costs half as much as reading: a large entry is shared out over the processors.
 
         Whoever is free takes the next piece, so that reads beside each other keep as many threads busy as there are.
         """
-        pieces = pieces_of(frame, landing.piece_nbytes)
-        shares = min(self._helpers + 1, SHARES_MAX, len(pieces))
+        shares = min(self._helpers + 1, SHARES_MAX)
+        share_nbytes = max(SHARE_NBYTES_MIN, sum(frame.sizes) // shares)
+        pieces = pieces_of(frame.sizes, frame.block_nbytes, min(landing.piece_nbytes, share_nbytes))
         left = SharedPieces(pieces)
-        others = [self._pool.submit(read_data, fd, frame, landing, left) for _ in range(shares - 1)]
+        others = [self._pool.submit(read_data, fd, frame, landing, left) for _ in range(min(shares, len(pieces)) - 1)]
         try:
             read_data(fd, frame, landing, left)
         finally:
             left.clear()
-            for other in others:
-                other.cancel()
-            wait(others)  # nobody may write into the caller's memory after this call
-        for other in others:
-            if not other.cancelled():
-                other.result()
+            ended = [other.exception() for other in others if not other.cancel()]  # nobody writes there after this call
+        for error in ended:
+            if error is not None:
+                raise error
 
     def _create(self, blob: str) -> int:
         path = self._path(blob)
@@ -184,12 +184,25 @@ class FileBlobs:
             return create_file(path, flags)
 
     def _fill(self, fd: int, header: EntryHeader, views: Sequence[memoryview]) -> None:
-        checksums: list[int] = []
-        offset = header_nbytes(header)
-        for batch in batches_of(split_blocks(views, BLOCK_NBYTES)):
-            checksums += [checksum(view) for view in batch]
-            offset = write_all(fd, batch, offset)
-        write_all(fd, [memoryview(encode_header(header, checksums))], 0)
+        """Another thread hashes while this one writes; what it has not come to when all is written is hashed here.
+
+        A second thread that wrote, too, would wait: one file is written by one at a time.
+        """
+        batches = list(batches_of(split_blocks(views, BLOCK_NBYTES)))
+        hashing = BatchHashing(batches)
+        helps = self._helpers and header.nbytes >= SHARE_NBYTES_MIN
+        other = self._pool.submit(hashing.run) if helps else None
+        try:
+            offset = header_nbytes(header)
+            for batch in batches:
+                offset = write_all(fd, batch, offset)
+            hashing.run()
+        finally:
+            hashing.stop()
+            failed = None if other is None or other.cancel() else other.exception()
+        if failed is not None:
+            raise failed
+        write_all(fd, [memoryview(encode_header(header, hashing.checksums()))], 0)
 
 
 def _read_error(error: OSError, blob: str) -> Exception:

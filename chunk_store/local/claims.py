@@ -9,11 +9,12 @@ from collections.abc import Sequence
 from chunk_store.claimant import is_dead, this_claimant
 from chunk_store.entry import EntryHeader, EntryInfo
 from chunk_store.errors import ClaimLost
+from chunk_store.format.header import header_nbytes
 from chunk_store.key import ChunkKey
 from chunk_store.ledger import BUSY_RETRY_S, WRITE_TTL_S, blob_name
 from chunk_store.limits import Space, no_room, quota_full, too_large
 from chunk_store.local import counts, eviction
-from chunk_store.local.entries import find, insert
+from chunk_store.local.entries import find_one, insert
 from chunk_store.local.index import Index
 from chunk_store.store import Busy, Stored
 
@@ -73,7 +74,8 @@ class LocalClaims:
         with self._index.write() as connection:
             _check(connection, key, nonce)
             connection.execute("DELETE FROM claims WHERE key = ?", (key,))
-            return insert(connection, header, blob_name(key, nonce), time.time())
+            stored_nbytes = header_nbytes(header) + header.nbytes
+            return insert(connection, header, blob_name(key, nonce), stored_nbytes, time.time())
 
     def drop(self, key: ChunkKey, nonce: str) -> bool:
         with self._index.write() as connection:
@@ -97,7 +99,7 @@ def drop(connection: sqlite3.Connection, key: ChunkKey) -> None:
 
 def _answer(connection: sqlite3.Connection, key: ChunkKey) -> Stored | Busy | None:
     """Why ``key`` cannot be claimed; None when it can."""
-    info = find(connection, [key])[0]
+    info = find_one(connection, key)
     if info is not None:
         return Stored(info)
     row = connection.execute("SELECT owner, expires_at FROM claims WHERE key = ?", (key,)).fetchone()

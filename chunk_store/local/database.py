@@ -15,7 +15,7 @@ import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import quote
@@ -60,6 +60,7 @@ class Database:
         self._path = path
         self._schema = schema
         self._synchronous = synchronous
+        self._files = [f"{path}{suffix}" for suffix in SIBLINGS]
         self._writer, self._reader = _Handle(), _Handle()
         self._suspect = False  # a connection met an error: within a process they share what may be wrong
         self._process = os.getpid()
@@ -112,12 +113,16 @@ class Database:
 
     @contextmanager
     def _locked(self, deadline: float, *handles: _Handle) -> Iterator[None]:
-        with ExitStack() as locks:
+        held: list[_Handle] = []
+        try:
             for handle in handles:
                 if not handle.lock.acquire(timeout=max(0.0, deadline - time.monotonic())):
                     raise StoreUnavailable(f"{self._path}: locked by another writer")
-                locks.callback(handle.lock.release)
+                held.append(handle)
             yield
+        finally:
+            for handle in held:
+                handle.lock.release()
 
     def _is_stale(self, handle: _Handle) -> bool:
         if self._closed:
@@ -134,7 +139,7 @@ class Database:
 
     def _identity(self) -> tuple[tuple[int, int], ...]:
         """Of all three files: whoever goes on with a log that others do not see would spoil the database."""
-        return tuple(_inode(f"{self._path}{suffix}") for suffix in SIBLINGS)
+        return tuple(map(_inode, self._files))
 
     def _open(self) -> sqlite3.Connection:
         try:

@@ -8,7 +8,6 @@ import time
 from collections.abc import Sequence
 
 from chunk_store.entry import EntryHeader, EntryInfo, MissReason
-from chunk_store.format.header import header_nbytes
 from chunk_store.key import ChunkId, ChunkKey, ModelIdentity
 from chunk_store.ledger import Placed
 from chunk_store.local import eviction, quarantine
@@ -64,13 +63,13 @@ class LocalEntries:
             row = connection.execute("SELECT key, blob, stored_nbytes FROM entries WHERE key = ?", (key,)).fetchone()
         return Placed(*row) if row else None
 
-    def adopt(self, header: EntryHeader, blob: str) -> bool:
+    def adopt(self, header: EntryHeader, blob: str, stored_nbytes: int) -> bool:
         with self._index.write() as connection:
             if connection.execute("SELECT 1 FROM claims WHERE key = ?", (header.key,)).fetchone():
                 return False
-            if find(connection, [header.key])[0] is not None:
+            if find_one(connection, header.key) is not None:
                 return False
-            insert(connection, header, blob, time.time())
+            insert(connection, header, blob, stored_nbytes, time.time())
             return True
 
     def forget(self, key: ChunkKey, blob: str, quarantined: bool) -> bool:
@@ -95,18 +94,23 @@ def find(connection: sqlite3.Connection, keys: Sequence[ChunkKey]) -> list[Entry
     return [found.get(key) for key in keys]
 
 
+def find_one(connection: sqlite3.Connection, key: ChunkKey) -> EntryInfo | None:
+    row = connection.execute(f"SELECT {_INFO} FROM entries WHERE key = ? AND NOT doomed", (key,)).fetchone()
+    return None if row is None else EntryInfo(*row)
+
+
 def was_evicted(connection: sqlite3.Connection, key: ChunkKey) -> bool:
     return connection.execute("SELECT 1 FROM tombstones WHERE key = ?", (key,)).fetchone() is not None
 
 
-def insert(connection: sqlite3.Connection, header: EntryHeader, blob: str, now: float) -> EntryInfo:
+def insert(connection: sqlite3.Connection, header: EntryHeader, blob: str, stored_nbytes: int, now: float) -> EntryInfo:
     """Makes ``blob`` the entry of its key; a deleted entry that a lease still holds is replaced by its equal."""
     old = connection.execute("SELECT blob, stored_nbytes FROM entries WHERE key = ?", (header.key,)).fetchone()
     if old:
         connection.execute("UPDATE entries SET blob = ?, doomed = 0 WHERE key = ?", (blob, header.key))
         connection.execute("INSERT OR IGNORE INTO garbage VALUES (?, ?)", old)
     else:
-        _insert_row(connection, header, blob, now)
+        _insert_row(connection, header, blob, stored_nbytes, now)
     eviction.unbury(connection, header.key)
     for key in header.context:
         connection.execute(
@@ -115,12 +119,12 @@ def insert(connection: sqlite3.Connection, header: EntryHeader, blob: str, now: 
             "UNION SELECT tenant, chunk_id, :mine FROM tombstones WHERE key = :key",
             {"mine": header.key, "key": key},
         )
-    info = find(connection, [header.key])[0]
+    info = find_one(connection, header.key)
     assert info is not None
     return info
 
 
-def _insert_row(connection: sqlite3.Connection, header: EntryHeader, blob: str, now: float) -> None:
+def _insert_row(connection: sqlite3.Connection, header: EntryHeader, blob: str, stored_nbytes: int, now: float) -> None:
     connection.execute(
         "INSERT INTO entries (key, blob, chunk_id, model, tenant, tokens, nbytes, stored_nbytes, created_at, "
         "last_used_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
@@ -132,7 +136,7 @@ def _insert_row(connection: sqlite3.Connection, header: EntryHeader, blob: str, 
             header.tenant,
             len(header.token_ids),
             header.nbytes,
-            header_nbytes(header) + header.nbytes,
+            stored_nbytes,
             now,
             now,
         ),

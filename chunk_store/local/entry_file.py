@@ -7,6 +7,7 @@ import os
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 from chunk_store.errors import BlobBad
@@ -25,7 +26,7 @@ class Piece:
     start: int
     nbytes: int
     first_block: int
-    blocks: Sequence[int]  # bytes of each
+    blocks: list[int]  # bytes of each
 
 
 def read_frame(fd: int) -> Frame:
@@ -43,7 +44,7 @@ def read_frame(fd: int) -> Frame:
 class SharedPieces:
     """Pieces that several threads take one after another."""
 
-    def __init__(self, pieces: Sequence[Piece]) -> None:
+    def __init__(self, pieces: Iterable[Piece]) -> None:
         self._pieces = deque(pieces)
 
     def clear(self) -> None:
@@ -58,14 +59,15 @@ class SharedPieces:
                 return
 
 
-def pieces_of(frame: Frame, piece_nbytes: int) -> list[Piece]:
-    """The data in pieces of whole blocks: at most ``piece_nbytes`` each, or one larger block."""
+@lru_cache(maxsize=64)  # entries of equal length and layout are cut alike
+def pieces_of(sizes: tuple[int, ...], block_nbytes: int, piece_nbytes: int) -> tuple[Piece, ...]:
+    """Planes of ``sizes`` bytes in pieces of whole blocks: at most ``piece_nbytes`` each, or one larger block."""
     pieces: list[Piece] = []
     blocks: list[int] = []
     start = nbytes = number = 0
-    for size in frame.sizes:
-        for at in range(0, size, frame.block_nbytes):
-            block = min(frame.block_nbytes, size - at)
+    for size in sizes:
+        for at in range(0, size, block_nbytes):
+            block = min(block_nbytes, size - at)
             if blocks and nbytes + block > piece_nbytes:
                 pieces.append(Piece(start, nbytes, number - len(blocks), blocks))
                 start, nbytes, blocks = start + nbytes, 0, []
@@ -74,7 +76,7 @@ def pieces_of(frame: Frame, piece_nbytes: int) -> list[Piece]:
             number += 1
     if blocks:
         pieces.append(Piece(start, nbytes, number - len(blocks), blocks))
-    return pieces
+    return tuple(pieces)
 
 
 def read_data(fd: int, frame: Frame, landing: Landing, pieces: Iterable[Piece]) -> None:
@@ -105,6 +107,31 @@ def batches_of(blocks: Iterable[memoryview]) -> Iterator[list[memoryview]]:
         nbytes += block.nbytes
     if batch:
         yield batch
+
+
+class BatchHashing:
+    """Checksums of the blocks of ``batches``, computed by whoever is free."""
+
+    def __init__(self, batches: Sequence[list[memoryview]]) -> None:
+        self._left = deque(enumerate(batches))
+        self._found: list[list[int]] = [[]] * len(batches)
+
+    def run(self) -> None:
+        """Hashes until nothing is left to begin."""
+        while True:
+            try:
+                number, batch = self._left.popleft()  # atomic
+            except IndexError:
+                return
+            self._found[number] = [checksum(block) for block in batch]
+
+    def stop(self) -> None:
+        """Leaves nothing to begin."""
+        self._left.clear()
+
+    def checksums(self) -> list[int]:
+        """Of all blocks in order, when every ``run`` has ended."""
+        return [found for batch in self._found for found in batch]
 
 
 def write_all(fd: int, views: list[memoryview], offset: int) -> int:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from chunk_store.claimant import is_dead, this_claimant
 from chunk_store.entry import EntryHeader, EntryInfo
 from chunk_store.errors import ClaimLost, StoreUnavailable
+from chunk_store.format.header import header_nbytes
 from chunk_store.key import ChunkKey
 from chunk_store.ledger import BUSY_RETRY_S, WRITE_TTL_S, Entries, blob_name
 from chunk_store.limits import Space, no_room, quota_full, too_large
@@ -64,7 +65,8 @@ class RedisClaims:
         return [blob.decode() for blob in self._redis.run(scripts.EVICT, nbytes)]
 
     def commit(self, key: ChunkKey, nonce: str, header: EntryHeader) -> EntryInfo:
-        times = self._redis.run(scripts.COMMIT, key, nonce, blob_name(key, nonce), *entry_arguments(header))
+        arguments = entry_arguments(header, header_nbytes(header) + header.nbytes)
+        times = self._redis.run(scripts.COMMIT, key, nonce, blob_name(key, nonce), *arguments)
         _check_claim(key, bool(times))
         created_at, last_used_at = (float(at) for at in times)
         tokens = len(header.token_ids)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from chunk_store.entry import EntryHeader, EntryInfo, MissReason
-from chunk_store.format.header import header_nbytes
 from chunk_store.key import ChunkId, ChunkKey, ModelIdentity
 from chunk_store.ledger import Placed
 from chunk_store.redis.connection import RedisConnection
@@ -67,8 +66,8 @@ class RedisEntries:
     def locate(self, key: ChunkKey) -> Placed | None:
         return next(iter(self._locate([key])), None)
 
-    def adopt(self, header: EntryHeader, blob: str) -> bool:
-        return bool(self._redis.run(scripts.ADOPT, header.key, "", blob, *entry_arguments(header)))
+    def adopt(self, header: EntryHeader, blob: str, stored_nbytes: int) -> bool:
+        return bool(self._redis.run(scripts.ADOPT, header.key, "", blob, *entry_arguments(header, stored_nbytes)))
 
     def forget(self, key: ChunkKey, blob: str, quarantined: bool) -> bool:
         return bool(self._redis.run(scripts.FORGET, key, blob, int(quarantined)))
@@ -95,8 +94,7 @@ class RedisEntries:
         return [Placed(key, blob.decode(), int(stored)) for key, (blob, stored) in found if blob is not None]
 
 
-def entry_arguments(header: EntryHeader) -> list[str | int]:
-    stored_nbytes = header_nbytes(header) + header.nbytes
+def entry_arguments(header: EntryHeader, stored_nbytes: int) -> list[str | int]:
     return [
         sid(header.tenant, header.chunk_id),
         header.model,

@@ -183,8 +183,9 @@ def _adopt(store: SharedStore, blob: str) -> bool:
     """Adopts a stray that verifies and whose key is free; removes any other."""
     try:
         _read(store, blob)
-        header = store.blobs.frame(blob).header
-        if blob.startswith(f"{header.key}.") and store.ledger.entries.adopt(header, blob):
+        frame = store.blobs.frame(blob)
+        header = frame.header
+        if blob.startswith(f"{header.key}.") and store.ledger.entries.adopt(header, blob, frame.stored_nbytes):
             return True
         placed = store.ledger.entries.locate(header.key)
         if placed is not None and placed.blob == blob:  # it has its entry meanwhile

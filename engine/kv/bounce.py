@@ -1,43 +1,28 @@
 """Pinned memory in pieces that bytes pass through on their way to a device: a few, taken again and again.
 
-    store --read + verify--> piece --own stream--> pages          meanwhile other threads fill other pieces
+    store --read + verify--> piece --copied--> pages          meanwhile other threads fill other pieces
 
-A piece is given again when the copy that was begun from it is over. Few and small ones are best: what is read, checked
-and copied from one then stays in the processor's caches.
+Few are best: what is read, checked and copied from one then stays in the processor's caches.
 """
 
 from __future__ import annotations
 
-import threading
-from collections import deque
-from collections.abc import Iterator
-from contextlib import contextmanager
+from queue import Empty, SimpleQueue
 
 import torch
 from torch import Tensor
 
 from engine.device import current
 
-WAIT_S = 60.0  # for a piece: every holder is in the middle of reading one
+WAIT_S = 60.0  # for a piece: each is being read into, or copied
 
 
 class BouncePiece:
-    """``memory`` (bytes, pinned for a GPU) and the copy out of it that was begun last."""
+    """``memory``: bytes, pinned for a GPU; ``view``: the same."""
 
     def __init__(self, memory: Tensor) -> None:
         self.memory = memory
-        self.view = memory.numpy().data.cast("B")
-        self._copied: torch.cuda.Event | None = None
-
-    def copied_on(self, stream: torch.cuda.Stream) -> None:
-        """What ``stream`` has been given until now must be over before anybody fills this piece."""
-        if self._copied is None:
-            self._copied = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
-        self._copied.record(stream)
-
-    def wait(self) -> None:
-        if self._copied is not None:
-            self._copied.synchronize()
+        self.view: memoryview = memory.numpy().data.cast("B")
 
 
 class Bounce:
@@ -46,34 +31,27 @@ class Bounce:
     def __init__(self, device: torch.device | str, *, pieces: int, piece_nbytes: int) -> None:
         self.piece_nbytes = piece_nbytes
         self._device = torch.device(device)
+        self._free: SimpleQueue[BouncePiece] = SimpleQueue()
         memory = self._allocate(pieces * piece_nbytes)
-        self._free = deque(BouncePiece(memory[at * piece_nbytes :][:piece_nbytes]) for at in range(pieces))
-        self._given_back = threading.Condition()
+        for at in range(pieces):
+            self._free.put(BouncePiece(memory[at * piece_nbytes :][:piece_nbytes]))
 
-    @contextmanager
-    def piece(self, nbytes: int) -> Iterator[BouncePiece]:
-        """A piece of at least ``nbytes``: the one given back longest ago, or one of its own if none is that large.
+    def take(self, nbytes: int) -> BouncePiece:
+        """A piece of at least ``nbytes``: one of ours, or memory of its own if ours are smaller.
 
         Raises ``TimeoutError`` where nobody gives one back.
         """
         if nbytes > self.piece_nbytes:
-            large = BouncePiece(self._allocate(nbytes))
-            try:
-                yield large
-            finally:
-                large.wait()
-            return
-        with self._given_back:
-            if not self._given_back.wait_for(lambda: self._free, WAIT_S):
-                raise TimeoutError(f"no memory to read into was given back for {WAIT_S:g} s")
-            piece = self._free.popleft()
+            return BouncePiece(self._allocate(nbytes))
         try:
-            piece.wait()
-            yield piece
-        finally:
-            with self._given_back:
-                self._free.append(piece)
-                self._given_back.notify()
+            return self._free.get(timeout=WAIT_S)
+        except Empty:
+            raise TimeoutError(f"no memory to read into was given back for {WAIT_S:g} s") from None
+
+    def give_back(self, piece: BouncePiece) -> None:
+        """Nobody reads or writes it any more."""
+        if piece.memory.nbytes == self.piece_nbytes:
+            self._free.put(piece)
 
     def _allocate(self, nbytes: int) -> Tensor:
         with current(self._device):

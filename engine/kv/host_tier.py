@@ -1,6 +1,6 @@
 """Host memory between the store and the pool: pinned, bounded, least recently used chunks first to go.
 
-    store --read + verify--> pinned memory --own stream, piece by piece--> pages of the pool
+    store --read + verify--> pinned memory --a stream for each load, piece by piece--> pages of the pool
                              stays here: the next load of the chunk starts from it
 
 Loads of several chunks run in threads of their own, and each is read by several: while one piece is read another is on
@@ -13,8 +13,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -25,6 +24,7 @@ from chunk_store.key import ChunkKey
 from chunk_store.landing import Buffers, Landing
 from engine.device import current
 from engine.kv.bounce import Bounce
+from engine.kv.copier import Copier
 from engine.kv.device_landing import DeviceLanding
 from engine.kv.pool import PagedKVPool
 from engine.kv.pool_bytes import as_bytes
@@ -32,7 +32,7 @@ from engine.kv.resident import ResidentChunk
 from engine.kv.source import KVSource
 
 ALIGN_NBYTES = 4096
-PIECES, PIECE_NBYTES = 32, 4 * 2**20  # what loads pass through that are not kept here
+PIECES, PIECE_NBYTES = 32, 8 * 2**20  # what loads pass through that are not kept here
 
 FailureT = TypeVar("FailureT")
 Read = Callable[[Landing], "FailureT | None"]  # reads into it; None if what it read is right
@@ -64,6 +64,7 @@ class HostTier:
         with current(self._device):
             self._arena = torch.empty(self.nbytes, dtype=torch.uint8, pin_memory=self._pinned and self.nbytes > 0)
         self._bounce = Bounce(self._device, pieces=pieces, piece_nbytes=piece_nbytes)
+        self._copier = Copier(self._device)
         self._entries: OrderedDict[ChunkKey, _Entry] = OrderedDict()  # least recently used first
         self._lock = threading.Lock()
         self._streams = threading.local()
@@ -86,12 +87,14 @@ class HostTier:
         entry, found = self._enter(key, nbytes)
         try:
             kept = None if entry is None else self._arena[entry.at : entry.at + nbytes]
-            with self._stream(after) as stream:
-                landing = DeviceLanding(planes, self._bounce, stream=stream, kept=kept)
+            landing = DeviceLanding(planes, self._bounce, self._copier, stream=self._stream(after), kept=kept)
+            try:
                 if found and kept is not None:
-                    landing.send(kept, 0)
+                    landing.send(kept, 0, 0, nbytes)
                     return KVSource.HOST, None
                 failure = read(landing)
+            finally:
+                landing.wait()
             if failure is None and entry is not None:
                 with self._lock:
                     entry.ready = True
@@ -144,22 +147,17 @@ class HostTier:
             start = entry.at + -(-entry.nbytes // ALIGN_NBYTES) * ALIGN_NBYTES
         return start if self.nbytes - start >= nbytes else None
 
-    @contextmanager
-    def _stream(self, after: torch.cuda.Event | None) -> Iterator[torch.cuda.Stream | None]:
-        """This thread's own stream, begun behind ``after``; what was put on it in the block is over when it ends."""
+    def _stream(self, after: torch.cuda.Event | None) -> torch.cuda.Stream | None:
+        """This thread's own stream, begun behind ``after``; the main stream goes on meanwhile."""
         if not self._pinned:
-            yield None
-            return
+            return None
         with current(self._device):
-            stream = getattr(self._streams, "stream", None)
+            stream: torch.cuda.Stream | None = getattr(self._streams, "stream", None)
             if stream is None:
                 stream = self._streams.stream = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
-        if after is not None:
-            stream.wait_event(after)
-        try:
-            yield stream
-        finally:
-            stream.synchronize()
+            if after is not None:
+                stream.wait_event(after)
+        return stream
 
 
 class PoolMemory:

@@ -24,10 +24,11 @@ from chunk_store.format.header import (
 from chunk_store.key import ChunkId, ChunkKey, ModelIdentity
 from chunk_store.layout import KVLayout, LayerLayout
 from chunk_store.store import Busy, Stored
-from tests.chunk_store.contract import Damage
+from tests.chunk_store.contract import Damage, Sample, publish
 from tests.chunk_store.places import FilePlace, damage_bytes
 
-GOLDEN = Path(__file__).parents[1] / "golden" / "entry-v1.kv"
+GOLDEN = Path(__file__).parents[1] / "golden" / "entry-v1.kv"  # in blocks of 256 KiB, as first written
+WRITTEN = GOLDEN.with_name("entry-v1-2mib.kv")
 HEADER_END = fields_end(GOLDEN.read_bytes())
 
 HEADER = EntryHeader(
@@ -53,13 +54,20 @@ def test_the_golden_file_is_what_this_version_writes(file_place: FilePlace) -> N
     with publication:
         publication.write(HEADER, [memoryview(part) for part in golden_parts()])
         publication.commit()
-    assert file_place.file(HEADER.key).read_bytes() == GOLDEN.read_bytes()
+    assert file_place.file(HEADER.key).read_bytes() == WRITTEN.read_bytes()
 
 
-def test_the_golden_file_is_read(tmp_path: Path) -> None:
-    raw = GOLDEN.read_bytes()
+@pytest.mark.parametrize(("path", "block_nbytes"), [(GOLDEN, 2**18), (WRITTEN, 2**21)])
+def test_the_golden_files_are_read(path: Path, block_nbytes: int, file_place: FilePlace) -> None:
+    store = file_place.open()
+    publish(store, Sample(HEADER, tuple(golden_parts())))
+    file_place.file(HEADER.key).write_bytes(path.read_bytes())
+    buffers = [bytearray(len(part)) for part in golden_parts()]
+    assert store.load(HEADER.key, HEADER.token_ids, [memoryview(buffer) for buffer in buffers]) is None
+    assert [bytes(buffer) for buffer in buffers] == golden_parts()
+    raw = path.read_bytes()
     frame = decode_header(raw)
-    assert frame.header == HEADER
+    assert frame.header == HEADER and frame.block_nbytes == block_nbytes
     assert frame.data_offset == 4096
     assert raw[frame.data_offset :] == b"".join(golden_parts())
     assert frame.checksums == tuple(checksum(part) for part in golden_parts())

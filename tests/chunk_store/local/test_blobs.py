@@ -10,9 +10,9 @@ import pytest
 from chunk_store.blobs import Expected
 from chunk_store.entry import MissReason
 from chunk_store.errors import BlobBad, BlobMissing
-from chunk_store.landing import PIECE_NBYTES, Buffers
+from chunk_store.landing import Buffers
 from chunk_store.layout import KVLayout, LayerLayout
-from chunk_store.local.blobs import Durability, FileBlobs
+from chunk_store.local.blobs import SHARE_NBYTES_MIN, Durability, FileBlobs
 from chunk_store.store import Busy, Stored
 from tests.chunk_store.contract import blank, loads, publish, sample, views_of
 from tests.chunk_store.format.test_header import GOLDEN, HEADER, HEADER_END, golden_parts
@@ -66,7 +66,7 @@ def test_a_large_entry_is_checked_whole_by_however_many_readers(file_place: File
     store.blobs._helpers = helpers
     layout = KVLayout("float32", (LayerLayout(8, 128, 64), LayerLayout(8, 128, 64)))
     entry = sample(1, tokens=1500, layout=layout)
-    assert entry.header.nbytes > 4 * PIECE_NBYTES
+    assert entry.header.nbytes > 4 * SHARE_NBYTES_MIN
     for share in range(5):
         publish(store, entry)
         assert loads(store, entry)

@@ -45,10 +45,10 @@ def test_a_miss_has_its_reason(ledger: Ledger) -> None:
 
 
 def test_a_stray_is_adopted_where_nobody_has_or_writes_its_key(ledger: Ledger) -> None:
-    assert ledger.entries.adopt(sample(1).header, "blob")
-    assert not ledger.entries.adopt(sample(1).header, "another")
+    assert ledger.entries.adopt(sample(1).header, "blob", 5)
+    assert not ledger.entries.adopt(sample(1).header, "another", 5)
     ledger.claims.claim(sample(2).key, "n", 30.0)
-    assert not ledger.entries.adopt(sample(2).header, "blob 2")
+    assert not ledger.entries.adopt(sample(2).header, "blob 2", 5)
     assert stored(ledger) == [sample(1).key]
 
 

@@ -12,7 +12,7 @@ from hypothesis import given as given_cases
 from hypothesis import strategies as st
 
 from chunk_store.errors import BlobBad
-from chunk_store.format.header import BLOCK_NBYTES, Frame, block_count, split_blocks
+from chunk_store.format.header import BLOCK_NBYTES, split_blocks
 from chunk_store.landing import Buffers, cut
 from chunk_store.layout import KVLayout, LayerLayout
 from chunk_store.local import entry_file
@@ -51,14 +51,14 @@ def test_each_block_is_checked_as_it_is_read(opened: int) -> None:
     frame = read_frame(opened)
     planes = [bytearray(size) for size in frame.sizes]
     landing = Buffers([memoryview(plane) for plane in planes])
-    read_data(opened, frame, landing, pieces_of(frame, 100))
+    read_data(opened, frame, landing, pieces_of(frame.sizes, frame.block_nbytes, 100))
     assert [bytes(plane) for plane in planes] == golden_parts()
     os.pwrite(opened, b"\xff", frame.data_offset + frame.sizes[0])
     with pytest.raises(BlobBad, match=f"block 1 of {len(frame.checksums)}"):
-        read_data(opened, frame, landing, pieces_of(frame, 100))
+        read_data(opened, frame, landing, pieces_of(frame.sizes, frame.block_nbytes, 100))
     os.truncate(opened, frame.data_offset + 1)
     with pytest.raises(BlobBad, match="ended early"):
-        read_data(opened, frame, landing, pieces_of(frame, 100))
+        read_data(opened, frame, landing, pieces_of(frame.sizes, frame.block_nbytes, 100))
 
 
 def test_one_call_moves_about_two_mebibytes() -> None:
@@ -78,8 +78,7 @@ def test_pieces_are_whole_blocks_and_cover_the_data(
     layers: list[tuple[int, int, int]], tokens: int, block_nbytes: int, piece_nbytes: int
 ) -> None:
     sizes = tuple(KVLayout("float16", tuple(LayerLayout(*layer) for layer in layers)).plane_nbytes(tokens))
-    frame = Frame(HEADER, 4096, block_nbytes, (0,) * block_count(sizes, block_nbytes), sizes)
-    pieces = pieces_of(frame, piece_nbytes)
+    pieces = pieces_of(sizes, block_nbytes, piece_nbytes)
     assert [piece.start for piece in pieces] == list(accumulate((p.nbytes for p in pieces), initial=0))[:-1]
     assert sum(piece.nbytes for piece in pieces) == sum(sizes)
     assert all(piece.nbytes == sum(piece.blocks) for piece in pieces)
@@ -96,7 +95,7 @@ def test_pieces_are_whole_blocks_and_cover_the_data(
 def test_pieces_are_taken_once_each_by_several_readers() -> None:
     shared = SharedPieces([])
     assert list(shared) == []
-    shared = SharedPieces([entry_file.Piece(number, 0, 0, ()) for number in range(5)])
+    shared = SharedPieces([entry_file.Piece(number, 0, 0, []) for number in range(5)])
     one, two = iter(shared), iter(shared)
     assert [next(one).start, next(two).start, next(one).start] == [0, 1, 2]
     shared.clear()

@@ -32,7 +32,8 @@ def test_a_miss_has_its_reason(ledger: Ledger) -> None:
 
 
 def test_adopting_and_forgetting_go_by_the_blob(ledger: Ledger) -> None:
-    assert ledger.entries.adopt(sample(1).header, "blob") and not ledger.entries.adopt(sample(1).header, "another")
+    assert ledger.entries.adopt(sample(1).header, "blob", 5)
+    assert not ledger.entries.adopt(sample(1).header, "another", 5)
     assert not ledger.entries.forget(sample(1).key, "another", quarantined=True)
     assert ledger.entries.forget(sample(1).key, "blob", quarantined=True)
     assert ledger.upkeep.stats("x").quarantined == 1 and ledger.upkeep.garbage() == ["blob"]

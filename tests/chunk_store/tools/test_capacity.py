@@ -38,7 +38,7 @@ def test_a_plan_by_hand() -> None:
         prefill_tokens_per_s=10_000,
     )
     found = plan(layout, workload)
-    assert found.entry_nbytes == entry_nbytes(layout, 1000) == 147_456_000 + 12_288
+    assert found.entry_nbytes == entry_nbytes(layout, 1000) == 147_456_000 + 8_192
     assert found.store_nbytes == 20_000 * found.entry_nbytes
     assert found.first_token_rate == pytest.approx(4000 * 147_456 / 0.2)
     assert found.sustained_rate == pytest.approx(5 * 0.5 * 4000 * 147_456)
