@@ -11,7 +11,7 @@ from serving.process.options import ServiceOptions, parse_options
 from serving.process.settings import COUNT, DAYS, SECONDS, SIZE, SWITCH, Kind, setting
 
 GROUP = "prefill"
-PUBLISHERS_MAX = 8
+PUBLISHERS_MAX = 12  # a thread writes 2 to 3 GB/s: it takes 8 entries at once to fill a memory file system
 STORE_KEEPS = "what the store has; {} when it is new"
 
 
@@ -45,10 +45,10 @@ class PrefillOptions(ServiceOptions):
     jobs_max: int = setting(COUNT, "requests that wait or run at most", default=256, group=GROUP)
     durable: bool = setting(SWITCH, "every reply waits until its KV is stored", default=False, group=GROUP)
     publish_queue: int = setting(
-        SIZE, "of computed KV that waits to be stored", default=2 * 2**30, unset="2GiB", group=GROUP
+        SIZE, "of computed KV that waits to be stored", default=4 * 2**30, unset="4GiB", group=GROUP
     )
     publish_threads: int | None = setting(
-        COUNT, "entries written beside each other", default=None, unset="the processors, at most 8", group=GROUP
+        COUNT, "entries written beside each other", default=None, unset="the processors, at most 12", group=GROUP
     )
 
     @property

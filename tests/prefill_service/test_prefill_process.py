@@ -18,7 +18,9 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from chunk_store.key import ChunkKey
 from chunk_store.open import open_store
+from chunk_store.shared_store import SharedStore
 from protos import prefill_pb2, prefill_pb2_grpc
 
 START_S = 60
@@ -66,7 +68,7 @@ def test_life_of_a_process(model_dir: Path, store: Path) -> None:
         with grpc.insecure_channel(one.address) as channel:
             status = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=5).status
             assert status == health_pb2.HealthCheckResponse.SERVING
-            first = prefill(channel, text=TEXT, role="document")
+            first = prefill(channel, text=TEXT, role="document", durable=True)
         with urllib.request.urlopen(f"http://127.0.0.1:{one.ready['metrics_port']}/metrics", timeout=5) as reply:
             metrics = reply.read().decode()
         assert f'cairn_prefill_tokens_total{{model_name="tiny",source="computed"}} {first.tokens:.1f}' in metrics
@@ -77,12 +79,52 @@ def test_life_of_a_process(model_dir: Path, store: Path) -> None:
     claim = left.begin("c" * 64)  # type: ignore[arg-type]
     with started(model_dir, store, hash_seed="2") as two:
         with grpc.insecure_channel(two.address) as channel:
-            again = prefill(channel, text=TEXT, role="document")
+            again = prefill(channel, text=TEXT, role="document", durable=True)
             assert (again.key, again.computed_tokens, again.reused_tokens) == (first.key, 0, first.tokens)
         two.process.send_signal(signal.SIGTERM)
         assert two.process.wait(20) == 0
     claim.abort()  # type: ignore[union-attr]
     left.close()
+
+
+@pytest.mark.timeout(120)
+def test_what_is_written_behind_survives_sigterm_and_kill_9_leaves_nothing_half(model_dir: Path, store: Path) -> None:
+    """The entries have the bits of a service that waits for each of its writes."""
+    texts = [f"Number {number}. {TEXT}" for number in range(8)]
+    with started(model_dir, store) as killed, grpc.insecure_channel(killed.address) as channel:
+        keys = [prefill(channel, text=text).key for text in texts]
+        killed.process.kill()  # -9, while entries are on their way
+        killed.process.wait()
+    left = open_store(f"file://{store}")
+    whole = [bits(left, key) for key, info in zip(keys, left.lookup(keys), strict=True) if info is not None]
+    assert None not in whole, "an entry that is there is whole"
+    with started(model_dir, store) as drained, grpc.insecure_channel(drained.address) as channel:
+        assert [prefill(channel, text=text).key for text in texts] == keys, "what the dead had claimed is computed"
+        drained.process.send_signal(signal.SIGTERM)
+        assert drained.process.wait(30) == 0
+    stored = [bits(left, key) for key in keys]
+    left.close()
+    assert None not in stored, "SIGTERM writes out what was computed"
+    with started(model_dir, store.with_name("other"), "--durable") as waiting:
+        with grpc.insecure_channel(waiting.address) as channel:
+            replies = [prefill(channel, text=text) for text in texts]
+            assert all(reply.durable and reply.computed_tokens for reply in replies)
+        other = open_store(f"file://{store.with_name('other')}")
+        assert [bits(other, key) for key in keys] == stored
+        other.close()
+
+
+def bits(store: SharedStore, key: ChunkKey) -> bytes | None:
+    """An entry's KV as it is stored, if it is readable and passes every check."""
+    (info,) = store.lookup([key])
+    if info is None:
+        return None
+    placed = store.ledger.entries.locate(key)
+    assert placed is not None
+    header = store.blobs.frame(placed.blob).header
+    buffers = [bytearray(size) for size in header.layout.plane_nbytes(info.tokens)]
+    reason = store.load(key, header.token_ids, [memoryview(buffer) for buffer in buffers])
+    return None if reason is not None else b"".join(buffers)
 
 
 @pytest.mark.timeout(120)
