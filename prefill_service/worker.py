@@ -79,6 +79,11 @@ class DeviceThread:
         self._thread.submit(self._run_next)
         return await thread_result(work)
 
+    def others_wait(self, tenant: Tenant) -> bool:
+        """Whether a step of another tenant has not begun."""
+        with self._lock:
+            return any(of != tenant and not work.cancelled() for of, work, _ in self._steps)
+
     def post(self, step: Callable[[], None]) -> None:
         """Runs a short ``step`` of no job's on the device thread, soon. Raises ``RuntimeError`` once it is closed."""
 

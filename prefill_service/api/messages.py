@@ -18,6 +18,7 @@ from protos import chunks_pb2, prefill_pb2
 from serving.errors import STORE_FULL, STORE_UNAVAILABLE, InvalidRequest, request_error
 from serving.rpc import wire
 from serving.rpc.access import Caller
+from serving.rpc.errors import status_name
 from serving.rpc.field_bounds import ContentBudget, check_count, check_id, check_label
 from serving.tenancy.quotas import Quotas
 
@@ -127,7 +128,7 @@ def composition_response(job: PrefillJob, made: ChunkMade) -> prefill_pb2.Prefil
     response = prefill_pb2.PrefillCompositionResponse(
         index=made.index,
         key=job.chunks[made.index].key,
-        outcome=_OUTCOMES[outcome(made)],
+        outcome=_OUTCOMES.get(outcome(made), prefill_pb2.PrefillChunkResponse.OUTCOME_UNSPECIFIED),
         durable=made.durable,
         unpublished=_UNPUBLISHED[refused],
     )
@@ -141,6 +142,8 @@ def composition_response(job: PrefillJob, made: ChunkMade) -> prefill_pb2.Prefil
 
 def outcome(made: ChunkMade) -> str:
     """What became of a chunk, in the words of the metrics."""
+    if made.unpublished is not None:
+        return status_name(request_error(made.unpublished)).lower()
     return "computed" if made.source is KVSource.COMPUTED else "already_stored"
 
 

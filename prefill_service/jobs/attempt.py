@@ -4,14 +4,15 @@
        └─ no ── on its way into the store from here? ── yes ── use it where it is
                    └─ no ── room in the queue? ── claim ── resident? else compute ── hand to the publisher
 
-An attempt holds nothing when it ends, so one that would have to wait (another worker computes the chunk, the queue or
-the pool is full) simply ends, and is made again later: what it has done is stored, or resident and pending, by then.
+What another worker computes holds up only what attends to it. An attempt holds nothing when it ends, so one that would
+have to wait (for another worker, the queue, the pool, another tenant's turn) simply ends, and is made again later: what
+it has done is stored, or resident and pending, by then.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Collection
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -29,7 +30,7 @@ from prefill_service.jobs.progress import JobCancelled, JobProgress
 from prefill_service.jobs.resolver import PrefillJob
 from serving.publishing.publisher import Publishing
 from serving.publishing.room import Place
-from serving.store.heartbeat import TTL_S, heartbeat
+from serving.store.heartbeat import TTL_S
 
 if TYPE_CHECKING:
     from prefill_service.jobs.own_pool import OwnPool
@@ -59,6 +60,7 @@ class EndOf:
 
 
 Wait = BusyFor | RoomFor | EndOf
+OTHERS_TURN = BusyFor(0.0)  # another tenant's step goes first
 
 
 class Attempt:
@@ -77,18 +79,38 @@ class Attempt:
         self.places = places
         self.held: dict[int, ResidentChunk] = {}
         self.as_context: set[int] = set()  # what a missing chunk attends to: it must be resident
+        self.claimed: Publication | None = None  # while its chunk is computed
 
-    def run(self, missing: Sequence[int]) -> Wait | None:
-        """None when nothing is left to do, else what has to be waited for."""
+    def run(self, missing: Collection[int]) -> Wait | None:
+        """None when nothing is left to do, else what has to be waited for, when all is done that need not wait."""
         self.as_context = {index for chunk in missing for index in self.job.chunks[chunk].context}
+        last, busy, held_up = max(missing, default=-1), None, set[int]()
         for index in self.job.needed:
             if self.progress.cancelled.is_set():
                 raise JobCancelled
-            if index in missing or (index in self.as_context and not self._bring(index)):
-                wait = self._provide(index)
-                if wait is not None:
-                    return wait
-        return None
+            if held_up and not held_up.isdisjoint(self.job.chunks[index].context):
+                held_up.add(index)
+                continue
+            if index not in missing and (index not in self.as_context or self._bring(index)):
+                continue
+            if self.progress.durable and self.progress.refusal is not None:
+                self.progress.refused(index, self.progress.refusal)  # it is not computed for nobody
+                continue
+            wait = self._provide(index)
+            if isinstance(wait, BusyFor):
+                busy = wait
+                held_up.add(index)
+            elif wait is not None:
+                return wait
+            elif index < last and self.computer.device.others_wait(self.job.tenant):
+                return OTHERS_TURN
+        return busy
+
+    def renew(self) -> None:
+        """Extends the claim on the chunk that is being computed."""
+        publication = self.claimed
+        if publication is not None:
+            publication.renew()
 
     def release(self) -> None:
         """Gives back every hold."""
@@ -168,19 +190,21 @@ class Attempt:
 
     def _publish(self, index: int, publication: Publication, place: Place) -> None:
         """Hands a claimed chunk over as soon as it is resident; the claim ends if that fails."""
+        self.claimed = publication
         try:
-            with heartbeat(publication.renew):
-                if self._hold(index):
-                    self.progress.note(index, KVSource.DEVICE)
-                else:
-                    self._compute(index)
-                header = self._header(index)
-                limits = self.job.limits if header.tenant == self.job.tenant else NO_LIMITS
-                publishing = self.publisher.submit(place, header, self.held[index], publication, limits)
+            if self._hold(index):
+                self.progress.note(index, KVSource.DEVICE)
+            else:
+                self._compute(index)
+            header = self._header(index)
+            limits = self.job.limits if header.tenant == self.job.tenant else NO_LIMITS
+            publishing = self.publisher.submit(place, header, self.held[index], publication, limits)
         except BaseException:
             with suppress(StoreUnavailable):  # then it runs out
                 publication.abort()
             raise
+        finally:
+            self.claimed = None  # the publisher renews it from here on
         self._lend(index)
         self._hand_on(index, publishing)
 

@@ -27,8 +27,8 @@ class ChunkComputer(Protocol):
         """Returns when every needed chunk is stored, or launched and ``progress.publishing``.
 
         What it has to wait for before (another worker, room in the queue or the pool) it awaits until ``deadline``
-        (monotonic seconds). Raises ``JobCancelled``, ``RequestError``, ``PoolFull`` and what stores raise. Cancelled,
-        it ends when no thread works for the job any more.
+        (monotonic seconds), which each chunk that comes puts off. Raises ``JobCancelled``, ``RequestError``,
+        ``PoolFull`` and what stores raise. Cancelled, it ends when no thread works for the job any more.
         """
 
     def publishing_of(self, chunk_id: ChunkId, tenant: Tenant) -> Sequence[Publishing]:

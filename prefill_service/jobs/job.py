@@ -193,14 +193,19 @@ class PrefillJobs:
 
     async def _work(self, job: PrefillJob, progress: JobProgress) -> None:
         """Ends when no thread works for it any more, also when it is cancelled."""
-        deadline = time.monotonic() + self.busy_wait_s_max
+        patience_s = self.busy_wait_s_max
         looking = self._store_threads.submit(contextvars.copy_context().run, self.computer.find_missing, job, progress)
         if not await thread_result(looking):
             return
+        since, came = time.monotonic(), progress.came
         while True:
-            await self.computer.compute(job, progress, deadline)
-            if not await self._settled(progress, deadline):
+            await self.computer.compute(job, progress, time.monotonic() + patience_s)
+            if not await self._settled(progress, time.monotonic() + patience_s):
                 return
+            if progress.came > came:
+                since, came = time.monotonic(), progress.came
+            elif time.monotonic() > since + patience_s:
+                raise Unavailable("the claims of this request's KV are lost again and again", remedy="try again")
 
     async def _settled(self, progress: JobProgress, deadline: float) -> bool:
         """Waits until what was launched is computed, or stored where the job is durable; True if a claim was lost.

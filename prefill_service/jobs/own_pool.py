@@ -10,7 +10,7 @@ from functools import partial
 
 from chunk_store.errors import ClaimLost
 from chunk_store.key import ChunkId, ChunkKey
-from chunk_store.store import ChunkStore
+from chunk_store.store import ChunkStore, Lease
 from chunk_store.tenant import Tenant
 from engine.kv.resident import PoolFull, ResidentChunks
 from engine.kv.source import KVSource
@@ -77,12 +77,15 @@ class OwnPool:
     async def compute(self, job: PrefillJob, progress: JobProgress, deadline: float) -> None:
         """See ``ChunkComputer``."""
         places: list[Place] = []
+        patience_s, came = deadline - time.monotonic(), progress.came
         try:
             while True:
                 attempt = partial(self.attempt, job, progress, places)
                 wait = await self.device.run(attempt, progress.timer, job.tenant)
                 if wait is None:
                     return
+                if progress.came > came:
+                    deadline, came = time.monotonic() + patience_s, progress.came
                 with progress.timer.stage("publish") if isinstance(wait, RoomFor | EndOf) else nullcontext():
                     await self._waited(wait, places, deadline)
         finally:
@@ -97,7 +100,7 @@ class OwnPool:
         """
         keys = [job.chunks[index].key for index in job.needed]
         attempt = Attempt(self, job, progress, places)
-        with self.store.lease(keys, ttl_s=TTL_S) as lease, heartbeat(lease.renew):
+        with self.store.lease(keys, ttl_s=TTL_S) as lease, heartbeat(partial(_renew, lease, attempt)):
             try:
                 return attempt.run(self.find_missing(job, progress))
             except ClaimLost:
@@ -149,3 +152,10 @@ class OwnPool:
         self.device.drop()
         await asyncio.to_thread(self.publisher.stop, self._drain_s)
         await asyncio.to_thread(self.device.close)
+
+
+def _renew(lease: Lease, attempt: Attempt) -> None:
+    try:
+        lease.renew()
+    finally:
+        attempt.renew()

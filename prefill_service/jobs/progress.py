@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from chunk_store.entry import MissReason
+from chunk_store.errors import ClaimLost, StoreError
 from engine.kv.source import KVSource
 from prefill_service.jobs.resolver import PrefillJob
 from serving.handover.lent import Lent
@@ -52,6 +53,7 @@ class JobProgress:
     publishing: dict[int, Publishing] = field(default_factory=dict)
     unpublished: dict[int, Exception] = field(default_factory=dict)
     lent: dict[int, Lent] = field(default_factory=dict)
+    refusal: StoreError | None = None  # why the store did not take a chunk of it
     cancelled: threading.Event = field(default_factory=threading.Event)
     _told: set[int] = field(default_factory=set)
     _lock: threading.Lock = field(default_factory=threading.Lock)  # of what was told
@@ -72,17 +74,24 @@ class JobProgress:
         made = ChunkMade(index, self.sources[index], lent=self.lent.get(index))
         awaited: Future[Any] = publishing if self.durable else publishing.computed
 
+        def ended(_: Future[Any]) -> None:
+            error = publishing.exception()
+            if isinstance(error, StoreError) and not isinstance(error, ClaimLost):
+                self.refusal = error
+
         def ready(_: Future[Any]) -> None:
             if awaited.exception() is None:
                 durable = publishing.done() and publishing.exception() is None
                 self._tell(replace(made, durable=durable))
 
+        publishing.add_done_callback(ended)
         awaited.add_done_callback(ready)
 
     def refused(self, index: int, reason: Exception) -> None:
-        """The store does not take a chunk that is there."""
+        """The store does not take a chunk, whether it was computed or not."""
         self.unpublished[index] = reason
-        self._tell(ChunkMade(index, self.sources[index], durable=False, unpublished=reason, lent=self.lent.get(index)))
+        source, lent = self.sources.get(index, KVSource.COMPUTED), self.lent.get(index)
+        self._tell(ChunkMade(index, source, durable=False, unpublished=reason, lent=lent))
 
     def _tell(self, made: ChunkMade) -> None:
         with self._lock:
@@ -90,6 +99,11 @@ class JobProgress:
                 return
             self._told.add(made.index)
         self.tell(made)
+
+    @property
+    def came(self) -> int:
+        """Grows with each chunk that is there, or is told of; it has an end."""
+        return len(self.sources) + len(self._told)
 
     @property
     def all_stored(self) -> bool:

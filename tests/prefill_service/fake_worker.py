@@ -18,7 +18,7 @@ from engine.reuse import ReuseMode
 from prefill_service.jobs.attempt import Wait
 from prefill_service.jobs.own_pool import OwnPool
 from prefill_service.jobs.progress import JobProgress
-from prefill_service.jobs.resolver import ChunkRequest, PrefillJob, Resolver
+from prefill_service.jobs.resolver import ChunkRequest, CompositionRequest, PrefillJob, Resolver
 from prefill_service.worker import DeviceThread
 from serving.publishing.metrics import PublicationMetrics
 from serving.publishing.publisher import Publisher
@@ -55,6 +55,12 @@ class FakeWorker:
 
     def job(self, *ids: int, context: tuple[str, ...] = (), mode: ReuseMode = ReuseMode.EXACT) -> PrefillJob:
         return self.resolver.register(ChunkRequest(token_ids=ids, context=context, mode=mode), StageTimer())
+
+    def composition(self, *contents: tuple[int, ...], mode: ReuseMode, salt: str = "") -> PrefillJob:
+        """A job for all chunks of a composition."""
+        ids = [self.resolver.register(ChunkRequest(token_ids=each, salt=salt), StageTimer()) for each in contents]
+        request = CompositionRequest(tuple(job.chunk_id for job in ids), tuple(range(len(ids))), mode, salt)
+        return self.resolver.compose(request, StageTimer())
 
     def attempt(self, job: PrefillJob) -> tuple[Wait | None, JobProgress]:
         """One attempt, and what it handed to the publisher is stored."""

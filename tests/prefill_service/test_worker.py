@@ -76,9 +76,11 @@ def test_one_thread_runs_the_steps_and_of_tenants_one_each_in_turn() -> None:
         for word, tenant in words:
             waiting.append(asyncio.create_task(device.run(lambda word=word: step(word), timer, tenant)))  # type: ignore[misc]
             await asyncio.sleep(0)
+        assert device.others_wait(A) and device.others_wait(B)
         first.release.set()
         names.add(await held)
         await asyncio.gather(*waiting)
+        assert not device.others_wait(A)
         assert order == ["b1", "a1", "b2", "a2", "a3"] and len(names) == 1
         assert timer.spent_ns()["queue"] > 0
 

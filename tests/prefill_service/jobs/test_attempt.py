@@ -8,10 +8,12 @@ from pathlib import Path
 import pytest
 
 from chunk_store.entry import MissReason
+from chunk_store.errors import StoreFull
 from chunk_store.store import Busy, Stored
 from engine.kv.source import KVSource
-from prefill_service.jobs.attempt import BusyFor, EndOf, RoomFor
-from prefill_service.jobs.progress import JobCancelled, JobProgress
+from engine.reuse import ReuseMode
+from prefill_service.jobs.attempt import OTHERS_TURN, BusyFor, EndOf, RoomFor, Wait
+from prefill_service.jobs.progress import ChunkMade, JobCancelled, JobProgress
 from prefill_service.jobs.resolver import PrefillJob
 from serving.trace.stages import StageTimer
 from tests.fakes import LAYOUT
@@ -101,6 +103,60 @@ def test_what_another_worker_computes_is_waited_for(bench: FakeWorker, other: Fa
         assert isinstance(wait_s, BusyFor) and wait_s.seconds > 0 and not bench.runner.computed and not progress.sources
     wait_s, progress = bench.attempt(job)
     assert wait_s is None and counted(progress, job) == {KVSource.COMPUTED: 2}
+
+
+@pytest.mark.parametrize(
+    ("mode", "computed"),
+    [(ReuseMode.EXACT, [(5,)]), (ReuseMode.ANCHORED, [(5,), (7,)]), (ReuseMode.INDEPENDENT, [(5,), (7,)])],
+)
+def test_what_another_worker_computes_holds_up_what_attends_to_it_alone(
+    bench: FakeWorker, other: FakeWorker, mode: ReuseMode, computed: list[tuple[int, ...]]
+) -> None:
+    job = bench.composition((5,), (6,), (7,), mode=mode)
+    claim = other.store.begin(job.chunks[1].key)
+    assert not isinstance(claim, Busy | Stored)
+    with claim:
+        wait, progress = bench.attempt(job)
+        assert isinstance(wait, BusyFor) and [ids for ids, _ in bench.runner.computed] == computed
+        assert set(progress.sources) == ({0} if mode is ReuseMode.EXACT else {0, 2})
+    wait, _ = bench.attempt(job)
+    assert wait is None and sorted(ids for ids, _ in bench.runner.computed) == [(5,), (6,), (7,)]
+
+
+def test_a_long_composition_needs_no_more_pages_at_once_than_its_chunks_attend_to(bench: FakeWorker) -> None:
+    contents = [(n, n, n) for n in range(20)]
+    assert len(contents) > bench.residents.pool.chunk_pages
+    job = bench.composition(*contents, mode=ReuseMode.INDEPENDENT)
+    progress = JobProgress(StageTimer())
+    wait: Wait | None = OTHERS_TURN
+    while wait is not None:
+        wait = bench.computer.attempt(job, progress, [])
+        assert bench.publisher.flush(30), "what is written gives its pages back"
+        bench.idle()
+    assert len(bench.runner.computed) == len(contents) and set(progress.sources.values()) == {KVSource.COMPUTED}
+
+
+def test_between_two_chunks_another_tenant_goes_first(bench: FakeWorker, monkeypatch: pytest.MonkeyPatch) -> None:
+    job = bench.composition((5,), (6,), (7,), mode=ReuseMode.EXACT)
+    monkeypatch.setattr(bench.device, "others_wait", lambda tenant: True)
+    progress = JobProgress(StageTimer())
+    waits = [bench.computer.attempt(job, progress, []) for _ in range(3)]
+    assert waits == [OTHERS_TURN, OTHERS_TURN, None]
+    assert [ids for ids, _ in bench.runner.computed] == [(5,), (6,), (7,)], "each once"
+
+
+def test_what_the_store_does_not_take_is_not_computed_for_nobody(bench: FakeWorker) -> None:
+    job = bench.composition((5,), (6,), (7,), mode=ReuseMode.INDEPENDENT)
+    told: list[ChunkMade] = []
+    progress = JobProgress(StageTimer(), told.append, durable=True)
+    progress.refusal = StoreFull("full")
+    assert bench.computer.attempt(job, progress, []) is None and not bench.runner.computed
+    assert [(made.index, made.durable, made.unpublished) for made in told] == [
+        (index, False, progress.refusal) for index in range(3)
+    ]
+    lent = JobProgress(StageTimer())
+    lent.refusal = StoreFull("full")
+    assert bench.computer.attempt(job, lent, []) is None and len(bench.runner.computed) == 3
 
 
 def test_what_another_worker_stored_meanwhile_is_taken_from_it(bench: FakeWorker, other: FakeWorker) -> None:

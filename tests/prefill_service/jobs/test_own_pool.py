@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from chunk_store.store import Busy, Stored
+from engine.reuse import ReuseMode
 from prefill_service.jobs.progress import JobProgress
 from prefill_service.jobs.resolver import PrefillJob
 from serving.errors import Overloaded, Unavailable
@@ -88,6 +89,36 @@ def test_another_worker_is_waited_for_until_the_deadline(bench: FakeWorker, tmp_
             await compute(bench, job, within_s=0.0)
         await compute(bench, job)
 
+    run(body)
+
+
+def test_the_deadline_is_of_waiting_for_nothing_not_of_all_a_composition(
+    bench: FakeWorker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Chunks that take longer together than anybody waits for another worker; then one that another worker computes."""
+    late = [0.0]
+
+    class Clock:
+        @staticmethod
+        def monotonic() -> float:
+            return time.monotonic() + late[0]
+
+    def takes_long() -> None:
+        late[0] += 30.0
+
+    async def body() -> None:
+        job = bench.composition((1, 1), (2, 2), (3, 3), mode=ReuseMode.INDEPENDENT)
+        claim = bench.store.begin(job.chunks[0].key)
+        assert not isinstance(claim, Busy | Stored)
+        with claim:
+            bench.runner.before = takes_long
+            working = asyncio.create_task(compute(bench, job, within_s=40.0))
+            while len(bench.runner.computed) < 2:
+                await asyncio.sleep(0.002)
+        await working
+        assert len(bench.runner.computed) == 3
+
+    monkeypatch.setattr("prefill_service.jobs.own_pool.time", Clock)
     run(body)
 
 
