@@ -80,6 +80,7 @@ class Attempt:
         self.held: dict[int, ResidentChunk] = {}
         self.as_context: set[int] = set()  # what a missing chunk attends to: it must be resident
         self.claimed: Publication | None = None  # while its chunk is computed
+        self.worked = False  # whether it has got on: only then others go first
 
     def run(self, missing: Collection[int]) -> Wait | None:
         """None when nothing is left to do, else what has to be waited for, when all is done that need not wait."""
@@ -102,7 +103,7 @@ class Attempt:
                 held_up.add(index)
             elif wait is not None:
                 return wait
-            elif index < last and self.computer.device.others_wait(self.job.tenant):
+            elif self.worked and index < last and self.computer.device.others_wait(self.job.tenant):
                 return OTHERS_TURN
         return busy
 
@@ -205,6 +206,7 @@ class Attempt:
             raise
         finally:
             self.claimed = None  # the publisher renews it from here on
+        self.worked = True
         self._lend(index)
         self._hand_on(index, publishing)
 

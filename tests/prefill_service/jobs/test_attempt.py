@@ -140,7 +140,8 @@ def test_between_two_chunks_another_tenant_goes_first(bench: FakeWorker, monkeyp
     job = bench.composition((5,), (6,), (7,), mode=ReuseMode.EXACT)
     monkeypatch.setattr(bench.device, "others_wait", lambda tenant: True)
     progress = JobProgress(StageTimer())
-    waits = [bench.computer.attempt(job, progress, []) for _ in range(3)]
+    with held_writes():
+        waits = [bench.computer.attempt(job, progress, []) for _ in range(3)]
     assert waits == [OTHERS_TURN, OTHERS_TURN, None]
     assert [ids for ids, _ in bench.runner.computed] == [(5,), (6,), (7,)], "each once"
 
