@@ -23,7 +23,9 @@ class PrefillMetrics:
         self.registry = CollectorRegistry()
         self._model = model_name
         registry, model = self.registry, ["model_name"]
-        self._chunks = Counter("cairn_prefill_chunks", "Chunks asked for, and refused calls.", [*model, "outcome"], registry=registry)
+        self._chunks = Counter(
+            "cairn_prefill_chunks", "Chunks asked for, and refused calls.", [*model, "outcome"], registry=registry
+        )
         self._tokens = Counter(
             "cairn_prefill_tokens", "Tokens of chunks and their context.", [*model, "source"], registry=registry
         )
@@ -34,7 +36,11 @@ class PrefillMetrics:
             registry=registry,
         )
         self._seconds = Histogram(
-            "cairn_prefill_seconds", "From a call to its answer for a chunk.", model, registry=registry, buckets=SECONDS_BUCKETS
+            "cairn_prefill_seconds",
+            "From a call to its answer for a chunk.",
+            model,
+            registry=registry,
+            buckets=SECONDS_BUCKETS,
         )
         self._depth = Gauge("cairn_prefill_queue_depth", "Requests that wait or run.", model, registry=registry)
         self._pages = Gauge("cairn_kv_pages", "Pages of the KV pool.", [*model, "owner"], registry=registry)
@@ -47,7 +53,7 @@ class PrefillMetrics:
         self._seconds.labels(model_name)
 
     def request_ended(self, outcome: str, seconds: float) -> None:
-        """A chunk is answered for, or a call refused; ``outcome`` is a reply's outcome or an error's code, lower case."""
+        """A chunk is answered for, or a call refused; ``outcome``: the reply's, or the error's code, lower case."""
         self._chunks.labels(self._model, outcome).inc()
         self._seconds.labels(self._model).observe(seconds)
 
