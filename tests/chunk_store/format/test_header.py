@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+import threading
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -138,3 +141,26 @@ def test_a_context_or_a_token_more_is_counted_before_it_is_encoded() -> None:
         header = replace(HEADER, token_ids=tuple(range(tokens)), context=HEADER.context * 20)
         sums = tuple(range(block_count(header.layout.plane_nbytes(tokens), BLOCK_NBYTES)))
         assert len(encode_header(header, sums)) == header_nbytes(header)
+
+
+def test_hashing_a_block_lets_other_threads_run() -> None:
+    """No thread is made to give way here: another one runs only where hashing lets it."""
+    turns, stop = [0], threading.Event()
+
+    def count() -> None:
+        while not stop.is_set():
+            time.sleep(0)
+            turns[0] += 1
+
+    usual, block = sys.getswitchinterval(), memoryview(bytearray(2**27))
+    other = threading.Thread(target=count)
+    other.start()
+    sys.setswitchinterval(1000)
+    try:
+        before = turns[0]
+        checksum(block)
+        assert turns[0] > before
+    finally:
+        sys.setswitchinterval(usual)
+        stop.set()
+        other.join()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from chunk_store.format import header
+from chunk_store.local import blobs
 from chunk_store.tools.verify import Problem, repair, verify
 from tests.chunk_store.contract import Damage, loads, publish, sample
 from tests.chunk_store.places import FilePlace
@@ -53,3 +55,21 @@ def test_strays_are_adopted_with_what_they_were_computed_under_first(file_place:
     assert (report.adopted, report.removed) == (2, 0) and loads(store, child) and verify(store).sound
     store.put_records([parent.record(expires_at=1.0)])
     assert store.sweep().records == 0, "the child still needs its parent's record"
+
+
+def test_a_stray_in_blocks_of_another_size_is_adopted_as_large_as_it_is(
+    file_place: FilePlace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What older software wrote has longer headers."""
+    store, entry = file_place.open(), sample(1, tokens=100)
+    with monkeypatch.context() as older:
+        for module in (header, blobs):
+            older.setattr(module, "BLOCK_NBYTES", 16)
+        publish(store, entry)
+    placed = store.ledger.entries.locate(entry.key)
+    assert placed is not None
+    assert placed.stored_nbytes > header.header_nbytes(entry.header) + entry.header.nbytes
+    store.ledger.entries.forget(entry.key, placed.blob, quarantined=False)
+    store.ledger.upkeep.discard([placed.blob])
+    assert repair(store).adopted == 1
+    assert store.ledger.entries.locate(entry.key) == placed and verify(store).sound and loads(store, entry)
