@@ -29,6 +29,7 @@ class Script:
     endless: bool = False
     omit_complete: bool = False
     delay_s: float = 0.0
+    durable: bool = True
     chunks: int = 5
     pages_asked: list[int] = field(default_factory=list)
     requests: list[Any] = field(default_factory=list)
@@ -78,6 +79,7 @@ class FakePrefill(prefill_pb2_grpc.PrefillServiceServicer):
             timings=chunks_pb2.StageTimings(prefill_ns=2_500_000, total_ns=3_000_000),
             model_identity="m",
             newly_registered=True,
+            durable=self.script.durable,
         )
 
     def PrefillComposition(self, request, context):

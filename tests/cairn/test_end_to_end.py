@@ -61,11 +61,16 @@ def live(up) -> Iterator[Client]:
 
 
 def register(client: Client, *names: str) -> list[cairn.Chunk]:
-    system = client.prefill("Answer in one full sentence.", type="system_prompt", role="system", name="system")
+    system = client.prefill(
+        "Answer in one full sentence.", type="system_prompt", role="system", name="system", durable=True
+    )
     texts = [(DOCUMENTS / f"{name}.txt").read_text() for name in names]
     return [
         system,
-        *(client.prefill(text, role="document", name=name) for text, name in zip(texts, names, strict=True)),
+        *(
+            client.prefill(text, role="document", name=name, durable=True)
+            for text, name in zip(texts, names, strict=True)
+        ),
     ]
 
 
@@ -211,7 +216,7 @@ def test_many_at_once_give_the_answers_of_one_alone(up, live):
 
 
 def test_chunks_are_listed_pinned_and_deleted(live):
-    made = [live.prefill(f"Note {number}.", name=f"note-{number}", tags=["notes"]) for number in range(5)]
+    made = [live.prefill(f"Note {number}.", name=f"note-{number}", tags=["notes"], durable=True) for number in range(5)]
     assert {chunk.id for chunk in live.chunks(tag="notes", page_size=2)} == {chunk.id for chunk in made}
     assert [chunk.name for chunk in live.chunks(name="note-3")] == ["note-3"]
     assert live.pin(made[0]).pinned and not live.unpin(made[0]).pinned
@@ -226,7 +231,10 @@ def test_chunks_are_listed_pinned_and_deleted(live):
 
 
 def test_eviction_order_is_listed_and_a_tag_removes(up, live):
-    made = [live.prefill(f"Entry {number} of the log.", name=f"entry-{number}", tags=["log"]) for number in range(3)]
+    made = [
+        live.prefill(f"Entry {number} of the log.", name=f"entry-{number}", tags=["log"], durable=True)
+        for number in range(3)
+    ]
     live.generate([made[0], QUERY], max_tokens=1).finish()
 
     def listed(by: str) -> list[str]:

@@ -75,7 +75,7 @@ def test_each_tenant_has_a_cache_of_its_own(up: dict[str, Any]) -> None:
         with client(up, token) as tenant:
             # Given as text it is registered by the decode service, and its KV asked of the prefill service.
             segments = [Text(DOCUMENT, role="document"), QUERY]
-            chunk = tenant.prefill(DOCUMENT, role="document")
+            chunk = tenant.prefill(DOCUMENT, role="document", durable=True)
             first, again = (tenant.generate([chunk, QUERY], max_tokens=4).finish() for _ in range(2))
             sources[token] = (chunk.computed_tokens, first.reuse.segments[0].source, again.reuse.segments[0].source)
             assert first.token_ids == again.token_ids == tenant.generate(segments, max_tokens=4).finish().token_ids
@@ -87,7 +87,7 @@ def test_each_tenant_has_a_cache_of_its_own(up: dict[str, Any]) -> None:
 def test_the_decode_service_may_ask_for_any_tenant(up: dict[str, Any]) -> None:
     """KV that is missing goes decode -> prefill under the tenant's salt, with a token that has none itself."""
     with client(up, "slate") as tenant:
-        chunks = [tenant.prefill(f"Note {number} of the town.", role="document") for number in range(2)]
+        chunks = [tenant.prefill(f"Note {number} of the town.", role="document", durable=True) for number in range(2)]
         result = tenant.generate([*chunks, QUERY], max_tokens=2).finish()
         assert [segment.source for segment in result.reuse.segments[:2]] == ["store", "computed"]
 

@@ -25,8 +25,8 @@ def ask(deployment: Deployment, decode: str = "CAIRN_DECODE_PORT", token: str | 
     known = next(question for question in examples.questions if question.document == DOCUMENT)
     prefill = deployment.address("CAIRN_PREFILL_PORT")
     with Client(prefill, deployment.address(decode), token=token, timeout_s=120) as client:
-        system = client.prefill(examples.system, type="system_prompt", role="system")
-        chunk = client.prefill(examples.documents[DOCUMENT], role="document", context=[system])
+        system = client.prefill(examples.system, type="system_prompt", role="system", durable=True)
+        chunk = client.prefill(examples.documents[DOCUMENT], role="document", context=[system], durable=True)
         stream = client.generate([system, chunk, Text(known.question, role="user")], max_tokens=32)
         answer = "".join(delta.text for delta in stream)
     assert answer.strip() == known.answer

@@ -87,7 +87,9 @@ def test_abort_before_the_request_is_queued(small: Pair) -> None:
 def test_one_who_waits_for_a_fill_does_not_fail_for_what_it_did_not_ask(small: Pair) -> None:
     """The filler's first chunk cannot be had; the other request only wants the second."""
     shared = tokens(5, 20)
-    doomed = small.client.prefill(tokens(6, 20), context=[small.client.prefill([9, 9])])  # other KV than is asked for
+    doomed = small.client.prefill(
+        tokens(6, 20), context=[small.client.prefill([9, 9], durable=True)], durable=True
+    )  # other KV than is asked for
     with small.held_decode():
         filler = ask(small, [doomed, shared, [5]], reuse="independent")
         wait_until(lambda: small.client.loads().waiting == 1)
@@ -174,7 +176,7 @@ def test_the_device_thread_dies(folder: Path, tmp_path: Path) -> None:
 
 
 def test_inline_content_leaves_a_pin_and_a_ttl_alone(small: Pair) -> None:
-    chunk = small.client.prefill(tokens(15, 20), pin=True, ttl_s=1000, name="kept")
+    chunk = small.client.prefill(tokens(15, 20), pin=True, ttl_s=1000, name="kept", durable=True)
     small.generate([tokens(15, 20), [5]])
     record = small.client.get(chunk)
     assert record.pinned and record.expires_unix_s and record.name == "kept"

@@ -73,8 +73,8 @@ def generate(running: Pair, token: str, request_id: str = "") -> Any:
 def test_quotas_of_the_store(folder: Path, tmp_path: Path) -> None:
     lines = f"a salt-a chunks=2 pins=1\nb salt-b\nc salt-c bytes={30_000}\n"
     with services(folder, tmp_path, lines) as (_, clients):
-        first = clients["a"].prefill(content(1), pin=True)
-        second = clients["a"].prefill(content(2))
+        first = clients["a"].prefill(content(1), pin=True, durable=True)
+        second = clients["a"].prefill(content(2), durable=True)
         for call, words in (
             (lambda: clients["a"].prefill(content(3)), r"quota chunks: .* 2, .*DeleteChunk"),
             (lambda: clients["a"].pin(second), r"quota pins: .* 1, .*UnpinChunk"),
@@ -86,9 +86,11 @@ def test_quotas_of_the_store(folder: Path, tmp_path: Path) -> None:
         assert (stats.chunks, stats.chunks_max, stats.pinned_entries) == (2, 2, 1)
         assert clients["a"].generate([content(3), Tokens([5])], max_tokens=2).finish().token_ids, "it is answered"
         clients["a"].delete(first)
-        assert clients["a"].prefill(content(3)).newly_registered and clients["a"].pin(second).pinned
+        assert clients["a"].prefill(content(3), durable=True).newly_registered and clients["a"].pin(second).pinned
         for seed in range(4):
-            assert clients["b"].prefill(content(seed), pin=True).newly_registered, "another tenant's quota is another"
+            assert clients["b"].prefill(content(seed), pin=True, durable=True).newly_registered, (
+                "another tenant's quota is another"
+            )
         stored = 0
         with pytest.raises(cairn.Overloaded, match=r"quota bytes: .* 30000, .*DeleteChunk"):
             for seed in range(40):
@@ -146,14 +148,14 @@ def test_a_flood_of_content_does_not_refuse_another_tenants_first(folder: Path, 
     open_store(f"file://{tmp_path / 's'}", records_max=8).close()
     with services(folder, tmp_path, "a salt-a\nb salt-b\nc salt-c\n") as (_, clients):
         for seed in range(8):
-            clients["a"].prefill(content(seed))
+            clients["a"].prefill(content(seed), durable=True)
         with pytest.raises(cairn.Overloaded, match=r"the registry is full: .*delete chunks"):
             clients["a"].prefill(content(8))
         for seed in range(4):
-            assert clients["b"].prefill(content(seed)).newly_registered
+            assert clients["b"].prefill(content(seed), durable=True).newly_registered
         with pytest.raises(cairn.Overloaded, match="the registry is full"):
             clients["b"].prefill(content(4))
-        assert clients["c"].prefill(content(20)).newly_registered
+        assert clients["c"].prefill(content(20), durable=True).newly_registered
         sent = clients["c"].generate([content(21), Tokens([5])], max_tokens=2).finish().reuse.segments[0]
         assert (sent.source, sent.unpublished) == ("computed", "")
         stats = clients["boss"].stats()

@@ -102,7 +102,7 @@ def test_the_store_directory_vanishes(fresh: Pair, store: Path) -> None:
 def test_the_store_cannot_be_written(fresh: Pair, store: Path) -> None:
     """A file stands where the directory was: what is missing is computed here, and only unknown ids are refused."""
     first = fresh.generate(PARTS)
-    ids = [fresh.client.prefill(part) for part in PARTS[:1]]
+    ids = [fresh.client.prefill(part, durable=True) for part in PARTS[:1]]
     shutil.rmtree(store)
     store.write_text("in the way")
     new = [tokens(3, 20), [5]]

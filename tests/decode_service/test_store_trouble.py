@@ -64,7 +64,7 @@ def is_stored(services: Pair, seed: int) -> bool:
 def test_pins_fill_the_store(folder: Path, tmp_path: Path) -> None:
     nbytes = loaded(folder, "decode").served.layout.nbytes(40) + 8192
     with pair(loaded(folder, "prefill"), loaded(folder, "decode"), tmp_path / "s", store_capacity=nbytes) as services:
-        pinned = services.client.prefill(tokens(1, 40), pin=True)
+        pinned = services.client.prefill(tokens(1, 40), pin=True, durable=True)
         with asking(services) as asked:
             check_without_store(services, 10, "store_full")
         assert len(asked) == 1  # after that the store is known to be full for some seconds
@@ -105,7 +105,7 @@ def test_others_fill_the_disk(folder: Path, small_disk: Path) -> None:
 
 def test_the_registry_is_full(folder: Path, tmp_path: Path) -> None:
     with pair(loaded(folder, "prefill"), loaded(folder, "decode"), tmp_path / "s") as services:
-        stored = services.client.prefill(tokens(50, 40), pin=True)
+        stored = services.client.prefill(tokens(50, 40), pin=True, durable=True)
         cast(Any, services.decode.store).ledger.upkeep.set_limits(StoreLimits(records_max=1))
         check_without_store(services, 60, "store_full")
         assert services.generate([stored, [5]]).reuse.segments[0].source == "store"
@@ -117,7 +117,7 @@ def test_redis_goes_away_and_comes_back(folder: Path, tmp_path: Path) -> None:
     server.start()
     try:
         with pair(loaded(folder, "prefill"), loaded(folder, "decode"), redis_url(server)) as services:
-            known = services.client.prefill(tokens(70, 40))
+            known = services.client.prefill(tokens(70, 40), durable=True)
             warm = services.generate([known, [5]])
             server.kill()
             assert services.generate([known, [5]]).token_ids == warm.token_ids
@@ -160,10 +160,10 @@ def test_the_directory_is_deleted(folder: Path, tmp_path: Path) -> None:
 def test_a_locked_index_delays_no_warm_request(folder: Path, tmp_path: Path) -> None:
     """Another process holds the write lock, and many cold requests wait for it: warm ones ask nobody."""
     with pair(loaded(folder, "prefill"), loaded(folder, "decode"), tmp_path / "s", batch_max=8) as services:
-        named = services.client.prefill(tokens(140, 40))
+        named = services.client.prefill(tokens(140, 40), durable=True)
         parts: list[list[Any]] = [[named, [5]], [tokens(140, 40), [6]], [tokens(141, 30), [7]], [[8, 9]]]
         expected = [services.generate(each) for each in parts]
-        stored, early = (services.client.prefill(tokens(n, 40)) for n in (142, 143))
+        stored, early = (services.client.prefill(tokens(n, 40), durable=True) for n in (142, 143))
         with closing(sqlite3.connect(tmp_path / "s" / "index.sqlite", isolation_level=None)) as holder:
             holder.execute("BEGIN IMMEDIATE")
             cold = [later(services, [tokens(150 + n, 20), [5]], timeout_s=50) for n in range(24)]

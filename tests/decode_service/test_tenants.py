@@ -205,7 +205,7 @@ def test_what_another_tenant_has_is_not_there(tenants: Tenants, case: str) -> No
     theirs, nobodys = content(), content()
     names = [chunk_id_of(tenants, part) for part in (theirs, nobodys)]
     with tenants.client("a") as client:
-        known = client.prefill(Tokens(theirs), name="secret", tags=["secret"], pin=case == "unpin")
+        known = client.prefill(Tokens(theirs), name="secret", tags=["secret"], pin=case == "unpin", durable=True)
         assert known.id == names[0]
         client.generate([known, Tokens(QUERY)], max_tokens=2).finish()
         before = client.get(known, text=True)
@@ -241,8 +241,8 @@ def _raises(error: grpc.RpcError) -> Iterator[Any]:
 def test_counts_are_a_tenants_own(tenants: Tenants) -> None:
     with tenants.client("b") as client, tenants.client("a") as other, tenants.client("boss") as boss:
         before, whole = client.stats(), boss.stats()
-        mine = [client.prefill(Tokens(content())) for _ in range(2)]
-        other.prefill(Tokens(content()), pin=True)
+        mine = [client.prefill(Tokens(content()), durable=True) for _ in range(2)]
+        other.prefill(Tokens(content()), pin=True, durable=True)
         after = client.stats()
         assert (after.chunks - before.chunks, after.kv_entries - before.kv_entries) == (2, 2)
         assert after.evictions == after.quarantined == 0
@@ -277,12 +277,12 @@ def test_shared_content(tenants: Tenants) -> None:
             with pytest.raises(cairn.CairnError, match="shared: only a token marked admin") as caught:
                 client.prefill(Tokens(system), shared=True)
             assert caught.value.code == "PERMISSION_DENIED"
-        everybodys = boss.prefill(Tokens(system), shared=True, name="rules", tags=["t"])
-        second = boss.prefill(Tokens(document), shared=True, context=[everybodys])
-        own = one.prefill(Tokens(private))
+        everybodys = boss.prefill(Tokens(system), shared=True, name="rules", tags=["t"], durable=True)
+        second = boss.prefill(Tokens(document), shared=True, context=[everybodys], durable=True)
+        own = one.prefill(Tokens(private), durable=True)
         assert other.get(everybodys).name == "rules" and other.get(everybodys, text=True).text
         assert everybodys.id in {chunk.id for chunk in other.chunks(name="rules")}
-        again = other.prefill(Tokens(system))
+        again = other.prefill(Tokens(system), durable=True)
         assert (again.outcome, again.newly_registered, again.key) == ("already_stored", False, everybodys.key)
         first = one.generate([everybodys, second, own, Tokens(QUERY)], max_tokens=3, ignore_eos=True).finish()
         assert [part.source for part in first.reuse.segments[:2]] == ["store", "store"]
@@ -310,7 +310,7 @@ def test_shared_content(tenants: Tenants) -> None:
 def test_a_trusted_caller_names_the_tenant(tenants: Tenants) -> None:
     part = content()
     with tenants.client("service") as trusted, tenants.client("a") as one:
-        chunk = trusted.prefill(Tokens(part), salt="salt-a", name="by the gateway")
+        chunk = trusted.prefill(Tokens(part), salt="salt-a", name="by the gateway", durable=True)
         assert one.get(chunk).name == "by the gateway"
         with pytest.raises(cairn.NotFound):
             trusted.get(chunk)
@@ -326,7 +326,7 @@ def test_what_is_remembered_without_the_store_is_a_tenants_own(
     tenants: Tenants, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with tenants.client("a") as one:
-        chunk = one.prefill(Tokens(content()))
+        chunk = one.prefill(Tokens(content()), durable=True)
         expected = one.generate([chunk, Tokens(QUERY)], max_tokens=2, ignore_eos=True).finish()
         requests = [generate(name, QUERY) for name in (chunk.id, "0" * 64)]
 

@@ -74,7 +74,10 @@ def test_wrong_stored_bytes_raise_the_alert_and_are_logged_once(seen: Observed) 
     seen.prometheus.wait_for(f"sum({corrupt})", 0)
     assert seen.prometheus.query(misses) and "CairnStoredBytesWrong" not in seen.prometheus.firing()
     before = set(seen.store.glob("data/**/*"))
-    chunks = [seen.client.prefill(tokens(11, 70)), seen.client.prefill(tokens(12, 70), reuse="independent")]
+    chunks = [
+        seen.client.prefill(tokens(11, 70), durable=True),
+        seen.client.prefill(tokens(12, 70), reuse="independent", durable=True),
+    ]
     files = [path for path in set(seen.store.glob("data/**/*")) - before if path.is_file()]
     assert len(files) == 2
     for path in files:

@@ -41,3 +41,12 @@ def test_short_ids_to_prefill(cairn, services):
     request = services.script.requests[-1]
     assert (request.chunk_id, list(request.context_chunk_ids), request.ttl_s) == (CHUNK_1, [CHUNK_1], 7200.0)
     assert cairn("prefill", "0123456789ab")[0] == 2
+
+
+def test_durable_waits_and_without_it_the_table_says_what_is_not_stored_yet(cairn, services):
+    services.script.durable = False
+    code, out, _ = cairn("prefill", "one")
+    assert code == 0 and "computed, being stored" in out and not services.script.requests[-1].durable
+    services.script.durable = True
+    code, out, _ = cairn("prefill", "one", "--durable")
+    assert code == 0 and "being stored" not in out and services.script.requests[-1].durable
