@@ -23,6 +23,7 @@ from engine.kv.pool import PagedKVPool
 from engine.kv.resident import ResidentChunks
 from engine.run.protocol import Runner
 from serving.errors import Unavailable
+from serving.handover.borrower import Borrower
 from serving.process.loading import Loaded
 from serving.publishing.metrics import PublicationMetrics
 from serving.publishing.publisher import Publisher
@@ -98,18 +99,19 @@ def assemble(
     close: Callable[[], None],
     claim_turn: ClaimTurn | None = None,
     drain: Callable[[], None] = lambda: None,
+    borrower: Borrower | None = None,
 ) -> DecodeService:
     """The service over its parts. ``client`` makes KV that the store lacks; ``claim_turn`` lets kept turns go there.
 
-    ``on_failure`` is called when its device thread ends because of a fault, ``drain`` before it ends because it is
-    asked to, and ``close`` once it has ended.
+    ``borrower`` copies what a prefill service of this host has just computed. ``on_failure`` is called when its device
+    thread ends because of a fault, ``drain`` before it ends because it is asked to, and ``close`` once it has ended.
     """
     options, served = parts.options, parts.loaded.served
     resolver = Resolver(served, parts.loaded.codec, parts.store, parts.quotas)
     worker = DecodeWorker(
         parts.runner,
         parts.residents,
-        KVFetcher(parts.store, client, served.identity, resolver.register),
+        KVFetcher(parts.store, client, served.identity, resolver.register, borrower),
         parts.metrics,
         eos_token_ids=served.eos_token_ids,
         batch_max=options.batch_max,
@@ -139,11 +141,16 @@ def assemble(
 
 
 def assemble_alone(
-    parts: Parts, client: PrefillClient, *, on_failure: Callable[[], None], close: Callable[[], None]
+    parts: Parts,
+    client: PrefillClient,
+    *,
+    on_failure: Callable[[], None],
+    close: Callable[[], None],
+    borrower: Borrower | None = None,
 ) -> DecodeService:
     """``assemble`` for a process that publishes nothing but kept turns, where they are kept as they were generated."""
     if parts.runner.alone(1, chunk=True):
-        return assemble(parts, client, on_failure=on_failure, close=close)
+        return assemble(parts, client, on_failure=on_failure, close=close, borrower=borrower)
 
     def post(call: Callable[[], None]) -> None:
         try:
@@ -165,5 +172,12 @@ def assemble_alone(
         claims.stop()
         close()
 
-    service = assemble(parts, client, on_failure=on_failure, close=end, claim_turn=claim_with(claims), drain=drain)
+    service = assemble(
+        *(parts, client),
+        on_failure=on_failure,
+        close=end,
+        claim_turn=claim_with(claims),
+        drain=drain,
+        borrower=borrower,
+    )
     return service

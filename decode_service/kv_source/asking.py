@@ -12,6 +12,7 @@ from chunk_store.key import ChunkKey
 from decode_service.prompt.composition import Composition
 from decode_service.prompt.request_chunk import ChunkOutcome, Claim, RequestChunk, Unpublished
 from engine.kv.host_tier import ChunkMemory
+from serving.handover.lent import Lent
 
 
 class NoRoomToAsk(Exception):
@@ -22,12 +23,14 @@ class NoRoomToAsk(Exception):
 class Wanted:
     """A chunk to fill, the memory for it, why it was missing if it was, and how it came in the end.
 
-    The memory of one whose outcome is ``unpublished`` is not filled: it is to be computed there.
+    ``made`` is what a prefill service said of it. The memory of one whose outcome is ``unpublished`` is not filled: it
+    is to be computed there.
     """
 
     chunk: RequestChunk
     memory: ChunkMemory
     missed: MissReason | None = None
+    made: ComputedChunk | None = None
     outcome: ChunkOutcome | None = None
 
 
@@ -38,6 +41,8 @@ class FetchTerms:
     ``abandoned``: whether nobody wants the KV any more. ``may_ask``: whether KV may be asked for that is computed
     elsewhere; once it may, it may for the rest of the fetch. ``came`` is told, in any thread, of each chunk that
     has its outcome, while others are still to come. ``insist``: the store is tried though it was full a moment ago.
+    ``borrower``: to whom of this host what is computed may be lent; ``durable``: it is of use only when the store has
+    it.
     """
 
     salt: str
@@ -46,13 +51,16 @@ class FetchTerms:
     may_ask: Callable[[], bool] = lambda: True
     came: Callable[[Wanted], None] = lambda _: None
     insist: bool = False
+    borrower: str = ""
+    durable: bool = True
 
 
 @dataclass(frozen=True)
 class ComputedChunk:
     """What is said of chunk ``index`` of a composition: its KV can be used, or why it is not stored.
 
-    With a ``claim`` it is whoever asked that computes it, and publishes it.
+    With a ``claim`` it is whoever asked that computes it, and publishes it. ``durable``: the store has it now;
+    ``lent``: where it is until then, and if the store does not take it.
     """
 
     index: int
@@ -60,6 +68,7 @@ class ComputedChunk:
     durable: bool = True
     unpublished: Unpublished | None = None
     claim: Claim | None = None
+    lent: Lent | None = None
 
 
 class PrefillClient(Protocol):

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future, wait
 from contextlib import closing, contextmanager, suppress
+from dataclasses import replace
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
@@ -15,7 +16,7 @@ from chunk_store.entry import MissReason
 from chunk_store.errors import StoreError, StoreFull, StoreUnavailable
 from chunk_store.key import ChunkKey
 from chunk_store.tenant import visible_to
-from decode_service.kv_source.asking import FetchTerms, NoRoomToAsk, Wanted
+from decode_service.kv_source.asking import ComputedChunk, FetchTerms, NoRoomToAsk, Wanted
 from decode_service.prompt.composition import Composition
 from decode_service.prompt.request_chunk import ChunkOutcome, Claim, RequestChunk, Unpublished
 from engine.kv.source import KVSource
@@ -63,15 +64,22 @@ class Fetch:
             self._ended_ns.append(time.monotonic_ns())
             if absent:
                 log.info("not stored: %s", ", ".join(f"chunk {want.chunk.index} ({want.missed})" for want in absent))
-            unreadable = self._bring(there, absent, renew)
-            if unreadable:  # computed anew, once
-                unreadable = self._bring([], unreadable, renew)
+            unreadable = self._bring(there, absent, renew, self._borrowing())
+            if unreadable:  # computed anew, or waited for until the store has it, once
+                unreadable = self._bring([], unreadable, renew, self._terms)
             for want in unreadable:
                 raise Unavailable(
                     f"its KV was computed but cannot be loaded ({want.missed})",
                     field=f"segments[{want.chunk.given_index}]",
                     remedy="try again",
                 )
+
+    def _borrowing(self) -> FetchTerms:
+        """The terms on which chunks may come from who computed them, as soon as they are computed."""
+        borrower = self._source.borrower
+        if borrower is None:
+            return self._terms
+        return replace(self._terms, borrower=borrower.name, durable=not borrower.lenders)
 
     @contextmanager
     def _leased(self, keys: Sequence[ChunkKey]) -> Iterator[Callable[[], None]]:
@@ -104,8 +112,10 @@ class Fetch:
                     continue
             self._leave(want, why)
 
-    def _bring(self, there: Sequence[Wanted], absent: Sequence[Wanted], renew: Callable[[], None]) -> list[Wanted]:
-        """Loads what is there, has the rest computed and loads each as it comes. Returns what could not be read."""
+    def _bring(
+        self, there: Sequence[Wanted], absent: Sequence[Wanted], renew: Callable[[], None], terms: FetchTerms
+    ) -> list[Wanted]:
+        """Loads what is there, has the rest computed and takes each as it comes. Returns what could not be had."""
         if absent and not self._terms.may_ask():
             raise NoRoomToAsk
         threads = self._source.load_threads if len(self._wanted) > 1 else None
@@ -113,7 +123,7 @@ class Fetch:
             for want in there:
                 loading.begin(want)
             if absent:
-                with heartbeat(renew), closing(self._computed(absent)) as computed:
+                with heartbeat(renew), closing(self._computed(absent, terms)) as computed:
                     for want in computed:
                         renew()  # at once: it covers what has just been computed, too, while the rest is
                         loading.begin(want)
@@ -121,8 +131,8 @@ class Fetch:
             loading.wait()
         return [want for want in (*there, *absent) if want.outcome is None]
 
-    def _computed(self, absent: Sequence[Wanted]) -> Generator[Wanted, None, None]:
-        """Yields missing chunks as they can be loaded; leaves those that cannot be stored.
+    def _computed(self, absent: Sequence[Wanted], terms: FetchTerms) -> Generator[Wanted, None, None]:
+        """Yields missing chunks as they can be had; leaves those that can be neither stored nor lent.
 
         Asks again where content was displaced before the prefill service looked for it: a registry that is full drops
         content that only passes through when other such content comes. Where that goes on, the rest is left.
@@ -135,11 +145,12 @@ class Fetch:
                 log.warning("content is not registered: %s", error)
                 break
             try:
-                for made in self._source.ask(self._composition, sorted(left), self._terms):
+                for made in self._source.ask(self._composition, sorted(left), terms):
                     want = left.pop(made.index)
+                    want.made = made
                     if made.claim is not None:
                         self._leave(want, None, made.claim)
-                    elif made.unpublished is not None:
+                    elif made.unpublished is not None and made.lent is None:
                         self._leave(want, made.unpublished)
                     else:
                         yield want
@@ -159,14 +170,32 @@ class Fetch:
         return None in self._store.get_records(named, visible_to(self._composition.tenant)) if named else False
 
     def _load(self, want: Wanted) -> None:
-        """Loads a chunk, or notes why it cannot be."""
-        chunk = want.chunk
+        """Takes a chunk from who computed it, or loads it, or notes why it cannot be."""
+        chunk, made = want.chunk, want.made
+        if made is not None:
+            if self._take_over(want, made):
+                return
+            if made.unpublished is not None:
+                return self._leave(want, made.unpublished)
+            if not made.durable:
+                return  # asked for again, until the store has it
         source, reason = want.memory.fill(lambda landing: self._store.land(chunk.key, chunk.token_ids, landing))
         if reason is not None:
             want.missed = want.missed or reason
             return
         want.outcome = ChunkOutcome(source if want.missed is None else KVSource.COMPUTED, want.missed)
         self._terms.came(want)
+
+    def _take_over(self, want: Wanted, made: ComputedChunk) -> bool:
+        """Copies what was lent into the chunk's memory; whether that went well."""
+        borrower, memory = self._source.borrower, want.memory
+        if made.lent is None or borrower is None:
+            return False
+        if borrower.copy(made.lent, memory.planes, after=memory.launched) is not None:
+            return False
+        want.outcome = ChunkOutcome(KVSource.COMPUTED, want.missed)
+        self._terms.came(want)
+        return True
 
     def _leave(self, want: Wanted, why: Unpublished | None, claim: Claim | None = None) -> None:
         """It is to be computed by whoever asked: to be published, or the reason why not."""

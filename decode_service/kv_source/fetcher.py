@@ -21,6 +21,7 @@ from decode_service.kv_source.fetch import Fetch
 from decode_service.prompt.composition import Composition
 from decode_service.prompt.request_chunk import Unpublished
 from serving.errors import Unavailable, Unsupported
+from serving.handover.borrower import Borrower
 from serving.trace.stages import Stage
 
 log = logging.getLogger(__name__)
@@ -34,7 +35,8 @@ FULL_FOR_S = 5.0  # how long a store that was full is taken to be
 class KVFetcher:
     """Fetches from ``store``, and through ``prefill_client`` what the store does not have.
 
-    ``register`` puts a composition's content into the registry, where the prefill service looks for it.
+    ``register`` puts a composition's content into the registry, where the prefill service looks for it. ``borrower``
+    copies what a prefill service of this host has just computed.
     """
 
     def __init__(
@@ -43,11 +45,13 @@ class KVFetcher:
         prefill_client: PrefillClient,
         model: ModelIdentity,
         register: Callable[[Composition], None],
+        borrower: Borrower | None = None,
     ) -> None:
         self.store = store
         self.prefill_client = prefill_client
         self.model = model
         self.register = register
+        self.borrower = borrower
         self.load_threads = ThreadPoolExecutor(LOADS_AT_ONCE, thread_name_prefix="cairn-load-part")
         # By the monotonic clock: until then a tenant's KV is not asked for, which could not be stored.
         self._full_until: dict[Tenant, float] = {}
@@ -93,7 +97,7 @@ class KVFetcher:
             for index in indices:
                 yield ComputedChunk(index, composition.chunks[index].key, unpublished=Unpublished.STORE_FULL)
             return
-        log.info("asking for chunks %s and what they attend to", ", ".join(map(str, indices)))
+        log.info("asking the prefill service for chunks %s and what they attend to", ", ".join(map(str, indices)))
         for made in self.prefill_client.compute_all(composition, indices, terms):
             if made.unpublished is Unpublished.STORE_FULL:
                 self._full_until[composition.tenant] = time.monotonic() + FULL_FOR_S

@@ -20,14 +20,16 @@ from serving.errors import (
     RequestError,
     Unavailable,
 )
+from serving.handover.lent import Lent, Offer
 from serving.rpc.channel import Target, call_metadata
-from serving.rpc.client import stream
+from serving.rpc.client import call, stream
 from serving.rpc.wire import reuse_mode_out
 from serving.trace.request_id import current_request_id
 
 RETRY_S = 0.25
 # A call gets as long as the slowest device worth having takes for its tokens, behind as many again of others.
 CALL_S, CALL_S_A_TOKEN = 60.0, 0.1
+OPEN_S = 5.0  # to say where its pool is
 HUNG_CALLS_MAX = 2  # calls that run out of that time before the request is given up; the next goes to another peer
 MARGIN_S, MARGIN_SHARE = 0.5, 0.1  # before the caller's deadline, to tell it why; of short ones a tenth
 # A connection whose peer answers no ping is given up; a service that allows no pings this frequent ends it itself.
@@ -107,7 +109,8 @@ class RemotePrefillClient:
             wanted=left,
             reuse_mode=reuse_mode_out(composition.mode),
             salt=terms.salt,
-            durable=True,
+            durable=terms.durable,
+            borrower=terms.borrower,
         )
         replies = stream(
             self._stub.PrefillComposition,
@@ -121,7 +124,7 @@ class RemotePrefillClient:
                 break
             left.remove(reply.index)
             why = _UNPUBLISHED_IN[reply.unpublished]
-            yield ComputedChunk(reply.index, ChunkKey(reply.key), durable=reply.durable, unpublished=why)
+            yield ComputedChunk(reply.index, ChunkKey(reply.key), reply.durable, why, lent=_lent(reply))
         if left:
             raise InternalFault("it did not answer for what it was asked", remedy="use the same version of both")
 
@@ -146,5 +149,22 @@ class RemotePrefillClient:
         was = "did not answer" if isinstance(error, DeadlineExceeded) else "was not there"
         return Unavailable(f"prefill service {self.target} {was} for {after_s:.0f} s: {error.message}")
 
+    def open_hand_over(self, borrower: str) -> Offer:
+        """Where the pool of a prefill service of this host can be opened. Raises ``RequestError``."""
+        reply = call(
+            self._stub.OpenHandOver,
+            prefill_pb2.OpenHandOverRequest(borrower=borrower),
+            timeout_s=OPEN_S,
+            metadata=call_metadata(self._token, current_request_id()),
+            abandoned=lambda: False,
+        )
+        return Offer(reply.pool, reply.socket, reply.ticket)
+
     def close(self) -> None:
         self._channel.close()
+
+
+def _lent(reply: prefill_pb2.PrefillCompositionResponse) -> Lent | None:
+    if not reply.HasField("lent"):
+        return None
+    return Lent(reply.lent.pool, reply.lent.lease, reply.lent.first_slot, reply.lent.tokens)

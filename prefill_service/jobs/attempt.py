@@ -152,8 +152,7 @@ class Attempt:
             if isinstance(answer, Busy):
                 return BusyFor(answer.retry_after_s)
             if isinstance(answer, Stored):
-                self._adopt(index)
-                self._lend(index)
+                self._adopt(index)  # not lent: it may be computed anew, and nobody waits for that to be over
                 self.progress.stored(index)
                 return None
             self._publish(index, answer, place)

@@ -53,7 +53,7 @@ class Borrower:
         self._lock = threading.Lock()
         self._sessions: dict[str, Session] = {}  # by the lender's name
         self._opening: threading.Thread | None = None
-        self._not_before = 0.0  # by the monotonic clock: no lender is asked for until then
+        self._not_before: dict[str, float] = {}  # by lender, when it is looked for again (monotonic clock)
         self._closed = False
 
     def copy(self, lent: Lent, planes: Sequence[Tensor], *, after: torch.cuda.Event | None = None) -> Refusal | None:
@@ -73,17 +73,12 @@ class Borrower:
             return Refusal.NO_SESSION
         if not lent.lease:
             return Refusal.NOT_LENT
+        if any(plane.shape[0] != lent.tokens for plane in planes):
+            return Refusal.NOT_COPIED
         refusal = session.copy(lent, planes, after)
         if session.lost:
             self._forget(lent.pool, session)
         return refusal
-
-    def give_back(self, lent: Lent) -> None:
-        """Ends the lease of a chunk that is not wanted any more."""
-        with self._lock:
-            session = self._sessions.get(lent.pool)
-        if session is not None and lent.lease:
-            session.give_back(lent.lease)
 
     def open(self) -> None:
         """Begins to open a session with the lender behind the address, if there is one."""
@@ -101,6 +96,7 @@ class Borrower:
     def lenders(self) -> int:
         """Sessions that are open."""
         with self._lock:
+            self._sessions = {pool: session for pool, session in self._sessions.items() if not session.lost}
             return len(self._sessions)
 
     # -- sessions -----------------------------------------------------------------------------------
@@ -108,6 +104,9 @@ class Borrower:
         """The session with a lender; without one, it is looked for, for the next time."""
         with self._lock:
             session = self._sessions.get(pool)
+            if session is not None and session.lost:
+                del self._sessions[pool]
+                session = None
         if session is None and pool:
             self._look_for(pool)
         return session
@@ -119,7 +118,9 @@ class Borrower:
 
     def _look_for(self, pool: str) -> None:
         with self._lock:
-            if self._closed or self._opening is not None or time.monotonic() < self._not_before:
+            now = time.monotonic()
+            self._not_before = {name: until for name, until in self._not_before.items() if until > now}
+            if self._closed or self._opening is not None or pool in self._not_before:
                 return
             self._opening = threading.Thread(target=self._open, args=(pool,), name="cairn-borrow", daemon=True)
             self._opening.start()
@@ -140,7 +141,8 @@ class Borrower:
         finally:
             with self._lock:
                 self._opening = None
-                self._not_before = 0.0 if found else time.monotonic() + self._ask_again_s
+                if pool and not found:
+                    self._not_before[pool] = time.monotonic() + self._ask_again_s
 
     def _open_next(self) -> str | None:
         """Opens a session with the lender that answers; its name, None if that failed."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import select
 import socket
 import threading
 import time
@@ -42,8 +43,24 @@ class Session:
 
     @property
     def lost(self) -> bool:
-        """Whether the connection is of no use any more."""
+        """Whether the connection is of no use any more, as far as is known without waiting."""
+        if self._lost is None and self._lock.acquire(blocking=False):
+            try:
+                if self._ended():
+                    self._lost = Refusal.PEER_GONE
+                    self._connection.close()
+            finally:
+                self._lock.release()
         return self._lost is not None
+
+    def _ended(self) -> bool:
+        """Whether the lender has closed the connection: nothing comes from it unasked."""
+        looking = select.poll()
+        try:
+            looking.register(self._connection, select.POLLIN)
+        except (OSError, ValueError):  # closed on our side
+            return True
+        return bool(looking.poll(0))
 
     def copy(self, lent: Lent, planes: Sequence[Tensor], after: torch.cuda.Event | None) -> Refusal | None:
         """Copies what is lent into ``planes`` and gives it back; why they must not be used, if so."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Callable, Coroutine, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -139,8 +139,8 @@ class Pair:
             wait_until(lambda: self.prefill.jobs.queue.jobs == 0)
             assert computer.publisher.flush(DEADLINE_S)
             computer.device._thread.submit(lambda: None).result(DEADLINE_S)  # what was posted has run
+            wait_until(lambda: computer.residents.held == 0)  # what was lent comes back a moment later
             computer.residents.check_integrity()
-            assert computer.residents.held == 0
 
     def metric(self, name: str, service: str = "decode", **labels: Any) -> float:
         """The sum of a metric's samples that bear ``labels``."""
@@ -213,9 +213,11 @@ def pair(
     prefill_address: str = "",
     kv_pages: int = 512,
     page_size: int = 16,
+    of_prefill: Mapping[str, Any] | None = None,
     **options: Any,
 ) -> Iterator[Pair]:
-    """Both services on ``store``, a directory or a URL; ``options`` are those of ``DecodeOptions``.
+    """Both services on ``store``, a directory or a URL; ``options`` are those of ``DecodeOptions``, ``of_prefill`` of
+    ``PrefillOptions`` alone.
 
     Without ``prefill``, only decode.
     """
@@ -231,7 +233,7 @@ def pair(
     ends: list[tuple[RpcServer, DecodeService | PrefillService]] = []
     service = None
     if prefill is not None:
-        told = PrefillOptions(**shared, store_capacity=store_capacity)
+        told = PrefillOptions(**{**shared, "store_capacity": store_capacity, **(of_prefill or {})})
         service = build_prefill(told, prefill)
         server, prefill_address = running.run(serve(service, PREFILL, told, prefill))
         ends.append((server, service))

@@ -29,6 +29,9 @@ def a_full_store_stays_full(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fetcher, "FULL_FOR_S", 600.0)
 
 
+STORE: dict[str, Any] = {"hand_over": False}  # the store is the way that KV takes here
+
+
 def check_without_store(services: Pair, seed: int, why: str) -> None:
     """What cannot be stored is computed here: the bits of the bypass, reported, counted, and kept in the pool."""
     before = services.metric("cairn_unpublished_chunks_total", reason=why)
@@ -63,7 +66,9 @@ def is_stored(services: Pair, seed: int) -> bool:
 
 def test_pins_fill_the_store(folder: Path, tmp_path: Path) -> None:
     nbytes = loaded(folder, "decode").served.layout.nbytes(40) + 8192
-    with pair(loaded(folder, "prefill"), loaded(folder, "decode"), tmp_path / "s", store_capacity=nbytes) as services:
+    with pair(
+        loaded(folder, "prefill"), loaded(folder, "decode"), tmp_path / "s", store_capacity=nbytes, **STORE
+    ) as services:
         pinned = services.client.prefill(tokens(1, 40), pin=True, durable=True)
         with asking(services) as asked:
             check_without_store(services, 10, "store_full")
@@ -87,7 +92,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 def test_others_fill_the_disk(folder: Path, small_disk: Path) -> None:
-    with pair(loaded(folder, "prefill"), loaded(folder, "decode"), small_disk / "s") as services:
+    with pair(loaded(folder, "prefill"), loaded(folder, "decode"), small_disk / "s", **STORE) as services:
         assert is_stored(services, 29)
         other = small_disk / "other"
         with open(other, "wb") as file, pytest.raises(OSError):
@@ -104,7 +109,7 @@ def test_others_fill_the_disk(folder: Path, small_disk: Path) -> None:
 
 
 def test_the_registry_is_full(folder: Path, tmp_path: Path) -> None:
-    with pair(loaded(folder, "prefill"), loaded(folder, "decode"), tmp_path / "s") as services:
+    with pair(loaded(folder, "prefill"), loaded(folder, "decode"), tmp_path / "s", **STORE) as services:
         stored = services.client.prefill(tokens(50, 40), pin=True, durable=True)
         cast(Any, services.decode.store).ledger.upkeep.set_limits(StoreLimits(records_max=1))
         check_without_store(services, 60, "store_full")
@@ -116,7 +121,7 @@ def test_redis_goes_away_and_comes_back(folder: Path, tmp_path: Path) -> None:
     server = redis_server(tmp_path)
     server.start()
     try:
-        with pair(loaded(folder, "prefill"), loaded(folder, "decode"), redis_url(server)) as services:
+        with pair(loaded(folder, "prefill"), loaded(folder, "decode"), redis_url(server), **STORE) as services:
             known = services.client.prefill(tokens(70, 40), durable=True)
             warm = services.generate([known, [5]])
             server.kill()
@@ -134,7 +139,7 @@ def test_redis_goes_away_and_comes_back(folder: Path, tmp_path: Path) -> None:
 
 def test_the_prefill_service_has_no_store(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Only the prefill service's side of the store is gone: it says why, and the decode service computes."""
-    with pair(loaded(folder, "prefill"), loaded(folder, "decode"), tmp_path / "s") as services:
+    with pair(loaded(folder, "prefill"), loaded(folder, "decode"), tmp_path / "s", **STORE) as services:
 
         def gone(*_: Any, **__: Any) -> None:
             raise StoreUnavailable("the mount is gone")
@@ -144,7 +149,7 @@ def test_the_prefill_service_has_no_store(folder: Path, tmp_path: Path, monkeypa
 
 
 def test_the_directory_is_deleted(folder: Path, tmp_path: Path) -> None:
-    with pair(loaded(folder, "prefill"), loaded(folder, "decode"), tmp_path / "s") as services:
+    with pair(loaded(folder, "prefill"), loaded(folder, "decode"), tmp_path / "s", **STORE) as services:
         first = services.generate([tokens(110, 40), [5]])
         shutil.rmtree(tmp_path / "s")
         (tmp_path / "s").write_text("in the way")
@@ -159,7 +164,7 @@ def test_the_directory_is_deleted(folder: Path, tmp_path: Path) -> None:
 
 def test_a_locked_index_delays_no_warm_request(folder: Path, tmp_path: Path) -> None:
     """Another process holds the write lock, and many cold requests wait for it: warm ones ask nobody."""
-    with pair(loaded(folder, "prefill"), loaded(folder, "decode"), tmp_path / "s", batch_max=8) as services:
+    with pair(loaded(folder, "prefill"), loaded(folder, "decode"), tmp_path / "s", batch_max=8, **STORE) as services:
         named = services.client.prefill(tokens(140, 40), durable=True)
         parts: list[list[Any]] = [[named, [5]], [tokens(140, 40), [6]], [tokens(141, 30), [7]], [[8, 9]]]
         expected = [services.generate(each) for each in parts]
@@ -183,7 +188,7 @@ def test_a_locked_index_delays_no_warm_request(folder: Path, tmp_path: Path) -> 
 
 
 def test_unknown_content_cannot_be_had_without_the_store(folder: Path, tmp_path: Path) -> None:
-    with pair(loaded(folder, "prefill"), loaded(folder, "decode"), tmp_path / "s") as services:
+    with pair(loaded(folder, "prefill"), loaded(folder, "decode"), tmp_path / "s", **STORE) as services:
         shutil.rmtree(tmp_path / "s")
         (tmp_path / "s").write_text("in the way")
         with pytest.raises(cairn.Unavailable, match=r"index\.sqlite|cannot"):

@@ -134,9 +134,17 @@ def test_a_borrower_that_goes_gives_everything_back(tmp_path: Path) -> None:
 def test_a_lender_that_goes_is_found_out(tmp_path: Path) -> None:
     with both(tmp_path) as (lender, borrowing):
         lent = lender.lend(borrowing.borrower.name, lender.chunk("chunk", 9))
-        lender.stop()
+        interrupt(borrowing, lender.stop)
         assert borrowing.copy(lent)[0] is Refusal.PEER_GONE
-        until(lambda: borrowing.copy(lent)[0] is Refusal.NO_SESSION)
+        assert borrowing.copy(lent)[0] is Refusal.NO_SESSION
+
+
+def test_a_lender_that_has_gone_is_not_copied_from(tmp_path: Path) -> None:
+    with both(tmp_path) as (lender, borrowing):
+        lent = lender.lend(borrowing.borrower.name, lender.chunk("chunk", 9))
+        lender.stop()
+        until(lambda: borrowing.borrower.lenders == 0)
+        assert borrowing.copy(lent)[0] is Refusal.NO_SESSION
 
 
 def test_a_lender_that_does_not_answer_is_waited_for_once_and_not_for_long(
