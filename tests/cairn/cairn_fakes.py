@@ -180,6 +180,15 @@ class FakeDecode(decode_pb2_grpc.DecodeServiceServicer):
             timings=chunks_pb2.StageTimings(first_token_ns=5_000_000, total_ns=9_000_000),
             seed=42,
             model_name="fake",
+            kept=self.kept(request) if request.keep else None,
+        )
+
+    def kept(self, request):
+        if not request.request_id.startswith("full"):
+            kv = decode_pb2.KEPT_KV_COMPUTING
+            return decode_pb2.Kept(chunk_id=digits("turn"), registered=True, kv=kv, query_token_ids=[4, 5])
+        return decode_pb2.Kept(
+            chunk_id=digits("turn"), kv=decode_pb2.KEPT_KV_NONE, reason=decode_pb2.NOT_KEPT_STORE_FULL
         )
 
     def report(self, request):

@@ -6,9 +6,11 @@ import asyncio
 import json
 import os
 import re
+import runpy
 import shlex
 import subprocess
 import sys
+import textwrap
 import time
 import urllib.request
 from collections.abc import Iterator
@@ -258,9 +260,11 @@ def test_prefill_many(live):
 
 
 def test_the_readme_example_runs(up):
-    code = re.search(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
-    assert code is not None
-    script = code[1].replace("127.0.0.1:50071", up["prefill"]["address"])
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
+    assert len(blocks) == 2, "the second goes on inside the block of the first"
+    script = "".join([blocks[0], textwrap.indent(blocks[1], "    ")]).replace(
+        "127.0.0.1:50071", up["prefill"]["address"]
+    )
     script = script.replace("127.0.0.1:50072", up["decode"]["address"])
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
@@ -349,3 +353,13 @@ def test_demo_of_a_model_that_is_not_there(tmp_path):
     assert done.returncode == 2
     assert "nowhere does not exist" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_the_example_of_a_conversation(live, capsys) -> None:
+    """Right answers, each of which computes its own question alone."""
+    talk = runpy.run_path(str(ROOT / "examples" / "conversation.py"))["run"](live)
+    assert talk.turns[0].answer.strip() == ANSWER
+    for turn in talk.turns[1:]:
+        assert turn.result.usage.computed_tokens == len(turn.kept.query_token_ids)
+    said = capsys.readouterr().out
+    assert ANSWER in said and "Crystalton is located in Nebulonia." in said and "famous for its glass bridges" in said

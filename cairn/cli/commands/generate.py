@@ -11,7 +11,7 @@ import argparse
 from cairn.cli.connection import add_connection_flags, open_client
 from cairn.cli.segments import add_prompt_flags, read_segments
 from cairn.cli.terminal import Terminal, reuse_table
-from cairn.client.types import Result
+from cairn.client.types import Kept, Result
 from chunk_store.quantities import human_seconds
 
 
@@ -37,6 +37,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
         type=_bias,
         metavar="TOKEN=BIAS",
         help="add to a token's score, -100..100; may be given several times",
+    )
+    parser.add_argument(
+        "--keep", action="store_true", help="make the query and its answer a chunk to name in the next request"
     )
     parser.add_argument("--quiet", action="store_true", help="print the answer only, no report")
     add_connection_flags(parser)
@@ -73,6 +76,7 @@ def run(args: argparse.Namespace, terminal: Terminal) -> int:
             logprobs=args.logprobs or args.top_logprobs > 0,
             top_logprobs=args.top_logprobs,
             logit_bias=dict(args.logit_bias),
+            keep=args.keep,
         ) as stream,
     ):
         for delta in stream:
@@ -83,10 +87,19 @@ def run(args: argparse.Namespace, terminal: Terminal) -> int:
         terminal.json_line(result)
         return 0
     terminal.stream("\n")
+    if result.kept is not None:  # also when quiet: it is what the next request needs
+        terminal.note(_kept(result.kept))
     if not args.quiet:
         terminal.note(reuse_table(result.reuse))
         terminal.note(_summary(result), style="dim")
     return 0
+
+
+def _kept(kept: Kept) -> str:
+    if not kept.registered:
+        return f"not kept ({kept.reason})"
+    why = f", {kept.reason}" if kept.reason else ""
+    return f"kept as {kept.id} (KV {kept.kv}{why})"
 
 
 def _summary(result: Result) -> str:

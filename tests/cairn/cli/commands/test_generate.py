@@ -55,6 +55,16 @@ def test_generate_takes_biases_and_the_number_of_likeliest_tokens(cairn, service
     assert sampling.logprobs and sampling.top_logprobs == 2
 
 
+def test_generate_names_the_turn_that_it_keeps(cairn, services):
+    code, out, err = cairn("generate", "q", "--keep", "--quiet")
+    assert (code, out, err) == (0, "Cairn is stone.\n", f"kept as {digits('turn')} (KV computing)\n")
+    assert services.script.requests[-1].keep
+    code, out, err = cairn("generate", "q", "--keep", "--json")
+    assert json.loads(out)["kept"]["id"] == digits("turn")
+    _, _, err = cairn("generate", "q", "--keep", "--quiet", "--request-id", "full")
+    assert err == "not kept (store_full)\n"
+
+
 @pytest.mark.parametrize("bias", ["5", "=", "a=1", "5=b"])
 def test_a_bias_that_is_none_is_named(cairn, bias):
     code, _, err = cairn("generate", "q", "--logit-bias", bias)
