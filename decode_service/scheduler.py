@@ -71,6 +71,16 @@ def has_its_kv(sequence: Sequence) -> bool:
     return sequence.bypass or all(chunk.held.ready for chunk in sequence.composition.chunks)
 
 
+def note_filled(sequence: Sequence, now: int) -> None:
+    """A request's KV is there. What was computed here is time of the stage that computing elsewhere takes."""
+    clock = sequence.clock
+    clock.filled = now
+    if any(chunk.outcome is not None and chunk.outcome.here for chunk in sequence.composition.chunks):
+        spent = clock.measured_ns
+        computed = now - clock.admitted - spent.get("lookup", 0) - spent.get("load", 0)
+        spent["prefill"] = max(computed, spent.get("prefill", 0))
+
+
 class Scheduler:
     """Requests from ``submit`` to their last event.
 
@@ -332,7 +342,7 @@ class Scheduler:
             sequence.slot = self._free_slots.popleft()
             self._opened.append(sequence)
             self._room.stop_waiting(fill.stay)
-            sequence.clock.filled = now
+            note_filled(sequence, now)
 
     def _tell_ready(self, sequence: Sequence, now: int) -> None:
         """A request for chunks is told of each that can be read by whatever is launched from now on."""
