@@ -97,7 +97,7 @@ class KVFetcher:
             for index in indices:
                 yield ComputedChunk(index, composition.chunks[index].key, unpublished=Unpublished.STORE_FULL)
             return
-        log.info("asking the prefill service for chunks %s and what they attend to", ", ".join(map(str, indices)))
+        log.info("asking for chunks %s and what they attend to", ", ".join(map(str, indices)))
         for made in self.prefill_client.compute_all(composition, indices, terms):
             if made.unpublished is Unpublished.STORE_FULL:
                 self._full_until[composition.tenant] = time.monotonic() + FULL_FOR_S

@@ -47,7 +47,7 @@ def test_a_starting_service_says_what_it_does(seen: Observed) -> None:
 def test_one_request_id_in_every_line_of_both_services(seen: Observed) -> None:
     parts = [tokens(1, 60), tokens(2, 50), tokens(3, 5)]
     seen.client.generate(parts, max_tokens=4, ignore_eos=True, request_id=REQUEST_ID).finish()
-    decode_stages = ("accepted", "admitted", "not stored", "asking the prefill service", "first token", "finished")
+    decode_stages = ("accepted", "admitted", "not stored", "asking for chunks", "first token", "finished")
     seen.decode.wait_for_lines(REQUEST_ID, *decode_stages)
     seen.prefill.wait_for_lines(REQUEST_ID, "computing 60 tokens", "computing 50 tokens", "computed: chunk")
     for service in (seen.decode, seen.prefill):

@@ -12,6 +12,7 @@ from decode_service.api.service import DecodeService
 from decode_service.assembly import PoolSize
 from decode_service.kv_source.claims import ChunkClaims
 from decode_service.options import DecodeOptions
+from decode_service.turns import claim_with
 from prefill_service import assembly as prefill_parts
 from prefill_service.api.service import PrefillService
 from prefill_service.options import PrefillOptions
@@ -44,7 +45,9 @@ def build(
     claims = ChunkClaims(
         parts.store, publisher, served.identity, served.layout, lambda tenant: first.quotas.of(tenant).limits
     )
-    answers = decode_parts.assemble(parts, claims, on_failure=on_failure, close=claims.stop)
+    # Elsewhere kept turns are computed anew, as requests for chunks, and claimed like any.
+    claim_turn = None if parts.runner.alone(1, chunk=True) else claim_with(claims)
+    answers = decode_parts.assemble(parts, claims, on_failure=on_failure, close=claims.stop, claim_turn=claim_turn)
     computer = SharedPool(served, answers.worker, first.store, claims, drain_s=prefill.drain_s)
     chunks = prefill_parts.assemble(first, computer, parts.residents.pool, None, pages=False)
     return answers, chunks

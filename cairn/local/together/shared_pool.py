@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
-import math
 import time
 import uuid
 from collections.abc import Callable, Iterable, Sequence
@@ -35,6 +34,7 @@ from prefill_service.jobs.progress import JobCancelled, JobProgress
 from prefill_service.jobs.resolver import PrefillJob
 from serving.errors import Unavailable
 from serving.publishing.publisher import Publisher, Publishing
+from serving.trace.request_id import current_request_id
 
 NO_ANSWER = SamplingRequest(SamplingParams(max_tokens=1), (), frozenset())
 LOOKUPS_AT_ONCE = 4
@@ -215,11 +215,12 @@ class _Asked:
         return Composition(tuple(chunks), None, ReuseMode.EXACT, (), self.job.tenant)
 
     def request(self) -> Request:
-        """As the worker takes it; its events come in the event loop."""
-        name = f"prefill-{uuid.uuid4().hex}"
-        return Request(
-            name, self.composition, NO_ANSWER, "", False, self._events, owner=self.job.tenant, deadline=math.inf
-        )
+        """As the worker takes it, under the caller's id; its events come in the event loop.
+
+        The owner is its own: no caller ends it by an id but the one that asked here.
+        """
+        owner = Tenant(f"prefill {uuid.uuid4().hex}")
+        return Request(current_request_id(), self.composition, NO_ANSWER, "", False, self._events, owner)
 
     def _events(self, events: list[Event]) -> None:
         for event in events:
