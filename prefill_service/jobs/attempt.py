@@ -21,7 +21,6 @@ from chunk_store.entry import EntryHeader
 from chunk_store.errors import StoreUnavailable
 from chunk_store.store import Busy, Publication, Stored
 from chunk_store.tenant import NO_LIMITS
-from engine.kv.pool_bytes import incoming
 from engine.kv.resident import ResidentChunk
 from engine.kv.source import KVSource
 from engine.plan import PlacedChunk
@@ -127,9 +126,9 @@ class Attempt:
             return True
         chunk = self.residents.reserve(keyed.key, len(keyed.token_ids))
         self.held[index] = chunk
-        filling = incoming(self.residents.pool, chunk.run, chunk.tokens)
-        with self.progress.timer.stage("load"), filling as buffers:
-            reason = self.store.load(keyed.key, keyed.token_ids, buffers)
+        memory = self.computer.memory.of(chunk)
+        with self.progress.timer.stage("load"):
+            _, reason = memory.fill(lambda landing: self.store.land(keyed.key, keyed.token_ids, landing))
         if reason is not None:
             self.progress.misses[index] = reason
             self.residents.release(self.held.pop(index))

@@ -12,6 +12,7 @@ from chunk_store.errors import ClaimLost
 from chunk_store.key import ChunkId, ChunkKey
 from chunk_store.store import ChunkStore, Lease
 from chunk_store.tenant import Tenant
+from engine.kv.host_tier import PoolMemory
 from engine.kv.resident import PoolFull, ResidentChunks
 from engine.kv.source import KVSource
 from engine.run.protocol import Runner
@@ -53,6 +54,7 @@ class OwnPool:
         self.served = served
         self.runner = runner
         self.residents = residents
+        self.memory = PoolMemory(residents.pool)
         self.store = store
         self.device = device
         self.publisher = publisher

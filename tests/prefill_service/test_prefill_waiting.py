@@ -111,7 +111,7 @@ def test_an_unreadable_context_is_computed_for_oneself(
             a = await w.prefill(A)
             b = await w.prefill(B, context_chunk_ids=[a.chunk_id])
         async with worker(tiny, store) as w:
-            monkeypatch.setattr(w.service.store, "load", lambda *_: MissReason.LOAD_FAILED)
+            monkeypatch.setattr(w.service.store, "land", lambda *_: MissReason.LOAD_FAILED)
             made = await w.prefill([9], context_chunk_ids=[a.chunk_id, b.chunk_id])
             assert (made.computed_tokens, made.reused_tokens) == (1 + len(A + B), 0)
             assert w.value("cairn_prefill_misses_total", reason="load_failed") == 2
