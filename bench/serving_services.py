@@ -29,7 +29,7 @@ SHARED_MEMORY = Path("/dev/shm")
 USUAL, ONE_PROCESS, TWO_CARDS = "two processes", "one process", "two cards"
 PAGES = {  # of KV on a card, for prefill and for decode: 2.4 MB each, beside 16 GB of weights a process
     USUAL: (8192, 26_000),  # 19 GB, contexts of 32k with room to spare, and 61 GB: 416k tokens, most of them for chunks
-    ONE_PROCESS: (36_000, 36_000),  # 85 GB of one pool
+    ONE_PROCESS: (10_000, 30_000),  # one pool of both together, 94 GB
     TWO_CARDS: (26_000, 40_000),
 }
 
