@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Sequence
@@ -15,6 +16,8 @@ from engine.kv.pool_bytes import as_bytes, copy_planes
 
 ALIGN_NBYTES = 4096
 
+log = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True)
 class Region:
@@ -27,13 +30,14 @@ class Region:
 class Staging:
     """``nbytes`` of host memory for copies out of ``device``. Any thread may take; one thread copies.
 
-    A chunk that is larger than all of it gets memory of its own, which is not pinned, for as long as it takes.
+    A chunk that is larger than all of it gets memory of its own, which is not pinned, for as long as it takes. It is
+    ``pinned`` for a card; where the system has no such memory left, copies go through plain memory, slower.
     """
 
-    def __init__(self, nbytes: int, device: torch.device) -> None:
+    def __init__(self, nbytes: int, device: torch.device, *, pinned: bool | None = None) -> None:
         self.nbytes = nbytes // ALIGN_NBYTES * ALIGN_NBYTES
         self._device = device
-        self._pinned = device.type == "cuda"
+        self._pinned = device.type == "cuda" if pinned is None else pinned
         self._arena: Tensor | None = None
         self._stream: torch.cuda.Stream | None = None
         self._taken: dict[int, int] = {}  # bytes by place
@@ -42,8 +46,12 @@ class Staging:
     def prepare(self) -> None:
         """Makes the memory: about half a second a GiB where it is pinned. Called by the thread that copies."""
         with current(self._device):
-            self._arena = torch.empty(self.nbytes, dtype=torch.uint8, pin_memory=self._pinned and self.nbytes > 0)
-            if self._pinned:
+            try:
+                self._arena = torch.empty(self.nbytes, dtype=torch.uint8, pin_memory=self._pinned and self.nbytes > 0)
+            except RuntimeError as error:
+                log.warning("%d bytes cannot be pinned, KV is stored more slowly: %s", self.nbytes, error)
+                self._arena = torch.empty(self.nbytes, dtype=torch.uint8)
+            if self._device.type == "cuda":
                 self._stream = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
 
     def take(self, nbytes: int, deadline: float) -> Region:

@@ -47,3 +47,11 @@ def test_what_is_larger_than_all_of_it_gets_memory_of_its_own() -> None:
     staging.give_back(large)
     staging.give_back(held)
     assert staging.take(ALIGN_NBYTES, later()).at == 0
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="memory can be pinned here")
+def test_where_no_memory_can_be_pinned_plain_memory_does(caplog: pytest.LogCaptureFixture) -> None:
+    staging = Staging(ALIGN_NBYTES, CPU, pinned=True)
+    region = staging.take(12, later())
+    assert bytes(staging.copy([torch.ones(3)], region)[0]) == torch.ones(3).numpy().tobytes()
+    assert "cannot be pinned" in caplog.text
