@@ -54,6 +54,17 @@ def test_every_trace_runs_through_the_services(tmp_path: Path, capfd: pytest.Cap
     assert (tmp_path / "serving.png").stat().st_size > 10_000
 
 
+def test_both_services_in_one_process(tmp_path: Path) -> None:
+    """Turns that are kept are computed behind, and what a turn computes is its own query."""
+    small = "--scale 0.005 --generators 1 --one-process --traces agents --history kept"
+    main([*small.split(), "--out", str(tmp_path)])
+    (run,) = json.loads((tmp_path / "serving_one_process.json").read_text())["runs"]
+    assert run["figures"]["errors"] == {} and run["services"].keys() == {"prefill", "decode"}
+    assert 0 < run["figures"]["prompt_tokens_by_source"]["computed"] < run["figures"]["prompt_tokens"] / 2
+    with pytest.raises(SystemExit):
+        main(["--one-process", "--device", "cuda", "--prefill-device", "cuda:1"])
+
+
 def test_a_service_that_does_not_start_is_told_with_its_log(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     options = ["--scale", "0.005", "--generators", "1", "--out", str(tmp_path), "--decode-args=--page-size 0"]
     with pytest.raises(Exception, match="decode service ended"):
