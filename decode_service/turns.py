@@ -14,12 +14,14 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable
 from collections.abc import Sequence as Items
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 from chunk_store.errors import StoreError, StoreFull
+from chunk_store.tenant import Tenant
 from decode_service import kept
 from decode_service.kept import Keep, Kept, KeptKV, NotKept
 from decode_service.kv_source.asking import ComputedChunk, FetchTerms
@@ -36,6 +38,7 @@ from serving.errors import RequestError, Unavailable
 log = logging.getLogger(__name__)
 
 COMPUTING_MAX = 16  # turns whose KV is asked for at once; a conversation has one
+TENANT_COMPUTING_MAX = 8  # of one tenant
 PUBLISHING_MAX = 64  # kept chunks that wait for their claims; what comes then stays in the pool alone
 CLAIM_S = 30.0  # how long a claim, and room in the publisher's queue, are waited for
 COMPUTE_S = 60.0  # how long that may take; whoever needs it later asks again
@@ -67,7 +70,7 @@ class TurnKeeper:
         self._claim = claim
         self._publishing = 0  # chunks that are held until their claim is there
         self._claims = ThreadPoolExecutor(1, thread_name_prefix="cairn-kept")
-        self._computing = 0  # requests for chunks that are under way
+        self._computing: Counter[Tenant] = Counter()  # requests for chunks that are under way
         self._lock = threading.Lock()
 
     def begin(self) -> Keep:
@@ -168,17 +171,18 @@ class TurnKeeper:
 
     def _compute(self, sequence: Sequence, turn: Composition) -> tuple[KeptKV, NotKept | None]:
         """Asks for a turn's KV as a request for chunks, which whoever names the turn meanwhile waits for, too."""
+        tenant = turn.tenant
         with self._lock:
-            if self._computing >= COMPUTING_MAX:
+            if self._computing[tenant] >= TENANT_COMPUTING_MAX or self._computing.total() >= COMPUTING_MAX:
                 return KeptKV.NONE, NotKept.QUEUE_FULL
-            self._computing += 1
+            self._computing[tenant] += 1
         asking = Sequence(
             f"{sequence.request_id} kept",
             turn,
             NO_SAMPLING,
             sequence.salt,
             False,
-            self._told,
+            partial(self._told, tenant),
             sequence.owner,
             deadline=time.monotonic() + COMPUTE_S,
         )
@@ -186,16 +190,17 @@ class TurnKeeper:
             self._worker.check_size(asking)
             self._worker.submit(asking)
         except RequestError as error:
-            self._computed()
+            self._computed(tenant)
             log.info("a kept turn is not computed: %s", error)
             return KeptKV.NONE, NotKept.POOL_FULL
         return KeptKV.COMPUTING, None
 
-    def _told(self, events: list[Event]) -> None:
+    def _told(self, tenant: Tenant, events: list[Event]) -> None:
         """Of a request for chunks: its last event ends it."""
         if not isinstance(events[-1], ChunkReady):
-            self._computed()
+            self._computed(tenant)
 
-    def _computed(self) -> None:
+    def _computed(self, tenant: Tenant) -> None:
         with self._lock:
-            self._computing -= 1
+            self._computing[tenant] -= 1
+            self._computing += Counter()  # forgets who has none

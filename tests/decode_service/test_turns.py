@@ -13,7 +13,9 @@ import pytest
 import torch
 
 from cairn import ChunkRef, Result, Tokens
+from chunk_store.errors import QuotaFull, StoreFull, StoreUnavailable
 from chunk_store.key import ChunkKey
+from decode_service import turns
 from protos import decode_pb2
 from tests.decode_service.models import loaded, tokens
 from tests.decode_service.packing import packing
@@ -124,6 +126,55 @@ def test_a_kept_turn_is_published_behind(services: Pair) -> None:
     got = services.generate([SYSTEM, kept, [9]], logprobs=True)
     assert computed(got)[1:] == [(0, "store"), (1, "computed")]
     same(got, services.generate([SYSTEM, kept, [9]], logprobs=True, cache="bypass"))
+
+
+def test_a_full_pool_keeps_the_record_alone(folder: Path, tmp_path: Path) -> None:
+    """Two answers run whose chunks fill the pool; the first to end finds no room for its turn."""
+    decode = packing(loaded(folder, "decode"))
+    with pair(loaded(folder, "prefill"), decode, tmp_path, kv_pages=40, chunk_page_ratio=0.5) as small:
+        fills = [tokens(31, 150), tokens(32, 150)]  # 10 pages each
+        long = small.client.generate([fills[0], [5]], max_tokens=200, ignore_eos=True)
+        next(long)
+        first = small.generate([fills[1], [6]], 3, keep=True)
+        long.close()
+        assert first.kept is not None and first.kept.registered
+        assert (first.kept.kv, first.kept.reason) == ("none", "pool_full")
+        assert small.metric("cairn_kept_turns_total", outcome="pool_full") == 1
+        got = small.generate([fills[1], first.kept, [7]])
+        assert computed(got)[1:] == [(4, "computed"), (1, "computed")]
+        assert got.token_ids == small.generate([fills[1], first.kept, [7]], cache="bypass").token_ids
+        small.check_idle()
+
+
+def test_a_full_queue_leaves_it_to_the_next_turn(services: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(turns, "TENANT_COMPUTING_MAX", 0)
+    first = services.generate([SYSTEM, tokens(22, 5)], 4, keep=True)
+    assert first.kept is not None and first.kept.registered
+    copied = keeps(services) == "resident"
+    assert (first.kept.kv, first.kept.reason) == (("resident", "") if copied else ("none", "queue_full"))
+    got = services.generate([SYSTEM, first.kept, [7]])
+    assert computed(got)[1:] == [(0, "device") if copied else (9, "computed"), (1, "computed")]
+
+
+@pytest.mark.parametrize("wrong", [StoreFull("full", "wait"), StoreUnavailable("away", "wait"), QuotaFull("q", "w")])
+def test_a_turn_that_cannot_be_registered_is_sent_whole(
+    services: Pair, monkeypatch: pytest.MonkeyPatch, wrong: Exception
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise wrong
+
+    talk = services.client.conversation(None, [SYSTEM], max_tokens=4, ignore_eos=True)
+    with monkeypatch.context() as patched:
+        patched.setattr(services.decode.resolver, "register_turn", refuse)
+        talk.ask(tokens(23, 6))
+    kept = talk.turns[0].kept
+    copied = keeps(services) == "resident"
+    reason = "store_unavailable" if isinstance(wrong, StoreUnavailable) else "store_full"
+    assert (kept.registered, kept.kv, kept.reason) == (False, "resident" if copied else "none", reason)
+    second = talk.ask([7, 8])
+    assert second.reuse.segments[1].chunk_id == kept.id
+    inline = Tokens(talk.turns[0].token_ids, type="turn")
+    assert second.token_ids == services.generate([SYSTEM, inline, [7, 8]], 4, cache="bypass").token_ids
 
 
 @pytest.mark.parametrize(
