@@ -32,13 +32,14 @@ from bench.stream_cost import METHOD, answer_commands, profiled, thread_seconds
 from bench.stream_runner import clock_service
 from chunk_store.key import ChunkId, ChunkType, chunk_id
 from chunk_store.record import ChunkRecord
-from decode_service.__main__ import FULL_NAME, SWITCH_INTERVAL_S
+from decode_service.__main__ import FULL_NAME
 from decode_service.api.service import DecodeService
 from decode_service.prompt.memory import KeyMemory, RecordMemory
 from decode_service.sequence import Sequence
 from decode_service.worker import DecodeWorker
 from engine.reuse import ReuseMode, key_composition
 from protos import chunks_pb2, decode_pb2
+from serving.process.life import SWITCH_INTERVAL_S
 from serving.rpc.access import Access
 from serving.rpc.channel import Target
 from serving.rpc.server import RpcServer

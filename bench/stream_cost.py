@@ -31,8 +31,9 @@ import grpc
 
 from bench.models import fable
 from bench.stream_runner import Lateness, clock_service
-from decode_service.__main__ import FULL_NAME, SWITCH_INTERVAL_S
+from decode_service.__main__ import FULL_NAME
 from protos import chunks_pb2, decode_pb2
+from serving.process.life import SWITCH_INTERVAL_S
 from serving.rpc.access import Access
 from serving.rpc.channel import Target
 from serving.rpc.server import RpcServer

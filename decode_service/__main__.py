@@ -25,12 +25,6 @@ from serving.process.loading import Loaded, pool_nbytes_default, pool_pages
 
 FULL_NAME = "cairn.v1.DecodeService"
 
-# How long a thread keeps the interpreter that another one wants; Python's own 5 ms are a whole step. The device thread
-# lets go of it with every call of torch, and an event loop that writes 64 messages a step would keep it each time.
-# Steps of 6 ms for 64 streams (bench.stream_cost, bench/LOG.md): the device waits 28 % of the time with 5 ms, 11 % with
-# 1 ms, 4 % with this, 2 % with 0.1 ms, which costs a fifth more processor time in changes of threads.
-SWITCH_INTERVAL_S = 0.0002
-
 
 def build(options: DecodeOptions, loaded: Loaded, on_failure: Callable[[], None] = lambda: None) -> DecodeService:
     """The service over a loaded model; ``on_failure`` is called when its device thread ends because of a fault.
@@ -62,7 +56,6 @@ def pool_size(options: DecodeOptions, loaded: Loaded) -> PoolSize:
 
 def main(options: DecodeOptions) -> int:
     adopt_library_loggers()
-    sys.setswitchinterval(SWITCH_INTERVAL_S)
     failed: list[bool] = []
 
     def on_failure() -> None:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-import decode_service.__main__
 from decode_service.options import DecodeOptions
 
 
@@ -51,20 +49,3 @@ def test_a_token_for_one_tenant_or_two_tokens_are_refused(tmp_path: Path) -> Non
 def test_the_authority_is_read_from_its_file(tmp_path: Path) -> None:
     (tmp_path / "ca").write_bytes(b"pem")
     assert options().prefill_ca is None and options(prefill_tls_ca=tmp_path / "ca").prefill_ca == b"pem"
-
-
-def test_the_service_hands_the_interpreter_over_sooner_than_a_step_takes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its device thread would wait for the event loop, each time as long as a step."""
-    intervals: list[float] = []
-
-    def run_main(*_: Any) -> int:
-        intervals.append(sys.getswitchinterval())
-        return 0
-
-    monkeypatch.setattr(decode_service.__main__, "run_main", run_main)
-    before = sys.getswitchinterval()
-    try:
-        assert decode_service.__main__.main(options()) == 0
-    finally:
-        sys.setswitchinterval(before)
-    assert len(intervals) == 1 and intervals[0] <= 0.0005

@@ -22,14 +22,12 @@ import signal
 
 from cairn.local.together.assembly import build
 from decode_service.__main__ import FULL_NAME as DECODE
-from decode_service.__main__ import SWITCH_INTERVAL_S
 from prefill_service.api.service import FULL_NAME as PREFILL
 from serving.process.life import Listed, run_main
 
 
 def main(prefill: prefill_options.PrefillOptions, decode: decode_options.DecodeOptions) -> int:
     adopt_library_loggers()
-    sys.setswitchinterval(SWITCH_INTERVAL_S)
     failed: list[bool] = []
 
     def on_failure() -> None:

@@ -8,6 +8,8 @@ import json
 import os
 import resource
 import signal
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,6 +20,13 @@ from chunk_store.errors import StoreUnavailable
 from serving.process import life
 from serving.process.options import ServiceOptions
 from serving.process.same_bits import SameBits
+
+
+@pytest.fixture(autouse=True)
+def usual_switches() -> Iterator[None]:
+    before = sys.getswitchinterval()
+    yield
+    sys.setswitchinterval(before)
 
 
 @pytest.mark.parametrize(
@@ -59,6 +68,19 @@ def test_calls_that_had_to_be_cancelled_are_a_failure(monkeypatch: pytest.Monkey
     unused: Any = None
     monkeypatch.setattr(life, "run_services", run_services)
     assert life.run_main([], unused) == 1
+
+
+def test_a_service_hands_the_interpreter_over_sooner_than_a_step_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its device thread would wait for the event loop, or for who publishes, each time as long as a step."""
+    intervals: list[float] = []
+
+    async def run_services(*_: Any) -> bool:
+        intervals.append(sys.getswitchinterval())
+        return True
+
+    unused: Any = None
+    monkeypatch.setattr(life, "run_services", run_services)
+    assert life.run_main([], unused) == 0 and intervals[0] <= 0.0005
 
 
 def test_the_ready_line_is_one_json_object(capsys: pytest.CaptureFixture[str]) -> None:
