@@ -53,7 +53,7 @@ class _ChunkOrderEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ChunkOrder
     CHUNK_ORDER_GIVEN: _ChunkOrder.ValueType  # 1
     CHUNK_ORDER_CANONICAL: _ChunkOrder.ValueType  # 2
     """The service sorts neighbours of one type before the query, so that prompts begin alike: the most used first (by the
-    caller's own use, coarsely), then by chunk id. The query, segments with a role and turns of a conversation stay.
+    caller's own use, coarsely), then by chunk id. The query and segments with a role stay, and all before a kept turn.
     """
 
 class ChunkOrder(_ChunkOrder, metaclass=_ChunkOrderEnumTypeWrapper):
@@ -64,7 +64,7 @@ CHUNK_ORDER_UNSPECIFIED: ChunkOrder.ValueType  # 0
 CHUNK_ORDER_GIVEN: ChunkOrder.ValueType  # 1
 CHUNK_ORDER_CANONICAL: ChunkOrder.ValueType  # 2
 """The service sorts neighbours of one type before the query, so that prompts begin alike: the most used first (by the
-caller's own use, coarsely), then by chunk id. The query, segments with a role and turns of a conversation stay.
+caller's own use, coarsely), then by chunk id. The query and segments with a role stay, and all before a kept turn.
 """
 Global___ChunkOrder: _TypeAlias = ChunkOrder  # noqa: Y015
 

@@ -36,13 +36,15 @@ def canonical_order(
     """The indices of ``segments`` in the order in which they are used.
 
     Neighbours of one type change places among each other: the most used first, of one level by chunk id. What is
-    ``held`` (a turn of a chat), a turn of another kind, and the last segment stay where they are; nothing passes them.
+    ``held`` (a turn of a chat), a query, and the last segment stay where they are; nothing passes them. So does all
+    that stands before a turn that was kept: it was answered in that order, and has KV under no other.
     """
     last = len(segments) - 1
+    answered = max((index for index, segment in enumerate(segments) if segment.type is ChunkType.TURN), default=-1)
 
     def run_of(index: int) -> tuple[ChunkType, int]:
         """What neighbours that may change places have in common."""
-        moves = segments[index].type in MOVABLE and not held[index] and index != last
+        moves = segments[index].type in MOVABLE and not held[index] and answered < index < last
         return segments[index].type, -1 if moves else index
 
     runs = [list(run) for _, run in groupby(range(len(segments)), run_of)]

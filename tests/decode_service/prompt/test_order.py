@@ -24,7 +24,13 @@ from serving.errors import InvalidRequest
 from tests.decode_service.prompt.test_resolver import MINE, ids, named, record, text
 from tests.fakes import FakeServed, codec
 
-TYPES = {"s": ChunkType.SYSTEM_PROMPT, "c": ChunkType.CONTEXT, "d": ChunkType.CODE, "q": ChunkType.QUERY}
+TYPES = {
+    "t": ChunkType.TURN,
+    "s": ChunkType.SYSTEM_PROMPT,
+    "c": ChunkType.CONTEXT,
+    "d": ChunkType.CODE,
+    "q": ChunkType.QUERY,
+}
 
 
 def ordered(names: str, uses: Mapping[str, int] = MappingProxyType({}), held: str = "") -> str:
@@ -49,7 +55,8 @@ def ordered(names: str, uses: Mapping[str, int] = MappingProxyType({}), held: st
         ("cb da ca db dz q", "cb da ca db dz q", {}),  # never across a type
         ("cc cb da ca q", "cb cc da ca q", {"a": 99}),
         ("cb ca cb q", "ca cb cb q", {}),  # the same one twice
-        ("qb qa cb q", "qb qa cb q", {}),  # turns of a conversation
+        ("qb qa cb q", "qb qa cb q", {}),
+        ("cd cc tb ta cb ca q", "cd cc tb ta ca cb q", {"c": 9}),  # what a kept turn was answered behind stays
         ("cb ca ca0", "ca cb ca0", {"a0": 99}),  # the query stays, whatever its type
         ("q", "q", {}),
     ],
