@@ -10,7 +10,6 @@ several threads), in one variant after another. Every variant's pages are compar
 from __future__ import annotations
 
 import argparse
-import ctypes
 import os
 import shutil
 import statistics
@@ -35,7 +34,7 @@ from chunk_store.entry import EntryHeader
 from chunk_store.format import header as header_module
 from chunk_store.format.header import checksum
 from chunk_store.key import ChunkId, ChunkKey, ModelIdentity, digest
-from chunk_store.landing import Landing, ranges
+from chunk_store.landing import Landing
 from chunk_store.layout import KVLayout, LayerLayout
 from chunk_store.local import blobs as blobs_module
 from chunk_store.local import entry_file
@@ -67,43 +66,43 @@ class Variant:
     span_mib: float = 2
     kept: bool = False  # through the host tier, where they stay
     switch_ms: float = 0.2  # how long a thread may keep the interpreter
-    raw: bool = False  # copies are begun by the CUDA runtime itself, not by torch
+    without: str = ""  # parts left out, to see what the rest costs: of "read", "verify" and "copy"
 
     def __str__(self) -> str:
         place = "host tier" if self.kept else f"{self.pieces} x {self.piece_mib:g} MiB"
-        return (
-            f"{self.at_once} x {self.shares} threads, {place}, spans {self.span_mib:g}, switch {self.switch_ms:g}"
-            + (", raw copies" if self.raw else "")
-        )
+        threads = f"{self.at_once} x {self.shares} threads"
+        left_out = f", without {self.without}" if self.without else ""
+        return f"{threads}, {place}, spans {self.span_mib:g}{left_out}"
 
 
 VARIANTS = (
     Variant(),
-    Variant(raw=True),
-    Variant(raw=True, shares=3),
-    Variant(raw=True, piece_mib=4, pieces=48),
-    Variant(switch_ms=5),
-    Variant(shares=2),
+    Variant(without="copy"),
+    Variant(without="verify"),
+    Variant(without="verify and copy"),
+    Variant(without="read and verify"),
+    Variant(kept=True, without="copy"),
     Variant(shares=3),
-    Variant(at_once=2, shares=4),
-    Variant(at_once=2, shares=6),
-    Variant(at_once=2, shares=8),
-    Variant(at_once=1, shares=8),
-    Variant(at_once=1, shares=12),
-    Variant(at_once=8, shares=2),
-    Variant(at_once=8, shares=1),
-    Variant(pieces=48),
-    Variant(pieces=24),
-    Variant(piece_mib=16),
-    Variant(piece_mib=32, pieces=24),
-    Variant(piece_mib=4, pieces=48),
-    Variant(span_mib=4),
+    Variant(shares=3, without="copy"),
+    Variant(shares=3, pieces=20),
+    Variant(shares=3, span_mib=8),
     Variant(span_mib=8),
-    Variant(at_once=2, shares=6, piece_mib=16, pieces=24, span_mib=4),
-    Variant(kept=True),
-    Variant(kept=True, at_once=2, shares=6),
-    Variant(kept=True, piece_mib=16, span_mib=4),
+    Variant(span_mib=8, pieces=24),
+    Variant(span_mib=8, at_once=2, shares=7),
+    Variant(span_mib=8, at_once=2, shares=6, pieces=20),
+    Variant(piece_mib=2, pieces=32),
+    Variant(piece_mib=2, pieces=32, shares=3),
+    Variant(piece_mib=4, pieces=24),
+    Variant(piece_mib=4, pieces=24, shares=3),
+    Variant(kept=True, span_mib=8),
 )
+
+
+class Anything:
+    """Equal to every checksum."""
+
+    def __ne__(self, other: object) -> bool:
+        return False
 
 
 class Documents:
@@ -265,6 +264,37 @@ def stage_copies(documents: Documents, repeats: int) -> None:
             show(f"copy pieces of {piece_mib} MiB, {streams} streams", documents.nbytes, timed(run, repeats))
 
 
+def stage_both(documents: Documents, paths: Sequence[Path], threads: int, repeats: int) -> None:
+    """Reads and verifies while the bus is kept busy with copies of other memory, in a few calls."""
+    if documents.device.type != "cuda":
+        return
+    memory, target = pinned(documents, documents.nbytes_each), torch.empty(documents.nbytes_each, dtype=torch.uint8)
+    target, stop, copied = target.to(documents.device), threading.Event(), [0]
+    stream = torch.cuda.Stream()
+
+    def copy() -> None:
+        while not stop.is_set():
+            with torch.cuda.stream(stream):
+                target.copy_(memory, non_blocking=True)
+            stream.synchronize()
+            copied[0] += memory.nbytes
+
+    thread = threading.Thread(target=copy)
+    thread.start()
+    files = [os.open(path, os.O_RDONLY) for path in paths]
+    start = paths[0].stat().st_size - documents.nbytes_each
+    for block_mib in (0, 2):
+        before, at = copied[0], time.perf_counter()
+        seconds = _read_all(documents, files, start, threads - 1, 2 * MIB, block_mib * MIB, repeats)
+        rate = (copied[0] - before) / (time.perf_counter() - at) / 1e9
+        what = f"read spans of 2 MiB{', verify' if block_mib else ''}, {threads - 1} threads, beside copies"
+        show(f"{what} at {rate:.1f} GB/s", documents.nbytes, seconds)
+    stop.set()
+    thread.join()
+    for fd in files:
+        os.close(fd)
+
+
 # -- whole loads ------------------------------------------------------------------------------------------
 
 
@@ -301,25 +331,6 @@ def load_all(documents: Documents, store: SharedStore, tier: HostTier, pool: Thr
     return list(pool.map(load, range(len(documents.keys))))
 
 
-def raw_launch(documents: Documents) -> Callable[..., None]:
-    """``DeviceLanding._launch`` by one call a plane that does not give the interpreter away."""
-    if documents.device.type != "cuda":
-        return DeviceLanding._launch
-    runtime = ctypes.PyDLL(f"libcudart.so.{str(torch.version.cuda).partition('.')[0]}")
-    copy = runtime.cudaMemcpyAsync
-    copy.argtypes = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_void_p)
-
-    def launch(landing: DeviceLanding, memory: Tensor, at: int, start: int, nbytes: int) -> None:
-        source, stream = memory.data_ptr() + at - start, landing._stream
-        assert stream is not None
-        for plane, first, last in ranges(landing._starts, start, nbytes):
-            target = landing._planes[plane].data_ptr() + first
-            code = copy(target, source + landing._starts[plane] + first, last - first, 1, stream.cuda_stream)
-            assert code == 0, f"cudaMemcpyAsync: {code}"
-
-    return launch
-
-
 def whole(documents: Documents, store: SharedStore, variant: Variant, repeats: int) -> None:
     kept_nbytes = documents.nbytes + len(documents.keys) * MIB if variant.kept else 0
     pieces, piece_nbytes = variant.pieces, int(variant.piece_mib * MIB)
@@ -329,8 +340,13 @@ def whole(documents: Documents, store: SharedStore, variant: Variant, repeats: i
         stack.enter_context(mock.patch.object(blobs_module, "SHARES_MAX", variant.shares))
         stack.enter_context(mock.patch.object(entry_file, "BATCH_NBYTES", int(variant.span_mib * MIB)))
         loaders = stack.enter_context(ThreadPoolExecutor(variant.at_once))
-        if variant.raw:
-            stack.enter_context(mock.patch.object(DeviceLanding, "_launch", raw_launch(documents)))
+        if "copy" in variant.without:
+            stack.enter_context(mock.patch.object(DeviceLanding, "_launch", lambda *_: None))
+        if "verify" in variant.without:
+            stack.enter_context(mock.patch.object(entry_file, "checksum", lambda _: Anything()))
+        if "read" in variant.without:
+            filled = mock.Mock(preadv=lambda fd, views, at: sum(view.nbytes for view in views), pread=os.pread)
+            stack.enter_context(mock.patch.object(entry_file, "os", mock.Mock(wraps=os, preadv=filled.preadv)))
         tier = HostTier(kept_nbytes, documents.device, pieces=pieces, piece_nbytes=piece_nbytes)
         documents.clear()
 
@@ -340,8 +356,8 @@ def whole(documents: Documents, store: SharedStore, variant: Variant, repeats: i
             documents.wait()
 
         show(f"  {variant}", documents.nbytes, timed(from_store, repeats))
-        wrong = documents.wrong()
-        if variant.kept:
+        wrong = 0 if variant.without else documents.wrong()
+        if variant.kept and not variant.without:
             for at_once in (1, 2, 4):
                 with ThreadPoolExecutor(at_once) as pool:
 
@@ -381,6 +397,7 @@ def main() -> None:
     ):
         if not options.quick:
             paths = sorted(path for path in (place / "data").rglob("*") if path.is_file())
+            stage_both(documents, paths, processors, options.repeats)
             stage_reads(documents, paths, sorted({max(1, processors // 2), processors}), options.repeats)
         print(f"whole loads, blocks of {options.block_mib:g} MiB:")
         for variant in (VARIANTS[0], VARIANTS[-1]) if options.quick else VARIANTS:

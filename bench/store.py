@@ -29,7 +29,6 @@ from chunk_store.key import ChunkId, ChunkKey, ModelIdentity, digest
 from chunk_store.layout import KVLayout, LayerLayout
 from chunk_store.mooncake.client import connect, parse_mooncake_url, pinned_config
 from chunk_store.open import open_store
-from chunk_store.redis.connection import RedisConnection, parse_redis_url
 from chunk_store.shared_store import SharedStore
 from chunk_store.store import Busy, Stored
 from engine.model.processor import read_processor
@@ -240,6 +239,8 @@ def started(server: Server | Mooncake) -> Iterator[None]:
 
 
 def bench_redis(server: Server, seconds: float) -> list[Row]:
+    from chunk_store.redis.connection import RedisConnection, parse_redis_url
+
     store = open_store(redis_url(server, "bench"), capacity_nbytes=400_000_000)
     raw = RedisConnection(parse_redis_url(redis_url(server, "raw"))).client
     rows = []

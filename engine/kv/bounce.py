@@ -31,10 +31,11 @@ class Bounce:
     def __init__(self, device: torch.device | str, *, pieces: int, piece_nbytes: int) -> None:
         self.piece_nbytes = piece_nbytes
         self._device = torch.device(device)
-        self._free: SimpleQueue[BouncePiece] = SimpleQueue()
+        self._free: list[BouncePiece] = []  # the one given back last is taken first: it may be in a cache still
+        self._count: SimpleQueue[None] = SimpleQueue()  # an element for each of them: C alone, and it waits
         memory = self._allocate(pieces * piece_nbytes)
         for at in range(pieces):
-            self._free.put(BouncePiece(memory[at * piece_nbytes :][:piece_nbytes]))
+            self.give_back(BouncePiece(memory[at * piece_nbytes :][:piece_nbytes]))
 
     def take(self, nbytes: int) -> BouncePiece:
         """A piece of at least ``nbytes``: one of ours, or memory of its own if ours are smaller.
@@ -44,14 +45,16 @@ class Bounce:
         if nbytes > self.piece_nbytes:
             return BouncePiece(self._allocate(nbytes))
         try:
-            return self._free.get(timeout=WAIT_S)
+            self._count.get(timeout=WAIT_S)
         except Empty:
             raise TimeoutError(f"no memory to read into was given back for {WAIT_S:g} s") from None
+        return self._free.pop()
 
     def give_back(self, piece: BouncePiece) -> None:
         """Nobody reads or writes it any more."""
         if piece.memory.nbytes == self.piece_nbytes:
-            self._free.put(piece)
+            self._free.append(piece)
+            self._count.put(None)
 
     def _allocate(self, nbytes: int) -> Tensor:
         with current(self._device):
