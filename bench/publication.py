@@ -171,10 +171,10 @@ def measure(filled: Filled, directory: Path, threads: int, repeats: int, queue_n
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--chunks", type=int, default=16)
+    parser.add_argument("--chunks", type=int, default=48)
     parser.add_argument("--tokens", type=int, default=2048)
-    parser.add_argument("--threads", default=str(min(8, len(os.sched_getaffinity(0)))))
-    parser.add_argument("--queue", type=int, default=4 * 2**30, help="bytes of the publisher's queue")
+    parser.add_argument("--threads", default=str(min(12, len(os.sched_getaffinity(0)))))
+    parser.add_argument("--queue", type=int, default=8 * 2**30, help="bytes of the publisher's queue")
     parser.add_argument("--dir", type=Path, default=Path("/dev/shm"))
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--json", type=Path)

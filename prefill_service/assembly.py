@@ -10,6 +10,7 @@ from chunk_store.open import open_store, shown_url
 from engine.kv.exported import NotExportable
 from engine.kv.pool import PagedKVPool
 from engine.kv.resident import ResidentChunks
+from engine.model.processor import memory_nbytes
 from prefill_service.api.service import ALONE, PrefillService
 from prefill_service.jobs.computer import ChunkComputer
 from prefill_service.jobs.job import PrefillJobs
@@ -28,6 +29,8 @@ from serving.store.metered import MeteredStore, StoreMeter
 from serving.tenancy.quotas import TenantQuotas
 
 Post = Callable[[Callable[[], None]], None]
+
+QUEUE_NBYTES_MAX, QUEUE_MEMORY_SHARE = 8 * 2**30, 8
 
 log = logging.getLogger(__name__)
 
@@ -48,7 +51,7 @@ class Parts:
         return Publisher(
             residents,
             post=post,
-            nbytes_max=self.options.publish_queue,
+            nbytes_max=self.options.publish_queue or queue_nbytes_default(),
             threads=self.options.publishers,
             metrics=PublicationMetrics(self.metrics.registry, self.loaded.model_name),
         )
@@ -64,6 +67,12 @@ class Parts:
         except (NotExportable, OSError) as error:
             log.warning("KV is handed over through the store only: %s", error)
             return None
+
+
+def queue_nbytes_default() -> int:
+    """Bytes that may wait to be stored where nobody says how many."""
+    memory = memory_nbytes() or QUEUE_MEMORY_SHARE * QUEUE_NBYTES_MAX
+    return min(QUEUE_NBYTES_MAX, memory // QUEUE_MEMORY_SHARE)
 
 
 def prepare(options: PrefillOptions, loaded: Loaded) -> Parts:

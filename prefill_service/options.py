@@ -44,8 +44,12 @@ class PrefillOptions(ServiceOptions):
     )
     jobs_max: int = setting(COUNT, "requests that wait or run at most", default=256, group=GROUP)
     durable: bool = setting(SWITCH, "every reply waits until its KV is stored", default=False, group=GROUP)
-    publish_queue: int = setting(
-        SIZE, "of computed KV that waits to be stored", default=4 * 2**30, unset="4GiB", group=GROUP
+    publish_queue: int | None = setting(
+        SIZE,
+        "of computed KV that waits to be stored; on a card as much memory is pinned",
+        default=None,
+        unset="8GiB, or an eighth of the memory",
+        group=GROUP,
     )
     publish_threads: int | None = setting(
         COUNT, "entries written beside each other", default=None, unset="the processors, at most 12", group=GROUP
