@@ -39,6 +39,7 @@ from decode_service.sequence import (
     Tokens,
 )
 from decode_service.step_plan import Forwards, Rows, StepPlan, can_compute, next_pieces, next_slices
+from serving.tenancy.places import Rotation
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -115,6 +116,7 @@ class Scheduler:
         }
         self._loads: set[Fill] = set()  # that are under way, whether their request still waits or not
         self._for_a_place = 0  # requests whose KV is all there and who wait for a place to decode
+        self._turns_of_tenants = Rotation()  # to have chunks computed
         self._tails_first = 0  # steps since rows of chunks went before those of prompts, or had no need to
         self._events: list[tuple[Sequence, Event]] = []
 
@@ -270,9 +272,11 @@ class Scheduler:
             pieces = next_pieces(prefilling, self._forwards)
         if pieces and self._turns.may_prefill(decoding=bool(rows)):
             self._turns.prefilled(sum(each.count for each in pieces))
+            self._had_turn(pieces)
             return pieces
         if rows:
             self._turns.stepped()
+            self._had_turn(rows)
         return rows
 
     def _in_turn(self) -> list[Sequence]:
@@ -285,9 +289,16 @@ class Scheduler:
         return [*prompts, *chunks]
 
     def _computing(self) -> list[Sequence]:
-        """Who waits for KV that is computed here."""
+        """Who waits for KV that is computed here, of several tenants' requests one of each in turn."""
         waiting = self._admitted[State.LOADING]
-        return [sequence for sequence in waiting if sequence.fill is not None and can_compute(sequence)]
+        there = [sequence for sequence in waiting if sequence.fill is not None and can_compute(sequence)]
+        return [there[place] for place in self._turns_of_tenants.order([sequence.tenant for sequence in there])]
+
+    def _had_turn(self, rows: Items[Rows]) -> None:
+        """Of tenants whose chunks are computed the first one had its turn."""
+        first = next((each for each in rows if each.sequence.state is State.LOADING), None)
+        if first is not None:
+            self._turns_of_tenants.served(first.sequence.tenant)
 
     def _slices(self, prefilling: Items[Sequence], decodes: Items[Rows]) -> list[Rows]:
         """What goes beside those who decode."""

@@ -345,11 +345,14 @@ class Ahead(Scheduled):
         self._check_order(plan)
 
     def _check_order(self, plan: StepPlan) -> None:
-        """In a group a later one has rows only where every earlier one has all that it could have; one group after the
-        other, and none is held up while there is room."""
+        """In a group, chunks of one tenant or prompts, a later one has rows only where every earlier one has all it
+        could have; chunks come after prompts or before, and none is held up while there is room."""
         there = self.scheduler.everyone
         prompts = self._check_group(plan, [s for s in there if s.state is State.PREFILLING])
-        chunks = self._check_group(plan, [s for s in there if s.state is State.LOADING])
+        loading = [s for s in there if s.state is State.LOADING]
+        groups = [[s for s in loading if s.tenant == tenant] for tenant in {s.tenant for s in loading}]
+        of_tenants = [self._check_group(plan, group) for group in groups]
+        chunks = any(taken for taken, _ in of_tenants), any(waits for _, waits in of_tenants)
         assert not (prompts[1] and chunks[0]) or not (chunks[1] and prompts[0])
         if prompts[1] or chunks[1]:
             taken = prompts[0] or chunks[0]

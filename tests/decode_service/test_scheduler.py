@@ -406,6 +406,23 @@ def test_tenants_that_ask_for_chunks_take_turns_with_those_that_ask_for_answers(
     on.check_idle()
 
 
+def test_a_tenant_with_many_chunks_to_compute_does_not_hold_up_another() -> None:
+    on = Scheduled(chunk_pages=400, batch_max=8)
+    many = [request(f"m{n}", [(f"m{n}", 2 * PIECE)], tail=0, tenant="many") for n in range(6)]
+    on.submit(*many)
+    on.plan()
+    few = request("few", [("f", 2 * PIECE)], tail=0, tenant="few")
+    on.submit(few)
+    on.plan()
+    while on.loads:
+        on.load(on.loads[0], ["claim"])
+    while not few.done:
+        on.step()
+    assert sum(sequence.done for sequence in many) <= 2
+    on.finish()
+    on.check_idle()
+
+
 def test_chunks_are_computed_however_many_prompts_come() -> None:
     on = Scheduled(tail_pages=200, batch_max=4)
     cold = request("cold", [("doc", 3 * PIECE)], tail=0)
