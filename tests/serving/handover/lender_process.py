@@ -5,8 +5,9 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from chunk_store.key import ChunkKey
 from chunk_store.layout import KVLayout
 from engine.kv.pool import TORCH_DTYPES, PagedKVPool
 from engine.kv.resident import ResidentChunks
+from serving.errors import Unavailable
 from serving.handover.lender import Lender
 from serving.handover.lent import Lent, Offer
 from serving.handover.metrics import LenderMetrics
@@ -82,6 +84,7 @@ class LenderProcess:
         context: Any = multiprocessing.get_context(kind)
         if kind == "forkserver":
             context.set_forkserver_preload([__name__])
+        self._lock = threading.Lock()  # borrowers ask from threads of their own
         self._pipe, theirs = context.Pipe()
         arguments = (theirs, str(directory), device, layout.canonical(), tokens, chunks)
         self.process = context.Process(target=run, args=arguments, daemon=True)
@@ -90,7 +93,10 @@ class LenderProcess:
         self._answer()
 
     def offer(self, borrower: str) -> Offer:
-        offer: Offer = self._ask("offer", borrower)
+        try:
+            offer: Offer = self._ask("offer", borrower)
+        except (OSError, EOFError) as error:
+            raise Unavailable("the lender has been killed") from error
         return offer
 
     def lend(self, borrower: str, chunk: int) -> Lent:
@@ -109,14 +115,15 @@ class LenderProcess:
         os.kill(self.process.pid, number)
 
     def end(self) -> None:
-        if self.process.is_alive():
+        with suppress(OSError):  # it has been killed
             self._pipe.send(("end",))
             self.process.join(10)
         self.kill()
 
     def _ask(self, *question: Any) -> Any:
-        self._pipe.send(question)
-        return self._answer()
+        with self._lock:
+            self._pipe.send(question)
+            return self._answer()
 
     def _answer(self) -> Any:
         assert self._pipe.poll(ANSWER_S), "the lender's process does not answer"
