@@ -8,18 +8,21 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import torch
 from prometheus_client import CollectorRegistry
 
 from chunk_store.entry import EntryHeader
 from chunk_store.key import ChunkId, ChunkKey
+from chunk_store.layout import KVLayout
 from chunk_store.open import open_store
 from chunk_store.store import Busy, Publication, Stored
 from chunk_store.tenant import NO_LIMITS, TenantLimits
+from engine.kv.pool import PagedKVPool
 from engine.kv.resident import ResidentChunk, ResidentChunks
 from serving.publishing.metrics import PublicationMetrics
 from serving.publishing.publisher import Publisher, Publishing
 from serving.publishing.staging import Staging
-from tests.fakes import LAYOUT, MODEL, small_pool
+from tests.fakes import LAYOUT, MODEL
 
 TOKENS = 8
 NBYTES = LAYOUT.nbytes(TOKENS)
@@ -62,33 +65,45 @@ class GatedPublication:
 class Queue:
     """The parts, and chunks whose bytes say which they are."""
 
-    def __init__(self, root: Path, *, room: int = 3, threads: int = 2, staged: int | None = None) -> None:
-        self.store = open_store(f"file://{root}")
-        self.residents = ResidentChunks(small_pool())
+    def __init__(
+        self,
+        store: Path | str,
+        *,
+        room: int = 3,
+        threads: int = 2,
+        staged: int | None = None,
+        layout: KVLayout = LAYOUT,
+        tokens: int = TOKENS,
+    ) -> None:
+        """``store``: a directory, or a URL."""
+        self.layout, self.tokens = layout, tokens
+        self.nbytes = layout.nbytes(tokens)
+        self.store = open_store(f"file://{store}" if isinstance(store, Path) else store)
+        pages = 8 * -(-tokens // 4)
+        self.residents = ResidentChunks(PagedKVPool(layout, pages=pages, chunk_pages=pages, page_size=4))
         self.device = ThreadPoolExecutor(1, thread_name_prefix="device")
         self.registry = CollectorRegistry()
         pool = self.residents.pool
         self.publisher = Publisher(
             self.residents,
             post=self.device.submit,
-            nbytes_max=room * NBYTES,
+            nbytes_max=room * self.nbytes,
             threads=threads,
             metrics=PublicationMetrics(self.registry, "tiny"),
-            staging=None if staged is None else Staging(staged * NBYTES, pool.device),
+            staging=None if staged is None else Staging(staged * self.nbytes, pool.device),
         )
         self.gate = Gate()
 
-    @staticmethod
-    def header(name: int) -> EntryHeader:
+    def header(self, name: int) -> EntryHeader:
         key, chunk_id = ChunkKey(f"{name:064x}"), ChunkId(f"{name:064x}")
-        return EntryHeader(key, chunk_id, MODEL, LAYOUT, (name,) * TOKENS, ())
+        return EntryHeader(key, chunk_id, MODEL, self.layout, (name,) * self.tokens, ())
 
     def compute(self, name: int) -> ResidentChunk:
         """A chunk in the pool that nobody holds, as after an attempt at a job."""
 
         def run() -> ResidentChunk:
-            chunk = self.residents.reserve(self.header(name).key, TOKENS)
-            for plane in self.residents.pool.run_planes(chunk.run, TOKENS):
+            chunk = self.residents.reserve(self.header(name).key, self.tokens)
+            for plane in self.residents.pool.run_planes(chunk.run, self.tokens):
                 plane.fill_(float(name))
             chunk.ready = True
             self.residents.release(chunk)
@@ -103,7 +118,7 @@ class Queue:
 
     def publish(self, name: int, *, gated: bool = False, fails: Exception | None = None) -> Publishing:
         """Computes a chunk and hands it to the publisher, in the device thread."""
-        chunk, place = self.compute(name), self.publisher.try_reserve(NBYTES)
+        chunk, place = self.compute(name), self.publisher.try_reserve(self.nbytes)
         assert place is not None
         claim: Any = self.claim(name)
         if gated or fails is not None:
@@ -114,10 +129,12 @@ class Queue:
     def stored(self, name: int) -> list[float] | None:
         """What the store has: the distinct values of its bytes."""
         header = self.header(name)
-        target = [bytearray(size) for size in LAYOUT.plane_nbytes(TOKENS)]
+        target = [bytearray(size) for size in self.layout.plane_nbytes(self.tokens)]
         if self.store.load(header.key, header.token_ids, [memoryview(buffer) for buffer in target]) is not None:
             return None
-        return sorted({value for buffer in target for value in memoryview(buffer).cast("f")})
+        return sorted(
+            {float(value) for buffer in target for value in torch.frombuffer(buffer, dtype=torch.float32).unique()}
+        )
 
     def idle(self) -> None:
         """Nothing is held, and every page and byte is accounted for."""

@@ -12,16 +12,16 @@ import pytest
 from chunk_store.open import open_store
 
 
-def kill(root: Path, kills: int) -> None:
+def kill(url: str, kills: int) -> None:
     seed = random.randrange(2**32)
-    command = [sys.executable, "-m", "tests.serving.publishing.victims", str(root), str(kills), str(seed)]
+    command = [sys.executable, "-m", "tests.serving.publishing.victims", url, str(kills), str(seed)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
 @pytest.mark.timeout(120)
 def test_killed_publishers_leave_whole_entries_and_nothing_else(tmp_path: Path) -> None:
-    kill(tmp_path, 8)
+    kill(f"file://{tmp_path}", 6)
     store = open_store(f"file://{tmp_path}")
     store.sweep()
     stats = store.stats()
@@ -34,4 +34,4 @@ def test_killed_publishers_leave_whole_entries_and_nothing_else(tmp_path: Path) 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_killed_a_hundred_times(tmp_path: Path) -> None:
-    kill(tmp_path, 100)
+    kill(f"file://{tmp_path}", 100)

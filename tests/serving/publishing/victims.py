@@ -1,6 +1,6 @@
 """Processes that publish and are killed, one after another on one store; run as a program, because it forks.
 
-    python -m tests.serving.publishing.victims ROOT KILLS SEED
+    python -m tests.serving.publishing.victims STORE_URL KILLS SEED
 
 After each kill another process looks at the store: each entry that can be read is whole and has its own bytes, and what
 the dead had claimed can be claimed at once. Exits with 1 and says what was wrong.
@@ -15,34 +15,35 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 
+from chunk_store.layout import KVLayout, LayerLayout
 from chunk_store.store import Busy
-from tests.serving.publishing.queue_for_tests import NBYTES, WAIT_S, Queue
+from tests.serving.publishing.queue_for_tests import WAIT_S, Queue
 
-NAMES = 40  # chunks that each victim tries to publish
-KILL_AFTER_S = 0.06  # at most
+LAYOUT = KVLayout("float32", (LayerLayout(4, 32, 32),) * 8)
+TOKENS = 64  # half a MiB: many a kill falls into a write
+NAMES = 10  # chunks that each victim tries to publish
+STORED_MAX, KILL_AFTER_S = 4, 0.03  # a victim is killed at most so long after so many entries
 
 
-def publish(root: Path, first: int, begun: int) -> None:
-    """Publishes until it is killed, or ends in order when it was not."""
-    queue = Queue(root)
-    os.write(begun, b".")
+def publish(url: str, first: int, begun: int) -> None:
+    """Publishes until it is killed, and writes a byte for each entry that is stored."""
+    queue = Queue(url, layout=LAYOUT, tokens=TOKENS)
     for name in range(first, first + NAMES):
-        queue.publisher.reserve(NBYTES, time.monotonic() + WAIT_S, lambda: False).give_back()
-        while queue.publisher.room.taken >= 3 * NBYTES:
+        queue.publisher.reserve(queue.nbytes, time.monotonic() + WAIT_S, lambda: False).give_back()
+        while queue.publisher.room.taken >= 3 * queue.nbytes:
             time.sleep(0.0005)
-        queue.publish(name)
+        queue.publish(name).add_done_callback(lambda _: os.write(begun, b"."))
         if len(queue.residents) > 3:
             queue.device.submit(queue.residents.evict, queue.header(name - 3).key).result(WAIT_S)
     queue.close()
 
 
-def look(root: Path, first: int) -> None:
+def look(url: str, first: int) -> None:
     """Raises ``AssertionError`` for an entry that is not what it says, or a claim of the dead that still holds."""
-    queue = Queue(root)
+    queue = Queue(url, layout=LAYOUT, tokens=TOKENS)
     for name in range(first, first + NAMES):
         header = queue.header(name)
         if queue.store.lookup([header.key]) != [None]:
@@ -67,20 +68,21 @@ def forked(run: Callable[[], None]) -> int:
         os._exit(1)
 
 
-def main(root: Path, kills: int, seed: int) -> int:
+def main(url: str, kills: int, seed: int) -> int:
     chance = random.Random(seed)
     torch.set_num_threads(1)  # no threads of its own before a fork
     for number in range(kills):
         first = 1 + number * NAMES
         begun, begin = os.pipe()
-        victim = forked(lambda first=first, begin=begin: publish(root, first, begin))  # type: ignore[misc]
+        victim = forked(lambda first=first, begin=begin: publish(url, first, begin))  # type: ignore[misc]
         os.close(begin)
-        os.read(begun, 1)
-        os.close(begun)
+        for _ in range(chance.randint(0, STORED_MAX)):
+            os.read(begun, 1)
         time.sleep(chance.uniform(0, KILL_AFTER_S))
         os.kill(victim, signal.SIGKILL)
         os.waitpid(victim, 0)
-        _, status = os.waitpid(forked(lambda first=first: look(root, first)), 0)  # type: ignore[misc]
+        os.close(begun)
+        _, status = os.waitpid(forked(lambda first=first: look(url, first)), 0)  # type: ignore[misc]
         if status:
             print(f"after kill {number} of {kills}, seed {seed}")
             return 1
@@ -88,4 +90,4 @@ def main(root: Path, kills: int, seed: int) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])))
+    sys.exit(main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3])))
