@@ -171,7 +171,7 @@ def measure(filled: Filled, directory: Path, threads: int, repeats: int, queue_n
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--chunks", type=int, default=48)
+    parser.add_argument("--chunks", type=int, help="default: 8 on the CPU, else 48")
     parser.add_argument("--tokens", type=int, default=2048)
     parser.add_argument("--threads", default=str(min(12, len(os.sched_getaffinity(0)))))
     parser.add_argument("--queue", type=int, default=8 * 2**30, help="bytes of the publisher's queue")
@@ -179,9 +179,10 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
-    filled = Filled(args.device, args.chunks, args.tokens)
+    chunks = args.chunks or (8 if args.device == "cpu" else 48)
+    filled = Filled(args.device, chunks, args.tokens)
     each = LAYOUT.nbytes(args.tokens) / 1e6
-    print(f"{args.chunks} chunks of {args.tokens} tokens, {each:.0f} MB each, {args.device}, {args.dir}", flush=True)
+    print(f"{chunks} chunks of {args.tokens} tokens, {each:.0f} MB each, {args.device}, {args.dir}", flush=True)
     if filled.pool.device.type == "cuda":
         print(f"copy: {copied(filled):.1f} GB/s", flush=True)
     rows = []
