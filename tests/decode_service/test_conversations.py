@@ -11,6 +11,7 @@ import pytest
 
 import cairn
 from cairn import AsyncClient, Client, Conversation, Result, Tokens
+from tests.cairn.local.together.one_process import together
 from tests.decode_service.models import loaded, tokens
 from tests.decode_service.packing import packing
 from tests.decode_service.pair import Pair, pair, wait_until
@@ -18,11 +19,12 @@ from tests.decode_service.pair import Pair, pair, wait_until
 SYSTEM, DOCUMENTS = "Answer in one sentence.", ["Crystalton is located in Nebulonia.", "A cairn is a heap of stones."]
 
 
-@pytest.fixture(scope="module", params=["packed", "stepwise"])
+@pytest.fixture(scope="module", params=["packed", "stepwise", "packed in one process", "stepwise in one process"])
 def services(request: pytest.FixtureRequest, folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
-    decode = loaded(folder, "decode")
-    decode = packing(decode) if request.param == "packed" else decode
-    with pair(loaded(folder, "prefill"), decode, tmp_path_factory.mktemp("talks")) as running:
+    model, store = loaded(folder, "decode"), tmp_path_factory.mktemp("talks")
+    decode = packing(model) if request.param.startswith("packed") else model
+    alone = "one process" in request.param
+    with together(decode, store) if alone else pair(loaded(folder, "prefill"), decode, store) as running:
         yield running
         running.check_idle()
 
