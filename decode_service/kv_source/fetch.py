@@ -125,7 +125,8 @@ class Fetch:
             if absent:
                 with heartbeat(renew), closing(self._computed(absent, terms)) as computed:
                     for want in computed:
-                        renew()  # at once: it covers what has just been computed, too, while the rest is
+                        if want.made is None or want.made.lent is None:
+                            renew()  # at once: it covers what has just been computed, too, while the rest is
                         loading.begin(want)
             self._ended_ns.append(time.monotonic_ns())
             loading.wait()
