@@ -88,7 +88,7 @@ def check(talks: Talks, tenant: int, talk: Conversation, at: int, options: dict[
 
 
 @settings(
-    max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+    max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
 )
 @given(steps=steps, seed=st.integers(0, 10**6))
 def test_every_answer_is_that_of_its_tokens(talks: Talks, steps: list[Any], seed: int) -> None:

@@ -115,3 +115,30 @@ def test_decode_is_killed_and_finds_everything_in_the_store(running: tuple[Proce
 def test_both_end_when_they_are_asked_to(running: tuple[Process, Process], client: Client) -> None:
     client.close()
     assert [process.end() for process in reversed(running)] == [0, 0]
+
+
+@pytest.mark.slow
+def test_a_conversation_goes_on_whoever_was_killed(running: tuple[Process, Process], client: Client) -> None:
+    """Right behind an answer, while its turn is computed, registered or written; and while nobody computes."""
+    prefill, decode = running
+    opening = [tokens(60, 40)]
+    talk = client.conversation(None, opening, max_tokens=5, ignore_eos=True)
+    talk.ask(tokens(61, 9))
+    decode.kill()
+    decode.launch()
+    decode.wait_ready()
+    talk.ask(tokens(62, 9))
+    prefill.kill()
+    other = talk.branch(1)  # all of this was computed before
+    other.ask(tokens(63, 9))
+    prefill.launch()
+    prefill.wait_ready()
+    talk.ask(tokens(64, 9))
+    other.ask(tokens(65, 9))
+    for each in (talk, other):
+        before: list[Any] = list(opening)
+        for turn in each.turns:
+            parts = [*before, list(turn.kept.query_token_ids)]
+            anew = client.generate(parts, max_tokens=5, ignore_eos=True, cache="bypass").finish()
+            assert anew.token_ids == turn.result.token_ids
+            before.append(cairn.Tokens(turn.token_ids, type="turn"))
