@@ -183,6 +183,11 @@ class FillRoom:
             self._stays.discard(stay)
 
 
+def cost_in_rows(rows: int, piece_tokens: int) -> int:
+    """What a piece costs, in rows of the largest one: a forward of few rows takes about as long as a decode step."""
+    return max(rows, piece_tokens // SHORT_PIECE)
+
+
 class Turns:
     """Shares the device between pieces that run alone and steps; ``piece_tokens`` is the largest piece."""
 
@@ -195,7 +200,7 @@ class Turns:
         return not decoding or self._steps_owed == 0
 
     def prefilled(self, rows: int) -> None:
-        """Pieces of so many rows have run."""
+        """Pieces have run that cost so many rows."""
         self._steps_owed = STEPS_A_PIECE if rows > self._short else 1 if rows else 0
 
     def stepped(self) -> None:

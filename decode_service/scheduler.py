@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING
 
 from decode_service import kept
 from decode_service.admission import Admission, Fill
-from decode_service.line import FillRoom, Line, Turns
+from decode_service.line import FillRoom, Line, Turns, cost_in_rows
 from decode_service.sequence import (
     AllReady,
     ChunkReady,
@@ -271,7 +271,8 @@ class Scheduler:
             rows += self._slices(prefilling, rows)
             pieces = next_pieces(prefilling, self._forwards)
         if pieces and self._turns.may_prefill(decoding=bool(rows)):
-            self._turns.prefilled(sum(each.count for each in pieces))
+            piece_tokens = self._forwards.piece_tokens
+            self._turns.prefilled(sum(cost_in_rows(each.count, piece_tokens) for each in pieces))
             self._had_turn(pieces)
             return pieces
         if rows:

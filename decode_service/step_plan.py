@@ -13,6 +13,7 @@ from typing import Protocol
 
 from chunk_store.key import ChunkKey
 from decode_service.admission import Fill
+from decode_service.line import cost_in_rows
 from decode_service.prompt.request_chunk import RequestChunk
 from decode_service.sequence import Sequence, State
 from engine.run.room import StepRoom
@@ -87,7 +88,7 @@ class StepPlan:
 
 
 def next_pieces(sequences: Iterable[Sequence], forwards: Forwards) -> list[Rows]:
-    """What runs alone, in the order of its requests: at least one piece, at most ``piece_tokens`` rows in all."""
+    """What runs alone, in the order of its requests: at least one piece, what ``piece_tokens`` rows cost at most."""
     rows_max = forwards.piece_tokens
     pieces: list[Rows] = []
     left = rows_max
@@ -98,10 +99,11 @@ def next_pieces(sequences: Iterable[Sequence], forwards: Forwards) -> list[Rows]
                 continue
             for first in range(rows.first, rows.first + rows.count, rows_max):
                 count = min(rows_max, rows.first + rows.count - first)
-                if count > left and pieces:
+                cost = cost_in_rows(count, rows_max)
+                if cost > left and pieces:
                     return pieces
                 pieces.append(Rows(sequence, first, count, rows.chunk, alone=True))
-                left -= count
+                left -= cost
             if rows.chunk is not None:
                 before.add(rows.chunk)
     return pieces

@@ -329,7 +329,7 @@ class Ahead(Scheduled):
         assert all(s.state is State.PREFILLING and not s.tail_tokens for s in plan.opened)
         assert not (plan.alone and plan.packed)
         if plan.alone:
-            rows_alone = sum(rows.count for rows in plan.alone)
+            rows_alone = sum(max(rows.count, self.forwards.piece_tokens // SHORT_PIECE) for rows in plan.alone)
             assert not drawing or self.steps_since_piece >= self.steps_owed
             assert rows_alone <= self.forwards.piece_tokens
             self.steps_since_piece = 0

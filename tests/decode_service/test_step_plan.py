@@ -27,6 +27,12 @@ def test_pieces_share_a_budget_and_the_first_always_comes() -> None:
     assert next_pieces([], Forwards()) == []
 
 
+def test_a_turn_has_few_forwards_however_short_they_are() -> None:
+    """One of few rows takes about as long as a decode step: who decodes meanwhile waits for eight at most."""
+    many = [request(f"{n}", tail=1) for n in range(30)]
+    assert [len(next_pieces(many, Forwards(piece_tokens=size))) for size in (8, 64, 512)] == [8, 8, 8]
+
+
 def test_slices_come_in_order_as_far_as_there_is_room() -> None:
     one = request("one", [("a", 5), ("b", 3)], tail=4)
     two, three = request("two", tail=6), request("three", tail=2)
