@@ -15,7 +15,7 @@ from contextlib import AbstractContextManager, contextmanager
 from itertools import accumulate
 from typing import Protocol
 
-PIECE_NBYTES = 4 * 2**20
+PIECE_NBYTES = 2 * 2**20  # what was read is then still in a cache when it is checked
 
 
 class Landing(Protocol):

@@ -14,7 +14,7 @@ from chunk_store.errors import BlobBad
 from chunk_store.format.header import ALIGN_NBYTES, Frame, checksum, decode_header, fields_end
 from chunk_store.landing import Landing, cut
 
-BATCH_NBYTES = 2 * 2**20
+BATCH_NBYTES = 8 * 2**20  # a call gives the interpreter away and waits for it: with many threads few calls are best
 BATCH_VIEWS_MAX = 512
 INDEX_HEADROOM_NBYTES = 8 * 2**20  # what data leaves free on the disk: a full index could not even evict
 

@@ -32,7 +32,7 @@ from engine.kv.resident import ResidentChunk
 from engine.kv.source import KVSource
 
 ALIGN_NBYTES = 4096
-PIECES, PIECE_NBYTES = 32, 8 * 2**20  # what loads pass through that are not kept here
+PIECES, PIECE_NBYTES = 24, 8 * 2**20  # what loads pass through that are not kept here
 
 FailureT = TypeVar("FailureT")
 Read = Callable[[Landing], "FailureT | None"]  # reads into it; None if what it read is right
