@@ -42,7 +42,7 @@ from chunk_store.local.entry_file import (
 )
 from chunk_store.local.private_files import close_to_others, create_file, make_directory
 
-SHARE_NBYTES_MIN = 2**20  # below this a second thread costs more than it saves
+SHARE_NBYTES_MIN = 4 * 2**20  # for less a second thread costs more than it saves, most of all where all are busy
 READERS_MAX = 16
 SHARES_MAX = 4  # processors that one read is shared out over
 
