@@ -182,3 +182,20 @@ def until(holds: Callable[[], bool], timeout_s: float = DEADLINE_S) -> None:
     while not holds():
         assert time.monotonic() < ends_at, "the condition did not come about"
         threading.Event().wait(0.005)
+
+
+class Slow:
+    """A pool in the middle of whose copies something happens."""
+
+    def __init__(self, pool: Any, meanwhile: Any) -> None:
+        self.pool, self.meanwhile = pool, meanwhile
+
+    def copy(self, first_slot: int, tokens: int, targets: Sequence[Tensor], **options: Any) -> None:
+        self.pool.copy(first_slot, tokens, targets, **options)
+        self.meanwhile()
+
+
+def interrupt(borrowing: Borrowing, meanwhile: Any) -> None:
+    """``meanwhile`` is called before a copy is over."""
+    (session,) = borrowing.borrower._sessions.values()
+    session._pool = Slow(session._pool, meanwhile)  # type: ignore[assignment]
