@@ -18,8 +18,6 @@ from collections.abc import Callable
 from decode_service.api.service import DecodeService
 from decode_service.assembly import PoolSize, assemble_alone, prepare
 from decode_service.kv_source.prefill_client import RemotePrefillClient
-from serving.handover.borrower import Borrower
-from serving.handover.metrics import BorrowerMetrics
 from serving.process.life import Listed, run_main
 from serving.process.loading import Loaded, pool_nbytes_default, pool_pages
 
@@ -33,18 +31,8 @@ def build(options: DecodeOptions, loaded: Loaded, on_failure: Callable[[], None]
     """
     parts = prepare(options, loaded, pool_size(options, loaded))
     client = RemotePrefillClient(options.prefill, token=options.token_for_prefill(), ca=options.prefill_ca)
-    borrower = None
-    if options.hand_over:
-        metrics = BorrowerMetrics(parts.metrics.registry, loaded.model_name)
-        borrower = Borrower(loaded.served.layout, parts.residents.pool.device, client.open_hand_over, metrics)
-        borrower.open()
-
-    def close() -> None:
-        if borrower is not None:
-            borrower.close()
-        client.close()
-
-    return assemble_alone(parts, client, on_failure=on_failure, close=close, borrower=borrower)
+    borrower = parts.borrower(client.open_hand_over) if options.hand_over else None
+    return assemble_alone(parts, client, on_failure=on_failure, close=client.close, borrower=borrower)
 
 
 def pool_size(options: DecodeOptions, loaded: Loaded) -> PoolSize:

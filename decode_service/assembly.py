@@ -24,6 +24,8 @@ from engine.kv.resident import ResidentChunks
 from engine.run.protocol import Runner
 from serving.errors import Unavailable
 from serving.handover.borrower import Borrower
+from serving.handover.lent import Offer
+from serving.handover.metrics import BorrowerMetrics
 from serving.process.loading import Loaded
 from serving.publishing.metrics import PublicationMetrics
 from serving.publishing.publisher import Publisher
@@ -57,6 +59,13 @@ class Parts:
     metrics: DecodeMetrics
     access: Access
     quotas: TenantQuotas
+
+    def borrower(self, ask: Callable[[str], Offer]) -> Borrower:
+        """Who copies what a prefill service of this host has just computed; ``ask`` calls its ``OpenHandOver``."""
+        metrics = BorrowerMetrics(self.metrics.registry, self.loaded.model_name)
+        made = Borrower(self.loaded.served.layout, self.residents.pool.device, ask, metrics)
+        made.open()
+        return made
 
 
 def prepare(options: DecodeOptions, loaded: Loaded, size: PoolSize) -> Parts:
@@ -123,6 +132,8 @@ def assemble(
     parts.metrics.watch_worker(worker.occupancy)
 
     def end() -> None:
+        if borrower is not None:
+            borrower.close()
         close()
         parts.store.close()
 
