@@ -6,6 +6,7 @@ The pool does not know what the bytes mean, which chunk has them, or who may be 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -54,6 +55,15 @@ class PagedKVPool(PageTable):
             return [torch.zeros(self.slots, *shape, dtype=dtype, device=self.device) for shape in heads]
         return [self.shared.tensor(index, (self.slots, *shape), dtype) for index, shape in enumerate(heads)]
 
+    @cached_property
+    def _regions(self) -> list[tuple[Tensor, Tensor]]:
+        """Of each plane the pages of chunks and those of tails: views (pages, page_size, heads, dim), made once.
+
+        A host that makes them anew for every tail spends more time on that than on the copies.
+        """
+        planes = [plane.view(-1, self.page_size, *plane.shape[1:]) for plane in (*self.keys, *self.values)]
+        return [(plane[: self.chunk_pages], plane[self.chunk_pages : self.pages]) for plane in planes]
+
     @property
     def scratch_page(self) -> int:
         """The page that belongs to nobody; rows that pad a batch write there."""
@@ -82,11 +92,8 @@ class PagedKVPool(PageTable):
         cpu = self.device.type == "cpu"
         index = torch.tensor([page - self.chunk_pages for page in pages[:count]], pin_memory=not cpu)
         index = index.to(self.device, non_blocking=True)
-        tails = slice(self.chunk_pages * self.page_size, self.pages * self.page_size)
-        target = slice(run.first * self.page_size, (run.first + count) * self.page_size)
-        for tensor in (*self.keys, *self.values):
-            by_page = (-1, self.page_size, *tensor.shape[1:])
-            torch.index_select(tensor[tails].view(by_page), 0, index, out=tensor[target].view(by_page))
+        for chunks, tails in self._regions:
+            torch.index_select(tails, 0, index, out=chunks.narrow(0, run.first, count))
 
     def run_planes(self, run: PageRun, tokens: int) -> list[Tensor]:
         """Views of a run's first ``tokens`` tokens in entry order (K0, V0, K1, V1, ...), contiguous each."""
