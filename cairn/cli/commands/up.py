@@ -45,7 +45,8 @@ from serving.process.model_path import check_model
 from serving.process.sources import EPILOG, Resolved, SettingError, Sources, add_flags
 
 PROGRESS_S = 1.0  # between two changes of what is shown while the services start
-KILL_AFTER_S = 3.0  # a service that has not ended so long after its drain time is killed
+DRAINS = 2  # running calls have the drain time, and then what they computed has it to be written out
+KILL_AFTER_S = 3.0  # a service that has not ended so long after that is killed
 STYLES = {"prefill": "cyan", "decode": "magenta", "cairn": "cyan"}
 
 
@@ -74,7 +75,7 @@ def run(args: argparse.Namespace, terminal: Terminal) -> int:
                 replace(prefill, token_file=tokens), replace(decode, prefill_token_file=tokens), tls_ca
             )
         )
-        grace_s = max(prefill.drain_s, decode.drain_s) + KILL_AFTER_S
+        grace_s = DRAINS * max(prefill.drain_s, decode.drain_s) + KILL_AFTER_S
         named = (("prefill", prefill), ("decode", decode), ("cairn", decode))
         as_json = {name for name, one in named if one.log_format == "json"}
         processes = Processes(lambda service, line: _log(terminal, "" if service in as_json else service, line))
