@@ -159,11 +159,10 @@ class FileBlobs:
 
         Whoever is free takes the next piece, so that reads beside each other keep as many threads busy as there are.
         """
-        shares = min(self._helpers + 1, SHARES_MAX)
-        share_nbytes = max(SHARE_NBYTES_MIN, sum(frame.sizes) // shares)
-        pieces = pieces_of(frame.sizes, frame.block_nbytes, min(landing.piece_nbytes, share_nbytes))
+        pieces = pieces_of(frame.sizes, frame.block_nbytes, landing.piece_nbytes)
+        shares = min(self._helpers + 1, SHARES_MAX, frame.stored_nbytes // SHARE_NBYTES_MIN, len(pieces))
         left = SharedPieces(pieces)
-        others = [self._pool.submit(read_data, fd, frame, landing, left) for _ in range(min(shares, len(pieces)) - 1)]
+        others = [self._pool.submit(read_data, fd, frame, landing, left) for _ in range(shares - 1)]
         try:
             read_data(fd, frame, landing, left)
         finally:
