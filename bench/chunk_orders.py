@@ -61,7 +61,8 @@ POLICIES: dict[str, Policy] = {
     "by true popularity": by_level(lambda known, one: -one),
     "least popular first": by_level(lambda known, one: one),
     "by uses": by_level(lambda known, one: known.uses[one]),
-    "by uses in half octaves (canonical)": by_level(lambda known, one: use_level(known.uses[one])),
+    "by uses in quarter octaves (canonical)": by_level(lambda known, one: use_level(known.uses[one])),
+    "by uses in half octaves": by_level(lambda known, one: (known.uses[one] ** 2).bit_length()),
     "by uses in octaves": by_level(lambda known, one: known.uses[one].bit_length()),
     "by uses in steps of 16": by_level(lambda known, one: (known.uses[one].bit_length() + 3) // 4),
     "by number of contexts, octaves": by_level(lambda known, one: known.contexts[one].bit_length()),
@@ -101,7 +102,7 @@ def main(argv: list[str] | None = None) -> None:
     asked = [session[0].documents[trace.systems :] for session in trace.sessions]
     for words, policy in POLICIES.items():
         anew, total = computed(asked, policy, args.kept)
-        print(f"{words:36s} {anew:6d} of {total} documents computed, {anew / total:.1%}")
+        print(f"{words:40s} {anew:6d} of {total} documents computed, {anew / total:.1%}")
 
 
 if __name__ == "__main__":

@@ -23,11 +23,11 @@ class ChunkOrder(StrEnum):
 
 
 def use_level(uses: int) -> int:
-    """How often a chunk is used, in half octaves: 0, 1, 2, 3, 4..5, 6..7, 8..11, ... uses are one level each.
+    """How often a chunk is used, in quarter octaves: 1, 2, .. 6, 7..8, 9, 10..11, ... 108..128 uses are a level each.
 
-    Coarse, so that an order lasts; what it costs where it does not is in ``bench.chunk_orders``.
+    Coarse, so that an order lasts; finer than that gains nothing, coarser costs (``bench.chunk_orders``).
     """
-    return (uses * uses).bit_length()
+    return (uses**4 - 1).bit_length() if uses else -1
 
 
 def canonical_order(

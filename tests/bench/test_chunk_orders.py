@@ -19,7 +19,7 @@ def test_prefixes_are_counted_once_while_they_are_kept() -> None:
 
 def test_what_is_used_most_comes_first(capsys: pytest.CaptureFixture[str]) -> None:
     main(["--requests", "256"])
-    found = {line[:36].strip(): int(line[36:].split()[0]) for line in capsys.readouterr().out.splitlines()}
+    found = {line[:40].strip(): int(line[40:].split()[0]) for line in capsys.readouterr().out.splitlines()}
     assert found.keys() == POLICIES.keys()
-    ours = found["by uses in half octaves (canonical)"]
+    ours = found["by uses in quarter octaves (canonical)"]
     assert found["by true popularity"] <= ours < 0.85 * found["as given"] and ours < found["least popular first"]

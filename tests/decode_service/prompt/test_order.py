@@ -50,7 +50,8 @@ def ordered(names: str, uses: Mapping[str, int] = MappingProxyType({}), held: st
     [
         ("cb ca cc q", "ca cb cc q", {}),
         ("cb ca cc q", "cc cb ca q", {"c": 9, "b": 3}),
-        ("cb ca cc q", "cb cc ca q", {"c": 8, "b": 11, "a": 7}),  # 8 and 11 are of one level
+        ("cb ca cc q", "cb cc ca q", {"c": 108, "b": 128, "a": 107}),  # 108 and 128 are of one level
+        ("cb ca cc q", "cc ca cb q", {"c": 129, "b": 0, "a": 1}),
         ("sz sy cb ca q", "sy sz ca cb q", {}),
         ("cb da ca db dz q", "cb da ca db dz q", {}),  # never across a type
         ("cc cb da ca q", "cb cc da ca q", {"a": 99}),
@@ -82,7 +83,8 @@ def test_every_order_of_the_same_chunks_becomes_one() -> None:
 def test_levels_rise_slowly() -> None:
     levels = [use_level(uses) for uses in range(10_000)]
     assert levels == sorted(levels) and levels[0] < levels[1] < levels[2]
-    assert max(levels) < 28, "a chunk changes its level so often in all"
+    assert len(set(levels)) < 55, "so often a chunk changes its level in all"
+    assert use_level(1025) == use_level(1200)
 
 
 class Desk:
