@@ -93,12 +93,12 @@ def test_a_connection_that_hangs_is_given_up(services: Pair, frozen: Frozen) -> 
         frozen.flows.clear()
         waits = later(services, [tokens(2, 20), [5]], timeout_s=60)
         old = list(frozen._sockets)
-        wait_until(lambda: old[0].fileno() < 0 or _hung_up(old[0]) or len(frozen._sockets) > len(old), 30)
+        wait_until(lambda: old[0].fileno() < 0 or hung_up(old[0]) or len(frozen._sockets) > len(old), 30)
         frozen.flows.set()
         assert waits.result(60).reuse.segments[0].source == "computed"
 
 
-def _hung_up(near: socket.socket) -> bool:
+def hung_up(near: socket.socket) -> bool:
     with suppress(OSError):
         return near.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT) == b""
     return False

@@ -21,6 +21,7 @@ from chunk_store.store import Busy, Stored
 from engine.reuse import ReuseMode, key_composition
 from tests.decode_service.models import loaded, tokens
 from tests.decode_service.pair import Pair, pair, wait_until
+from tests.decode_service.test_prefill_peers import IMPATIENT, Frozen, hung_up, through
 from tests.decode_service.test_pressure import asking, later
 
 Mode = Literal["exact", "anchored", "independent"]
@@ -99,6 +100,35 @@ def test_what_is_stored_is_read_while_the_rest_is_computed(services: Pair) -> No
         assert [segment.source for segment in both.result(60).reuse.segments[:2]] == ["computed", "store"]
 
 
+def test_a_connection_that_hangs_in_the_middle_costs_what_was_not_answered_for(services: Pair) -> None:
+    """The first chunk came; the second is asked for again, alone, on a new connection."""
+    first, second = tokens(1650, 30), tokens(1651, 30)
+    jobs = services.prefill.jobs
+    compose, wanted = jobs.compose, []
+
+    def noted(request: Any, timer: Any) -> Any:
+        wanted.append(request.wanted)
+        return compose(request, timer)
+
+    jobs.compose = noted
+    proxy = Frozen(services.prefill_address)
+    try:
+        with through(services, proxy.address, **IMPATIENT), computed_only_when_freed(services, second) as free:
+            both = later(services, [first, second, QUERY], timeout_s=60)
+            wait_until(lambda: services.client.loads().running == 1)
+            assert services.generate([first, [8]]).reuse.segments[0].source == "device"
+            proxy.flows.clear()
+            wait_until(lambda: len(proxy._sockets) > 2 or hung_up(proxy._sockets[0]))
+            proxy.flows.set()
+            wait_until(lambda: len(wanted) > 1)
+            free[tuple(second)].set()
+            assert both.result(60).reuse.segments[1].source == "computed"
+    finally:
+        jobs.compose = compose
+        proxy.close()
+    assert wanted == [(0, 1), (1,)]
+
+
 def test_an_aborted_request_leaves_what_others_wait_for_and_no_more(services: Pair) -> None:
     """It waits for three chunks, another request for the second; the third is not computed for nobody."""
     documents = [tokens(1700 + number, 30) for number in range(3)]
@@ -136,7 +166,7 @@ worlds = st.builds(
 
 @dataclass
 class Two:
-    """Two decode services and a prefill service each, on one store."""
+    """Two decode services and a prefill service each, on one store; the first borrows what its prefill service has."""
 
     pairs: list[Pair]
     store: Path
@@ -148,7 +178,7 @@ def two(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Two]
     store = tmp_path_factory.mktemp("walks")
     with (
         pair(loaded(folder, "prefill"), loaded(folder, "decode"), store) as one,
-        pair(loaded(folder, "prefill 2"), loaded(folder, "decode 2"), store) as other,
+        pair(loaded(folder, "prefill 2"), loaded(folder, "decode 2"), store, hand_over=False) as other,
     ):
         yield Two([one, other], store)
         one.check_idle()
