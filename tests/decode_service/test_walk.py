@@ -213,13 +213,15 @@ def prepare(two: Two, world: World, prompt: Sequence[list[int]]) -> list[Any]:
     chunks = keys(one, prompt, world.mode)
     opened: Any = open_store(f"file://{two.store}")
     for place, index in enumerate(world.order):
-        state, key = world.before[index], chunks[place]
+        state = world.before[index]
         if state in ("stored", "resident", "evicted"):
             one.generate([*prompt[: place + 1], QUERY], reuse=world.mode)
         if state in ("stored", "evicted"):
             one.forget()
         if state == "evicted":
             opened.ledger.claims.evict(1 << 40)
+    for place, index in enumerate(world.order):
+        state, key = world.before[index], chunks[place]
         if state in ("claimed", "given up"):
             claim = opened.begin(key)
             if isinstance(claim, Stored | Busy):
