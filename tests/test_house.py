@@ -151,6 +151,7 @@ SEEN_BY = {
     "engine/model/probe.py": "tests/engine/check/test_start.py",
     "engine/served.py": "tests/engine/test_oracle.py",
     "cairn/cli/archives.py": "tests/cairn/cli/commands/test_store.py",
+    "decode_service/kv_source/fetch.py": "tests/decode_service/kv_source/test_fetcher.py",
 }
 
 
