@@ -46,6 +46,7 @@ class Turn:
 
     @property
     def answer(self) -> str:
+        """Its text."""
         return self.result.text
 
     @property
@@ -54,6 +55,7 @@ class Turn:
         return (*self.kept.query_token_ids, *self.result.token_ids)
 
     def segment(self, *, inline: bool) -> Segment:
+        """The turn in a request: named by its id, or ``inline`` as its tokens."""
         return Tokens(self.token_ids, type="turn") if inline else ChunkRef(self.id)
 
 
