@@ -1,6 +1,6 @@
 """One attempt at a job, in the thread that launches device work. For each chunk that the job needs, in order:
 
-    stored? ── yes ── needed as context of a missing one? ── load into the pool (bad: as if it were missing)
+    stored? ── yes ── needed as context of a missing one? ── have it read into the pool (bad: as if it were missing)
        └─ no ── on its way into the store from here? ── yes ── use it where it is
                    └─ no ── room in the queue? ── claim ── resident? else compute ── hand to the publisher
 
@@ -58,7 +58,14 @@ class EndOf:
     publishing: Publishing
 
 
-Wait = BusyFor | RoomFor | EndOf
+@dataclass(frozen=True)
+class LoadOf:
+    """Stored chunks that missing ones attend to have to be read into the pool, by their indices."""
+
+    indices: tuple[int, ...]
+
+
+Wait = BusyFor | RoomFor | EndOf | LoadOf
 OTHERS_TURN = BusyFor(0.0)  # another tenant's step goes first
 
 
@@ -84,6 +91,8 @@ class Attempt:
     def run(self, missing: Collection[int]) -> Wait | None:
         """None when nothing is left to do, else what has to be waited for, when all is done that need not wait."""
         self.as_context = {index for chunk in missing for index in self.job.chunks[chunk].context}
+        if absent := self._absent(missing):
+            return LoadOf(absent)
         last, busy, held_up = max(missing, default=-1), None, set[int]()
         for index in self.job.needed:
             if self.progress.cancelled.is_set():
@@ -119,23 +128,16 @@ class Attempt:
         self.held.clear()
 
     def _bring(self, index: int) -> bool:
-        """Makes a stored chunk resident; False, with the reason noted, if what is stored is not usable."""
-        keyed = self.job.chunks[index]
-        if self._hold(index):
-            self.progress.note(index, KVSource.DEVICE)
-            return True
-        chunk = self.residents.reserve(keyed.key, len(keyed.token_ids))
-        self.held[index] = chunk
-        memory = self.computer.memory.of(chunk)
-        with self.progress.timer.stage("load"):
-            _, reason = memory.fill(lambda landing: self.store.land(keyed.key, keyed.token_ids, landing))
-        if reason is not None:
-            self.progress.misses[index] = reason
-            self.residents.release(self.held.pop(index))
+        """Holds a stored chunk that is resident; False if what is stored is not usable."""
+        if not self._hold(index):
             return False
-        chunk.ready = True
-        self.progress.note(index, KVSource.STORE)
+        self.progress.note(index, KVSource.STORE if index in self.progress.brought else KVSource.DEVICE)
         return True
+
+    def _absent(self, missing: Collection[int]) -> tuple[int, ...]:
+        """Stored chunks that others need resident and that are not; those that are readable."""
+        wanted = self.as_context.difference(missing, self.progress.unreadable)
+        return tuple(index for index in sorted(wanted) if not self._hold(index))
 
     def _provide(self, index: int) -> Wait | None:
         """Has a chunk that is not stored on its way there, resident if another needs it."""
@@ -151,9 +153,7 @@ class Attempt:
             if isinstance(answer, Busy):
                 return BusyFor(answer.retry_after_s)
             if isinstance(answer, Stored):
-                self._adopt(index)  # not lent: it may be computed anew, and nobody waits for that to be over
-                self.progress.stored(index)
-                return None
+                return self._adopt(index)
             self._publish(index, answer, place)
             place = None
         finally:
@@ -180,12 +180,19 @@ class Attempt:
         self._hand_on(index, publishing)
         return None
 
-    def _adopt(self, index: int) -> None:
-        """Another worker stored it since the lookup; or it is stored and unreadable now: then this job uses its own."""
+    def _adopt(self, index: int) -> Wait | None:
+        """Another worker stored it since the lookup; or it is stored and unreadable now: then this job uses its own.
+
+        It is not lent: it may be computed anew, and nobody waits for that to be over.
+        """
         if index not in self.as_context:
             self.progress.note(index, KVSource.STORE)
         elif not self._bring(index):
+            if index not in self.progress.unreadable:
+                return LoadOf((index,))
             self._compute(index)
+        self.progress.stored(index)
+        return None
 
     def _publish(self, index: int, publication: Publication, place: Place) -> None:
         """Hands a claimed chunk over as soon as it is resident; the claim ends if that fails."""
@@ -237,10 +244,11 @@ class Attempt:
         """Holds a chunk that is resident; False if it is not."""
         if index in self.held:
             return True
-        chunk = self.residents.acquire(self.job.chunks[index].key)
-        if chunk is None:
+        chunk = self.residents.find(self.job.chunks[index].key)
+        if chunk is None or not chunk.ready:  # or being read, for another job
             return False
         self.held[index] = chunk
+        self.residents.acquire(chunk.key)
         return True
 
     def _compute(self, index: int) -> None:

@@ -5,19 +5,20 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from functools import partial
 
 from chunk_store.errors import ClaimLost
 from chunk_store.key import ChunkId, ChunkKey
 from chunk_store.store import ChunkStore, Lease
 from chunk_store.tenant import Tenant
-from engine.kv.host_tier import PoolMemory
-from engine.kv.resident import PoolFull, ResidentChunks
+from engine.kv.resident import PoolFull, ResidentChunk, ResidentChunks
 from engine.kv.source import KVSource
+from engine.reuse import KeyedChunk
 from engine.run.protocol import Runner
 from engine.served import ServedModel
-from prefill_service.jobs.attempt import Attempt, BusyFor, EndOf, RoomFor, Wait
+from prefill_service.jobs.attempt import Attempt, BusyFor, EndOf, LoadOf, RoomFor, Wait
+from prefill_service.jobs.loads import PoolLoads, Reading
 from prefill_service.jobs.progress import JobProgress
 from prefill_service.jobs.resolver import PrefillJob
 from prefill_service.worker import DeviceThread, all_ended
@@ -54,12 +55,13 @@ class OwnPool:
         self.served = served
         self.runner = runner
         self.residents = residents
-        self.memory = PoolMemory(residents.pool)
+        self.loads = PoolLoads(residents, store, device.post)
         self.store = store
         self.device = device
         self.publisher = publisher
         self.lender = lender
         self._drain_s = drain_s
+        self._loading = asyncio.Lock()
 
     def find_missing(self, job: PrefillJob, progress: JobProgress) -> list[int]:
         """Which needed chunks are not stored, with the reasons noted. Needs no device: any thread may ask."""
@@ -84,6 +86,8 @@ class OwnPool:
             while True:
                 attempt = partial(self.attempt, job, progress, places)
                 wait = await self.device.run(attempt, progress.timer, job.tenant)
+                while isinstance(wait, LoadOf):
+                    wait = await self._load(wait.indices, job, progress, places, deadline)
                 if wait is None:
                     return
                 if progress.came > came:
@@ -100,6 +104,7 @@ class OwnPool:
         ``places`` is room in the queue that was waited for; it takes from it what it needs. Raises ``JobCancelled``,
         ``PoolFull`` and what stores raise.
         """
+        self.loads.settle()
         keys = [job.chunks[index].key for index in job.needed]
         attempt = Attempt(self, job, progress, places)
         with self.store.lease(keys, ttl_s=TTL_S) as lease, heartbeat(partial(_renew, lease, attempt)):
@@ -115,7 +120,57 @@ class OwnPool:
             finally:
                 attempt.release()
 
-    async def _waited(self, wait: Wait, places: list[Place], deadline: float) -> None:
+    async def _load(
+        self, indices: Sequence[int], job: PrefillJob, progress: JobProgress, places: list[Place], deadline: float
+    ) -> Wait | None:
+        """Has stored chunks read into the pool while others' rows run, then makes the next attempt.
+
+        One job at a time: it alone keeps pages while it waits, so that no two wait for each other's.
+        """
+        held: list[ResidentChunk] = []
+        async with self._loading:
+            try:
+                begin = partial(self._begin_loads, [job.chunks[index] for index in indices], held)
+                readings = await self.device.run(begin, progress.timer, job.tenant)
+                if readings is None:
+                    return BusyFor(POOL_FULL_RETRY_S)
+                with progress.timer.stage("load"):
+                    if not await all_ended(readings, deadline - time.monotonic()):
+                        raise Unavailable("the store has not given the KV that this chunk needs", remedy="try again")
+                for index, reading in zip(indices, readings, strict=True):
+                    progress.read(index, reading.result())
+                attempt = partial(self._attempt_behind, held, job, progress, places)
+                return await self.device.run(attempt, progress.timer, job.tenant)
+            finally:
+                with suppress(RuntimeError):  # the device thread has ended
+                    self.device.post(partial(self._let_go, held))
+
+    def _begin_loads(self, chunks: Sequence[KeyedChunk], held: list[ResidentChunk]) -> list[Reading] | None:
+        """What is being read, ``held`` for the job; None if there is no room now. In the device thread."""
+        self.loads.settle()
+        try:
+            readings = self.loads.begin(chunks)
+        except PoolFull:
+            if not self.residents.held:
+                raise
+            return None
+        held += [chunk for each in chunks if (chunk := self.residents.acquire(each.key)) is not None]
+        return readings
+
+    def _attempt_behind(
+        self, held: list[ResidentChunk], job: PrefillJob, progress: JobProgress, places: list[Place]
+    ) -> Wait | None:
+        """An attempt behind loads, with what was read in place; what could not be read has gone."""
+        self.loads.settle()
+        self._let_go([chunk for chunk in held if not chunk.ready])
+        held[:] = [chunk for chunk in held if chunk.ready]
+        return self.attempt(job, progress, places)
+
+    def _let_go(self, held: Sequence[ResidentChunk]) -> None:
+        for chunk in held:
+            self.residents.release(chunk)
+
+    async def _waited(self, wait: BusyFor | RoomFor | EndOf, places: list[Place], deadline: float) -> None:
         """Returns when the next attempt may do better. Raises ``RequestError`` at ``deadline``."""
         left_s = max(0.0, deadline - time.monotonic())
         if isinstance(wait, RoomFor):
@@ -152,6 +207,7 @@ class OwnPool:
     async def stop(self) -> None:
         """Lets the step that runs end and writes out what is computed; what has not begun is dropped."""
         self.device.drop()
+        await asyncio.to_thread(self.loads.stop)
         await asyncio.to_thread(self.publisher.stop, self._drain_s)
         await asyncio.to_thread(self.device.close)
 

@@ -51,6 +51,8 @@ class JobProgress:
     sources: dict[int, KVSource] = field(default_factory=dict)  # by index in the composition
     misses: dict[int, MissReason] = field(default_factory=dict)  # the first one of each chunk
     publishing: dict[int, Publishing] = field(default_factory=dict)
+    brought: set[int] = field(default_factory=set)  # stored chunks that were read into the pool for it
+    unreadable: set[int] = field(default_factory=set)  # stored chunks that could not be
     unpublished: dict[int, Exception] = field(default_factory=dict)
     lent: dict[int, Lent] = field(default_factory=dict)
     refusal: StoreError | None = None  # why the store did not take a chunk of it
@@ -62,6 +64,14 @@ class JobProgress:
         """A chunk is there. What this job computed stays computed, however often it is met again."""
         if self.sources.get(index) is not KVSource.COMPUTED:
             self.sources[index] = source
+
+    def read(self, index: int, reason: MissReason | None) -> None:
+        """A stored chunk was read into the pool, or could not be, and why."""
+        if reason is None:
+            self.brought.add(index)
+        else:
+            self.misses[index] = reason
+            self.unreadable.add(index)
 
     def stored(self, index: int) -> None:
         """A chunk's KV is stored, however it came to be."""

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
+import time
 from collections.abc import Iterator
+from concurrent.futures import wait
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -15,7 +18,7 @@ from chunk_store.open import open_store
 from chunk_store.publication import SharedPublication
 from engine.kv.resident import ResidentChunks
 from engine.reuse import ReuseMode
-from prefill_service.jobs.attempt import Wait
+from prefill_service.jobs.attempt import LoadOf, Wait
 from prefill_service.jobs.own_pool import OwnPool
 from prefill_service.jobs.progress import JobProgress
 from prefill_service.jobs.resolver import ChunkRequest, CompositionRequest, PrefillJob, Resolver
@@ -66,6 +69,9 @@ class FakeWorker:
         """One attempt, and what it handed to the publisher is stored."""
         progress = JobProgress(StageTimer())
         wait = self.computer.attempt(job, progress, [])
+        if isinstance(wait, LoadOf):
+            asyncio.run(self.computer.compute(job, progress, time.monotonic() + 30))
+            wait = None
         self.idle()
         return wait, progress
 
@@ -76,6 +82,12 @@ class FakeWorker:
             self.device._thread.submit(lambda: None).result(30)
         self.residents.check_integrity()
         assert self.residents.held == 0 and self.publisher.room.taken == 0
+
+    def loads_idle(self) -> None:
+        """What was being read is read, and nothing is held."""
+        for _, reading in list(self.computer.loads._begun.values()):
+            wait([reading], 30)
+        self.idle()
 
     def close(self) -> None:
         self.publisher.stop(30)
