@@ -62,8 +62,8 @@ class Variant:
     at_once: int = 4
     shares: int = 4
     piece_mib: float = 8
-    pieces: int = 32
-    span_mib: float = 2
+    pieces: int = 24
+    span_mib: float = 8
     kept: bool = False  # through the host tier, where they stay
     switch_ms: float = 0.2  # how long a thread may keep the interpreter
     without: str = ""  # parts left out, to see what the rest costs: of "read", "verify" and "copy"
@@ -85,16 +85,16 @@ VARIANTS = (
     Variant(shares=3),
     Variant(shares=3, without="copy"),
     Variant(shares=3, pieces=20),
-    Variant(shares=3, span_mib=8),
-    Variant(span_mib=8),
-    Variant(span_mib=8, pieces=24),
-    Variant(span_mib=8, at_once=2, shares=7),
-    Variant(span_mib=8, at_once=2, shares=6, pieces=20),
+    Variant(shares=3, span_mib=2),
+    Variant(span_mib=2),
+    Variant(pieces=32),
+    Variant(at_once=2, shares=7),
+    Variant(at_once=2, shares=6, pieces=20),
     Variant(piece_mib=2, pieces=32),
     Variant(piece_mib=2, pieces=32, shares=3),
     Variant(piece_mib=4, pieces=24),
     Variant(piece_mib=4, pieces=24, shares=3),
-    Variant(kept=True, span_mib=8),
+    Variant(kept=True),
 )
 
 
