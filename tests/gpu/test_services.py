@@ -27,7 +27,8 @@ def services(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Process
     shared = ["--model", str(model), "--store", f"file://{folder / 'store'}", "--device", "cuda", "--dtype", "bfloat16"]
     prefill = Process("prefill_service", [*shared, "--kv-pages", "2000"], free_port("127.0.0.1"))
     # Room for three chunks: the others leave the pool and come back from the host tier.
-    small = ["--kv-pages", "120", "--chunk-page-ratio", "0.5", "--host-cache", "256MiB"]
+    # What is handed over does not pass through host memory, so nothing is.
+    small = ["--kv-pages", "120", "--chunk-page-ratio", "0.5", "--host-cache", "256MiB", "--no-hand-over"]
     decode = Process("decode_service", [*shared, *small, "--prefill", prefill.address], free_port("127.0.0.1"))
     for process in (prefill, decode):
         process.launch()

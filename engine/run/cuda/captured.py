@@ -1,38 +1,22 @@
-"""Compiling kernels side by side, and capturing launches in CUDA graphs."""
+"""Compiling kernels, and capturing launches in CUDA graphs."""
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import torch
 
-from engine.device import current
 
-log = logging.getLogger(__name__)
-COMPILERS = 8  # threads; most of a compilation runs without the interpreter
+def compile_kernels(device: torch.device, launches: Sequence[Callable[[], None]]) -> None:
+    """Runs what launches kernels for the first time, and waits for all. What they write is lost.
 
-
-def compile_together(device: torch.device, launches: Sequence[Callable[[], None]]) -> None:
-    """Runs what launches kernels for the first time, each in some thread, and waits for all. What they write is lost.
-
-    What fails in a thread is run again in the caller's, and raises there if it was not the thread's fault.
+    One after the other: Triton 3.6 loads the launcher of every kernel as a module of the same name, and where two
+    threads do so at once a kernel can get the launcher of another one (seen: "function takes exactly 33 arguments (30
+    given)", at a start in seven).
     """
-
-    def run(launch: Callable[[], None]) -> None:
-        with current(device), torch.inference_mode():
-            torch.zeros(1, device=device)  # binds the card's context to the thread, which Triton does not
-            launch()
-
-    with ThreadPoolExecutor(COMPILERS, thread_name_prefix="compile") as threads:
-        begun = [(launch, threads.submit(run, launch)) for launch in launches]
-    for launch, done in begun:
-        failure = done.exception()
-        if failure is not None:
-            log.warning("a kernel was not compiled beside the others: %s", failure)
-            launch()
+    for launch in launches:
+        launch()
     torch.cuda.synchronize(device)
 
 

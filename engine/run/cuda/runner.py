@@ -23,7 +23,7 @@ from engine.device import on_pools_device
 from engine.kv.pool import PagedKVPool
 from engine.plan import CascadePlan
 from engine.run.cuda.buckets import buckets_up_to, draw_rows
-from engine.run.cuda.captured import compile_together
+from engine.run.cuda.captured import compile_kernels
 from engine.run.cuda.cascade.tuning import Tuning
 from engine.run.cuda.forward import FusedForward
 from engine.run.cuda.launched import LaunchedStep
@@ -107,7 +107,7 @@ class FusedRunner:
         began = time.perf_counter()
         with torch.inference_mode():
             launches = [*self.steps.first_launches(), self._pieces.prepare]
-            compile_together(self.pool.device, launches)
+            compile_kernels(self.pool.device, launches)
             compiled = time.perf_counter()
             self.steps.prepare()
         took = compiled - began, time.perf_counter() - compiled
