@@ -22,7 +22,7 @@ CPU = torch.device("cpu")
 
 @contextmanager
 def listening(directory: Path, answer: bytes | None) -> Iterator[Offer]:
-    """A lender that answers every connection with these bytes, or never."""
+    """A lender that answers a borrower's first message with these bytes, or never."""
     path = directory / "socket"
     done = threading.Event()
     with socket.socket(socket.AF_UNIX) as listener:
@@ -31,6 +31,10 @@ def listening(directory: Path, answer: bytes | None) -> Iterator[Offer]:
 
         def serve() -> None:
             accepted, _ = listener.accept()
+            accepted.settimeout(20)
+            accepted.recv(
+                4096
+            )  # one that closes with something unread, or before it was sent, turns away whatever it says
             if answer is not None:
                 accepted.sendall(answer)
             else:
