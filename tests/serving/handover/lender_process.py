@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from multiprocessing.connection import Connection
@@ -112,7 +113,17 @@ class LenderProcess:
         self.process.join(ANSWER_S)
 
     def signal(self, number: signal.Signals) -> None:
+        """Sends it; SIGSTOP has stopped every thread when this returns."""
         os.kill(self.process.pid, number)
+        deadline = time.monotonic() + ANSWER_S
+        while number is signal.SIGSTOP and not self._stopped():
+            assert time.monotonic() < deadline, "the lender's process has not stopped"
+            time.sleep(0.001)
+
+    def _stopped(self) -> bool:
+        """Whether each of its threads is stopped; one that runs on another processor goes on for a moment."""
+        stats = [path.read_text() for path in Path(f"/proc/{self.process.pid}/task").glob("*/stat")]
+        return all(text.rpartition(")")[2].split()[0] == "T" for text in stats)
 
     def end(self) -> None:
         with suppress(OSError):  # it has been killed

@@ -28,13 +28,13 @@ def ended(running: Running) -> dict[tuple[str, str], float]:
     return {(s.labels["method"], s.labels["code"]): s.value for s in samples if s.value}
 
 
-async def until(running: Running, expected: dict[tuple[str, str], float]) -> None:
-    """The last callbacks of a call run after its caller has the answer."""
+async def until(running: Running, *expected: dict[tuple[str, str], float]) -> None:
+    """One of ``expected``. The last callbacks of a call run after its caller has the answer."""
     for _ in range(500):
-        if ended(running) == expected:
+        if ended(running) in expected:
             return
         await asyncio.sleep(0.01)
-    assert ended(running) == expected
+    assert ended(running) in expected
 
 
 def test_every_method_and_status_is_there_from_the_start() -> None:
@@ -122,15 +122,13 @@ def test_callers_who_leave() -> None:
         watch = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest())
         await watch.read()
         watch.cancel()
-        await until(
-            running,
-            {
-                ("StoreStats", "CANCELLED"): 1,
-                ("StoreStats", "DEADLINE_EXCEEDED"): 1,
-                ("PrefillChunks", "CANCELLED"): 1,
-                ("Watch", "CANCELLED"): 1,
-            },
-        )
+        others = {
+            ("StoreStats", "CANCELLED"): 1.0,
+            ("StoreStats", "DEADLINE_EXCEEDED"): 1.0,
+            ("Watch", "CANCELLED"): 1.0,
+        }
+        # A handler that waits for the next message may see that there is none before it sees that its caller has left.
+        await until(running, *({**others, ("PrefillChunks", code): 1.0} for code in ("CANCELLED", "OK")))
 
     serve(body)
 

@@ -84,10 +84,12 @@ def serve(body: Callable[[Running, Any, grpc.aio.Channel], Awaitable[None]], acc
     async def main() -> None:
         running = Running(access)
         await running.start()
-        await running.open()
-        async with running.channel() as channel:
-            await body(running, prefill_pb2_grpc.PrefillServiceStub(channel), channel)
-        await running.server.drain(0.0)
+        try:
+            await running.open()
+            async with running.channel() as channel:
+                await body(running, prefill_pb2_grpc.PrefillServiceStub(channel), channel)
+        finally:  # one that is left running warns when it is collected, in the middle of some other test
+            await running.server.drain(0.0)
 
     asyncio.run(asyncio.wait_for(main(), 120))
 
