@@ -110,7 +110,7 @@ def test_bounds_of_pool_registry_store_and_queue(tiny: Loaded, store: Path) -> N
             done = threading.Event()
             busy = asyncio.create_task(w.computer.device.run(lambda: done.wait(10), StageTimer()))
             first = asyncio.create_task(w.prefill([3], context_chunk_ids=[a.chunk_id]))
-            while w.service.jobs.queue.jobs == 0:
+            while not w.service.jobs._running:  # it has a place, and is registered
                 await asyncio.sleep(0.01)
             with pytest.MonkeyPatch.context() as patched:
                 patched.delattr(w.service.jobs, "resolver")  # refused before anything is done for it
