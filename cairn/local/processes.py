@@ -207,13 +207,15 @@ class Processes:
                 served.ready.set_result(ready)
 
 
-def free_port(host: str) -> int:
-    """A TCP port that nothing listens on now.
+def free_port(host: str, *others: int) -> int:
+    """A TCP port that nothing listens on now, and none of ``others``.
 
     It lies below the ports that systems give to outgoing connections, so that none of those takes it before a service
     does, or while one restarts.
     """
     for port in random.SystemRandom().sample(PORTS, 100):
+        if port in others:
+            continue
         with suppress(OSError), socket.create_server((host, port)):
             return port
     with socket.create_server((host, 0)) as listener:

@@ -105,13 +105,14 @@ def service_commands(
     prefill: PrefillOptions, decode: DecodeOptions, tls_ca: Path | None = None
 ) -> tuple[Command, Command]:
     """The commands of both services, with every port chosen; ``tls_ca`` is the authority of their certificate."""
+    prefill, decode = _with_ports(prefill, decode)
     first = _command("prefill", prefill, tls_ca)
     return first, _command("decode", replace(decode, prefill=first.address, prefill_tls_ca=tls_ca), tls_ca)
 
 
 def together_command(prefill: PrefillOptions, decode: DecodeOptions, tls_ca: Path | None = None) -> Command:
     """The command of one process that serves both, with every port chosen."""
-    prefill, decode = _with_ports(prefill), _with_ports(decode)
+    prefill, decode = _with_ports(prefill, decode)
     places = [Place(name, _address(one), tls_ca) for name, one in (("prefill", prefill), ("decode", decode))]
     first, environment = _told(prefill, _without_settings(os.environ))
     second, environment = _told(replace(decode, prefill=places[0].address), environment)
@@ -136,7 +137,6 @@ def private_tokens(token_file: Path | None) -> Iterator[Path | None]:
 
 def _command(name: str, options: ServiceOptions, tls_ca: Path | None) -> Command:
     """The service with exactly these options: secrets in its environment, the rest on its command line."""
-    options = _with_ports(options)
     words, environment = _told(options, _without_settings(os.environ))
     argv = (*_python(type(options).__module__.rpartition(".")[0]), *words)
     return Command(name, argv, _address(options), tls_ca, environment)
@@ -145,10 +145,13 @@ def _command(name: str, options: ServiceOptions, tls_ca: Path | None) -> Command
 Options = TypeVar("Options", bound=ServiceOptions)
 
 
-def _with_ports(options: Options) -> Options:
-    """With the ports chosen that were left open."""
-    host = options.host
-    return replace(options, port=options.port or free_port(host), metrics_port=options.metrics_port or free_port(host))
+def _with_ports(prefill: PrefillOptions, decode: DecodeOptions) -> tuple[PrefillOptions, DecodeOptions]:
+    """Both with every port chosen, no two of them the same."""
+    taken = [prefill.port, prefill.metrics_port, decode.port, decode.metrics_port]
+    for index, host in enumerate((prefill.host, prefill.host, decode.host, decode.host)):
+        taken[index] = taken[index] or free_port(host, *taken)
+    chosen = replace(prefill, port=taken[0], metrics_port=taken[1])
+    return chosen, replace(decode, port=taken[2], metrics_port=taken[3])
 
 
 def _address(options: ServiceOptions) -> str:
