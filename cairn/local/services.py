@@ -10,7 +10,6 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TypeVar
 
 from cairn.demo.shipped import MODEL
 from cairn.local.processes import Command, Place, free_port
@@ -140,9 +139,6 @@ def _command(name: str, options: ServiceOptions, tls_ca: Path | None) -> Command
     words, environment = _told(options, _without_settings(os.environ))
     argv = (*_python(type(options).__module__.rpartition(".")[0]), *words)
     return Command(name, argv, _address(options), tls_ca, environment)
-
-
-Options = TypeVar("Options", bound=ServiceOptions)
 
 
 def _with_ports(prefill: PrefillOptions, decode: DecodeOptions) -> tuple[PrefillOptions, DecodeOptions]:
