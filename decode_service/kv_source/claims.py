@@ -20,6 +20,7 @@ from chunk_store.layout import KVLayout
 from chunk_store.store import Busy, ChunkStore, Publication, Stored
 from chunk_store.tenant import NO_LIMITS, Tenant, TenantLimits
 from decode_service.kv_source.asking import ComputedChunk, FetchTerms
+from decode_service.kv_source.full_stores import FullStores
 from decode_service.prompt.composition import Composition
 from decode_service.prompt.request_chunk import RequestChunk, Unpublished
 from engine.kv.resident import ResidentChunk
@@ -31,7 +32,6 @@ from serving.store.heartbeat import TTL_S, heartbeat
 BUSY_WAIT_S_MAX = 120.0  # for another process to finish what it has claimed
 ROOM_WAIT_S = 10.0  # in a full queue of what is to be stored, before a chunk is computed for this pool alone
 BEHIND_FOR_S = 5.0  # how long nobody waits for room after somebody waited in vain
-FULL_FOR_S = 5.0  # how long a store that was full is taken to be
 LOOK_S = 0.25  # between two looks whether somebody still waits
 
 log = logging.getLogger(__name__)
@@ -77,7 +77,7 @@ class StoreClaim:
 
     def _done(self, going: Future[EntryInfo]) -> None:
         if isinstance(going.exception(), StoreFull):
-            self._claims.note_full(self._header.tenant)
+            self._claims.full.note(self._header.tenant)
 
 
 class ChunkClaims:
@@ -101,7 +101,7 @@ class ChunkClaims:
         self._limits_of = limits_of
         self._open: set[StoreClaim] = set()
         self._lock = threading.Lock()
-        self._full_until: dict[Tenant, float] = {}
+        self.full = FullStores()
         self._behind_until = 0.0
         self._dropping = ThreadPoolExecutor(1, thread_name_prefix="cairn-drop-claims")
         self._beats = ExitStack()
@@ -136,7 +136,7 @@ class ChunkClaims:
 
     def claim(self, composition: Composition, chunk: RequestChunk, terms: FetchTerms) -> ComputedChunk | Busy:
         """What becomes of one chunk now."""
-        if self._is_full(chunk.tenant) and not terms.insist:
+        if chunk.tenant in self.full and not terms.insist:
             return ComputedChunk(chunk.index, chunk.key, unpublished=Unpublished.STORE_FULL)
         header = self._header(composition, chunk)
         place = self._room(header.nbytes, terms)
@@ -191,10 +191,6 @@ class ChunkClaims:
         except RuntimeError:  # it is shutting down, and closing the store ends all claims
             log.debug("a claim runs out or ends with the store")
 
-    def note_full(self, tenant: Tenant) -> None:
-        """The store has no room for a tenant's KV: for a while it is not asked to take more."""
-        self._full_until[tenant] = time.monotonic() + FULL_FOR_S
-
     def stop(self) -> None:
         """Ends the claims that are left. After the device thread, which drops its own."""
         with self._lock:
@@ -219,13 +215,6 @@ class ChunkClaims:
             except StoreError as error:
                 if claim in self._open:
                     log.warning("a claim could not be renewed: %s", error)
-
-    def _is_full(self, tenant: Tenant) -> bool:
-        until = self._full_until.get(tenant)
-        if until is not None and until <= time.monotonic():
-            self._full_until.pop(tenant, None)
-            until = None
-        return until is not None
 
 
 def _pause(seconds: float, until: float, terms: FetchTerms) -> None:

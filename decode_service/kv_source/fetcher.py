@@ -15,9 +15,9 @@ from concurrent.futures import ThreadPoolExecutor
 from chunk_store.errors import StoreError, StoreFull, StoreUnavailable
 from chunk_store.key import ChunkKey, ModelIdentity
 from chunk_store.store import ChunkStore, Lease
-from chunk_store.tenant import Tenant
 from decode_service.kv_source.asking import ComputedChunk, FetchTerms, PrefillClient, Wanted
 from decode_service.kv_source.fetch import Fetch
+from decode_service.kv_source.full_stores import FullStores
 from decode_service.prompt.composition import Composition
 from decode_service.prompt.request_chunk import Unpublished
 from serving.errors import Unavailable, Unsupported
@@ -29,7 +29,6 @@ log = logging.getLogger(__name__)
 LOADS_AT_ONCE = 4  # chunks, over all requests; each is read by several processors
 LEASE_WAIT_S = 0.25
 NO_LEASE_FOR_S = 2.0  # how long nobody waits for a lease after somebody waited in vain
-FULL_FOR_S = 5.0  # how long a store that was full is taken to be
 
 
 class KVFetcher:
@@ -53,8 +52,7 @@ class KVFetcher:
         self.register = register
         self.borrower = borrower
         self.load_threads = ThreadPoolExecutor(LOADS_AT_ONCE, thread_name_prefix="cairn-load-part")
-        # By the monotonic clock: until then a tenant's KV is not asked for, which could not be stored.
-        self._full_until: dict[Tenant, float] = {}
+        self.full = FullStores()
         self._no_lease_until = 0.0
 
     def fetch(self, composition: Composition, wanted: Sequence[Wanted], terms: FetchTerms) -> dict[Stage, int]:
@@ -93,24 +91,17 @@ class KVFetcher:
 
         Raises as ``fetch`` does.
         """
-        if self._is_full(composition.tenant) and not terms.insist:
+        if composition.tenant in self.full and not terms.insist:
             for index in indices:
                 yield ComputedChunk(index, composition.chunks[index].key, unpublished=Unpublished.STORE_FULL)
             return
         log.info("asking for chunks %s and what they attend to", ", ".join(map(str, indices)))
         for made in self.prefill_client.compute_all(composition, indices, terms):
             if made.unpublished is Unpublished.STORE_FULL:
-                self._full_until[composition.tenant] = time.monotonic() + FULL_FOR_S
+                self.full.note(composition.tenant)
             if made.key != composition.chunks[made.index].key:
                 raise _other_identity()
             yield made
-
-    def _is_full(self, tenant: Tenant) -> bool:
-        now = time.monotonic()
-        for other, until in list(self._full_until.items()):
-            if until <= now:
-                self._full_until.pop(other, None)
-        return tenant in self._full_until
 
 
 def _other_identity() -> Unsupported:

@@ -6,11 +6,13 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from chunk_store.key import ChunkId, ChunkKey
+from chunk_store.store import ChunkStore
 from chunk_store.tenant import Tenant
+from engine.kv.source import KVSource
 from engine.served import ServedModel
 from prefill_service.jobs.progress import JobProgress
 from prefill_service.jobs.resolver import PrefillJob
-from serving.publishing.publisher import Publishing
+from serving.publishing.publisher import Publisher, Publishing
 
 
 class ChunkComputer(Protocol):
@@ -39,3 +41,20 @@ class ChunkComputer(Protocol):
 
     async def stop(self) -> None:
         """Writes out what is computed, within its time, and ends its threads."""
+
+
+def find_missing(
+    store: ChunkStore, publisher: Publisher, served: ServedModel, job: PrefillJob, progress: JobProgress
+) -> list[int]:
+    """Which needed chunks are not stored, with the reasons noted. Any thread may ask."""
+    with progress.timer.stage("lookup"):
+        found = store.lookup([job.chunks[index].key for index in job.needed])
+        missing = [index for index, info in zip(job.needed, found, strict=True) if info is None]
+        for index in missing:
+            key, name = job.chunks[index].key, job.chunk_ids[index]
+            if index not in progress.misses and publisher.pending(key) is None:
+                progress.misses[index] = store.miss_reason(key, name, served.identity, job.owner(index))
+    for index in set(job.needed) - set(missing):
+        progress.sources.setdefault(index, KVSource.STORE)
+        progress.stored(index)
+    return missing

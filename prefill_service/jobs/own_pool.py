@@ -13,11 +13,11 @@ from chunk_store.key import ChunkId, ChunkKey
 from chunk_store.store import ChunkStore, Lease
 from chunk_store.tenant import Tenant
 from engine.kv.resident import PoolFull, ResidentChunk, ResidentChunks
-from engine.kv.source import KVSource
 from engine.reuse import KeyedChunk
 from engine.run.protocol import Runner
 from engine.served import ServedModel
 from prefill_service.jobs.attempt import Attempt, BusyFor, EndOf, LoadOf, RoomFor, Wait
+from prefill_service.jobs.computer import find_missing
 from prefill_service.jobs.loads import PoolLoads, Reading
 from prefill_service.jobs.progress import JobProgress
 from prefill_service.jobs.resolver import PrefillJob
@@ -64,19 +64,8 @@ class OwnPool:
         self._loading = asyncio.Lock()
 
     def find_missing(self, job: PrefillJob, progress: JobProgress) -> list[int]:
-        """Which needed chunks are not stored, with the reasons noted. Needs no device: any thread may ask."""
-        with progress.timer.stage("lookup"):
-            found = self.store.lookup([job.chunks[index].key for index in job.needed])
-            missing = [index for index, info in zip(job.needed, found, strict=True) if info is None]
-            for index in missing:
-                if index not in progress.misses and self.publisher.pending(job.chunks[index].key) is None:
-                    progress.misses[index] = self.store.miss_reason(
-                        job.chunks[index].key, job.chunk_ids[index], self.served.identity, job.owner(index)
-                    )
-        for index in set(job.needed) - set(missing):
-            progress.sources.setdefault(index, KVSource.STORE)
-            progress.stored(index)
-        return missing
+        """See ``ChunkComputer``."""
+        return find_missing(self.store, self.publisher, self.served, job, progress)
 
     async def compute(self, job: PrefillJob, progress: JobProgress, deadline: float) -> None:
         """See ``ChunkComputer``."""

@@ -124,7 +124,7 @@ def test_who_joined_a_chunk_that_is_computed_here_goes_on_when_its_owner_leaves(
         chunk, reached, release = tokens(1, 40), threading.Event(), threading.Event()
         expected = services.generate([chunk, [6]], cache="bypass")
         runner = services.decode.worker.runner
-        services.decode.worker.loader.source._full_until[DEFAULT_TENANT] = float("inf")
+        services.decode.worker.loader.source.full._until[DEFAULT_TENANT] = float("inf")
         real = runner.begin
 
         def held(batch: Sequence[StepRows]) -> Any:

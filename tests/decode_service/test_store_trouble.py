@@ -16,7 +16,7 @@ import cairn
 from cairn import Result
 from chunk_store.errors import StoreUnavailable
 from chunk_store.limits import StoreLimits
-from decode_service.kv_source import fetcher
+from decode_service.kv_source import full_stores
 from tests.chunk_store.servers import need_redis, redis_server, redis_url
 from tests.decode_service.models import loaded, tokens
 from tests.decode_service.pair import Pair, pair, wait_until
@@ -26,7 +26,7 @@ from tests.decode_service.test_pressure import asking, later
 @pytest.fixture(autouse=True)
 def a_full_store_stays_full(monkeypatch: pytest.MonkeyPatch) -> None:
     """Until ``forget_trouble``, however slow this machine is."""
-    monkeypatch.setattr(fetcher, "FULL_FOR_S", 600.0)
+    monkeypatch.setattr(full_stores, "FULL_FOR_S", 600.0)
 
 
 STORE: dict[str, Any] = {"hand_over": False}  # the store is the way that KV takes here
@@ -54,7 +54,7 @@ def check_without_store(services: Pair, seed: int, why: str) -> None:
 
 def forget_trouble(services: Pair) -> None:
     """As if some seconds had gone by."""
-    services.decode.worker.loader.source._full_until.clear()
+    services.decode.worker.loader.source.full._until.clear()
 
 
 def is_stored(services: Pair, seed: int) -> bool:

@@ -93,7 +93,7 @@ def answer(result: Result) -> tuple[tuple[int, ...], tuple[float, ...]]:
 @pytest.mark.parametrize("reuse", ["exact", "anchored", "independent"])
 @pytest.mark.parametrize("tokens", [777, 5000])  # packed, and in pieces of library attention
 def test_bits_are_those_of_two_processes(one: Client, two: Client, reuse: str, tokens: int) -> None:
-    parts = [fresh(tokens + len(reuse), tokens), fresh(31 + len(reuse), 300), [5, 6, 7]]
+    parts = [fresh(tokens + len(reuse), tokens), fresh(tokens + 31 + len(reuse), 300), [5, 6, 7]]
     cold, warm, bypassed = (
         ask(one, parts, reuse=reuse, cache=cache).finish() for cache in ("shared", "shared", "bypass")
     )

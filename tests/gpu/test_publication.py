@@ -31,7 +31,7 @@ def test_what_is_stored_has_the_bits_of_what_was_launched_and_its_pages_are_used
     pages = 3 * TOKENS // 16
     pool = PagedKVPool(LAYOUT, pages=pages, chunk_pages=pages, device="cuda")
     residents = ResidentChunks(pool)
-    device = ThreadPoolExecutor(1)
+    device = ThreadPoolExecutor(1, initializer=torch.cuda.set_device, initargs=(0,))  # else a product warns
     store = open_store(f"file://{tmp_path}")
     nbytes = LAYOUT.nbytes(TOKENS)
     metrics = PublicationMetrics(CollectorRegistry(), "gpu")

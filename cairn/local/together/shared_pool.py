@@ -30,6 +30,7 @@ from engine.kv.source import KVSource
 from engine.reuse import ReuseMode
 from engine.sampling.params import SamplingParams, SamplingRequest
 from engine.served import ServedModel
+from prefill_service.jobs.computer import find_missing
 from prefill_service.jobs.progress import JobCancelled, JobProgress
 from prefill_service.jobs.resolver import PrefillJob
 from serving.errors import Unavailable
@@ -257,20 +258,3 @@ def why_not(unpublished: Unpublished) -> Exception:
     if unpublished is Unpublished.STORE_FULL:
         return StoreFull("the store has no room for the KV", "delete chunks, or raise its capacity or the quota")
     return StoreUnavailable("the store does not take the KV now", "try again")
-
-
-def find_missing(
-    store: ChunkStore, publisher: Publisher, served: ServedModel, job: PrefillJob, progress: JobProgress
-) -> list[int]:
-    """Which needed chunks are not stored, with the reasons noted. Any thread may ask."""
-    with progress.timer.stage("lookup"):
-        found = store.lookup([job.chunks[index].key for index in job.needed])
-        missing = [index for index, info in zip(job.needed, found, strict=True) if info is None]
-        for index in missing:
-            key, name = job.chunks[index].key, job.chunk_ids[index]
-            if index not in progress.misses and publisher.pending(key) is None:
-                progress.misses[index] = store.miss_reason(key, name, served.identity, job.owner(index))
-    for index in set(job.needed) - set(missing):
-        progress.sources.setdefault(index, KVSource.STORE)
-        progress.stored(index)
-    return missing
