@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 
 from chunk_store.tenant import Tenant
@@ -11,7 +13,7 @@ from decode_service.kv_source.full_stores import FullStores
 
 def test_a_tenant_is_remembered_for_a_while_and_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 100.0
-    monkeypatch.setattr(full_stores.time, "monotonic", lambda: now)
+    monkeypatch.setattr(time, "monotonic", lambda: now)
     full, one, two = FullStores(), Tenant("one"), Tenant("two")
     full.note(one)
     assert one in full and two not in full
