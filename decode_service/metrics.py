@@ -102,8 +102,17 @@ class DecodeMetrics:
         gauge.labels(self._model).set_function(read)
 
     def prefilled(self, sequence: Sequence) -> None:
-        """A request has reached its first token: its prompt is accounted for, hit + computed = prompt."""
-        composition, clock = sequence.composition, sequence.clock
+        """An answer has reached its first token: its prompt is accounted for, once, hit + computed = prompt."""
+        clock = sequence.clock
+        if sequence.answer == 0:
+            self._count_prompt(sequence)
+        self._queue.labels(self._model).observe(clock.spent_ns()["queue"] / 1e9)
+        self._prefill.labels(self._model).observe((clock.first_token - clock.admitted) / 1e9)
+        self._generated.labels(self._model).inc()
+        self._last_token[id(sequence)] = time.monotonic()
+
+    def _count_prompt(self, sequence: Sequence) -> None:
+        composition = sequence.composition
         by_source = dict.fromkeys(KVSource, 0)
         for chunk in composition.chunks:
             outcome = chunk.outcome or ChunkOutcome(KVSource.COMPUTED)
@@ -117,10 +126,6 @@ class DecodeMetrics:
             self._by_source.labels(self._model, source.value).inc(tokens)
         self._prompt_tokens.labels(self._model).inc(composition.prompt_tokens)
         self._prompt_length.labels(self._model).observe(composition.prompt_tokens)
-        self._queue.labels(self._model).observe(clock.spent_ns()["queue"] / 1e9)
-        self._prefill.labels(self._model).observe((clock.first_token - clock.admitted) / 1e9)
-        self._generated.labels(self._model).inc()
-        self._last_token[id(sequence)] = time.monotonic()
 
     def kept(self, kv: KeptKV, why: NotKept | None) -> None:
         """A request that keeps its turn has ended; ``why`` it is not registered, or its KV not kept."""

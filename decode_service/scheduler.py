@@ -236,6 +236,10 @@ class Scheduler:
             if (sequence.owner, sequence.request_id) == (owner, request_id):
                 self._end(sequence, Finished(reason), now)
 
+    def finish(self, sequence: Sequence, reason: FinishReason, now: int) -> None:
+        """One answer is over, the others of its request go on. Harmless after its end."""
+        self._end(sequence, Finished(reason), now)
+
     def abandon(self, error: RequestError, now: int) -> None:
         """Everybody fails; the pool is left as it is. Nothing may come afterwards."""
         for sequence in self.everyone:

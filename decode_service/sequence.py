@@ -78,7 +78,8 @@ Event = Tokens | Finished | Failed | ChunkReady | AllReady
 
 @dataclass(eq=False)
 class Sequence:
-    """One request. ``deliver`` is called with its events, in order, by ``hand_out``.
+    """One request, or one answer of a request for several: they bear its id, and the first one counts its prompt.
+    ``deliver`` is called with its events, in order, by ``hand_out``.
 
     A request *for chunks* has a composition without a tail. It ends when its chunks are in the pool: it never draws,
     and takes no place to decode.
@@ -92,6 +93,7 @@ class Sequence:
     deliver: Callable[[list[Event]], None]
     owner: Tenant = DEFAULT_TENANT  # of the request and its id, which is the owner's own among many
     clock: StageClock = field(default_factory=StageClock)
+    answer: int = 0  # which answer of its request
     deadline: float = math.inf  # by the monotonic clock, seconds; nobody waits for the answer after it
     state: State = State.WAITING
     fill: Fill | None = None  # what its admission brings into the pool

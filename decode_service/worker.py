@@ -42,7 +42,7 @@ from engine.kv.host_tier import PoolMemory
 from engine.kv.resident import ResidentChunks
 from engine.run.protocol import Runner
 from engine.sampling.params import Choice
-from serving.errors import InternalFault, Overloaded, RequestError, Unavailable
+from serving.errors import InternalFault, InvalidRequest, Overloaded, RequestError, Unavailable
 from serving.tenancy.places import PlacesFull, TenantPlaces
 from serving.tenancy.quotas import TenantQuotas
 from serving.trace.request_id import NO_REQUEST, bearing
@@ -114,14 +114,18 @@ class DecodeWorker:
         self._thread.join(timeout_s)
         self.loader.stop()
 
-    def take_place(self, tenant: Tenant = DEFAULT_TENANT) -> None:
-        """A place in the queue for a request that is about to be composed, until ``submit`` or ``leave_place``.
+    def take_place(self, tenant: Tenant = DEFAULT_TENANT, answers: int = 1) -> None:
+        """A place in the queue for each answer of a request that is about to be composed, until ``submit`` or
+        ``leave_place``.
 
         Costs next to nothing, so that a request which finds no place is refused before anything is done for it.
-        Raises ``Overloaded`` if ``waiting_max`` have one already, or the tenant has as many as it may.
+        Raises ``Overloaded`` if ``waiting_max`` have one already, or the tenant has as many as it may, and
+        ``InvalidRequest`` for more answers than it may ever have.
         """
+        if answers > (most := self.places.most(tenant)) > 0:
+            raise InvalidRequest(f"{answers} answers at once; the caller may have {most}", field="sampling.n")
         try:
-            self.places.take(tenant)
+            self.places.take(tenant, answers)
         except PlacesFull as error:
             raise Overloaded(str(error), retry_after_s=self._wait_s()) from error
 
@@ -141,6 +145,10 @@ class DecodeWorker:
     def end(self, request_id: str, reason: FinishReason, owner: Tenant = DEFAULT_TENANT) -> None:
         """Ends an owner's request; its caller gets ``Finished(reason)``. One that has ended is ignored."""
         self._inbox.put(partial(self.scheduler.end, owner, request_id, reason, time.monotonic_ns()))
+
+    def finish(self, sequence: Sequence, reason: FinishReason) -> None:
+        """Ends one answer alone, as ``end`` does with all that bear a request's id."""
+        self._inbox.put(lambda: self.scheduler.finish(sequence, reason, time.monotonic_ns()))
 
     def check_size(self, sequence: Sequence) -> None:
         """Raises ``Unsupported`` if the pool could never hold the sequence."""

@@ -1,4 +1,4 @@
-"""The text of an answer as it streams: tokens in, text out, and stop strings that are never shown."""
+"""The text of an answer as it streams: tokens in, text out, up to a stop string."""
 
 from __future__ import annotations
 
@@ -31,11 +31,17 @@ class TextDelta(Generic[TokenT]):
 class AnswerText:
     """Turns tokens into text, holding back what may be the beginning of a stop string."""
 
-    def __init__(self, stream: TextStream, stop: Sequence[str], min_tokens: int = 0) -> None:
-        """Stop strings that begin before the token number ``min_tokens`` are text like any other."""
+    def __init__(
+        self, stream: TextStream, stop: Sequence[str], min_tokens: int = 0, *, include_stop: bool = False
+    ) -> None:
+        """Stop strings that begin before the token number ``min_tokens`` are text like any other.
+
+        The one that ends the answer is not shown, or with ``include_stop`` is the end of what is shown.
+        """
         self._stream = stream
         self._stop = tuple(stop)
         self._min_tokens = min_tokens
+        self._include_stop = include_stop
         self._held = ""
         self.tokens = 0
 
@@ -66,7 +72,8 @@ class AnswerText:
         if self.tokens >= self._min_tokens:
             found = [(at + len(stop), at) for stop in self._stop if (at := self._held.find(stop)) >= 0]
             if found:
-                shown, stopped = self._held[: min(found)[1]], True
+                end, at = min(found)
+                shown, stopped = self._held[: end if self._include_stop else at], True
             elif keep:
                 split = len(self._held) - self._could_be_stop()
                 shown, held = self._held[:split], self._held[split:]

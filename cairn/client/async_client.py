@@ -124,7 +124,8 @@ class AsyncClient:
 
         start, *instead = map(call_of, requests)
         attempts = self._attempts(timeout_s, retry=True)
-        return AsyncGeneration(start, peer, attempts, instead=instead[0] if instead else None, finished=finished)
+        answers, second = max(1, requests[0].sampling.n), instead[0] if instead else None
+        return AsyncGeneration(start, peer, attempts, answers=answers, instead=second, finished=finished)
 
     async def explain(
         self, segments: Sequence[Segment], *, timeout_s: float | None = None, **options: Unpack[GenerateOptions]

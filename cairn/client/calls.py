@@ -41,6 +41,8 @@ class GenerateOptions(TypedDict, total=False):
 
     ``order="canonical"``: the service may sort neighbouring chunks of one type, so that prompts begin alike.
     ``keep`` makes the query and its answer a chunk, ``Result.kept``, for the next turn of a conversation.
+    ``n`` answers to one prompt, the i-th as if it were asked for with ``seed`` + i: ``Generation.results``.
+    ``include_stop``: the stop string that ends an answer is part of its text.
     """
 
     max_tokens: int
@@ -66,6 +68,8 @@ class GenerateOptions(TypedDict, total=False):
     logit_bias: Mapping[int, float]
     keep_special_tokens: bool
     keep: bool
+    n: int
+    include_stop: bool
 
 
 class ListOptions(TypedDict, total=False):

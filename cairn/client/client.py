@@ -135,7 +135,8 @@ class Client:
 
         start, *instead = map(call_of, requests)
         attempts = self._attempts(timeout_s, retry=True)
-        return Generation(start, peer, attempts, instead=instead[0] if instead else None, finished=finished)
+        answers, second = max(1, requests[0].sampling.n), instead[0] if instead else None
+        return Generation(start, peer, attempts, answers=answers, instead=second, finished=finished)
 
     def explain(
         self, segments: Sequence[Segment], *, timeout_s: float | None = None, **options: Unpack[GenerateOptions]

@@ -130,7 +130,7 @@ class BaseConversation(Generic[StreamT]):
         """Asks, and gives the answer as it comes; read to its end it is the next turn.
 
         An answer that is left before its end, or fails, leaves the conversation as it is; so does one of no tokens. One
-        that is aborted (``Client.abort``) is a turn as far as it came.
+        that is aborted (``Client.abort``) is a turn as far as it came. Of ``n`` answers the first is the turn's.
         """
         return self._stream(self._turns, question, options)
 

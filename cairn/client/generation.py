@@ -18,27 +18,34 @@ StartCall = Callable[[float], Any]  # seconds until the deadline -> the gRPC cal
 
 
 class _Assembly:
-    """The events of one stream, put together. Knows no network."""
+    """The events of one stream, put together by answer. Knows no network."""
 
-    def __init__(self, peer: Peer) -> None:
-        self.result: Result | None = None
+    def __init__(self, peer: Peer, answers: int) -> None:
+        self.results: dict[int, Result] = {}
         self.started = False
+        self._answers = answers
         self._peer = peer
-        self._deltas: list[Delta] = []
+        self._deltas: dict[int, list[Delta]] = {}
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether the final message of every answer has come."""
+        return len(self.results) >= self._answers
 
     def add(self, event: decode_pb2.GenerateResponse) -> Delta | None:
-        """The delta in this event, or None for the final message, whose result it keeps."""
+        """The delta in this event, or None for a final message, whose result it keeps."""
         self.started = True
         if event.WhichOneof("event") == "complete":
-            self.result = parse_result(event.complete, self._deltas)
+            index = event.complete.index
+            self.results[index] = parse_result(event.complete, self._deltas.get(index, []))
             return None
         delta = parse_delta(event.delta)
-        self._deltas.append(delta)
+        self._deltas.setdefault(delta.index, []).append(delta)
         return delta
 
     def end(self) -> None:
-        """The stream is over. Raises ``ServerError`` if its final message never came."""
-        if self.result is None:
+        """The stream is over. Raises ``ServerError`` if a final message never came."""
+        if not self.is_whole:
             message = "the stream ended before its final message"
             raise error_from_status("INTERNAL", message, self._peer.source, self._peer.request_id)
 
@@ -46,7 +53,8 @@ class _Assembly:
 class _Stream:
     """What both kinds of generation are: a call, its deadline, and what has arrived.
 
-    ``instead`` is the call to make when the first one finds a chunk gone; ``finished`` is told of the result.
+    ``answers`` are expected. ``instead`` is the call to make when the first one finds a chunk gone; ``finished`` is
+    told of the result, of several the first.
     """
 
     def __init__(
@@ -55,6 +63,7 @@ class _Stream:
         peer: Peer,
         attempts: Attempts,
         *,
+        answers: int = 1,
         instead: StartCall | None = None,
         finished: Callable[[Result], None] = lambda _: None,
     ) -> None:
@@ -63,22 +72,27 @@ class _Stream:
         self._finished = finished
         self._peer = peer
         self._attempts = attempts
-        self._assembly = _Assembly(peer)
+        self._assembly = _Assembly(peer, answers)
         self._call: Any = start(attempts.remaining_s())
         self._open = True
 
     @property
     def result(self) -> Result:
-        """The result. Raises ``RuntimeError`` before the stream has been read to its end."""
-        if self._assembly.result is None:
+        """The result, of several the first. Raises ``RuntimeError`` before the stream has been read to its end."""
+        return self.results[0]
+
+    @property
+    def results(self) -> list[Result]:
+        """Of ``n`` answers, in their order. Raises ``RuntimeError`` before the stream has been read to its end."""
+        if not self._assembly.is_whole:
             raise RuntimeError("no result yet: read the stream to its end, or call finish()")
-        return self._assembly.result
+        return [result for _, result in sorted(self._assembly.results.items())]
 
     def _add(self, event: decode_pb2.GenerateResponse) -> Delta | None:
-        """The delta in an event; of the last one, None."""
+        """The delta in an event; of an answer's last one, None."""
         delta = self._assembly.add(event)
-        if self._assembly.result is not None:
-            self._finished(self._assembly.result)
+        if delta is None and self._assembly.is_whole:
+            self._finished(self.result)
         return delta
 
     def _cancel(self) -> None:

@@ -95,11 +95,12 @@ def parse_delta(delta: decode_pb2.Delta) -> Delta:
         token_ids=tuple(delta.token_ids),
         logprobs=tuple(delta.logprobs),
         top_logprobs=tuple(tuple(zip(top.token_ids, top.logprobs, strict=True)) for top in delta.top_logprobs),
+        index=delta.index,
     )
 
 
 def parse_result(complete: decode_pb2.Complete, deltas: list[Delta]) -> Result:
-    """The final message together with what was streamed before it."""
+    """The final message of an answer together with what was streamed of it before."""
     return Result(
         request_id=complete.request_id,
         text="".join(delta.text for delta in deltas),
@@ -113,6 +114,7 @@ def parse_result(complete: decode_pb2.Complete, deltas: list[Delta]) -> Result:
         model_name=complete.model_name,
         top_logprobs=tuple(top for delta in deltas for top in delta.top_logprobs),
         kept=_kept(complete.kept) if complete.HasField("kept") else None,
+        index=complete.index,
     )
 
 

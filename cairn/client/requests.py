@@ -86,6 +86,8 @@ def generate_request(
     logit_bias: Mapping[int, float] | None = None,
     keep_special_tokens: bool = False,
     keep: bool = False,
+    n: int = 1,
+    include_stop: bool = False,
 ) -> decode_pb2.GenerateRequest:
     """A ``GenerateRequest``; None leaves a sampling value to the service. Raises ``InvalidRequest``."""
     if isinstance(segments, str | ChunkRef | Text | Tokens):
@@ -114,6 +116,8 @@ def generate_request(
         top_logprobs=top_logprobs,
         logit_bias=_logit_bias(logit_bias or {}),
         keep_special_tokens=keep_special_tokens,
+        n=n if n != 1 else None,
+        include_stop=include_stop,
     )
     return decode_pb2.GenerateRequest(
         request_id=request_id or "",

@@ -120,6 +120,7 @@ class Delta:
     token_ids: tuple[int, ...]
     logprobs: tuple[float, ...] = ()
     top_logprobs: tuple[TopLogprobs, ...] = ()
+    index: int = 0  # of the answer, with ``n``
 
 
 @dataclass(frozen=True)
@@ -187,7 +188,8 @@ class Result:
     """A finished generation. ``finish_reason`` is ``"stop"``, ``"length"`` or ``"abort"``.
 
     ``top_logprobs``: of each generated token the likeliest at its place, if they were asked for. ``kept``: the turn as
-    a chunk, if that was asked for and something was generated.
+    a chunk, if that was asked for and something was generated. ``index``: which of ``n`` answers it is; the prompt's
+    tokens are counted in the first one's ``usage``.
     """
 
     request_id: str
@@ -202,6 +204,7 @@ class Result:
     model_name: str
     top_logprobs: tuple[TopLogprobs, ...] = ()
     kept: Kept | None = None
+    index: int = 0
 
 
 @dataclass(frozen=True)

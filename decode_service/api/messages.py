@@ -14,7 +14,7 @@ from decode_service.prompt.resolver import SegmentRequest
 from decode_service.sequence import Sequence
 from engine.kv.source import KVSource
 from engine.reuse import Exactness, ReuseMode
-from engine.sampling.params import SamplingParams
+from engine.sampling.params import SEED_MAX, SamplingParams
 from protos import chunks_pb2, decode_pb2
 from serving.errors import InvalidRequest
 from serving.rpc import wire
@@ -25,6 +25,7 @@ SEED_BITS = 62
 SEGMENTS_MAX = 1024
 STOPS_MAX = 16
 STOP_TOKEN_IDS_MAX = 4096
+ANSWERS_MAX = 16
 
 _SOURCES = {
     KVSource.DEVICE: decode_pb2.KV_SOURCE_DEVICE,
@@ -126,6 +127,19 @@ def kept_out(kept: Kept) -> decode_pb2.Kept:
     )
 
 
+def answers_in(sampling: decode_pb2.SamplingParams) -> int:
+    """How many answers are asked for. Raises ``InvalidRequest`` for more than there may be, and seeds that run out."""
+    if sampling.n > ANSWERS_MAX:
+        raise InvalidRequest(f"{sampling.n} must be at most {ANSWERS_MAX}", field="sampling.n")
+    if sampling.HasField("seed") and sampling.seed <= SEED_MAX < sampling.seed + max(1, sampling.n) - 1:
+        raise InvalidRequest(
+            f"answer {sampling.n - 1} would draw with a seed beyond {SEED_MAX}",
+            field="sampling.seed",
+            remedy="use a smaller one, or fewer answers",
+        )
+    return max(1, sampling.n)
+
+
 def max_tokens_in(sampling: decode_pb2.SamplingParams) -> int | None:
     """The limit asked for; None if unset."""
     return sampling.max_tokens if sampling.HasField("max_tokens") else None
@@ -174,10 +188,13 @@ def sampling_in(
 def usage_out(sequence: Sequence, completion_tokens: int) -> decode_pb2.Usage:
     """Tokens by what was done for them; cached + computed = prompt.
 
-    All 0 for a request that ended before its first token: as in the metrics, its prompt was not answered.
+    All 0 for a request that ended before its first token: as in the metrics, its prompt was not answered. Of several
+    answers the first counts the prompt.
     """
     if not sequence.clock.first_token:
         return decode_pb2.Usage()
+    if sequence.answer:
+        return decode_pb2.Usage(completion_tokens=completion_tokens)
     prompt = sequence.composition.prompt_tokens
     cached = sequence.composition.cached_tokens
     return decode_pb2.Usage(

@@ -1,4 +1,4 @@
-"""From a request's events to the replies that its caller reads: deltas as tokens come, then the completion."""
+"""From an answer's events to the replies that its caller reads: deltas as tokens come, then the completion."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from text.answer import AnswerText
 
 
 class Replies:
-    """The replies to one request; what came in together goes out together.
+    """The replies of one answer to a request, the ``index``-th; what came in together goes out together.
 
     ``over``: its last event has come, and ``error`` is what it failed with. ``stop`` is called when a stop string has
     come: what comes after it is not shown. ``complete`` makes the completion, of how it ended and its number of tokens.
@@ -25,8 +25,10 @@ class Replies:
         *,
         stop: Callable[[], None],
         complete: Callable[[FinishReason, int], decode_pb2.Complete],
+        index: int = 0,
     ) -> None:
         self._answer = answer
+        self._index = index
         self._stop = stop
         self._complete = complete
         self._reason: FinishReason | None = None
@@ -41,7 +43,7 @@ class Replies:
             choices = [choice for event in events if isinstance(event, Tokens) for choice in event.choices]
             if choices:
                 new = self._answer.push(choices)
-                replies.append(delta(new.text, new.choices))
+                replies.append(delta(new.text, new.choices, self._index))
                 if new.stopped:
                     self._reason = FinishReason.STOP
                     self._stop()
@@ -59,17 +61,19 @@ class Replies:
         if reason is None:
             rest, stopped = self._answer.flush()
             if rest:
-                replies.append(delta(rest, ()))
+                replies.append(delta(rest, (), self._index))
             reason = FinishReason.STOP if stopped and end.reason is FinishReason.LENGTH else end.reason
         replies.append(decode_pb2.GenerateResponse(complete=self._complete(reason, self._answer.tokens)))
         return replies
 
 
-def delta(text: str, choices: Items[Choice]) -> decode_pb2.GenerateResponse:
-    """A delta event; log-probabilities where they were asked for."""
+def delta(text: str, choices: Items[Choice], index: int = 0) -> decode_pb2.GenerateResponse:
+    """A delta event of an answer; log-probabilities where they were asked for."""
     reply = decode_pb2.GenerateResponse()
     new = reply.delta  # filled in place: half the time of three constructors, and there is one for every token
     new.text = text
+    if index:
+        new.index = index
     new.token_ids.extend([choice.token_id for choice in choices])
     if choices and choices[0].logprob is not None:
         new.logprobs.extend([choice.logprob for choice in choices if choice.logprob is not None])

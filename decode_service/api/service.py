@@ -16,6 +16,7 @@ from prometheus_client import CollectorRegistry
 from chunk_store.store import ChunkStore
 from chunk_store.tenant import DEFAULT_TENANT, Tenant
 from decode_service.api import messages
+from decode_service.api.answers import Answer, answers_to
 from decode_service.api.explain import Explanation, explain
 from decode_service.api.mailbox import Mailbox, deliver_in
 from decode_service.api.replies import Replies
@@ -103,44 +104,52 @@ class DecodeService(decode_pb2_grpc.DecodeServiceServicer):
         adopt_request_id(context, request.request_id)
         caller = self._caller(request, context)
         request_id = self._claim_id(request.request_id, caller.owner)
-        sequence: Sequence | None = None
+        sequences: list[Sequence] = []
         try:
-            sequence, mailbox = await self._submit(request, context, caller, request_id, clock)
-            sampling = request.sampling
-            stream = self._codec.stream(sampling.keep_special_tokens)
-            answer = AnswerText(stream, sampling.stop, sampling.min_tokens)
-            replies = Replies(
-                answer,
-                stop=lambda: self.worker.end(request_id, FinishReason.STOP, caller.owner),
-                complete=lambda reason, tokens: self._complete(sequence, reason, tokens),
-            )
-            answered: list[int] = []  # of a turn that is kept
+            sequences, mailbox = await self._submit(request, context, caller, request_id, clock)
+            answers = [self._answer(request.sampling, sequence) for sequence in sequences]
+            open_answers, begun = len(answers), False
             # All in this one generator: each that a reply passes through takes its time for every token.
             with self._within_timeout(mailbox):
-                while not replies.over:
-                    events = await mailbox.take()
-                    if not answer.tokens and isinstance(events[0], Tokens):
-                        self.worker.metrics.first_token_sent(clock)
-                    for reply in replies.of(events):
-                        if sequence.keep is not None:
-                            await self._note_kept(sequence, reply, answered)
-                        yield reply
-            if replies.error is not None:
-                raise replies.error
+                while open_answers:
+                    for index, events in await mailbox.take():
+                        answer = answers[index]
+                        if not begun and isinstance(events[0], Tokens):
+                            begun = True
+                            self.worker.metrics.first_token_sent(clock)
+                        for reply in answer.replies.of(events):
+                            if answer.sequence.keep is not None:
+                                await self._note_kept(answer, reply)
+                            yield reply
+                        if answer.replies.error is not None:  # what one fails of, all of them end with
+                            raise answer.replies.error
+                        open_answers -= answer.replies.over
         finally:
             # However the call ends (also cancelled, or the client is gone), its pages come back.
-            if sequence is not None:
+            for sequence in sequences:
                 self.turns.forget(sequence)
             self.worker.end(request_id, FinishReason.ABORT, caller.owner)
             self._active.discard((caller.owner, request_id))
             self._aborted.discard((caller.owner, request_id))
 
-    async def _note_kept(self, sequence: Sequence, reply: decode_pb2.GenerateResponse, answered: list[int]) -> None:
+    def _answer(self, sampling: decode_pb2.SamplingParams, sequence: Sequence) -> Answer:
+        """One of a request's answers, from its tokens to what the caller is sent."""
+        stream = self._codec.stream(sampling.keep_special_tokens)
+        text = AnswerText(stream, sampling.stop, sampling.min_tokens, include_stop=sampling.include_stop)
+        replies = Replies(
+            text,
+            stop=lambda: self.worker.finish(sequence, FinishReason.STOP),
+            complete=lambda reason, tokens: self._complete(sequence, reason, tokens),
+            index=sequence.answer,
+        )
+        return Answer(sequence, replies)
+
+    async def _note_kept(self, answer: Answer, reply: decode_pb2.GenerateResponse) -> None:
         """Gathers what the caller is given of the answer; keeps the turn before its last message goes out."""
         if reply.WhichOneof("event") == "delta":
-            answered += reply.delta.token_ids
+            answer.given.extend(reply.delta.token_ids)
             return
-        kept = await asyncio.to_thread(self.turns.keep, sequence, answered)
+        kept = await asyncio.to_thread(self.turns.keep, answer.sequence, answer.given)
         if kept is not None:
             reply.complete.kept.CopyFrom(messages.kept_out(kept))
 
@@ -164,39 +173,49 @@ class DecodeService(decode_pb2_grpc.DecodeServiceServicer):
 
     async def _submit(
         self, request: decode_pb2.GenerateRequest, context: Context, caller: Caller, request_id: str, clock: StageClock
-    ) -> tuple[Sequence, Mailbox]:
-        """Takes a place in the queue, or is refused at once; then resolves the request and hands it to the worker."""
-        self.worker.take_place(caller.tenant)
+    ) -> tuple[list[Sequence], Mailbox]:
+        """Takes a place in the queue for each answer, or is refused at once; then resolves the request and hands its
+        answers to the worker, which admits them one by one."""
+        places = messages.answers_in(request.sampling)
+        self.worker.take_place(caller.tenant, places)
         try:
-            sequence, mailbox = await self._compose(request, caller, request_id, clock)
+            sequences, mailbox = await self._compose(request, caller, request_id, clock)
             left_s = context.time_remaining()
-            sequence.deadline = time.monotonic() + min(self.request_timeout_s, math.inf if left_s is None else left_s)
-            self.worker.submit(sequence)
+            deadline = time.monotonic() + min(self.request_timeout_s, math.inf if left_s is None else left_s)
+            for sequence in sequences:
+                sequence.deadline = deadline
+                self.worker.submit(sequence)
+                places -= 1
         except BaseException:
-            self.worker.leave_place(caller.tenant)
+            for _ in range(places):
+                self.worker.leave_place(caller.tenant)
             raise
         if (caller.owner, request_id) in self._aborted:
             self.worker.end(request_id, FinishReason.ABORT, caller.owner)
-        return sequence, mailbox
+        return sequences, mailbox
 
     async def _compose(
         self, request: decode_pb2.GenerateRequest, caller: Caller, request_id: str, clock: StageClock
-    ) -> tuple[Sequence, Mailbox]:
-        """The request as a sequence, and where its events come."""
+    ) -> tuple[list[Sequence], Mailbox]:
+        """The request as a sequence for each answer, and where their events come."""
         bypass = request.cache_use == decode_pb2.CACHE_USE_BYPASS
         composition, sampling = await self._resolve(
             request, caller.salt, lambda composition: self._sampling(request, composition)
         )
         clock.measured_ns["tokenize"] = time.monotonic_ns() - clock.arrived
-        mailbox = Mailbox()
-        sequence = Sequence(request_id, composition, sampling, caller.salt, bypass, mailbox.put, caller.owner, clock)
-        sequence.keep = self.turns.begin() if request.keep else None
-        self.worker.check_size(sequence)
+        answers = messages.answers_in(request.sampling)
+        mailbox = Mailbox(answers)
+        prompt = Sequence(request_id, composition, sampling, caller.salt, bypass, mailbox.put, caller.owner, clock)
+        sequences = answers_to(prompt, answers, mailbox.put)
+        for sequence in sequences:
+            sequence.keep = self.turns.begin() if request.keep else None
+        self.worker.check_size(sequences[0])
         log.info(
-            "accepted: %d prompt tokens, %d chunks, at most %d tokens of answer, %s",
-            *(composition.prompt_tokens, len(composition.chunks), sampling.params.max_tokens, composition.mode.value),
+            "accepted: %d prompt tokens, %d chunks, %d answers of at most %d tokens, %s",
+            *(composition.prompt_tokens, len(composition.chunks), answers, sampling.params.max_tokens),
+            composition.mode.value,
         )
-        return sequence, mailbox
+        return sequences, mailbox
 
     async def _resolve(self, request: decode_pb2.GenerateRequest, salt: str, then: Callable[[Composition], T]) -> T:
         """What ``then`` makes of the request's composition, both in a thread: a prompt can be long."""
@@ -230,7 +249,7 @@ class DecodeService(decode_pb2_grpc.DecodeServiceServicer):
     def _within_timeout(self, mailbox: Mailbox) -> Iterator[None]:
         """An answer that takes too long ends with an event like any other."""
         late = Failed(DeadlineExceeded(f"the answer took longer than {self.request_timeout_s:g} s"))
-        expiry = asyncio.get_running_loop().call_later(self.request_timeout_s, lambda: mailbox.put([late]))
+        expiry = asyncio.get_running_loop().call_later(self.request_timeout_s, mailbox.end, late)
         try:
             yield
         finally:
@@ -245,6 +264,7 @@ class DecodeService(decode_pb2_grpc.DecodeServiceServicer):
             timings=wire.timings_out(sequence.clock.spent_ns()),
             seed=sequence.params.seed,
             model_name=self.model_name,
+            index=sequence.answer,
         )
 
     # -- the other RPCs -----------------------------------------------------------------------------

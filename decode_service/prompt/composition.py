@@ -59,6 +59,10 @@ class Composition:
         """The whole prompt."""
         return [token for segment in self.segments for token in segment.token_ids]
 
+    def again(self) -> Composition:
+        """The same prompt for another sequence, which has its own account of the chunks."""
+        return replace(self, chunks=tuple(replace(chunk) for chunk in self.chunks))
+
     @property
     def tail_start(self) -> int:
         """The global position of the first tail token."""

@@ -75,20 +75,34 @@ class TenantPlaces:
         with self._lock:
             return self._running.get(tenant, 0), self._waiting.of(tenant)
 
-    def take(self, tenant: Tenant) -> None:
-        """A place to wait in. Raises ``PlacesFull``."""
+    def most(self, tenant: Tenant) -> int:
+        """How many requests a tenant can have at once, however little the others have."""
         quotas = self._quotas.of(tenant)
+        if quotas.running is not None:
+            return min(self._waiting.most, quotas.running + (quotas.waiting or 0))
+        return min(self._waiting.most, quotas.waiting if quotas.waiting is not None else self._waiting.most)
+
+    def take(self, tenant: Tenant, count: int = 1) -> None:
+        """So many places to wait in, or none. Raises ``PlacesFull``."""
         with self._lock:
-            waiting, running = self._waiting.of(tenant), self._running.get(tenant, 0)
-            if quotas.running is not None and waiting + running >= quotas.running + (quotas.waiting or 0):
-                raise (
-                    quota_full("running", quotas.running)
-                    if not quotas.waiting
-                    else quota_full("waiting", quotas.waiting)
-                )
-            if quotas.running is None and quotas.waiting is not None and waiting >= quotas.waiting:
-                raise quota_full("waiting", quotas.waiting)
-            self._waiting.take(tenant)
+            for taken in range(count):
+                try:
+                    self._take_one(tenant)
+                except PlacesFull:
+                    for _ in range(taken):
+                        self._waiting.leave(tenant)
+                    raise
+
+    def _take_one(self, tenant: Tenant) -> None:
+        quotas = self._quotas.of(tenant)
+        waiting, running = self._waiting.of(tenant), self._running.get(tenant, 0)
+        if quotas.running is not None and waiting + running >= quotas.running + (quotas.waiting or 0):
+            raise (
+                quota_full("running", quotas.running) if not quotas.waiting else quota_full("waiting", quotas.waiting)
+            )
+        if quotas.running is None and quotas.waiting is not None and waiting >= quotas.waiting:
+            raise quota_full("waiting", quotas.waiting)
+        self._waiting.take(tenant)
 
     def may_run(self, tenant: Tenant) -> bool:
         """Whether one more of a tenant's requests may run."""

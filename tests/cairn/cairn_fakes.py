@@ -147,23 +147,24 @@ class FakeDecode(decode_pb2_grpc.DecodeServiceServicer):
         script = self.script
         script.enter(request, context)
         try:
-            yield from self.words(request, context)
-            if script.fail_after_words:
-                context.abort(*script.fail_after_words)
-            if not script.omit_complete:
-                yield decode_pb2.GenerateResponse(complete=self.complete(request))
+            for index in range(max(1, request.sampling.n)):
+                yield from self.words(request, context, index)
+                if script.fail_after_words:
+                    context.abort(*script.fail_after_words)
+                if not script.omit_complete:
+                    yield decode_pb2.GenerateResponse(complete=self.complete(request, index))
         finally:
             if not context.is_active():
                 script.cancelled.set()
 
-    def words(self, request, context):
+    def words(self, request, context, index):
         count = 0
         while True:
             for word in self.script.words:
                 if not context.is_active():
                     return
                 logprobs = [-0.5] if request.sampling.logprobs else []
-                delta = decode_pb2.Delta(text=word, token_ids=[count], logprobs=logprobs)
+                delta = decode_pb2.Delta(text=word, token_ids=[count], logprobs=logprobs, index=index)
                 yield decode_pb2.GenerateResponse(delta=delta)
                 count += 1
                 if self.script.endless:
@@ -171,7 +172,7 @@ class FakeDecode(decode_pb2_grpc.DecodeServiceServicer):
             if not self.script.endless:
                 return
 
-    def complete(self, request):
+    def complete(self, request, index):
         return decode_pb2.Complete(
             request_id=request.request_id or "picked",
             finish_reason="stop",
@@ -181,6 +182,7 @@ class FakeDecode(decode_pb2_grpc.DecodeServiceServicer):
             seed=42,
             model_name="fake",
             kept=self.kept(request) if request.keep else None,
+            index=index,
         )
 
     def kept(self, request):

@@ -51,5 +51,10 @@ def answered(*, first_token: bool = True) -> Any:
         chunk.outcome, chunk.level = outcome, chunk.index
     clock = StageClock(MS, 2 * MS, 5 * MS, 9 * MS, 12 * MS if first_token else 0, 20 * MS)
     return SimpleNamespace(
-        request_id="r-1", composition=composition, clock=clock, generated=[7, 7, 7] if first_token else [], tail_level=2
+        request_id="r-1",
+        composition=composition,
+        clock=clock,
+        generated=[7, 7, 7] if first_token else [],
+        tail_level=2,
+        answer=0,
     )

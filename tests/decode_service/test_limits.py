@@ -167,9 +167,9 @@ def test_the_client_comes_again_when_it_was_told_to(folder: Path, tmp_path: Path
     ) as services:
         take, refused = services.decode.worker.take_place, threading.Event()
 
-        def noted(tenant: Tenant = DEFAULT_TENANT) -> None:
+        def noted(tenant: Tenant = DEFAULT_TENANT, answers: int = 1) -> None:
             try:
-                take(tenant)
+                take(tenant, answers)
             except Overloaded:
                 refused.set()
                 raise

@@ -137,3 +137,19 @@ def test_tokens_behind_the_stop_are_not_taken() -> None:
 def test_stop_strings_before_min_tokens_are_text(min_tokens: int, seen: str) -> None:
     answer = AnswerText(Texts(["a", "X", "b", "X", "c"]), ["X"], min_tokens)
     assert shown(answer, drawn(5))[0] == seen
+
+
+@pytest.mark.parametrize(
+    ("texts", "stops", "seen"),
+    [
+        (["one ", "<", "/s", ">", "two"], ["</s>"], "one </s>"),
+        (["a", "b", "c"], ["abd", "bc"], "abc"),
+        (["abcd"], ["abc", "b"], "ab"),
+        (["one ", "<", "/b"], ["</s>"], "one </b"),
+    ],
+)
+def test_the_stop_string_that_ends_an_answer_is_its_end_if_that_is_asked_for(
+    texts: list[str], stops: list[str], seen: str
+) -> None:
+    answer = AnswerText(Texts(texts), stops, include_stop=True)
+    assert shown(answer, drawn(len(texts)))[0] == seen

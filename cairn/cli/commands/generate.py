@@ -24,7 +24,25 @@ def configure(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--top-k", type=int)
     group.add_argument("--min-p", type=float)
     group.add_argument("--seed", type=int)
+    group.add_argument(
+        "--frequency-penalty", type=float, metavar="X", help="-2..2, for each time a token was generated"
+    )
+    group.add_argument("--presence-penalty", type=float, metavar="X", help="-2..2, once a token was generated")
+    group.add_argument("--repetition-penalty", type=float, metavar="X", help="of tokens in prompt and answer; 1: none")
+    group.add_argument("--min-tokens", type=int, metavar="N", help="no end before so many tokens")
+    group.add_argument(
+        "-n", "--n", type=int, default=1, metavar="N", help="answers, each with a seed one larger; at most 16"
+    )
     group.add_argument("--stop", action="append", default=[], help="end before this text; may be given several times")
+    group.add_argument("--include-stop", action="store_true", help="end behind that text: it is part of the answer")
+    group.add_argument(
+        "--stop-token-id",
+        action="append",
+        default=[],
+        type=int,
+        metavar="TOKEN",
+        help="end with this token; may be given several times",
+    )
     group.add_argument("--ignore-eos", action="store_true", help="go on after the model's end token")
     group.add_argument("--logprobs", action="store_true", help="log-probability of each token, in --json")
     group.add_argument(
@@ -70,8 +88,15 @@ def run(args: argparse.Namespace, terminal: Terminal) -> int:
             top_p=args.top_p,
             top_k=args.top_k,
             min_p=args.min_p,
+            frequency_penalty=args.frequency_penalty,
+            presence_penalty=args.presence_penalty,
+            repetition_penalty=args.repetition_penalty,
+            min_tokens=args.min_tokens,
+            n=args.n,
             seed=args.seed,
             stop=args.stop,
+            include_stop=args.include_stop,
+            stop_token_ids=args.stop_token_id,
             ignore_eos=args.ignore_eos,
             logprobs=args.logprobs or args.top_logprobs > 0,
             top_logprobs=args.top_logprobs,
@@ -80,19 +105,27 @@ def run(args: argparse.Namespace, terminal: Terminal) -> int:
         ) as stream,
     ):
         for delta in stream:
-            if not terminal.as_json:
+            if not terminal.as_json and args.n == 1:
                 terminal.stream(delta.text)
-        result = stream.result
-    if terminal.as_json:
-        terminal.json_line(result)
-        return 0
-    terminal.stream("\n")
+        results = stream.results
+    for result in results:
+        if terminal.as_json:
+            terminal.json_line(result)
+        else:
+            _tell(result, args, terminal)
+    return 0
+
+
+def _tell(result: Result, args: argparse.Namespace, terminal: Terminal) -> None:
+    """What is said of an answer when it is over; several come whole, one behind the other."""
+    terminal.stream("\n" if args.n == 1 else f"[{result.index}] {result.text}\n")
     if result.kept is not None:  # also when quiet: it is what the next request needs
         terminal.note(_kept(result.kept))
-    if not args.quiet:
+    if args.quiet:
+        return
+    if result.index == 0:
         terminal.note(reuse_table(result.reuse))
-        terminal.note(_summary(result), style="dim")
-    return 0
+    terminal.note(_summary(result), style="dim")
 
 
 def _kept(kept: Kept) -> str:

@@ -25,6 +25,13 @@ def delta(text: str) -> Any:
 COMPLETE = decode_pb2.GenerateResponse(complete=decode_pb2.Complete(finish_reason="stop"))
 
 
+def of_answer(index: int, text: str = "") -> Any:
+    """A delta of an answer, or its end."""
+    if text:
+        return decode_pb2.GenerateResponse(delta=decode_pb2.Delta(text=text, index=index))
+    return decode_pb2.GenerateResponse(complete=decode_pb2.Complete(finish_reason="stop", index=index))
+
+
 class Call:
     """A call whose events are given; an exception among them is raised."""
 
@@ -79,6 +86,26 @@ def test_deltas_come_and_then_there_is_a_result() -> None:
     assert (stream.result.text, stream.result.finish_reason) == ("ab", "stop")
     stream.close()
     assert call.cancelled == 0, "it is over: there is nothing to cancel"
+
+
+def test_answers_are_put_together_by_their_numbers() -> None:
+    told: list[str] = []
+    events = (of_answer(1, "b"), of_answer(0, "a"), of_answer(1, "d"), of_answer(1), of_answer(0, "c"), of_answer(0))
+    start, _ = starts(Call(*events))
+    stream = Generation(
+        start, PEER, Attempts(60.0, retry=True), answers=2, finished=lambda result: told.append(result.text)
+    )
+    assert [(next(stream).index, next(stream).text) for _ in range(2)] == [(1, "a"), (1, "c")]
+    with pytest.raises(RuntimeError, match="no result yet"):
+        _ = stream.results
+    assert stream.finish().text == "ac" and told == ["ac"]
+    assert [(result.index, result.text) for result in stream.results] == [(0, "ac"), (1, "bd")]
+
+
+def test_a_stream_that_ends_without_an_answers_end_fails() -> None:
+    start, _ = starts(Call(of_answer(0, "a"), of_answer(0)))
+    with pytest.raises(ServerError, match="before its final message"):
+        Generation(start, PEER, Attempts(60.0, retry=True), answers=2).finish()
 
 
 def test_a_call_that_fails_before_its_first_event_is_made_again() -> None:

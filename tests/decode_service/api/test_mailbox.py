@@ -37,7 +37,7 @@ def test_who_waits_gets_what_comes_at_once_and_who_writes_gets_the_rest_together
 
         async def read() -> None:
             while True:
-                events = await mailbox.take()
+                [(_, events)] = await mailbox.take()
                 got.append(ids(events))
                 taken.set()
                 if events[-1] is END:
@@ -63,7 +63,7 @@ def test_a_slow_readers_messages_have_a_bound() -> None:
         for number in range(count):
             mailbox.put([token(number)])
         mailbox.put([END])
-        batches = [await mailbox.take() for _ in range(3)]
+        batches = [events for _ in range(3) for _, events in await mailbox.take()]
         assert [len(batch) for batch in batches] == [EVENTS_AT_ONCE, EVENTS_AT_ONCE, 6]
         assert [number for batch in batches for number in ids(batch)] == list(range(count)) and batches[-1][-1] is END
 
@@ -76,11 +76,29 @@ def test_nothing_comes_after_the_end() -> None:
             mailbox = Mailbox()
             mailbox.put([token(1), first])
             mailbox.put([Failed(DeadlineExceeded("later"))])
-            assert await mailbox.take() == [token(1), first]
+            assert await mailbox.take() == [(0, [token(1), first])]
             waiting = asyncio.create_task(mailbox.take())
             await asyncio.sleep(0)
             assert not waiting.done()
             waiting.cancel()
+
+    run(body)
+
+
+def test_the_answers_of_a_request_come_with_their_numbers_and_end_one_by_one() -> None:
+    async def body() -> None:
+        mailbox = Mailbox(3)
+        mailbox.put([token(1)], 2)
+        mailbox.put([token(2)], 0)
+        mailbox.put([END], 2)
+        assert await mailbox.take() == [(0, [token(2)]), (2, [token(1), END])]
+        mailbox.put([token(3)], 2)
+        waiting = asyncio.create_task(mailbox.take())
+        await asyncio.sleep(0)
+        assert not waiting.done()
+        late = Failed(DeadlineExceeded("late"))
+        mailbox.end(late)
+        assert await waiting == [(0, [late]), (1, [late])]
 
     run(body)
 
@@ -110,7 +128,7 @@ def test_a_step_wakes_the_event_loop_once_and_tells_everybody_there(monkeypatch:
         device.start()
         taken = await asyncio.gather(*(mailbox.take() for mailbox in mailboxes))
         device.join()
-        assert taken == [[token(n), END] for n in range(5)]
+        assert taken == [[(0, [token(n), END])] for n in range(5)]
         assert len(wakes) == 1 and threads == {threading.main_thread().name}
 
     run(body)

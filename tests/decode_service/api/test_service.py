@@ -55,6 +55,7 @@ class ScriptedWorker:
         self.sequences: list[Any] = []
         self.ended: list[tuple[str, FinishReason, Tenant]] = []
         self.over: list[Any] = []
+        self.finished: list[tuple[Any, FinishReason]] = []
         self.submitted = asyncio.Event()
         self.metrics = SimpleNamespace(first_token_sent=self._first_token)
         self.first_tokens: list[StageClock] = []
@@ -72,10 +73,10 @@ class ScriptedWorker:
     def stop(self) -> None:
         self.stopped = True
 
-    def take_place(self, tenant: Tenant) -> None:
+    def take_place(self, tenant: Tenant, answers: int) -> None:
         if self.refuses:
             raise self.refuses
-        self.places_taken += 1
+        self.places_taken += answers
 
     def leave_place(self, tenant: Tenant) -> None:
         self.places_taken -= 1
@@ -93,8 +94,12 @@ class ScriptedWorker:
         self.ended.append((request_id, reason, owner))
         for sequence in self.sequences:
             if (sequence.request_id, sequence.owner) == (request_id, owner) and sequence not in self.over:
-                self.over.append(sequence)
-                sequence.deliver([Finished(reason)])
+                self.finish(sequence, reason)
+
+    def finish(self, sequence: Any, reason: FinishReason) -> None:
+        self.over.append(sequence)
+        self.finished.append((sequence, reason))
+        sequence.deliver([Finished(reason)])
 
     def occupancy(self) -> Any:
         pages = {"free": 6, "chunk": 1, "tail": 1}
@@ -188,7 +193,7 @@ def test_a_stop_string_ends_the_request_and_is_not_shown(desk: Desk) -> None:
         desk.worker.script = script
         text, complete, _ = await desk.answer(request(request_id="r", sampling={"stop": ["</s>"]}))
         assert (text, complete.finish_reason) == ("one ", "stop")
-        assert desk.worker.ended[0] == ("r", FinishReason.STOP, "")
+        assert desk.worker.finished == [(desk.worker.sequences[0], FinishReason.STOP)]
 
     desk.run(body)
 

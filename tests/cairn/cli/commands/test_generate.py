@@ -55,6 +55,29 @@ def test_generate_takes_biases_and_the_number_of_likeliest_tokens(cairn, service
     assert sampling.logprobs and sampling.top_logprobs == 2
 
 
+def test_generate_takes_every_sampling_parameter(cairn, services):
+    given = {
+        "frequency-penalty": ("frequency_penalty", 0.5),
+        "presence-penalty": ("presence_penalty", -0.5),
+        "repetition-penalty": ("repetition_penalty", 1.25),
+        "min-tokens": ("min_tokens", 3),
+    }
+    options = [word for flag, (_, value) in given.items() for word in (f"--{flag}", str(value))]
+    stops = ("--stop", ".", "--include-stop", "--stop-token-id", "4", "--stop-token-id", "6")
+    assert cairn("generate", "q", "--quiet", *options, *stops)[0] == 0
+    sampling = services.script.requests[-1].sampling
+    assert {name: getattr(sampling, name) for name, _ in given.values()} == dict(given.values())
+    assert (list(sampling.stop), sampling.include_stop, list(sampling.stop_token_ids)) == (["."], True, [4, 6])
+
+
+def test_generate_tells_several_answers_one_behind_the_other(cairn, services):
+    code, out, err = cairn("generate", "q", "--n", "2", "--quiet")
+    assert (code, out, err) == (0, "[0] Cairn is stone.\n[1] Cairn is stone.\n", "")
+    assert services.script.requests[-1].sampling.n == 2
+    code, out, _ = cairn("generate", "q", "--n", "2", "--json")
+    assert [json.loads(line)["index"] for line in out.splitlines()] == [0, 1]
+
+
 def test_generate_names_the_turn_that_it_keeps(cairn, services):
     code, out, err = cairn("generate", "q", "--keep", "--quiet")
     assert (code, out, err) == (0, "Cairn is stone.\n", f"kept as {digits('turn')} (KV computing)\n")

@@ -1,0 +1,146 @@
+"""``n`` answers to one prompt: each is that of a request of its own, and all of them end together or one by one."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import cairn
+from cairn import AsyncClient, Delta
+from tests.decode_service.models import loaded, tokens
+from tests.decode_service.packing import packing
+from tests.decode_service.pair import Pair, pair, wait_until
+
+DOCUMENT, QUERY = tokens(301, 30), tokens(302, 7)
+
+
+@pytest.fixture(scope="module", params=["packed", "stepwise", "strict"])
+def services(request: pytest.FixtureRequest, folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
+    model, store = loaded(folder, "decode"), tmp_path_factory.mktemp("answers")
+    decode = packing(model) if request.param == "packed" else model
+    with pair(loaded(folder, "prefill"), decode, store, strict=request.param == "strict") as running:
+        yield running
+        running.check_idle()
+
+
+def answers(services: Pair, parts: list[Any], **options: Any) -> list[cairn.Result]:
+    stream = services.client.generate(parts, **{"max_tokens": 12, "ignore_eos": True, **options})
+    stream.finish()
+    return stream.results
+
+
+@pytest.mark.parametrize("cache", ["shared", "bypass"])
+@pytest.mark.parametrize("reuse", ["exact", "anchored", "independent"])
+def test_each_answer_is_that_of_a_request_with_its_seed(services: Pair, reuse: str, cache: str) -> None:
+    options: dict[str, Any] = {"temperature": 1.0, "seed": 40, "reuse": reuse, "cache": cache}
+    found = answers(services, [DOCUMENT, DOCUMENT, QUERY], n=5, logprobs=True, **options)
+    assert [(result.index, result.seed) for result in found] == [(index, 40 + index) for index in range(5)]
+    assert len({result.token_ids for result in found}) > 1
+    for index, result in enumerate(found):
+        single = services.generate([DOCUMENT, DOCUMENT, QUERY], 12, logprobs=True, **{**options, "seed": 40 + index})
+        assert (result.token_ids, result.text) == (single.token_ids, single.text)
+        assert result.logprobs == pytest.approx(single.logprobs, abs=1e-5)
+        if services.decode.same_bits.always:
+            assert result.logprobs == single.logprobs
+
+
+def test_the_prompt_is_counted_once(services: Pair) -> None:
+    document = tokens(303, 25)
+    before = {name: services.metric(f"cairn_{name}_total") for name in ("prompt_tokens", "generation_tokens")}
+    first, *others = answers(services, [document, QUERY], n=4)
+    assert (first.usage.prompt_tokens, first.usage.completion_tokens) == (32, 12)
+    assert first.usage.cached_tokens + first.usage.computed_tokens == 32
+    assert [other.usage for other in others] == [cairn.Usage(0, 0, 0, 12)] * 3
+    after = {name: services.metric(f"cairn_{name}_total") for name in before}
+    assert {name: after[name] - before[name] for name in before} == {"prompt_tokens": 32, "generation_tokens": 48}
+
+
+def test_deltas_bear_the_number_of_their_answer(services: Pair) -> None:
+    stream = services.client.generate([QUERY], max_tokens=9, n=3, temperature=1.5, seed=1, ignore_eos=True)
+    deltas: list[Delta] = list(stream)
+    for index, result in enumerate(stream.results):
+        own = [delta for delta in deltas if delta.index == index]
+        assert "".join(delta.text for delta in own) == result.text
+        assert tuple(token for delta in own for token in delta.token_ids) == result.token_ids
+    assert stream.result == stream.results[0] and len(stream.results) == 3
+
+    async def same() -> list[cairn.Result]:
+        async with AsyncClient(services.prefill_address, services.decode_address) as client:
+            again = client.generate([QUERY], max_tokens=9, n=3, temperature=1.5, seed=1, ignore_eos=True)
+            await again.finish()
+            return again.results
+
+    assert [result.token_ids for result in asyncio.run(same())] == [result.token_ids for result in stream.results]
+
+
+def test_a_stop_string_ends_its_own_answer_alone(services: Pair) -> None:
+    options: dict[str, Any] = {"temperature": 1.0, "seed": 7, "n": 4, "max_tokens": 40}
+    plain = answers(services, [QUERY], **options)
+    stop = next(plain[2].text[at : at + 2] for at in range(8, 40) if "\ufffd" not in plain[2].text[at : at + 2])
+    for include in (False, True):
+        stopped = answers(services, [QUERY], stop=[stop], include_stop=include, **options)
+        for before, after in zip(plain, stopped, strict=True):
+            at = before.text.find(stop)
+            shown = before.text if at < 0 else before.text[: at + len(stop) * include]
+            assert (after.text, after.finish_reason) == (shown, "length" if at < 0 else "stop")
+
+
+def test_every_answer_is_kept(services: Pair) -> None:
+    found = answers(services, [DOCUMENT, QUERY], n=3, keep=True, temperature=1.0, seed=3)
+    assert len({result.kept.id for result in found if result.kept}) == 3
+    for result in found:
+        assert result.kept is not None
+        turn = cairn.Tokens([*result.kept.query_token_ids, *result.token_ids], type="turn")
+        named = services.generate([DOCUMENT, result.kept, tokens(304, 3)])
+        assert named.usage.computed_tokens == 3 and named.reuse.segments[1].cached_tokens == len(turn.ids)
+        assert named.token_ids == services.generate([DOCUMENT, turn, tokens(304, 3)], cache="bypass").token_ids
+
+
+def test_an_abort_and_a_caller_who_leaves_end_all_of_them(services: Pair) -> None:
+    stream = services.client.generate([QUERY], max_tokens=1500, n=3, ignore_eos=True, request_id="together")
+    next(iter(stream))
+    assert services.client.abort("together")
+    stream.finish()
+    assert [result.finish_reason for result in stream.results] == ["abort"] * 3
+    left = services.client.generate([QUERY], max_tokens=1500, n=3, ignore_eos=True)
+    next(iter(left))
+    left.close()
+    wait_until(lambda: services.client.loads().running == 0)
+    services.check_idle()
+
+
+def test_more_answers_than_places_come_one_after_the_other(folder: Path, tmp_path: Path) -> None:
+    with pair(loaded(folder, "prefill"), loaded(folder, "decode"), tmp_path, batch_max=2, kv_pages=24) as services:
+        found = answers(services, [DOCUMENT, QUERY], n=16, temperature=1.0, seed=9)
+        assert [len(result.token_ids) for result in found] == [12] * 16
+        assert found[9].token_ids == services.generate([DOCUMENT, QUERY], 12, temperature=1.0, seed=18).token_ids
+        services.check_idle()
+
+
+@pytest.mark.parametrize(
+    ("options", "field"),
+    [
+        ({"n": 17}, "sampling.n"),
+        ({"n": 1 << 31}, "sampling.n"),
+        ({"n": 3, "seed": 2**63 - 2}, "sampling.seed"),
+        ({"n": 8}, "sampling.n"),
+    ],
+)
+def test_what_is_refused(folder: Path, tmp_path: Path, options: dict[str, Any], field: str) -> None:
+    with pair(loaded(folder, "prefill"), loaded(folder, "decode"), tmp_path, waiting_max=6) as services:
+        with pytest.raises(cairn.InvalidRequest, match=field):
+            answers(services, [QUERY], **options)
+        assert len(answers(services, [QUERY], n=2, seed=2**63 - 2)) == 2
+        services.check_idle()
+
+
+def test_a_time_limit_ends_all_of_them(folder: Path, tmp_path: Path) -> None:
+    with pair(loaded(folder, "prefill"), loaded(folder, "decode"), tmp_path, request_timeout_s=0.3) as services:
+        with pytest.raises(cairn.CairnError, match="took longer than") as caught:
+            answers(services, [QUERY], n=3, max_tokens=2000)
+        assert caught.value.code == "DEADLINE_EXCEEDED"
+        wait_until(lambda: services.client.loads().running == 0)
