@@ -12,20 +12,13 @@ from urllib.request import urlopen
 import pytest
 
 from cairn import Client, Result
-from tests.decode_service.models import model_dir, tokens
+from tests.decode_service.models import tokens
 from tests.decode_service.pair import wait_until
-from tests.end_to_end.processes import Process, processes
+from tests.end_to_end.processes import Process
 
 pytestmark = pytest.mark.timeout(1500)
 TIMES = [1, pytest.param(100, marks=pytest.mark.slow)]
 ANSWER: dict[str, Any] = {"max_tokens": 3, "ignore_eos": True}
-
-
-@pytest.fixture(scope="module")
-def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Process, Process]]:
-    folder = model_dir(tmp_path_factory.mktemp("models") / "tiny")
-    with processes(folder, tmp_path_factory.mktemp("store")) as both:
-        yield both
 
 
 @pytest.fixture

@@ -13,18 +13,11 @@ import pytest
 import cairn
 from cairn import Client, Result
 from cairn.client.requests import generate_request
-from tests.decode_service.models import model_dir, tokens
+from tests.decode_service.models import tokens
 from tests.decode_service.pair import wait_until
-from tests.end_to_end.processes import Process, processes
+from tests.end_to_end.processes import Process
 
 LONG = 1800  # tokens of a chunk that takes the prefill service some seconds: eight tokens a forward
-
-
-@pytest.fixture(scope="module")
-def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Process, Process]]:
-    folder = model_dir(tmp_path_factory.mktemp("models") / "tiny")
-    with processes(folder, tmp_path_factory.mktemp("store")) as both:
-        yield both
 
 
 @pytest.fixture

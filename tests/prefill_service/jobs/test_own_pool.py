@@ -54,13 +54,19 @@ def test_room_is_waited_for_and_what_waits_is_computed_then(bench: FakeWorker) -
     run(body)
 
 
+async def waiting_for_room(bench: FakeWorker) -> asyncio.Task[object]:
+    """A job that has asked for room behind what is held up."""
+    waiting = asyncio.create_task(compute(bench, bench.job(2, 2)))
+    while not bench.publisher.room._asked:
+        await asyncio.sleep(0.002)
+    return waiting
+
+
 def test_who_is_cancelled_while_it_waits_for_room_leaves_it_to_others(bench: FakeWorker) -> None:
     async def body() -> None:
         with held_writes():
             await compute(bench, bench.job(1, 1))
-            waiting = asyncio.create_task(compute(bench, bench.job(2, 2)))
-            while not bench.publisher.room._asked:
-                await asyncio.sleep(0.002)
+            waiting = await waiting_for_room(bench)
             waiting.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await waiting
@@ -128,9 +134,7 @@ def test_the_end_lets_waiting_jobs_go(tmp_path: Path) -> None:
     async def body() -> None:
         with held_writes():
             await compute(bench, bench.job(1, 1))
-            waiting = asyncio.create_task(compute(bench, bench.job(2, 2)))
-            while not bench.publisher.room._asked:
-                await asyncio.sleep(0.002)
+            waiting = await waiting_for_room(bench)
             stopping = asyncio.create_task(bench.computer.stop())
             with pytest.raises(Unavailable, match="shutting down"):
                 await waiting
