@@ -26,7 +26,8 @@ COPY serving serving
 COPY prefill_service prefill_service
 COPY decode_service decode_service
 COPY cairn cairn
-ARG EXTRAS=redis
+COPY gateway gateway
+ARG EXTRAS=redis,http
 # Where it stands: `python -m prefill_service` finds its rooms here.
 RUN pip install --no-cache-dir --editable ".[server,${EXTRAS}]"
 COPY models/fable models/fable

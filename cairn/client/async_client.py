@@ -7,7 +7,9 @@ documents the arguments.
 from __future__ import annotations
 
 import asyncio
+import copy
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from dataclasses import replace
 from typing import Any, Self, TypeVar, Unpack
 
 from cairn.client import calls, replies
@@ -44,6 +46,12 @@ class AsyncClient:
         self._salt = salt
         self._timeout_s = timeout_s
         self._channels: dict[str, AsyncChannel] = {}
+
+    def with_token(self, token: str | None) -> Self:
+        """The same client for another bearer token, over the same connections. Closing either closes both."""
+        other = copy.copy(self)
+        other._peers = {service: replace(peer, token=token) for service, peer in self._peers.items()}
+        return other
 
     async def prefill(
         self, content: Segment, *, timeout_s: float | None = None, **options: Unpack[PrefillOptions]
@@ -140,11 +148,17 @@ class AsyncClient:
         """All chunks that match, fetched page by page as they are read. See ``ListOptions``."""
         page_token = ""
         while True:
-            found, page_token = await self._run(calls.page(page_token, options), timeout_s)
+            found, page_token = await self.chunks_page(page_token, timeout_s=timeout_s, **options)
             for chunk in found:
                 yield chunk
             if not page_token:
                 return
+
+    async def chunks_page(
+        self, page_token: str = "", *, timeout_s: float | None = None, **options: Unpack[ListOptions]
+    ) -> tuple[tuple[StoredChunk, ...], str]:
+        """One page of ``chunks`` and the token of the next, "" on the last."""
+        return await self._run(calls.page(page_token, options), timeout_s)
 
     async def get(
         self, chunk: ChunkName, *, token_ids: bool = False, text: bool = False, timeout_s: float | None = None

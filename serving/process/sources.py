@@ -21,8 +21,8 @@ from typing import Any, Generic, TypeVar
 from serving.process.settings import FILE, GENERAL, SWITCH, Setting, settings_of
 
 CONFIG_VARIABLE = "CAIRN_CONFIG"
-TABLES = ("prefill", "decode", "up", "client")
-ALONE = ("up", "client")  # what stands above the tables is not for these
+TABLES = ("prefill", "decode", "up", "client", "gateway")
+ALONE = ("up", "client", "gateway")  # what stands above the tables is not for these
 EPILOG = (
     "Each option is also a variable (CAIRN_KV_PAGES for --kv-pages) and a key of the TOML file that --config names "
     "(kv_pages); a flag goes before a variable, a variable before the file. docs/configuration.md lists them all."

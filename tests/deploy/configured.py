@@ -11,6 +11,7 @@ from pathlib import Path
 from cairn.cli.connection import ConnectionOptions
 from cairn.local.services import OF_THE_OTHER, PORTS, UpOptions
 from decode_service.options import DecodeOptions
+from gateway.options import GatewayOptions
 from prefill_service.options import PrefillOptions
 from serving.process.settings import SWITCH, Setting, settings_of
 from serving.process.sources import ALONE
@@ -26,11 +27,14 @@ def rows() -> list[str]:
         "decode": {each.name: each for each in settings_of(DecodeOptions)},
         "up": {each.name: each for each in settings_of(UpOptions)},
         "client": {each.name: each for each in settings_of(ConnectionOptions)},
+        "gateway": {each.name: each for each in settings_of(GatewayOptions)},
     }
     both = of["prefill"].keys() & of["decode"].keys()
     found = [row(each, "both") for each in of["prefill"].values() if each.name in both]
     for service, settings in of.items():
-        who = {"up": "`cairn up`", "client": "commands that ask services"}.get(service, service)
+        who = {"up": "`cairn up`", "client": "commands that ask services", "gateway": "the gateway"}.get(
+            service, service
+        )
         key = f"[{service}] " if service in ALONE else ""
         found += [row(each, who, key) for each in settings.values() if key or each.name not in both]
     return found
@@ -44,7 +48,7 @@ def row(setting: Setting, who: str, key: str = "") -> str:
     default = "must be given" if setting.default is MISSING else setting.shown_default
     if setting.name == "store":
         default += "; `cairn up`: a directory below `~/.cache`"
-    if ports:
+    if ports and not key:
         default = f"any free one; `cairn up`: {ports}"
     if setting.own:
         who += ", each its own"

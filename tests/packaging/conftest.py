@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-ROOMS = ("protos", "chunk_store", "text", "engine", "serving", "prefill_service", "decode_service")
+ROOMS = ("protos", "chunk_store", "text", "engine", "serving", "prefill_service", "decode_service", "gateway")
 BUILD = "import sys, setuptools.build_meta as backend; print(getattr(backend, 'build_' + sys.argv[1])(sys.argv[2]))"
 
 

@@ -1,0 +1,32 @@
+"""Which path is answered by what."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from gateway.api.asked import Asked, Endpoint
+from gateway.api.chat import chat_completions
+from gateway.api.models import model, models
+from gateway.api.state import health, metrics
+
+
+def _route(method: str, path: str, answer: Endpoint) -> Route:
+    async def endpoint(request: Request) -> Response:
+        request.state.route = path
+        return await answer(Asked(request))
+
+    named: Callable[[Request], Awaitable[Response]] = endpoint
+    return Route(path, named, methods=[method])
+
+
+ROUTES = [
+    _route("GET", "/health", health),
+    _route("GET", "/metrics", metrics),
+    _route("GET", "/v1/models", models),
+    _route("GET", "/v1/models/{model:path}", model),
+    _route("POST", "/v1/chat/completions", chat_completions),
+]
