@@ -24,6 +24,8 @@ from cairn.client.errors import (
 )
 from cairn.client.generation import AsyncGeneration, Generation
 from cairn.client.types import (
+    ChatMessage,
+    ChatReport,
     Chunk,
     ChunkRef,
     Deleted,
@@ -41,6 +43,7 @@ from cairn.client.types import (
     Text,
     Timings,
     Tokens,
+    ToolCall,
     Usage,
 )
 
@@ -50,6 +53,8 @@ __all__ = [
     "AsyncGeneration",
     "CairnError",
     "Cancelled",
+    "ChatMessage",
+    "ChatReport",
     "Chunk",
     "ChunkRef",
     "Client",
@@ -76,6 +81,7 @@ __all__ = [
     "Text",
     "Timings",
     "Tokens",
+    "ToolCall",
     "Turn",
     "Unauthorized",
     "Unavailable",

@@ -97,6 +97,29 @@ class TextCodec:
     def has_chat_template(self) -> bool:
         return self._tokenizer is not None and bool(self._tokenizer.chat_template)
 
+    def chat_template(self, *, with_tools: bool = False) -> str:
+        """The source of the chat template; some models have one of their own for chats with tools.
+
+        Raises ``TextRefused`` where there is none.
+        """
+        if not self.has_chat_template or self._tokenizer is None:
+            raise TextRefused(f"model {self.name!r} has no chat template; send segments instead")
+        try:
+            return str(self._tokenizer.get_chat_template(tools=[] if with_tools else None))
+        except ValueError as error:
+            raise TextRefused(str(error)) from None
+
+    @property
+    def named_special_tokens(self) -> dict[str, str]:
+        """The special tokens that have a name, as templates know them: ``bos_token`` and others."""
+        return {} if self._tokenizer is None else dict(self._tokenizer.special_tokens_map)
+
+    @cached_property
+    def special_tokens(self) -> dict[int, str]:
+        """All special tokens, with their words."""
+        added = {} if self._backend is None else self._backend.get_added_tokens_decoder()
+        return {index: token.content for index, token in added.items() if token.special and token.content}
+
     def encode(self, text: str, *, role: str = "", generation_prompt: bool = False) -> tuple[int, ...]:
         """Token ids of ``text``: special tokens written in it are parsed, none are added.
 

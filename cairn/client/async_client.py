@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import copy
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Self, TypeVar, Unpack
 
 from cairn.client import calls, replies
-from cairn.client.calls import Call, GenerateOptions, ListOptions, PrefillOptions
+from cairn.client.calls import Call, ChatOptions, GenerateOptions, ListOptions, PrefillOptions
+from cairn.client.chats import ChatMessageLike
 from cairn.client.client import DEFAULT_DECODE, DEFAULT_PREFILL, DEFAULT_TIMEOUT_S
 from cairn.client.conversation import AsyncConversation
 from cairn.client.errors import CairnError, error_from_status
@@ -87,6 +88,31 @@ class AsyncClient:
     ) -> AsyncGeneration:
         """Stream an answer to ``segments``, the query last. Call it in the running loop. See ``GenerateOptions``."""
         request = calls.generate_request(segments, {"salt": self._salt, **options})
+        return self._generation([request], timeout_s, lambda _: None)
+
+    def chat(
+        self,
+        messages: Sequence[ChatMessageLike],
+        *,
+        tools: Sequence[Mapping[str, Any]] = (),
+        tool_choice: str = "",
+        template_arguments: Mapping[str, Any] | None = None,
+        continue_last_message: bool = False,
+        parse: bool = True,
+        parallel_tool_calls: bool = False,
+        timeout_s: float | None = None,
+        **options: Unpack[GenerateOptions],
+    ) -> AsyncGeneration:
+        """Stream an answer to a chat. Call it in the running loop. See ``Client.chat``."""
+        chat: ChatOptions = {
+            "tools": tools,
+            "tool_choice": tool_choice,
+            "template_arguments": template_arguments,
+            "continue_last_message": continue_last_message,
+            "parse": parse,
+            "parallel_tool_calls": parallel_tool_calls,
+        }
+        request = calls.chat_request(messages, chat, {"salt": self._salt, **options})
         return self._generation([request], timeout_s, lambda _: None)
 
     def conversation(

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Generic, TypedDict, TypeVar
 
 from cairn.client import replies, requests
+from cairn.client.chats import ChatMessageLike, chat_field
 from cairn.client.requests import ChunkName, Segment
 from cairn.client.types import Chunk, Deleted, Explanation, Loads, StoredChunk, StoreStats
 from protos import decode_pb2, decode_pb2_grpc, prefill_pb2, prefill_pb2_grpc
@@ -70,6 +71,17 @@ class GenerateOptions(TypedDict, total=False):
     keep: bool
     n: int
     include_stop: bool
+
+
+class ChatOptions(TypedDict, total=False):
+    """What a chat has beside its messages and the options of ``generate``; see ``Client.chat``."""
+
+    tools: Sequence[Mapping[str, Any]]
+    tool_choice: str
+    template_arguments: Mapping[str, Any] | None
+    continue_last_message: bool
+    parse: bool
+    parallel_tool_calls: bool
 
 
 class ListOptions(TypedDict, total=False):
@@ -164,6 +176,13 @@ def abort(request_id: str) -> Call[bool]:
 def prefill_request(content: Segment, options: PrefillOptions) -> prefill_pb2.PrefillChunkRequest:
     """A request for ``PrefillChunk`` or ``PrefillChunks``."""
     return requests.prefill_request(content, **options)
+
+
+def chat_request(
+    messages: Sequence[ChatMessageLike], chat: ChatOptions, options: GenerateOptions
+) -> decode_pb2.GenerateRequest:
+    """A request for ``Generate`` or ``Explain`` of a chat."""
+    return requests.generate_request(chat_field(messages, **chat), **options)
 
 
 def generate_request(segments: Sequence[Segment], options: GenerateOptions) -> decode_pb2.GenerateRequest:

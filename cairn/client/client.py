@@ -6,11 +6,12 @@ What each call means is in ``cairn.client.calls``; this file only runs calls. ``
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Self, TypeVar, Unpack
 
 from cairn.client import calls, replies
-from cairn.client.calls import Call, GenerateOptions, ListOptions, PrefillOptions
+from cairn.client.calls import Call, ChatOptions, GenerateOptions, ListOptions, PrefillOptions
+from cairn.client.chats import ChatMessageLike
 from cairn.client.conversation import Conversation
 from cairn.client.errors import CairnError, error_from_status
 from cairn.client.generation import Generation
@@ -78,6 +79,40 @@ class Client:
     ) -> Generation:
         """Stream an answer to ``segments`` (chunks, texts, token ids), the query last. See ``GenerateOptions``."""
         request = calls.generate_request(segments, {"salt": self._salt, **options})
+        return self._generation([request], timeout_s, lambda _: None)
+
+    def chat(
+        self,
+        messages: Sequence[ChatMessageLike],
+        *,
+        tools: Sequence[Mapping[str, Any]] = (),
+        tool_choice: str = "",
+        template_arguments: Mapping[str, Any] | None = None,
+        continue_last_message: bool = False,
+        parse: bool = True,
+        parallel_tool_calls: bool = False,
+        timeout_s: float | None = None,
+        **options: Unpack[GenerateOptions],
+    ) -> Generation:
+        """Stream an answer to a chat, which the service renders with the model's template and cuts into chunks.
+
+            reply = client.chat([{"role": "user", "content": "Who governs Wendolin?"}], keep=True).finish()
+
+        ``messages`` are dictionaries as OpenAI's clients send them, or ``ChatMessage``; a part of their content may be
+        a registered chunk (``{"type": "chunk", "id": ...}``, or its ``name``). ``tools`` are definitions as the
+        template takes them, ``template_arguments`` further variables of it. ``continue_last_message``: the answer goes
+        on from the end of the last message. ``parse``: reasoning and tool calls come apart from text. With ``keep`` the
+        service remembers the answer as it was generated, and takes it for what it is when the chat goes on.
+        """
+        chat: ChatOptions = {
+            "tools": tools,
+            "tool_choice": tool_choice,
+            "template_arguments": template_arguments,
+            "continue_last_message": continue_last_message,
+            "parse": parse,
+            "parallel_tool_calls": parallel_tool_calls,
+        }
+        request = calls.chat_request(messages, chat, {"salt": self._salt, **options})
         return self._generation([request], timeout_s, lambda _: None)
 
     def conversation(

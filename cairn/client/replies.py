@@ -9,6 +9,7 @@ from google.rpc import code_pb2
 
 from cairn.client.errors import CairnError, error_from_status
 from cairn.client.types import (
+    ChatReport,
     Chunk,
     Deleted,
     Delta,
@@ -115,7 +116,12 @@ def parse_result(complete: decode_pb2.Complete, deltas: list[Delta]) -> Result:
         top_logprobs=tuple(top for delta in deltas for top in delta.top_logprobs),
         kept=_kept(complete.kept) if complete.HasField("kept") else None,
         index=complete.index,
+        chat=_chat(complete.chat) if complete.HasField("chat") else None,
     )
+
+
+def _chat(reply: decode_pb2.ChatReport) -> ChatReport:
+    return ChatReport(reply.pieces, reply.turns_kept, reply.rendered_again, reply.tool_calls_broken)
 
 
 def _kept(reply: decode_pb2.Kept) -> Kept:

@@ -61,7 +61,7 @@ def prefill_request(
 
 
 def generate_request(
-    segments: Sequence[Segment],
+    segments: Sequence[Segment] | decode_pb2.Chat,
     *,
     max_tokens: int = 128,
     reuse: str = "exact",
@@ -89,10 +89,14 @@ def generate_request(
     n: int = 1,
     include_stop: bool = False,
 ) -> decode_pb2.GenerateRequest:
-    """A ``GenerateRequest``; None leaves a sampling value to the service. Raises ``InvalidRequest``."""
+    """A ``GenerateRequest`` of segments or a chat; None leaves a sampling value to the service.
+
+    Raises ``InvalidRequest``.
+    """
+    chat, parts = (segments, ()) if isinstance(segments, decode_pb2.Chat) else (None, segments)
     if isinstance(segments, str | ChunkRef | Text | Tokens):
         raise invalid("segments", "give a list: the chunks in order, the query last")
-    if not segments:
+    if chat is None and not parts:
         raise invalid("segments", "is empty: the query, at least, is needed")
     if cache not in CACHE_USES:
         raise invalid("cache", f"must be one of {', '.join(CACHE_USES)}, not {cache!r}")
@@ -121,7 +125,8 @@ def generate_request(
     )
     return decode_pb2.GenerateRequest(
         request_id=request_id or "",
-        segments=[_segment(segment, f"segments[{index}]") for index, segment in enumerate(segments)],
+        segments=[_segment(each, f"segments[{index}]") for index, each in enumerate(parts)],
+        chat=chat,
         sampling=sampling,
         reuse_mode=_reuse_mode(reuse),
         salt=salt,

@@ -49,6 +49,30 @@ class ChunkRef:
 
 
 @dataclass(frozen=True)
+class ToolCall:
+    """A call of a tool that a model asks for. ``arguments``: the text of a JSON object."""
+
+    id: str
+    name: str
+    arguments: str
+
+
+@dataclass(frozen=True)
+class ChatMessage:
+    """A message of a chat. ``content``: words, a chunk, or a list of both, in order.
+
+    With a role of "" it is no turn: what it holds stands where it is, outside of the model's chat template.
+    """
+
+    role: str
+    content: str | ChunkRef | Sequence[str | ChunkRef] = ""
+    reasoning: str = ""
+    tool_calls: Sequence[ToolCall] = ()
+    tool_call_id: str = ""
+    name: str = ""
+
+
+@dataclass(frozen=True)
 class Timings:
     """Seconds that each stage of a request took, by the service's clock; 0 where a stage did not happen."""
 
@@ -184,12 +208,23 @@ class Kept(ChunkRef):
 
 
 @dataclass(frozen=True)
+class ChatReport:
+    """How a chat became chunks: into how many ``pieces`` its rendering was cut, how many answers stand as they were
+    generated (``turns_kept``), and why earlier ones were rendered anew (``rendered_again``, "" if none was)."""
+
+    pieces: int
+    turns_kept: int
+    rendered_again: str
+    tool_calls_broken: bool = False
+
+
+@dataclass(frozen=True)
 class Result:
     """A finished generation. ``finish_reason`` is ``"stop"``, ``"length"`` or ``"abort"``.
 
     ``top_logprobs``: of each generated token the likeliest at its place, if they were asked for. ``kept``: the turn as
     a chunk, if that was asked for and something was generated. ``index``: which of ``n`` answers it is; the prompt's
-    tokens are counted in the first one's ``usage``.
+    tokens are counted in the first one's ``usage``. ``chat``: of a chat, how it became chunks.
     """
 
     request_id: str
@@ -205,6 +240,7 @@ class Result:
     top_logprobs: tuple[TopLogprobs, ...] = ()
     kept: Kept | None = None
     index: int = 0
+    chat: ChatReport | None = None
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ import time
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import TypeVar
 
 from prometheus_client import CollectorRegistry
@@ -17,9 +18,12 @@ from chunk_store.store import ChunkStore
 from chunk_store.tenant import DEFAULT_TENANT, Tenant
 from decode_service.api import messages
 from decode_service.api.answers import Answer, answers_to
+from decode_service.api.chat_in import chat_in, chat_out, check_either
 from decode_service.api.explain import Explanation, explain
 from decode_service.api.mailbox import Mailbox, deliver_in
 from decode_service.api.replies import Replies
+from decode_service.kept import Kept
+from decode_service.prompt.chat import ChatComposer
 from decode_service.prompt.composition import Composition, answer_tokens
 from decode_service.prompt.resolver import Resolver
 from decode_service.sequence import Failed, FinishReason, Sequence, Tokens
@@ -35,6 +39,7 @@ from serving.rpc.access import Access, Caller
 from serving.rpc.arrival import adopt_request_id, arrived_ns
 from serving.rpc.field_bounds import ContentBudget, check_label, check_request_id
 from serving.rpc.handlers import Context, Server
+from serving.rpc.parsing import text_nbytes_max
 from serving.tenancy.text_lanes import TextLanes
 from serving.trace.request_id import current_request_id
 from serving.trace.stages import StageClock
@@ -67,6 +72,7 @@ class DecodeService(decode_pb2_grpc.DecodeServiceServicer):
         self.worker = worker
         self.resolver = resolver
         self.turns = TurnKeeper(worker, resolver, claim_turn)
+        self.chats = ChatComposer(resolver.codec, resolver.store)
         self.access = access
         self.model_name = model_name
         self.same_bits = same_bits
@@ -147,11 +153,17 @@ class DecodeService(decode_pb2_grpc.DecodeServiceServicer):
     async def _note_kept(self, answer: Answer, reply: decode_pb2.GenerateResponse) -> None:
         """Gathers what the caller is given of the answer; keeps the turn before its last message goes out."""
         if reply.WhichOneof("event") == "delta":
-            answer.given.extend(reply.delta.token_ids)
+            answer.given.add(reply.delta)
             return
-        kept = await asyncio.to_thread(self.turns.keep, answer.sequence, answer.given)
+        kept = await asyncio.to_thread(self._keep, answer)
         if kept is not None:
             reply.complete.kept.CopyFrom(messages.kept_out(kept))
+
+    def _keep(self, answer: Answer) -> Kept | None:
+        kept = self.turns.keep(answer.sequence, answer.given.token_ids)
+        if kept is not None:
+            self.chats.answered(answer.sequence.composition, answer.given.said(), answer.given.token_ids)
+        return kept
 
     @property
     def _codec(self) -> TextCodec:
@@ -221,13 +233,23 @@ class DecodeService(decode_pb2_grpc.DecodeServiceServicer):
         """What ``then`` makes of the request's composition, both in a thread: a prompt can be long."""
         messages.check_sampling(request.sampling)
         messages.check_keep(request)
+        check_either(request)
         served = self.resolver.served
         budget = ContentBudget(served.context_length_max, limit=str(served.limit()))
+        chat = chat_in(request.chat, budget) if request.HasField("chat") else None
         segments = messages.segments_in(request.segments, budget)
         mode: ReuseMode = wire.reuse_mode(request.reuse_mode)
         order = messages.order_in(request.order)
-        async with self._lanes.lane(budget.characters, len(segments)):
-            return await asyncio.to_thread(lambda: then(self.resolver.resolve(segments, mode, salt, order)))
+        count = len(segments) if chat is None else len(chat.messages)
+
+        def resolved() -> Composition:
+            if chat is None:
+                return self.resolver.resolve(segments, mode, salt, order)
+            cut, made = self.chats.segments(chat, salt, text_nbytes_max(served.context_length_max))
+            return replace(self.resolver.resolve(cut, mode, salt, order), chat=made)
+
+        async with self._lanes.lane(budget.characters, count):
+            return await asyncio.to_thread(lambda: then(resolved()))
 
     def _sampling(
         self, request: decode_pb2.GenerateRequest, composition: Composition
@@ -256,7 +278,9 @@ class DecodeService(decode_pb2_grpc.DecodeServiceServicer):
             expiry.cancel()
 
     def _complete(self, sequence: Sequence, reason: FinishReason, tokens: int) -> decode_pb2.Complete:
+        chat = sequence.composition.chat
         return decode_pb2.Complete(
+            chat=None if chat is None else chat_out(chat),
             request_id=sequence.request_id,
             finish_reason=reason.value,
             usage=messages.usage_out(sequence, tokens),

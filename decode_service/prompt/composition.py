@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from chunk_store.key import ChunkId, ChunkKey, ChunkType, chunk_key
 from chunk_store.tenant import DEFAULT_TENANT, SHARED_TENANT, Tenant, tenant_of
+from decode_service.prompt.chat_prompt import ChatPrompt
 from decode_service.prompt.memory import KeyMemory
 from decode_service.prompt.order import ChunkOrder
 from decode_service.prompt.request_chunk import RequestChunk, Segment
@@ -27,6 +28,7 @@ class Composition:
     ``query`` follows the ``chunks``; it is None if the last chunk is the query (a full hit).
     ``tail`` holds the tokens that are computed for this request alone. On a full hit that is the last token of the
     last chunk, which is not read from the pool then. ``order``: what the caller asked for; the chunks stand in it.
+    ``chat``: how a chat became it.
     """
 
     chunks: tuple[RequestChunk, ...]
@@ -35,6 +37,7 @@ class Composition:
     tail: tuple[int, ...]
     tenant: Tenant = DEFAULT_TENANT
     order: ChunkOrder = ChunkOrder.GIVEN
+    chat: ChatPrompt | None = None
 
     @cached_property
     def segments(self) -> list[Segment]:

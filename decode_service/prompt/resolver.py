@@ -30,13 +30,18 @@ RECORD_TOKENS_MAX = 1 << 20  # of records remembered for a time without the stor
 
 @dataclass(frozen=True)
 class SegmentRequest:
-    """One segment as asked for: exactly one of ``text``, ``token_ids`` and ``chunk_id`` is not None."""
+    """One segment as asked for: exactly one of ``text``, ``token_ids`` and ``chunk_id`` is not None.
+
+    ``field``: its name in errors, if it is not one of the request's segments. ``fixed``: it changes places with none.
+    """
 
     text: str | None
     token_ids: tuple[int, ...] | None
     chunk_id: str | None
     type: ChunkType
     role: str = ""
+    field: str = ""
+    fixed: bool = False
 
 
 class Resolver:
@@ -68,7 +73,7 @@ class Resolver:
         resolved = self._resolve_all(segments, tenant)
         indices = None
         if order is ChunkOrder.CANONICAL:
-            held = [bool(segment.role) for segment in segments]
+            held = [bool(segment.role) or segment.fixed for segment in segments]
             indices = canonical_order(resolved, held, lambda names: self._uses(names, tenant))
         return compose(self.served, resolved, mode, salt, self._keys, indices)
 
@@ -97,7 +102,7 @@ class Resolver:
             if segment.chunk_id is None:
                 record = records.get(inline[index].chunk_id)
                 return replace(inline[index], shared=record is not None and record.tenant == SHARED_TENANT)
-            found, field = records[ChunkId(segment.chunk_id)], f"segments[{index}].chunk_id"
+            found, field = records[ChunkId(segment.chunk_id)], segment.field or f"segments[{index}].chunk_id"
             record = readable(found, segment.chunk_id, field, self.codec.identity)
             shared = record.tenant == SHARED_TENANT
             return Segment(record.chunk_id, record.type, record.token_ids, record.name, named_by_id=True, shared=shared)
@@ -141,7 +146,7 @@ class Resolver:
         try:
             return self.codec.encode(segment.text, role=segment.role, generation_prompt=last and bool(segment.role))
         except ValueError as error:
-            raise InvalidRequest(f"segments[{index}].{error}") from error
+            raise InvalidRequest(f"{segment.field or f'segments[{index}]'}.{error}") from error
 
     def register(self, composition: Composition) -> None:
         """Registers inline chunks that are new, as content that makes room for other; what is known stays as it is.
