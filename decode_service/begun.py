@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence as Items
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from decode_service.sequence import Sequence
 from decode_service.step_plan import Rows
@@ -23,13 +23,19 @@ class Begun:
     tokens_flat: int
 
     @property
+    def sequences(self) -> list[Sequence]:
+        """Whoever is in it."""
+        return sequences_of(self.rows)
+
+    @property
     def decodes(self) -> bool:
         """Whether somebody decodes in it; those rows come first."""
         return self.rows[0].decodes
 
     def wait(self) -> list[tuple[Rows, Choice]]:
         """The tokens of those who have not ended meanwhile. Raises what the device raises."""
-        drawn = (rows for rows in self.rows if rows.decodes or rows.last_of_prompt)
+        last = (rows for rows in self.rows if rows.decodes or rows.last_of_prompt)
+        drawn = (each for rows in last for each in (rows, *(replace(rows, sequence=other) for other in rows.also)))
         taken = zip(drawn, self.step.wait(), strict=True)
         return [(rows, choice) for rows, choice in taken if not rows.sequence.done]
 
@@ -37,7 +43,17 @@ class Begun:
 def begin(runner: Runner, rows: Items[Rows], residents: ResidentChunks) -> Begun:
     """Launches a step: one piece that is alone, or rows that are packed. Raises what the runner raises."""
     batch = [_decode_row(each, residents) if each.decodes else _slice(each, residents) for each in rows]
-    return Begun(rows, runner.begin(batch), sum(_tokens_seen(each.sequence) for each in batch))
+    begun = Begun(rows, runner.begin(batch), sum(_tokens_seen(each.sequence) for each in batch))
+    for each in rows:
+        if each.also:
+            tails = [other.tail_pages for other in each.also]
+            residents.pool.share_tail(each.sequence.tail_pages, tails, len(each.sequence.composition.tail))
+    return begun
+
+
+def sequences_of(rows: Items[Rows]) -> list[Sequence]:
+    """Whose rows they are, and who takes what comes of them."""
+    return [sequence for each in rows for sequence in (each.sequence, *each.also)]
 
 
 def _tokens_seen(sequence: StepSequence) -> int:
@@ -63,7 +79,10 @@ def _slice(rows: Rows, residents: ResidentChunks) -> StepRows:
         return chunk_rows(rows.chunk.token_ids, cut, context, rows.chunk.held.run)
     placed = sequence.placed(page_size, residents.moves)
     draw = _draw(sequence, rows.first + rows.count) if rows.last_of_prompt else None
-    return tail_rows(composition.tail, cut, placed, sequence.tail_pages, start=composition.tail_start, draw=draw)
+    made = tail_rows(composition.tail, cut, placed, sequence.tail_pages, start=composition.tail_start, draw=draw)
+    if not rows.also:
+        return made
+    return replace(made, also=tuple(_draw(other, rows.first + rows.count) for other in rows.also))
 
 
 def _draw(sequence: Sequence, tail_tokens: int) -> Draw:

@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING
 
 from decode_service import kept
 from decode_service.admission import Admission, Fill
+from decode_service.answers import who_computes, with_others
 from decode_service.line import FillRoom, Line, Turns, cost_in_rows
 from decode_service.sequence import (
     AllReady,
@@ -205,6 +206,8 @@ class Scheduler:
                 self._computed(each.sequence, each.chunk, each.count)
             else:
                 each.sequence.tail_tokens += each.count
+                for other in each.also:
+                    other.tail_tokens = each.sequence.tail_tokens
                 if plan is not None and each.decodes and each.sequence.tail_level is None:
                     each.sequence.note_levels(plan, row, self._page_size)
             row += each.count
@@ -278,15 +281,15 @@ class Scheduler:
             piece_tokens = self._forwards.piece_tokens
             self._turns.prefilled(sum(cost_in_rows(each.count, piece_tokens) for each in pieces))
             self._had_turn(pieces)
-            return pieces
+            return with_others(pieces, self._admitted[State.PREFILLING])
         if rows:
             self._turns.stepped()
             self._had_turn(rows)
-        return rows
+        return with_others(rows, self._admitted[State.PREFILLING])
 
     def _in_turn(self) -> list[Sequence]:
         """Who computes something before a first token: prompts first, for they are short, but not for ever."""
-        prompts, chunks = self._admitted[State.PREFILLING], self._computing()
+        prompts, chunks = who_computes(self._admitted[State.PREFILLING]), self._computing()
         self._tails_first = self._tails_first + 1 if prompts and chunks else 0
         if self._tails_first > TAILS_FIRST_MAX:
             self._tails_first = 0

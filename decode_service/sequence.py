@@ -94,6 +94,7 @@ class Sequence:
     owner: Tenant = DEFAULT_TENANT  # of the request and its id, which is the owner's own among many
     clock: StageClock = field(default_factory=StageClock)
     answer: int = 0  # which answer of its request
+    prompt: object = field(default_factory=object)  # the same one for all answers of a request
     deadline: float = math.inf  # by the monotonic clock, seconds; nobody waits for the answer after it
     state: State = State.WAITING
     fill: Fill | None = None  # what its admission brings into the pool

@@ -32,13 +32,17 @@ class Forwards(Protocol):
 
 @dataclass(frozen=True)
 class Rows:
-    """One request's rows of a step: ``count`` tokens from ``first`` on, of its tail or of a chunk computed here."""
+    """One request's rows of a step: ``count`` tokens from ``first`` on, of its tail or of a chunk computed here.
+
+    ``also``: other answers to the same prompt, whose tails and first tokens come of these rows (see ``answers.py``).
+    """
 
     sequence: Sequence
     first: int
     count: int
     chunk: RequestChunk | None = None
     alone: bool = False
+    also: tuple[Sequence, ...] = ()
 
     @property
     def decodes(self) -> bool:

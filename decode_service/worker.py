@@ -31,7 +31,7 @@ from functools import partial
 from chunk_store.key import ModelIdentity
 from chunk_store.tenant import DEFAULT_TENANT, Tenant
 from decode_service import request_log
-from decode_service.begun import Begun, begin
+from decode_service.begun import Begun, begin, sequences_of
 from decode_service.kv_source.fetcher import KVFetcher
 from decode_service.kv_source.loader import Loader
 from decode_service.metrics import DecodeMetrics
@@ -250,7 +250,7 @@ class DecodeWorker:
         """Begins a step, then reads what was begun before it."""
         rows = [each for each in planned if not each.sequence.done]  # a piece before this one may have failed
         if rows:
-            self._guarded(partial(self._begin, rows), [each.sequence for each in rows])
+            self._guarded(partial(self._begin, rows), sequences_of(rows))
         self._read(unread_max=self._unread_max)
 
     def _begin(self, rows: Items[Rows]) -> None:
@@ -262,7 +262,7 @@ class DecodeWorker:
         """Takes the tokens of all steps but the last ``unread_max``, and hands them out."""
         while len(self._in_flight) > unread_max:
             begun = self._in_flight.popleft()
-            self._guarded(partial(self._take, begun), [rows.sequence for rows in begun.rows])
+            self._guarded(partial(self._take, begun), begun.sequences)
             self._deliver()
 
     def _take(self, begun: Begun) -> None:

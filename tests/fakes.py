@@ -5,6 +5,7 @@ The store, the pool and the tokenizer beside them are real ones, small.
 
 from __future__ import annotations
 
+import dataclasses
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -117,9 +118,9 @@ class FakeRunner:
             self._write(rows.sequence, own)
         choices = []
         for rows, own in zip(batch, ids, strict=True):
-            if rows.draw is not None:
-                token = self.token(rows, own)
-                self.last[rows.draw.slot] = token
+            for draw in rows.draws:
+                token = self.token(dataclasses.replace(rows, draw=draw), own)
+                self.last[draw.slot] = token
                 choices.append(Choice(token, None))
         return FakeStep(plan, choices)
 

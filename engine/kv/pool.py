@@ -95,6 +95,23 @@ class PagedKVPool(PageTable):
         for chunks, tails in self._regions:
             torch.index_select(tails, 0, index, out=chunks.narrow(0, run.first, count))
 
+    def share_tail(self, pages: Sequence[int], others: Sequence[Sequence[int]], tokens: int) -> None:
+        """Copies the first ``tokens`` tokens of a tail into each of ``others``, behind all that was launched.
+
+        The host waits for nothing. Raises ``ValueError`` if one of them has fewer pages than that.
+        """
+        count = self.pages_for(tokens)
+        if count > min(len(pages), *map(len, others)):
+            raise ValueError(
+                f"pages: {len(pages)} and {[len(each) for each in others]} do not all hold {tokens} tokens"
+            )
+        cpu = self.device.type == "cpu"
+        lines = [list(pages[:count]) * len(others), [page for each in others for page in each[:count]]]
+        index = torch.tensor(lines, pin_memory=not cpu) - self.chunk_pages
+        source, target = index.to(self.device, non_blocking=True)
+        for _, tails in self._regions:
+            tails.index_copy_(0, target, tails.index_select(0, source))
+
     def run_planes(self, run: PageRun, tokens: int) -> list[Tensor]:
         """Views of a run's first ``tokens`` tokens in entry order (K0, V0, K1, V1, ...), contiguous each."""
         start = run.first * self.page_size

@@ -38,12 +38,12 @@ class StepPlanner:
         return self._levels[1]
 
 
-def padded_to(plan: CascadePlan, buckets: Sequence[int], pool: PagedKVPool) -> CascadePlan:
-    """The plan with rows on the pool's scratch page up to the next of ``buckets`` (ascending).
+def padded_to(plan: CascadePlan, buckets: Sequence[int], pool: PagedKVPool, *, rows_min: int = 1) -> CascadePlan:
+    """The plan with rows on the pool's scratch page up to the next of ``buckets`` (ascending), ``rows_min`` at least.
 
     Raises ``ValueError`` for more rows than the largest.
     """
-    rows = len(plan.slots)
+    rows = max(len(plan.slots), rows_min)
     bucket = next((size for size in buckets if size >= rows), None)
     if bucket is None:
         raise ValueError(f"begin: {rows} rows, a step has {buckets[-1]} at most")

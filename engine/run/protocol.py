@@ -34,14 +34,21 @@ class StepRows:
     """One sequence's rows of a step.
 
     ``sources``, one for each row, are a token id, or ``~slot`` for the token that was last drawn in that slot.
-    ``draw``: the token behind the last row; None where keys and values are all that is wanted. ``alone``: a piece of
-    its own forward (see ``Runner.alone``).
+    ``draw``: the token behind the last row; None where keys and values are all that is wanted. ``also``: tokens that
+    are drawn from the same row in other slots, the first ones of other answers. ``alone``: a piece of its own forward
+    (see ``Runner.alone``).
     """
 
     sequence: StepSequence
     sources: Sequence[int]
     draw: Draw | None = None
     alone: bool = False
+    also: tuple[Draw, ...] = ()
+
+    @property
+    def draws(self) -> tuple[Draw, ...]:
+        """All that is drawn from the last row."""
+        return () if self.draw is None else (self.draw, *self.also)
 
 
 class PendingStep(Protocol):

@@ -37,9 +37,9 @@ class PackingRunner(EagerRunner):
         assert sum(counts) <= STEP_ROWS
         self.mixed += batch[0].sources[0] < 0 and max(counts) > 1
         ids = [self._sampling.last(~source) if source < 0 else source for rows in batch for source in rows.sources]
-        last = [sum(counts[: row + 1]) - 1 for row, rows in enumerate(batch) if rows.draw is not None]
+        last = [sum(counts[: row + 1]) - 1 for row, rows in enumerate(batch) for _ in rows.draws]
         logits = self._forward(ids, plan, last or [0], row_multiple=1)[: len(last)]
-        draws = [rows.draw for rows in batch if rows.draw is not None]
+        draws = [draw for rows in batch for draw in rows.draws]
         return DrawnStep(plan, self._sampling.draw(logits, draws) if draws else [], logits)
 
 

@@ -12,6 +12,7 @@ from chunk_store.entry import MissReason
 from chunk_store.key import ChunkId, ChunkKey, ChunkType
 from chunk_store.tenant import DEFAULT_TENANT, Tenant
 from decode_service.admission import Fill
+from decode_service.begun import sequences_of
 from decode_service.line import SHORT_PIECE, STEPS_A_PIECE
 from decode_service.prompt.composition import Composition
 from decode_service.prompt.request_chunk import ChunkOutcome, RequestChunk, Segment, Unpublished
@@ -181,7 +182,8 @@ class Scheduled:
             check_context(rows)
             self.scheduler.ran([rows])
             if rows.decodes or rows.last_of_prompt:
-                self.scheduler.token(rows.sequence, Choice(token_id, None), next(self._now))
+                for sequence in sequences_of([rows]):
+                    self.scheduler.token(sequence, Choice(token_id, None), next(self._now))
 
     def step(self, token_id: int = 7) -> StepPlan:
         plan = self.plan()
@@ -319,7 +321,8 @@ class Ahead(Scheduled):
         while len(self.in_flight) > unread:
             for rows in self.in_flight.pop(0):
                 if rows.decodes or rows.last_of_prompt:
-                    self.scheduler.token(rows.sequence, Choice(token_id, None), next(self._now))
+                    for sequence in sequences_of([rows]):
+                        self.scheduler.token(sequence, Choice(token_id, None), next(self._now))
 
     def check_plan(self, plan: StepPlan) -> None:
         """Before anything of it runs."""

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import random
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,15 +13,20 @@ import pytest
 
 import cairn
 from cairn import AsyncClient, Delta
+from decode_service.api.answers import answers_to
+from decode_service.sequence import Finished, FinishReason, Sequence, State
+from tests.decode_service.content import content_request
 from tests.decode_service.models import loaded, tokens
 from tests.decode_service.packing import packing
 from tests.decode_service.pair import Pair, pair, wait_until
+from tests.decode_service.scheduled import Scheduled, request
+from tests.decode_service.test_packed import served
 
 DOCUMENT, QUERY = tokens(301, 30), tokens(302, 7)
 
 
 @pytest.fixture(scope="module", params=["packed", "stepwise", "strict"])
-def services(request: pytest.FixtureRequest, folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
+def services(request: Any, folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
     model, store = loaded(folder, "decode"), tmp_path_factory.mktemp("answers")
     decode = packing(model) if request.param == "packed" else model
     with pair(loaded(folder, "prefill"), decode, store, strict=request.param == "strict") as running:
@@ -46,6 +53,28 @@ def test_each_answer_is_that_of_a_request_with_its_seed(services: Pair, reuse: s
         assert result.logprobs == pytest.approx(single.logprobs, abs=1e-5)
         if services.decode.same_bits.always:
             assert result.logprobs == single.logprobs
+
+
+def test_the_tail_is_computed_once_and_every_answer_has_a_copy(services: Pair) -> None:
+    """Looks at what the device is given: the query's rows once, with a draw for each answer."""
+    runner, seen = services.decode.worker.runner, list[Any]()
+    begin = runner.begin
+
+    def noting(batch: Any) -> Any:
+        seen.extend(rows for rows in batch if len(rows.sources) > 1)
+        return begin(batch)
+
+    document, query = tokens(311, 20), tokens(312, 150)
+    services.client.prefill(document)
+    runner.begin = noting
+    try:
+        found = answers(services, [document, query], n=4, temperature=1.0, seed=5)
+    finally:
+        del runner.begin
+    rows = [source for each in seen for source in each.sources]
+    assert rows == query and [len(each.draws) for each in seen][-1] == 4 and len(seen) > 2
+    for index, result in enumerate(found):
+        assert result.token_ids == services.generate([document, query], 12, temperature=1.0, seed=5 + index).token_ids
 
 
 def test_the_prompt_is_counted_once(services: Pair) -> None:
@@ -111,6 +140,67 @@ def test_an_abort_and_a_caller_who_leaves_end_all_of_them(services: Pair) -> Non
     left.close()
     wait_until(lambda: services.client.loads().running == 0)
     services.check_idle()
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize(
+    "options", [{"packs": True, "runs_ahead": True}, {"packs": True, "runs_ahead": False}, {"packs": False}]
+)
+def test_answers_in_any_company_are_those_of_one_at_a_time(options: dict[str, Any], seed: int) -> None:
+    """Tokens are a function of all that their rows find in the pool: a tail that is not copied, or too early, shows."""
+    expected = one_at_a_time(seed, 12)
+    rng, chance = random.Random(seed), random.Random(seed + 50)
+    ended = set[str]()
+    with served(batch_max=7, **options) as it:
+        everyone = [each for n in range(12) for each in three(content_request(f"{n}", rng))]
+        for each in everyone:
+            it.submit(each)
+        for each in chance.sample(everyone, 6):  # the first of them or another one
+            it.worker.finish(each, FinishReason.ABORT)
+            ended.add(each.request_id)
+        for each in everyone:
+            tokens, end = it.answer(each.request_id)
+            if each.request_id in ended:
+                assert tokens == expected[each.request_id][: len(tokens)]
+            else:
+                assert tokens == expected[each.request_id] and isinstance(end, Finished)
+        it.check_idle()
+
+
+def one_at_a_time(seed: int, count: int) -> dict[str, list[int]]:
+    rng, found = random.Random(seed), {}
+    with served() as it:
+        for n in range(count):
+            for each in three(content_request(f"{n}", rng)):
+                it.submit(replace(each, prompt=object()))
+                found[each.request_id] = it.answer(each.request_id)[0]
+    return found
+
+
+def three(one: Sequence) -> list[Sequence]:
+    """Answers to one prompt, with names of their own."""
+    made = answers_to(one, 3, lambda events, answer: None)
+    for each in made:
+        each.request_id = f"{one.request_id}/{each.answer}"
+    return made
+
+
+def test_when_the_first_has_gone_the_next_computes_the_prompt() -> None:
+    on = Scheduled()
+    made = three(request("one", tail=40, max_tokens=3))
+    on.submit(*made)
+    first = on.step().rows
+    assert {rows.sequence for rows in first} == {made[0]} and not first[0].also
+    on.abort(made[0])
+    while made[1].state is State.PREFILLING:
+        rows = on.step().rows
+        assert {each.sequence for each in rows} == {made[1]}
+    assert rows[-1].also == (made[2],) and made[2].generated == made[1].generated == [7]
+    late = replace(made[2], request_id="late", state=State.WAITING, slot=-1, tail_pages=(), tail_tokens=0, generated=[])
+    on.submit(late)
+    on.finish()
+    assert sum(rows.count for rows in on.ran if rows.sequence is late and not rows.decodes) == 40
+    on.check_idle()
 
 
 def test_more_answers_than_places_come_one_after_the_other(folder: Path, tmp_path: Path) -> None:

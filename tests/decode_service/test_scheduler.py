@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from contextlib import suppress
 from dataclasses import FrozenInstanceError
 from typing import Any
 
@@ -12,10 +13,12 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
+from decode_service.api.answers import answers_to
 from decode_service.line import PASSES_MAX, STEPS_A_PIECE
 from decode_service.sequence import AllReady, ChunkReady, Failed, FinishReason, Sequence, State
 from engine.kv.source import KVSource
 from serving.errors import Unavailable
+from serving.tenancy.places import PlacesFull
 from serving.tenancy.quotas import Quotas
 from tests.decode_service.scheduled import EOS, PAGE, PIECE, Scheduled, request
 
@@ -507,8 +510,9 @@ class Histories(RuleBasedStateMachine):
         tenant=st.sampled_from(["x", "y", "z"]),
         bypass=st.sampled_from([False, False, False, True]),
         exact=st.booleans(),
+        answers=st.sampled_from([1, 1, 3]),
     )
-    def submit(self, chunks: list[tuple[str, int]], tail: int, max_tokens: int, tenant: str, **how: bool) -> None:
+    def submit(self, chunks: list[tuple[str, int]], tail: int, max_tokens: int, tenant: str, **how: Any) -> None:
         self._submit(chunks, tail, max_tokens=max_tokens, tenant=tenant, **how)
 
     @rule(
@@ -519,10 +523,14 @@ class Histories(RuleBasedStateMachine):
     def submit_for_chunks(self, chunks: list[tuple[str, int]], tenant: str, exact: bool) -> None:
         self._submit(chunks, 0, tenant=tenant, exact=exact)
 
-    def _submit(self, chunks: list[tuple[str, int]], tail: int, *, bypass: bool = False, **options: Any) -> None:
+    def _submit(
+        self, chunks: list[tuple[str, int]], tail: int, *, bypass: bool = False, answers: int = 1, **options: Any
+    ) -> None:
         one = request(f"{len(self.on.sequences)}", chunks, tail=tail, bypass=bypass, **options)
         if self.on.scheduler._admission._pages(one.composition.chunks, bypass=bypass) <= 14:
-            self.on.submit(one)
+            for each in answers_to(one, answers, lambda events, answer: None):
+                with suppress(PlacesFull):  # the tenant has as many as it may
+                    self.on.submit(each)
 
     @rule(token=st.sampled_from([7, 7, 7, EOS]))
     def step(self, token: int) -> None:

@@ -142,9 +142,8 @@ class FusedRunner:
         draws: list[Draw] = []
         for rows in batch:
             sources += rows.sources
-            if rows.draw is not None:
-                drawn.append(len(sources) - 1)
-                draws.append(rows.draw)
+            drawn += [len(sources) - 1] * len(rows.draws)
+            draws += rows.draws
         self._check_slot(max(~min(sources), *[draw.slot for draw in draws]) if draws else ~min(sources))
         if batch[0].alone:
             return self._piece(batch[0], plan)

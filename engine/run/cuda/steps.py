@@ -106,7 +106,7 @@ class Steps:
 
         Raises ``ValueError`` before anything is launched for more rows than a step has, or slots nobody opened.
         """
-        padded = padded_to(plan, self.buckets, self.forward.pool)
+        padded = padded_to(plan, self.buckets, self.forward.pool, rows_min=len(drawn))
         rows = len(padded.slots)
         count = self._draws_of(rows) if draws else 0
         kind = self._write(padded, sources, drawn, draws)

@@ -88,9 +88,10 @@ class EagerRunner:
         # A slot in which no number was drawn holds -1: the row that takes it is nobody's.
         ids = [max(0, self._sampling.last(~source)) if source < 0 else source for source in sources]
         logits = self._piece(ids, plan) if batch[0].alone else self._decode(ids, batch, plan)
-        draws = [rows.draw for rows in batch if rows.draw is not None]
-        if len(draws) < len(logits):
-            logits = logits[[row for row, rows in enumerate(batch) if rows.draw is not None]]
+        drawn = [(row, draw) for row, rows in enumerate(batch) for draw in rows.draws]
+        draws = [draw for _, draw in drawn]
+        if len(draws) != len(logits):
+            logits = logits[[row for row, _ in drawn]]
         return DrawnStep(plan, self._sampling.draw(logits, draws) if draws else [], logits)
 
     def _piece(self, ids: list[int], plan: CascadePlan) -> Tensor:

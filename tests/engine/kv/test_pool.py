@@ -58,6 +58,22 @@ def test_a_tail_becomes_a_run_page_by_page() -> None:
             made.copy_tail(pages, run, tokens)
 
 
+def test_tails_begin_as_a_copy_of_another() -> None:
+    made = PagedKVPool(LAYOUT, pages=12, chunk_pages=4, page_size=4)
+    for number, tensor in enumerate((*made.keys, *made.values)):
+        tensor.copy_((torch.arange(52) + number).view(52, 1, 1).expand_as(tensor))
+    before = [tensor.clone() for tensor in (*made.keys, *made.values)]
+    made.share_tail((7, 4), [(9, 5, 11), (6, 8)], 6)
+    for tensor, old in zip((*made.keys, *made.values), before, strict=True):
+        for pages in ((9, 5), (6, 8)):
+            for page, source in zip(pages, (7, 4), strict=True):
+                assert torch.equal(tensor[4 * page : 4 * page + 4], old[4 * source : 4 * source + 4])
+        others = [slot for slot in range(52) if slot // 4 not in (9, 5, 6, 8)]
+        assert torch.equal(tensor[others], old[others])
+    with pytest.raises(ValueError, match="do not all hold"):
+        made.share_tail((7, 4), [(9, 5), (6,)], 6)
+
+
 def test_the_scratch_page_is_nobodys() -> None:
     made = pool()
     assert made.allocate_run(16) is not None and made.allocate_pages(2) is not None

@@ -129,6 +129,28 @@ def test_a_step_without_draws_has_no_tokens(make: Make) -> None:
     assert torch.equal(step.logits(), both.logits()[[0, 2]])
 
 
+def test_a_row_draws_in_several_slots_and_each_goes_on_as_if_it_had_the_row_alone(make: Make) -> None:
+    """More draws than rows: a prompt of one token that several answers follow."""
+    batch, requests = Batch(make()), [SamplingParams(temperature=1.5, seed=seed) for seed in range(6)]
+    position, singly = len(DOCUMENT) + TAIL + 1, []
+    for params in requests:
+        batch.runner.open(0, SamplingRequest(params, (), frozenset()))
+        singly += ids(batch.runner.begin([replace(batch.rows(0, batch.first[0], 0), draw=Draw(0, 0, position))]))
+    for slot, params in enumerate(requests):
+        batch.runner.open(slot, SamplingRequest(params, (), frozenset()))
+    first, *others = (Draw(slot, 0, position) for slot in range(6))
+    row = replace(
+        batch.rows(0, batch.first[0], 0), draw=first, also=tuple(others), alone=batch.runner.alone(1, chunk=False)
+    )
+    step = batch.runner.begin([row])
+    assert step.logits().shape == (6, 211) and len(set(singly)) > 1
+    assert ids(step) == singly
+    if not row.alone:  # and beside others that draw
+        batch.runner.open(6, SamplingRequest(SamplingParams(), (), frozenset()))
+        beside = replace(batch.rows(1, batch.first[1], 0), draw=Draw(6, 1, position))
+        assert ids(batch.runner.begin([beside, row]))[1:] == singly
+
+
 def test_logits_taken_before_the_next_step_are_the_callers_to_keep(make: Make) -> None:
     batch = Batch(make())
     kept = batch.step(batch.first, 0).logits()
