@@ -1,4 +1,4 @@
-"""What an installation of the client and the command line alone lacks, and what brings it: ``cairn[server]``."""
+"""What an installation of the client and the command line alone lacks, and what brings it: an extra."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ SERVER = (  # what the extra brings, by the names that are imported
     *("torch", "transformers", "tokenizers", "safetensors", "numpy"),
     *("grpc_reflection", "prometheus_client", "xxhash"),
 )
+HTTP = ("starlette", "uvicorn", "prometheus_client")
 
 
 def require_server() -> None:
@@ -17,9 +18,18 @@ def require_server() -> None:
             raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 
 
+def require_http() -> None:
+    """The same for the gateway."""
+    for name in HTTP:
+        if find_spec(name) is None:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+
 def remedy(missing: ModuleNotFoundError, command: str) -> str:
     """What to install for a package that ``command`` needs; "" for one that no extra of ours brings."""
     package = (missing.name or "").partition(".")[0]
+    if package in HTTP and package not in SERVER:
+        return f'cairn {command} needs the gateway, and {package} is not installed: pip install "cairn[server,http]"'
     if package not in SERVER:
         return ""
     return f'cairn {command} needs the server side, and {package} is not installed: pip install "cairn[server]"'

@@ -38,11 +38,15 @@ class ServiceFailed(Exception):
 
 @dataclass(frozen=True)
 class Place:
-    """Where a service will serve, under its name; with TLS if ``tls_ca`` is given."""
+    """Where a service will serve, under its name; with TLS if ``tls_ca`` is given.
+
+    One without ``rpcs`` is not asked for its health: that it is announced is enough.
+    """
 
     name: str
     address: str
     tls_ca: Path | None = None
+    rpcs: bool = True
 
 
 @dataclass(frozen=True)
@@ -182,7 +186,8 @@ class Processes:
 
     async def _announcement(self, served: _Served) -> dict[str, Any]:
         announced = await asyncio.shield(served.ready)
-        await _wait_for_serving(served)
+        if served.place.rpcs:
+            await _wait_for_serving(served)
         return announced
 
     async def _read(self, child: _Child, stream: asyncio.StreamReader, announces: bool) -> None:

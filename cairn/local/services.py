@@ -16,7 +16,7 @@ from cairn.local.processes import Command, Place, free_port
 from decode_service.options import DecodeOptions
 from prefill_service.options import PrefillOptions
 from serving.process.options import ServiceOptions, check
-from serving.process.settings import FILE, SECONDS, SWITCH, Setting, setting, settings_of
+from serving.process.settings import FILE, PORT, SECONDS, SWITCH, Setting, setting, settings_of
 from serving.process.sources import CONFIG_VARIABLE, Resolved, SettingError, Sources, resolve
 
 # What the decode service is told of the prefill service that it is started with.
@@ -35,6 +35,9 @@ class UpOptions:
 
     separate: bool | None = setting(
         SWITCH, "each service in a process of its own", default=None, unset="on cpu, or if their settings differ"
+    )
+    http_port: int | None = setting(
+        PORT, "OpenAI's HTTP too, by a gateway at this port; 0 is any free one", default=None, unset="none"
     )
     start_timeout: float = setting(SECONDS, "for both services to become ready", default=300.0)
     tls_ca: Path | None = setting(
@@ -113,9 +116,9 @@ def together_command(prefill: PrefillOptions, decode: DecodeOptions, tls_ca: Pat
     """The command of one process that serves both, with every port chosen."""
     prefill, decode = _with_ports(prefill, decode)
     places = [Place(name, _address(one), tls_ca) for name, one in (("prefill", prefill), ("decode", decode))]
-    first, environment = _told(prefill, _without_settings(os.environ))
+    first, environment = _told(prefill, without_settings(os.environ))
     second, environment = _told(replace(decode, prefill=places[0].address), environment)
-    argv = (*_python(TOGETHER), *first, "--", *second)
+    argv = (*python_module(TOGETHER), *first, "--", *second)
     return Command("cairn", argv, environment=environment, serves=tuple(places))
 
 
@@ -136,8 +139,8 @@ def private_tokens(token_file: Path | None) -> Iterator[Path | None]:
 
 def _command(name: str, options: ServiceOptions, tls_ca: Path | None) -> Command:
     """The service with exactly these options: secrets in its environment, the rest on its command line."""
-    words, environment = _told(options, _without_settings(os.environ))
-    argv = (*_python(type(options).__module__.rpartition(".")[0]), *words)
+    words, environment = _told(options, without_settings(os.environ))
+    argv = (*python_module(type(options).__module__.rpartition(".")[0]), *words)
     return Command(name, argv, _address(options), tls_ca, environment)
 
 
@@ -154,7 +157,7 @@ def _address(options: ServiceOptions) -> str:
     return f"{options.host}:{options.port}"
 
 
-def _python(module: str) -> list[str]:
+def python_module(module: str) -> list[str]:
     """How a module of ours is run.
 
     The child looks for modules in the working directory only if this process was found there itself: whatever a user's
@@ -180,7 +183,7 @@ def _told(options: ServiceOptions, environment: Mapping[str, str]) -> tuple[list
     return words, secrets_too
 
 
-def _without_settings(environment: Mapping[str, str]) -> dict[str, str]:
+def without_settings(environment: Mapping[str, str]) -> dict[str, str]:
     """An environment in which no setting is left: what it said of one has been read."""
     read = {
         variable

@@ -10,6 +10,9 @@ certificate must name the address that they listen on.
 On a GPU both services are one process, over one copy of the model and one pool of KV, unless --separate says otherwise
 or they are given different devices or settings of the model; on the CPU they are two, unless --no-separate is given.
 
+With --http-port a gateway serves OpenAI's HTTP at that port, over both services: a process of its own, stopped first. In
+the file of --config the table [gateway] has its other settings.
+
 Unless given, the model is the small one that comes with Cairn, the store a directory below the user's cache, and the
 ports are 50071 (prefill) and 50072 (decode), of the metrics 9471 and 9472.
 
@@ -29,8 +32,10 @@ from rich.text import Text
 
 from cairn.cli.arguments import UsageError
 from cairn.cli.connection import add_json_flag
-from cairn.cli.extras import require_server
+from cairn.cli.extras import require_http, require_server
 from cairn.cli.terminal import Terminal
+from cairn.local.http import NAME as GATEWAY
+from cairn.local.http import gateway_command
 from cairn.local.processes import Command, Place, Processes, ServiceFailed
 from cairn.local.services import (
     Settings,
@@ -47,7 +52,7 @@ from serving.process.sources import EPILOG, Resolved, SettingError, Sources, add
 PROGRESS_S = 1.0  # between two changes of what is shown while the services start
 DRAINS = 2  # running calls have the drain time, and then what they computed has it to be written out
 KILL_AFTER_S = 3.0  # a service that has not ended so long after that is killed
-STYLES = {"prefill": "cyan", "decode": "magenta", "cairn": "cyan"}
+STYLES = {"prefill": "cyan", "decode": "magenta", "cairn": "cyan", GATEWAY: "blue"}
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -59,9 +64,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace, terminal: Terminal) -> int:
     require_server()
     try:
-        settings = Settings.read(Sources.read(vars(args)))
+        sources = Sources.read(vars(args))
+        settings = Settings.read(sources)
         for service in (settings.prefill, settings.decode):
             _check_model(service)
+        if settings.up.options.http_port is not None:
+            require_http()
         together = in_one_process(settings)
     except SettingError as error:
         raise UsageError(str(error)) from error
@@ -75,8 +83,11 @@ def run(args: argparse.Namespace, terminal: Terminal) -> int:
                 replace(prefill, token_file=tokens), replace(decode, prefill_token_file=tokens), tls_ca
             )
         )
+        if up.http_port is not None:
+            own = (up.http_port, commands, decode, prefill.token_file)
+            commands = (*commands, gateway_command(*own, tls_ca, sources.path))
         grace_s = DRAINS * max(prefill.drain_s, decode.drain_s) + KILL_AFTER_S
-        named = (("prefill", prefill), ("decode", decode), ("cairn", decode))
+        named = (("prefill", prefill), ("decode", decode), ("cairn", decode), (GATEWAY, decode))
         as_json = {name for name, one in named if one.log_format == "json"}
         processes = Processes(lambda service, line: _log(terminal, "" if service in as_json else service, line))
         return asyncio.run(_serve(commands, processes, up.start_timeout, grace_s, terminal))
@@ -143,10 +154,17 @@ async def _until_asked(
 def _say_ready(
     terminal: Terminal, commands: tuple[Command, ...], events: dict[str, dict[str, Any]], seconds: float
 ) -> None:
-    there = [place for command in commands for place in command.places]
+    everyone = [place for command in commands for place in command.places]
+    there = [place for place in everyone if place.rpcs]
     places = {
         place.name: {"address": place.address, "metrics": _metrics_url(place, events[place.name])} for place in there
     }
+    for place in everyone:
+        if not place.rpcs:
+            places[place.name] = {
+                "address": place.address,
+                "url": f"http{'s' if place.tls_ca else ''}://{place.address}/v1",
+            }
     served = {name: events[there[0].name].get(name, "") for name in ("dtype", "dtype_reason")}
     answers = events[there[-1].name]
     served |= {name: answers[name] for name in ("same_bits", "same_bits_reason") if name in answers}
@@ -155,11 +173,15 @@ def _say_ready(
         return
     terminal.say(
         f"Ready in {seconds:.1f} s{_words_for(served)}. "
-        + " ".join(f"{name} {place['address']} (metrics {place['metrics']})" for name, place in places.items())
+        + " ".join(f"{name} {_where(place)}" for name, place in places.items())
     )
     if "same_bits" in served:
         kept = "the same in every batch" if served["same_bits"] else "not promised to be the same in every batch"
         terminal.note(f"Bits of answers are {kept}: {served['same_bits_reason']}", "dim")
+
+
+def _where(place: dict[str, str]) -> str:
+    return place.get("url") or f"{place['address']} (metrics {place['metrics']})"
 
 
 def _words_for(served: dict[str, Any]) -> str:
@@ -168,7 +190,7 @@ def _words_for(served: dict[str, Any]) -> str:
 
 def _dtypes_differ(events: dict[str, dict[str, Any]]) -> str:
     """Why the services cannot work together, if each chose a dtype of its own; otherwise ""."""
-    chosen = {name: event.get("dtype", "") for name, event in events.items()}
+    chosen = {name: event.get("dtype", "") for name, event in events.items() if name != GATEWAY}
     if len(set(chosen.values())) < 2:
         return ""
     said = ", ".join(f"{name} {dtype}" for name, dtype in chosen.items())
