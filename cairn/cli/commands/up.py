@@ -10,8 +10,8 @@ certificate must name the address that they listen on.
 On a GPU both services are one process, over one copy of the model and one pool of KV, unless --separate says otherwise
 or they are given different devices or settings of the model; on the CPU they are two, unless --no-separate is given.
 
-With --http-port a gateway serves OpenAI's HTTP at that port, over both services: a process of its own, stopped first. In
-the file of --config the table [gateway] has its other settings.
+With --http-port a gateway serves OpenAI's HTTP at that port, over both services: a process of its own, stopped first.
+In the file of --config the table [gateway] has its other settings.
 
 Unless given, the model is the small one that comes with Cairn, the store a directory below the user's cache, and the
 ports are 50071 (prefill) and 50072 (decode), of the metrics 9471 and 9472.
