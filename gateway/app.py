@@ -43,7 +43,9 @@ class Gateway:
         """What was told, put together; connects to nobody yet. Raises ``OSError`` or ``ValueError``."""
         metrics = GatewayMetrics()
         tls = None if options.tls_ca is None else str(options.tls_ca)
-        client = AsyncClient(options.prefill, options.decode, tls=tls, timeout_s=options.request_timeout_s)
+        client = AsyncClient(
+            options.prefill, options.decode, tls=tls, timeout_s=options.request_timeout_s, wait_overloaded=False
+        )
         return cls(
             client=client,
             served=Served(),
@@ -51,7 +53,7 @@ class Gateway:
             room=Room(options.bodies_max, options.body_max),
             metrics=metrics,
             connections=Connections(options.connections_max, metrics),
-            request_timeout_s=options.request_timeout_s,
+            request_timeout_s=timeout_s,
         )
 
 

@@ -39,6 +39,7 @@ class AsyncClient:
         tls: Tls = None,
         salt: str = "",
         timeout_s: float = DEFAULT_TIMEOUT_S,
+        wait_overloaded: bool = True,
     ) -> None:
         self._peers = {
             "prefill": Peer("prefill", prefill, tls, token),
@@ -46,6 +47,7 @@ class AsyncClient:
         }
         self._salt = salt
         self._timeout_s = timeout_s
+        self._wait_overloaded = wait_overloaded
         self._channels: dict[str, AsyncChannel] = {}
 
     def with_token(self, token: str | None) -> Self:
@@ -233,7 +235,8 @@ class AsyncClient:
         return calls.stub(service, self._channels[service])
 
     def _attempts(self, timeout_s: float | None, retry: bool, calls: int = 1) -> Attempts:
-        return Attempts((self._timeout_s if timeout_s is None else timeout_s) * max(1, calls), retry)
+        seconds = (self._timeout_s if timeout_s is None else timeout_s) * max(1, calls)
+        return Attempts(seconds, retry, self._wait_overloaded)
 
     async def _run(self, call: Call[T], timeout_s: float | None) -> T:
         peer, method = (

@@ -5,8 +5,10 @@ What each call means is in ``cairn.client.calls``; this file only runs calls. ``
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Self, TypeVar, Unpack
 
 from cairn.client import calls, replies
@@ -32,8 +34,8 @@ class Client:
 
     ``token`` is sent as a bearer token; ``tls`` is True (the system's certificates) or a PEM file; ``salt`` goes
     with every request that has none of its own. Every call ends within ``timeout_s`` seconds, its own or the
-    client's. Calls raise ``CairnError``; UNAVAILABLE, and an overload that says when to come again, are retried a few
-    times where sending twice does no harm.
+    client's. Calls raise ``CairnError``; UNAVAILABLE, and an overload that says when to come again (unless
+    ``wait_overloaded`` is False), are retried a few times where sending twice does no harm.
     """
 
     def __init__(
@@ -45,6 +47,7 @@ class Client:
         tls: Tls = None,
         salt: str = "",
         timeout_s: float = DEFAULT_TIMEOUT_S,
+        wait_overloaded: bool = True,
     ) -> None:
         self._peers = {
             "prefill": Peer("prefill", prefill, tls, token),
@@ -52,8 +55,15 @@ class Client:
         }
         self._salt = salt
         self._timeout_s = timeout_s
+        self._wait_overloaded = wait_overloaded
         self._channels = {name: peer.open_channel() for name, peer in self._peers.items()}
         self._stubs = {name: calls.stub(name, channel) for name, channel in self._channels.items()}
+
+    def with_token(self, token: str | None) -> Self:
+        """The same client for another bearer token, over the same connections. Closing either closes both."""
+        other = copy.copy(self)
+        other._peers = {service: replace(peer, token=token) for service, peer in self._peers.items()}
+        return other
 
     def prefill(self, content: Segment, *, timeout_s: float | None = None, **options: Unpack[PrefillOptions]) -> Chunk:
         """Register text, token ids or a known chunk, and compute its KV after ``context``. See ``PrefillOptions``."""
@@ -184,10 +194,16 @@ class Client:
         """All chunks that match, fetched page by page as they are read. See ``ListOptions``."""
         page_token = ""
         while True:
-            found, page_token = self._run(calls.page(page_token, options), timeout_s)
+            found, page_token = self.chunks_page(page_token, timeout_s=timeout_s, **options)
             yield from found
             if not page_token:
                 return
+
+    def chunks_page(
+        self, page_token: str = "", *, timeout_s: float | None = None, **options: Unpack[ListOptions]
+    ) -> tuple[tuple[StoredChunk, ...], str]:
+        """One page of ``chunks`` and the token of the next, "" on the last."""
+        return self._run(calls.page(page_token, options), timeout_s)
 
     def get(
         self, chunk: ChunkName, *, token_ids: bool = False, text: bool = False, timeout_s: float | None = None
@@ -231,7 +247,8 @@ class Client:
         self.close()
 
     def _attempts(self, timeout_s: float | None, retry: bool, calls: int = 1) -> Attempts:
-        return Attempts((self._timeout_s if timeout_s is None else timeout_s) * max(1, calls), retry)
+        seconds = (self._timeout_s if timeout_s is None else timeout_s) * max(1, calls)
+        return Attempts(seconds, retry, self._wait_overloaded)
 
     def _run(self, call: Call[T], timeout_s: float | None) -> T:
         peer, method = (

@@ -66,10 +66,14 @@ class Peer:
 
 @dataclass
 class Attempts:
-    """The deadline and the retries of one call; both clients ask it what to do next."""
+    """The deadline and the retries of one call; both clients ask it what to do next.
+
+    Without ``wait_overloaded`` a service that is full is not asked again: its caller is told when to come.
+    """
 
     timeout_s: float
     retry: bool
+    wait_overloaded: bool = True
 
     def __post_init__(self) -> None:
         if not self.timeout_s > 0:
@@ -89,7 +93,8 @@ class Attempts:
         """
         self._failed += 1
         asked_s = retry_after_s(error.trailing_metadata())
-        overloaded = error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED and asked_s is not None
+        full = error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED and asked_s is not None
+        overloaded = full and self.wait_overloaded
         again = overloaded or error.code() is grpc.StatusCode.UNAVAILABLE
         if not self.retry or not again or self._failed >= ATTEMPTS_MAX:
             return None

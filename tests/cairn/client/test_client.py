@@ -203,6 +203,16 @@ def test_a_service_that_starts_late_is_reached_by_the_retry():
     started[0].stop()
 
 
+def test_another_token_goes_over_the_same_connections(client, services):
+    other = client.with_token("stone")
+    other.stats()
+    client.stats()
+    tokens = [seen.get("authorization") for seen in services.script.metadata]
+    assert tokens == ["Bearer stone", None]
+    found, page_token = other.chunks_page(page_size=2)
+    assert ([chunk.name for chunk in found], bool(page_token)) == (["doc-0", "doc-1"], True)
+
+
 def test_nobody_there_is_unavailable_soon():
     port = free_port("127.0.0.1")
     begin = time.monotonic()

@@ -29,8 +29,8 @@ class Failed(grpc.RpcError):
         return self._metadata
 
 
-def delays(error: Any, *, timeout_s: float = 1000.0, retry: bool = True) -> list[float]:
-    attempts, found = Attempts(timeout_s, retry), []
+def delays(error: Any, *, timeout_s: float = 1000.0, retry: bool = True, wait: bool = True) -> list[float]:
+    attempts, found = Attempts(timeout_s, retry, wait), []
     while (delay := attempts.delay_after(error)) is not None:
         found.append(delay)
         assert len(found) < 10
@@ -47,6 +47,8 @@ def test_unavailable_is_tried_again_a_few_times_with_growing_delays() -> None:
 def test_overload_is_tried_again_when_the_service_says_when() -> None:
     assert delays(Failed(StatusCode.RESOURCE_EXHAUSTED)) == []
     assert all(delay >= 7.0 for delay in delays(Failed(StatusCode.RESOURCE_EXHAUSTED, 7.0)))
+    assert delays(Failed(StatusCode.RESOURCE_EXHAUSTED, 7.0), wait=False) == []
+    assert delays(Failed(StatusCode.UNAVAILABLE), wait=False), "for others than a full service"
 
 
 @pytest.mark.parametrize("code", [StatusCode.INTERNAL, StatusCode.DEADLINE_EXCEEDED, StatusCode.INVALID_ARGUMENT])
