@@ -53,7 +53,7 @@ class Gateway:
             room=Room(options.bodies_max, options.body_max),
             metrics=metrics,
             connections=Connections(options.connections_max, metrics),
-            request_timeout_s=timeout_s,
+            request_timeout_s=options.request_timeout_s,
         )
 
 

@@ -11,9 +11,9 @@ from starlette.responses import JSONResponse, Response
 from cairn import AsyncGeneration, Delta, Result
 from cairn.client.calls import GenerateOptions
 from gateway.api.asked import Asked
-from gateway.api.extension import Extension, read_extension, report, segments_of
+from gateway.api.extension import Extension, read_extension, report
 from gateway.api.fields import Fields
-from gateway.api.messages import read_messages, segments_in
+from gateway.api.messages import read_messages, with_documents
 from gateway.api.sampling import UINT32_MAX, sampling_options
 from gateway.api.streaming import Streaming, read_streaming
 from gateway.api.usage import usage
@@ -47,7 +47,7 @@ async def chat_completions(asked: Asked) -> Response:
     request = read_chat(await asked.fields())
     await asked.gateway.served.check(asked.client, request.model)
     reply = ChatReply(asked.request_id, request)
-    generation = await _start(asked, request)
+    generation = _start(asked, request)
     if request.streaming.stream:
         return await EventStream.begin(asked.request.receive, _events(generation, reply))
     result = await unless_gone(asked.request.receive, _finish(generation))
@@ -64,6 +64,8 @@ def read_chat(fields: Fields) -> ChatRequest:
         raise invalid("max_tokens", "differs from max_completion_tokens; give one of them")
     if (most := long if short is None else short) is not None:
         options["max_tokens"] = most
+    # A turn that is kept is what the next request of a conversation goes on from.
+    options.setdefault("keep", options["reuse"] == "exact" and options["cache"] == "shared")
     streaming = read_streaming(fields)
     fields.only("n", 1, why="one answer a request")
     fields.only("logprobs", False, why="is not served yet")
@@ -81,11 +83,10 @@ def read_chat(fields: Fields) -> ChatRequest:
     return ChatRequest(model, messages, extension, options, streaming)
 
 
-async def _start(asked: Asked, request: ChatRequest) -> AsyncGeneration:
-    documents = await segments_of(request.extension.documents, asked.client)
-    segments = segments_in(request.messages, documents)
+def _start(asked: Asked, request: ChatRequest) -> AsyncGeneration:
     request.options["request_id"] = asked.new_id()
-    return asked.client.generate(segments, **request.options)
+    messages = with_documents(request.messages, request.extension.documents)
+    return asked.client.chat(messages, **request.extension.chat, **request.options)
 
 
 async def _finish(generation: AsyncGeneration) -> Result:

@@ -6,34 +6,25 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from cairn import AsyncClient, ChunkRef, Result, Text, Tokens
-from cairn.client.calls import GenerateOptions
-from cairn.client.requests import Segment
-from cairn.client.types import CACHE_USES, CHUNK_ORDERS, CHUNK_TYPES, REUSE_MODES
+from cairn import Result
+from cairn.client.calls import ChatOptions, GenerateOptions
+from cairn.client.types import CACHE_USES, CHUNK_ORDERS, REUSE_MODES
 from gateway.api.fields import Fields
-from gateway.errors import HttpError, invalid
+from gateway.errors import invalid
 
 DOCUMENTS_MAX = 1024
 
 
-@dataclass(frozen=True)
-class Document:
-    """A document before the conversation: a segment, or the name of a chunk."""
-
-    where: str
-    segment: Segment | None
-    chunk_name: str = ""
-
-
 @dataclass
 class Extension:
-    """What ``cairn`` says beside the options of ``generate``."""
+    """What ``cairn`` says: documents as messages that stand before the conversation, options of chats, and the rest."""
 
-    documents: Sequence[Document] = ()
+    documents: Sequence[dict[str, Any]] = ()
+    chat: ChatOptions = field(default_factory=ChatOptions)
     options: GenerateOptions = field(default_factory=GenerateOptions)
 
 
-def read_extension(fields: Fields, document_role: str = "") -> Extension:
+def read_extension(fields: Fields) -> Extension:
     """The extension of a request; none is an empty one. Raises ``HttpError``."""
     given = fields.object("cairn") or Fields({}, "cairn")
     options: GenerateOptions = {}
@@ -44,52 +35,30 @@ def read_extension(fields: Fields, document_role: str = "") -> Extension:
     keep = given.boolean("keep")
     if keep is not None:
         options["keep"] = keep
-    role = given.string("document_role")
+    chat: ChatOptions = {}
+    chat["template_arguments"] = given.mapping("template_arguments")
+    chat["continue_last_message"] = bool(given.boolean("continue_last_message"))
+    chat["parse"] = given.boolean("parse") is not False
     documents = given.items("documents") or []
     if len(documents) > DOCUMENTS_MAX:
         raise invalid("cairn.documents", f"has more than {DOCUMENTS_MAX}")
-    read = [
-        _document(each, f"cairn.documents[{index}]", document_role if role is None else role)
-        for index, each in enumerate(documents)
-    ]
+    read = [_document(each, f"cairn.documents[{index}]") for index, each in enumerate(documents)]
     given.end()
-    return Extension(read, options)
+    return Extension(read, chat, options)
 
 
-def _document(value: Any, where: str, role: str) -> Document:
+def _document(value: Any, where: str) -> dict[str, Any]:
+    """A message of the document's own, outside of the template unless it has a role."""
     if isinstance(value, str):
-        return Document(where, Text(value, role=role))
+        return {"role": "", "content": value}
     fields = Fields(value, where)
-    ways = [name for name in ("id", "name", "text", "token_ids") if fields.has(name)]
+    ways = [name for name in ("id", "name", "text") if fields.has(name)]
     if len(ways) != 1:
-        raise invalid(where, "give one of id, name, text and token_ids")
-    segment: Segment | None = None
-    name = ""
-    if ways == ["id"]:
-        segment = ChunkRef(fields.required("id"))
-    elif ways == ["name"]:
-        name = fields.required("name")
-    elif ways == ["text"]:
-        own = fields.string("role")
-        text = fields.string("text") or ""
-        segment = Text(text, fields.string("type", CHUNK_TYPES) or "context", role if own is None else own)
-    else:
-        segment = Tokens(fields.integers("token_ids") or [], fields.string("type", CHUNK_TYPES) or "context")
+        raise invalid(where, "give one of id, name and text")
+    (way,) = ways
+    words, role = fields.required(way), fields.string("role") or ""
     fields.end()
-    return Document(where, segment, name)
-
-
-async def segments_of(documents: Sequence[Document], client: AsyncClient) -> list[Segment]:
-    """The documents as segments, names looked up. Raises ``HttpError`` or ``CairnError``."""
-    return [each.segment if each.segment is not None else await _named(each, client) for each in documents]
-
-
-async def _named(document: Document, client: AsyncClient) -> ChunkRef:
-    found, _ = await client.chunks_page(name=document.chunk_name, page_size=2)
-    if len(found) != 1:
-        many = "several chunks have" if found else "no chunk has"
-        raise HttpError(404, f"{document.where}: {many} this name", param=document.where, code="not_found")
-    return ChunkRef(found[0].id)
+    return {"role": role, "content": words if way == "text" else [{"type": "chunk", way: words}]}
 
 
 def report(result: Result) -> dict[str, Any]:
@@ -101,4 +70,5 @@ def report(result: Result) -> dict[str, Any]:
         "timings": asdict(result.timings),
         "seed": result.seed,
         "kept": None if result.kept is None else asdict(result.kept),
+        "chat": None if result.chat is None else asdict(result.chat),
     }

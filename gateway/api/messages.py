@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
-from cairn import Text
-from cairn.client.requests import Segment
 from gateway.api.fields import Fields
 from gateway.errors import invalid
 
 MESSAGES_MAX = 1024
-ROLES = ("system", "developer", "user", "assistant", "tool")
 AS_SYSTEM = "developer"  # templates know it as "system"
+CHUNK_PART = "cairn_chunk"
+TEXT_PARTS = ("text", "input_text", "output_text")
+REASONING = ("reasoning_content", "reasoning")
 
 
 def read_messages(fields: Fields) -> list[dict[str, Any]]:
@@ -24,11 +25,25 @@ def read_messages(fields: Fields) -> list[dict[str, Any]]:
     return [_message(Fields(each, f"messages[{index}]")) for index, each in enumerate(items)]
 
 
+def with_documents(messages: list[dict[str, Any]], documents: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Documents behind the messages of the system, before the conversation."""
+    leading = next((at for at, each in enumerate(messages) if each["role"] != "system"), len(messages))
+    return [*messages[:leading], *documents, *messages[leading:]]
+
+
 def _message(fields: Fields) -> dict[str, Any]:
     role = fields.required("role")
-    if role == AS_SYSTEM:
-        role = "system"
-    message: dict[str, Any] = {"role": role, "content": _content(fields)}
+    message: dict[str, Any] = {"role": "system" if role == AS_SYSTEM else role, "content": _content(fields)}
+    for name in ("name", "tool_call_id"):
+        if (words := fields.string(name)) is not None:
+            message[name] = words
+    reasoning = [words for name in REASONING if (words := fields.string(name))]
+    if reasoning:
+        message["reasoning_content"] = reasoning[0]
+    if (calls := fields.items("tool_calls")) is not None:
+        message["tool_calls"] = [
+            _call(Fields(each, fields.name(f"tool_calls[{index}]"))) for index, each in enumerate(calls)
+        ]
     fields.only("audio", why="audio is not served")
     fields.only("function_call", why="use tool_calls")
     fields.harmless("refusal", "annotations")
@@ -36,28 +51,40 @@ def _message(fields: Fields) -> dict[str, Any]:
     return message
 
 
-def _content(fields: Fields) -> str:
+def _call(fields: Fields) -> dict[str, Any]:
+    fields.only("type", "function", why="only functions are served")
+    fields.harmless("index")
+    function = fields.object("function")
+    if function is None:
+        raise invalid(fields.name("function"), "is required")
+    call = {"name": function.required("name"), "arguments": function.string("arguments") or "{}"}
+    function.end()
+    read = {"id": fields.string("id") or "", "type": "function", "function": call}
+    fields.end()
+    return read
+
+
+def _content(fields: Fields) -> str | list[dict[str, Any]]:
     name, value = fields.name("content"), fields.take("content")
     if value is None or isinstance(value, str):
         return value or ""
     if not isinstance(value, list):
         raise invalid(name, "must be a string or a list of parts")
-    return "".join(_part(Fields(each, f"{name}[{index}]")) for index, each in enumerate(value))
+    return [_part(Fields(each, f"{name}[{index}]")) for index, each in enumerate(value)]
 
 
-def _part(fields: Fields) -> str:
+def _part(fields: Fields) -> dict[str, Any]:
+    """Words, or a registered chunk: ``{"type": "cairn_chunk", "id": ...}`` or with its ``name``."""
     kind = fields.required("type")
-    if kind not in ("text", "input_text", "output_text"):
-        raise invalid(fields.name("type"), "only text is served", "unsupported_parameter")
-    text = fields.string("text") or ""
+    if kind == CHUNK_PART:
+        ways = [way for way in ("id", "name") if fields.has(way)]
+        if len(ways) != 1:
+            raise invalid(fields.path, "give one of id and name")
+        part = {"type": "chunk", ways[0]: fields.required(ways[0])}
+    elif kind in TEXT_PARTS:
+        part = {"type": "text", "text": fields.string("text") or ""}
+        fields.harmless("annotations", "logprobs")
+    else:
+        raise invalid(fields.name("type"), f"must be text or {CHUNK_PART}", "unsupported_parameter")
     fields.end()
-    return text
-
-
-def segments_in(messages: list[dict[str, Any]], documents: list[Segment]) -> list[Segment]:
-    """Each message a segment, documents behind the system's."""
-    turns = [
-        Text(each["content"], "system_prompt" if each["role"] == "system" else "", each["role"]) for each in messages
-    ]
-    leading = next((at for at, each in enumerate(turns) if each.role != "system"), len(turns) - 1)
-    return [*turns[:leading], *documents, *turns[leading:]]
+    return part

@@ -7,6 +7,7 @@ from typing import Any
 import openai
 import pytest
 
+from cairn import Client
 from tests.gateway.conftest import ROOT, Served
 
 SYSTEM = {"role": "system", "content": "Answer in one full sentence."}
@@ -32,6 +33,41 @@ def test_a_chat_completion(client: Any) -> None:
         assert usage.total_tokens == usage.prompt_tokens + usage.completion_tokens
         assert usage.prompt_tokens_details.cached_tokens >= cached
     assert [segment["source"] for segment in done.cairn["reuse"]["segments"]] == ["device", "device", "computed"]
+
+
+def test_a_conversation_goes_on_from_the_kept_turn(client: Any) -> None:
+    said = [SYSTEM, QUESTION]
+    first = client.chat.completions.create(model="fable", messages=said, temperature=0, max_tokens=40)
+    assert first.cairn["kept"]["registered"] and first.cairn["chat"]["turns_kept"] == 0
+    said += [first.choices[0].message.model_dump(), {"role": "user", "content": "And where does she live?"}]
+    again = client.chat.completions.create(model="fable", messages=said, temperature=0, max_tokens=40)
+    assert again.cairn["chat"]["turns_kept"] == 1
+    assert again.usage.prompt_tokens_details.cached_tokens > 20
+
+
+def test_registered_chunks_stand_in_messages_and_as_documents(served: Served, client: Any) -> None:
+    with Client(served.prefill, served.decode, token="stone") as tenant:
+        rendered = tenant.prefill(DOCUMENT["text"], role="document", name="chronicle")
+        words = tenant.prefill("Who governs", name="asking")
+    for documents in ([{"id": rendered.id}], [{"name": "chronicle"}]):
+        done = client.chat.completions.create(
+            model="fable",
+            messages=[
+                SYSTEM,
+                {
+                    "role": "user",
+                    "content": [{"type": "cairn_chunk", "id": words.id}, {"type": "text", "text": " Wendolin?"}],
+                },
+            ],
+            temperature=0,
+            extra_body={"cairn": {"documents": documents}},
+        )
+        assert done.choices[0].message.content == ANSWER
+        assert rendered.id in [segment["chunk_id"] for segment in done.cairn["reuse"]["segments"]]
+    with pytest.raises(openai.NotFoundError):
+        served.client("slate").chat.completions.create(
+            model="fable", messages=[QUESTION], extra_body={"cairn": {"documents": [{"name": "chronicle"}]}}
+        )
 
 
 def test_a_chat_completion_streams(client: Any) -> None:
