@@ -44,6 +44,7 @@ from cairn.client.types import (
     Timings,
     Tokens,
     ToolCall,
+    ToolCallDelta,
     Usage,
 )
 
@@ -82,6 +83,7 @@ __all__ = [
     "Timings",
     "Tokens",
     "ToolCall",
+    "ToolCallDelta",
     "Turn",
     "Unauthorized",
     "Unavailable",

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Sequence
+from enum import Enum
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, NoReturn
@@ -16,6 +17,7 @@ from typing import Any, NoReturn
 from transformers import AutoTokenizer
 
 from chunk_store.key import TokenizerIdentity, digest
+from text.chat.parsing.choice import AnswerReader
 from text.errors import TextRefused
 from text.stream import ByteStream, ByteTable, NoText, TextStream, Vocabulary, WindowStream
 
@@ -35,6 +37,14 @@ TEMPLATE_WORDS_MAX = 200
 _BYTE_TOKEN = re.compile(r"<0x[0-9A-Fa-f]{2}>")
 
 
+class Shown(Enum):
+    """Which special tokens are part of a text."""
+
+    WORDS = "none of them"
+    TAGS = "those that tell reasoning and tool calls from text"
+    ALL = "all"
+
+
 class TextCodec:
     """A fast tokenizer, or none: ``TextCodec(None, name)`` refuses text and streams none. Thread-safe."""
 
@@ -43,9 +53,9 @@ class TextCodec:
         self._tokenizer = tokenizer
         self._backend: Any | None = None
         self._byte_level = False
-        # By whether special tokens are kept.
-        self._vocabularies: dict[bool, Vocabulary] = {}
-        self._byte_tables: dict[bool, ByteTable] = {}
+        self.answers = AnswerReader(tokenizer)
+        self._vocabularies: dict[Shown, Vocabulary] = {}
+        self._byte_tables: dict[Shown, ByteTable] = {}
         self.identity: TokenizerIdentity = tokenizer_identity("token ids only")
         self._check_role: Callable[[str], None] = lru_cache(ROLES_CHECKED_MAX)(self._render_together_and_apart)
         if tokenizer is not None:
@@ -82,10 +92,14 @@ class TextCodec:
             vocabulary = backend.get_vocab(with_added_tokens=False)
             byte_tokens = frozenset(index for token, index in vocabulary.items() if _BYTE_TOKEN.fullmatch(token))
         self._byte_level = decoder.get("type") == "ByteLevel"
-        for keep in (False, True):
-            skipped = frozenset[int]() if keep else frozenset(special)
-            self._vocabularies[keep] = Vocabulary(backend, skipped, byte_tokens)
-            self._byte_tables[keep] = ByteTable(self._vocabularies[keep])
+        tags = self.answers.words()
+        for shown, skipped in (
+            (Shown.WORDS, frozenset(special)),
+            (Shown.TAGS, frozenset(index for index, words in special.items() if words not in tags)),
+            (Shown.ALL, frozenset[int]()),
+        ):
+            self._vocabularies[shown] = Vocabulary(backend, skipped, byte_tokens)
+            self._byte_tables[shown] = ByteTable(self._vocabularies[shown])
         self.identity = tokenizer_identity(serialized + json.dumps(special, sort_keys=True))
 
     @property
@@ -165,13 +179,17 @@ class TextCodec:
             return str(self._backend.decode_batch([list(ids)], skip_special_tokens=skip)[0])
         return str(self._backend.decode(list(ids), skip_special_tokens=skip))
 
-    def stream(self, keep_special: bool = False) -> TextStream:
-        """A fresh stream; without a tokenizer all its text is empty."""
+    def stream(self, keep_special: bool = False, *, keep_tags: bool = False) -> TextStream:
+        """A fresh stream; without a tokenizer all its text is empty.
+
+        ``keep_tags``: special tokens that ``answers`` looks for are kept.
+        """
+        shown = Shown.ALL if keep_special else Shown.TAGS if keep_tags else Shown.WORDS
         if self._backend is None:
             return NoText()
         if self._byte_level:
-            return ByteStream(self._byte_tables[keep_special])
-        return WindowStream(self._vocabularies[keep_special])
+            return ByteStream(self._byte_tables[shown])
+        return WindowStream(self._vocabularies[shown])
 
     def _refuse_text(self) -> NoReturn:
         raise TextRefused(f"text: model {self.name!r} has no tokenizer; give token_ids instead")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from google.protobuf.message import Message
@@ -23,6 +24,8 @@ from cairn.client.types import (
     StoredChunk,
     StoreStats,
     Timings,
+    ToolCall,
+    ToolCallDelta,
     Usage,
 )
 from protos import chunks_pb2, decode_pb2, prefill_pb2
@@ -97,6 +100,8 @@ def parse_delta(delta: decode_pb2.Delta) -> Delta:
         logprobs=tuple(delta.logprobs),
         top_logprobs=tuple(tuple(zip(top.token_ids, top.logprobs, strict=True)) for top in delta.top_logprobs),
         index=delta.index,
+        reasoning=delta.reasoning,
+        tool_calls=tuple(ToolCallDelta(call.index, call.id, call.name, call.arguments) for call in delta.tool_calls),
     )
 
 
@@ -117,7 +122,18 @@ def parse_result(complete: decode_pb2.Complete, deltas: list[Delta]) -> Result:
         kept=_kept(complete.kept) if complete.HasField("kept") else None,
         index=complete.index,
         chat=_chat(complete.chat) if complete.HasField("chat") else None,
+        reasoning="".join(delta.reasoning for delta in deltas),
+        tool_calls=tool_calls(deltas),
     )
+
+
+def tool_calls(deltas: Iterable[Delta]) -> tuple[ToolCall, ...]:
+    """The calls of one answer, put together in the order in which they began."""
+    calls: dict[int, ToolCall] = {}
+    for new in (call for delta in deltas for call in delta.tool_calls):
+        call = calls.get(new.index, ToolCall("", "", ""))
+        calls[new.index] = ToolCall(call.id or new.id, call.name or new.name, call.arguments + new.arguments)
+    return tuple(calls.values())
 
 
 def _chat(reply: decode_pb2.ChatReport) -> ChatReport:

@@ -50,7 +50,7 @@ class ChunkRef:
 
 @dataclass(frozen=True)
 class ToolCall:
-    """A call of a tool that a model asks for. ``arguments``: the text of a JSON object."""
+    """A call of a tool that a model asks for. ``arguments``: the text of a JSON object, if the answer was not cut off."""
 
     id: str
     name: str
@@ -137,14 +137,29 @@ TopLogprobs: TypeAlias = tuple[tuple[int, float], ...]  # tokens and log-probabi
 
 
 @dataclass(frozen=True)
+class ToolCallDelta:
+    """More of the tool call number ``index``: ``id`` and ``name`` come once, ``arguments`` are appended."""
+
+    index: int
+    id: str = ""
+    name: str = ""
+    arguments: str = ""
+
+
+@dataclass(frozen=True)
 class Delta:
-    """What a stream brings at once. ``text`` may be empty while a character's bytes are incomplete."""
+    """What a stream brings at once. ``text`` may be empty while a character's bytes are incomplete.
+
+    ``reasoning`` and ``tool_calls`` come in chats that are parsed; ``text`` has the rest.
+    """
 
     text: str
     token_ids: tuple[int, ...]
     logprobs: tuple[float, ...] = ()
     top_logprobs: tuple[TopLogprobs, ...] = ()
     index: int = 0  # of the answer, with ``n``
+    reasoning: str = ""
+    tool_calls: tuple[ToolCallDelta, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -220,7 +235,7 @@ class ChatReport:
 
 @dataclass(frozen=True)
 class Result:
-    """A finished generation. ``finish_reason`` is ``"stop"``, ``"length"`` or ``"abort"``.
+    """A finished generation. ``finish_reason`` is ``"stop"``, ``"length"``, ``"abort"`` or ``"tool_calls"``.
 
     ``top_logprobs``: of each generated token the likeliest at its place, if they were asked for. ``kept``: the turn as
     a chunk, if that was asked for and something was generated. ``index``: which of ``n`` answers it is; the prompt's
@@ -241,6 +256,8 @@ class Result:
     kept: Kept | None = None
     index: int = 0
     chat: ChatReport | None = None
+    reasoning: str = ""
+    tool_calls: tuple[ToolCall, ...] = ()
 
 
 @dataclass(frozen=True)

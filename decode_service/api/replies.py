@@ -10,25 +10,31 @@ from engine.sampling.params import Choice
 from protos import decode_pb2
 from serving.errors import RequestError
 from text.answer import AnswerText
+from text.chat.parsing.parts import Part, ReplyParser
+
+TOOL_CALLS = "tool_calls"  # why an answer ended, in OpenAI's word
 
 
 class Replies:
     """The replies of one answer to a request, the ``index``-th; what came in together goes out together.
 
     ``over``: its last event has come, and ``error`` is what it failed with. ``stop`` is called when a stop string has
-    come: what comes after it is not shown. ``complete`` makes the completion, of how it ended and its number of tokens.
+    come: what comes after it is not shown. ``parser`` tells reasoning and tool calls from text. ``complete`` makes the
+    completion, of how it ended and its number of tokens.
     """
 
     def __init__(
         self,
         answer: AnswerText,
         *,
+        parser: ReplyParser | None = None,
         stop: Callable[[], None],
         complete: Callable[[FinishReason, int], decode_pb2.Complete],
         index: int = 0,
     ) -> None:
         self._answer = answer
         self._index = index
+        self._parser = parser
         self._stop = stop
         self._complete = complete
         self._reason: FinishReason | None = None
@@ -43,7 +49,10 @@ class Replies:
             choices = [choice for event in events if isinstance(event, Tokens) for choice in event.choices]
             if choices:
                 new = self._answer.push(choices)
-                replies.append(delta(new.text, new.choices, self._index))
+                if self._parser is None:
+                    replies.append(delta(new.text, new.choices, self._index))
+                else:
+                    replies.append(with_parts(delta("", new.choices, self._index), self._parser.push(new.text)))
                 if new.stopped:
                     self._reason = FinishReason.STOP
                     self._stop()
@@ -56,15 +65,36 @@ class Replies:
         return replies
 
     def _end(self, end: Finished) -> list[decode_pb2.GenerateResponse]:
-        replies: list[decode_pb2.GenerateResponse] = []
-        reason = self._reason
+        reason, rest = self._reason, ""
         if reason is None:
             rest, stopped = self._answer.flush()
-            if rest:
-                replies.append(delta(rest, (), self._index))
             reason = FinishReason.STOP if stopped and end.reason is FinishReason.LENGTH else end.reason
-        replies.append(decode_pb2.GenerateResponse(complete=self._complete(reason, self._answer.tokens)))
-        return replies
+        last = delta(rest if self._parser is None else "", (), self._index)
+        complete = self._complete(reason, self._answer.tokens)
+        if self._parser is not None:
+            last = with_parts(last, (*self._parser.push(rest), *self._parser.flush()))
+            complete.chat.tool_calls_broken = self._parser.broken
+            if reason is FinishReason.STOP and self._parser.calls:
+                complete.finish_reason = TOOL_CALLS
+        says_something = last.delta.text or last.delta.reasoning or last.delta.tool_calls
+        return [*([last] if says_something else []), decode_pb2.GenerateResponse(complete=complete)]
+
+
+def with_parts(reply: decode_pb2.GenerateResponse, parts: Items[Part]) -> decode_pb2.GenerateResponse:
+    """``reply``, with what a parser made of its text: what goes on in one go is one."""
+    new = reply.delta
+    for part in parts:
+        new.text += part.text
+        new.reasoning += part.reasoning
+        call = part.call
+        if call is None:
+            continue
+        if not new.tool_calls or new.tool_calls[-1].index != call.index:
+            new.tool_calls.add(index=call.index)
+        last = new.tool_calls[-1]
+        last.id, last.name = last.id or call.id, last.name or call.name
+        last.arguments += call.arguments
+    return reply
 
 
 def delta(text: str, choices: Items[Choice], index: int = 0) -> decode_pb2.GenerateResponse:

@@ -1,1 +1,1 @@
-"""Messages of a chat to a prompt's text: the model's template, and where its rendering may be cut."""
+"""Messages of a chat to a prompt's text, cut where it may be; and what an answer says: text, reasoning, tool calls."""

@@ -1,0 +1,1 @@
+"""What an answer says, told apart as it streams: text, reasoning, tool calls."""

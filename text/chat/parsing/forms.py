@@ -1,0 +1,230 @@
+"""How models write calls and reasoning: what begins them, and who reads what follows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
+
+from text.chat.parsing.calls import Calls, call_id, mistral_id
+from text.chat.parsing.json_calls import read_arguments, read_call
+from text.chat.parsing.pythonic_calls import read_calls
+from text.chat.parsing.scan import Broken, Reading, Scan
+from text.chat.parsing.xml_calls import Schemas, read_arg_pairs, read_function
+
+NAME_MAX = 256  # characters
+
+ReadCalls: TypeAlias = Callable[[Scan, Calls, Schemas], Reading[None]]
+
+
+@dataclass(frozen=True)
+class Form:
+    """How answers of one family of models are written.
+
+    ``openers``: what a call begins with anywhere, and who reads on behind it. ``first``: who looks for calls where the
+    answer begins. ``reasoning``: pairs of tags. ``layout``: tags that say nothing by themselves.
+    """
+
+    name: str
+    openers: Mapping[str, ReadCalls] = field(default_factory=dict)
+    first: ReadCalls | None = None
+    reasoning: Mapping[str, str] = field(default_factory=lambda: {"<think>": "</think>"})
+    layout: tuple[str, ...] = ()
+    closers: tuple[str, ...] = ()  # what else its readers look for
+    make_id: Callable[[], str] = call_id
+
+    @property
+    def tags(self) -> tuple[str, ...]:
+        """All words that a parser must see, special tokens or not."""
+        return (*self.openers, *self.reasoning, *self.reasoning.values(), *self.layout, *self.closers)
+
+
+def _hermes(scan: Scan, calls: Calls, schemas: Schemas) -> Reading[None]:
+    """``<tool_call>{"name": ..., "arguments": ...}</tool_call>``, or with a function in tags inside."""
+    yield from scan.space()
+    if (yield from scan.peek()) == "{":
+        yield from read_call(scan, calls)
+    else:
+        yield from scan.literal("<function=")
+        yield from read_function(scan, calls, schemas)
+    yield from _close(scan, "</tool_call>")
+
+
+def _close(scan: Scan, closer: str) -> Reading[None]:
+    """Reads what closes a call that is whole; an answer may end without it."""
+    scan.put()
+    yield from scan.space()
+    if (yield from scan.peek()):
+        yield from scan.literal(closer)
+    scan.put()
+
+
+def _bare_function(scan: Scan, calls: Calls, schemas: Schemas) -> Reading[None]:
+    yield from read_function(scan, calls, schemas)
+    scan.put()
+
+
+def _glm(scan: Scan, calls: Calls, schemas: Schemas) -> Reading[None]:
+    yield from scan.space()
+    yield from read_arg_pairs(scan, calls, schemas, "</tool_call>")
+    scan.put()
+
+
+def _list(scan: Scan, calls: Calls, schemas: Schemas) -> Reading[None]:
+    """``[{"name": ..., "arguments": ...}, ...]``"""
+    yield from scan.literal("[")
+    yield from scan.space()
+    while True:
+        yield from read_call(scan, calls)
+        yield from scan.space()
+        if (yield from scan.one_of(",]")) == "]":
+            break
+        yield from scan.space()
+    scan.put()
+
+
+def _mistral(scan: Scan, calls: Calls, schemas: Schemas) -> Reading[None]:
+    """Behind ``[TOOL_CALLS]``: a list, or a name and its arguments."""
+    yield from scan.space()
+    if (yield from scan.peek()) == "[":
+        yield from _list(scan, calls, schemas)
+        return
+    name = yield from _word(scan)
+    found = yield from scan.one_of(("[CALL_ID]", "[ARGS]", "{"))
+    if found == "[CALL_ID]":
+        yield from _word(scan)
+        yield from scan.literal("[ARGS]")
+    if found == "{":
+        scan.at -= 1
+    yield from scan.space()
+    yield from read_arguments(scan, calls, name)
+    scan.put()
+
+
+def _word(scan: Scan) -> Reading[str]:
+    """A name up to a bracket."""
+    word = ""
+    while (character := (yield from scan.peek())) and (character.isalnum() or character in "_-. \n:"):
+        word, scan.at = word + character, scan.at + 1
+    if not word.strip():
+        raise Broken
+    return word.strip()
+
+
+def _list_with_closer(scan: Scan, calls: Calls, schemas: Schemas) -> Reading[None]:
+    yield from scan.space()
+    yield from _list(scan, calls, schemas)
+    yield from scan.space()
+    if (yield from scan.peek()) == "<":
+        yield from scan.literal("<|/tool_call|>")
+    scan.put()
+
+
+def _deepseek(scan: Scan, calls: Calls, schemas: Schemas) -> Reading[None]:
+    """``name<sep>{...}``, or ``function<sep>name`` and the arguments in a fence."""
+    name = (yield from scan.until("<｜tool▁sep｜>", NAME_MAX)).strip()
+    yield from scan.space()
+    fence = (yield from scan.peek()) != "{"
+    if fence:
+        name = (yield from scan.until("```json", NAME_MAX)).strip()
+        yield from scan.space()
+    if not name:
+        raise Broken
+    yield from read_arguments(scan, calls, name)
+    scan.put()
+    yield from scan.space()
+    if fence and (yield from scan.peek()):
+        yield from scan.literal("```")
+    yield from _close(scan, "<｜tool▁call▁end｜>")
+
+
+def _kimi(scan: Scan, calls: Calls, schemas: Schemas) -> Reading[None]:
+    """``functions.name:0<begin>{...}<end>``"""
+    name = (yield from scan.until("<|tool_call_argument_begin|>", NAME_MAX)).strip()
+    name = name.removeprefix("functions.").rpartition(":")[0] or name
+    yield from scan.space()
+    yield from read_arguments(scan, calls, name)
+    yield from _close(scan, "<|tool_call_end|>")
+
+
+def _llama_json(scan: Scan, calls: Calls, schemas: Schemas) -> Reading[None]:
+    """``{"name": ..., "parameters": ...}`` and nothing else, or several of them with ``;`` between."""
+    yield from _python_tag(scan)
+    while (yield from scan.peek()) == "{":
+        yield from read_call(scan, calls, schemas)
+        yield from scan.space()
+        if (yield from scan.peek()) in tuple(";,"):
+            scan.at += 1
+            yield from scan.space()
+    if not calls.whole:
+        raise Broken
+
+
+def _llama_python(scan: Scan, calls: Calls, schemas: Schemas) -> Reading[None]:
+    yield from _python_tag(scan)
+    yield from read_calls(scan, calls, schemas)
+
+
+def _python_tag(scan: Scan) -> Reading[None]:
+    yield from scan.space()
+    if (yield from scan.peek()) == "<":
+        yield from scan.one_of(("<|python_tag|>", "<|python_start|>"))
+        yield from scan.space()
+
+
+HERMES = Form("hermes", {"<tool_call>": _hermes}, closers=("</tool_call>",))
+QWEN_CODER = Form("qwen-coder", {"<tool_call>": _hermes, "<function=": _bare_function}, closers=("</tool_call>",))
+GLM = Form(
+    "glm",
+    {"<tool_call>": _glm},
+    closers=("</tool_call>", "<arg_key>", "</arg_key>", "<arg_value>", "</arg_value>"),
+)
+MISTRAL = Form(
+    "mistral",
+    {"[TOOL_CALLS]": _mistral},
+    reasoning={"[THINK]": "[/THINK]", "<think>": "</think>"},
+    closers=("[ARGS]", "[CALL_ID]"),
+    make_id=mistral_id,
+)
+BAR_LIST = Form("list behind <|tool_call|>", {"<|tool_call|>": _list_with_closer}, closers=("<|/tool_call|>",))
+DEEPSEEK = Form(
+    "deepseek",
+    {"<｜tool▁call▁begin｜>": _deepseek},
+    layout=("<｜tool▁calls▁begin｜>", "<｜tool▁calls▁end｜>"),
+    closers=("<｜tool▁sep｜>", "<｜tool▁call▁end｜>"),
+)
+KIMI = Form(
+    "kimi",
+    {"<|tool_call_begin|>": _kimi},
+    layout=("<|tool_calls_section_begin|>", "<|tool_calls_section_end|>"),
+    closers=("<|tool_call_argument_begin|>", "<|tool_call_end|>"),
+)
+LLAMA_JSON = Form("llama-json", first=_llama_json, closers=("<|python_tag|>",))
+LLAMA_PYTHON = Form(
+    "llama-python", first=_llama_python, closers=("<|python_tag|>", "<|python_start|>", "<|python_end|>")
+)
+
+
+def form_of(template: str, vocabulary: Mapping[str, Any]) -> Form:
+    """The form that a chat template asks the model to write; Hermes' where nothing says another."""
+
+    def says(*tags: str) -> bool:
+        return any(tag in template or tag in vocabulary for tag in tags)
+
+    if says("[TOOL_CALLS]"):
+        return MISTRAL
+    if says("<｜tool▁call▁begin｜>"):
+        return DEEPSEEK
+    if says("<|tool_call_begin|>"):
+        return KIMI
+    if "<tool_call>" in template:
+        if "<arg_key>" in template:
+            return GLM
+        return QWEN_CODER if "<function=" in template else HERMES
+    if "<|tool_call|>" in template:
+        return BAR_LIST
+    if "[func_name1(" in template:
+        return LLAMA_PYTHON
+    if '"parameters"' in template and says("<|python_tag|>"):
+        return LLAMA_JSON
+    return HERMES
