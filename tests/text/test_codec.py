@@ -101,3 +101,19 @@ def test_without_a_template_for_answers_nothing_is_lacking() -> None:
     silent.chat_template = CHAT_TEMPLATE.replace(", 'assistant']", "]")
     for codec in (TextCodec(bare, "bare"), TextCodec(silent, "silent"), TextCodec(None, "none")):
         assert codec.closing((5, 6)) == ()
+
+
+def test_special_tokens_that_tell_an_answers_parts_apart_are_kept_for_who_looks_for_them() -> None:
+    tokenizer = byte_level_tokenizer()
+    tags = ["<tool_call>", "</tool_call>", "<think>", "</think>", "<other>"]
+    tokenizer.add_special_tokens({"additional_special_tokens": tags})
+    codec = TextCodec(tokenizer, "tags")
+    ids = codec.encode('<think>Hm</think><other><tool_call>{"name": "f"}</tool_call><end>')
+
+    def text(**shown: bool) -> str:
+        stream = codec.stream(**shown)
+        return "".join(map(stream.push, ids)) + stream.flush()
+
+    assert text() == 'Hm{"name": "f"}'
+    assert text(keep_tags=True) == '<think>Hm</think><tool_call>{"name": "f"}</tool_call>'
+    assert text(keep_tags=True, keep_special=True).endswith("</tool_call><end>")

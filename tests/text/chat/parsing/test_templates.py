@@ -27,7 +27,7 @@ ANSWERS = [
     (
         "qwen2",
         f"<|im_start|>user\n<think><|im_end|>\n{START}<think>\n",
-        "Hm.\n</think>\n\nYes.<|im_end|>\n",
+        "Hm.\n</think>\n\nYes.<|im_end|>",
     ),
     (
         "qwen3_5",
