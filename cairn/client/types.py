@@ -50,7 +50,7 @@ class ChunkRef:
 
 @dataclass(frozen=True)
 class ToolCall:
-    """A call of a tool that a model asks for. ``arguments``: the text of a JSON object, if the answer was not cut off."""
+    """A call of a tool that a model asks for. ``arguments``: the text of a JSON object, unless it was cut off."""
 
     id: str
     name: str

@@ -6,6 +6,7 @@ import json
 import re
 from typing import Any, NoReturn
 
+from decode_service.api.tool_choice import tools_offered
 from decode_service.prompt.chat_prompt import ChatPrompt, ChatRequest
 from protos import decode_pb2
 from serving.errors import InvalidRequest
@@ -49,7 +50,7 @@ def chat_in(chat: decode_pb2.Chat, budget: ContentBudget) -> ChatRequest:
     for name in RESERVED:
         if name in arguments:
             raise InvalidRequest(f"{name!r} is set by the service", field="chat.template_arguments")
-    return ChatRequest(messages, tools, arguments, chat.continue_last_message)
+    return ChatRequest(messages, tools_offered(chat, tools), arguments, chat.continue_last_message)
 
 
 def chat_out(chat: ChatPrompt) -> decode_pb2.ChatReport:

@@ -22,6 +22,7 @@ from decode_service.api.chat_in import chat_in, chat_out, check_either
 from decode_service.api.explain import Explanation, explain
 from decode_service.api.mailbox import Mailbox, deliver_in
 from decode_service.api.replies import Replies
+from decode_service.api.tool_choice import reply_parser
 from decode_service.kept import Kept
 from decode_service.prompt.chat import ChatComposer
 from decode_service.prompt.composition import Composition, answer_tokens
@@ -113,7 +114,7 @@ class DecodeService(decode_pb2_grpc.DecodeServiceServicer):
         sequences: list[Sequence] = []
         try:
             sequences, mailbox = await self._submit(request, context, caller, request_id, clock)
-            answers = [self._answer(request.sampling, sequence) for sequence in sequences]
+            answers = [self._answer(request, sequence) for sequence in sequences]
             open_answers, begun = len(answers), False
             # All in this one generator: each that a reply passes through takes its time for every token.
             with self._within_timeout(mailbox):
@@ -138,12 +139,15 @@ class DecodeService(decode_pb2_grpc.DecodeServiceServicer):
             self._active.discard((caller.owner, request_id))
             self._aborted.discard((caller.owner, request_id))
 
-    def _answer(self, sampling: decode_pb2.SamplingParams, sequence: Sequence) -> Answer:
+    def _answer(self, request: decode_pb2.GenerateRequest, sequence: Sequence) -> Answer:
         """One of a request's answers, from its tokens to what the caller is sent."""
-        stream = self._codec.stream(sampling.keep_special_tokens)
+        sampling = request.sampling
+        parser = reply_parser(request.chat, sequence.composition.chat, self._codec.answers)
+        stream = self._codec.stream(sampling.keep_special_tokens, keep_tags=parser is not None)
         text = AnswerText(stream, sampling.stop, sampling.min_tokens, include_stop=sampling.include_stop)
         replies = Replies(
             text,
+            parser=parser,
             stop=lambda: self.worker.finish(sequence, FinishReason.STOP),
             complete=lambda reason, tokens: self._complete(sequence, reason, tokens),
             index=sequence.answer,

@@ -28,20 +28,18 @@ class AnswerReader:
     def name(self) -> str:
         return "response_template" if self._template is not None else self.form.name
 
-    def parser(
-        self, tools: Sequence[Mapping[str, Any]] = (), *, may_call: bool = True, opening: str = ""
-    ) -> ReplyParser:
+    def parser(self, tools: Sequence[Mapping[str, Any]] = (), *, opening: str = "", begun: str = "") -> ReplyParser:
         """A parser of one answer.
 
-        ``tools`` are their definitions; without any, and unless it ``may_call``, calls are text. ``opening`` is how
-        the prompt opened the answer, which may have begun reasoning.
+        ``tools`` are the definitions of those that may be called; without any, calls are text. ``opening`` is how the
+        prompt opened the answer, which may have begun reasoning, and ``begun`` what it goes on from.
         """
-        schemas = schemas_of(tools) if tools and may_call else None
+        schemas = schemas_of(tools) if tools else None
         if self._template is not None:
-            return TemplateParser(self._template, schemas, opening)
-        last = max(self.form.reasoning.items(), key=lambda tags: opening.rfind(tags[0]))
-        begun = opening.rfind(last[0]) > opening.rfind(last[1])
-        return FormParser(self.form, schemas, last[1] if begun else "")
+            return TemplateParser(self._template, schemas, opening, begun)
+        opened = opening + begun
+        begins, ends = max(self.form.reasoning.items(), key=lambda tags: opened.rfind(tags[0]))
+        return FormParser(self.form, schemas, ends if opened.rfind(begins) > opened.rfind(ends) else "")
 
     def words(self) -> str:
         """All that a parser looks for, so that what is in it is not left out of the text that it is given."""

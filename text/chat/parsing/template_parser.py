@@ -88,11 +88,11 @@ class Edges:
 class TemplateParser(Walk[Match]):
     """Parses an answer by ``template`` (of ``load_template``). A ``ReplyParser``.
 
-    ``prompt`` is what the model was given, or its end: it may have opened a region. ``schemas`` are those of the tools
-    that may be called, None if none may: calls are text then.
+    ``prompt`` is what the model was given, or its end: it may have opened a region; ``begun`` is what of the answer
+    stands behind it. ``schemas`` are those of the tools that may be called, None if none may: calls are text then.
     """
 
-    def __init__(self, template: Any, schemas: Schemas | None, prompt: str = "") -> None:
+    def __init__(self, template: Any, schemas: Schemas | None, prompt: str = "", begun: str = "") -> None:
         self._schemas = schemas or {}
         known = (*REASONING, CALLS) if schemas is not None else REASONING
         regions = [region for region in template.fields.values() if region.open_re is not None and region.name in known]
@@ -101,10 +101,10 @@ class TemplateParser(Walk[Match]):
             edges.append(Edge.closing(template.fields[template.implicit]))
         self._edges = Edges(edges)
         super().__init__()
-        begun = list(template.start_anchor_re.finditer(prompt))
-        if begun and begun[-1].end() < len(prompt):
-            self._scan.foreign = len(prompt) - begun[-1].end()
-            self.push(prompt[begun[-1].end() :])
+        anchors = list(template.start_anchor_re.finditer(prompt))
+        given = (prompt[anchors[-1].end() :] if anchors else "") + begun
+        self._scan.foreign = len(given)
+        self.push(given)
 
     def _answer(self) -> Reading[None]:
         while (match := (yield from self._up_to(self._edges))) is not None:

@@ -1,0 +1,156 @@
+"""Tool calls and reasoning through both services, of a model that writes them: streamed, exact, and nothing lost."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+import cairn
+from cairn import Delta, Result
+from tests.decode_service.models import loaded
+from tests.decode_service.pair import Pair, pair
+from tests.planted import planted_model_dir
+from tests.text.chat.parsing.reading import TOOLS
+
+SPECIAL = ["<think>", "</think>", "<tool_call>", "</tool_call>"]
+SCRIPTS = {
+    "two": [
+        *("<think>", "Hm,", " well.", "</think>", "\n\nI ", "look.\n"),
+        *("<tool_call>", '\n{"name": "get_', 'weather", "argu', 'ments": {"ci'),
+        *('ty": "Paris', ' 🍵"}', "}\n", "</tool_call>"),
+        *('\n<tool_call>{"name": "time", ', '"arguments": {}', "}</tool_call>"),
+    ],
+    "thinking": ["I was ", "asked.</th", "ink>\n", "Yes."],
+    "broken": ["Look: ", "<tool_call>{", '"name": ', "nobody", "}</tool_call> so ", "<tool_", "c"],
+    "half": ['<tool_call>{"name": "time", "arg', 'uments": {"zone": ', '"UTC, '],
+    "plain": ["No ", "tools ", "here."],
+}  # fmt: skip
+PARIS = ("get_weather", '{"city": "Paris 🍵"}')
+USER = {"role": "user", "content": "What weather?"}
+
+
+@pytest.fixture(scope="module")
+def services(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
+    folder = planted_model_dir(tmp_path_factory.mktemp("planted") / "model", SCRIPTS, special=SPECIAL)
+    with pair(loaded(folder, "prefill"), loaded(folder, "decode"), tmp_path_factory.mktemp("tools")) as running:
+        yield running
+        running.check_idle()
+
+
+def chat(services: Pair, script: str, messages: list[Any] | None = None, **options: Any) -> tuple[list[Delta], Result]:
+    arguments = {"script": script, **options.pop("arguments", {})}
+    given = {"max_tokens": 40, "tools": TOOLS, **options}
+    stream = services.client.chat(messages or [USER], template_arguments=arguments, **given)
+    return list(stream), stream.result
+
+
+def called(result: Result) -> list[tuple[str, str]]:
+    return [(call.name, call.arguments) for call in result.tool_calls]
+
+
+def test_reasoning_and_calls_come_apart_as_they_are_written(services: Pair) -> None:
+    deltas, result = chat(services, "two", logprobs=True)
+    assert (result.reasoning, result.text) == ("Hm, well.", "I look.")
+    assert called(result) == [PARIS, ("time", "{}")] and result.finish_reason == "tool_calls"
+    assert len({call.id for call in result.tool_calls}) == 2
+    assert result.chat is not None and not result.chat.tool_calls_broken
+    tokenizer = services.decode.resolver.codec
+    assert tokenizer.decode(result.token_ids[:-1], keep_special=True) == "".join(SCRIPTS["two"])
+    assert len(result.logprobs) == len(result.token_ids) == result.usage.completion_tokens
+    pieces = [call.arguments for delta in deltas for call in delta.tool_calls if call.index == 0]
+    assert [piece for piece in pieces if piece] == ['{"ci', 'ty": "Paris', ' 🍵"}']
+
+
+def test_unparsed_the_same_answer_is_text(services: Pair) -> None:
+    parsed = chat(services, "two")[1]
+    _, plain = chat(services, "two", parse=False)
+    assert [plain.text] == ["".join(piece for piece in SCRIPTS["two"] if piece not in SPECIAL)]
+    assert plain.token_ids == parsed.token_ids and not plain.tool_calls and plain.finish_reason == "stop"
+
+
+def test_reasoning_that_the_template_has_begun(services: Pair) -> None:
+    _, result = chat(services, "thinking", arguments={"think": True})
+    assert (result.reasoning, result.text, result.finish_reason) == ("I was asked.", "Yes.", "stop")
+    _, other = chat(services, "thinking")
+    assert (other.reasoning, other.text) == ("", "I was asked.</think>\nYes.")
+
+
+def test_an_answer_that_goes_on_from_reasoning(services: Pair) -> None:
+    begun = {"role": "assistant", "content": "<think>Now <script thinking>"}
+    _, result = chat(services, "thinking", [USER, begun], continue_last_message=True)
+    assert (result.reasoning, result.text) == ("I was asked.", "Yes.")
+
+
+def test_what_is_no_call_is_text(services: Pair) -> None:
+    _, result = chat(services, "broken")
+    assert result.text == "".join(SCRIPTS["broken"]) and result.finish_reason == "stop"
+    assert result.chat is not None and result.chat.tool_calls_broken and not result.tool_calls
+
+
+@pytest.mark.parametrize("at", range(1, len(SCRIPTS["two"])))
+def test_an_answer_cut_off_by_its_length_keeps_what_came(services: Pair, at: int) -> None:
+    _, result = chat(services, "two", max_tokens=at)
+    assert result.finish_reason == "length" and len(result.token_ids) == at
+    for (name, arguments), call in zip([PARIS, ("time", "{}")], called(result), strict=False):
+        assert call[0] == name and arguments.startswith(call[1])
+    written = "".join(SCRIPTS["two"][:at])
+    if len(result.tool_calls) < written.count('"arguments": {'):
+        assert '"arguments": {' in result.text
+
+
+def test_a_call_that_its_answer_does_not_end(services: Pair) -> None:
+    _, result = chat(services, "half")
+    assert called(result) == [("time", '{"zone": "UTC, ')] and result.text == ""
+    assert result.finish_reason == "stop" and result.chat is not None and result.chat.tool_calls_broken
+
+
+def test_no_tool_is_offered_if_none_may_be_called(services: Pair) -> None:
+    with_tools, without = chat(services, "broken")[1], chat(services, "broken", tools=())[1]
+    _, none = chat(services, "broken", tool_choice="none")
+    assert none.usage.prompt_tokens == without.usage.prompt_tokens < with_tools.usage.prompt_tokens
+    _, calls = chat(services, "two", tool_choice="none")
+    assert not calls.tool_calls and '"arguments": {}' in calls.text and calls.reasoning == "Hm, well."
+
+
+def test_stop_strings_end_answers_in_calls(services: Pair) -> None:
+    _, result = chat(services, "two", stop=["</tool_call>"])
+    assert called(result) == [PARIS] and result.finish_reason == "tool_calls"
+    _, early = chat(services, "two", stop=["Paris"])
+    assert called(early) == [("get_weather", '{"city": "')] and early.finish_reason == "stop"
+
+
+def test_several_answers_have_calls_of_their_own(services: Pair) -> None:
+    stream = services.client.chat([USER], tools=TOOLS, template_arguments={"script": "two"}, max_tokens=40, n=2)
+    stream.finish()
+    assert [called(result) for result in stream.results] == [[PARIS, ("time", "{}")]] * 2
+    assert len({call.id for result in stream.results for call in result.tool_calls}) == 4
+
+
+def test_a_kept_answer_with_calls_goes_on_as_it_was_generated(services: Pair) -> None:
+    _, first = chat(services, "two", keep=True)
+    answer = {
+        "role": "assistant",
+        "content": first.text,
+        "reasoning_content": first.reasoning,
+        "tool_calls": [
+            {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
+            for call in first.tool_calls
+        ],
+    }
+    told = {"role": "tool", "tool_call_id": first.tool_calls[0].id, "content": "Rain."}
+    _, second = chat(services, "two", [USER, answer, told])
+    assert second.chat is not None and (second.chat.turns_kept, second.chat.rendered_again) == (1, "")
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"tool_choice": "wizardry"}, "chat.tool_choice: no tool is named 'wizardry'"),
+        ({"tool_choice": "required", "tools": ()}, "chat.tool_choice: 'required' needs tools"),
+    ],
+)
+def test_choices_that_no_answer_could_follow_are_refused(services: Pair, options: dict[str, Any], says: str) -> None:
+    with pytest.raises(cairn.InvalidRequest, match=says):
+        chat(services, "plain", **options)
