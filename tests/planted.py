@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import AddedToken
@@ -55,8 +56,9 @@ def planted_model_dir(
     return path
 
 
-def _model(tokenizer: PreTrainedTokenizerFast, chains: Sequence[Sequence[str]], ends: bool) -> torch.nn.Module:
+def _model(tokenizer: PreTrainedTokenizerFast, chains: Sequence[Sequence[str]], ends: bool) -> Any:
     sizes = {**_SIZES, "vocab_size": len(tokenizer), "hidden_size": HIDDEN, "tie_word_embeddings": False}
+    model: Any
     config = AutoConfig.for_model("qwen3", **{**sizes, "max_position_embeddings": 2048})
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(0)
