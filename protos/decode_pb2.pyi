@@ -1151,6 +1151,7 @@ class GetLoadsResponse(_message.Message):
     CONTEXT_LENGTH_REASON_FIELD_NUMBER: _builtins.int
     SAME_BITS_FIELD_NUMBER: _builtins.int
     SAME_BITS_REASON_FIELD_NUMBER: _builtins.int
+    TOKENIZER_IDENTITY_FIELD_NUMBER: _builtins.int
     running: _builtins.int
     waiting: _builtins.int
     waiting_max: _builtins.int
@@ -1176,6 +1177,8 @@ class GetLoadsResponse(_message.Message):
     """whether a request's KV and logits have the same bits alone and among any others"""
     same_bits_reason: _builtins.str
     """what was found at start, what is done for it, or why they do not"""
+    tokenizer_identity: _builtins.str
+    """chunk ids are made under it"""
     @_builtins.property
     def modes(self) -> _containers.RepeatedCompositeFieldContainer[Global___ModeSupport]: ...
     def __init__(
@@ -1201,10 +1204,11 @@ class GetLoadsResponse(_message.Message):
         context_length_reason: _builtins.str = ...,
         same_bits: _builtins.bool = ...,
         same_bits_reason: _builtins.str = ...,
+        tokenizer_identity: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch_max", b"batch_max", "chunks_resident", b"chunks_resident", "context_length_declared", b"context_length_declared", "context_length_max", b"context_length_max", "context_length_reason", b"context_length_reason", "dtype", b"dtype", "dtype_reason", b"dtype_reason", "model_identity", b"model_identity", "model_name", b"model_name", "modes", b"modes", "page_size", b"page_size", "pages_chunks", b"pages_chunks", "pages_free", b"pages_free", "pages_tails", b"pages_tails", "pages_total", b"pages_total", "running", b"running", "same_bits", b"same_bits", "same_bits_reason", b"same_bits_reason", "waiting", b"waiting", "waiting_max", b"waiting_max"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch_max", b"batch_max", "chunks_resident", b"chunks_resident", "context_length_declared", b"context_length_declared", "context_length_max", b"context_length_max", "context_length_reason", b"context_length_reason", "dtype", b"dtype", "dtype_reason", b"dtype_reason", "model_identity", b"model_identity", "model_name", b"model_name", "modes", b"modes", "page_size", b"page_size", "pages_chunks", b"pages_chunks", "pages_free", b"pages_free", "pages_tails", b"pages_tails", "pages_total", b"pages_total", "running", b"running", "same_bits", b"same_bits", "same_bits_reason", b"same_bits_reason", "tokenizer_identity", b"tokenizer_identity", "waiting", b"waiting", "waiting_max", b"waiting_max"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -8,6 +8,8 @@ from pathlib import Path
 
 from cairn.cli.arguments import UsageError, read_file
 from cairn.client.client import DEFAULT_DECODE, DEFAULT_PREFILL, Client
+from cairn.client.errors import InvalidRequest
+from cairn.client.replicas import addresses_of
 from serving.process.model_path import check_model
 from serving.process.settings import FILE, SECONDS, Kind, setting, settings_of, text
 from serving.process.sources import SettingError, Sources, add_flags, resolve
@@ -21,7 +23,13 @@ class ConnectionOptions:
     """Where the services are, and how they are asked."""
 
     prefill: str = setting(text("HOST:PORT"), "the prefill service", default=DEFAULT_PREFILL, group=GROUP)
-    decode: str = setting(text("HOST:PORT"), "the decode service", default=DEFAULT_DECODE, group=GROUP)
+    decode: str = setting(
+        Kind("HOST:PORT[,...]", lambda words: ",".join(addresses(words))),
+        "the decode service, or several that have the same model",
+        default=DEFAULT_DECODE,
+        group=GROUP,
+        repeated=True,
+    )
     token: str | None = setting(
         text("TOKEN"), "bearer token that is sent", default=None, group=GROUP, secret=True, flagless=True
     )
@@ -34,6 +42,11 @@ class ConnectionOptions:
     )
     timeout: float = setting(SECONDS, "deadline of a call", default=300.0, group=GROUP)
 
+    @property
+    def decodes(self) -> tuple[str, ...]:
+        """Each decode service's address."""
+        return addresses(self.decode)
+
     def bearer(self) -> str | None:
         """The token to send: the file's first, else the one that was given. Raises ``UsageError``."""
         if self.token_file is None:
@@ -41,6 +54,14 @@ class ConnectionOptions:
         for _, words in token_lines(read_file(self.token_file)):
             return words[0]
         raise UsageError(f"--token-file: {self.token_file} holds no token")
+
+
+def addresses(words: str) -> tuple[str, ...]:
+    """The addresses in a setting. Raises ``ValueError``."""
+    try:
+        return addresses_of(words)
+    except InvalidRequest as error:
+        raise ValueError(error.message.removeprefix("decode: ")) from None
 
 
 def add_connection_flags(parser: argparse.ArgumentParser) -> None:
@@ -70,7 +91,7 @@ def open_client(args: argparse.Namespace) -> Client:
     options = connection_options(args)
     return Client(
         options.prefill,
-        options.decode,
+        options.decodes,
         token=options.bearer(),
         tls=options.tls_ca,
         salt=options.salt,

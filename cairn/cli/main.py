@@ -94,4 +94,4 @@ def _hint(error: CairnError, args: argparse.Namespace) -> str:
     if "decode" not in args:
         return ""
     options = connection_options(args)
-    return hint(error, (options.prefill, options.decode), options.tls_ca)
+    return hint(error, (options.prefill, *options.decodes), options.tls_ca)

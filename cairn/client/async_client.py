@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import copy
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
 from typing import Any, Self, TypeVar, Unpack
 
 from cairn.client import calls, replies
@@ -19,9 +18,11 @@ from cairn.client.client import DEFAULT_DECODE, DEFAULT_PREFILL, DEFAULT_TIMEOUT
 from cairn.client.conversation import AsyncConversation
 from cairn.client.errors import CairnError, error_from_status
 from cairn.client.generation import AsyncGeneration
+from cairn.client.replicas import addresses_of
 from cairn.client.requests import ChunkName, Segment
-from cairn.client.transport import END, AsyncChannel, Attempts, CallFailed, Peer, Tls, error_from_rpc
+from cairn.client.transport import END, Attempts, CallFailed, Peer, Tls, error_from_rpc
 from cairn.client.types import Chunk, Deleted, Explanation, Loads, Result, StoredChunk, StoreStats
+from cairn.client.watching import ANSWER_S, LoopReplicas
 from protos import decode_pb2
 
 T = TypeVar("T")
@@ -33,7 +34,7 @@ class AsyncClient:
     def __init__(
         self,
         prefill: str = DEFAULT_PREFILL,
-        decode: str = DEFAULT_DECODE,
+        decode: str | Sequence[str] = DEFAULT_DECODE,
         *,
         token: str | None = None,
         tls: Tls = None,
@@ -41,19 +42,19 @@ class AsyncClient:
         timeout_s: float = DEFAULT_TIMEOUT_S,
         wait_overloaded: bool = True,
     ) -> None:
-        self._peers = {
-            "prefill": Peer("prefill", prefill, tls, token),
-            "decode": Peer("decode", decode, tls, token),
+        places = {"prefill": (prefill,), "decode": addresses_of(decode)}
+        self._services = {
+            name: LoopReplicas([Peer(name, address, tls, token) for address in addresses])
+            for name, addresses in places.items()
         }
         self._salt = salt
         self._timeout_s = timeout_s
         self._wait_overloaded = wait_overloaded
-        self._channels: dict[str, AsyncChannel] = {}
 
     def with_token(self, token: str | None) -> Self:
         """The same client for another bearer token, over the same connections. Closing either closes both."""
         other = copy.copy(self)
-        other._peers = {service: replace(peer, token=token) for service, peer in self._peers.items()}
+        other._services = {name: services.with_token(token) for name, services in self._services.items()}
         return other
 
     async def prefill(
@@ -61,7 +62,9 @@ class AsyncClient:
     ) -> Chunk:
         """Register text, token ids or a known chunk, and compute its KV after ``context``. See ``PrefillOptions``."""
         request = calls.prefill_request(content, {"salt": self._salt, **options})
-        return await self._run(calls.prefill(request), timeout_s)
+        chunk = await self._run(calls.prefill(request), timeout_s)
+        self._services["decode"].fleet.note([chunk])
+        return chunk
 
     async def prefill_many(
         self, contents: Iterable[Segment], *, timeout_s: float | None = None, **options: Unpack[PrefillOptions]
@@ -69,8 +72,8 @@ class AsyncClient:
         """Prefill each of ``contents``, in order; one that failed is a ``CairnError`` value. See ``Client``."""
         sent = [calls.prefill_request(content, {"salt": self._salt, **options}) for content in contents]
         attempts = self._attempts(timeout_s, retry=False, calls=len(sent))
-        peer = self._peers["prefill"].for_request()
-        method = self._stub("prefill").PrefillChunks
+        peer = self._services["prefill"].peers[0].for_request()
+        method = self._services["prefill"].stub(0).PrefillChunks
         call = method(iter(sent), timeout=attempts.remaining_s(), metadata=peer.metadata)
         try:
             for request in sent:
@@ -89,6 +92,7 @@ class AsyncClient:
         self, segments: Sequence[Segment], *, timeout_s: float | None = None, **options: Unpack[GenerateOptions]
     ) -> AsyncGeneration:
         """Stream an answer to ``segments``, the query last. Call it in the running loop. See ``GenerateOptions``."""
+        self._services["decode"].fleet.note(segments)
         request = calls.generate_request(segments, {"salt": self._salt, **options})
         return self._generation([request], timeout_s, lambda _: None)
 
@@ -153,20 +157,27 @@ class AsyncClient:
         finished: Callable[[Result], None],
     ) -> AsyncGeneration:
         """Sends the first; the second, if there is one, when a chunk that the first names is gone."""
-        peer, method = self._peers["decode"].for_request(requests[0].request_id), self._stub("decode").Generate
+        decode = self._services["decode"]
+        route = decode.route(requests[0], requests[0].request_id)
 
         def call_of(request: decode_pb2.GenerateRequest) -> Callable[[float], Any]:
-            return lambda remaining_s: method(request, timeout=remaining_s, metadata=peer.metadata)
+            return lambda remaining_s: decode.stub(route.go()).Generate(
+                request, timeout=remaining_s, metadata=route.peer.metadata
+            )
 
         start, *instead = map(call_of, requests)
         attempts = self._attempts(timeout_s, retry=True)
         answers, second = max(1, requests[0].sampling.n), instead[0] if instead else None
-        return AsyncGeneration(start, peer, attempts, answers=answers, instead=second, finished=finished)
+        known = None if decode.is_known else decode.known(attempts.remaining_s())
+        return AsyncGeneration(
+            start, route, attempts, answers=answers, known=known, instead=second, finished=finished
+        )
 
     async def explain(
         self, segments: Sequence[Segment], *, timeout_s: float | None = None, **options: Unpack[GenerateOptions]
     ) -> Explanation:
         """What the same ``generate`` would reuse, compute and move; nothing is generated."""
+        self._services["decode"].fleet.note(segments)
         request = calls.generate_request(segments, {"salt": self._salt, **options})
         return await self._run(calls.explain(request), timeout_s)
 
@@ -186,7 +197,9 @@ class AsyncClient:
         self, page_token: str = "", *, timeout_s: float | None = None, **options: Unpack[ListOptions]
     ) -> tuple[tuple[StoredChunk, ...], str]:
         """One page of ``chunks`` and the token of the next, "" on the last."""
-        return await self._run(calls.page(page_token, options), timeout_s)
+        found, following = await self._run(calls.page(page_token, options), timeout_s)
+        self._services["decode"].fleet.note(found)
+        return found, following
 
     async def get(
         self, chunk: ChunkName, *, token_ids: bool = False, text: bool = False, timeout_s: float | None = None
@@ -211,17 +224,27 @@ class AsyncClient:
         return await self._run(calls.stats(), timeout_s)
 
     async def loads(self, *, timeout_s: float | None = None) -> Loads:
-        """How busy the decode service is, what its model is, and which reuse modes it allows."""
-        return await self._run(calls.loads(), timeout_s)
+        """How busy the decode service is, what its model is, and what it allows; of several all of them."""
+        decode, attempts, call = self._services["decode"], self._attempts(timeout_s, retry=True), calls.loads()
+        if decode.fleet.alone:
+            return await self._run(call, timeout_s)
+        return decode.loads_of(await decode.ask_all("GetLoads", call.request, min(ANSWER_S, attempts.remaining_s())))
 
     async def abort(self, request_id: str, *, timeout_s: float | None = None) -> bool:
-        """Abort a running or waiting generation. False: there is none of this id."""
-        return await self._run(calls.abort(request_id), timeout_s)
+        """Abort a running or waiting generation, whichever replica has it. False: there is none of this id."""
+        decode, attempts, call = (
+            self._services["decode"],
+            self._attempts(timeout_s, retry=True),
+            calls.abort(request_id),
+        )
+        if decode.fleet.alone:
+            return await self._run(call, timeout_s)
+        return decode.aborted_of(await decode.ask_all("Abort", call.request, min(ANSWER_S, attempts.remaining_s())))
 
     async def aclose(self) -> None:
         """Close the connections; running streams are cancelled."""
-        for channel in self._channels.values():
-            await channel.close(None)
+        for services in self._services.values():
+            await services.close()
 
     async def __aenter__(self) -> Self:
         return self
@@ -229,26 +252,23 @@ class AsyncClient:
     async def __aexit__(self, *exc_info: object) -> None:
         await self.aclose()
 
-    def _stub(self, service: str) -> Any:
-        if service not in self._channels:
-            self._channels[service] = self._peers[service].open_async_channel()
-        return calls.stub(service, self._channels[service])
-
     def _attempts(self, timeout_s: float | None, retry: bool, calls: int = 1) -> Attempts:
         seconds = (self._timeout_s if timeout_s is None else timeout_s) * max(1, calls)
         return Attempts(seconds, retry, self._wait_overloaded)
 
     async def _run(self, call: Call[T], timeout_s: float | None) -> T:
-        peer, method = (
-            self._peers[call.service].for_request(call.request_id),
-            getattr(self._stub(call.service), call.method),
-        )
+        services = self._services[call.service]
         call, attempts = calls.salted(call, self._salt), self._attempts(timeout_s, call.retry)
-        while True:
-            try:
-                return call.parse(await method(call.request, timeout=attempts.remaining_s(), metadata=peer.metadata))
-            except CallFailed as error:
-                delay_s = attempts.delay_after(error)
-                if delay_s is None:
-                    raise error_from_rpc(error, peer) from None
-            await asyncio.sleep(delay_s)
+        await services.known(attempts.remaining_s())
+        route = services.route(call.request, call.request_id)
+        try:
+            while True:
+                method = getattr(services.stub(route.go()), call.method)
+                try:
+                    timeout_s = route.patience_s(attempts)
+                    return call.parse(await method(call.request, timeout=timeout_s, metadata=route.peer.metadata))
+                except CallFailed as error:
+                    delay_s = route.delay_or_raise(error, attempts, late_elsewhere=True)
+                await asyncio.sleep(delay_s)
+        finally:
+            route.over()

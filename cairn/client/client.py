@@ -8,7 +8,6 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from typing import Any, Self, TypeVar, Unpack
 
 from cairn.client import calls, replies
@@ -17,9 +16,11 @@ from cairn.client.chats import ChatMessageLike
 from cairn.client.conversation import Conversation
 from cairn.client.errors import CairnError, error_from_status
 from cairn.client.generation import Generation
+from cairn.client.replicas import addresses_of
 from cairn.client.requests import ChunkName, Segment
 from cairn.client.transport import Attempts, CallFailed, Peer, Tls, error_from_rpc
 from cairn.client.types import Chunk, Deleted, Explanation, Loads, Result, StoredChunk, StoreStats
+from cairn.client.watching import ANSWER_S, ThreadReplicas
 from protos import decode_pb2
 
 T = TypeVar("T")
@@ -41,7 +42,7 @@ class Client:
     def __init__(
         self,
         prefill: str = DEFAULT_PREFILL,
-        decode: str = DEFAULT_DECODE,
+        decode: str | Sequence[str] = DEFAULT_DECODE,
         *,
         token: str | None = None,
         tls: Tls = None,
@@ -49,26 +50,27 @@ class Client:
         timeout_s: float = DEFAULT_TIMEOUT_S,
         wait_overloaded: bool = True,
     ) -> None:
-        self._peers = {
-            "prefill": Peer("prefill", prefill, tls, token),
-            "decode": Peer("decode", decode, tls, token),
+        places = {"prefill": (prefill,), "decode": addresses_of(decode)}
+        self._services = {
+            name: ThreadReplicas([Peer(name, address, tls, token) for address in addresses])
+            for name, addresses in places.items()
         }
         self._salt = salt
         self._timeout_s = timeout_s
         self._wait_overloaded = wait_overloaded
-        self._channels = {name: peer.open_channel() for name, peer in self._peers.items()}
-        self._stubs = {name: calls.stub(name, channel) for name, channel in self._channels.items()}
 
     def with_token(self, token: str | None) -> Self:
         """The same client for another bearer token, over the same connections. Closing either closes both."""
         other = copy.copy(self)
-        other._peers = {service: replace(peer, token=token) for service, peer in self._peers.items()}
+        other._services = {name: services.with_token(token) for name, services in self._services.items()}
         return other
 
     def prefill(self, content: Segment, *, timeout_s: float | None = None, **options: Unpack[PrefillOptions]) -> Chunk:
         """Register text, token ids or a known chunk, and compute its KV after ``context``. See ``PrefillOptions``."""
         request = calls.prefill_request(content, {"salt": self._salt, **options})
-        return self._run(calls.prefill(request), timeout_s)
+        chunk = self._run(calls.prefill(request), timeout_s)
+        self._services["decode"].fleet.note([chunk])
+        return chunk
 
     def prefill_many(
         self, contents: Iterable[Segment], *, timeout_s: float | None = None, **options: Unpack[PrefillOptions]
@@ -80,14 +82,16 @@ class Client:
         """
         sent = [calls.prefill_request(content, {"salt": self._salt, **options}) for content in contents]
         attempts = self._attempts(timeout_s, retry=False, calls=len(sent))
-        peer = self._peers["prefill"].for_request()
-        call = self._stubs["prefill"].PrefillChunks(iter(sent), timeout=attempts.remaining_s(), metadata=peer.metadata)
+        peer = self._services["prefill"].peers[0].for_request()
+        method = self._services["prefill"].stubs[0].PrefillChunks
+        call = method(iter(sent), timeout=attempts.remaining_s(), metadata=peer.metadata)
         return _in_order(call, sent, peer)
 
     def generate(
         self, segments: Sequence[Segment], *, timeout_s: float | None = None, **options: Unpack[GenerateOptions]
     ) -> Generation:
         """Stream an answer to ``segments`` (chunks, texts, token ids), the query last. See ``GenerateOptions``."""
+        self._services["decode"].fleet.note(segments)
         request = calls.generate_request(segments, {"salt": self._salt, **options})
         return self._generation([request], timeout_s, lambda _: None)
 
@@ -173,20 +177,25 @@ class Client:
         finished: Callable[[Result], None],
     ) -> Generation:
         """Sends the first; the second, if there is one, when a chunk that the first names is gone."""
-        peer, method = self._peers["decode"].for_request(requests[0].request_id), self._stubs["decode"].Generate
+        decode = self._services["decode"]
+        attempts = self._attempts(timeout_s, retry=True)
+        decode.known(attempts.remaining_s())
+        route = decode.route(requests[0], requests[0].request_id)
 
         def call_of(request: decode_pb2.GenerateRequest) -> Callable[[float], Any]:
-            return lambda remaining_s: method(request, timeout=remaining_s, metadata=peer.metadata)
+            return lambda remaining_s: decode.stubs[route.go()].Generate(
+                request, timeout=remaining_s, metadata=route.peer.metadata
+            )
 
         start, *instead = map(call_of, requests)
-        attempts = self._attempts(timeout_s, retry=True)
         answers, second = max(1, requests[0].sampling.n), instead[0] if instead else None
-        return Generation(start, peer, attempts, answers=answers, instead=second, finished=finished)
+        return Generation(start, route, attempts, answers=answers, instead=second, finished=finished)
 
     def explain(
         self, segments: Sequence[Segment], *, timeout_s: float | None = None, **options: Unpack[GenerateOptions]
     ) -> Explanation:
         """What the same ``generate`` would reuse, compute and move; nothing is generated."""
+        self._services["decode"].fleet.note(segments)
         request = calls.generate_request(segments, {"salt": self._salt, **options})
         return self._run(calls.explain(request), timeout_s)
 
@@ -203,7 +212,9 @@ class Client:
         self, page_token: str = "", *, timeout_s: float | None = None, **options: Unpack[ListOptions]
     ) -> tuple[tuple[StoredChunk, ...], str]:
         """One page of ``chunks`` and the token of the next, "" on the last."""
-        return self._run(calls.page(page_token, options), timeout_s)
+        found, following = self._run(calls.page(page_token, options), timeout_s)
+        self._services["decode"].fleet.note(found)
+        return found, following
 
     def get(
         self, chunk: ChunkName, *, token_ids: bool = False, text: bool = False, timeout_s: float | None = None
@@ -228,17 +239,27 @@ class Client:
         return self._run(calls.stats(), timeout_s)
 
     def loads(self, *, timeout_s: float | None = None) -> Loads:
-        """How busy the decode service is, what its model is, and which reuse modes it allows."""
-        return self._run(calls.loads(), timeout_s)
+        """How busy the decode service is, what its model is, and what it allows; of several all of them."""
+        decode, attempts = self._services["decode"], self._attempts(timeout_s, retry=True)
+        if decode.fleet.alone:
+            return self._run(calls.loads(), timeout_s)
+        return decode.loads_of(decode.ask_all("GetLoads", calls.loads().request, min(ANSWER_S, attempts.remaining_s())))
 
     def abort(self, request_id: str, *, timeout_s: float | None = None) -> bool:
-        """Abort a running or waiting generation. False: there is none of this id."""
-        return self._run(calls.abort(request_id), timeout_s)
+        """Abort a running or waiting generation, whichever replica has it. False: there is none of this id."""
+        decode, attempts, call = (
+            self._services["decode"],
+            self._attempts(timeout_s, retry=True),
+            calls.abort(request_id),
+        )
+        if decode.fleet.alone:
+            return self._run(call, timeout_s)
+        return decode.aborted_of(decode.ask_all("Abort", call.request, min(ANSWER_S, attempts.remaining_s())))
 
     def close(self) -> None:
         """Close the connections; running streams are cancelled."""
-        for channel in self._channels.values():
-            channel.close()
+        for services in self._services.values():
+            services.close()
 
     def __enter__(self) -> Self:
         return self
@@ -251,19 +272,21 @@ class Client:
         return Attempts(seconds, retry, self._wait_overloaded)
 
     def _run(self, call: Call[T], timeout_s: float | None) -> T:
-        peer, method = (
-            self._peers[call.service].for_request(call.request_id),
-            getattr(self._stubs[call.service], call.method),
-        )
+        services = self._services[call.service]
         call, attempts = calls.salted(call, self._salt), self._attempts(timeout_s, call.retry)
-        while True:
-            try:
-                return call.parse(method(call.request, timeout=attempts.remaining_s(), metadata=peer.metadata))
-            except CallFailed as error:
-                delay_s = attempts.delay_after(error)
-                if delay_s is None:
-                    raise error_from_rpc(error, peer) from None
-            time.sleep(delay_s)
+        services.known(attempts.remaining_s())
+        route = services.route(call.request, call.request_id)
+        try:
+            while True:
+                method = getattr(services.stubs[route.go()], call.method)
+                try:
+                    timeout_s = route.patience_s(attempts)
+                    return call.parse(method(call.request, timeout=timeout_s, metadata=route.peer.metadata))
+                except CallFailed as error:
+                    delay_s = route.delay_or_raise(error, attempts, late_elsewhere=True)
+                time.sleep(delay_s)
+        finally:
+            route.over()
 
 
 def _in_order(call: Any, sent: list[Any], peer: Peer) -> Iterator[Chunk | CairnError]:

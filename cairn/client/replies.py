@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
 from google.protobuf.message import Message
@@ -18,6 +19,7 @@ from cairn.client.types import (
     Kept,
     Loads,
     ModeSupport,
+    Replica,
     Result,
     ReuseReport,
     SegmentReport,
@@ -189,7 +191,22 @@ def parse_loads(reply: decode_pb2.GetLoadsResponse) -> Loads:
         ModeSupport(_reuse_mode(mode.mode), mode.supported, mode.reason, mode.context_length_max)
         for mode in reply.modes
     )
-    return Loads(**{name: getattr(reply, name) for name in Loads.__dataclass_fields__ if name != "modes"}, modes=modes)
+    plain = Loads.__dataclass_fields__.keys() - {"modes", "replicas"}
+    return Loads(**{name: getattr(reply, name) for name in plain}, modes=modes)
+
+
+SUMS = ("running", "waiting", "waiting_max", "batch_max", "pages_total", "pages_free", "pages_chunks", "pages_tails")
+
+
+def loads_of_all(replicas: Iterable[Replica]) -> Loads:
+    """The loads of replicas as those of one service; of one at least they are known."""
+    each = tuple(replicas)
+    used = [replica.loads for replica in each if replica.loads and replica.state != "differs"]
+    found = used or [replica.loads for replica in each if replica.loads]
+    sums = {name: sum(getattr(loads, name) for loads in found) for name in (*SUMS, "chunks_resident")}
+    least = min(found, key=lambda loads: loads.context_length_max)
+    same_bits = all(loads.same_bits for loads in found)
+    return replace(least, **sums, same_bits=same_bits, replicas=each)
 
 
 def _segment(reply: decode_pb2.SegmentReport) -> SegmentReport:

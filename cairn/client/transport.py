@@ -7,7 +7,7 @@ import time
 import uuid
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import grpc
 
@@ -112,3 +112,28 @@ def error_from_rpc(error: CallFailed, peer: Peer) -> CairnError:
 def chunk_is_gone(error: CallFailed) -> bool:
     """Whether a request failed because it names a chunk that is not registered (any more)."""
     return error.code() is grpc.StatusCode.NOT_FOUND
+
+
+def is_away(error: CallFailed) -> bool:
+    """Whether nothing is served there (any more): unreachable, starting, shutting down. Calls that run when the time to
+    drain is over end with CANCELLED."""
+    return error.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
+
+
+def is_late(error: CallFailed) -> bool:
+    """Whether the call's deadline passed."""
+    return error.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+
+
+def goes_elsewhere(error: CallFailed) -> bool:
+    """Whether another replica may take what this one did not: it is away, or full and says when it will not be."""
+    full = error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED and retry_after_s(error.trailing_metadata()) is not None
+    return full or is_away(error)
+
+
+def outcome(call: Any) -> Any:
+    """The reply of a call that was begun as a future, or the ``CallFailed`` that it ended with."""
+    try:
+        return call.exception() or call.result()
+    except grpc.FutureCancelledError:
+        return call

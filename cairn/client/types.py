@@ -304,7 +304,11 @@ class ModeSupport:
 
 @dataclass(frozen=True)
 class Loads:
-    """How busy the decode service is now, and what its model is."""
+    """How busy the decode service is now, and what its model is.
+
+    Of several services that a client is given, numbers are the sums of all that answer, contexts those that all of them
+    take, and ``replicas`` has each of them.
+    """
 
     running: int
     waiting: int
@@ -326,3 +330,17 @@ class Loads:
     dtype_reason: str = ""
     same_bits: bool = False
     same_bits_reason: str = ""
+    tokenizer_identity: str = ""
+    replicas: tuple[Replica, ...] = field(default=())
+
+
+@dataclass(frozen=True)
+class Replica:
+    """One of several decode services. ``state``: ``"up"``, ``"away"`` (takes no requests: starts, shuts down, cannot be
+    reached), ``"hangs"``, ``"differs"`` (another model: it is given nothing), ``"unknown"``; and ``why``. ``loads`` is
+    what it said of itself, None if it did not."""
+
+    address: str
+    state: str
+    why: str
+    loads: Loads | None

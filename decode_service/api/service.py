@@ -349,6 +349,7 @@ class DecodeService(decode_pb2_grpc.DecodeServiceServicer):
             context_length_reason=served.limit().because,
             same_bits=self.same_bits.always,
             same_bits_reason=self.same_bits.reason,
+            tokenizer_identity=self._codec.identity,
         )
         caller = self.access.caller(context.invocation_metadata())
         if caller.owner != DEFAULT_TENANT and not caller.sees_all:

@@ -29,6 +29,10 @@ class Script:
     endless: bool = False
     omit_complete: bool = False
     delay_s: float = 0.0
+    model: str = ""
+    alone: bool = True  # else questions about its load come by themselves, and are not among the requests
+    away: tuple[grpc.StatusCode, str] | None = None  # what these are answered with
+    loads_hang: bool = False
     durable: bool = True
     chunks: int = 5
     pages_asked: list[int] = field(default_factory=list)
@@ -233,9 +237,21 @@ class FakeDecode(decode_pb2_grpc.DecodeServiceServicer):
         return decode_pb2.AbortResponse(found=request.request_id == "running")
 
     def GetLoads(self, request, context):
-        self.script.enter(request, context)
+        if self.script.loads_hang:
+            self.script.stopped.wait(60.0)
+        if self.script.alone:
+            self.script.enter(request, context)
+        elif self.script.away:
+            context.abort(*self.script.away)
         modes = [decode_pb2.ModeSupport(mode=chunks_pb2.REUSE_MODE_ANCHORED, supported=False, reason="dynamic NTK")]
-        return decode_pb2.GetLoadsResponse(running=1, pages_total=100, page_size=16, model_name="fake", modes=modes)
+        return decode_pb2.GetLoadsResponse(
+            running=1,
+            pages_total=100,
+            page_size=16,
+            model_name="fake",
+            model_identity=self.script.model,
+            modes=modes,
+        )
 
 
 class FakeServices:

@@ -94,7 +94,7 @@ def call_of(services: Pair, request_id: str, parts: list[list[int]], timeout_s: 
     from cairn.client import calls
 
     request = calls.generate_request(parts, {"max_tokens": 900, "ignore_eos": True, "request_id": request_id})
-    return services.client._stubs["decode"].Generate(request, timeout=timeout_s)
+    return services.client._services["decode"].stubs[0].Generate(request, timeout=timeout_s)
 
 
 def queued(services: Pair) -> Callable[[], bool]:

@@ -153,7 +153,7 @@ def test_queue_and_pool_are_bounded(folder: Path, tmp_path: Path) -> None:
             with pytest.MonkeyPatch.context() as patched:
                 patched.delattr(services.decode, "resolver")  # refused before anything is done for it
                 with pytest.raises(grpc.RpcError) as caught:  # the client would come again
-                    next(services.client._stubs["decode"].Generate(generate_request([[5]]), timeout=60))
+                    next(services.client._services["decode"].stubs[0].Generate(generate_request([[5]]), timeout=60))
             assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
             assert "2 requests are waiting" in caught.value.details()
             assert (retry_after_s(caught.value.trailing_metadata()) or 0.0) >= 0.5

@@ -59,7 +59,7 @@ def test_prefill_stays_away(running: tuple[Process, Process], client: Client) ->
     prefill, _ = running
     stored = client.generate([tokens(3, 40), [5]], max_tokens=4, ignore_eos=True).finish()
     prefill.kill()
-    stub = client._stubs["decode"]  # the client would try again
+    stub = client._services["decode"].stubs[0]  # the client would try again
     waiting = [stub.Generate(generate_request([tokens(4, 40), [5 + n]]), timeout=10) for n in range(3)]
     wait_until(lambda: client.loads().running == 3)
     assert client.generate([tokens(3, 40), [5]], max_tokens=4, ignore_eos=True).finish().token_ids == stored.token_ids

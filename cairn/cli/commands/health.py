@@ -18,14 +18,14 @@ POLL_S = 0.1
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("address", nargs="*", metavar="HOST:PORT", help="default: the prefill and the decode service")
+    parser.add_argument("address", nargs="*", metavar="HOST:PORT", help="default: the prefill and the decode services")
     parser.add_argument("--wait", type=float, default=0.0, metavar="SECONDS", help="wait this long for them to serve")
     add_connection_flags(parser)
 
 
 def run(args: argparse.Namespace, terminal: Terminal) -> int:
     options = connection_options(args)
-    addresses = args.address or [options.prefill, options.decode]
+    addresses = args.address or [options.prefill, *options.decodes]
     token = options.bearer()
     ends_at = time.monotonic() + args.wait
     serving = True

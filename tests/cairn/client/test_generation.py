@@ -11,6 +11,7 @@ from grpc import StatusCode
 
 from cairn.client.errors import ServerError, Unavailable
 from cairn.client.generation import AsyncGeneration, Generation
+from cairn.client.replicas import Route
 from cairn.client.transport import END, Attempts, Peer
 from protos import decode_pb2
 from tests.cairn.client.test_transport import Failed
@@ -68,7 +69,7 @@ def starts(*calls: Call) -> tuple[Callable[[float], Call], list[float]]:
 
 
 def generation(*calls: Call, timeout_s: float = 60.0) -> Generation:
-    return Generation(starts(*calls)[0], PEER, Attempts(timeout_s, retry=True))
+    return Generation(starts(*calls)[0], Route.alone(PEER), Attempts(timeout_s, retry=True))
 
 
 @pytest.fixture(autouse=True)
@@ -144,14 +145,14 @@ def test_leaving_it_cancels_the_call(how: str) -> None:
 
 def test_the_deadline_is_one_for_all_attempts() -> None:
     start, asked = starts(Call(Failed(StatusCode.UNAVAILABLE)), Call(COMPLETE))
-    Generation(start, PEER, Attempts(60.0, retry=True)).finish()
+    Generation(start, Route.alone(PEER), Attempts(60.0, retry=True)).finish()
     assert len(asked) == 2 and asked[1] < asked[0] <= 60.0
 
 
 def test_in_an_event_loop_too() -> None:
     async def main() -> None:
         def made(*calls: Call) -> AsyncGeneration:
-            return AsyncGeneration(starts(*calls)[0], PEER, Attempts(60.0, retry=True))
+            return AsyncGeneration(starts(*calls)[0], Route.alone(PEER), Attempts(60.0, retry=True))
 
         retried = made(Call(Failed(StatusCode.UNAVAILABLE)), Call(delta("a"), delta("b"), COMPLETE))
         assert [each.text async for each in retried] == ["a", "b"] and retried.result.text == "ab"
@@ -176,7 +177,7 @@ def test_cancelling_the_task_that_reads_cancels_the_call() -> None:
 
     async def main() -> None:
         call = Silent()
-        stream = AsyncGeneration(lambda _: call, PEER, Attempts(60.0, retry=True))
+        stream = AsyncGeneration(lambda _: call, Route.alone(PEER), Attempts(60.0, retry=True))
         task = asyncio.create_task(stream.finish())
         await asyncio.sleep(0)
         task.cancel()
