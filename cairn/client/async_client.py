@@ -169,9 +169,7 @@ class AsyncClient:
         attempts = self._attempts(timeout_s, retry=True)
         answers, second = max(1, requests[0].sampling.n), instead[0] if instead else None
         known = None if decode.is_known else decode.known(attempts.remaining_s())
-        return AsyncGeneration(
-            start, route, attempts, answers=answers, known=known, instead=second, finished=finished
-        )
+        return AsyncGeneration(start, route, attempts, answers=answers, known=known, instead=second, finished=finished)
 
     async def explain(
         self, segments: Sequence[Segment], *, timeout_s: float | None = None, **options: Unpack[GenerateOptions]

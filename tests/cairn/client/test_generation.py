@@ -94,7 +94,11 @@ def test_answers_are_put_together_by_their_numbers() -> None:
     events = (of_answer(1, "b"), of_answer(0, "a"), of_answer(1, "d"), of_answer(1), of_answer(0, "c"), of_answer(0))
     start, _ = starts(Call(*events))
     stream = Generation(
-        start, PEER, Attempts(60.0, retry=True), answers=2, finished=lambda result: told.append(result.text)
+        start,
+        Route.alone(PEER),
+        Attempts(60.0, retry=True),
+        answers=2,
+        finished=lambda result: told.append(result.text),
     )
     assert [(next(stream).index, next(stream).text) for _ in range(2)] == [(1, "a"), (1, "c")]
     with pytest.raises(RuntimeError, match="no result yet"):
@@ -106,7 +110,7 @@ def test_answers_are_put_together_by_their_numbers() -> None:
 def test_a_stream_that_ends_without_an_answers_end_fails() -> None:
     start, _ = starts(Call(of_answer(0, "a"), of_answer(0)))
     with pytest.raises(ServerError, match="before its final message"):
-        Generation(start, PEER, Attempts(60.0, retry=True), answers=2).finish()
+        Generation(start, Route.alone(PEER), Attempts(60.0, retry=True), answers=2).finish()
 
 
 def test_a_call_that_fails_before_its_first_event_is_made_again() -> None:

@@ -79,7 +79,8 @@ def test_the_load_of_others_counts() -> None:
 
 def test_what_everybody_shares_decides_nothing_under_load() -> None:
     """One system prompt, twenty documents: the documents decide, and each stays in one place."""
-    router, homes = Router(ADDRESSES), {}
+    router = Router(ADDRESSES)
+    homes: dict[int, Counter[int]] = {}
     running: list[int] = []
     for number in range(600):
         document = number * 7 % 20
