@@ -9,6 +9,7 @@ SERVER = (  # what the extra brings, by the names that are imported
     *("grpc_reflection", "prometheus_client", "xxhash"),
 )
 HTTP = ("starlette", "uvicorn", "prometheus_client")
+OTHERS = {"httpx": "load", "matplotlib": "plot"}  # packages of smaller extras
 
 
 def require_server() -> None:
@@ -30,6 +31,8 @@ def remedy(missing: ModuleNotFoundError, command: str) -> str:
     package = (missing.name or "").partition(".")[0]
     if package in HTTP and package not in SERVER:
         return f'cairn {command} needs the gateway, and {package} is not installed: pip install "cairn[server,http]"'
+    if extra := OTHERS.get(package):
+        return f'cairn {command} needs {package} for that, which is not installed: pip install "cairn[{extra}]"'
     if package not in SERVER:
         return ""
     return f'cairn {command} needs the server side, and {package} is not installed: pip install "cairn[server]"'

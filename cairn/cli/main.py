@@ -31,6 +31,7 @@ COMMANDS = {  # a module each
     "health": "ask the services whether they are serving",
     "store": "look after a chunk store: stats, verify, gc, export, import, rm",
     "plan": "compute bytes a token, capacity and network for a model",
+    "bench": "put a load on services and measure them",
     "compare": "show where two ways of answering a request part, layer by layer",
 }
 OK, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130

@@ -15,6 +15,7 @@ from datetime import datetime
 from typing import Any
 
 from rich.console import Console
+from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
@@ -67,6 +68,12 @@ class Terminal:
         if self.as_json or not self._err.is_terminal:
             return nullcontext()
         return self._err.status(words)
+
+    def live(self) -> AbstractContextManager[Any]:
+        """A line on a terminal that changes (a ``rich.live.Live``); None elsewhere."""
+        if self.as_json or not self._err.is_terminal:
+            return nullcontext()
+        return Live("", console=self._err, refresh_per_second=4, transient=True)
 
     def warn(self, words: str) -> None:
         """Say on standard error, in every mode, that something may not be what was meant."""
