@@ -65,12 +65,16 @@ def _check(args: argparse.Namespace) -> None:
         for name in (*shape, "turns", "vocabulary"):
             if getattr(args, name) is not None:
                 raise UsageError(f"--{name.replace('_', '-')}: is not for a --trace, which says that itself")
+    if args.history == "kept" and args.reuse != "exact":
+        raise UsageError("--history: turns are kept with --reuse exact")
     if args.url is None:
         for name in ("api", "model", "body"):
             if getattr(args, name):
                 raise UsageError(f"--{name}: is for --url")
-    elif args.reuse != "exact" or args.order != "given" or args.history is not None:
-        raise UsageError("--reuse, --order, --history: are of gRPC; to --url give what it understands as --body")
+        return
+    for name, usual in (("reuse", "exact"), ("order", "given"), ("history", None), ("salt", None)):
+        if getattr(args, name) not in (usual, None):
+            raise UsageError(f"--{name}: is of gRPC; give --url what it understands as --body")
 
 
 def _seeded(args: argparse.Namespace) -> Seeded:

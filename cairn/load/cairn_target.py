@@ -75,7 +75,8 @@ class CairnCaller:
     def learnt(self, request: Request, chunk_ids: list[str]) -> None:
         """What the documents of an answered request are registered as."""
         for place, chunk_id in zip(request.documents, chunk_ids, strict=False):
-            self._known[self._workload.key, place] = chunk_id
+            if chunk_id:
+                self._known[self._workload.key, place] = chunk_id
 
     def forget(self, request: Request) -> None:
         """A chunk is gone: the ids of the request's documents are not used again."""

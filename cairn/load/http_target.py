@@ -158,8 +158,9 @@ class _Said:
             return
         said = json.loads(event)
         if error := said.get("error"):
-            self._answer.status = f"ERROR {error.get('code') or error.get('type') or ''}".strip()
-            self._answer.detail = str(error.get("message", error))[:DETAIL_MAX]
+            known = error if isinstance(error, dict) else {"message": error}
+            self._answer.status = f"ERROR {known.get('code') or known.get('type') or ''}".strip()
+            self._answer.detail = str(known.get("message"))[:DETAIL_MAX]
         for choice in said.get("choices") or ():
             self._choice(choice, at)
         if usage := said.get("usage"):

@@ -10,7 +10,21 @@ import pytest
 
 @pytest.mark.parametrize(
     "command",
-    ["", "up", "demo", "prefill", "generate", "explain", "abort", "health", "chunks", "store", "plan"]
+    [
+        "",
+        "up",
+        "demo",
+        "prefill",
+        "generate",
+        "explain",
+        "abort",
+        "health",
+        "chunks",
+        "store",
+        "plan",
+        "bench",
+        "bench serve",
+    ]
     + [f"chunks {action}" for action in ("list", "show", "rm", "pin", "unpin")]
     + [f"store {action}" for action in ("stats", "verify", "gc", "export", "import", "rm")],
 )
