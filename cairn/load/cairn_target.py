@@ -45,7 +45,7 @@ class CairnTarget:
             tls=self.tls,
             salt=self.salt,
             timeout_s=self.timeout_s,
-            retry=False,  # who is turned away is counted, not asked again
+            wait_overloaded=False,  # who is turned away is counted, not asked again
         ) as client:
             await client.loads(timeout_s=min(START_S, self.timeout_s))
             yield CairnCaller(self, client, workload, known, heard)

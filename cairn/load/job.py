@@ -113,7 +113,7 @@ class Part:
     async def _asked(self, conversation: Conversation, request: Request, answer: Answer) -> bool:
         """Asks one thing; whether that was answered."""
         self.answers.append(answer)
-        self.progress.running += 1
+        self.progress.began()
         answer.sent = time.monotonic()
         try:
             await conversation.ask(request, self._job.max_tokens or request.max_tokens, answer)

@@ -16,6 +16,7 @@ from cairn.load.cairn_target import CairnTarget
 from cairn.load.target import Known, Sampling
 from cairn.load.workload import Listed, Request
 from protos import chunks_pb2, decode_pb2
+from serving.rpc.details import details_metadata
 from tests.cairn.cairn_fakes import FakeServices, digits
 
 TALK = Listed("talk", ((7, 8),), ((Request((0,), (1,), 3), Request((0,), (2,), 2), Request((0,), (3,), 2)),), 1)
@@ -98,16 +99,19 @@ def test_where_a_chunk_is_gone_everything_is_sent_in_full(services: FakeServices
 
 def test_a_refusal_is_noted_and_not_asked_again(services: FakeServices) -> None:
     original, refused = services.script.enter, []
+    rich = details_metadata(grpc.StatusCode.RESOURCE_EXHAUSTED, "full", retry_after_s=0.25)
 
     def enter(request: Any, context: Any) -> None:
         original(request, context)
         if isinstance(request, decode_pb2.GenerateRequest):
             refused.append(request)
-            context.abort(grpc.StatusCode.UNAVAILABLE, "draining")
+            context.set_trailing_metadata(rich)
+            context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "full")
 
     services.script.enter = enter
     (answer, *_) = asked(services, TALK)
-    assert (answer.status, answer.detail, answer.times) == ("UNAVAILABLE", "draining", []) and len(refused) == 3
+    assert (answer.status, answer.detail, answer.times) == ("RESOURCE_EXHAUSTED", "full", []) and len(refused) == 3
+    assert answer.retry_after_s == 0.25
 
 
 def test_options_reach_the_service(services: FakeServices) -> None:
