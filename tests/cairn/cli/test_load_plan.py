@@ -45,7 +45,7 @@ def test_shapes_and_counts() -> None:
     about, _ = plan.before
     assert about.end == 10 and about.workload.session(3)[0].documents == (3,)
     assert planned("conversations", "--requests", "10").job.end == 8 + 2
-    assert planned("conversations", "--reuse", "independent").job.target.history == "chunks"
+    assert planned("conversations", "--reuse", "independent").settings["history"] == "chunks"
     json.dumps(plan.settings)
 
 

@@ -116,7 +116,13 @@ def test_a_refusal_is_noted_and_not_asked_again(services: FakeServices) -> None:
 
 def test_options_reach_the_service(services: FakeServices) -> None:
     sampling = Sampling(0.5, 0.9, ignore_eos=False)
-    more = {"reuse": "independent", "order": "canonical", "history": "chunks", "salt": "s", "token": "t"}
+    more: dict[str, Any] = {
+        "reuse": "independent",
+        "order": "canonical",
+        "history": "chunks",
+        "salt": "s",
+        "token": "t",
+    }
     asked(services, TALK, sampling=sampling, **more)
     request = requests(services)[1]
     assert request.reuse_mode == chunks_pb2.REUSE_MODE_INDEPENDENT and request.salt == "s"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from random import Random
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from cairn.load.processes import Load
 
 
 def answered(asked: float, times: list[float], counts: list[int] | None = None, **more) -> Answer:
-    made = {"session": 0, "turn": 0, "sent": asked, "status": OK, "prompt_tokens": 10} | more
+    made: dict[str, Any] = {"session": 0, "turn": 0, "sent": asked, "status": OK, "prompt_tokens": 10} | more
     return Answer(asked=asked, times=times, counts=counts or [1] * len(times), **made)
 
 

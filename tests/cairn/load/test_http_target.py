@@ -63,8 +63,8 @@ def test_completions_are_asked_with_one_prompt(vocabulary: int | None) -> None:
         (answer,) = asked(HttpTarget(url, "completions", "mine", sampling=sampling), workload, 5)
     (path, body, headers), (request,) = service.requests[0], workload.session(5)
     documents = [workload.documents[place] for place in request.documents]
-    whole = joined([*documents, request.query])
-    whole = whole if vocabulary is None else list(whole)
+    joint = joined([*documents, request.query])
+    whole = joint if vocabulary is None else list(joint)
     assert (path, body["prompt"], body["model"]) == ("/v1/completions", whole, "mine")
     assert (body["temperature"], body["top_p"], body["seed"]) == (0.7, 0.9, 5000) and "ignore_eos" not in body
     assert "Authorization" not in headers and answer.status == OK and answer.reused == {}

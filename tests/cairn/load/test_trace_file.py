@@ -50,8 +50,8 @@ def test_mooncake_traces_share_blocks(tmp_path: Path) -> None:
     one, two = (session[0] for session in trace.workload.sessions)
     assert trace.arrivals == (0.0, 1.5)
     assert one.documents == (0, 1) and two.documents == (0,) and (one.max_tokens, two.max_tokens) == (9, 3)
-    assert [len(each.split()) for each in trace.workload.documents] == [512, 512]
-    assert (len(one.query.split()), len(two.query.split())) == (1200 - 1024, 512)
+    assert [len(str(each).split()) for each in trace.workload.documents] == [512, 512]
+    assert (len(str(one.query).split()), len(str(two.query).split())) == (1200 - 1024, 512)
 
 
 @pytest.mark.parametrize(
