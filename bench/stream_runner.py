@@ -33,6 +33,7 @@ from engine.run.planning import StepPlanner
 from engine.run.protocol import StepRows
 from engine.run.room import StepRoom
 from engine.sampling.params import Choice, SamplingRequest
+from engine.sampling.shaping import Bits
 from serving.rpc.access import Access
 from text.codec import TextCodec
 
@@ -59,6 +60,9 @@ class ClockStep:
     choices: list[Choice]
     ends_at: float
     lateness: Lateness
+
+    def draw(self, bitmasks: Bits) -> None:
+        raise AssertionError("nobody asks for a grammar")
 
     def wait(self) -> list[Choice]:
         left_s = self.ends_at - time.monotonic()
@@ -102,6 +106,9 @@ class ClockRunner:
         return StepRoom(512)
 
     def open(self, slot: int, request: SamplingRequest) -> None: ...
+
+    def bitmasks(self, count: int) -> Bits:
+        raise AssertionError("nobody asks for a grammar")
 
     def begin(self, batch: Sequence[StepRows]) -> ClockStep:
         for _ in range(self._launches):

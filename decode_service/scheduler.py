@@ -40,7 +40,9 @@ from decode_service.sequence import (
     Tokens,
 )
 from decode_service.step_plan import Forwards, Rows, StepPlan, can_compute, next_pieces, next_slices
+from serving.errors import InvalidRequest
 from serving.tenancy.places import Rotation
+from text.grammar import GrammarFailed
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -55,6 +57,7 @@ if TYPE_CHECKING:
     from serving.errors import RequestError
     from serving.tenancy.places import TenantPlaces
     from serving.trace.stages import Stage
+    from text.grammar import Matcher
 
 NEXT_STATES = {
     State.WAITING: {State.LOADING, State.ENDED},
@@ -66,6 +69,11 @@ NEXT_STATES = {
 
 
 TAILS_FIRST_MAX = 3  # steps in a row that prompts fill while others wait to compute chunks
+
+
+def grammar_failed(error: GrammarFailed) -> RequestError:
+    """What the caller is told whose answer cannot go on."""
+    return InvalidRequest(f"too complex to go on: {error}", field="grammar", remedy="make it simpler")
 
 
 def has_its_kv(sequence: Sequence) -> bool:
@@ -221,6 +229,8 @@ class Scheduler:
             self._enter(sequence, State.DECODING)
         sequence.generated.append(choice.token_id)
         self._events.append((sequence, Tokens((choice,))))
+        if sequence.grammar is not None and self._follow(sequence, sequence.grammar, choice.token_id, now):
+            return
         params = sequence.params
         stops = choice.token_id in params.stop_token_ids
         stops |= not params.ignore_eos and choice.token_id in self._eos_token_ids
@@ -228,6 +238,17 @@ class Scheduler:
             self._end(sequence, Finished(FinishReason.STOP), now)
         elif len(sequence.generated) >= params.max_tokens:
             self._end(sequence, Finished(FinishReason.LENGTH), now)
+
+    def _follow(self, sequence: Sequence, grammar: Matcher, token_id: int, now: int) -> bool:
+        """An answer's grammar takes its next token: whether that was its last one."""
+        try:
+            grammar.accept(token_id)
+        except GrammarFailed as error:
+            self._end(sequence, Failed(grammar_failed(error)), now)
+            return True
+        if grammar.is_over:
+            self._end(sequence, Finished(FinishReason.STOP), now)
+        return grammar.is_over
 
     def fail(self, sequence: Sequence, error: RequestError, now: int) -> None:
         """What a request was in went wrong. One that has ended is left alone."""
@@ -246,7 +267,7 @@ class Scheduler:
     def abandon(self, error: RequestError, now: int) -> None:
         """Everybody fails; the pool is left as it is. Nothing may come afterwards."""
         for sequence in self.everyone:
-            sequence.state = State.ENDED
+            sequence.state, sequence.grammar = State.ENDED, None
             sequence.clock.finished = now
             self._events.append((sequence, Failed(error)))
             if sequence.fill is not None:
@@ -442,6 +463,7 @@ class Scheduler:
         if isinstance(event, Finished):
             kept.leave(self._residents, sequence)
         self._enter(sequence, State.ENDED)
+        sequence.grammar = None
         sequence.clock.finished = now
         self._events.append((sequence, event))
         self._leave(sequence)

@@ -22,6 +22,7 @@ if TYPE_CHECKING:  # a scheduler hands them on
     from decode_service.admission import Fill
     from decode_service.kept import Keep
     from decode_service.prompt.request_chunk import RequestChunk
+    from text.grammar import Matcher
 
 
 class State(StrEnum):
@@ -107,6 +108,7 @@ class Sequence:
     tail_level: int | None = None  # not known before its first decode step
     told: set[RequestChunk] = field(default_factory=set)  # the chunks that a request for chunks was told of
     keep: Keep | None = None  # its query and answer become a chunk
+    grammar: Matcher | None = None  # that its answer follows, behind all of ``generated``; none once it has ended
     _placed: tuple[int, tuple[PlacedChunk, ...]] = (-1, ())
 
     @property

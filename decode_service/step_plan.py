@@ -55,6 +55,13 @@ class Rows:
         return self.chunk is None and self.first + self.count == len(self.sequence.composition.tail)
 
     @property
+    def masked(self) -> list[Sequence]:
+        """For whom a token is drawn behind these rows that a grammar has to allow, in the order of the draws."""
+        if not self.decodes and not self.last_of_prompt:
+            return []
+        return [sequence for sequence in (self.sequence, *self.also) if sequence.grammar is not None]
+
+    @property
     def context(self) -> list[int]:
         """Tokens of each chunk that the rows attend to."""
         chunks = self.sequence.composition.chunks

@@ -14,6 +14,9 @@ however tokens are drawn; elsewhere a step is read at once.
 A sequence that ends with token n (a stop token, an abort) is in step n + 1 already: what that step gives it is dropped.
 Its pages and its slot may have a new owner by then; the owner's writes come later on the same stream.
 
+A step of answers that follow a grammar begins its forward alike; it draws once the step before it was read and masks
+say which tokens may come (``masks.py``), which takes less than the forward.
+
 What runs when is decided in ``scheduler.py``; here is how.
 """
 
@@ -34,8 +37,9 @@ from decode_service import request_log
 from decode_service.begun import Begun, begin, sequences_of
 from decode_service.kv_source.fetcher import KVFetcher
 from decode_service.kv_source.loader import Loader
+from decode_service.masks import Masks, StepMasks
 from decode_service.metrics import DecodeMetrics
-from decode_service.scheduler import Scheduler
+from decode_service.scheduler import Scheduler, grammar_failed
 from decode_service.sequence import Deliveries, Failed, Finished, FinishReason, Occupancy, Sequence, hand_out
 from decode_service.step_plan import Rows, StepPlan
 from engine.kv.host_tier import PoolMemory
@@ -94,6 +98,7 @@ class DecodeWorker:
         self.loader = Loader(source, memory, self.scheduler, self._inbox.put, threads=self.scheduler.loads_max)
         self._in_flight: deque[Begun] = deque()
         self._unread_max = 1 if runner.runs_ahead else 0
+        self._masks = Masks(runner)
         self._on_failure = on_failure
         self._hand_over: Callable[[Deliveries], None] = hand_out
         self._stopping = False
@@ -113,6 +118,7 @@ class DecodeWorker:
         self._inbox.put(self._stop)
         self._thread.join(timeout_s)
         self.loader.stop()
+        self._masks.stop()
 
     def take_place(self, tenant: Tenant = DEFAULT_TENANT, answers: int = 1) -> None:
         """A place in the queue for each answer of a request that is about to be composed, until ``submit`` or
@@ -254,16 +260,32 @@ class DecodeWorker:
         self._read(unread_max=self._unread_max)
 
     def _begin(self, rows: Items[Rows]) -> None:
+        told = [sequence for each in rows for sequence in each.masked]
+        masks = self._masks.of(told) if told else None
         begun = begin(self.runner, rows, self.residents)
         self._in_flight.append(begun)
         self.scheduler.ran(rows, begun.step.plan)
+        if masks is not None:
+            self._tell(begun, masks)
 
-    def _read(self, *, unread_max: int) -> None:
-        """Takes the tokens of all steps but the last ``unread_max``, and hands them out."""
+    def _tell(self, begun: Begun, masks: StepMasks) -> None:
+        """Lets a step draw whose forward runs: which tokens may come follows from the step before it."""
+        self._read(unread_max=1, deliver=False)
+        try:
+            for sequence, error in masks.fill():
+                self.scheduler.fail(sequence, grammar_failed(error), time.monotonic_ns())
+            begun.step.draw(masks.bits)
+        except BaseException:
+            self._in_flight.remove(begun)  # there will be nothing to read
+            raise
+
+    def _read(self, *, unread_max: int, deliver: bool = True) -> None:
+        """Takes the tokens of all steps but the last ``unread_max``, and hands them out unless that can wait."""
         while len(self._in_flight) > unread_max:
             begun = self._in_flight.popleft()
             self._guarded(partial(self._take, begun), begun.sequences)
-            self._deliver()
+            if deliver:
+                self._deliver()
 
     def _take(self, begun: Begun) -> None:
         """One token for everybody who decodes in a step, or whose prompt ended there."""

@@ -10,7 +10,7 @@ from chunk_store.errors import ClaimLost, StoreError, StoreFull, StoreTooNew, St
 from engine.kv.resident import PoolFull
 from serving.trace.printable import printable
 from serving.trace.request_id import current_request_id
-from text.errors import TextRefused
+from text.errors import TextBusy, TextRefused
 
 MESSAGE_CHARACTERS_MAX = 1200
 STORE_FULL, STORE_UNAVAILABLE = "STORE_FULL", "STORE_UNAVAILABLE"  # who is told so computes for himself
@@ -98,6 +98,7 @@ _KNOWN: tuple[tuple[type[Exception], type[RequestError], str], ...] = (
     (StoreFull, Overloaded, STORE_FULL),
     (PoolFull, Overloaded, ""),
     (TextRefused, InvalidRequest, ""),
+    (TextBusy, Overloaded, ""),
     (TimeoutError, DeadlineExceeded, ""),
 )
 

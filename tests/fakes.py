@@ -13,6 +13,7 @@ from functools import cache
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -27,6 +28,7 @@ from engine.run.planning import check_batch
 from engine.run.protocol import StepRows
 from engine.run.room import StepRoom
 from engine.sampling.params import Choice, SamplingRequest
+from engine.sampling.shaping import Bits
 from tests.tokenizer_for_tests import VOCABULARY, byte_level_tokenizer
 from text.codec import TextCodec
 
@@ -64,6 +66,9 @@ class FakeStep:
 
     plan: CascadePlan
     choices: list[Choice]
+
+    def draw(self, bitmasks: Bits) -> None:
+        raise RuntimeError("draw: the step has drawn when it began")
 
     def wait(self) -> list[Choice]:
         return self.choices
@@ -104,6 +109,9 @@ class FakeRunner:
     def open(self, slot: int, request: SamplingRequest) -> None:
         self.requests[slot] = request
         self.last.pop(slot, None)
+
+    def bitmasks(self, count: int) -> Bits:
+        return np.zeros((count, -(-VOCABULARY // 32)), np.int32)
 
     def begin(self, batch: Sequence[StepRows]) -> FakeStep:
         self.before()

@@ -107,6 +107,17 @@ class TextCodec:
         """Whether text can be encoded and decoded at all."""
         return self._backend is not None
 
+    def for_grammars(self) -> tuple[str, int, frozenset[int]]:
+        """The tokenizer as JSON, how many ids it has (the largest + 1), and those that are special.
+
+        Raises ``TextRefused`` without one.
+        """
+        if self._backend is None:
+            raise TextRefused(f"model {self.name!r} has no tokenizer, which a grammar needs")
+        added = self._backend.get_added_tokens_decoder()
+        size = 1 + max(self._backend.get_vocab(with_added_tokens=True).values(), default=-1)
+        return self._backend.to_str(), size, frozenset(index for index, token in added.items() if token.special)
+
     @property
     def has_chat_template(self) -> bool:
         return self._tokenizer is not None and bool(self._tokenizer.chat_template)

@@ -4,4 +4,8 @@ from __future__ import annotations
 
 
 class TextRefused(ValueError):
-    """This text cannot become token ids here (no tokenizer, no chat template, a role it refuses)."""
+    """This text cannot be used here: no tokenizer, no chat template, a role it refuses, a grammar it cannot be."""
+
+
+class TextBusy(RuntimeError):
+    """What prepares texts has enough to do; later."""

@@ -12,7 +12,7 @@ from typing import Any, Generic, TypedDict, TypeVar
 from cairn.client import replies, requests
 from cairn.client.chats import ChatMessageLike, chat_field
 from cairn.client.requests import ChunkName, Segment
-from cairn.client.types import Chunk, Deleted, Explanation, Loads, StoredChunk, StoreStats
+from cairn.client.types import Chunk, Deleted, Explanation, Grammar, Loads, StoredChunk, StoreStats
 from protos import decode_pb2, decode_pb2_grpc, prefill_pb2, prefill_pb2_grpc
 
 T = TypeVar("T")
@@ -44,6 +44,7 @@ class GenerateOptions(TypedDict, total=False):
     ``keep`` makes the query and its answer a chunk, ``Result.kept``, for the next turn of a conversation.
     ``n`` answers to one prompt, the i-th as if it were asked for with ``seed`` + i: ``Generation.results``.
     ``include_stop``: the stop string that ends an answer is part of its text.
+    ``grammar``: what the answer must be, such as ``Grammar.json_schema({...})``.
     """
 
     max_tokens: int
@@ -71,6 +72,7 @@ class GenerateOptions(TypedDict, total=False):
     keep: bool
     n: int
     include_stop: bool
+    grammar: Grammar | None
 
 
 class ChatOptions(TypedDict, total=False):

@@ -7,7 +7,18 @@ from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
 from cairn.client.errors import invalid
-from cairn.client.types import CACHE_USES, CHUNK_ORDERS, CHUNK_TYPES, LIST_ORDERS, REUSE_MODES, ChunkRef, Text, Tokens
+from cairn.client.types import (
+    CACHE_USES,
+    CHUNK_ORDERS,
+    CHUNK_TYPES,
+    GRAMMAR_FORMS,
+    LIST_ORDERS,
+    REUSE_MODES,
+    ChunkRef,
+    Grammar,
+    Text,
+    Tokens,
+)
 from protos import chunks_pb2, decode_pb2, prefill_pb2
 
 Segment: TypeAlias = ChunkRef | Text | Tokens | str | Sequence[int]
@@ -88,6 +99,7 @@ def generate_request(
     keep: bool = False,
     n: int = 1,
     include_stop: bool = False,
+    grammar: Grammar | None = None,
 ) -> decode_pb2.GenerateRequest:
     """A ``GenerateRequest`` of segments or a chat; None leaves a sampling value to the service.
 
@@ -133,6 +145,7 @@ def generate_request(
         cache_use=decode_pb2.CacheUse.Value(f"CACHE_USE_{cache.upper()}"),
         order=decode_pb2.ChunkOrder.Value(f"CHUNK_ORDER_{order.upper()}"),
         keep=keep,
+        grammar=None if grammar is None else _grammar(grammar),
     )
 
 
@@ -178,6 +191,18 @@ def _logit_bias(bias: Mapping[int, float]) -> dict[int, float]:
     if not isinstance(bias, Mapping):
         raise invalid("logit_bias", f"must map token ids to numbers, not {bias!r}")
     return dict(zip(token_ids(list(bias), "logit_bias"), bias.values(), strict=True))
+
+
+def _grammar(grammar: Grammar) -> decode_pb2.Grammar:
+    if not isinstance(grammar, Grammar) or grammar.form not in GRAMMAR_FORMS:
+        raise invalid("grammar", f"must be Grammar.json_schema(...) or another of its forms, not {grammar!r}"[:200])
+    if grammar.form == "json_object":
+        return decode_pb2.Grammar(json_object=True)
+    if not isinstance(grammar.source, str):
+        raise invalid("grammar", f"its source must be text, not {type(grammar.source).__name__}")
+    made = decode_pb2.Grammar()
+    setattr(made, grammar.form, grammar.source)
+    return made
 
 
 def _content(segment: Segment, field: str) -> dict[str, Any]:

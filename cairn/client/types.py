@@ -6,14 +6,16 @@ unspecified. Durations are seconds, sizes are bytes, points in time are Unix sec
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TypeAlias, TypedDict
+from typing import Any, TypeAlias, TypedDict
 
 CHUNK_TYPES = ("system_prompt", "context", "code", "rag_result", "query", "turn")
 REUSE_MODES = ("exact", "anchored", "independent")
 CACHE_USES = ("shared", "bypass")
 CHUNK_ORDERS = ("given", "canonical")
+GRAMMAR_FORMS = ("json_schema", "regex", "lark", "json_object")
 LIST_ORDERS = ("created", "last_used", "name")
 
 
@@ -70,6 +72,34 @@ class ChatMessage:
     tool_calls: Sequence[ToolCall] = ()
     tool_call_id: str = ""
     name: str = ""
+
+
+@dataclass(frozen=True)
+class Grammar:
+    """What an answer must be, in full unless ``max_tokens`` cuts it off; made by one of the four functions."""
+
+    form: str
+    source: str = ""
+
+    @classmethod
+    def json_schema(cls, schema: Mapping[str, Any] | str) -> Grammar:
+        """JSON that a schema allows: an object of Python, or JSON as text."""
+        return cls("json_schema", schema if isinstance(schema, str) else json.dumps(schema))
+
+    @classmethod
+    def json_object(cls) -> Grammar:
+        """Any JSON object."""
+        return cls("json_object")
+
+    @classmethod
+    def regex(cls, expression: str) -> Grammar:
+        """A text that a regular expression (Rust's syntax, without look-around) matches as a whole."""
+        return cls("regex", expression)
+
+    @classmethod
+    def lark(cls, grammar: str) -> Grammar:
+        """A text that a grammar in llguidance's form of Lark gives, from its rule ``start``."""
+        return cls("lark", grammar)
 
 
 @dataclass(frozen=True)

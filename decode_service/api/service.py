@@ -16,7 +16,7 @@ from prometheus_client import CollectorRegistry
 
 from chunk_store.store import ChunkStore
 from chunk_store.tenant import DEFAULT_TENANT, Tenant
-from decode_service.api import messages
+from decode_service.api import grammars, messages
 from decode_service.api.answers import Answer, answers_to
 from decode_service.api.chat_in import chat_in, chat_out, check_either
 from decode_service.api.explain import Explanation, explain
@@ -46,6 +46,7 @@ from serving.trace.request_id import current_request_id
 from serving.trace.stages import StageClock
 from text.answer import AnswerText
 from text.codec import TextCodec
+from text.grammar import GrammarCompiler
 
 log = logging.getLogger(__name__)
 
@@ -74,6 +75,10 @@ class DecodeService(decode_pb2_grpc.DecodeServiceServicer):
         self.resolver = resolver
         self.turns = TurnKeeper(worker, resolver, claim_turn)
         self.chats = ChatComposer(resolver.codec, resolver.store)
+        served = resolver.served
+        self.grammars = GrammarCompiler(
+            resolver.codec, vocabulary=served.vocabulary, end_token_ids=served.eos_token_ids
+        )
         self.access = access
         self.model_name = model_name
         self.same_bits = same_bits
@@ -93,12 +98,14 @@ class DecodeService(decode_pb2_grpc.DecodeServiceServicer):
 
     async def start(self) -> None:
         self.worker.start(deliver_in(asyncio.get_running_loop()))
+        self.grammars.prepare()
 
     def add_to(self, server: Server) -> None:
         decode_pb2_grpc.add_DecodeServiceServicer_to_server(self, server)
 
     async def stop(self) -> None:
         self.turns.stop()
+        self.grammars.close()
         await asyncio.to_thread(self._drain)
         await asyncio.to_thread(self.worker.stop)
         await asyncio.to_thread(self._close)
@@ -215,6 +222,7 @@ class DecodeService(decode_pb2_grpc.DecodeServiceServicer):
     ) -> tuple[list[Sequence], Mailbox]:
         """The request as a sequence for each answer, and where their events come."""
         bypass = request.cache_use == decode_pb2.CACHE_USE_BYPASS
+        grammar = await grammars.compiled(self.grammars, request, caller.tenant)
         composition, sampling = await self._resolve(
             request, caller.salt, lambda composition: self._sampling(request, composition)
         )
@@ -225,6 +233,8 @@ class DecodeService(decode_pb2_grpc.DecodeServiceServicer):
         sequences = answers_to(prompt, answers, mailbox.put)
         for sequence in sequences:
             sequence.keep = self.turns.begin() if request.keep else None
+            if grammar is not None:
+                sequence.grammar = grammar.matcher(ignore_ends=sampling.params.ignore_eos)
         self.worker.check_size(sequences[0])
         log.info(
             "accepted: %d prompt tokens, %d chunks, %d answers of at most %d tokens, %s",
@@ -269,7 +279,7 @@ class DecodeService(decode_pb2_grpc.DecodeServiceServicer):
             self.resolver.note_use(composition)
         # Else nobody counts the prompt's tokens.
         prompt = composition.token_ids() if params.repetition_penalty != 1.0 else ()
-        return composition, SamplingRequest(params, prompt, stops)
+        return composition, SamplingRequest(params, prompt, stops, masked=request.HasField("grammar"))
 
     @contextmanager
     def _within_timeout(self, mailbox: Mailbox) -> Iterator[None]:

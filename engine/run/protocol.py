@@ -25,6 +25,7 @@ from engine.kv.pool import PagedKVPool
 from engine.plan import CascadePlan, StepSequence
 from engine.run.room import StepRoom
 from engine.sampling.params import Choice, Draw, SamplingRequest
+from engine.sampling.shaping import Bits
 
 LayerWatch = Callable[[int, Tensor], None]  # layer, what it hands on (rows, width)
 
@@ -64,6 +65,14 @@ class PendingStep(Protocol):
 
         A ``token_id`` of -1 says that the model gave no number to choose by; what a later row takes from that slot is
         some token of the vocabulary.
+        """
+        ...
+
+    def draw(self, bitmasks: Bits) -> None:
+        """Draws the tokens of a step that waits for it, because some of its draws are of masked slots.
+
+        ``bitmasks`` are those that ``Runner.bitmasks`` gave, filled: a row for each of these draws, in order. To be
+        called once, before the runner's next step and before ``wait``; other steps have drawn when they began.
         """
         ...
 
@@ -114,9 +123,17 @@ class Runner(Protocol):
         """How the tokens of a slot are drawn from now on, before its first draw; replaces what was there."""
         ...
 
+    def bitmasks(self, count: int) -> Bits:
+        """Room for what ``count`` masked draws of the next step are told: (count, ceil(vocabulary / 32)) int32.
+
+        Which tokens may come, the lowest bit first; undefined at first. May be filled while the step runs.
+        """
+        ...
+
     def begin(self, batch: Sequence[StepRows]) -> PendingStep:
         """Begins a step: either one ``StepRows`` that is alone, or any number that are not, within a room.
 
+        If a draw is of a slot that was opened as masked, the forward alone is begun: see ``PendingStep.draw``.
         Raises ``ValueError`` for anything else, such as another number of sources than rows.
         """
         ...
@@ -146,15 +163,26 @@ class WatchableRunner(Runner, Protocol):
         ...
 
 
-@dataclass(frozen=True)
+@dataclass
 class DrawnStep:
-    """A step that is over: its tokens are drawn, its logits (draws, vocabulary) fp32 are in memory of its own."""
+    """A step that is over: its logits (draws, vocabulary) fp32 are in memory of its own.
+
+    ``make``: draws its tokens by what masked draws are told, while they are not drawn.
+    """
 
     plan: CascadePlan
-    choices: Sequence[Choice]
     own_logits: Tensor
+    choices: Sequence[Choice] = ()
+    make: Callable[[Bits], Sequence[Choice]] | None = None
+
+    def draw(self, bitmasks: Bits) -> None:
+        if self.make is None:
+            raise RuntimeError("draw: the step has drawn when it began")
+        self.choices, self.make = self.make(bitmasks), None
 
     def wait(self) -> list[Choice]:
+        if self.make is not None:
+            raise RuntimeError("wait: the step was not told which tokens may come")
         return list(self.choices)
 
     def logits(self) -> Tensor:

@@ -120,10 +120,12 @@ class SamplingRequest:
     """What a sampling slot is opened with.
 
     ``prompt``: the tokens that ``repetition_penalty`` counts besides the answer's. ``stop_token_ids``: those of
-    ``stops_at`` that the vocabulary has. ``generated``: the tokens of an answer that is resumed.
+    ``stops_at`` that the vocabulary has. ``generated``: the tokens of an answer that is resumed. ``masked``: which
+    tokens may come is told before each draw (``PendingStep.draw``).
     """
 
     params: SamplingParams
     prompt: Sequence[int] = ()
     stop_token_ids: frozenset[int] = frozenset()
     generated: Sequence[int] = ()
+    masked: bool = False

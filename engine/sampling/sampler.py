@@ -25,7 +25,7 @@ from engine.sampling import arithmetic
 from engine.sampling.cut import kth_largest
 from engine.sampling.drawing import RowDraw, draw_tokens, groups_of
 from engine.sampling.params import Choice, Draw, SamplingRequest
-from engine.sampling.shaping import FINITE_MAX, Scores, Shaping
+from engine.sampling.shaping import FINITE_MAX, Bits, Scores, Shaping
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -50,9 +50,18 @@ class HostSlots:
         """Puts a request into a slot, whatever was there. Raises ``ValueError`` for tokens beyond the vocabulary."""
         self._slots[slot] = Shaping(request, self._vocabulary)
 
-    def allow(self, slot: int, bitmask: Tensor | None) -> None:
-        """Which tokens may come next: (ceil(vocabulary / 32),) int32, the lowest bit first; None: any."""
-        self._at(slot).allow(bitmask, self._vocabulary)
+    def bitmasks(self, count: int) -> Bits:
+        """(count, ceil(vocabulary / 32)) int32 for ``allow``; what stands in it is undefined."""
+        return np.empty((count, -(-self._vocabulary // 32)), np.int32)
+
+    def masked(self, slot: int) -> bool:
+        """Whether a slot was opened by a request that is told which tokens may come."""
+        return self._at(slot).request.masked
+
+    def allow(self, slots: Sequence[int], bitmasks: Bits) -> None:
+        """Which tokens may come next in each of these masked slots: the lowest bit first."""
+        for slot, bitmask in zip(slots, bitmasks, strict=True):
+            self._at(slot).allow(bitmask, self._vocabulary)
 
     def last(self, slot: int) -> int:
         """The token that was last drawn in a slot."""

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor
 
 from engine.sampling.params import SamplingRequest
 
 Scores = NDArray[np.float32]
+Bits = NDArray[np.int32]
 FINITE_MAX = np.finfo(np.float32).max
 
 
@@ -31,12 +31,10 @@ class Shaping:
             self._seen[np.array(request.prompt, np.int64)] = True
             np.add.at(self._counts, np.array(request.generated, np.int64), 1)
 
-    def allow(self, bitmask: Tensor | None, vocabulary: int) -> None:
+    def allow(self, bitmask: Bits, vocabulary: int) -> None:
         """See ``HostSlots.allow``."""
-        self.allowed = None
-        if bitmask is not None:
-            octets = bitmask.numpy().astype("<i4").view(np.uint8)
-            self.allowed = np.unpackbits(octets, bitorder="little", count=vocabulary).astype(np.bool_)
+        octets = bitmask.astype("<i4", copy=False).view(np.uint8)
+        self.allowed = np.unpackbits(octets, bitorder="little", count=vocabulary).view(np.bool_)
 
     def accept(self, token_id: int) -> None:
         """Counts a token that was drawn."""
@@ -66,7 +64,7 @@ class Shaping:
         np.clip(scores, -FINITE_MAX, FINITE_MAX, out=scores)
         scores[logits == -np.inf] = -np.inf
         if self.allowed is not None:
-            scores[~self.allowed] = -np.inf
+            np.copyto(scores, -np.inf, where=~self.allowed)
         if index < self.params.min_tokens:
             others = scores.copy()
             others[self._stops] = -np.inf

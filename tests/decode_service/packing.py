@@ -8,7 +8,7 @@ from typing import Any
 
 from engine.kv.pool import PagedKVPool
 from engine.run.choice import make_attention
-from engine.run.eager.runner import EagerRunner
+from engine.run.eager.runner import EagerRunner, drawn_step
 from engine.run.protocol import DrawnStep, StepRows
 from engine.run.room import StepRoom
 from engine.served import ServedModel
@@ -39,8 +39,7 @@ class PackingRunner(EagerRunner):
         ids = [self._sampling.last(~source) if source < 0 else source for rows in batch for source in rows.sources]
         last = [sum(counts[: row + 1]) - 1 for row, rows in enumerate(batch) for _ in rows.draws]
         logits = self._forward(ids, plan, last or [0], row_multiple=1)[: len(last)]
-        draws = [draw for rows in batch for draw in rows.draws]
-        return DrawnStep(plan, self._sampling.draw(logits, draws) if draws else [], logits)
+        return drawn_step(self._sampling, plan, logits, [draw for rows in batch for draw in rows.draws])
 
 
 class PackingModel(ServedModel):

@@ -7,11 +7,13 @@ the others), in order. The query comes last: --query, or the last SEGMENT.
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
+from cairn.cli.arguments import read_file
 from cairn.cli.connection import add_connection_flags, open_client
 from cairn.cli.segments import add_prompt_flags, read_segments
 from cairn.cli.terminal import Terminal, reuse_table
-from cairn.client.types import Kept, Result
+from cairn.client.types import Grammar, Kept, Result
 from chunk_store.quantities import human_seconds
 
 
@@ -56,11 +58,27 @@ def configure(parser: argparse.ArgumentParser) -> None:
         metavar="TOKEN=BIAS",
         help="add to a token's score, -100..100; may be given several times",
     )
+    form = parser.add_argument_group("what the answer must be").add_mutually_exclusive_group()
+    form.add_argument("--json-schema", type=Path, metavar="FILE", help="JSON that the schema in a file allows")
+    form.add_argument("--json-object", action="store_true", help="any JSON object")
+    form.add_argument("--regex", metavar="EXPRESSION", help="a text that a regular expression matches as a whole")
+    form.add_argument("--lark", type=Path, metavar="FILE", help="a text that the Lark grammar in a file gives")
     parser.add_argument(
         "--keep", action="store_true", help="make the query and its answer a chunk to name in the next request"
     )
     parser.add_argument("--quiet", action="store_true", help="print the answer only, no report")
     add_connection_flags(parser)
+
+
+def _grammar(args: argparse.Namespace) -> Grammar | None:
+    """Raises ``UsageError`` for a file that cannot be read."""
+    if args.json_schema is not None:
+        return Grammar.json_schema(read_file(args.json_schema))
+    if args.lark is not None:
+        return Grammar.lark(read_file(args.lark))
+    if args.regex is not None:
+        return Grammar.regex(args.regex)
+    return Grammar.json_object() if args.json_object else None
 
 
 def _bias(text: str) -> tuple[int, float]:
@@ -102,6 +120,7 @@ def run(args: argparse.Namespace, terminal: Terminal) -> int:
             top_logprobs=args.top_logprobs,
             logit_bias=dict(args.logit_bias),
             keep=args.keep,
+            grammar=_grammar(args),
         ) as stream,
     ):
         for delta in stream:

@@ -20,6 +20,8 @@ USUAL = tuple(
         (False, True, False, False),
         (False, True, False, True),
         (False, True, True, True),
+        (True, False, False, False),
+        (True, True, False, True),
         (True, True, True, True),
     )
     for reports in (False, True)

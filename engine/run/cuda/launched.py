@@ -8,26 +8,47 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from engine.device import current
 from engine.plan import CascadePlan
 from engine.run.cuda.sampling.slots import PendingDraws
 from engine.sampling.params import Choice
+from engine.sampling.shaping import Bits
 
 
 class LaunchedStep:
-    """A pending step: its tokens are on their way to the host, its logits are overwritten by the next step."""
+    """A pending step: its tokens are on their way to the host, its logits are overwritten by the next step.
+
+    ``held`` draws its tokens, once it is told which may come.
+    """
 
     def __init__(
-        self, plan: CascadePlan, device: torch.device, draws: PendingDraws | None, logits: Callable[[], Tensor]
+        self,
+        plan: CascadePlan,
+        device: torch.device,
+        draws: PendingDraws | None,
+        logits: Callable[[], Tensor],
+        *,
+        held: Callable[[Bits], PendingDraws] | None = None,
     ) -> None:
         self.plan = plan
+        self._device = device
         self._draws = draws
+        self._held = held
         self._logits = logits
         self._done: Any = None
-        if draws is None and device.type == "cuda":  # those that draw have an event of their own
+        if draws is None and held is None and device.type == "cuda":  # those that draw have an event of their own
             self._done = torch.cuda.Event()  # type: ignore[no-untyped-call]
             self._done.record()
 
+    def draw(self, bitmasks: Bits) -> None:
+        if self._held is None:
+            raise RuntimeError("draw: the step has drawn when it began")
+        with current(self._device), torch.inference_mode():
+            self._draws, self._held = self._held(bitmasks), None
+
     def wait(self) -> list[Choice]:
+        if self._held is not None:
+            raise RuntimeError("wait: the step was not told which tokens may come")
         if self._done is not None:
             self._done.synchronize()
         return [] if self._draws is None else self._draws.wait()

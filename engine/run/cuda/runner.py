@@ -36,6 +36,7 @@ from engine.run.planning import CASCADE_LEVELS_MAX, StepPlanner
 from engine.run.protocol import AttentionWatch, LayerWatch, StepRows
 from engine.run.room import NO_LIMIT, READS_WHILE_DECODING, StepRoom
 from engine.sampling.params import Draw, SamplingRequest
+from engine.sampling.shaping import Bits
 
 log = logging.getLogger(__name__)
 
@@ -132,6 +133,9 @@ class FusedRunner:
     def open(self, slot: int, request: SamplingRequest) -> None:
         self._check_slot(slot)
         self._sampling.open(slot, request)
+
+    def bitmasks(self, count: int) -> Bits:
+        return self._sampling.bitmasks(count)
 
     @on_pools_device
     @torch.inference_mode()

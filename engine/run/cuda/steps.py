@@ -29,10 +29,11 @@ from engine.run.cuda.forward import Buffers, DrawnRows, FusedForward
 from engine.run.cuda.inputs import Ints, LineShape
 from engine.run.cuda.launched import LaunchedStep
 from engine.run.cuda.sampling.launch import Kind
-from engine.run.cuda.sampling.slots import DeviceSlots
+from engine.run.cuda.sampling.slots import DeviceSlots, PendingDraws
 from engine.run.cuda.usual import prefilling_plans, scratch_plan, with_reads
 from engine.run.planning import padded_to
 from engine.sampling.params import Draw
+from engine.sampling.shaping import Bits
 
 # plan, layer, queries (rows, heads, dim) before rotation, attention (rows, heads, dim), scaling
 CallWatch = Callable[[CascadePlan, int, Tensor, Tensor, float], None]
@@ -104,6 +105,7 @@ class Steps:
     ) -> LaunchedStep:
         """Launches a step of ``len(sources)`` rows, of which rows ``drawn`` draw as ``draws`` say, in order.
 
+        Where one of them is of a masked slot, the step waits for ``LaunchedStep.draw`` with drawing.
         Raises ``ValueError`` before anything is launched for more rows than a step has, or slots nobody opened.
         """
         padded = padded_to(plan, self.buckets, self.forward.pool, rows_min=len(drawn))
@@ -120,18 +122,33 @@ class Steps:
                 self._work.update(padded, self._line)
         self._plan = padded
         self.launched += 1
+        device, logits = self.forward.pool.device, self._logits_of(len(draws))
         if kind == Kind() and (rows, count, classes) in self._greedy:
             self._greedy[rows, count, classes].replay()
-        elif self._graphs is not None:
+            return LaunchedStep(plan, device, self._sampling.pending(len(draws)), logits)
+        if self._graphs is not None:
             self._captured[rows, count, classes].replay()
-            if draws:
-                self._drawing.replay(kind, count)
         else:
             self._forward(rows, count, classes)
-            if draws:
-                self._sampling.launch(self._drawn.logits[:count], kind)
-        pending = self._sampling.pending(len(draws)) if draws else None
-        return LaunchedStep(plan, self.forward.pool.device, pending, self._logits_of(len(draws)))
+        if not draws:
+            return LaunchedStep(plan, device, None, logits)
+        then = partial(self._draw, kind, count, len(draws))
+        masked = [draw.slot for draw in draws if self._sampling.masked(draw.slot)]
+        if masked:
+            return LaunchedStep(plan, device, None, logits, held=partial(self._draw_masked, masked, then))
+        return LaunchedStep(plan, device, then(), logits)
+
+    def _draw(self, kind: Kind, count: int, draws: int) -> PendingDraws:
+        """Draws from the first ``count`` rows of the last step, of which the first ``draws`` are somebody's."""
+        if self._graphs is not None:
+            self._drawing.replay(kind, count)
+        else:
+            self._sampling.launch(self._drawn.logits[:count], kind)
+        return self._sampling.pending(draws)
+
+    def _draw_masked(self, masked: Sequence[int], draw: Callable[[], PendingDraws], bitmasks: Bits) -> PendingDraws:
+        self._sampling.allow(masked, bitmasks)
+        return draw()
 
     def first_launches(self) -> list[Callable[[], None]]:
         """What compiles the kernels of all steps, in any order: attention, a step, drawing."""

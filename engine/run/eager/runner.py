@@ -23,6 +23,7 @@ from engine.run.protocol import AttentionWatch, DrawnStep, LayerWatch, StepRows
 from engine.run.room import StepRoom
 from engine.sampling.params import Choice, Draw, SamplingRequest
 from engine.sampling.sampler import HostSlots
+from engine.sampling.shaping import Bits
 
 
 class Slots(Protocol):
@@ -32,7 +33,26 @@ class Slots(Protocol):
 
     def last(self, slot: int) -> int: ...
 
+    def bitmasks(self, count: int) -> Bits: ...
+
+    def masked(self, slot: int) -> bool: ...
+
+    def allow(self, slots: Sequence[int], bitmasks: Bits) -> None: ...
+
     def draw(self, logits: Tensor, draws: Sequence[Draw]) -> list[Choice]: ...
+
+
+def drawn_step(slots: Slots, plan: CascadePlan, logits: Tensor, draws: Sequence[Draw]) -> DrawnStep:
+    """A step whose logits (draws, vocabulary) are there: drawn, unless some of its draws are told what may come."""
+    masked = [draw.slot for draw in draws if slots.masked(draw.slot)]
+    if not masked:
+        return DrawnStep(plan, logits, slots.draw(logits, draws) if draws else [])
+
+    def draw(bitmasks: Bits) -> Sequence[Choice]:
+        slots.allow(masked, bitmasks)
+        return slots.draw(logits, draws)
+
+    return DrawnStep(plan, logits, make=draw)
 
 
 class EagerRunner:
@@ -82,6 +102,9 @@ class EagerRunner:
     def open(self, slot: int, request: SamplingRequest) -> None:
         self._sampling.open(slot, request)
 
+    def bitmasks(self, count: int) -> Bits:
+        return self._sampling.bitmasks(count)
+
     def begin(self, batch: Sequence[StepRows]) -> DrawnStep:
         plan = self._planner.plan(batch, piece_tokens=self.piece_tokens)
         sources = [source for rows in batch for source in rows.sources]
@@ -89,10 +112,9 @@ class EagerRunner:
         ids = [max(0, self._sampling.last(~source)) if source < 0 else source for source in sources]
         logits = self._piece(ids, plan) if batch[0].alone else self._decode(ids, batch, plan)
         drawn = [(row, draw) for row, rows in enumerate(batch) for draw in rows.draws]
-        draws = [draw for _, draw in drawn]
-        if len(draws) != len(logits):
+        if len(drawn) != len(logits):
             logits = logits[[row for row, _ in drawn]]
-        return DrawnStep(plan, self._sampling.draw(logits, draws) if draws else [], logits)
+        return drawn_step(self._sampling, plan, logits, [draw for _, draw in drawn])
 
     def _piece(self, ids: list[int], plan: CascadePlan) -> Tensor:
         """Logits (1, vocabulary) of the last row."""

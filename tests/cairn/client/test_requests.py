@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any, cast
 
 import numpy as np
 import pytest
 
-from cairn import ChunkRef, InvalidRequest, Text, Tokens
+from cairn import ChunkRef, Grammar, InvalidRequest, Text, Tokens
 from cairn.client.requests import chunk_id_of, generate_request, list_request, prefill_request
 from protos import chunks_pb2, decode_pb2, prefill_pb2
 
@@ -71,6 +72,16 @@ def test_sampling_values_arrive_zero_included():
     assert sampling.ignore_eos and sampling.logprobs and not sampling.keep_special_tokens
 
 
+def test_a_grammar_arrives_in_its_form():
+    schema = {"type": "string"}
+    for grammar in (Grammar.json_schema(schema), Grammar.json_schema(json.dumps(schema))):
+        assert generate_request(["q"], grammar=grammar).grammar.json_schema == '{"type": "string"}'
+    assert generate_request(["q"], grammar=Grammar.regex("a+")).grammar.regex == "a+"
+    assert generate_request(["q"], grammar=Grammar.lark("start: A")).grammar.lark == "start: A"
+    assert generate_request(["q"], grammar=Grammar.json_object()).grammar.json_object
+    assert not generate_request(["q"]).HasField("grammar")
+
+
 def test_one_stop_text_is_not_a_list_of_letters():
     assert list(generate_request(["q"], stop="end").sampling.stop) == ["end"]
 
@@ -95,6 +106,9 @@ def test_one_stop_text_is_not_a_list_of_letters():
         (["q"], {"reuse": "blend"}, "reuse: must be one of"),
         (["q"], {"cache": "none"}, "cache: must be one of"),
         (["q"], {"max_tokens": -1}, "sampling: "),
+        (["q"], {"grammar": "a+"}, "grammar: must be Grammar.json_schema"),
+        (["q"], {"grammar": Grammar("yaml", "a")}, "grammar: must be Grammar.json_schema"),
+        (["q"], {"grammar": Grammar("regex", cast(Any, b"a"))}, "grammar: its source must be text"),
         (["q"], {"temperature": "hot"}, "sampling: "),
         ([Text("q", type="poem")], {}, "type: must be one of"),
     ],

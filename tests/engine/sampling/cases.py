@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -77,17 +79,23 @@ class Pair:
     def open(self, slot: int) -> None:
         """A new request in a slot, perhaps with tokens that a grammar allows."""
         request = random_request(self.source, self.vocabulary)
+        if self.source.random() < 0.2:
+            request = replace(request, masked=True)
         self._indices[slot] = len(request.generated)
         for slots in (self.device, self.host):
             slots.open(slot, request)
-        if self.source.random() < 0.2:
-            generator = torch.Generator().manual_seed(self.source.randrange(2**31))
-            mask = torch.randint(-(2**31), 2**31, (-(-self.vocabulary // 32),), generator=generator)
-            for slots in (self.device, self.host):
-                slots.allow(slot, mask.to(torch.int32))
 
     def draws(self, slots: list[int]) -> list[Draw]:
-        """The next draw of each of these slots."""
+        """The next draw of each of these slots, which are told what a grammar allows if they ask for it."""
+        masked = [slot for slot in slots if self.host.masked(slot)]
+        if masked:
+            words = -(-self.vocabulary // 32)
+            generator = np.random.default_rng(self.source.randrange(2**31))
+            chosen = generator.integers(-(2**31), 2**31, (len(masked), words), np.int32)
+            for told in (self.device, self.host):
+                bits = told.bitmasks(len(masked))
+                bits[:] = chosen
+                told.allow(masked, bits)
         made = [Draw(slot, self._indices[slot], 1000 * slot + self._indices[slot]) for slot in slots]
         for slot in slots:
             self._indices[slot] += 1

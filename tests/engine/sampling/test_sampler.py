@@ -107,13 +107,11 @@ def test_min_tokens_bias_and_allowed_tokens() -> None:
     assert [slots.draw(row, [Draw(0, i, i)])[0].token_id for i in range(3)] == [1, 1, 0]
     slots.open(0, request(logit_bias=((3, 3.5), (0, -100.0))))
     assert slots.draw(row, [Draw(0, 0, 0)])[0].token_id == 3
-    slots.allow(0, torch.tensor([0b0110], dtype=torch.int32))
+    slots.open(0, SamplingRequest(SamplingParams(logit_bias=((3, 3.5), (0, -100.0))), masked=True))
+    slots.allow([0], np.array([[0b0110]], np.int32))
     assert slots.draw(row, [Draw(0, 1, 1)])[0].token_id == 1
-    slots.allow(0, torch.tensor([0], dtype=torch.int32))
+    slots.allow([0], np.array([[0]], np.int32))
     assert slots.draw(row, [Draw(0, 1, 1)])[0] == Choice(-1, None)
-    slots.allow(0, None)
-    assert slots.draw(row, [Draw(0, 2, 2)])[0].token_id == 3
-    slots.allow(0, torch.tensor([0b0110], dtype=torch.int32))
     slots.open(0, request())
     assert slots.draw(row, [Draw(0, 0, 0)])[0].token_id == 0, "opened anew"
 

@@ -77,7 +77,7 @@ def test_end_tokens_come_early_if_nothing_else_can() -> None:
     row = np.array([1.0, 2.0, -np.inf, 3.0], np.float32)
     made = Shaping(SamplingRequest(SamplingParams(min_tokens=3), (), frozenset({0, 1})), 4)
     assert made.shape(row, 0).tolist() == [-np.inf, -np.inf, -np.inf, 3.0]
-    made.allow(torch.tensor([0b0111], dtype=torch.int32), 4)
+    made.allow(np.array([0b0111], np.int32), 4)
     assert made.shape(row, 0).tolist() == [1.0, 2.0, -np.inf, -np.inf]
 
 

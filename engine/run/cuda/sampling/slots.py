@@ -12,9 +12,11 @@ from engine.run.cuda.inputs import Ints, Pinned, PinnedRing
 from engine.run.cuda.sampling.launch import BLOCK, Kind, Launches
 from engine.run.cuda.sampling.tables import Tables
 from engine.sampling.params import Choice, Draw, SamplingRequest
+from engine.sampling.shaping import Bits
 
 TOP_MAX = 20
 UNREAD = 16  # launches whose tokens may be unread
+MASKS = 3  # steps whose masks may be on their way
 
 
 class PendingDraws:
@@ -67,7 +69,7 @@ class _Asks:
             reports=params.logprobs,
         )
         reports = 1 + min(params.top_logprobs, vocabulary) if params.logprobs else 0
-        return cls(kind, params.min_tokens if request.stop_token_ids else 0, reports)
+        return cls(kind, params.min_tokens if request.stop_token_ids else 0, reports, request.masked)
 
 
 class DeviceSlots:
@@ -86,6 +88,10 @@ class DeviceSlots:
         where = self._tables.device
         self._staging = PinnedRing((rows, 3), torch.int32, where, depth=UNREAD)
         self._tokens = PinnedRing((rows,), torch.int32, where, depth=UNREAD)
+        words = self._tables.allowed.shape[1]
+        self._mask_ring = PinnedRing((rows, words), torch.int32, where, depth=MASKS)
+        self._where_ring = PinnedRing((rows,), torch.int64, where, depth=MASKS)
+        self._masks: Pinned | None = None  # that are being filled
         self._reports = PinnedRing(self._launches.reports.shape, torch.float64, where, depth=UNREAD)
 
     @property
@@ -104,11 +110,35 @@ class DeviceSlots:
         self._asks[slot] = asks
         self._tables.open(slot, request)
 
-    def allow(self, slot: int, bitmask: Tensor | None) -> None:
-        """Which tokens may come next: (ceil(vocabulary / 32),) int32 on the CPU, the lowest bit first; None: any."""
-        asks = self._opened(slot)
-        asks.allows = bitmask is not None
-        self._tables.allow(slot, bitmask)
+    def bitmasks(self, count: int) -> Bits:
+        """(count, ceil(vocabulary / 32)) int32 in pinned memory for ``allow``, which has to come before the next call.
+
+        What stands in it is undefined.
+        """
+        self._masks = self._mask_ring.take()
+        masks: Bits = self._masks.values[:count]
+        return masks
+
+    def masked(self, slot: int) -> bool:
+        """Whether a slot was opened by a request that is told which tokens may come."""
+        return self._opened(slot).allows
+
+    def allow(self, slots: Sequence[int], bitmasks: Bits) -> None:
+        """Begins to tell the device which tokens may come next in each of these masked slots, the lowest bit first.
+
+        ``bitmasks`` are those that ``bitmasks`` gave last, filled. Raises ``ValueError`` for others.
+        """
+        masks, count = self._masks, len(slots)
+        if masks is None or bitmasks.ctypes.data != masks.tensor.data_ptr() or len(bitmasks) != count:
+            raise ValueError(f"allow: not what `bitmasks` gave for {count} draws")
+        self._masks = None
+        where = self._where_ring.take()
+        where.values[:count] = slots
+        table = self._tables.allowed
+        at = where.tensor[:count].to(table.device, non_blocking=True)
+        table.index_copy_(0, at, masks.tensor[:count].to(table.device, non_blocking=True))
+        where.begun()
+        masks.begun()
 
     def stage(self, draws: Sequence[Draw], rows: int) -> Kind:
         """Brings to the device what is drawn in the next launch, of ``rows`` rows: what these ask for together.

@@ -61,14 +61,6 @@ class Tables:
         if params.logit_bias:
             self._bias(slot, params)
 
-    def allow(self, slot: int, bitmask: Tensor | None) -> None:
-        flags = self.integers[slot, 0]
-        if bitmask is None:
-            flags.bitwise_and_(~ALLOWS)
-        else:
-            flags.bitwise_or_(ALLOWS)
-            self._write(self.allowed[slot], bitmask.numpy())
-
     def _count(self, slot: int, request: SamplingRequest) -> None:
         self._write(self.prompts[slot], self._bits(request.prompt))
         self.counts[slot].zero_()
@@ -103,6 +95,7 @@ class Tables:
 def _integers(request: SamplingRequest, vocabulary: int) -> list[int]:
     params = request.params
     flags = PENALISES * params.penalises | BIASES * bool(params.logit_bias) | STOPS * bool(request.stop_token_ids)
+    flags |= ALLOWS * request.masked
     top_k = params.top_k if params.temperature > 0.0 and params.top_k < vocabulary else 0
     report = 1 + min(params.top_logprobs, vocabulary) if params.logprobs else 0
     return [flags, top_k, params.min_tokens, params.seed, report, 0, 0, 0]

@@ -10,6 +10,7 @@ from torch import Tensor
 from engine.device import current
 from engine.run.cuda.sampling.slots import DeviceSlots
 from engine.sampling.params import Choice, Draw, SamplingRequest
+from engine.sampling.shaping import Bits
 
 
 class WaitedSlots:
@@ -33,6 +34,19 @@ class WaitedSlots:
         if last is None:
             raise ValueError(f"slot: {slot} was not opened")
         return last
+
+    def bitmasks(self, count: int) -> Bits:
+        """See ``HostSlots``."""
+        return self._slots.bitmasks(count)
+
+    def masked(self, slot: int) -> bool:
+        """See ``HostSlots``."""
+        return self._slots.masked(slot)
+
+    def allow(self, slots: Sequence[int], bitmasks: Bits) -> None:
+        """See ``HostSlots``."""
+        with current(self._device), torch.inference_mode():
+            self._slots.allow(slots, bitmasks)
 
     def draw(self, logits: Tensor, draws: Sequence[Draw]) -> list[Choice]:
         """A token for each row of ``logits`` (rows, vocabulary) on the device; waits for them."""

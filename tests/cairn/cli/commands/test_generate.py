@@ -78,6 +78,29 @@ def test_generate_tells_several_answers_one_behind_the_other(cairn, services):
     assert [json.loads(line)["index"] for line in out.splitlines()] == [0, 1]
 
 
+@pytest.mark.parametrize(
+    ("flags", "form", "source"),
+    [
+        (("--regex", "a+"), "regex", "a+"),
+        (("--json-object",), "json_object", True),
+        (("--json-schema", "FILE"), "json_schema", '{"type": "object"}'),
+        (("--lark", "FILE"), "lark", '{"type": "object"}'),
+    ],
+)
+def test_generate_takes_a_grammar(cairn, services, tmp_path, flags, form, source):
+    (tmp_path / "file").write_text('{"type": "object"}')
+    words = [str(tmp_path / "file") if word == "FILE" else word for word in flags]
+    assert cairn("generate", "q", *words)[0] == 0
+    grammar = services.script.requests[-1].grammar
+    assert (grammar.WhichOneof("form"), getattr(grammar, form)) == (form, source)
+
+
+def test_generate_takes_one_grammar_from_a_file_that_is_there(cairn, tmp_path):
+    assert cairn("generate", "q", "--regex", "a", "--json-object")[0] == 2
+    code, _, err = cairn("generate", "q", "--lark", str(tmp_path / "none"))
+    assert code == 2 and "cannot read" in err
+
+
 def test_generate_names_the_turn_that_it_keeps(cairn, services):
     code, out, err = cairn("generate", "q", "--keep", "--quiet")
     assert (code, out, err) == (0, "Cairn is stone.\n", f"kept as {digits('turn')} (KV computing)\n")

@@ -1,0 +1,44 @@
+"""The grammar of a request: what was asked for, and the matcher that its answer follows."""
+
+from __future__ import annotations
+
+import asyncio
+from concurrent.futures import Future
+
+from protos import decode_pb2
+from serving.errors import InvalidRequest, Overloaded
+from text.errors import TextBusy, TextRefused
+from text.grammar import WAIT_S, Compiled, Form, GrammarCompiler
+
+RETRY_AFTER_S = 2.0
+
+
+async def compiled(compiler: GrammarCompiler, request: decode_pb2.GenerateRequest, owner: str) -> Compiled | None:
+    """The grammar that a request's answer must follow; None if it names none.
+
+    Raises ``InvalidRequest`` naming the place that is wrong, ``Overloaded`` where too many are compiled already.
+    """
+    form = request.grammar.WhichOneof("form") if request.HasField("grammar") else None
+    if form is None:
+        if request.HasField("grammar"):
+            raise InvalidRequest("give one of json_schema, regex, lark and json_object", field="grammar")
+        return None
+    if form == "json_object" and not request.grammar.json_object:
+        raise InvalidRequest("is false", field="grammar.json_object", remedy="leave the grammar out")
+    source = "" if form == "json_object" else str(getattr(request.grammar, form))
+    future: Future[Compiled] | None = None
+    try:
+        future = compiler.begin(form, source, owner=owner)
+        return await asyncio.wait_for(asyncio.wrap_future(future), WAIT_S)
+    except TimeoutError:
+        assert future is not None
+        late = compiler.late(future)
+        raise _refusal(form, late) from None
+    except (TextRefused, TextBusy) as error:
+        raise _refusal(form, error) from None
+
+
+def _refusal(form: Form, error: TextRefused | TextBusy) -> InvalidRequest | Overloaded:
+    if isinstance(error, TextBusy):
+        return Overloaded(str(error), field="grammar", remedy="try later", retry_after_s=RETRY_AFTER_S)
+    return InvalidRequest(str(error), field=f"grammar.{form}")

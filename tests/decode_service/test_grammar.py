@@ -1,0 +1,153 @@
+"""Answers that follow a grammar, through the real services: what they are, how they end, what is refused."""
+
+from __future__ import annotations
+
+import dataclasses
+import gc
+import json
+import re
+import weakref
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import grpc
+import jsonschema
+import pytest
+
+from cairn import Grammar, InvalidRequest
+from protos import decode_pb2
+from tests.decode_service.models import loaded, tokens
+from tests.decode_service.packing import packing
+from tests.decode_service.pair import Pair, pair, raw_status
+from text.codec import TextCodec
+
+PERSON = {
+    "type": "object",
+    "properties": {
+        "name": {"type": "string", "maxLength": 12},
+        "age": {"type": "integer", "minimum": 0, "maximum": 150},
+        "kind": {"enum": ["stone", "wood"]},
+    },
+    "required": ["name", "age", "kind"],
+    "additionalProperties": False,
+}
+SAMPLED = {"temperature": 1.0, "ignore_eos": False}
+
+
+@pytest.fixture(scope="module", params=["stepwise", "packed"])
+def services(request: pytest.FixtureRequest, folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
+    decode = loaded(folder, "decode")
+    made = packing(decode) if request.param == "packed" else decode
+    with pair(loaded(folder, "prefill"), made, tmp_path_factory.mktemp(request.param)) as services:
+        yield services
+
+
+def test_an_answer_is_what_its_schema_allows_and_ends_with_it(services: Pair) -> None:
+    for seed in range(4):
+        result = services.generate(
+            [tokens(1, 20), tokens(seed, 5)], 200, grammar=Grammar.json_schema(PERSON), seed=seed, **SAMPLED
+        )
+        assert result.finish_reason == "stop"
+        jsonschema.validate(json.loads(result.text), PERSON)
+    services.check_idle()
+
+
+def generate_in(services: Pair, grammar: Grammar, *, seed: int = 0, max_tokens: int = 200, **options: Any) -> Any:
+    return services.generate(
+        [tokens(1, 20), tokens(seed, 5)], max_tokens, grammar=grammar, seed=seed, **{**SAMPLED, **options}
+    )
+
+
+def test_every_form(services: Pair) -> None:
+    assert re.fullmatch(r"[ab]{2,5}-(stone|wood)", generate_in(services, Grammar.regex("[ab]{2,5}-(stone|wood)")).text)
+    object_of = 'start: "<<" %json {"type": "boolean"} ">>"'
+    assert generate_in(services, Grammar.lark(object_of)).text in ("<<true>>", "<<false>>")
+    assert generate_in(services, Grammar.json_object(), max_tokens=8).text.startswith("{")
+
+
+def test_the_same_seed_gives_the_same_answer_alone_and_beside_others(services: Pair) -> None:
+    grammars = [Grammar.json_schema(PERSON), Grammar.regex("[a-f]{30}"), None, Grammar.json_schema({"type": "integer"})]
+    requests: list[tuple[Any, dict[str, Any]]] = [
+        (
+            [tokens(1, 20), tokens(index, 5)],
+            {"max_tokens": 40, "grammar": grammars[index % 4], "seed": index, **SAMPLED, "logprobs": index % 3 == 0},
+        )
+        for index in range(12)
+    ]
+    alone = [services.generate(parts, **options) for parts, options in requests]
+    together = services.together_each(requests)
+    assert [result.token_ids for result in together] == [result.token_ids for result in alone]
+    assert [result.finish_reason for result in together] == [result.finish_reason for result in alone]
+
+
+def test_max_tokens_cuts_an_answer_off(services: Pair) -> None:
+    result = generate_in(services, Grammar.json_schema(PERSON), max_tokens=5)
+    assert (result.finish_reason, len(result.token_ids)) == ("length", 5)
+
+
+@pytest.mark.parametrize(
+    ("grammar", "complaint"),
+    [
+        (decode_pb2.Grammar(), "grammar: give one of"),
+        (decode_pb2.Grammar(json_object=False), "grammar.json_object: is false"),
+        (decode_pb2.Grammar(json_schema="{"), "grammar.json_schema: line 1, column 2"),
+        (decode_pb2.Grammar(json_schema='{"properties": {"a": {"not": {}}}}'), "at /properties/a/not: "),
+        (decode_pb2.Grammar(json_schema='{"properties": {"a": {"type": "strin"}}}'), "at /properties/a/type: "),
+        (decode_pb2.Grammar(json_schema='{"patternProperties": {}}'), "at /patternProperties: "),
+        (decode_pb2.Grammar(json_schema='{"items": {"pattern": "(?=a)b"}}'), "at /items: "),
+        (decode_pb2.Grammar(json_schema='{"$ref": "#/$defs/a"}'), "at /$ref: "),
+        (decode_pb2.Grammar(regex="ab(c"), "grammar.regex: character 3: unclosed group"),
+        (decode_pb2.Grammar(regex=""), "grammar.regex: is empty"),
+        (decode_pb2.Grammar(lark="start: b\nb: c"), "grammar.lark: line 2, column 4: unknown name"),
+        (
+            decode_pb2.Grammar(lark='start: "a" %json {"type": "x"}'),
+            "grammar.lark: line 1, the schema behind %json: at /type",
+        ),
+        (decode_pb2.Grammar(regex="a" * 200_000), "200000 characters are more than"),
+    ],
+)
+def test_what_is_refused_is_named(services: Pair, grammar: decode_pb2.Grammar, complaint: str) -> None:
+    request = decode_pb2.GenerateRequest(segments=[decode_pb2.Segment(text="q")], grammar=grammar)
+    code, details = raw_status(services, request)
+    assert code is grpc.StatusCode.INVALID_ARGUMENT and complaint in details
+    assert "\n" not in details
+    services.check_idle()
+
+
+def test_a_model_without_a_tokenizer_refuses_grammars(folder: Path, tmp_path: Path) -> None:
+    bare = dataclasses.replace(loaded(folder, "decode"), codec=TextCodec(None, "bare"))
+    with (
+        pair(None, bare, tmp_path / "store") as services,
+        pytest.raises(InvalidRequest, match=r"grammar\.regex: model 'bare' has no tokenizer"),
+    ):
+        services.generate([tokens(0, 5)], 4, grammar=Grammar.regex("a"))
+
+
+def test_an_answer_that_ends_in_the_middle_lets_its_grammar_go(services: Pair) -> None:
+    """Aborted by its caller, and failed by a step."""
+    grammar = Grammar.regex("[a-f]{1000}")
+    met: list[weakref.ref[Any]] = []
+
+    def note() -> None:
+        scheduler = services.decode.worker.scheduler
+        met.extend(weakref.ref(sequence.grammar) for sequence in scheduler.everyone if sequence.grammar is not None)
+
+    with services.client.generate([tokens(2, 5)], max_tokens=900, grammar=grammar, request_id="long") as stream:
+        next(iter(stream))
+        services.in_device_thread(note)
+        assert services.client.abort("long")
+        assert stream.finish().finish_reason == "abort"
+    services.check_idle()
+    gc.collect()
+    assert len(met) == 1 and met[0]() is None
+
+
+def test_several_answers_to_one_prompt_follow_it_each(services: Pair) -> None:
+    grammar = Grammar.json_schema(PERSON)
+    stream = services.client.generate([tokens(3, 9)], max_tokens=200, grammar=grammar, seed=5, n=3, temperature=1.0)
+    stream.finish()
+    assert len({result.text for result in stream.results}) == 3
+    for result in stream.results:
+        jsonschema.validate(json.loads(result.text), PERSON)
+    services.check_idle()
