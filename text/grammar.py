@@ -24,11 +24,12 @@ from llguidance import LLExecutor, LLMatcher, LLParserLimits, LLTokenizer
 from numpy.typing import NDArray
 
 from text import json_schema
-from text.codec import TextCodec
 from text.errors import TextBusy, TextRefused
 
 if TYPE_CHECKING:
     from llguidance._lib import JsonCompileOptions
+
+    from text.codec import TextCodec
 
 Form = Literal["json_schema", "regex", "lark", "json_object"]
 Bits = NDArray[np.int32]
@@ -47,6 +48,7 @@ WRITING: JsonCompileOptions = {
     "lenient": False,
 }
 _PLACE = re.compile(r"^at (\d+)\((\d+)\): (.*)$", re.DOTALL)
+_DRAWING = "\n   1 |"
 _INLINE = re.compile(r"%json\s*")
 
 
@@ -303,26 +305,31 @@ _GRAMMARS = {"json_schema": _of_schema, "json_object": _of_object, "regex": _of_
 
 
 def _place_in_schema(source: str, said: str, failing: Any) -> TextRefused:
-    pointer, problem = json_schema.place_of_failure(json_schema.parse(source), failing)
-    return TextRefused(f"at {pointer or 'the root'}: {problem or said}")
+    pointer, problem = json_schema.place_of_failure(json_schema.parse(source or "{}"), said, failing)
+    return TextRefused(f"at {pointer or 'the root'}: {_problem_of_regex(problem) or problem or said}")
+
+
+def _problem_of_regex(said: str) -> str:
+    """Of the drawing that the parser of regular expressions makes, the words."""
+    return next((line.removeprefix("error: ") for line in said.splitlines() if line.startswith("error: ")), "")
 
 
 def _place_in_regex(source: str, said: str, failing: Any) -> TextRefused:
     """What the parser of regular expressions draws: the expression, an arrow below, the problem."""
     lines = said.splitlines()
     arrow = next((line for line in lines if line.strip() and not line.strip("^ ")), "")
-    problem = next((line.removeprefix("error: ") for line in lines if line.startswith("error: ")), "")
+    problem = _problem_of_regex(said)
     if arrow and problem and "\n" not in source:
         return TextRefused(f"character {arrow.index('^') - 3}: {problem}")
     found = _PLACE.match(said)
-    return TextRefused(f"cannot be compiled: {found[3] if found else said}")
+    return TextRefused(f"cannot be compiled: {problem or (found[3].split(_DRAWING)[0] if found else said)}")
 
 
 def _place_in_lark(source: str, said: str, failing: Any) -> TextRefused:
     found = _PLACE.match(said)
     if found is None:
         return TextRefused(said)
-    problem = found[3].split(f"\n   {found[1]} |")[0].split("\n   1 |")[0]
+    problem = _problem_of_regex(found[3]) or re.split(r"\n +\d+ \|", found[3])[0]
     return TextRefused(f"line {found[1]}, column {found[2]}: {problem}")
 
 

@@ -19,6 +19,9 @@ PLACES_MAX = 1000  # that are looked at for the one that cannot be compiled
 TYPES = ("null", "boolean", "object", "array", "number", "string", "integer")
 FORMATS = ("date-time", "time", "date", "duration", "email", "hostname", "ipv4", "ipv6", "uuid")
 
+EMPTY = "Unsatisfiable"  # how llguidance begins to say that a schema allows nothing
+_WHOLE = "/$defs/whole"
+_WAY = re.compile(rf"while processing json-schema:///#{re.escape(_WHOLE)}(\S*)")
 _OF_ONE = ("items", "additionalProperties")  # keywords whose value is a schema
 _OF_LIST = ("prefixItems", "anyOf", "oneOf", "allOf")
 _OF_NAMES = ("properties", "$defs", "definitions")
@@ -212,23 +215,26 @@ _VALUES: dict[str, Callable[[Any], str]] = {
 }
 
 
-def place_of_failure(schema: Any, failing: Callable[[Any], str]) -> tuple[str, str]:
+def place_of_failure(schema: Any, said_of_all: str, failing: Callable[[Any], str]) -> tuple[str, str]:
     """The JSON pointer of the innermost schema that ``failing`` has a word against, and the word.
 
-    ``failing`` is given schemas that mean what they mean at their place; what it says of the whole schema is known.
+    ``failing`` is given schemas that mean what they mean at their place, and has ``said_of_all`` of the whole schema.
     """
-    found = ("", "")
+    whole_is_empty = said_of_all.startswith(EMPTY)
     below: list[str] = []
     whole = _with_refs_below(schema)
-    for count, (pointer, _) in enumerate(places(schema)):
+    for count, (pointer, node) in enumerate(places(schema)):
         if count == PLACES_MAX:
             break
-        below.append(pointer)
+        if not isinstance(node, bool):  # false is meant
+            below.append(pointer)
     for pointer in sorted(below, key=lambda at: at.count("/"), reverse=True):
-        problem = failing({"$ref": f"#/$defs/whole{pointer}", "$defs": {"whole": whole}})
-        if problem:
-            return pointer, problem
-    return found
+        problem = failing({"$ref": f"#{_WHOLE}{pointer}", "$defs": {"whole": whole}})
+        # What allows nothing harms nothing where it need not be.
+        if problem and (whole_is_empty or not problem.startswith(EMPTY)):
+            said = _WAY.search(problem)  # a reference may lead on
+            return said[1] if said else pointer, _WAY.sub("", problem).strip()
+    return "", ""
 
 
 def _with_refs_below(node: Any) -> Any:
@@ -237,7 +243,7 @@ def _with_refs_below(node: Any) -> Any:
     if not isinstance(node, dict):
         return node
     return {
-        name: f"#/$defs/whole{value[1:]}"
+        name: f"#{_WHOLE}{value[1:]}"
         if name == "$ref" and isinstance(value, str) and value.startswith("#")
         else _with_refs_below(value)
         for name, value in node.items()

@@ -106,14 +106,7 @@ def generate_request(
     Raises ``InvalidRequest``.
     """
     chat, parts = (segments, ()) if isinstance(segments, decode_pb2.Chat) else (None, segments)
-    if isinstance(segments, str | ChunkRef | Text | Tokens):
-        raise invalid("segments", "give a list: the chunks in order, the query last")
-    if chat is None and not parts:
-        raise invalid("segments", "is empty: the query, at least, is needed")
-    if cache not in CACHE_USES:
-        raise invalid("cache", f"must be one of {', '.join(CACHE_USES)}, not {cache!r}")
-    if order not in CHUNK_ORDERS:
-        raise invalid("order", f"must be one of {', '.join(CHUNK_ORDERS)}, not {order!r}")
+    _check_prompt(segments, cache, order)
     sampling = _sampling(
         max_tokens=max_tokens,
         temperature=temperature,
@@ -147,6 +140,17 @@ def generate_request(
         keep=keep,
         grammar=None if grammar is None else _grammar(grammar),
     )
+
+
+def _check_prompt(segments: Sequence[Segment] | decode_pb2.Chat, cache: str, order: str) -> None:
+    if isinstance(segments, str | ChunkRef | Text | Tokens):
+        raise invalid("segments", "give a list: the chunks in order, the query last")
+    if not isinstance(segments, decode_pb2.Chat) and not segments:
+        raise invalid("segments", "is empty: the query, at least, is needed")
+    if cache not in CACHE_USES:
+        raise invalid("cache", f"must be one of {', '.join(CACHE_USES)}, not {cache!r}")
+    if order not in CHUNK_ORDERS:
+        raise invalid("order", f"must be one of {', '.join(CHUNK_ORDERS)}, not {order!r}")
 
 
 def list_request(
