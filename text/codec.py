@@ -202,6 +202,15 @@ class TextCodec:
             return str(self._backend.decode_batch([list(ids)], skip_special_tokens=skip)[0])
         return str(self._backend.decode(list(ids), skip_special_tokens=skip))
 
+    def token_bytes(self, token_id: int) -> bytes:
+        """The bytes that a token stands for in a text, part of a character among them; b"" without a tokenizer."""
+        if self._backend is None:
+            return b""
+        if self._byte_level:
+            spelt = self._byte_tables[Shown.ALL][token_id]
+            return spelt.encode() if isinstance(spelt, str) else spelt
+        return self._vocabularies[Shown.ALL].bytes_of(token_id)
+
     def stream(self, keep_special: bool = False, *, keep_tags: bool = False) -> TextStream:
         """A fresh stream; without a tokenizer all its text is empty.
 

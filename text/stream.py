@@ -54,6 +54,16 @@ class Vocabulary:
             found = self._texts[token_ids[0]] = str(self._backend.decode(token_ids, skip_special_tokens=False))
         return found
 
+    def bytes_of(self, token_id: int) -> bytes:
+        """What a token is in the middle of a text, a special token as it is written; b"" for an id that is none."""
+        spelt = self.spelling(token_id)
+        if spelt is None:
+            return b""
+        if token_id in self.byte_tokens:
+            return bytes([int(spelt[3:-1], 16)])  # <0x0A>
+        alone, twice = self.text([token_id]), self.text([token_id, token_id])
+        return (twice[len(alone) :] if twice.startswith(alone) else alone).encode()
+
 
 class NoText:
     """Of a model without a tokenizer."""

@@ -101,6 +101,7 @@ def parse_delta(delta: decode_pb2.Delta) -> Delta:
         token_ids=tuple(delta.token_ids),
         logprobs=tuple(delta.logprobs),
         top_logprobs=tuple(tuple(zip(top.token_ids, top.logprobs, strict=True)) for top in delta.top_logprobs),
+        token_bytes=dict(delta.token_bytes),
         index=delta.index,
         reasoning=delta.reasoning,
         tool_calls=tuple(ToolCallDelta(call.index, call.id, call.name, call.arguments) for call in delta.tool_calls),
@@ -126,6 +127,10 @@ def parse_result(complete: decode_pb2.Complete, deltas: list[Delta]) -> Result:
         chat=_chat(complete.chat) if complete.HasField("chat") else None,
         reasoning="".join(delta.reasoning for delta in deltas),
         tool_calls=tool_calls(deltas),
+        token_bytes={
+            **complete.token_bytes,
+            **{token: spelt for delta in deltas for token, spelt in delta.token_bytes.items()},
+        },
     )
 
 

@@ -181,6 +181,7 @@ class Delta:
     """What a stream brings at once. ``text`` may be empty while a character's bytes are incomplete.
 
     ``reasoning`` and ``tool_calls`` come in chats that are parsed; ``text`` has the rest.
+    ``token_bytes``: with log-probabilities, the bytes of every token that has one here.
     """
 
     text: str
@@ -190,6 +191,7 @@ class Delta:
     index: int = 0  # of the answer, with ``n``
     reasoning: str = ""
     tool_calls: tuple[ToolCallDelta, ...] = ()
+    token_bytes: Mapping[int, bytes] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -269,7 +271,8 @@ class Result:
 
     ``top_logprobs``: of each generated token the likeliest at its place, if they were asked for. ``kept``: the turn as
     a chunk, if that was asked for and something was generated. ``index``: which of ``n`` answers it is; the prompt's
-    tokens are counted in the first one's ``usage``. ``chat``: of a chat, how it became chunks.
+    tokens are counted in the first one's ``usage``. ``chat``: of a chat, how it became chunks. ``token_bytes``: with
+    log-probabilities, the bytes of every token that has one.
     """
 
     request_id: str
@@ -288,6 +291,7 @@ class Result:
     chat: ChatReport | None = None
     reasoning: str = ""
     tool_calls: tuple[ToolCall, ...] = ()
+    token_bytes: Mapping[int, bytes] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

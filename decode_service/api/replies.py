@@ -15,12 +15,16 @@ from text.chat.parsing.parts import Part, ReplyParser
 TOOL_CALLS = "tool_calls"  # why an answer ended, in OpenAI's word
 
 
+def _unspelt(token_id: int) -> bytes:
+    return b""
+
+
 class Replies:
     """The replies of one answer to a request, the ``index``-th; what came in together goes out together.
 
     ``over``: its last event has come, and ``error`` is what it failed with. ``stop`` is called when a stop string has
     come: what comes after it is not shown. ``parser`` tells reasoning and tool calls from text. ``complete`` makes the
-    completion, of how it ended and its number of tokens.
+    completion, of how it ended and its number of tokens; ``spell`` gives the bytes of a token.
     """
 
     def __init__(
@@ -31,8 +35,10 @@ class Replies:
         stop: Callable[[], None],
         complete: Callable[[FinishReason, int], decode_pb2.Complete],
         index: int = 0,
+        spell: Callable[[int], bytes] = _unspelt,
     ) -> None:
         self._answer = answer
+        self._spell = spell
         self._index = index
         self._parser = parser
         self._stop = stop
@@ -50,9 +56,10 @@ class Replies:
             if choices:
                 new = self._answer.push(choices)
                 if self._parser is None:
-                    replies.append(delta(new.text, new.choices, self._index))
+                    replies.append(delta(new.text, new.choices, self._index, self._spell))
                 else:
-                    replies.append(with_parts(delta("", new.choices, self._index), self._parser.push(new.text)))
+                    told = delta("", new.choices, self._index, self._spell)
+                    replies.append(with_parts(told, self._parser.push(new.text)))
                 if new.stopped:
                     self._reason = FinishReason.STOP
                     self._stop()
@@ -97,7 +104,9 @@ def with_parts(reply: decode_pb2.GenerateResponse, parts: Items[Part]) -> decode
     return reply
 
 
-def delta(text: str, choices: Items[Choice], index: int = 0) -> decode_pb2.GenerateResponse:
+def delta(
+    text: str, choices: Items[Choice], index: int = 0, spell: Callable[[int], bytes] = _unspelt
+) -> decode_pb2.GenerateResponse:
     """A delta event of an answer; log-probabilities where they were asked for."""
     reply = decode_pb2.GenerateResponse()
     new = reply.delta  # filled in place: half the time of three constructors, and there is one for every token
@@ -107,6 +116,9 @@ def delta(text: str, choices: Items[Choice], index: int = 0) -> decode_pb2.Gener
     new.token_ids.extend([choice.token_id for choice in choices])
     if choices and choices[0].logprob is not None:
         new.logprobs.extend([choice.logprob for choice in choices if choice.logprob is not None])
+        for choice in choices:
+            for token in (choice.token_id, *(token for token, _ in choice.top)):
+                new.token_bytes[token] = spell(token)
         if choices[0].top:
             for choice in choices:
                 new.top_logprobs.add(

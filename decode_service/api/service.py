@@ -158,6 +158,7 @@ class DecodeService(decode_pb2_grpc.DecodeServiceServicer):
             stop=lambda: self.worker.finish(sequence, FinishReason.STOP),
             complete=lambda reason, tokens: self._complete(sequence, reason, tokens),
             index=sequence.answer,
+            spell=self._codec.token_bytes,
         )
         return Answer(sequence, replies)
 

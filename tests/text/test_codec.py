@@ -117,3 +117,11 @@ def test_special_tokens_that_tell_an_answers_parts_apart_are_kept_for_who_looks_
     assert text() == 'Hm{"name": "f"}'
     assert text(keep_tags=True) == '<think>Hm</think><tool_call>{"name": "f"}</tool_call>'
     assert text(keep_tags=True, keep_special=True).endswith("</tool_call><end>")
+
+
+def test_the_bytes_of_tokens_make_the_text() -> None:
+    text = "a heap of €, 茶 and stones 🍵 that marks <end> a place"
+    assert b"".join(map(BYTE_LEVEL.token_bytes, BYTE_LEVEL.encode(text))) == text.encode()
+    text = "a stone é € b"
+    assert b"".join(map(PIECES.token_bytes, PIECES.encode(text))) == b" " + text.encode()
+    assert TextCodec(None, "none").token_bytes(3) == b"" == BYTE_LEVEL.token_bytes(10**6) == PIECES.token_bytes(10**6)

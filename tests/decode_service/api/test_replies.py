@@ -7,7 +7,7 @@ import random
 
 import pytest
 
-from decode_service.api.replies import Replies
+from decode_service.api.replies import Replies, delta
 from decode_service.sequence import Event, Failed, Finished, FinishReason, Tokens
 from engine.sampling.params import Choice
 from protos import decode_pb2
@@ -78,3 +78,11 @@ def test_log_probabilities_of_tokens_that_come_together() -> None:
     (reply,) = Said().replies.of([Tokens((Choice(5, -0.5, top),)), Tokens((Choice(7, -1.5, top[::-1]),))])
     assert list(reply.delta.token_ids) == [5, 7] and list(reply.delta.logprobs) == [-0.5, -1.5]
     assert [list(each.token_ids) for each in reply.delta.top_logprobs] == [[5, 7], [7, 5]]
+
+
+def test_with_log_probabilities_every_token_comes_with_its_bytes() -> None:
+    plain = delta("a", [Choice(1, None)], spell=lambda token: bytes([token])).delta
+    assert not plain.token_bytes
+    choice = Choice(1, -0.5, ((1, -0.5), (2, -1.0)))
+    told = delta("a", [choice], spell=lambda token: bytes([token])).delta
+    assert dict(told.token_bytes) == {1: b"\x01", 2: b"\x02"}
