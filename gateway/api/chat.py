@@ -2,32 +2,36 @@
 
 from __future__ import annotations
 
-import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from starlette.responses import JSONResponse, Response
 
-from cairn import AsyncGeneration, Delta, Result
-from cairn.client.calls import GenerateOptions
+from cairn import AsyncGeneration, Result
+from cairn.client.calls import ChatOptions, GenerateOptions
 from gateway.api.asked import Asked
-from gateway.api.extension import Extension, read_extension, report
+from gateway.api.chat_reply import ChatReply
+from gateway.api.extension import Extension, extension_of, read_chat_options, read_extension
 from gateway.api.fields import Fields
 from gateway.api.messages import read_messages, with_documents
 from gateway.api.sampling import UINT32_MAX, sampling_options
 from gateway.api.streaming import Streaming, read_streaming
-from gateway.api.usage import usage
 from gateway.errors import invalid
-from gateway.streams import DONE, Events, EventStream, event, unless_gone
+from gateway.streams import DONE, Events, EventStream, unless_gone
 
-REFUSED = {
+TOP_LOGPROBS_MAX = 20
+NOT_SERVED = {
     "functions": "use tools",
     "function_call": "use tool_choice",
     "audio": "only text is served",
     "prediction": "is not served",
     "web_search_options": "is not served",
-    "reasoning_effort": "is a matter of the model's template",
+    "reasoning_effort": "is a matter of the model's template: give cairn.template_arguments",
     "verbosity": "is not served",
+    "moderation": "is not served",
+    "prompt_cache_options": "is not served",
+    "prompt_cache_retention": "is not served",
 }
 
 
@@ -38,6 +42,7 @@ class ChatRequest:
     model: str
     messages: list[dict[str, Any]]
     extension: Extension
+    chat: ChatOptions
     options: GenerateOptions
     streaming: Streaming
 
@@ -46,18 +51,19 @@ async def chat_completions(asked: Asked) -> Response:
     """A chat completion, whole or streamed."""
     request = read_chat(await asked.fields())
     await asked.gateway.served.check(asked.client, request.model)
-    reply = ChatReply(asked.request_id, request)
-    generation = _start(asked, request)
+    reply = ChatReply(asked.request_id, request.model, request.streaming, bool(request.options.get("logprobs")))
+    generation = start(asked, request)
     if request.streaming.stream:
         return await EventStream.begin(asked.request.receive, _events(generation, reply))
-    result = await unless_gone(asked.request.receive, _finish(generation))
-    return JSONResponse(reply.whole([result]))
+    return JSONResponse(reply.whole(await unless_gone(asked.request.receive, finish(generation))))
 
 
 def read_chat(fields: Fields) -> ChatRequest:
     """The request in a body's JSON. Raises ``HttpError``."""
     model, messages = fields.required("model"), read_messages(fields)
-    extension = read_extension(fields)
+    given = extension_of(fields)
+    extension, chat = read_extension(given), read_chat_options(given)
+    given.end()
     options: GenerateOptions = {**sampling_options(fields), **extension.options}
     short, long = fields.integer("max_tokens", 1, UINT32_MAX), fields.integer("max_completion_tokens", 1, UINT32_MAX)
     if short is not None and long is not None and short != long:
@@ -66,88 +72,43 @@ def read_chat(fields: Fields) -> ChatRequest:
         options["max_tokens"] = most
     # A turn that is kept is what the next request of a conversation goes on from.
     options.setdefault("keep", options["reuse"] == "exact" and options["cache"] == "shared")
+    options["logprobs"] = bool(fields.boolean("logprobs"))
+    options["top_logprobs"] = fields.integer("top_logprobs", 0, TOP_LOGPROBS_MAX) or 0
+    if options["top_logprobs"] and not options["logprobs"]:
+        raise invalid("top_logprobs", "needs logprobs: true")
     streaming = read_streaming(fields)
-    fields.only("n", 1, why="one answer a request")
-    fields.only("logprobs", False, why="is not served yet")
-    fields.only("top_logprobs", 0, why="is not served yet")
     fields.only("response_format", {"type": "text"}, why="is not served yet")
     fields.only("tools", [], why="is not served yet")
     fields.only("tool_choice", "none", "auto", why="is not served yet")
     fields.harmless("parallel_tool_calls")
     fields.only("store", False, why="nothing is stored; leave it out")
-    fields.only("service_tier", "auto", "default", why="there is one tier")
+    fields.only("service_tier", "auto", "default", why="there is one tier; leave it out")
     fields.only("modalities", ["text"], why="only text is served")
-    for name, why in REFUSED.items():
+    for name, why in NOT_SERVED.items():
         fields.only(name, why=why)
     fields.end()
-    return ChatRequest(model, messages, extension, options, streaming)
+    return ChatRequest(model, messages, extension, chat, options, streaming)
 
 
-def _start(asked: Asked, request: ChatRequest) -> AsyncGeneration:
+def start(asked: Asked, request: ChatRequest) -> AsyncGeneration:
+    """The request on its way to a decode service."""
     request.options["request_id"] = asked.new_id()
     messages = with_documents(request.messages, request.extension.documents)
-    return asked.client.chat(messages, **request.extension.chat, **request.options)
+    return asked.client.chat(messages, **request.chat, **request.options)
 
 
-async def _finish(generation: AsyncGeneration) -> Result:
+async def finish(generation: AsyncGeneration) -> Sequence[Result]:
+    """All answers of a generation; it is cancelled if this is."""
     async with generation:
-        return await generation.finish()
+        await generation.finish()
+        return generation.results
 
 
 async def _events(generation: AsyncGeneration, reply: ChatReply) -> Events:
     async with generation:
-        begun = False
         async for delta in generation:
-            if not begun:  # not before the service has begun: until then an error has a status
-                begun = True
-                yield reply.opening()
-            if delta.text:
-                yield reply.delta(delta)
-        if not begun:
-            yield reply.opening()
-        for words in reply.ending([generation.result]):
+            for words in reply.delta(delta):
+                yield words
+        for words in reply.ending(generation.results):
             yield words
         yield DONE
-
-
-class ChatReply:
-    """The JSON of one request's answer."""
-
-    def __init__(self, request_id: str, request: ChatRequest) -> None:
-        self._request = request
-        self._head = {"id": f"chatcmpl-{request_id}", "created": int(time.time()), "model": request.model}
-
-    def whole(self, results: list[Result]) -> dict[str, Any]:
-        """A ``chat.completion``."""
-        choices = [
-            {
-                "index": index,
-                "message": {"role": "assistant", "content": result.text, "refusal": None},
-                "logprobs": None,
-                "finish_reason": result.finish_reason,
-            }
-            for index, result in enumerate(results)
-        ]
-        head = {**self._head, "object": "chat.completion"}
-        return {**head, "choices": choices, "usage": usage(results), "cairn": report(results[0])}
-
-    def opening(self) -> str:
-        return self._chunk({"role": "assistant", "content": ""})
-
-    def delta(self, delta: Delta) -> str:
-        return self._chunk({"content": delta.text})
-
-    def ending(self, results: list[Result]) -> list[str]:
-        """The last chunks; the very last has the report."""
-        last = {"cairn": report(results[0])}
-        if not self._request.streaming.usage:
-            return [self._chunk({}, results[0].finish_reason, last)]
-        counted = {**self._head, "object": "chat.completion.chunk", "choices": [], "usage": usage(results), **last}
-        return [self._chunk({}, results[0].finish_reason), event(counted)]
-
-    def _chunk(self, delta: dict[str, Any], finish: str | None = None, more: dict[str, Any] | None = None) -> str:
-        choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish}
-        chunk = {**self._head, "object": "chat.completion.chunk", "choices": [choice], **(more or {})}
-        if self._request.streaming.usage:
-            chunk["usage"] = None
-        return event(chunk)

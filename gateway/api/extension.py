@@ -17,16 +17,19 @@ DOCUMENTS_MAX = 1024
 
 @dataclass
 class Extension:
-    """What ``cairn`` says: documents as messages that stand before the conversation, options of chats, and the rest."""
+    """What ``cairn`` says: documents as messages that stand before the conversation, and options of ``generate``."""
 
     documents: Sequence[dict[str, Any]] = ()
-    chat: ChatOptions = field(default_factory=ChatOptions)
     options: GenerateOptions = field(default_factory=GenerateOptions)
 
 
-def read_extension(fields: Fields) -> Extension:
-    """The extension of a request; none is an empty one. Raises ``HttpError``."""
-    given = fields.object("cairn") or Fields({}, "cairn")
+def extension_of(fields: Fields) -> Fields:
+    """The extension in a request; none is an empty one."""
+    return fields.object("cairn") or Fields({}, "cairn")
+
+
+def read_extension(given: Fields) -> Extension:
+    """What every request may say there. Raises ``HttpError``."""
     options: GenerateOptions = {}
     options["reuse"] = given.string("reuse", REUSE_MODES) or "exact"
     options["cache"] = given.string("cache", CACHE_USES) or "shared"
@@ -35,16 +38,20 @@ def read_extension(fields: Fields) -> Extension:
     keep = given.boolean("keep")
     if keep is not None:
         options["keep"] = keep
-    chat: ChatOptions = {}
-    chat["template_arguments"] = given.mapping("template_arguments")
-    chat["continue_last_message"] = bool(given.boolean("continue_last_message"))
-    chat["parse"] = given.boolean("parse") is not False
     documents = given.items("documents") or []
     if len(documents) > DOCUMENTS_MAX:
         raise invalid("cairn.documents", f"has more than {DOCUMENTS_MAX}")
     read = [_document(each, f"cairn.documents[{index}]") for index, each in enumerate(documents)]
-    given.end()
-    return Extension(read, chat, options)
+    return Extension(read, options)
+
+
+def read_chat_options(given: Fields) -> ChatOptions:
+    """What chats may say there beside it. Raises ``HttpError``."""
+    return {
+        "template_arguments": given.mapping("template_arguments"),
+        "continue_last_message": bool(given.boolean("continue_last_message")),
+        "parse": given.boolean("parse") is not False,
+    }
 
 
 def _document(value: Any, where: str) -> dict[str, Any]:

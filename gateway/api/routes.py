@@ -10,6 +10,7 @@ from starlette.routing import Route
 
 from gateway.api.asked import Asked, Endpoint
 from gateway.api.chat import chat_completions
+from gateway.api.completions import completions
 from gateway.api.models import model, models
 from gateway.api.state import health, metrics
 
@@ -28,5 +29,6 @@ ROUTES = [
     _route("GET", "/metrics", metrics),
     _route("GET", "/v1/models", models),
     _route("GET", "/v1/models/{model:path}", model),
+    _route("POST", "/v1/completions", completions),
     _route("POST", "/v1/chat/completions", chat_completions),
 ]

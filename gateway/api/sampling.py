@@ -8,6 +8,7 @@ from gateway.errors import invalid
 
 TEMPERATURE = 1.0  # OpenAI's default; the services' own is 0
 UINT32_MAX = 2**32 - 1
+ANSWERS_MAX = 128  # as far as a reading goes; the services allow fewer
 HARMLESS = ("user", "metadata", "safety_identifier", "prompt_cache_key")
 
 
@@ -32,6 +33,8 @@ def sampling_options(fields: Fields) -> GenerateOptions:
     options["ignore_eos"] = bool(fields.boolean("ignore_eos"))
     options["logit_bias"] = _logit_bias(fields)
     options["keep_special_tokens"] = fields.boolean("skip_special_tokens") is False
+    options["include_stop"] = bool(fields.boolean("include_stop_str_in_output"))
+    options["n"] = fields.integer("n", 1, ANSWERS_MAX) or 1
     fields.harmless(*HARMLESS)
     return options
 

@@ -109,3 +109,50 @@ def test_whose_token_is_not_known_is_turned_away(served: Served) -> None:
     with pytest.raises(openai.AuthenticationError) as refused:
         served.client("pebble").models.list()
     assert refused.value.code == "invalid_api_key"
+
+
+def test_answers_and_log_probabilities(client: Any) -> None:
+    asked = {"model": "fable", "messages": [SYSTEM, QUESTION], "max_tokens": 8, "temperature": 4, "seed": 5, "n": 3}
+    done = client.chat.completions.create(**asked, logprobs=True, top_logprobs=2)
+    assert [choice.index for choice in done.choices] == [0, 1, 2]
+    assert len({choice.message.content for choice in done.choices}) > 1
+    for choice in done.choices:
+        said = choice.logprobs.content
+        spelt = b"".join(bytes(each.bytes) for each in said if not each.token.startswith("<"))
+        assert spelt.decode(errors="replace") == choice.message.content != ""
+        assert all(len(each.top_logprobs) == 2 and each.logprob <= each.top_logprobs[0].logprob <= 0 for each in said)
+    streamed: dict[int, str] = {0: "", 1: "", 2: ""}
+    finished = []
+    for chunk in client.chat.completions.create(**asked, stream=True):
+        for choice in chunk.choices:
+            streamed[choice.index] += choice.delta.content or ""
+            finished += [choice.index] if choice.finish_reason else []
+    assert list(streamed.values()) == [choice.message.content for choice in done.choices]
+    assert finished == [0, 1, 2]
+
+
+def test_completions(client: Any) -> None:
+    done = client.completions.create(
+        model="fable", prompt="<|user|>Who governs Wendolin?<end><|assistant|>", temperature=0
+    )
+    assert done.choices[0].text.startswith("Wendolin is ruled by") and done.usage.completion_tokens <= 16
+    several = client.completions.create(
+        model="fable", prompt=["Wendolin is", [5, 6, 7]], temperature=0, max_tokens=3, logprobs=2, n=2
+    )
+    assert [choice.index for choice in several.choices] == [0, 1, 2, 3]
+    told = several.choices[0].logprobs
+    assert len(told.tokens) == len(told.token_logprobs) == len(told.top_logprobs) == len(told.text_offset) == 3
+    assert "".join(told.tokens) == several.choices[0].text and told.text_offset[1] == len(told.tokens[0])
+    assert len(several.cairn["prompts"]) == 2
+    echoed = client.completions.create(model="fable", prompt="Wendolin is", temperature=0, max_tokens=3, echo=True)
+    assert echoed.choices[0].text == "Wendolin is" + several.choices[0].text
+    chunks = list(
+        client.completions.create(
+            **{"model": "fable", "prompt": ["Wendolin is", "Who"], "temperature": 0, "max_tokens": 3, "echo": True},
+            stream=True,
+            stream_options={"include_usage": True},
+        )
+    )
+    texts = ["".join(each.text for c in chunks for each in c.choices if each.index == index) for index in range(2)]
+    assert texts[0] == echoed.choices[0].text and texts[1].startswith("Who")
+    assert chunks[-1].usage.completion_tokens == 6 and len(chunks[-1].cairn["prompts"]) == 2
