@@ -30,6 +30,7 @@ from text.codec import TextCodec
 from text.errors import TextRefused
 
 KEPT_TRIED_MAX = 4  # remembered beginnings of a chat that are held against its rendering
+ENDS_WITHIN = 256  # characters that an answer may have of what follows it
 DOCUMENTS_APART_MAX = 16  # of those that a template is given as its documents; with more they are one piece
 
 _TYPES = {
@@ -96,7 +97,9 @@ class ChatComposer:
             for each in new
         ]
         segments.append(KeptSegment(ChunkType.TURN, "", pack_token_ids((*query, *answer))))
-        kept = KeptChat(chat.kept, tuple(segments), chat.turns_kept + 1, chat.text_length, chat.text_digest)
+        kept = KeptChat(
+            chat.kept, tuple(segments), chat.turns_kept + 1, len(answer), chat.text_length, chat.text_digest
+        )
         self._memory.remember(chat.tenant, chat.name_with(said), kept)
 
     def _with_chunks(self, chat: ChatRequest, tenant: Tenant) -> ChatRequest:
@@ -141,7 +144,10 @@ class _Cutting:
         self._places = [index for index, message in enumerate(chat.messages) if message.role]
         self._spoken: list[Message] = [chat.messages[index] for index in self._places]
         self._rendering: Rendering = template.open(
-            self._spoken, chat.tools, chat.arguments, go_on=chat.go_on, bounds=Bounds(characters_max)
+            *(self._spoken, chat.tools, chat.arguments),
+            go_on=chat.go_on,
+            names=[f"messages[{index}]" for index in self._places],
+            bounds=Bounds(characters_max),
         )
         self._reason = ""
 
@@ -154,9 +160,6 @@ class _Cutting:
             last = len(self._chat.messages) - 1
             raise TextRefused(f"messages[{last}]: nothing follows its last chunk, so there is no query")
         cut[-1] = replace(cut[-1], type=ChunkType.QUERY)
-        before = whole[: len(whole) - len(self._rendering.opening)]
-        if not self._rendering.opening and not self._chat.go_on:
-            before = ""  # it is not known what stands before the answer
         prompt = ChatPrompt(
             tenant=self._tenant,
             request=self._chat,
@@ -166,8 +169,8 @@ class _Cutting:
             kept=begins.name,
             rendered_again=self._rendered_again(begins),
             opening=self._rendering.opening,
-            text_length=len(before),
-            text_digest=text_digest(before),
+            text_length=len(whole),
+            text_digest=text_digest(whole),
         )
         return [*kept, *cut], prompt
 
@@ -199,14 +202,17 @@ class _Cutting:
         said = self._rendering.beginning(count)
         if said is None or not whole.startswith(said):
             return f"{field}: the template renders it otherwise once more messages follow", ""
-        closing = self._template.closing
-        if not said.endswith(closing):
+        answer, closing = unpack_token_ids(turn.packed)[-chat.answer_tokens :], self._template.closing
+        if closing is None or not said.endswith(closing):
             closing = ""
-        ended = unpack_token_ids(turn.packed)[-1] in self._template.codec.special_tokens
-        if not closing and not ended:
-            return f"{field}: it was cut off, and what the template ends it with is not known", ""
-        if not self._template.special_at(closing + whole[len(said) : len(said) + 256], 0):
+            if answer[-1] not in self._template.codec.special_tokens:
+                return f"{field}: it was cut off, and what the template ends it with is not known", ""
+        follows = closing + whole[len(said) :]
+        if not self._template.special_at(follows, 0):
             return f"{field}: no special token stands behind it", ""
+        generated = self._template.codec.decode(answer, keep_special=True)
+        if not _reads_as(generated, whole[chat.text_length : len(said) - len(closing)], follows):
+            return f"{field}: the template renders it otherwise than it was generated", ""
         return "", closing
 
     def _rendered_again(self, begins: Beginning) -> str:
@@ -229,7 +235,8 @@ class _Cutting:
             text, moved = bridge + whole[at:end], at - len(bridge)
             inside = [cut - moved for cut in cuts if max(at, begins.at) < cut < end]
             for piece in pieces(self._template.codec, text, inside) if text else ():
-                token_ids = piece.token_ids[_overlap(answer, piece.token_ids, self._ids(bridge)) :]
+                # What follows an answer may begin with the token that ended it.
+                token_ids = piece.token_ids[_overlap(answer, piece.token_ids, self._ids(bridge) + 1) :]
                 answer = ()
                 if token_ids:
                     kind = self._type(starts, begins, piece.start + moved, piece.end + moved)
@@ -263,6 +270,8 @@ class _Cutting:
     def _regions(self) -> list[tuple[int, int, ChunkType]]:
         """Where tools and documents stand that the template is given beside the messages."""
         found: list[tuple[int, int, ChunkType]] = []
+        if self._rendering.head:
+            found.append((0, self._rendering.head, ChunkType.SYSTEM_PROMPT))
         if self._chat.tools and (region := self._rendering.region_of("tools", None)):
             found.append((*region, ChunkType.SYSTEM_PROMPT))
         documents = self._chat.arguments.get("documents")
@@ -304,7 +313,7 @@ class _Cutting:
             return begins.at
         if spoken == 0:
             first = self._template.codec.named_special_tokens.get("bos_token", "")
-            return len(first) if self._rendering.whole.startswith(first) else 0
+            return self._rendering.head or (len(first) if self._rendering.whole.startswith(first) else 0)
         at = self._rendering.cut_before(spoken) if spoken < len(self._spoken) else None
         if at is None:
             raise TextRefused(
@@ -333,6 +342,15 @@ class _Cutting:
         return kinds.pop() if len(kinds) == 1 else ChunkType.CONTEXT
 
 
+def _reads_as(generated: str, rendered: str, follows: str) -> bool:
+    """Whether an answer was generated as it is rendered; it may have begun what follows it.
+
+    Spaces are no difference: a template may strip an answer, or write a tool call's JSON with other ones.
+    """
+    words, wanted, behind = ("".join(text.split()) for text in (generated, rendered, follows[:ENDS_WITHIN]))
+    return words.startswith(wanted) and behind.startswith(words[len(wanted) :])
+
+
 def _kept_segment(segment: KeptSegment) -> SegmentRequest:
     if segment.chunk_id:
         return SegmentRequest(None, None, segment.chunk_id, segment.type, field="chat.messages")
@@ -341,6 +359,6 @@ def _kept_segment(segment: KeptSegment) -> SegmentRequest:
 
 
 def _overlap(answer: Sequence[int], following: Sequence[int], most: int) -> int:
-    """With how many of its first tokens, ``most`` of them closing the answer, the answer ends already."""
+    """With how many of the ``following`` tokens the answer ends already, ``most`` at most."""
     most = min(most, len(answer), len(following))
     return next((n for n in range(most, 0, -1) if tuple(answer[-n:]) == tuple(following[:n])), 0)

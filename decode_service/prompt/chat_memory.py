@@ -27,13 +27,15 @@ CHAIN_MAX = 1024  # entries that one goes on from
 class KeptChat:
     """The prompt of an answered chat, and the answer.
 
-    ``segments`` follow those of the chat named ``before`` ("": none); ``text_length`` characters of the chat's
-    rendering, with ``text_digest``, stood before the answer.
+    ``segments`` follow those of the chat named ``before`` ("": none); the last is the turn, and its last
+    ``answer_tokens`` are the answer. ``text_length`` characters of the chat's rendering, with ``text_digest``, stood
+    before that.
     """
 
     before: str
     segments: tuple[KeptSegment, ...]
     turns: int
+    answer_tokens: int
     text_length: int
     text_digest: str
 

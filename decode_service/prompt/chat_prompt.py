@@ -49,7 +49,7 @@ class ChatPrompt:
 
     ``kept_segments`` of them are remembered, with ``turns_kept`` answers as they were generated, under the name
     ``kept``. ``opening``: the words of the template that open the answer. ``text_length`` and ``text_digest`` are of
-    what is rendered before these.
+    all that was rendered, these included.
     """
 
     tenant: Tenant

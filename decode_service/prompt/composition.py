@@ -165,8 +165,8 @@ def answer_tokens(served: ServedModel, composition: Composition, max_tokens: int
     if room < 1:
         raise InvalidRequest(
             f"{prompt} prompt tokens leave no room for an answer in the model's context, limited to {limit}",
-            field="segments",
-            remedy="use fewer or shorter chunks",
+            field="segments" if composition.chat is None else "chat.messages",
+            remedy="use fewer or shorter chunks" if composition.chat is None else "leave the oldest messages out",
         )
     if max_tokens is None:
         return min(default, room)

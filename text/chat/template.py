@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from typing import Any
 
@@ -25,14 +25,17 @@ from text.errors import TextRefused
 
 WORDS_MAX = 200  # of what a template says when it refuses
 RENDER_S = 5.0  # for all renderings of one chat
+PROBE_S = 1.0  # for a rendering that finds out how a template is
 CUTS_MAX = 64  # renderings of one chat to find cuts; with more messages they are coarser
 RESERVED = ("messages", "tools", "add_generation_prompt", "chat_template", "continue_final_message", "tokenize")
 GOES_ON = "CONTINUED "  # behind the last words of a message that goes on; the space shows whether a template strips
 
+_ASKED_TWICE = (("user", "Cairn"), ("assistant", "Stone"), ("user", "Brook"))
+
 
 @dataclass(frozen=True)
 class Bounds:
-    """Of a chat's rendering."""
+    """Of a chat's rendering; ``seconds`` of the thread's own time, for all of a chat."""
 
     characters: int
     seconds: float = RENDER_S
@@ -58,15 +61,19 @@ class ChatTemplate:
         arguments: Mapping[str, Any] | None = None,
         *,
         go_on: bool = False,
+        names: Sequence[str] = (),
         bounds: Bounds,
     ) -> Rendering:
         """The rendering of a chat. ``go_on``: from the end of its last message, not with a new answer.
+
+        ``names``: what its messages are called in errors, if not by their place.
 
         Raises ``TextRefused`` as ``Rendering.whole``.
         """
         source = self.codec.chat_template(with_tools=bool(tools))
         variables = {**self.codec.named_special_tokens, **(arguments or {}), "tools": template_tools(tools)}
-        return Rendering(self, self._sandbox(source), tuple(messages), variables, go_on, bounds)
+        named = names or [f"messages[{index}]" for index in range(len(messages))]
+        return Rendering(self, self._sandbox(source), tuple(messages), variables, go_on, named, bounds)
 
     @cached_property
     def special_tokens(self) -> tuple[str, ...]:
@@ -78,14 +85,25 @@ class ChatTemplate:
         return text.startswith(self.special_tokens, at)
 
     @cached_property
-    def closing(self) -> str:
-        """What follows the words of an answer; "" where it is not known."""
-        said = [Message("user", ("Cairn",)), Message("assistant", ("Stone",))]
+    def closing(self) -> str | None:
+        """What follows the words of an answer, which may be nothing; None where it is not known."""
+        text = self._probe(Message("user", ("Cairn",)), Message("assistant", ("Stone",)))
+        return text.rpartition("Stone")[2] if "Stone" in text else None
+
+    @cached_property
+    def asking(self) -> str:
+        """What stands before the words of a user's message; "" where it is not known."""
+        text = self._probe(*(Message(role, (text,)) for role, text in _ASKED_TWICE))
+        between = text.partition("Stone")[2].partition("Brook")[0]
+        closing = self.closing
+        return "" if closing is None or not between.startswith(closing) else between[len(closing) :]
+
+    def _probe(self, *messages: Message) -> str:
+        """The rendering of some messages, without what opens an answer; "" if it is refused."""
         try:
-            text = self.open(said, bounds=Bounds(1 << 20)).beginning(2) or ""
+            return self.open(messages, bounds=Bounds(1 << 20, PROBE_S)).beginning(len(messages)) or ""
         except TextRefused:
             return ""
-        return text.rpartition("Stone")[2] if "Stone" in text else ""
 
     @cached_property
     def in_parts(self) -> bool:
@@ -96,7 +114,7 @@ class ChatTemplate:
         for in_parts in (False, True):
             given = {**variables, "messages": template_messages(probe, in_parts=in_parts)}
             try:
-                if "Cairn" in self._sandbox(source).render(given, characters_max=1 << 20, seconds=RENDER_S):
+                if "Cairn" in self._sandbox(source).render(given, characters_max=1 << 20, seconds=PROBE_S):
                     return in_parts
             except Exception:  # templates raise what they like
                 continue
@@ -113,14 +131,16 @@ class Rendering:
         messages: tuple[Message, ...],
         variables: Mapping[str, Any],
         go_on: bool,
+        names: Sequence[str],
         bounds: Bounds,
     ) -> None:
         self._template = template
         self._sandbox = sandbox
         self._variables = {"documents": None, **variables}
         self._go_on = go_on
+        self._names = names
         self._characters = bounds.characters
-        self._ends = time.monotonic() + bounds.seconds
+        self._ends = time.thread_time() + bounds.seconds
         self._beginnings: dict[int, str | None] = {}
         self.messages = messages
 
@@ -160,26 +180,54 @@ class Rendering:
         return len(said) if self._template.special_at(self.whole, len(said)) else None
 
     def region_of(self, variable: str, value: Any) -> tuple[int, int] | None:
-        """Where in the whole that stands which is not there when a variable of the template has another value.
+        """Where in the whole that stands which is left out when a variable of the template has another value.
 
-        From special token to special token; None if there is nothing such.
+        From special token to special token; None if there is nothing such, or it is part of something else.
         """
         try:
             other = self._render(len(self.messages), {**self._variables, variable: value}, whole=True)
         except Exception:
             return None
-        start = _common(self.whole, other)
-        end = len(self.whole) - _common(self.whole[start:][::-1], other[start:][::-1])
-        special = self._template.special_at
-        first = next((at for at in range(start, -1, -1) if special(self.whole, at)), None)
-        last = next((at for at in range(end, len(self.whole)) if special(self.whole, at)), None)
-        if first is None or last is None or start == len(self.whole) == len(other):
+        whole, special = self.whole, self._template.special_at
+        start = _common(whole, other)
+        first = next((at for at in range(start, -1, -1) if special(whole, at)), None)
+        if first is None or whole == other:
             return None
-        return first, last
+        end = first + len(whole) - len(other)
+        if end <= first or whole[end:] != other[first:] or not special(whole, end):
+            return None
+        return first, end
 
-    def _render(self, count: int, variables: Mapping[str, Any], *, whole: bool = False) -> str:
+    @cached_property
+    def head(self) -> int:
+        """How much of the whole the template writes before a user's first message, of its own and of tools.
+
+        Up to a special token; 0 if there is nothing such but the tokens that begin a text.
+        """
+        first, opens = self.messages[0], self._template.asking
+        if first.role != "user" or not opens:
+            return 0
+        other = replace(first, parts=("b" if first.text.strip().startswith("a") else "a",))
+        try:
+            changed = self._render(len(self.messages), self._variables, whole=True, first=other)
+        except Exception:
+            return 0
+        start = _common(self.whole, changed)
+        at = start - len(opens)
+        if at <= 0 or self.whole[at:start] != opens or not self._template.special_at(self.whole, at):
+            return 0
+        head = self.whole[:at]
+        for token in self._template.special_tokens:
+            head = head.replace(token, "")
+        return at if head.strip() else 0
+
+    def _render(
+        self, count: int, variables: Mapping[str, Any], *, whole: bool = False, first: Message | None = None
+    ) -> str:
+        """Of the first messages; with what opens an answer, if they are the ``whole``, and another ``first`` one."""
         goes_on = whole and self._go_on
-        given = template_messages(self.messages[:count], in_parts=self._template.in_parts)
+        messages = self.messages[:count] if first is None else (first, *self.messages[1:count])
+        given = template_messages(messages, in_parts=self._template.in_parts)
         if goes_on:
             last = given[-1]["content"]
             if isinstance(last, str):
@@ -189,7 +237,7 @@ class Rendering:
         text = self._sandbox.render(
             {**variables, "messages": given, "add_generation_prompt": whole and not goes_on},
             characters_max=self._characters,
-            seconds=self._ends - time.monotonic(),
+            seconds=self._ends - time.thread_time(),
         )
         return _up_to_the_end(text) if goes_on else text
 
@@ -197,8 +245,8 @@ class Rendering:
         """The message behind the longest beginning that is rendered."""
         for count in range(len(self.messages) - 1, max(0, len(self.messages) - CUTS_MAX), -1):
             if self.beginning(count) is not None:
-                return f"messages[{count}]"
-        return "messages[0]" if len(self.messages) == 1 else "messages"
+                return self._names[count]
+        return self._names[0] if len(self.messages) == 1 else "messages"
 
     def _said(self, error: Exception) -> str:
         """Its words, unless they quote what was said in the chat: that is for no log and no error of ours."""
