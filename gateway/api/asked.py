@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -49,11 +49,5 @@ class Asked:
         return str(self.request.path_params[name])
 
     def query(self) -> Fields:
-        """The query's parameters; numbers and truth values in it are what they look like."""
-        read: dict[str, Any] = {"true": True, "false": False}
-        given = self.request.query_params
-        return Fields({name: read.get(value, int(value) if _whole(value) else value) for name, value in given.items()})
-
-
-def _whole(words: str) -> bool:
-    return words.isascii() and words.isdecimal() and len(words) < 10
+        """The query's parameters, each a string."""
+        return Fields(dict(self.request.query_params))

@@ -8,6 +8,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from gateway.api import chunks
 from gateway.api.asked import Asked, Endpoint
 from gateway.api.chat import chat_completions
 from gateway.api.completions import completions
@@ -29,6 +30,12 @@ ROUTES = [
     _route("GET", "/metrics", metrics),
     _route("GET", "/v1/models", models),
     _route("GET", "/v1/models/{model:path}", model),
+    _route("POST", "/v1/cairn/chunks", chunks.register),
+    _route("GET", "/v1/cairn/chunks", chunks.listing),
+    _route("GET", "/v1/cairn/chunks/{chunk}", chunks.retrieve),
+    _route("DELETE", "/v1/cairn/chunks/{chunk}", chunks.delete),
+    _route("PUT", "/v1/cairn/chunks/{chunk}/pin", chunks.pin),
+    _route("DELETE", "/v1/cairn/chunks/{chunk}/pin", chunks.unpin),
     _route("POST", "/v1/completions", completions),
     _route("POST", "/v1/chat/completions", chat_completions),
 ]

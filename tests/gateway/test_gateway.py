@@ -156,3 +156,31 @@ def test_completions(client: Any) -> None:
     texts = ["".join(each.text for c in chunks for each in c.choices if each.index == index) for index in range(2)]
     assert texts[0] == echoed.choices[0].text and texts[1].startswith("Who")
     assert chunks[-1].usage.completion_tokens == 6 and len(chunks[-1].cairn["prompts"]) == 2
+
+
+def test_chunks_over_http(served: Served, client: Any) -> None:
+    path = "/cairn/chunks"
+    made = client.post(path, body={"text": DOCUMENT["text"], "role": "document", "name": "by http"}, cast_to=object)
+    assert made["tokens"] > 100 and made["outcome"] == "computed" and made["name"] == "by http"
+    behind = client.post(
+        path, body={"text": "And more.", "tags": ["t"], "context": [made["id"]], "ttl_s": 60}, cast_to=object
+    )
+    listed = client.get(f"{path}?name=by http", cast_to=object)
+    assert [each["id"] for each in listed["data"]] == [made["id"]] and not listed["has_more"]
+    first = client.get(f"{path}?limit=1", cast_to=object)
+    assert first["has_more"]
+    second = client.get(f"{path}?limit=1&after={first['next']}", cast_to=object)
+    assert first["data"][0]["id"] != second["data"][0]["id"]
+    assert client.put(f"{path}/{made['id']}/pin", cast_to=object)["pinned"]
+    assert not client.delete(f"{path}/{made['id']}/pin", cast_to=object)["pinned"]
+    whole = client.get(f"{path}/{made['id']}?text=true", cast_to=object)
+    assert DOCUMENT["text"] in whole["text"] and "token_ids" not in whole
+    other = served.client("slate")
+    assert other.get(path, cast_to=object)["data"] == []
+    with pytest.raises(openai.NotFoundError):
+        other.get(f"{path}/{made['id']}", cast_to=object)
+    assert client.delete(f"{path}/{behind['id']}", cast_to=object)["deleted"]
+    for body, param in (({}, "text"), ({"text": "a", "kind": 1}, "kind"), ({"text": "a", "shared": True}, None)):
+        with pytest.raises(openai.APIStatusError) as refused:
+            client.post(path, body=body, cast_to=object)
+        assert refused.value.status_code in (400, 403) and refused.value.param in (param, "shared")
