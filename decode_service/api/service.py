@@ -27,6 +27,7 @@ from decode_service.kept import Kept
 from decode_service.prompt.chat import ChatComposer
 from decode_service.prompt.composition import Composition, answer_tokens
 from decode_service.prompt.resolver import Resolver
+from decode_service.prompt.scores import PromptScores
 from decode_service.sequence import Failed, FinishReason, Sequence, Tokens
 from decode_service.turns import ClaimTurn, TurnKeeper
 from decode_service.worker import DecodeWorker
@@ -222,7 +223,6 @@ class DecodeService(decode_pb2_grpc.DecodeServiceServicer):
         self, request: decode_pb2.GenerateRequest, caller: Caller, request_id: str, clock: StageClock
     ) -> tuple[list[Sequence], Mailbox]:
         """The request as a sequence for each answer, and where their events come."""
-        bypass = request.cache_use == decode_pb2.CACHE_USE_BYPASS
         grammar = await grammars.compiled(self.grammars, request, caller.tenant)
         composition, sampling = await self._resolve(
             request, caller.salt, lambda composition: self._sampling(request, composition)
@@ -230,8 +230,11 @@ class DecodeService(decode_pb2_grpc.DecodeServiceServicer):
         clock.measured_ns["tokenize"] = time.monotonic_ns() - clock.arrived
         answers = messages.answers_in(request.sampling)
         mailbox = Mailbox(answers)
+        bypass = request.cache_use == decode_pb2.CACHE_USE_BYPASS
         prompt = Sequence(request_id, composition, sampling, caller.salt, bypass, mailbox.put, caller.owner, clock)
         sequences = answers_to(prompt, answers, mailbox.put)
+        if request.sampling.HasField("prompt_logprobs"):  # rows of a cached chunk are not there to be asked
+            prompt.bypass, prompt.scores = True, PromptScores(composition, request.sampling.prompt_logprobs)
         for sequence in sequences:
             sequence.keep = self.turns.begin() if request.keep else None
             if grammar is not None:
@@ -275,6 +278,7 @@ class DecodeService(decode_pb2_grpc.DecodeServiceServicer):
             served, composition, messages.max_tokens_in(request.sampling), messages.MAX_TOKENS_DEFAULT
         )
         params = messages.sampling_in(request.sampling, max_tokens, served.vocabulary, served.eos_token_ids)
+        messages.check_prompt_logprobs(request.sampling, composition.prompt_tokens)
         stops = frozenset(token for token in params.stops_at(served.eos_token_ids) if token < served.vocabulary)
         if request.cache_use != decode_pb2.CACHE_USE_BYPASS:
             self.resolver.note_use(composition)
@@ -294,7 +298,7 @@ class DecodeService(decode_pb2_grpc.DecodeServiceServicer):
 
     def _complete(self, sequence: Sequence, reason: FinishReason, tokens: int) -> decode_pb2.Complete:
         chat = sequence.composition.chat
-        return decode_pb2.Complete(
+        complete = decode_pb2.Complete(
             chat=None if chat is None else chat_out(chat),
             request_id=sequence.request_id,
             finish_reason=reason.value,
@@ -305,13 +309,15 @@ class DecodeService(decode_pb2_grpc.DecodeServiceServicer):
             model_name=self.model_name,
             index=sequence.answer,
         )
+        messages.note_prompt_logprobs(complete, sequence, self._codec.token_bytes)
+        return complete
 
     # -- the other RPCs -----------------------------------------------------------------------------
     async def Explain(self, request: decode_pb2.GenerateRequest, context: Context) -> decode_pb2.ExplainResponse:
         adopt_request_id(context, request.request_id)
         salt = self._caller(request, context).salt
         composition = await self._resolve(request, salt, lambda composition: composition)
-        bypass = request.cache_use == decode_pb2.CACHE_USE_BYPASS
+        bypass = messages.computes_anew(request)
         found: Explanation = await asyncio.to_thread(explain, self.worker, self.store, composition, bypass=bypass)
         return decode_pb2.ExplainResponse(
             prompt_tokens=composition.prompt_tokens,
