@@ -17,6 +17,7 @@ from gateway.api.fields import Fields
 from gateway.api.messages import read_messages, with_documents
 from gateway.api.sampling import UINT32_MAX, sampling_options
 from gateway.api.streaming import Streaming, read_streaming
+from gateway.api.tools import only_one, read_grammar, read_response_format, read_tools
 from gateway.errors import invalid
 from gateway.streams import DONE, Events, EventStream, unless_gone
 
@@ -62,9 +63,11 @@ def read_chat(fields: Fields) -> ChatRequest:
     """The request in a body's JSON. Raises ``HttpError``."""
     model, messages = fields.required("model"), read_messages(fields)
     given = extension_of(fields)
-    extension, chat = read_extension(given), read_chat_options(given)
+    extension = read_extension(given)
+    chat: ChatOptions = {**read_chat_options(given), **read_tools(fields)}
+    grammar = only_one(read_response_format(fields, "response_format"), read_grammar(given))
     given.end()
-    options: GenerateOptions = {**sampling_options(fields), **extension.options}
+    options: GenerateOptions = {**sampling_options(fields), **extension.options, "grammar": grammar}
     short, long = fields.integer("max_tokens", 1, UINT32_MAX), fields.integer("max_completion_tokens", 1, UINT32_MAX)
     if short is not None and long is not None and short != long:
         raise invalid("max_tokens", "differs from max_completion_tokens; give one of them")
@@ -77,10 +80,6 @@ def read_chat(fields: Fields) -> ChatRequest:
     if options["top_logprobs"] and not options["logprobs"]:
         raise invalid("top_logprobs", "needs logprobs: true")
     streaming = read_streaming(fields)
-    fields.only("response_format", {"type": "text"}, why="is not served yet")
-    fields.only("tools", [], why="is not served yet")
-    fields.only("tool_choice", "none", "auto", why="is not served yet")
-    fields.harmless("parallel_tool_calls")
     fields.only("store", False, why="nothing is stored; leave it out")
     fields.only("service_tier", "auto", "default", why="there is one tier; leave it out")
     fields.only("modalities", ["text"], why="only text is served")

@@ -6,12 +6,27 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from cairn import Delta, Result
+from cairn import Delta, Result, ToolCall
+from cairn.client.types import ToolCallDelta
 from gateway.api.extension import report
 from gateway.api.logprobs import chat_logprobs
 from gateway.api.streaming import Streaming
 from gateway.api.usage import usage
 from gateway.streams import event
+
+
+def tool_call(call: ToolCall) -> dict[str, Any]:
+    """A whole call as a message has it."""
+    return {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
+
+
+def _more_of(call: ToolCallDelta) -> dict[str, Any]:
+    """A delta of a call: who it is with the first, arguments with all."""
+    function: dict[str, Any] = {"arguments": call.arguments}
+    if call.name:
+        function["name"] = call.name
+    begins = {"id": call.id, "type": "function"} if call.id else {}
+    return {"index": call.index, **begins, "function": function}
 
 
 class ChatReply:
@@ -33,7 +48,12 @@ class ChatReply:
         told = None
         if self._logprobs:
             told = chat_logprobs(result.token_ids, result.logprobs, result.top_logprobs, result.token_bytes)
-        message = {"role": "assistant", "content": result.text, "refusal": None}
+        message: dict[str, Any] = {"role": "assistant", "content": result.text, "refusal": None}
+        if result.reasoning:
+            message["reasoning_content"] = result.reasoning
+        if result.tool_calls:
+            message["content"] = result.text or None
+            message["tool_calls"] = [tool_call(call) for call in result.tool_calls]
         return {"index": result.index, "message": message, "logprobs": told, "finish_reason": result.finish_reason}
 
     def delta(self, delta: Delta) -> list[str]:
@@ -42,8 +62,15 @@ class ChatReply:
         told = None
         if self._logprobs and delta.token_ids:
             told = chat_logprobs(delta.token_ids, delta.logprobs, delta.top_logprobs, delta.token_bytes)
-        if delta.text or told is not None:
-            chunks.append(self._chunk(delta.index, {"content": delta.text}, logprobs=told))
+        brought: dict[str, Any] = {}
+        if delta.reasoning:
+            brought["reasoning_content"] = delta.reasoning
+        if delta.text or (told is not None and not delta.reasoning and not delta.tool_calls):
+            brought["content"] = delta.text
+        if delta.tool_calls:
+            brought["tool_calls"] = [_more_of(call) for call in delta.tool_calls]
+        if brought or told is not None:
+            chunks.append(self._chunk(delta.index, brought, logprobs=told))
         return chunks
 
     def ending(self, results: Sequence[Result]) -> list[str]:

@@ -19,6 +19,7 @@ from gateway.api.fields import Fields
 from gateway.api.prompts import Prompt, document_segments, query, read_prompts
 from gateway.api.sampling import UINT32_MAX, sampling_options
 from gateway.api.streaming import Streaming, read_streaming
+from gateway.api.tools import read_grammar
 from gateway.errors import invalid
 from gateway.streams import DONE, Events, EventStream, unless_gone
 
@@ -63,9 +64,9 @@ def read_completion(fields: Fields) -> CompletionRequest:
     """The request in a body's JSON. Raises ``HttpError``."""
     model, prompts = fields.required("model"), read_prompts(fields)
     given = extension_of(fields)
-    extension = read_extension(given)
+    extension, grammar = read_extension(given), read_grammar(given)
     given.end()
-    options: GenerateOptions = {**sampling_options(fields), **extension.options}
+    options: GenerateOptions = {**sampling_options(fields), **extension.options, "grammar": grammar}
     most = fields.integer("max_tokens", 1, UINT32_MAX)
     options["max_tokens"] = MAX_TOKENS if most is None else most
     top = fields.integer("logprobs", 0, LOGPROBS_MAX)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import re
 from typing import Any
 
+import jsonschema
 import openai
 import pytest
 
@@ -184,3 +187,24 @@ def test_chunks_over_http(served: Served, client: Any) -> None:
         with pytest.raises(openai.APIStatusError) as refused:
             client.post(path, body=body, cast_to=object)
         assert refused.value.status_code in (400, 403) and refused.value.param in (param, "shared")
+
+
+def test_structured_output(client: Any) -> None:
+    schema = {
+        "type": "object",
+        "properties": {"name": {"type": "string", "maxLength": 12}, "old": {"type": "boolean"}},
+        "required": ["name", "old"],
+        "additionalProperties": False,
+    }
+    asked = {"model": "fable", "messages": [QUESTION], "max_tokens": 200, "seed": 3}
+    wanted = {"type": "json_schema", "json_schema": {"name": "town", "schema": schema, "strict": True}}
+    for format in (wanted, {"type": "json_object"}):
+        done = client.chat.completions.create(**asked, response_format=format)
+        assert done.choices[0].finish_reason == "stop"
+        jsonschema.validate(json.loads(done.choices[0].message.content), schema if format is wanted else {})
+    done = client.chat.completions.create(**asked, extra_body={"cairn": {"grammar": {"regex": "[ab]{3}-[0-9]+x"}}})
+    assert re.fullmatch("[ab]{3}-[0-9]+x", done.choices[0].message.content)
+    wrong = {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "nothing"}}}
+    with pytest.raises(openai.BadRequestError) as refused:
+        client.chat.completions.create(**asked, response_format=wrong)
+    assert "grammar" in refused.value.message or "schema" in refused.value.message
