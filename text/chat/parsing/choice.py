@@ -8,10 +8,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from text.chat.parsing.form_parser import FormParser
-from text.chat.parsing.forms import form_of
+from text.chat.parsing.forms import HERMES, QWEN_CODER, form_of
 from text.chat.parsing.parts import ReplyParser
 from text.chat.parsing.template_parser import TemplateParser, load_template
+from text.chat.parsing.writing import Writing, calls_grammar, parameters_of
 from text.chat.parsing.xml_calls import schemas_of
+from text.errors import TextRefused
 
 log = logging.getLogger(__name__)
 
@@ -22,7 +24,10 @@ class AnswerReader:
     def __init__(self, tokenizer: Any) -> None:
         """``tokenizer`` is one of transformers, or None."""
         self._template = _response_template(tokenizer)
-        self.form = form_of(_chat_template(tokenizer), _added_tokens(tokenizer))
+        source, added = _chat_template(tokenizer), _added_tokens(tokenizer)
+        self.form = form_of(source, added)
+        self._special = _special_tokens(tokenizer)
+        self._thinks = [tags for tags in self.form.reasoning.items() if tags[0] in source or tags[0] in added]
 
     @property
     def name(self) -> str:
@@ -37,9 +42,41 @@ class AnswerReader:
         schemas = schemas_of(tools) if tools else None
         if self._template is not None:
             return TemplateParser(self._template, schemas, opening, begun)
+        return FormParser(self.form, schemas, self._begun_reasoning(opening + begun))
+
+    def calls_grammar(
+        self, tools: Sequence[Mapping[str, Any]], *, many: bool, opening: str = "", begun: str = ""
+    ) -> str:
+        """Lark of an answer that calls one of ``tools``, or several with ``many``; reasoning may come before.
+
+        Raises ``TextRefused`` where it is not known how calls are written.
+        """
+        writing = self.form.writing if self._template is None else self._template_writing()
+        if writing is None:
+            raise TextRefused("how this model writes tool calls cannot be said by a grammar")
         opened = opening + begun
+        reasoning = None
+        if ends := self._begun_reasoning(opened):
+            reasoning = "", ends
+        elif self._thinks and self._thinks[0][1] not in opened:
+            reasoning = self._thinks[0]
+        named = [(str(tool.get("function", tool)["name"]), parameters_of(tool)) for tool in tools]
+        return calls_grammar(writing, named, self._special, many=many, reasoning=reasoning)
+
+    def _begun_reasoning(self, opened: str) -> str:
+        """What ends the reasoning that the prompt has begun; "" if it has not."""
         begins, ends = max(self.form.reasoning.items(), key=lambda tags: opened.rfind(tags[0]))
-        return FormParser(self.form, schemas, ends if opened.rfind(begins) > opened.rfind(ends) else "")
+        return ends if opened.rfind(begins) > opened.rfind(ends) else ""
+
+    def _template_writing(self) -> Writing | None:
+        """A way to write calls that the tokenizer's own template reads."""
+        for form, written in _WRITTEN:
+            parser = TemplateParser(self._template, {})
+            parser.push(written)
+            parser.flush()
+            if parser.calls == 1:
+                return form.writing
+        return None
 
     def words(self) -> str:
         """All that a parser looks for, so that what is in it is not left out of the text that it is given."""
@@ -47,6 +84,12 @@ class AnswerReader:
             return "\n".join(self.form.tags)
         edges = [edge for region in self._template.fields.values() for edge in (region.open_re, region.close_re)]
         return "\n".join(re.sub(r"\\(\W)", r"\1", edge.pattern) for edge in edges if edge is not None)
+
+
+_WRITTEN = (
+    (HERMES, '<tool_call>\n{"name": "f", "arguments": {}}\n</tool_call>'),
+    (QWEN_CODER, "<tool_call>\n<function=f>\n</function>\n</tool_call>"),
+)
 
 
 def _response_template(tokenizer: Any) -> Any:
@@ -65,3 +108,10 @@ def _chat_template(tokenizer: Any) -> str:
 
 def _added_tokens(tokenizer: Any) -> dict[str, Any]:
     return {} if tokenizer is None else dict(tokenizer.get_added_vocab())
+
+
+def _special_tokens(tokenizer: Any) -> dict[str, int]:
+    if tokenizer is None:
+        return {}
+    added = tokenizer.backend_tokenizer.get_added_tokens_decoder()
+    return {token.content: index for index, token in added.items() if token.special}

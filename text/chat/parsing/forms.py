@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias
 
 from text.chat.parsing.calls import Calls, call_id, mistral_id
 from text.chat.parsing.json_calls import read_arguments, read_call
 from text.chat.parsing.pythonic_calls import read_calls
 from text.chat.parsing.scan import Broken, Reading, Scan
+from text.chat.parsing.writing import (
+    Frame,
+    Writing,
+    json_call,
+    member_call,
+    named_call,
+    numbered_call,
+    python_call,
+)
 from text.chat.parsing.xml_calls import Schemas, read_arg_pairs, read_function
 
 NAME_MAX = 256  # characters
@@ -31,6 +40,7 @@ class Form:
     reasoning: Mapping[str, str] = field(default_factory=lambda: {"<think>": "</think>"})
     layout: tuple[str, ...] = ()
     closers: tuple[str, ...] = ()  # what else its readers look for
+    writing: Writing | None = None  # of calls; None: none that a grammar could say
     make_id: Callable[[], str] = call_id
 
     @property
@@ -172,36 +182,90 @@ def _python_tag(scan: Scan) -> Reading[None]:
         yield from scan.space()
 
 
-HERMES = Form("hermes", {"<tool_call>": _hermes}, closers=("</tool_call>",))
-QWEN_CODER = Form("qwen-coder", {"<tool_call>": _hermes, "<function=": _bare_function}, closers=("</tool_call>",))
+HERMES = Form(
+    "hermes",
+    {"<tool_call>": _hermes},
+    closers=("</tool_call>",),
+    writing=Writing(json_call("<tool_call>\n", "\n</tool_call>"), Frame(between="\n")),
+)
+QWEN_CODER = Form(
+    "qwen-coder",
+    {"<tool_call>": _hermes, "<function=": _bare_function},
+    closers=("</tool_call>",),
+    writing=Writing(
+        member_call(
+            "<tool_call>\n<function={}>\n",
+            ("<parameter=", ">"),
+            ("\n", "\n</parameter>\n"),
+            "</function>\n</tool_call>",
+        ),
+        Frame(between="\n"),
+    ),
+)
 GLM = Form(
     "glm",
     {"<tool_call>": _glm},
     closers=("</tool_call>", "<arg_key>", "</arg_key>", "<arg_value>", "</arg_value>"),
+    writing=Writing(
+        member_call(
+            "<tool_call>{}\n", ("<arg_key>", "</arg_key>\n"), ("<arg_value>", "</arg_value>\n"), "</tool_call>"
+        ),
+        Frame(between="\n"),
+    ),
 )
 MISTRAL = Form(
     "mistral",
     {"[TOOL_CALLS]": _mistral},
     reasoning={"[THINK]": "[/THINK]", "<think>": "</think>"},
     closers=("[ARGS]", "[CALL_ID]"),
+    writing=Writing(json_call("", ""), Frame("[TOOL_CALLS][", ", ", "]")),
     make_id=mistral_id,
 )
-BAR_LIST = Form("list behind <|tool_call|>", {"<|tool_call|>": _list_with_closer}, closers=("<|/tool_call|>",))
+MISTRAL_NAMED = replace(MISTRAL, name="mistral-named", writing=Writing(named_call("[TOOL_CALLS]", "[ARGS]", "")))
+BAR_LIST = Form(
+    "list behind <|tool_call|>",
+    {"<|tool_call|>": _list_with_closer},
+    closers=("<|/tool_call|>",),
+    writing=Writing(json_call("", ""), Frame("<|tool_call|>[", ", ", "]")),
+)
+_DEEPSEEK_AROUND = ("<｜tool▁calls▁begin｜>", "<｜tool▁calls▁end｜>")
 DEEPSEEK = Form(
     "deepseek",
     {"<｜tool▁call▁begin｜>": _deepseek},
-    layout=("<｜tool▁calls▁begin｜>", "<｜tool▁calls▁end｜>"),
+    layout=_DEEPSEEK_AROUND,
     closers=("<｜tool▁sep｜>", "<｜tool▁call▁end｜>"),
+    writing=Writing(
+        named_call("<｜tool▁call▁begin｜>function<｜tool▁sep｜>", "\n```json\n", "\n```<｜tool▁call▁end｜>"),
+        Frame(_DEEPSEEK_AROUND[0], "\n", _DEEPSEEK_AROUND[1]),
+    ),
 )
+DEEPSEEK_NAMED = replace(
+    DEEPSEEK,
+    name="deepseek-named",
+    writing=Writing(
+        named_call("<｜tool▁call▁begin｜>", "<｜tool▁sep｜>", "<｜tool▁call▁end｜>"),
+        Frame(_DEEPSEEK_AROUND[0], "", _DEEPSEEK_AROUND[1]),
+    ),
+)
+_KIMI_AROUND = ("<|tool_calls_section_begin|>", "<|tool_calls_section_end|>")
 KIMI = Form(
     "kimi",
     {"<|tool_call_begin|>": _kimi},
-    layout=("<|tool_calls_section_begin|>", "<|tool_calls_section_end|>"),
+    layout=_KIMI_AROUND,
     closers=("<|tool_call_argument_begin|>", "<|tool_call_end|>"),
+    writing=Writing(numbered_call, Frame(_KIMI_AROUND[0], "", _KIMI_AROUND[1])),
 )
-LLAMA_JSON = Form("llama-json", first=_llama_json, closers=("<|python_tag|>",))
+LLAMA_JSON = Form(
+    "llama-json",
+    first=_llama_json,
+    closers=("<|python_tag|>",),
+    writing=Writing(json_call("", "", "parameters"), Frame(between="; ")),
+)
 LLAMA_PYTHON = Form(
-    "llama-python", first=_llama_python, closers=("<|python_tag|>", "<|python_start|>", "<|python_end|>")
+    "llama-python",
+    first=_llama_python,
+    closers=("<|python_tag|>", "<|python_start|>", "<|python_end|>"),
+    writing=Writing(python_call, Frame("[", ", ", "]")),
 )
 
 
@@ -212,9 +276,9 @@ def form_of(template: str, vocabulary: Mapping[str, Any]) -> Form:
         return any(tag in template or tag in vocabulary for tag in tags)
 
     if says("[TOOL_CALLS]"):
-        return MISTRAL
+        return MISTRAL_NAMED if says("[ARGS]") else MISTRAL
     if says("<｜tool▁call▁begin｜>"):
-        return DEEPSEEK
+        return DEEPSEEK if "```json" in template or "<｜tool▁sep｜>" not in template else DEEPSEEK_NAMED
     if says("<|tool_call_begin|>"):
         return KIMI
     if "<tool_call>" in template:
