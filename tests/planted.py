@@ -28,7 +28,7 @@ CHAT_TEMPLATE = (
     "~ '</tool_call>' -}}{%- endfor -%}"
     "{{- '<end>' -}}{%- endfor -%}"
     "{%- if add_generation_prompt -%}{{- '<|assistant|>' -}}"
-    "{%- if think -%}{{- '<think>\n' -}}{%- endif -%}"
+    "{%- if think -%}{{- '<think>\n' -}}{%- endif -%}{%- if thought -%}{{- '<think>\n\n</think>' -}}{%- endif -%}"
     "{%- if script -%}{{- '<script ' ~ script ~ '>' -}}{%- endif -%}{%- endif -%}"
 )
 HIDDEN = 96

@@ -155,6 +155,8 @@ SEEN_BY = {
     "engine/served.py": "tests/engine/test_oracle.py",
     "cairn/cli/archives.py": "tests/cairn/cli/commands/test_store.py",
     "gateway": "tests/gateway/test_gateway.py",
+    "text/chat/parsing": "tests/text/chat/parsing/test_forms.py",
+    "decode_service/api/tool_choice.py": "tests/decode_service/test_tools.py",
     "decode_service/kv_source/fetch.py": "tests/decode_service/kv_source/test_fetcher.py",
 }
 

@@ -107,18 +107,6 @@ class TextCodec:
         """Whether text can be encoded and decoded at all."""
         return self._backend is not None
 
-    def special_pieces(self, text: str) -> list[tuple[str, int | None]]:
-        """``text`` cut at the special tokens that are written in it, each with its id. Raises ``TextRefused``."""
-        if self._backend is None:
-            self._refuse_text()
-        added = self._backend.get_added_tokens_decoder()
-        ids = {token.content: index for index, token in added.items() if token.special}
-        if not ids:
-            return [(text, None)] if text else []
-        longest_first = sorted(ids, key=len, reverse=True)
-        pieces = re.split(f"({'|'.join(map(re.escape, longest_first))})", text)
-        return [(piece, ids.get(piece)) for piece in pieces if piece]
-
     def for_grammars(self) -> tuple[str, int, frozenset[int]]:
         """The tokenizer as JSON, how many ids it has (the largest + 1), and those that are special.
 

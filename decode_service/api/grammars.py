@@ -26,6 +26,15 @@ async def compiled(compiler: GrammarCompiler, request: decode_pb2.GenerateReques
     if form == "json_object" and not request.grammar.json_object:
         raise InvalidRequest("is false", field="grammar.json_object", remedy="leave the grammar out")
     source = "" if form == "json_object" else str(getattr(request.grammar, form))
+    return await _compiled(compiler, form, source, owner, f"grammar.{form}")
+
+
+async def compiled_calls(compiler: GrammarCompiler, source: str, owner: str) -> Compiled:
+    """The grammar of an answer that calls tools, from its Lark. Raises as ``compiled`` does."""
+    return await _compiled(compiler, "lark", source, owner, "chat.tools")
+
+
+async def _compiled(compiler: GrammarCompiler, form: Form, source: str, owner: str, field: str) -> Compiled:
     future: Future[Compiled] | None = None
     try:
         future = compiler.begin(form, source, owner=owner)
@@ -33,12 +42,12 @@ async def compiled(compiler: GrammarCompiler, request: decode_pb2.GenerateReques
     except TimeoutError:
         assert future is not None
         late = compiler.late(future)
-        raise _refusal(form, late) from None
+        raise _refusal(field, late) from None
     except (TextRefused, TextBusy) as error:
-        raise _refusal(form, error) from None
+        raise _refusal(field, error) from None
 
 
-def _refusal(form: Form, error: TextRefused | TextBusy) -> InvalidRequest | Overloaded:
+def _refusal(field: str, error: TextRefused | TextBusy) -> InvalidRequest | Overloaded:
     if isinstance(error, TextBusy):
-        return Overloaded(str(error), field="grammar", remedy="try later", retry_after_s=RETRY_AFTER_S)
-    return InvalidRequest(str(error), field=f"grammar.{form}")
+        return Overloaded(str(error), field=field, remedy="try later", retry_after_s=RETRY_AFTER_S)
+    return InvalidRequest(str(error), field=field)

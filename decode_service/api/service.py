@@ -22,7 +22,7 @@ from decode_service.api.chat_in import chat_in, chat_out, check_either
 from decode_service.api.explain import Explanation, explain
 from decode_service.api.mailbox import Mailbox, deliver_in
 from decode_service.api.replies import Replies
-from decode_service.api.tool_choice import reply_parser
+from decode_service.api.tool_choice import calls_source, check_forced, forces_call, reply_parser
 from decode_service.kept import Kept
 from decode_service.prompt.chat import ChatComposer
 from decode_service.prompt.composition import Composition, answer_tokens
@@ -227,6 +227,9 @@ class DecodeService(decode_pb2_grpc.DecodeServiceServicer):
         composition, sampling = await self._resolve(
             request, caller.salt, lambda composition: self._sampling(request, composition)
         )
+        if composition.chat is not None and forces_call(request.chat):
+            source = await asyncio.to_thread(calls_source, request.chat, composition.chat, self._codec.answers)
+            grammar = await grammars.compiled_calls(self.grammars, source, caller.tenant)
         clock.measured_ns["tokenize"] = time.monotonic_ns() - clock.arrived
         answers = messages.answers_in(request.sampling)
         mailbox = Mailbox(answers)
@@ -252,6 +255,7 @@ class DecodeService(decode_pb2_grpc.DecodeServiceServicer):
         messages.check_sampling(request.sampling)
         messages.check_keep(request)
         check_either(request)
+        check_forced(request)
         served = self.resolver.served
         budget = ContentBudget(served.context_length_max, limit=str(served.limit()))
         chat = chat_in(request.chat, budget) if request.HasField("chat") else None
@@ -284,7 +288,9 @@ class DecodeService(decode_pb2_grpc.DecodeServiceServicer):
             self.resolver.note_use(composition)
         # Else nobody counts the prompt's tokens.
         prompt = composition.token_ids() if params.repetition_penalty != 1.0 else ()
-        return composition, SamplingRequest(params, prompt, stops, masked=request.HasField("grammar"))
+        return composition, SamplingRequest(
+            params, prompt, stops, masked=request.HasField("grammar") or forces_call(request.chat)
+        )
 
     @contextmanager
     def _within_timeout(self, mailbox: Mailbox) -> Iterator[None]:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 import cairn
-from cairn import Delta, Result
+from cairn import Delta, Grammar, Result
 from tests.decode_service.models import loaded
 from tests.decode_service.pair import Pair, pair
 from tests.planted import planted_model_dir
@@ -27,14 +30,32 @@ SCRIPTS = {
     "half": ['<tool_call>{"name": "time", "arg', 'uments": {"zone": ', '"UTC, '],
     "plain": ["No ", "tools ", "here."],
 }  # fmt: skip
+FORCED = {
+    "one": [
+        *("<think>", "Let ", "me.", "</think>", "\n\n", "<tool_call>", '\n{"name": "get_weather", '),
+        *('"arguments": {"city"', ': "Paris 🍵"', "}}\n", "</tool_call>", "Bye."),
+    ],
+}
 PARIS = ("get_weather", '{"city": "Paris 🍵"}')
 USER = {"role": "user", "content": "What weather?"}
 
 
+def serving(scripts: dict[str, list[str]], place: Path) -> AbstractContextManager[Pair]:
+    folder = planted_model_dir(place / "model", scripts, special=SPECIAL)
+    return pair(loaded(folder, "prefill"), loaded(folder, "decode"), place / "store")
+
+
 @pytest.fixture(scope="module")
 def services(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
-    folder = planted_model_dir(tmp_path_factory.mktemp("planted") / "model", SCRIPTS, special=SPECIAL)
-    with pair(loaded(folder, "prefill"), loaded(folder, "decode"), tmp_path_factory.mktemp("tools")) as running:
+    with serving(SCRIPTS, tmp_path_factory.mktemp("tools")) as running:
+        yield running
+        running.check_idle()
+
+
+@pytest.fixture(scope="module")
+def forced(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
+    """Of a model whose calls go on as no grammar of calls would."""
+    with serving(FORCED, tmp_path_factory.mktemp("forced")) as running:
         yield running
         running.check_idle()
 
@@ -149,8 +170,70 @@ def test_a_kept_answer_with_calls_goes_on_as_it_was_generated(services: Pair) ->
     [
         ({"tool_choice": "wizardry"}, "chat.tool_choice: no tool is named 'wizardry'"),
         ({"tool_choice": "required", "tools": ()}, "chat.tool_choice: 'required' needs tools"),
+        (
+            {"tool_choice": "required", "grammar": Grammar.regex("a")},
+            "grammar: chat.tool_choice 'required' says already",
+        ),
+        (
+            {"tool_choice": "required", "tools": [TOOLS[0], {"name": "f", "parameters": {"not": {}}}]},
+            r"chat.tools\[1\].function.parameters: at /not",
+        ),
+        ({"tool_choice": "a b", "tools": [{"name": "a b"}]}, r"chat.tools\[0\].function.name"),
     ],
 )
 def test_choices_that_no_answer_could_follow_are_refused(services: Pair, options: dict[str, Any], says: str) -> None:
     with pytest.raises(cairn.InvalidRequest, match=says):
         chat(services, "plain", **options)
+
+
+TOWN = {"type": "object", "properties": {"town": {"enum": ["Tarn", "Crystalton"]}}, "required": ["town"]}
+CLOSED: list[dict[str, Any]] = [
+    {"type": "function", "function": {"name": "look", "parameters": {**TOWN, "additionalProperties": False}}},
+    {"type": "function", "function": {"name": "time", "parameters": {"additionalProperties": False}}},
+]
+THOUGHT = {"thought": True}
+CALLED = {"look": [{"town": "Tarn"}, {"town": "Crystalton"}], "time": [{}]}
+
+
+@pytest.mark.parametrize(
+    ("options", "names", "most"),
+    [
+        ({"tool_choice": "required"}, {"look", "time"}, 1),
+        ({"tool_choice": "required", "parallel_tool_calls": True}, {"look", "time"}, 16),
+        ({"tool_choice": "look"}, {"look"}, 1),
+        ({"tool_choice": "time", "parallel_tool_calls": True}, {"time"}, 1),
+    ],
+)
+def test_answers_that_must_call_tools(forced: Pair, options: dict[str, Any], names: set[str], most: int) -> None:
+    """Whatever the model would say: drawn evenly, with what it would think left out by the template."""
+    found = []
+    for seed in range(4):
+        _, result = chat(
+            forced,
+            "",
+            tools=CLOSED,
+            temperature=100.0,
+            seed=seed,
+            max_tokens=600,
+            arguments=THOUGHT,
+            **options,
+        )
+        assert result.finish_reason == "tool_calls" and (result.text, result.reasoning) == ("", "")
+        assert result.chat is not None and not result.chat.tool_calls_broken
+        assert 1 <= len(result.tool_calls) <= most
+        for name, arguments in called(result):
+            assert json.loads(arguments) in CALLED[name]
+            found.append(name)
+    assert set(found) <= names
+    assert most == 1 or (set(found) == names and len(found) > 4)
+
+
+def test_a_model_that_would_call_is_not_changed_by_having_to(forced: Pair) -> None:
+    """It may think before; its words behind are not what a call is."""
+    _, result = chat(forced, "one", tool_choice="required")
+    assert (result.reasoning, called(result)) == ("Let me.", [PARIS]) and result.finish_reason == "tool_calls"
+
+
+def test_unparsed_the_calls_that_must_come_are_text(forced: Pair) -> None:
+    _, result = chat(forced, "one", tool_choice="get_weather", parse=False, keep_special_tokens=True)
+    assert '"arguments": {"city": "Paris 🍵"}}' in result.text and not result.tool_calls

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 CALLS_MAX = 16
+_META = "\\.+*?()|[]{}^$/"  # of regular expressions
 ANY_OBJECT: Mapping[str, Any] = {"type": "object"}
 
 
@@ -37,7 +38,19 @@ class Lark:
     def words(self, text: str) -> str:
         """Exactly this text; "" stands for nothing."""
         pieces = self._pattern.split(text) if self._pattern else [text]
-        return " ".join(f"<[{self._special[p]}]>" if p in self._special else json.dumps(p) for p in pieces if p)
+        return " ".join(map(self._piece, filter(None, pieces)))
+
+    def _piece(self, piece: str) -> str:
+        known = self._special.get(piece)
+        return json.dumps(piece, ensure_ascii=False) if known is None else f"<[{known}]>"
+
+    def words_up_to(self, end: str) -> str:
+        """Words without ``<``, and ``end``: one expression, for it would not be seen where words could go on."""
+        pieces = list(filter(None, self._pattern.split(end) if self._pattern else [end]))
+        if pieces[0] not in self._special and pieces[0].strip():
+            closing = "".join({"\n": "\\n"}.get(c, f"\\{c}" if c in _META else c) for c in pieces.pop(0))
+            return " ".join((f"/[^<]*{closing}/", *map(self._piece, pieces)))
+        return f"/[^<]*/ {self.words(end.lstrip())}"
 
     def json(self, schema: Mapping[str, Any]) -> str:
         return f"%json {json.dumps(schema)}"
@@ -46,7 +59,7 @@ class Lark:
         """A rule: anything up to ``end``, and that."""
         if end in self._special:
             return f"{name}: /(?s:.*)/ {self.words(end)}"
-        return f"{name}[suffix={json.dumps(end)}]: /(?s:.*)/"
+        return f"{name}[suffix={json.dumps(end, ensure_ascii=False)}]: /(?s:.*)/"
 
 
 WriteCall: TypeAlias = Callable[[Lark, str, Mapping[str, Any]], str]
@@ -129,26 +142,24 @@ def member_call(before: str, key: tuple[str, str], value: tuple[str, str], after
         pieces = [lark.words(before.replace("{}", name))]
         required = schema.get("required") or ()
         for member, of in (schema.get("properties") or {}).items():
-            written = " ".join(
-                (lark.words(key[0] + member + key[1] + value[0]), _member(lark, of, schema), lark.words(value[1]))
-            )
+            written = f"{lark.words(key[0] + member + key[1] + value[0])} {_member(lark, of, schema, value[1])}"
             pieces.append(f"({written})" + ("" if member in required else "?"))
         return " ".join((*pieces, lark.words(after)))
 
     return write
 
 
-def _member(lark: Lark, schema: Any, whole: Mapping[str, Any]) -> str:
-    """The value of one argument: words where its schema is a string's, else JSON."""
-    if not isinstance(schema, Mapping):
-        return lark.json({})
-    choices = [schema["const"]] if "const" in schema else schema.get("enum")
-    if isinstance(choices, list) and choices and all(isinstance(choice, str) for choice in choices):
-        return "(" + " | ".join(lark.words(choice) for choice in choices if choice) + ")"
-    types = schema.get("type", "string" if not {"anyOf", "oneOf", "allOf", "$ref"} & schema.keys() else None)
+def _member(lark: Lark, schema: Any, whole: Mapping[str, Any], end: str) -> str:
+    """The value of one argument and ``end``: words where its schema is a string's, else JSON."""
+    of: Mapping[str, Any] = schema if isinstance(schema, Mapping) else {}
+    choices = [of["const"]] if "const" in of else of.get("enum")
+    if isinstance(choices, list) and choices and all(isinstance(choice, str) and choice for choice in choices):
+        return f"({' | '.join(map(lark.words, choices))}) {lark.words(end)}"
+    typed = isinstance(schema, Mapping) and not {"anyOf", "oneOf", "allOf", "$ref"} & of.keys()
+    types = of.get("type", "string" if typed else "")
     if types == "string" or (isinstance(types, list) and "string" in types):
-        return "/[^<]*/"
-    return lark.json(_with_defs(schema, whole))
+        return lark.words_up_to(end)
+    return f"{lark.json(_with_defs(of, whole))} {lark.words(end)}"
 
 
 def python_call(lark: Lark, name: str, schema: Mapping[str, Any]) -> str:
