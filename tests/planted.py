@@ -21,6 +21,7 @@ CHAT_TEMPLATE = (
     "{%- if tools -%}{{- '<|system|>' -}}"
     "{%- for tool in tools -%}{{- tool | tojson -}}{%- endfor -%}{{- '<end>' -}}{%- endif -%}"
     "{%- for message in messages -%}{{- '<|' ~ ('document' if message.role == 'tool' else message.role) ~ '|>' -}}"
+    "{%- if script and message.role == 'assistant' -%}{{- '<script ' ~ script ~ '>' -}}{%- endif -%}"
     "{%- if message.reasoning_content -%}{{- '<think>' ~ message.reasoning_content ~ '</think>' -}}{%- endif -%}"
     "{{- message.content -}}"
     "{%- for call in message.tool_calls or [] -%}{{- '<tool_call>' ~ "
