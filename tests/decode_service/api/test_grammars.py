@@ -40,7 +40,7 @@ def test_too_many_are_overloaded_and_too_slow_ones_invalid(monkeypatch: pytest.M
     def full(*_: Any, **__: Any) -> Any:
         raise TextBusy("32 grammars are being compiled")
 
-    with pytest.raises(Overloaded, match="grammar.regex: 32 grammars") as caught:
+    with pytest.raises(Overloaded, match=r"grammar\.regex: 32 grammars") as caught:
         run(SimpleNamespace(begin=full), regex="a")
     assert caught.value.retry_after_s
     monkeypatch.setattr(grammars, "WAIT_S", 0.01)
