@@ -192,7 +192,7 @@ CLOSED: list[dict[str, Any]] = [
     {"type": "function", "function": {"name": "time", "parameters": {"additionalProperties": False}}},
 ]
 THOUGHT = {"thought": True}
-CALLED = {"look": [{"town": "Tarn"}, {"town": "Crystalton"}], "time": [{}]}
+CALLED: dict[str, list[Any]] = {"look": [{"town": "Tarn"}, {"town": "Crystalton"}], "time": [{}]}
 
 
 @pytest.mark.parametrize(
