@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter as TimesOf
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from functools import partial
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
@@ -23,6 +24,15 @@ from serving.trace.stages import StageClock
 BATCH_BUCKETS = (1.0, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0, 16.0, 24.0, 32.0, 48.0, 64.0, 96.0, 128.0, 256.0, 512.0)
 
 
+@dataclass(frozen=True)
+class Steps:
+    """Steps in which somebody decoded, the KV bytes that they read, and would have read without sharing."""
+
+    steps: int = 0
+    nbytes_read: int = 0
+    nbytes_flat: int = 0
+
+
 class DecodeMetrics:
     """Counters and histograms in a registry of its own; ``watch_worker`` adds gauges that are read when scraped."""
 
@@ -31,6 +41,7 @@ class DecodeMetrics:
         self._model = model_name
         self._token_nbytes = token_nbytes
         self._last_token: dict[int, float] = {}
+        self.steps = Steps()
 
         def counter(name: str, text: str, *labels: str) -> Counter:
             return Counter(f"cairn_{name}", text, ("model_name", *labels), registry=registry)
@@ -140,8 +151,11 @@ class DecodeMetrics:
 
         ``tokens_flat``: KV tokens that it would have read without sharing.
         """
-        self._bytes_read.labels(self._model).inc(plan.tokens_read * self._token_nbytes)
-        self._bytes_flat.labels(self._model).inc(tokens_flat * self._token_nbytes)
+        read, flat = plan.tokens_read * self._token_nbytes, tokens_flat * self._token_nbytes
+        done = self.steps
+        self.steps = Steps(done.steps + 1, done.nbytes_read + read, done.nbytes_flat + flat)
+        self._bytes_read.labels(self._model).inc(read)
+        self._bytes_flat.labels(self._model).inc(flat)
         self._steps.labels(self._model).inc()
         self._generated.labels(self._model).inc(len(sequences))
         self._batch.labels(self._model).observe(len(sequences))

@@ -334,8 +334,7 @@ class Scheduler:
         room = self._forwards.room(decoding=bool(decodes))
         for each in decodes:
             room.grant(each.context, each.first)
-        drawing = len(self._admitted[State.PREFILLING]) + len(self._admitted[State.DECODING])
-        return next_slices(prefilling, self._forwards, room, drawing)
+        return next_slices(prefilling, self._forwards, room)
 
     def _admit(self, now: int) -> list[Fill]:
         """Takes waiting requests in while there are places to decode; one that waits for KV takes none of them."""

@@ -1178,7 +1178,7 @@ Global___GetLoadsRequest: _TypeAlias = GetLoadsRequest  # noqa: Y015
 @_typing.final
 class GetLoadsResponse(_message.Message):
     """For a token with a salt `running` and `waiting` are the tenant's own, and what the others use is left out (0):
-    `pages_free`, `pages_chunks`, `pages_tails`, `chunks_resident`. Admin tokens, and those without a salt, see all.
+    `pages_free`, `pages_chunks`, `pages_tails`, `chunks_resident`, `steps` and their bytes. Admin tokens, and those without a salt, see all.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -1204,6 +1204,9 @@ class GetLoadsResponse(_message.Message):
     SAME_BITS_FIELD_NUMBER: _builtins.int
     SAME_BITS_REASON_FIELD_NUMBER: _builtins.int
     TOKENIZER_IDENTITY_FIELD_NUMBER: _builtins.int
+    STEPS_FIELD_NUMBER: _builtins.int
+    STEP_BYTES_READ_FIELD_NUMBER: _builtins.int
+    STEP_BYTES_FLAT_FIELD_NUMBER: _builtins.int
     running: _builtins.int
     waiting: _builtins.int
     waiting_max: _builtins.int
@@ -1231,6 +1234,12 @@ class GetLoadsResponse(_message.Message):
     """what was found at start, what is done for it, or why they do not"""
     tokenizer_identity: _builtins.str
     """chunk ids are made under it"""
+    steps: _builtins.int
+    """in which somebody decoded, since it started"""
+    step_bytes_read: _builtins.int
+    """KV bytes that these steps read"""
+    step_bytes_flat: _builtins.int
+    """and would have read without sharing"""
     @_builtins.property
     def modes(self) -> _containers.RepeatedCompositeFieldContainer[Global___ModeSupport]: ...
     def __init__(
@@ -1257,10 +1266,13 @@ class GetLoadsResponse(_message.Message):
         same_bits: _builtins.bool = ...,
         same_bits_reason: _builtins.str = ...,
         tokenizer_identity: _builtins.str = ...,
+        steps: _builtins.int = ...,
+        step_bytes_read: _builtins.int = ...,
+        step_bytes_flat: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch_max", b"batch_max", "chunks_resident", b"chunks_resident", "context_length_declared", b"context_length_declared", "context_length_max", b"context_length_max", "context_length_reason", b"context_length_reason", "dtype", b"dtype", "dtype_reason", b"dtype_reason", "model_identity", b"model_identity", "model_name", b"model_name", "modes", b"modes", "page_size", b"page_size", "pages_chunks", b"pages_chunks", "pages_free", b"pages_free", "pages_tails", b"pages_tails", "pages_total", b"pages_total", "running", b"running", "same_bits", b"same_bits", "same_bits_reason", b"same_bits_reason", "tokenizer_identity", b"tokenizer_identity", "waiting", b"waiting", "waiting_max", b"waiting_max"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch_max", b"batch_max", "chunks_resident", b"chunks_resident", "context_length_declared", b"context_length_declared", "context_length_max", b"context_length_max", "context_length_reason", b"context_length_reason", "dtype", b"dtype", "dtype_reason", b"dtype_reason", "model_identity", b"model_identity", "model_name", b"model_name", "modes", b"modes", "page_size", b"page_size", "pages_chunks", b"pages_chunks", "pages_free", b"pages_free", "pages_tails", b"pages_tails", "pages_total", b"pages_total", "running", b"running", "same_bits", b"same_bits", "same_bits_reason", b"same_bits_reason", "step_bytes_flat", b"step_bytes_flat", "step_bytes_read", b"step_bytes_read", "steps", b"steps", "tokenizer_identity", b"tokenizer_identity", "waiting", b"waiting", "waiting_max", b"waiting_max"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

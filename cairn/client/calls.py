@@ -43,8 +43,7 @@ class GenerateOptions(TypedDict, total=False):
     ``order="canonical"``: the service may sort neighbouring chunks of one type, so that prompts begin alike.
     ``keep`` makes the query and its answer a chunk, ``Result.kept``, for the next turn of a conversation.
     ``n`` answers to one prompt, the i-th as if it were asked for with ``seed`` + i: ``Generation.results``.
-    ``include_stop``: the stop string that ends an answer is part of its text. ``prompt_logprobs``: of each token of the
-    prompt its log-probability, and so many of the likeliest; the prompt is computed anew for that, whatever is cached.
+    ``include_stop``: the stop string that ends an answer is part of its text.
     ``grammar``: what the answer must be, such as ``Grammar.json_schema({...})``.
     """
 
@@ -74,7 +73,6 @@ class GenerateOptions(TypedDict, total=False):
     n: int
     include_stop: bool
     grammar: Grammar | None
-    prompt_logprobs: int | None
 
 
 class ChatOptions(TypedDict, total=False):

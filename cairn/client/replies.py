@@ -19,7 +19,6 @@ from cairn.client.types import (
     Kept,
     Loads,
     ModeSupport,
-    PromptLogprob,
     Replica,
     Result,
     ReuseReport,
@@ -125,7 +124,6 @@ def parse_result(complete: decode_pb2.Complete, deltas: list[Delta]) -> Result:
         top_logprobs=tuple(top for delta in deltas for top in delta.top_logprobs),
         kept=_kept(complete.kept) if complete.HasField("kept") else None,
         index=complete.index,
-        prompt_logprobs=tuple(map(_prompt_logprob, complete.prompt_logprobs)),
         chat=_chat(complete.chat) if complete.HasField("chat") else None,
         reasoning="".join(delta.reasoning for delta in deltas),
         tool_calls=tool_calls(deltas),
@@ -147,11 +145,6 @@ def tool_calls(deltas: Iterable[Delta]) -> tuple[ToolCall, ...]:
 
 def _chat(reply: decode_pb2.ChatReport) -> ChatReport:
     return ChatReport(reply.pieces, reply.turns_kept, reply.rendered_again, reply.tool_calls_broken)
-
-
-def _prompt_logprob(reply: decode_pb2.PromptLogprob) -> PromptLogprob:
-    logprob = reply.logprob if reply.HasField("logprob") else None
-    return PromptLogprob(reply.token_id, logprob, tuple(zip(reply.top.token_ids, reply.top.logprobs, strict=True)))
 
 
 def _kept(reply: decode_pb2.Kept) -> Kept:
@@ -207,7 +200,11 @@ def parse_loads(reply: decode_pb2.GetLoadsResponse) -> Loads:
     return Loads(**{name: getattr(reply, name) for name in plain}, modes=modes)
 
 
-SUMS = ("running", "waiting", "waiting_max", "batch_max", "pages_total", "pages_free", "pages_chunks", "pages_tails")
+SUMS = (
+    *("running", "waiting", "waiting_max", "batch_max"),
+    *("pages_total", "pages_free", "pages_chunks", "pages_tails", "chunks_resident"),
+    *("steps", "step_bytes_read", "step_bytes_flat"),
+)
 
 
 def loads_of_all(replicas: Iterable[Replica]) -> Loads:
@@ -215,7 +212,7 @@ def loads_of_all(replicas: Iterable[Replica]) -> Loads:
     each = tuple(replicas)
     used = [replica.loads for replica in each if replica.loads and replica.state != "differs"]
     found = used or [replica.loads for replica in each if replica.loads]
-    sums = {name: sum(getattr(loads, name) for loads in found) for name in (*SUMS, "chunks_resident")}
+    sums = {name: sum(getattr(loads, name) for loads in found) for name in SUMS}
     least = min(found, key=lambda loads: loads.context_length_max)
     same_bits = all(loads.same_bits for loads in found)
     return replace(least, **sums, same_bits=same_bits, replicas=each)

@@ -100,7 +100,6 @@ def generate_request(
     n: int = 1,
     include_stop: bool = False,
     grammar: Grammar | None = None,
-    prompt_logprobs: int | None = None,
 ) -> decode_pb2.GenerateRequest:
     """A ``GenerateRequest`` of segments or a chat; None leaves a sampling value to the service.
 
@@ -128,7 +127,6 @@ def generate_request(
         keep_special_tokens=keep_special_tokens,
         n=n if n != 1 else None,
         include_stop=include_stop,
-        prompt_logprobs=prompt_logprobs,
     )
     return decode_pb2.GenerateRequest(
         request_id=request_id or "",

@@ -195,18 +195,6 @@ class Delta:
 
 
 @dataclass(frozen=True)
-class PromptLogprob:
-    """Of one token of the prompt, under the tokens that it could attend to; None if nothing stands before it there.
-
-    ``top``: the likeliest tokens at its place, if they were asked for.
-    """
-
-    token_id: int
-    logprob: float | None
-    top: TopLogprobs = ()
-
-
-@dataclass(frozen=True)
 class Usage:
     """Token counts; ``prompt_tokens = cached_tokens + computed_tokens``."""
 
@@ -300,7 +288,6 @@ class Result:
     top_logprobs: tuple[TopLogprobs, ...] = ()
     kept: Kept | None = None
     index: int = 0
-    prompt_logprobs: tuple[PromptLogprob, ...] = ()
     chat: ChatReport | None = None
     reasoning: str = ""
     tool_calls: tuple[ToolCall, ...] = ()
@@ -378,6 +365,9 @@ class Loads:
     same_bits: bool = False
     same_bits_reason: str = ""
     tokenizer_identity: str = ""
+    steps: int = 0
+    step_bytes_read: int = 0
+    step_bytes_flat: int = 0
     replicas: tuple[Replica, ...] = field(default=())
 
 

@@ -10,7 +10,7 @@ import uuid
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import TypeVar
+from typing import Final, TypeVar
 
 from prometheus_client import CollectorRegistry
 
@@ -27,7 +27,6 @@ from decode_service.kept import Kept
 from decode_service.prompt.chat import ChatComposer
 from decode_service.prompt.composition import Composition, answer_tokens
 from decode_service.prompt.resolver import Resolver
-from decode_service.prompt.scores import PromptScores
 from decode_service.sequence import Failed, FinishReason, Sequence, Tokens
 from decode_service.turns import ClaimTurn, TurnKeeper
 from decode_service.worker import DecodeWorker
@@ -48,6 +47,12 @@ from serving.trace.stages import StageClock
 from text.answer import AnswerText
 from text.codec import TextCodec
 from text.grammar import GrammarCompiler
+
+# What GetLoads tells of all tenants together.
+OTHERS: Final = (
+    *("pages_free", "pages_chunks", "pages_tails", "chunks_resident"),
+    *("steps", "step_bytes_read", "step_bytes_flat"),
+)
 
 log = logging.getLogger(__name__)
 
@@ -223,6 +228,7 @@ class DecodeService(decode_pb2_grpc.DecodeServiceServicer):
         self, request: decode_pb2.GenerateRequest, caller: Caller, request_id: str, clock: StageClock
     ) -> tuple[list[Sequence], Mailbox]:
         """The request as a sequence for each answer, and where their events come."""
+        bypass = request.cache_use == decode_pb2.CACHE_USE_BYPASS
         grammar = await grammars.compiled(self.grammars, request, caller.tenant)
         composition, sampling = await self._resolve(
             request, caller.salt, lambda composition: self._sampling(request, composition)
@@ -233,11 +239,8 @@ class DecodeService(decode_pb2_grpc.DecodeServiceServicer):
         clock.measured_ns["tokenize"] = time.monotonic_ns() - clock.arrived
         answers = messages.answers_in(request.sampling)
         mailbox = Mailbox(answers)
-        bypass = request.cache_use == decode_pb2.CACHE_USE_BYPASS
         prompt = Sequence(request_id, composition, sampling, caller.salt, bypass, mailbox.put, caller.owner, clock)
         sequences = answers_to(prompt, answers, mailbox.put)
-        if request.sampling.HasField("prompt_logprobs"):  # rows of a cached chunk are not there to be asked
-            prompt.bypass, prompt.scores = True, PromptScores(composition, request.sampling.prompt_logprobs)
         for sequence in sequences:
             sequence.keep = self.turns.begin() if request.keep else None
             if grammar is not None:
@@ -282,7 +285,6 @@ class DecodeService(decode_pb2_grpc.DecodeServiceServicer):
             served, composition, messages.max_tokens_in(request.sampling), messages.MAX_TOKENS_DEFAULT
         )
         params = messages.sampling_in(request.sampling, max_tokens, served.vocabulary, served.eos_token_ids)
-        messages.check_prompt_logprobs(request.sampling, composition.prompt_tokens)
         stops = frozenset(token for token in params.stops_at(served.eos_token_ids) if token < served.vocabulary)
         if request.cache_use != decode_pb2.CACHE_USE_BYPASS:
             self.resolver.note_use(composition)
@@ -304,7 +306,7 @@ class DecodeService(decode_pb2_grpc.DecodeServiceServicer):
 
     def _complete(self, sequence: Sequence, reason: FinishReason, tokens: int) -> decode_pb2.Complete:
         chat = sequence.composition.chat
-        complete = decode_pb2.Complete(
+        return decode_pb2.Complete(
             chat=None if chat is None else chat_out(chat),
             request_id=sequence.request_id,
             finish_reason=reason.value,
@@ -315,15 +317,13 @@ class DecodeService(decode_pb2_grpc.DecodeServiceServicer):
             model_name=self.model_name,
             index=sequence.answer,
         )
-        messages.note_prompt_logprobs(complete, sequence, self._codec.token_bytes)
-        return complete
 
     # -- the other RPCs -----------------------------------------------------------------------------
     async def Explain(self, request: decode_pb2.GenerateRequest, context: Context) -> decode_pb2.ExplainResponse:
         adopt_request_id(context, request.request_id)
         salt = self._caller(request, context).salt
         composition = await self._resolve(request, salt, lambda composition: composition)
-        bypass = messages.computes_anew(request)
+        bypass = request.cache_use == decode_pb2.CACHE_USE_BYPASS
         found: Explanation = await asyncio.to_thread(explain, self.worker, self.store, composition, bypass=bypass)
         return decode_pb2.ExplainResponse(
             prompt_tokens=composition.prompt_tokens,
@@ -351,7 +351,7 @@ class DecodeService(decode_pb2_grpc.DecodeServiceServicer):
         return decode_pb2.AbortResponse(found=found)
 
     async def GetLoads(self, request: decode_pb2.GetLoadsRequest, context: Context) -> decode_pb2.GetLoadsResponse:
-        occupancy, served = self.worker.occupancy(), self.resolver.served
+        occupancy, served, steps = self.worker.occupancy(), self.resolver.served, self.worker.metrics.steps
         reply = decode_pb2.GetLoadsResponse(
             running=occupancy.running,
             waiting=occupancy.waiting,
@@ -373,11 +373,14 @@ class DecodeService(decode_pb2_grpc.DecodeServiceServicer):
             same_bits=self.same_bits.always,
             same_bits_reason=self.same_bits.reason,
             tokenizer_identity=self._codec.identity,
+            steps=steps.steps,
+            step_bytes_read=steps.nbytes_read,
+            step_bytes_flat=steps.nbytes_flat,
         )
         caller = self.access.caller(context.invocation_metadata())
         if caller.owner != DEFAULT_TENANT and not caller.sees_all:
             reply.running, reply.waiting = self.worker.places.of(caller.owner)
-            for others in ("pages_free", "pages_chunks", "pages_tails", "chunks_resident"):
+            for others in OTHERS:
                 reply.ClearField(others)
         for mode, refusal in served.refusals.items():
             limit = served.limit(mode)

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from cairn.client.affinity import Affinity, Seen, affinity_of
+from cairn.client.affinity import Affinity, affinity_of
 from cairn.client.errors import Unsupported
 from cairn.client.requests import generate_request
-from cairn.client.routing import BALANCE, LIGHT, Report, Router
+from cairn.client.routing import LIGHT, Router, Seen
 from cairn.client.types import ChunkRef
 from protos import decode_pb2
 
@@ -46,7 +46,7 @@ def test_only_the_keys_of_the_dead_move() -> None:
     assert 1 not in after
     assert all(now == then for now, then in zip(after, before, strict=True) if then != 1)
     assert {now for now, then in zip(after, before, strict=True) if then == 1} == {0, 2}
-    router.heard(1, Report(0, MODEL, "x"))
+    router.heard(1, Seen(0, MODEL, "x"))
     assert [home(router, key(n)) for n in range(200)] == before
 
 
@@ -57,7 +57,7 @@ def test_a_light_load_spills_nothing_and_a_heavy_one_stays_in_bounds() -> None:
     for number in range(300):
         router.choose(key(number % 2))  # two keys, three replicas
     loads = [each.own for each in router._replicas]
-    assert max(loads) <= BALANCE * 100 + 1
+    assert max(loads) <= 1.25 * 100 + 1 and min(loads) > 40
 
 
 def test_requests_without_a_key_are_spread_evenly() -> None:
@@ -71,9 +71,9 @@ def test_the_load_of_others_counts() -> None:
     router = Router(ADDRESSES)
     busy = home(router, key(3))
     for replica in range(3):
-        router.heard(replica, Report(40 if replica == busy else 5, MODEL, "x"))
+        router.heard(replica, Seen(40 if replica == busy else 5, MODEL, "x"))
     assert home(router, key(3)) != busy
-    router.heard(busy, Report(6, MODEL, "x"))
+    router.heard(busy, Seen(6, MODEL, "x"))
     assert home(router, key(3)) == busy
 
 
@@ -130,24 +130,24 @@ def test_one_that_does_not_answer_gets_nothing_new_and_then_loses_what_waits() -
 def test_replicas_of_different_models_are_refused(other: tuple[str, str], said: str) -> None:
     router = Router(ADDRESSES)
     router.away(2, "gone")
-    router.heard(0, Report(0, MODEL, "x"))
-    router.heard(1, Report(0, other, "y"))
+    router.heard(0, Seen(0, MODEL, "x"))
+    router.heard(1, Seen(0, other, "y"))
     with pytest.raises(Unsupported, match=r"decode: .*a:1 serves x.*b:1 serves y"):
         router.choose(key(1))
-    router.heard(1, Report(0, MODEL, "x"))
+    router.heard(1, Seen(0, MODEL, "x"))
     assert home(router, key(1)) >= 0
-    router.heard(2, Report(0, other, "z"))  # comes back as another one: the others go on without it
+    router.heard(2, Seen(0, other, "z"))  # comes back as another one: the others go on without it
     assert 2 not in {home(router, key(n)) for n in range(50)}
     assert router.known()[2][0] == "differs" and said in router.known()[2][1]
     for replica in (0, 1):
         router.away(replica, "gone")
-    router.heard(2, Report(0, other, "z"))  # nobody has the old one any more
+    router.heard(2, Seen(0, other, "z"))  # nobody has the old one any more
     assert home(router, key(1)) == 2
 
 
 # -- what decides --------------------------------------------------------------------------------------
 def segments(*parts: Any, **options: Any) -> Affinity:
-    return affinity_of(generate_request(list(parts), **options), Seen({"big": 3000, "small": 10}))
+    return affinity_of(generate_request(list(parts), **options), {"big": 3000, "small": 10})
 
 
 def test_the_most_expensive_chunk_comes_first() -> None:
@@ -174,7 +174,7 @@ def test_the_query_decides_nothing_nor_does_what_is_not_cached() -> None:
 
 def test_tenants_share_nothing() -> None:
     request = generate_request(["d" * 400, "q"])
-    assert affinity_of(request, Seen({}), "one").keys != affinity_of(request, Seen({}), "other").keys
+    assert affinity_of(request, {}, "one").keys != affinity_of(request, {}, "other").keys
 
 
 def chat(*messages: tuple[str, str], tools: tuple[str, ...] = ()) -> Affinity:
@@ -182,7 +182,7 @@ def chat(*messages: tuple[str, str], tools: tuple[str, ...] = ()) -> Affinity:
         decode_pb2.ChatMessage(role=role, content=[decode_pb2.ContentPart(text=text)] if text else [])
         for role, text in messages
     ]
-    return affinity_of(decode_pb2.GenerateRequest(chat=decode_pb2.Chat(messages=said, tools=tools)), Seen({}))
+    return affinity_of(decode_pb2.GenerateRequest(chat=decode_pb2.Chat(messages=said, tools=tools)), {})
 
 
 SYSTEM = ("system", "You are terse. " * 50)
