@@ -157,6 +157,7 @@ SEEN_BY = {
     "gateway": "tests/gateway/test_gateway.py",
     "text/chat/parsing": "tests/text/chat/parsing/test_forms.py",
     "decode_service/api/tool_choice.py": "tests/decode_service/test_tools.py",
+    "prefill_service/jobs/computer.py": "tests/prefill_service/jobs/test_own_pool.py",
     "decode_service/kv_source/fetch.py": "tests/decode_service/kv_source/test_fetcher.py",
 }
 
