@@ -7,6 +7,7 @@ import itertools
 import sys
 import time
 from collections.abc import Awaitable, Callable, Iterator
+from contextlib import suppress
 from multiprocessing.connection import Connection
 
 from cairn.load.job import Part
@@ -27,9 +28,12 @@ def serve(pipe: Connection, counter: Counter, number: int, processes: int) -> No
         part = Part(job, _taken(counter, job.end) if job.arrivals is None else by_turns, known)
         places = job.concurrency // processes + (number < job.concurrency % processes)
         try:
-            pipe.send(asyncio.run(_result(part, places, pipe)))
+            result: Result | str = asyncio.run(_result(part, places, pipe))
         except Exception as error:  # told to the one who gave the job
-            pipe.send(_words(error))
+            result = _words(error)
+        try:
+            pipe.send(result)
+        except OSError:  # who is gone
             return
 
 
@@ -60,7 +64,8 @@ async def _result(part: Part, places: int, pipe: Connection) -> Result:
     async def report() -> None:
         while True:
             await asyncio.sleep(REPORT_S)
-            pipe.send(part.progress.taken())
+            with suppress(OSError):  # the parent is gone: told() has heard it
+                pipe.send(part.progress.taken())
 
     loop.add_reader(pipe.fileno(), told)
     reporting = asyncio.create_task(report())
