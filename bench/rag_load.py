@@ -149,8 +149,8 @@ async def ours(args: argparse.Namespace) -> dict[str, Any]:
                 found["closed"][name] = await asyncio.to_thread(bench.closed, WAYS[name], seed)
                 _say(f"closed, {name}", found["closed"][name])
             way = args.ways[0]
-            rate = args.times * found["closed"][way]["requests_per_s"]
-            if args.overload_seconds:
+            rate = args.times * found["closed"][way]["tokens_per_s"] / LENGTHS.output
+            if args.overload_seconds and rate:
                 found["overload"] = await asyncio.to_thread(bench.overloaded, WAYS[way], len(args.ways), rate)
                 _say(f"overload, {way}, {rate:.1f} requests/s", found["overload"])
             if services.died.done():

@@ -125,6 +125,7 @@ def assemble(
         eos_token_ids=served.eos_token_ids,
         batch_max=options.batch_max,
         waiting_max=options.waiting_max,
+        waiting_max_s=options.waiting_max_s,
         quotas=parts.quotas,
         host_nbytes=options.host_cache,
         on_failure=on_failure,

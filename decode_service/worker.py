@@ -70,6 +70,7 @@ class DecodeWorker:
         eos_token_ids: frozenset[int],
         batch_max: int = 32,
         waiting_max: int = 256,
+        waiting_max_s: float | None = None,
         quotas: TenantQuotas | None = None,
         host_nbytes: int = 0,
         on_failure: Callable[[], None] = lambda: None,
@@ -87,7 +88,7 @@ class DecodeWorker:
         self.batch_max = batch_max
         self.waiting_max = waiting_max
         self.model: ModelIdentity = source.model
-        self.places = TenantPlaces(waiting_max, quotas or TenantQuotas())  # in the queue and behind it
+        self.places = TenantPlaces(waiting_max, quotas or TenantQuotas(), waiting_max_s)  # in the queue and behind it
         self.scheduler = Scheduler(
             *(residents, self.places, runner),
             eos_token_ids=eos_token_ids,
@@ -125,7 +126,8 @@ class DecodeWorker:
         ``leave_place``.
 
         Costs next to nothing, so that a request which finds no place is refused before anything is done for it.
-        Raises ``Overloaded`` if ``waiting_max`` have one already, or the tenant has as many as it may, and
+        Raises ``Overloaded`` if ``waiting_max`` have one already, if its turn would not come within ``waiting_max_s``,
+        or if the tenant has as many as it may, and
         ``InvalidRequest`` for more answers than it may ever have.
         """
         if answers > (most := self.places.most(tenant)) > 0:

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 
 from chunk_store.tenant import Tenant
 from serving.tenancy.quotas import TenantQuotas
+from serving.tenancy.waits import Waits
 
 REMEMBERED_MAX = 4096  # tenants of which is known when they were served last
 
@@ -33,6 +34,11 @@ class Places:
         self.most = most
         self.taken = 0
         self._of: Counter[Tenant] = Counter()
+
+    @property
+    def tenants(self) -> int:
+        """How many of them have a place."""
+        return len(self._of)
 
     def of(self, tenant: Tenant) -> int:
         return self._of.get(tenant, 0)
@@ -58,10 +64,18 @@ class Places:
 
 
 class TenantPlaces:
-    """Requests that wait, and those that run, by tenant. Thread-safe."""
+    """Requests that wait, and those that run, by tenant. Thread-safe.
 
-    def __init__(self, waiting_max: int, quotas: TenantQuotas) -> None:
+    Who would have to wait for longer than ``waiting_max_s`` (None: no bound) is refused, if one of its tenant waits:
+    tenants take turns, so that it is not refused for what another one does.
+    """
+
+    def __init__(
+        self, waiting_max: int, quotas: TenantQuotas, waiting_max_s: float | None = None, waits: Waits | None = None
+    ) -> None:
         self._quotas = quotas
+        self._waiting_max_s = waiting_max_s
+        self._waits = waits or Waits()
         self._waiting = Places(waiting_max)
         self._running: Counter[Tenant] = Counter()
         self._lock = threading.Lock()
@@ -102,6 +116,9 @@ class TenantPlaces:
             )
         if quotas.running is None and quotas.waiting is not None and waiting >= quotas.waiting:
             raise quota_full("waiting", quotas.waiting)
+        place = waiting * self._waiting.tenants
+        if self._waiting_max_s is not None and self._waits.too_many(place, self._waiting_max_s):
+            raise PlacesFull(f"its turn would not come within {self._waiting_max_s:g} s; try again later")
         self._waiting.take(tenant)
 
     def may_run(self, tenant: Tenant) -> bool:
@@ -114,11 +131,13 @@ class TenantPlaces:
         with self._lock:
             self._waiting.leave(tenant)
             self._running[tenant] += 1
+            self._waits.began()
 
     def put_back(self, tenant: Tenant) -> None:
         """One that ran waits again."""
         with self._lock:
             self._end(tenant)
+            self._waits.put_back()
             self._waiting.put(tenant)
 
     def leave(self, tenant: Tenant) -> None:
@@ -130,6 +149,7 @@ class TenantPlaces:
         """One that ran has ended."""
         with self._lock:
             self._end(tenant)
+            self._waits.ended()
 
     def _end(self, tenant: Tenant) -> None:
         self._running[tenant] -= 1
