@@ -1,4 +1,4 @@
-"""Admission: all the pages a request needs, or none, and who fills which chunk.
+"""Admission: pages of all of a request's chunks, or none, and who fills which chunk.
 
 A chunk that several requests want is filled once: the first to be admitted reserves and fills it, the
 others hold it and wait. The fill itself holds the chunk too, so pages are never given away while a load
@@ -15,6 +15,7 @@ from chunk_store.key import ChunkKey
 from decode_service.line import FillRoom, Misfit, Stay
 from decode_service.prompt.request_chunk import ChunkOutcome, Claim, RequestChunk
 from decode_service.sequence import Sequence
+from decode_service.tails import Tails
 from engine.kv.resident import PoolFull, ResidentChunk, ResidentChunks
 from engine.kv.source import KVSource
 from serving.errors import Unsupported
@@ -56,9 +57,10 @@ class Fill:
 class Admission:
     """Acquires and releases what sequences hold."""
 
-    def __init__(self, residents: ResidentChunks, room: FillRoom) -> None:
+    def __init__(self, residents: ResidentChunks, room: FillRoom, tails: Tails) -> None:
         self._residents = residents
         self._room = room
+        self._tails = tails
         self._pool = residents.pool
         self._evicted: list[ChunkKey] = []
         residents.on_evict = self._evicted.append
@@ -78,7 +80,7 @@ class Admission:
                 "(raise kv-pages or chunk-page-ratio)",
                 field="segments",
             )
-        tail_pages, most = self._pool.pages_for(sequence.tail_tokens_max), self._pool.pages - self._pool.chunk_pages
+        tail_pages, most = self._pool.pages_for(sequence.tail_tokens_max), self._tails.pages
         if tail_pages > most:
             raise Unsupported(
                 f"query and answer need {tail_pages} pages of the KV pool; at most {most} hold tails (lower "
@@ -92,7 +94,7 @@ class Admission:
         return sum(self._pool.pages_for(tokens) for tokens in lengths.values())
 
     def admit(self, sequence: Sequence, kept: Collection[Misfit] = ()) -> Fill | Misfit:
-        """Holds every chunk and tail page of a sequence, and its part of the room to fill in; or nothing at all.
+        """Holds every chunk of a sequence, its part of the room to fill in and a promise of tail pages; or nothing.
 
         ``kept``: rooms that it must not enter.
         """
@@ -117,12 +119,10 @@ class Admission:
         joins = any(resident is not None and not resident.ready for resident in found.values())
         if not absent and not joins:
             return None
-        tail_pages = self._pool.pages_for(sequence.tail_tokens_max)
-        return Stay(self._pages(absent, bypass=False), tail_pages, long=joins or sequence.cold)
+        return Stay(self._pages(absent, bypass=False), self._tails.need(sequence), long=joins or sequence.cold)
 
     def _hold(self, sequence: Sequence) -> Fill | None:
-        pages = self._pool.allocate_pages(self._pool.pages_for(sequence.tail_tokens_max))
-        if pages is None:
+        if not self._tails.promise(sequence):
             return None
         fill, before = None, (-1, -1)
         while fill is None and before != (self._residents.moves, self._residents.evictions):
@@ -131,9 +131,7 @@ class Admission:
             before = self._residents.moves, self._residents.evictions
             fill = self._hold_chunks(sequence)
         if fill is None:
-            self._pool.release_pages(pages)
-            return None
-        sequence.tail_pages = tuple(pages)
+            self._tails.release(sequence)
         return fill
 
     def _hold_chunks(self, sequence: Sequence) -> Fill | None:
@@ -141,7 +139,7 @@ class Admission:
         chunks = sequence.composition.chunks
         for chunk in chunks:
             chunk.computed = None
-            chunk.outcome = ChunkOutcome(KVSource.COMPUTED if sequence.bypass else KVSource.DEVICE)
+            sequence.note_outcome(chunk, ChunkOutcome(KVSource.COMPUTED if sequence.bypass else KVSource.DEVICE))
             chunk.resident = None if sequence.bypass else self._residents.acquire(chunk.key)
         here = [chunk.resident for chunk in chunks if chunk.resident is not None]
         fill = Fill(sequence, {resident.key for resident in here if not resident.ready})
@@ -186,8 +184,7 @@ class Admission:
 
     def release(self, sequence: Sequence) -> None:
         """Gives back the pages and holds of a sequence; what bypassed the caches leaves the pool at once."""
-        self._pool.release_pages(sequence.tail_pages)
-        sequence.tail_pages = ()
+        self._tails.release(sequence)
         self._let_go(sequence)
 
     def _let_go(self, sequence: Sequence) -> None:

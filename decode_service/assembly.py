@@ -128,6 +128,7 @@ def assemble(
         waiting_max_s=options.waiting_max_s,
         quotas=parts.quotas,
         host_nbytes=options.host_cache,
+        aside_nbytes=options.host_tails,
         on_failure=on_failure,
     )
     parts.metrics.watch_worker(worker.occupancy)

@@ -9,7 +9,7 @@ from decode_service.sequence import Sequence
 from decode_service.step_plan import Rows
 from engine.kv.resident import ResidentChunks
 from engine.plan import PlacedChunk, StepSequence
-from engine.run.pieces import Cut, chunk_rows, tail_rows
+from engine.run.pieces import Cut, chunk_rows
 from engine.run.protocol import PendingStep, Runner, StepRows
 from engine.sampling.params import Choice, Draw
 
@@ -70,7 +70,7 @@ def _decode_row(rows: Rows, residents: ResidentChunks) -> StepRows:
 
 
 def _slice(rows: Rows, residents: ResidentChunks) -> StepRows:
-    """Rows of a prompt's tail, or of a chunk that is computed here."""
+    """Rows of a tail whose tokens are known, or of a chunk that is computed here."""
     sequence, page_size = rows.sequence, residents.pool.page_size
     composition, cut = sequence.composition, Cut(rows.first, rows.count, rows.alone)
     if rows.chunk is not None:
@@ -79,10 +79,9 @@ def _slice(rows: Rows, residents: ResidentChunks) -> StepRows:
         return chunk_rows(rows.chunk.token_ids, cut, context, rows.chunk.held.run)
     placed = sequence.placed(page_size, residents.moves)
     draw = _draw(sequence, rows.first + rows.count) if rows.last_of_prompt else None
-    made = tail_rows(composition.tail, cut, placed, sequence.tail_pages, start=composition.tail_start, draw=draw)
-    if not rows.also:
-        return made
-    return replace(made, also=tuple(_draw(other, rows.first + rows.count) for other in rows.also))
+    row = StepSequence(placed, sequence.tail_pages, rows.first, rows.count, composition.tail_start + rows.first)
+    also = tuple(_draw(other, rows.first + rows.count) for other in rows.also)
+    return StepRows(row, sequence.tail_token_ids(rows.first, rows.count), draw, rows.alone, also)
 
 
 def _draw(sequence: Sequence, tail_tokens: int) -> Draw:

@@ -76,6 +76,8 @@ def leave(residents: ResidentChunks, sequence: Sequence) -> None:
     keep, composition = sequence.keep, sequence.composition
     if keep is None or keep.forgotten or not sequence.generated or composition.query is None:
         return
+    if not sequence.tail_pages:  # it had given them up: the turn is computed as a chunk, with the bits of one
+        return
     tokens = min(sequence.tail_tokens, len(composition.tail) + len(sequence.generated))
     if not keep.copies(tokens):
         return

@@ -1,7 +1,7 @@
 """Who goes next: every rule by which requests are admitted and the device thread's time is shared out.
 
-    Line       first come first served, of tenants one after the other; one that does not fit lets others pass, so many
-               times and no more
+    Line       of tenants one after the other, of one tenant's requests by priority, then first come first served; one
+               that does not fit lets others pass, so many times and no more
     FillRoom   how many may wait for KV, and how many pages they may hold meanwhile
     Turns      how many steps come between two pieces of prefill that run alone
 
@@ -10,11 +10,13 @@ It knows requests and numbers; it neither holds pages nor runs anything.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from enum import Enum
 from typing import Protocol, TypeVar
 
+from chunk_store.tenant import Tenant
 from decode_service.sequence import Sequence
 from serving.tenancy.places import Rotation
 
@@ -22,6 +24,20 @@ PASSES_MAX = 16  # how often a request that does not fit lets another one go fir
 MISFITS_MAX = 8  # requests too large for now that are tried before the rest have to wait
 STEPS_A_PIECE = 3  # decode steps after a piece of prefill: most gaps between two tokens have no piece in them
 SHORT_PIECE = 8  # pieces below this part of the largest one cost about a decode step, and may come with each
+
+
+def by_priority(sequences: list[Sequence]) -> list[Sequence]:
+    """Each tenant's places among these go to its own by priority, of one priority as they stand.
+
+    What a tenant asks for changes nothing for the others.
+    """
+    if len({sequence.priority for sequence in sequences}) < 2:
+        return list(sequences)
+    of: dict[Tenant, list[Sequence]] = defaultdict(list)
+    for sequence in sequences:
+        of[sequence.tenant].append(sequence)
+    ranked = {tenant: iter(sorted(mine, key=lambda one: -one.priority)) for tenant, mine in of.items()}
+    return [next(ranked[sequence.tenant]) for sequence in sequences]
 
 
 class Misfit(Enum):
@@ -84,8 +100,9 @@ class Line:
         """
         passed: list[tuple[Sequence, Misfit]] = []
         kept: set[Misfit] = set()
-        for place in self._rotation.order([sequence.tenant for sequence in self._waiting]):
-            sequence = self._waiting[place]
+        waiting = by_priority(self._waiting)
+        for place in self._rotation.order([sequence.tenant for sequence in waiting]):
+            sequence = waiting[place]
             if not self._may_run(sequence):
                 continue
             found = admit(sequence, kept)

@@ -11,6 +11,7 @@ from functools import partial
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from chunk_store.entry import MissReason
+from decode_service.giving_way import GaveWay
 from decode_service.kept import KeptKV, NotKept
 from decode_service.prompt.request_chunk import ChunkOutcome, Unpublished
 from decode_service.sequence import Failed, Finished, FinishReason, Occupancy, Sequence
@@ -54,6 +55,7 @@ class DecodeMetrics:
         self._misses = counter("cache_misses", "Chunks of answered prompts whose KV had to be computed", "reason")
         self._unpublished = counter("unpublished_chunks", "Chunks computed here that the store did not take", "reason")
         self._kept = counter("kept_turns", "Turns that were to be kept, by what became of their KV", "outcome")
+        self._gave_way = counter("preemptions", "Requests that gave up their pages and wait to go on", "reason")
         self._generated = counter("generation_tokens", "Tokens generated")
         self._success = counter("request_success", "Answers by how they ended", "finished_reason")
         self._failures = counter("request_failure", "Admitted requests that ended with an error", "code")
@@ -84,6 +86,7 @@ class DecodeMetrics:
             (self._misses, MissReason),
             (self._unpublished, Unpublished),
             (self._kept, (*KeptKV, *NotKept)),
+            (self._gave_way, GaveWay),
             (self._success, FinishReason),
             (self._failures, STATUS_NAMES),
         )
@@ -137,6 +140,10 @@ class DecodeMetrics:
             self._by_source.labels(self._model, source.value).inc(tokens)
         self._prompt_tokens.labels(self._model).inc(composition.prompt_tokens)
         self._prompt_length.labels(self._model).observe(composition.prompt_tokens)
+
+    def gave_way(self, why: GaveWay) -> None:
+        """A request gave up its pages."""
+        self._gave_way.labels(self._model, why.value).inc()
 
     def kept(self, kv: KeptKV, why: NotKept | None) -> None:
         """A request that keeps its turn has ended; ``why`` it is not registered, or its KV not kept."""

@@ -41,6 +41,9 @@ class DecodeOptions(ServiceOptions):
     host_cache: int = setting(
         or_zero(SIZE), "pinned memory for loaded KV, cuda only", default=0, unset="0: none", group=GROUP
     )
+    host_tails: int = setting(
+        or_zero(SIZE), "host memory for KV of answers that gave up their pages", default=2**30, group=GROUP
+    )
 
     def token_for_prefill(self) -> str:
         """The token that is sent to the prefill service: the given one, or the first of the file; "" without.

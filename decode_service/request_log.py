@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 
+from decode_service.giving_way import GaveWay
 from decode_service.sequence import Failed, Finished, Sequence
 from serving.rpc.errors import status_name
 from serving.trace.request_id import bearing
@@ -19,6 +20,13 @@ def admitted(sequence: Sequence, wanted: int) -> None:
             log.debug(
                 "admitted after %s ms; %d of %d chunks to fetch", waited, wanted, len(sequence.composition.chunks)
             )
+
+
+def gave_way(sequence: Sequence, why: GaveWay) -> None:
+    """It waits again, with what it has generated."""
+    with bearing(sequence.request_id):
+        kept = "kept in host memory" if sequence.aside is not None else "to be computed again"
+        log.info("gave its pages up (%s) after %d tokens, their KV %s", why.value, len(sequence.generated), kept)
 
 
 def first_token(sequence: Sequence) -> None:

@@ -3,14 +3,20 @@
 No tensors, no threads and no clock: the times (monotonic nanoseconds) come with the events. One thread calls it,
 between the launches of a device.
 
-    waiting --- all its pages ---> loading --- all KV there ---> prefilling --- first token ---> decoding
-        ^                            |                                |                             |
+    waiting --- chunks' pages ---> loading --- all KV there ---> prefilling --- first token ---> decoding
+        ^                            |         and a place            |                             |
         +--- put off, sent back -----+           ended <--------------+--- aborted, failed, done ---+
+        +--- gave its pages to an answer that grew -------------------+-----------------------------+
 
 A step is a list of (request, rows): rows of its tail, or of a chunk that is computed here. Everybody who decodes has a
 row in every step; what room is left takes slices of prompts, first come first served. Pieces that the runner computes
 alone come between steps (``Turns`` says when). A request may have rows in a step before the token of the step before it
 was read: it is drawn in the request's slot, and taken from there.
+
+A tail takes pages as it grows (``tails.py``). Where there are none left somebody gives up all that it holds of the
+pool (``giving_way.py``), waits where it stood, and goes on with the tokens it has: none is drawn twice. Its pages are
+others' at once: whatever is launched for them comes later on the device's stream. The token of a step that it was still
+in reaches it while it waits, and it does not go on before.
 
 A chunk that several requests wait for is filled once, by the first of them. Who is admitted next, and who waits for
 what, is decided by the rules in ``line.py``; ``admission.py`` holds the pages.
@@ -27,7 +33,8 @@ from typing import TYPE_CHECKING
 from decode_service import kept
 from decode_service.admission import Admission, Fill
 from decode_service.answers import who_computes, with_others
-from decode_service.line import FillRoom, Line, Turns, cost_in_rows
+from decode_service.giving_way import GaveWay, rank, who_gives_way
+from decode_service.line import FillRoom, Line, Turns, by_priority, cost_in_rows
 from decode_service.sequence import (
     AllReady,
     ChunkReady,
@@ -39,7 +46,9 @@ from decode_service.sequence import (
     State,
     Tokens,
 )
-from decode_service.step_plan import Forwards, Rows, StepPlan, can_compute, next_pieces, next_slices
+from decode_service.step_plan import Forwards, Rows, StepPlan, can_compute, next_again, next_pieces, next_slices
+from decode_service.tails import Tails
+from engine.kv.pages import PageTable
 from serving.errors import InvalidRequest
 from serving.tenancy.places import Rotation
 from text.grammar import GrammarFailed
@@ -62,8 +71,8 @@ if TYPE_CHECKING:
 NEXT_STATES = {
     State.WAITING: {State.LOADING, State.ENDED},
     State.LOADING: {State.WAITING, State.PREFILLING, State.ENDED},
-    State.PREFILLING: {State.DECODING, State.ENDED},
-    State.DECODING: {State.ENDED},
+    State.PREFILLING: {State.WAITING, State.DECODING, State.ENDED},
+    State.DECODING: {State.WAITING, State.ENDED},
     State.ENDED: set[State](),
 }
 
@@ -81,9 +90,16 @@ def has_its_kv(sequence: Sequence) -> bool:
     return sequence.bypass or all(chunk.held.ready for chunk in sequence.composition.chunks)
 
 
+def awaits_token(sequence: Sequence) -> bool:
+    """Whether a token of a request that gave its pages up was not read yet."""
+    return len(sequence.generated) < sequence.awaited
+
+
 def note_filled(sequence: Sequence, now: int) -> None:
     """A request's KV is there. What was computed here is time of the stage that computing elsewhere takes."""
     clock = sequence.clock
+    if clock.first_token:
+        return
     clock.filled = now
     if any(chunk.outcome is not None and chunk.outcome.here for chunk in sequence.composition.chunks):
         spent = clock.measured_ns
@@ -105,7 +121,9 @@ class Scheduler:
         *,
         eos_token_ids: frozenset[int],
         batch_max: int,
+        aside: PageTable | None = None,
     ) -> None:
+        """``aside``: of host memory, where tails are kept that gave up their pages."""
         pool = residents.pool
         self._places = places
         self._eos_token_ids = eos_token_ids
@@ -114,7 +132,8 @@ class Scheduler:
         self._page_size = pool.page_size
         self._room = FillRoom(batch_max, chunk_pages=pool.chunk_pages, tail_pages=pool.pages - pool.chunk_pages)
         self._residents = residents
-        self._admission = Admission(residents, self._room)
+        self._tails = Tails(pool, aside or PageTable(pages=0, chunk_pages=0, page_size=pool.page_size))
+        self._admission = Admission(residents, self._room, self._tails)
         self._line = Line(self._may_enter)
         self._line_moved = False  # whether somebody may fit who did not before
         self._turns = Turns(forwards.piece_tokens)
@@ -127,6 +146,7 @@ class Scheduler:
         self._for_a_place = 0  # requests whose KV is all there and who wait for a place to decode
         self._turns_of_tenants = Rotation()  # to have chunks computed
         self._tails_first = 0  # steps since rows of chunks went before those of prompts, or had no need to
+        self._gave_way: list[tuple[Sequence, GaveWay]] = []
         self._events: list[tuple[Sequence, Event]] = []
 
     # -- what stands where --------------------------------------------------------------------------
@@ -147,8 +167,9 @@ class Scheduler:
 
     @property
     def busy(self) -> bool:
-        """Whether there are rows to run, without anything more coming in."""
-        return bool(self._admitted[State.PREFILLING] or self._admitted[State.DECODING] or self._computing())
+        """Whether there are rows to run, or somebody may go on, without anything more coming in."""
+        running = self._admitted[State.PREFILLING] or self._admitted[State.DECODING]
+        return bool(running or self._line_moved or self._computing())
 
     def check_size(self, sequence: Sequence) -> None:
         """Raises ``Unsupported`` if the pool could never hold the sequence. May be called from any thread."""
@@ -178,7 +199,7 @@ class Scheduler:
         elif outcome.claim is not None:
             fill.claims[chunk] = outcome.claim
         if wanted:  # it has not ended, nor was it returned to the queue
-            chunk.outcome = outcome
+            fill.sequence.note_outcome(chunk, outcome)
             chunk.computed = 0 if outcome.here else None
 
     def loaded(self, fill: Fill, outcomes: Mapping[RequestChunk, ChunkOutcome], spent_ns: Mapping[Stage, int]) -> None:
@@ -216,17 +237,20 @@ class Scheduler:
                 each.sequence.tail_tokens += each.count
                 for other in each.also:
                     other.tail_tokens = each.sequence.tail_tokens
+                self._note_known(each.sequence)
                 if plan is not None and each.decodes and each.sequence.tail_level is None:
                     each.sequence.note_levels(plan, row, self._page_size)
             row += each.count
 
     def token(self, sequence: Sequence, choice: Choice, now: int) -> None:
-        """A request's next token was drawn; the first one makes it decode."""
+        """A request's next token was drawn; the first one makes it decode. It may have given up its pages since."""
         if sequence.done:
             return
+        sequence.clock.first_token = sequence.clock.first_token or now
         if sequence.state is State.PREFILLING:
-            sequence.clock.first_token = now
             self._enter(sequence, State.DECODING)
+        elif sequence.state is not State.DECODING:
+            self._line_moved = True  # it waited for this token
         sequence.generated.append(choice.token_id)
         self._events.append((sequence, Tokens((choice,))))
         if sequence.grammar is not None and self._follow(sequence, sequence.grammar, choice.token_id, now):
@@ -281,20 +305,56 @@ class Scheduler:
         events, self._events = self._events, []
         return events
 
+    def take_gave_way(self) -> list[tuple[Sequence, GaveWay]]:
+        """Who gave its pages up since the last time, and to what."""
+        gave_way, self._gave_way = self._gave_way, []
+        return gave_way
+
     def plan(self, now: int) -> StepPlan:
-        """Takes in who fits, and says what runs next."""
+        """Gives pages to those who run, takes in who fits, and says what runs next."""
+        self._grow()
         admitted = self._admit(now)
         rows = self._next_rows()
         opened, self._opened = self._opened, []
         for fill in self._loads:
             fill.note_abandoned()
-        return StepPlan(tuple(admitted), self._admission.take_evicted(), tuple(opened), tuple(rows))
+        evicted, moves = self._admission.take_evicted(), self._tails.take_moves()
+        return StepPlan(tuple(admitted), evicted, moves, tuple(opened), tuple(rows))
+
+    def _grow(self) -> None:
+        """Pages for the next rows of all who decode, in the order of their right to them."""
+        for sequence in sorted(filter(self._lacks_pages, self._running), key=rank):
+            while sequence.slot >= 0 and not self._tails.grow(sequence, sequence.tail_tokens + 1):
+                self._give_way(who_gives_way(self._running), GaveWay.GROWTH)
+
+    @property
+    def _running(self) -> list[Sequence]:
+        return [*self._admitted[State.DECODING], *self._admitted[State.PREFILLING]]
+
+    def _lacks_pages(self, sequence: Sequence) -> bool:
+        return sequence.may_draw_more and not self._tails.has_room(sequence, sequence.tail_tokens + 1)
+
+    def _give_way(self, sequence: Sequence, why: GaveWay) -> None:
+        """Somebody who runs gives up all that it holds of the pool, and waits where it stood."""
+        slot = sequence.slot
+        sequence.give_up(aside=self._tails.put_aside(sequence))
+        self._enter(sequence, State.WAITING)
+        self._free_slots.append(slot)
+        self._leave(sequence)
+        self._gave_way.append((sequence, why))
+
+    def _note_known(self, sequence: Sequence) -> None:
+        """An answer that goes on decodes once all that is known of it is in the pool."""
+        goes_on = sequence.resumed and sequence.state is State.PREFILLING
+        if goes_on and sequence.tail_tokens >= sequence.known_tokens:
+            self._enter(sequence, State.DECODING)
 
     def _next_rows(self) -> list[Rows]:
         """Pieces that run alone, or a step: everybody who decodes, and slices as there is room."""
         everyone = (*self._admitted[State.DECODING], *self._admitted[State.PREFILLING])
         rows = [Rows(sequence, sequence.tail_tokens, 1) for sequence in everyone if sequence.may_draw_more]
         pieces: list[Rows] = []
+        rows += next_again(self._admitted[State.PREFILLING], self._forwards)
         if prefilling := self._in_turn():
             rows += self._slices(prefilling, rows)
             pieces = next_pieces(prefilling, self._forwards)
@@ -346,7 +406,7 @@ class Scheduler:
                 self._line_moved = False
                 break
             fill.sequence.fill = fill
-            fill.sequence.clock.admitted = now
+            fill.sequence.clock.admitted = fill.sequence.clock.admitted or now
             self._enter(fill.sequence, State.LOADING)
             if fill.loading:
                 self._loads.add(fill)
@@ -368,21 +428,25 @@ class Scheduler:
     def _take_ready(self, now: int) -> None:
         """Who has all KV there, or computes the rest, goes on as far as there are places."""
         self._for_a_place = 0
-        for sequence in list(self._admitted[State.LOADING]):
+        pages_left = True  # for who is next: those behind it may be smaller, and wait
+        for sequence in by_priority(self._admitted[State.LOADING]):
             fill = sequence.fill
             if sequence.for_chunks:
                 self._tell_ready(sequence, now)
                 continue
             if fill is None or fill.loading or not has_its_kv(sequence):
                 continue
-            if self._free_places == 0:
+            pages_left = pages_left and self._free_places > 0 and (awaits_token(sequence) or self._tails.take(sequence))
+            if awaits_token(sequence) or not pages_left:
                 self._for_a_place += 1
                 continue
             self._enter(sequence, State.PREFILLING)
             sequence.slot = self._free_slots.popleft()
+            sequence.go_on()
             self._opened.append(sequence)
             self._room.stop_waiting(fill.stay)
             note_filled(sequence, now)
+            self._note_known(sequence)
 
     def _tell_ready(self, sequence: Sequence, now: int) -> None:
         """A request for chunks is told of each that can be read by whatever is launched from now on."""
@@ -472,6 +536,8 @@ class Scheduler:
         """A sequence gives back what it holds; a load that is under way holds its chunks itself."""
         fill, sequence.fill = sequence.fill, None
         self._admission.release(sequence)
+        if sequence.done:
+            self._tails.forget(sequence)
         self._line_moved = True
         if fill is not None:
             self._room.stop_waiting(fill.stay)

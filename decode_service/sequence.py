@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
@@ -21,15 +21,16 @@ from serving.trace.stages import StageClock
 if TYPE_CHECKING:  # a scheduler hands them on
     from decode_service.admission import Fill
     from decode_service.kept import Keep
-    from decode_service.prompt.request_chunk import RequestChunk
+    from decode_service.prompt.request_chunk import ChunkOutcome, RequestChunk
+    from engine.kv.pages import PageRun
     from text.grammar import Matcher
 
 
 class State(StrEnum):
     """Where a request stands; ``scheduler.py`` draws the way from one state to another."""
 
-    WAITING = "waiting"  # to be admitted; it holds nothing
-    LOADING = "loading"  # it has all its pages, and waits for KV or for a place to decode
+    WAITING = "waiting"  # to be admitted, for the first time or again; it holds nothing of the pool
+    LOADING = "loading"  # its chunks have pages; it waits for KV, a place to decode or pages of its own
     PREFILLING = "prefilling"  # all KV is there but what it computes itself
     DECODING = "decoding"  # it has its first token
     ENDED = "ended"
@@ -109,6 +110,12 @@ class Sequence:
     told: set[RequestChunk] = field(default_factory=set)  # the chunks that a request for chunks was told of
     keep: Keep | None = None  # its query and answer become a chunk
     grammar: Matcher | None = None  # that its answer follows, behind all of ``generated``; none once it has ended
+    priority: int = 0  # 0..9, among its tenant's requests; the higher goes first and gives way last
+    start_by: int = 0  # by the monotonic clock, nanoseconds; it fails if its query is not begun by then. 0: no limit
+    preemptions: int = 0  # how often it gave up its pages
+    resumed: int = 0  # tokens of the answer that were there when it went on; they are known, and not drawn again
+    awaited: int = 0  # tokens of the answer that must have been read before it may go on
+    aside: PageRun | None = None  # of host memory, where its tail is meanwhile
     _placed: tuple[int, tuple[PlacedChunk, ...]] = (-1, ())
 
     @property
@@ -130,6 +137,40 @@ class Sequence:
         return self.state is State.ENDED
 
     @property
+    def known_tokens(self) -> int:
+        """Tokens of the tail that are computed before one is drawn: the query, and behind it, of an answer that goes
+        on, all tokens but the last, whose row draws the next."""
+        return len(self.composition.tail) + max(self.resumed - 1, 0)
+
+    def tail_token_ids(self, first: int, count: int) -> tuple[int, ...]:
+        """Known tokens of the tail."""
+        tail, behind = self.composition.tail, max(0, first + count - len(self.composition.tail))
+        answer = self.generated[max(0, first - len(tail)) : behind]
+        return (*tail[first : first + count], *answer)
+
+    def note_outcome(self, chunk: RequestChunk, outcome: ChunkOutcome) -> None:
+        """How a chunk came into the pool; not how it came again for an answer that goes on."""
+        if not self.preemptions:
+            chunk.outcome = outcome
+
+    def give_up(self, *, aside: bool) -> None:
+        """Its pages, its place and its chunks are others' now; ``aside``: its tail's bytes are kept."""
+        self.preemptions += 1
+        self.awaited = max(self.drawn, len(self.generated)) if self.tail_tokens >= self.known_tokens else self.awaited
+        self.tail_tokens = self.tail_tokens if aside else 0
+        self.slot = -1
+        self._placed = -1, ()
+
+    def go_on(self) -> None:
+        """It has pages and a place, for the first time or again: what was generated is known now."""
+        self.resumed = len(self.generated)
+
+    @property
+    def sampling_now(self) -> SamplingRequest:
+        """How its tokens are drawn from here on."""
+        return replace(self.sampling, generated=tuple(self.generated)) if self.generated else self.sampling
+
+    @property
     def drawn(self) -> int:
         """Tokens of the answer that were drawn, or will be by what was launched."""
         return self.tail_tokens - len(self.composition.tail) + 1
@@ -140,7 +181,14 @@ class Sequence:
 
         One that is kept has a row of its last token, too: what that draws is dropped, as behind any token that ends.
         """
-        return 0 < self.drawn < self.params.max_tokens + (self.keep is not None)
+        all_known = self.tail_tokens >= self.known_tokens
+        return all_known and 0 < self.drawn < self.params.max_tokens + (self.keep is not None)
+
+    @property
+    def tail_tokens_next(self) -> int:
+        """Slots that its tail needs when it is begun, or goes on: all that is known and the first token drawn."""
+        known = max(self.known_tokens, len(self.composition.tail) + max(len(self.generated), self.awaited) - 1)
+        return min(known + 1, self.tail_tokens_max)
 
     @property
     def tail_tokens_max(self) -> int:

@@ -16,6 +16,7 @@ from decode_service.admission import Fill
 from decode_service.line import cost_in_rows
 from decode_service.prompt.request_chunk import RequestChunk
 from decode_service.sequence import Sequence, State
+from decode_service.tails import TailMove
 from engine.run.room import StepRoom
 
 
@@ -47,12 +48,13 @@ class Rows:
     @property
     def decodes(self) -> bool:
         """Whether this is the row of a generated token."""
-        return self.chunk is None and self.first >= len(self.sequence.composition.tail)
+        return self.chunk is None and self.first >= self.sequence.known_tokens
 
     @property
     def last_of_prompt(self) -> bool:
         """Whether the request's first token is drawn from the last of these rows."""
-        return self.chunk is None and self.first + self.count == len(self.sequence.composition.tail)
+        sequence = self.sequence
+        return self.chunk is None and not sequence.resumed and self.first + self.count == len(sequence.composition.tail)
 
     @property
     def masked(self) -> list[Sequence]:
@@ -74,11 +76,12 @@ class Rows:
 class StepPlan:
     """What happens next: requests that came in with their pages, chunks that left for them, and the rows to run.
 
-    ``opened`` are the requests that were given a sampling slot.
+    ``moves`` of tails come first, in their order. ``opened`` are the requests that were given a sampling slot.
     """
 
     admitted: tuple[Fill, ...]
     evicted: tuple[ChunkKey, ...]
+    moves: tuple[TailMove, ...]
     opened: tuple[Sequence, ...]
     rows: tuple[Rows, ...]
 
@@ -108,8 +111,9 @@ def next_pieces(sequences: Iterable[Sequence], forwards: Forwards) -> list[Rows]
         for rows in _unfinished(sequence):
             if not _is_alone(rows, forwards) or not _has_its_context(rows, before):
                 continue
-            for first in range(rows.first, rows.first + rows.count, rows_max):
-                count = min(rows_max, rows.first + rows.count - first)
+            end = min(rows.first + rows.count, _piece_end(rows))
+            for first in range(rows.first, end, rows_max):
+                count = min(rows_max, end - first)
                 cost = cost_in_rows(count, rows_max)
                 if cost > left and pieces:
                     return pieces
@@ -138,6 +142,19 @@ def next_slices(sequences: Iterable[Sequence], forwards: Forwards, room: StepRoo
     return slices
 
 
+def next_again(sequences: Iterable[Sequence], forwards: Forwards) -> list[Rows]:
+    """A row of each answer that goes on where rows have the bits of those that decode only one at a time beside them.
+
+    Its tokens are known, so nothing is drawn: the rows run again that ran before its pages were given up.
+    """
+    return [
+        Rows(sequence, sequence.tail_tokens, 1)
+        for sequence in sequences
+        if len(sequence.composition.tail) <= sequence.tail_tokens < sequence.known_tokens
+        and forwards.alone(len(sequence.composition.tail), chunk=False)
+    ]
+
+
 def can_compute(sequence: Sequence) -> bool:
     """Whether a request that still waits for KV has rows of chunks that may run now."""
     return any(_has_its_context(rows) for rows in _unfinished(sequence))
@@ -151,9 +168,14 @@ def _unfinished(sequence: Sequence) -> Iterator[Rows]:
     for chunk in sequence.composition.chunks:
         if chunk.computed is not None and chunk.computed < len(chunk.token_ids):
             yield Rows(sequence, chunk.computed, len(chunk.token_ids) - chunk.computed, chunk)
-    tail = len(sequence.composition.tail)
-    if sequence.tail_tokens < tail and sequence.state is not State.LOADING:
-        yield Rows(sequence, sequence.tail_tokens, tail - sequence.tail_tokens)
+    known = sequence.known_tokens
+    if sequence.tail_tokens < known and sequence.state is not State.LOADING:
+        yield Rows(sequence, sequence.tail_tokens, known - sequence.tail_tokens)
+
+
+def _piece_end(rows: Rows) -> int:
+    """Where what runs alone ends: what was generated behind a query never did."""
+    return len(rows.sequence.composition.tail) if rows.chunk is None else len(rows.chunk.token_ids)
 
 
 def _has_its_context(rows: Rows, before: Collection[RequestChunk] = ()) -> bool:

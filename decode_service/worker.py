@@ -42,8 +42,10 @@ from decode_service.metrics import DecodeMetrics
 from decode_service.scheduler import Scheduler, grammar_failed
 from decode_service.sequence import Deliveries, Failed, Finished, FinishReason, Occupancy, Sequence, hand_out
 from decode_service.step_plan import Rows, StepPlan
+from decode_service.tails import TailMove
 from engine.kv.host_tier import PoolMemory
 from engine.kv.resident import ResidentChunks
+from engine.kv.tails_aside import TailsAside
 from engine.run.protocol import Runner
 from engine.sampling.params import Choice
 from serving.errors import InternalFault, InvalidRequest, Overloaded, RequestError, Unavailable
@@ -73,11 +75,13 @@ class DecodeWorker:
         waiting_max_s: float | None = None,
         quotas: TenantQuotas | None = None,
         host_nbytes: int = 0,
+        aside_nbytes: int = 0,
         on_failure: Callable[[], None] = lambda: None,
     ) -> None:
         """``on_failure`` is called from the device thread when it ends because of a fault.
 
-        ``host_nbytes`` of pinned host memory keep KV that was loaded to a device. Raises ``ValueError`` for a larger
+        ``host_nbytes`` of pinned host memory keep KV that was loaded to a device, ``aside_nbytes`` tails that gave up
+        their pages. Raises ``ValueError`` for a larger
         ``batch_max`` than the runner has slots to draw in.
         """
         if batch_max > runner.slots:
@@ -89,10 +93,12 @@ class DecodeWorker:
         self.waiting_max = waiting_max
         self.model: ModelIdentity = source.model
         self.places = TenantPlaces(waiting_max, quotas or TenantQuotas(), waiting_max_s)  # in the queue and behind it
+        self._aside = TailsAside(residents.pool, aside_nbytes)
         self.scheduler = Scheduler(
             *(residents, self.places, runner),
             eos_token_ids=eos_token_ids,
             batch_max=batch_max,
+            aside=self._aside.table,
         )
         self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         memory = PoolMemory(residents.pool, host_nbytes=host_nbytes)
@@ -213,14 +219,27 @@ class DecodeWorker:
     def _start(self, plan: StepPlan) -> None:
         if plan.evicted:
             log.debug("%d chunks left the pool", len(plan.evicted))
+        for sequence, why in self.scheduler.take_gave_way():
+            self.metrics.gave_way(why)
+            request_log.gave_way(sequence, why)
+        for move in plan.moves:
+            self._guarded(partial(self._move, move), [move.sequence])
         for fill in plan.admitted:
             clock = fill.sequence.clock
-            self._last_wait_ns = clock.admitted - clock.submitted
+            if not fill.sequence.preemptions:
+                self._last_wait_ns = clock.admitted - clock.submitted
             request_log.admitted(fill.sequence, len(fill.chunks))
         for fill in plan.loads:
             self.loader.start(fill)
         for sequence in plan.opened:
-            self._guarded(partial(self.runner.open, sequence.slot, sequence.sampling), [sequence])
+            self._guarded(partial(self.runner.open, sequence.slot, sequence.sampling_now), [sequence])
+
+    def _move(self, move: TailMove) -> None:
+        """Behind all that was launched, before anything is launched for whoever has the pages now."""
+        if move.back:
+            self._aside.bring_back(move.run, move.pages)
+        else:
+            self._aside.put(move.pages, move.run)
 
     def _guarded(self, step: Callable[[], None], involved: Items[Sequence]) -> None:
         """Runs a step; an unexpected error ends the requests involved, not the service."""

@@ -111,6 +111,11 @@ class PageTable:
             self._owner[page] = FREE
             self._free_tail_pages.append(page)
 
+    @property
+    def free_tail_pages(self) -> int:
+        """Pages that tails can still have."""
+        return len(self._free_tail_pages)
+
     # -- accounting ---------------------------------------------------------------------------------
     def count(self) -> dict[str, int]:
         """Pages by owner: ``free``, ``chunk``, ``tail``."""

@@ -5,7 +5,7 @@ The pool does not know what the bytes mean, which chunk has them, or who may be 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 
 import torch
@@ -61,8 +61,13 @@ class PagedKVPool(PageTable):
 
         A host that makes them anew for every tail spends more time on that than on the copies.
         """
-        planes = [plane.view(-1, self.page_size, *plane.shape[1:]) for plane in (*self.keys, *self.values)]
+        planes = [plane.view(-1, self.page_size, *plane.shape[1:]) for plane in self.planes]
         return [(plane[: self.chunk_pages], plane[self.chunk_pages : self.pages]) for plane in planes]
+
+    @property
+    def planes(self) -> tuple[Tensor, ...]:
+        """The memory of all slots: keys of every layer, then values."""
+        return (*self.keys, *self.values)
 
     @property
     def scratch_page(self) -> int:
@@ -73,7 +78,7 @@ class PagedKVPool(PageTable):
         """Moves a run with its bytes."""
         moved = super().move_run(run, first)
         size, source, target = run.pages * self.page_size, run.first * self.page_size, first * self.page_size
-        for tensor in (*self.keys, *self.values):
+        for tensor in self.planes:
             tensor[target : target + size] = tensor[source : source + size].clone()
         return moved
 
@@ -89,9 +94,7 @@ class PagedKVPool(PageTable):
         count = self.pages_for(tokens)
         if count > min(len(pages), run.pages):
             raise ValueError(f"pages: {len(pages)} and a run of {run.pages} pages do not both hold {tokens} tokens")
-        cpu = self.device.type == "cpu"
-        index = torch.tensor([page - self.chunk_pages for page in pages[:count]], pin_memory=not cpu)
-        index = index.to(self.device, non_blocking=True)
+        index = self._tail_index(pages[:count])
         for chunks, tails in self._regions:
             torch.index_select(tails, 0, index, out=chunks.narrow(0, run.first, count))
 
@@ -111,6 +114,28 @@ class PagedKVPool(PageTable):
         source, target = index.to(self.device, non_blocking=True)
         for _, tails in self._regions:
             tails.index_copy_(0, target, tails.index_select(0, source))
+
+    def gather_tail(self, pages: Sequence[int]) -> Iterator[Tensor]:
+        """Copies of tail pages, a plane of ``planes`` after the other: (pages, page_size, heads, dim) on the device.
+
+        Behind all that was launched; the host waits for nothing.
+        """
+        index = self._tail_index(pages)
+        for _, tails in self._regions:
+            yield tails.index_select(0, index)
+
+    def scatter_tail(self, pages: Sequence[int], planes: Iterable[Tensor]) -> None:
+        """Writes tail pages, a plane of ``planes`` after the other; on a card from pinned memory, without waiting."""
+        index = self._tail_index(pages)
+        for (_, tails), plane in zip(self._regions, planes, strict=True):
+            content = plane.view(len(pages), *tails.shape[1:]).to(self.device, non_blocking=True)
+            tails.index_copy_(0, index, content)
+
+    def _tail_index(self, pages: Sequence[int]) -> Tensor:
+        """Tail pages by their places in the region of tails, on the device."""
+        cpu = self.device.type == "cpu"
+        index = torch.tensor([page - self.chunk_pages for page in pages], pin_memory=not cpu)
+        return index.to(self.device, non_blocking=True)
 
     def run_planes(self, run: PageRun, tokens: int) -> list[Tensor]:
         """Views of a run's first ``tokens`` tokens in entry order (K0, V0, K1, V1, ...), contiguous each."""

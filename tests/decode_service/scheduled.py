@@ -108,12 +108,17 @@ class Scheduled:
         batch_max: int = 4,
         quotas: Quotas = NO_QUOTAS,
         forwards: Forwards | None = None,
+        aside_pages: int = 0,
     ) -> None:
         self.pool = PageTable(pages=chunk_pages + tail_pages, chunk_pages=chunk_pages, page_size=PAGE)
         self.residents = ResidentChunks(self.pool)  # type: ignore[arg-type]
         self.places = TenantPlaces(256, TenantQuotas(default=quotas))
+        self.aside = PageTable(pages=aside_pages, chunk_pages=aside_pages, page_size=PAGE)
         self.scheduler = Scheduler(
-            *(self.residents, self.places, forwards or Forwards()), eos_token_ids=frozenset({EOS}), batch_max=batch_max
+            *(self.residents, self.places, forwards or Forwards()),
+            eos_token_ids=frozenset({EOS}),
+            batch_max=batch_max,
+            aside=self.aside,
         )
         self.batch_max = batch_max
         self.loads: list[Fill] = []
@@ -218,6 +223,10 @@ class Scheduled:
     def check(self) -> None:
         """Every page has one owner, every hold one holder; every request stands in one place and is told one end."""
         self.residents.check_integrity()
+        self.aside.check_integrity()
+        asides = [sequence.aside.first for sequence in self.sequences if sequence.aside is not None]
+        assert sorted(asides) == [run.first for run in self.aside.runs], "host memory is somebody's who waits"
+        assert all(s.state in (State.WAITING, State.LOADING) for s in self.sequences if s.aside is not None)
         alive = [sequence for sequence in self.sequences if not sequence.done]
         assert sorted(map(id, self.scheduler.everyone)) == sorted(map(id, alive))
         tails = [page for sequence in self.sequences for page in sequence.tail_pages]
@@ -227,7 +236,8 @@ class Scheduled:
             admitted = sequence.state in (State.LOADING, State.PREFILLING, State.DECODING)
             chunks = [chunk.resident for chunk in sequence.composition.chunks if chunk.resident is not None]
             assert len(chunks) == (len(sequence.composition.chunks) if admitted else 0)
-            assert bool(sequence.tail_pages) == (admitted and not sequence.for_chunks)
+            assert bool(sequence.tail_pages) == (sequence.state in (State.PREFILLING, State.DECODING))
+            assert len(sequence.tail_pages) * PAGE >= sequence.tail_tokens or not sequence.tail_pages
             held.update(map(id, chunks))
             if sequence.fill is not None and sequence.fill not in self.loads:
                 held.update(map(id, sequence.fill.chunks.values()))
@@ -300,8 +310,12 @@ class Ahead(Scheduled):
         self.in_flight: list[list[Rows]] = []
         self.steps_since_piece = self.steps_owed = 0
 
-    def run(self, plan: StepPlan, token_id: int = 7) -> None:
+    def plan(self) -> StepPlan:
+        plan = super().plan()
         self.check_plan(plan)
+        return plan
+
+    def run(self, plan: StepPlan, token_id: int = 7) -> None:
         for rows in ([piece] for piece in plan.alone):
             self._begin(rows, token_id)
         if plan.packed:
@@ -326,10 +340,14 @@ class Ahead(Scheduled):
 
     def check_plan(self, plan: StepPlan) -> None:
         """Before anything of it runs."""
-        drawing = [s for s in self.sequences if not s.done and s.slot >= 0 and 0 < s.drawn < s.params.max_tokens]
+        drawing = [
+            s
+            for s in self.sequences
+            if not s.done and s.slot >= 0 and s.tail_tokens >= s.known_tokens and 0 < s.drawn < s.params.max_tokens
+        ]
         slots = [s.slot for s in self.sequences if s.state in (State.PREFILLING, State.DECODING)]
         assert len(set(slots)) == len(slots) and set(slots) <= set(range(self.batch_max))
-        assert all(s.state is State.PREFILLING and not s.tail_tokens for s in plan.opened)
+        assert all((s.state is State.PREFILLING and not s.tail_tokens) or s.preemptions for s in plan.opened)
         assert not (plan.alone and plan.packed)
         if plan.alone:
             rows_alone = sum(max(rows.count, self.forwards.piece_tokens // SHORT_PIECE) for rows in plan.alone)
@@ -388,7 +406,11 @@ class Ahead(Scheduled):
             and all(chunks[index] in there for index in chunk.context)
             and not self.forwards.alone(len(chunk.token_ids), chunk=True)
         ]
-        tail, done = len(sequence.composition.tail), sequence.tail_tokens
+        tail, done = sequence.known_tokens, sequence.tail_tokens
         if sequence.state is State.PREFILLING and len(there) == len(chunks) and done < tail:
-            found += [(None, tail - done)] * (not self.forwards.alone(tail, chunk=False))
+            query = len(sequence.composition.tail)
+            if not self.forwards.alone(query, chunk=False):
+                found.append((None, tail - done))
+            elif done >= query:  # an answer goes on, a row a step
+                found.append((None, 1))
         return found

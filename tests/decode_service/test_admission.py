@@ -6,6 +6,7 @@ import pytest
 
 from decode_service.admission import Admission, Fill
 from decode_service.line import FillRoom, Misfit
+from decode_service.tails import Tails
 from engine.kv.pages import PageTable
 from engine.kv.resident import ResidentChunks
 from engine.kv.source import KVSource
@@ -18,7 +19,8 @@ class Pool:
         table = PageTable(pages=chunk_pages + tail_pages, chunk_pages=chunk_pages, page_size=PAGE)
         self.residents = ResidentChunks(table)  # type: ignore[arg-type]
         self.room = FillRoom(4, chunk_pages=chunk_pages, tail_pages=tail_pages)
-        self.admission = Admission(self.residents, self.room)
+        self.tails = Tails(table, PageTable(pages=0, chunk_pages=0, page_size=PAGE))
+        self.admission = Admission(self.residents, self.room, self.tails)
 
     def count(self) -> tuple[int, int]:
         pages = self.residents.pool.count()
@@ -44,7 +46,7 @@ def test_the_first_fills_and_the_others_wait_for_it() -> None:
     assert [chunk.index for chunk in first.chunks] == [0, 2] and first.loading and not first.awaited
     assert not second.chunks and second.awaited == {"b"} and not second.loading
     assert (first.takes, second.takes) == (Misfit.LOAD, Misfit.ASK)
-    assert pool.count() == (2, 4)
+    assert pool.count() == (2, 0), "a tail has pages when it is begun"
     for chunk in list(first.chunks):
         pool.admission.filled(first, chunk)
     assert all(chunk.held.ready for chunk in (*one.composition.chunks, *two.composition.chunks))
@@ -62,7 +64,7 @@ def test_nothing_is_held_or_evicted_by_who_does_not_fit() -> None:
     pool.residents.release(old)
     before = pool.count()
     assert pool.admission.admit(request("large", [("x", 5 * PAGE)], bypass=True)) is Misfit.PAGES
-    assert pool.admission.admit(request("long", max_tokens=9 * PAGE)) is Misfit.PAGES
+    assert pool.admission.admit(request("long", tail=9 * PAGE)) is Misfit.PAGES
     assert pool.count() == before and pool.admission.take_evicted() == ()
 
 

@@ -18,7 +18,9 @@ class Entered:
 def request(name: str, at: int = 0) -> Any:
     """Behind an ``@`` stands whose it is."""
     clock = SimpleNamespace(submitted=at)
-    return SimpleNamespace(name=name, passed=0, cold=name[0] == "c", clock=clock, tenant=name.partition("@")[2])
+    return SimpleNamespace(
+        name=name, passed=0, cold=name[0] == "c", clock=clock, tenant=name.partition("@")[2], priority=0
+    )
 
 
 def line_of(*names: str) -> Line:

@@ -89,8 +89,8 @@ def test_the_times_are_those_of_the_events() -> None:
 
 def test_who_does_not_fit_is_passed_so_often_and_no_more() -> None:
     on = Scheduled(tail_pages=10)
-    holder = request("holder", max_tokens=4 * PAGE, tail=1)
-    large = request("large", max_tokens=8 * PAGE, tail=1)
+    holder = request("holder", max_tokens=15, tail=PAGE)
+    large = request("large", max_tokens=1, tail=8 * PAGE)
     small = [request(f"{n}", max_tokens=1) for n in range(PASSES_MAX + 3)]
     on.submit(holder, large, *small)
     while not large.clock.admitted:
