@@ -109,6 +109,8 @@ class FakeRunner:
     def open(self, slot: int, request: SamplingRequest) -> None:
         self.requests[slot] = request
         self.last.pop(slot, None)
+        if request.generated:
+            self.last[slot] = request.generated[-1]
 
     def bitmasks(self, count: int) -> Bits:
         return np.zeros((count, -(-VOCABULARY // 32)), np.int32)

@@ -12,6 +12,7 @@ from chunk_store.entry import MissReason
 from chunk_store.key import ChunkId, ChunkKey, ChunkType
 from chunk_store.tenant import DEFAULT_TENANT, Tenant
 from decode_service.admission import Fill
+from decode_service.answers import who_computes
 from decode_service.begun import sequences_of
 from decode_service.line import SHORT_PIECE, STEPS_A_PIECE
 from decode_service.prompt.composition import Composition
@@ -369,7 +370,7 @@ class Ahead(Scheduled):
         """In a group, chunks of one tenant or prompts, a later one has rows only where every earlier one has all it
         could have; chunks come after prompts or before, and none is held up while there is room."""
         there = self.scheduler.everyone
-        prompts = self._check_group(plan, [s for s in there if s.state is State.PREFILLING])
+        prompts = self._check_group(plan, who_computes([s for s in there if s.state is State.PREFILLING]))
         loading = [s for s in there if s.state is State.LOADING]
         groups = [[s for s in loading if s.tenant == tenant] for tenant in {s.tenant for s in loading}]
         of_tenants = [self._check_group(plan, group) for group in groups]

@@ -29,8 +29,10 @@ DEADLINE_S = 30.0
 class Served:
     """A worker over a ``ContentRunner``, and what it tells each request."""
 
-    def __init__(self, *, batch_max: int = 5, **options: Any) -> None:
-        pool = PagedKVPool(LAYOUT, pages=96, chunk_pages=40, page_size=4)
+    def __init__(
+        self, *, batch_max: int = 5, pages: int = 96, chunk_pages: int = 40, aside_pages: int = 0, **options: Any
+    ) -> None:
+        pool = PagedKVPool(LAYOUT, pages=pages, chunk_pages=chunk_pages, page_size=4)
         self.runner = ContentRunner(pool, piece_tokens=8, slots=batch_max, step_rows=12, **options)
         self.registry = CollectorRegistry()
         self.residents = ResidentChunks(pool)
@@ -38,7 +40,10 @@ class Served:
         runner: Any = self.runner
         metrics = DecodeMetrics(self.registry, model_name="tiny", token_nbytes=1)
         self.worker = DecodeWorker(
-            *(runner, self.residents, source, metrics), eos_token_ids=frozenset({EOS}), batch_max=batch_max
+            *(runner, self.residents, source, metrics),
+            eos_token_ids=frozenset({EOS}),
+            batch_max=batch_max,
+            aside_nbytes=aside_pages * LAYOUT.nbytes(pool.page_size),
         )
         self.told: dict[str, queue.SimpleQueue[list[Event]]] = {}
 
@@ -55,8 +60,8 @@ class Served:
                     return tokens, event
                 tokens += [choice.token_id for choice in event.choices]
 
-    def counted(self, name: str) -> float:
-        value = self.registry.get_sample_value(f"cairn_{name}", {"model_name": "tiny"})
+    def counted(self, name: str, **labels: str) -> float:
+        value = self.registry.get_sample_value(f"cairn_{name}", {"model_name": "tiny", **labels})
         assert value is not None
         return value
 

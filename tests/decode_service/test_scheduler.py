@@ -501,7 +501,9 @@ class Histories(RuleBasedStateMachine):
         self.on = self.made()
 
     def made(self) -> Scheduled:
-        return Scheduled(chunk_pages=14, tail_pages=20, batch_max=3, quotas=Quotas(running=4, waiting=40))
+        return Scheduled(
+            chunk_pages=14, tail_pages=20, batch_max=3, aside_pages=12, quotas=Quotas(running=4, waiting=40)
+        )
 
     @rule(
         chunks=st.lists(st.sampled_from(CHUNKS), max_size=3),
@@ -511,6 +513,7 @@ class Histories(RuleBasedStateMachine):
         bypass=st.sampled_from([False, False, False, True]),
         exact=st.booleans(),
         answers=st.sampled_from([1, 1, 3]),
+        priority=st.sampled_from([0, 0, 3, 9]),
     )
     def submit(self, chunks: list[tuple[str, int]], tail: int, max_tokens: int, tenant: str, **how: Any) -> None:
         self._submit(chunks, tail, max_tokens=max_tokens, tenant=tenant, **how)

@@ -123,7 +123,7 @@ class PackedHistories(Histories):
     def made(self) -> Ahead:
         quotas = Quotas(running=4, waiting=40)
         forwards = Forwards(packs=True, rows=7, long=30)
-        return Ahead(chunk_pages=14, tail_pages=20, batch_max=3, quotas=quotas, forwards=forwards)
+        return Ahead(chunk_pages=14, tail_pages=20, batch_max=3, aside_pages=12, quotas=quotas, forwards=forwards)
 
 
 class AheadHistories(Histories):
@@ -131,7 +131,7 @@ class AheadHistories(Histories):
 
     def made(self) -> Ahead:
         quotas = Quotas(running=4, waiting=40)
-        return Ahead(chunk_pages=14, tail_pages=20, batch_max=3, quotas=quotas, forwards=Forwards())
+        return Ahead(chunk_pages=14, tail_pages=20, batch_max=3, aside_pages=12, quotas=quotas, forwards=Forwards())
 
 
 SETTINGS = settings(

@@ -62,4 +62,4 @@ def test_rows_know_what_comes_of_them_and_what_they_attend_to() -> None:
     assert piece.context == [5, 3] and Rows(one, 0, 3, one.composition.chunks[1]).context == []
     mixed = StepPlan((), (), (), (), (token, last))
     assert (mixed.alone, mixed.packed, mixed.loads) == ([], [token, last], [])
-    assert StepPlan((), (), (), (piece,)).alone == [piece]
+    assert StepPlan((), (), (), (), (piece,)).alone == [piece]
