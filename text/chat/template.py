@@ -24,9 +24,10 @@ from text.codec import TextCodec
 from text.errors import TextRefused
 
 WORDS_MAX = 200  # of what a template says when it refuses
-RENDER_S = 5.0  # for all renderings of one chat
+RENDER_S = 2.0  # for all renderings of one chat
 PROBE_S = 1.0  # for a rendering that finds out how a template is
-CUTS_MAX = 64  # renderings of one chat to find cuts; with more messages they are coarser
+CUTS_MAX = 32  # renderings of one chat to find cuts; with more messages they are coarser
+PLACES_MAX = 16  # messages that may be the one which is refused
 RESERVED = ("messages", "tools", "add_generation_prompt", "chat_template", "continue_final_message", "tokenize")
 GOES_ON = "CONTINUED "  # behind the last words of a message that goes on; the space shows whether a template strips
 
@@ -79,6 +80,12 @@ class ChatTemplate:
     def special_tokens(self) -> tuple[str, ...]:
         """The longest first: one may begin as another."""
         return tuple(sorted(self.codec.special_tokens.values(), key=len, reverse=True))
+
+    def says(self, text: str) -> bool:
+        """Whether there is more in it than special tokens."""
+        for token in self.special_tokens:
+            text = text.replace(token, "")
+        return bool(text.strip())
 
     def special_at(self, text: str, at: int) -> bool:
         """Whether a special token starts there."""
@@ -216,10 +223,7 @@ class Rendering:
         at = start - len(opens)
         if at <= 0 or self.whole[at:start] != opens or not self._template.special_at(self.whole, at):
             return 0
-        head = self.whole[:at]
-        for token in self._template.special_tokens:
-            head = head.replace(token, "")
-        return at if head.strip() else 0
+        return at if self._template.says(self.whole[:at]) else 0
 
     def _render(
         self, count: int, variables: Mapping[str, Any], *, whole: bool = False, first: Message | None = None
@@ -243,7 +247,7 @@ class Rendering:
 
     def _place(self) -> str:
         """The message behind the longest beginning that is rendered."""
-        for count in range(len(self.messages) - 1, max(0, len(self.messages) - CUTS_MAX), -1):
+        for count in range(len(self.messages) - 1, max(0, len(self.messages) - PLACES_MAX), -1):
             if self.beginning(count) is not None:
                 return self._names[count]
         return self._names[0] if len(self.messages) == 1 else "messages"
