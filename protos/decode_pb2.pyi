@@ -1086,6 +1086,7 @@ class ExplainResponse(_message.Message):
     BYTES_TO_COMPUTE_FIELD_NUMBER: _builtins.int
     BYTES_READ_PER_STEP_FIELD_NUMBER: _builtins.int
     BYTES_SHARED_PER_STEP_FIELD_NUMBER: _builtins.int
+    CHAT_FIELD_NUMBER: _builtins.int
     prompt_tokens: _builtins.int
     cached_tokens: _builtins.int
     """expected"""
@@ -1100,6 +1101,8 @@ class ExplainResponse(_message.Message):
     """of these, read anyway by requests that run now"""
     @_builtins.property
     def reuse(self) -> Global___ReuseReport: ...
+    @_builtins.property
+    def chat(self) -> Global___ChatReport: ...
     def __init__(
         self,
         *,
@@ -1111,10 +1114,11 @@ class ExplainResponse(_message.Message):
         bytes_to_compute: _builtins.int = ...,
         bytes_read_per_step: _builtins.int = ...,
         bytes_shared_per_step: _builtins.int = ...,
+        chat: Global___ChatReport | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["reuse", b"reuse"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["chat", b"chat", "reuse", b"reuse"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes_read_per_step", b"bytes_read_per_step", "bytes_shared_per_step", b"bytes_shared_per_step", "bytes_to_compute", b"bytes_to_compute", "bytes_to_load", b"bytes_to_load", "cached_tokens", b"cached_tokens", "computed_tokens", b"computed_tokens", "prompt_tokens", b"prompt_tokens", "reuse", b"reuse"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes_read_per_step", b"bytes_read_per_step", "bytes_shared_per_step", b"bytes_shared_per_step", "bytes_to_compute", b"bytes_to_compute", "bytes_to_load", b"bytes_to_load", "cached_tokens", b"cached_tokens", "chat", b"chat", "computed_tokens", b"computed_tokens", "prompt_tokens", b"prompt_tokens", "reuse", b"reuse"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

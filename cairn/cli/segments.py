@@ -7,12 +7,15 @@ part of a prompt without anybody's notice. ``text:WORD`` says that a word is tex
 from __future__ import annotations
 
 import argparse
+import json
 import re
 from pathlib import Path
+from typing import Any
 
 from cairn.cli.arguments import UsageError, read_file, shown
 from cairn.cli.selection import SEE_CHUNKS, find_chunk, id_of_digits, looks_like_id, registered
 from cairn.cli.terminal import Terminal
+from cairn.client.calls import ChatOptions
 from cairn.client.client import Client
 from cairn.client.requests import Segment
 from cairn.client.types import CACHE_USES, CHUNK_ORDERS, REUSE_MODES, ChunkRef, Text
@@ -34,6 +37,13 @@ def add_segment_flags(parser: argparse.ArgumentParser) -> None:
 def add_prompt_flags(parser: argparse.ArgumentParser) -> None:
     """The flags that say what is sent to the decode service."""
     add_segment_flags(parser)
+    parser.add_argument(
+        "--messages",
+        metavar="FILE",
+        type=Path,
+        help="a chat instead of segments: a JSON list of messages, or an object with messages, tools, "
+        "template_arguments and what else a chat has",
+    )
     parser.add_argument("--reuse", choices=REUSE_MODES, default="exact", help="how chunks may be reused")
     parser.add_argument("--cache", choices=CACHE_USES, default="shared", help="bypass: compute everything anew")
     parser.add_argument(
@@ -52,6 +62,26 @@ def prompt_words(args: argparse.Namespace) -> tuple[list[str], str]:
     if not args.segment:
         raise UsageError("give a query: --query TEXT, or at least one SEGMENT")
     return args.segment[:-1], args.segment[-1]
+
+
+def read_chat(args: argparse.Namespace) -> tuple[list[Any], ChatOptions] | None:
+    """A chat's messages and its own options; None without ``--messages``. Raises ``UsageError``."""
+    if args.messages is None:
+        return None
+    if args.segment or args.query is not None:
+        raise UsageError("give either --messages or segments and a query")
+    try:
+        given = json.loads(read_file(args.messages))
+    except ValueError as error:
+        raise UsageError(f"{args.messages} is no JSON: {error}") from error
+    given = given if isinstance(given, dict) else {"messages": given}
+    known = {"messages", *ChatOptions.__annotations__}
+    if not isinstance(given.get("messages"), list) or given.keys() - known:
+        raise UsageError(
+            f"{args.messages} is no chat: a JSON list of messages, or an object of {', '.join(sorted(known))}"
+        )
+    options: Any = {name: value for name, value in given.items() if name != "messages"}
+    return given["messages"], options
 
 
 def read_segments(args: argparse.Namespace, client: Client, terminal: Terminal) -> list[Segment]:

@@ -20,7 +20,7 @@ from rich.table import Table
 from rich.text import Text
 
 from cairn.client.errors import CairnError
-from cairn.client.types import ReuseReport
+from cairn.client.types import ChatReport, ReuseReport
 from chunk_store.quantities import human_age
 
 PLAIN_WIDTH = 140  # columns where the output is not a terminal
@@ -129,6 +129,14 @@ def reuse_table(report: ReuseReport, title: str = "") -> Table:
         for segment in report.segments
     ]
     return table(columns, rows, title)
+
+
+def chat_line(report: ChatReport) -> str:
+    """How a chat became chunks."""
+    again = f"; rendered again: {report.rendered_again}" if report.rendered_again else ""
+    return (
+        f"chat: {report.turns_kept} answers as they were generated, the rest rendered in {report.pieces} pieces{again}"
+    )
 
 
 def short_id(chunk_id: str) -> str:

@@ -179,6 +179,18 @@ class AsyncClient:
         request = calls.generate_request(segments, {"salt": self._salt, **options})
         return await self._run(calls.explain(request), timeout_s)
 
+    async def explain_chat(
+        self,
+        messages: Sequence[ChatMessageLike],
+        chat: ChatOptions | None = None,
+        *,
+        timeout_s: float | None = None,
+        **options: Unpack[GenerateOptions],
+    ) -> Explanation:
+        """What ``chat`` would reuse of these messages; ``chat`` are its own options."""
+        request = calls.chat_request(messages, chat or {}, {"salt": self._salt, **options})
+        return await self._run(calls.explain(request), timeout_s)
+
     async def chunks(
         self, *, timeout_s: float | None = None, **options: Unpack[ListOptions]
     ) -> AsyncIterator[StoredChunk]:

@@ -199,6 +199,18 @@ class Client:
         request = calls.generate_request(segments, {"salt": self._salt, **options})
         return self._run(calls.explain(request), timeout_s)
 
+    def explain_chat(
+        self,
+        messages: Sequence[ChatMessageLike],
+        chat: ChatOptions | None = None,
+        *,
+        timeout_s: float | None = None,
+        **options: Unpack[GenerateOptions],
+    ) -> Explanation:
+        """What ``chat`` would reuse of these messages; ``chat`` are its own options."""
+        request = calls.chat_request(messages, chat or {}, {"salt": self._salt, **options})
+        return self._run(calls.explain(request), timeout_s)
+
     def chunks(self, *, timeout_s: float | None = None, **options: Unpack[ListOptions]) -> Iterator[StoredChunk]:
         """All chunks that match, fetched page by page as they are read. See ``ListOptions``."""
         page_token = ""

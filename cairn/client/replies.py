@@ -168,8 +168,9 @@ def parse_reuse(reply: decode_pb2.ReuseReport) -> ReuseReport:
 
 
 def parse_explanation(reply: decode_pb2.ExplainResponse) -> Explanation:
-    numbers = {name: getattr(reply, name) for name in Explanation.__dataclass_fields__ if name != "reuse"}
-    return Explanation(reuse=parse_reuse(reply.reuse), **numbers)
+    told = Explanation.__dataclass_fields__.keys() - {"reuse", "chat"}
+    chat = _chat(reply.chat) if reply.HasField("chat") else None
+    return Explanation(reuse=parse_reuse(reply.reuse), chat=chat, **{name: getattr(reply, name) for name in told})
 
 
 def parse_timings(reply: chunks_pb2.StageTimings) -> Timings:

@@ -296,7 +296,7 @@ class Result:
 
 @dataclass(frozen=True)
 class Explanation:
-    """What a request would reuse, compute and move, without running it."""
+    """What a request would reuse, compute and move, without running it; of a chat, how it would become chunks."""
 
     prompt_tokens: int
     cached_tokens: int
@@ -306,6 +306,7 @@ class Explanation:
     bytes_to_compute: int
     bytes_read_per_step: int
     bytes_shared_per_step: int
+    chat: ChatReport | None = None
 
 
 @dataclass(frozen=True)

@@ -326,6 +326,7 @@ class DecodeService(decode_pb2_grpc.DecodeServiceServicer):
         bypass = request.cache_use == decode_pb2.CACHE_USE_BYPASS
         found: Explanation = await asyncio.to_thread(explain, self.worker, self.store, composition, bypass=bypass)
         return decode_pb2.ExplainResponse(
+            chat=None if composition.chat is None else chat_out(composition.chat),
             prompt_tokens=composition.prompt_tokens,
             cached_tokens=composition.cached_tokens,
             computed_tokens=composition.prompt_tokens - composition.cached_tokens,

@@ -267,7 +267,7 @@ class ChatCutting:
     def _type(self, starts: dict[int, int], begins: Beginning, start: int, end: int) -> ChunkType:
         """Of what stands there: that of a region, else of the messages in it."""
         for first, last, kind in self._regions:
-            if first <= start and end <= last:
+            if end <= last and (first <= start or not self._template.says(self._rendering.whole[start:first])):
                 return kind
         before = [index for at, index in starts.items() if at <= start]
         behind = [index for at, index in starts.items() if at >= end]

@@ -187,7 +187,12 @@ class FakeDecode(decode_pb2_grpc.DecodeServiceServicer):
             model_name="fake",
             kept=self.kept(request) if request.keep else None,
             index=index,
+            chat=self.chat(request),
         )
+
+    def chat(self, request):
+        again = "messages[1]: unknown"
+        return decode_pb2.ChatReport(pieces=2, rendered_again=again) if request.HasField("chat") else None
 
     def kept(self, request):
         if not request.request_id.startswith("full"):
@@ -227,6 +232,7 @@ class FakeDecode(decode_pb2_grpc.DecodeServiceServicer):
             prompt_tokens=9,
             cached_tokens=7,
             computed_tokens=2,
+            chat=self.chat(request),
             reuse=self.report(request),
             bytes_to_load=2048,
             bytes_read_per_step=4096,

@@ -94,6 +94,59 @@ def test_a_chunk_stands_in_a_message(services: Pair) -> None:
     assert apart.reuse.segments[0].chunk_id == chunk.id
 
 
+def test_a_turn_that_was_dropped_is_computed_anew_of_its_tokens(services: Pair) -> None:
+    first = ask(services.client, [user("Seven?")], keep=True)
+    assert first.kept is not None
+    messages = [user("Seven?"), assistant(first.text), user("Eight?")]
+    wanted = ask(services.client, messages)
+    services.forget()
+    services.client.delete(first.kept.id)
+    found = ask(services.client, messages)
+    assert found.chat is not None and found.chat.turns_kept == 1 and found.token_ids == wanted.token_ids
+    assert found.reuse.segments[0].chunk_id == first.kept.id and found.reuse.segments[0].cached_tokens == 0
+
+
+def test_the_answer_is_the_same_without_caches_and_in_any_mode(services: Pair) -> None:
+    first = ask(services.client, [SYSTEM, user("Nine?")], keep=True)
+    messages = [SYSTEM, user("Nine?"), assistant(first.text), user("Ten?")]
+    shared, bypassed = (ask(services.client, messages, cache=cache) for cache in ("shared", "bypass"))
+    assert shared.chat == bypassed.chat and shared.token_ids == bypassed.token_ids
+    apart = ask(services.client, messages, reuse="independent")
+    assert apart.chat == shared.chat and apart.reuse.reuse_mode == "independent"
+    ordered = ask(services.client, messages, order="canonical")
+    assert not ordered.reuse.reordered and ordered.token_ids == shared.token_ids
+
+
+def test_what_a_chat_would_reuse(services: Pair) -> None:
+    messages = [SYSTEM, user("Eleven?")]
+    assert services.client.explain_chat(messages).chat == cairn.ChatReport(2, 0, "")
+    ask(services.client, messages)
+    plan = services.client.explain_chat(messages)
+    assert plan.cached_tokens and plan.reuse.segments[0].type == "system_prompt"
+
+
+def test_several_answers_are_remembered_each(services: Pair) -> None:
+    asked = [user("Twelve?")]
+    talk = services.client.chat(asked, n=3, temperature=2.0, seed=1, max_tokens=6, ignore_eos=True, keep=True)
+    talk.finish()
+    for result in talk.results:
+        then = ask(services.client, [*asked, assistant(result.text), user("And?")])
+        assert then.chat is not None
+        assert then.chat.turns_kept == 1 or "otherwise than it was generated" in then.chat.rendered_again
+
+
+def test_an_answer_goes_on(services: Pair) -> None:
+    found = ask(services.client, [user("Where?"), assistant("In Nebul")], continue_last_message=True)
+    codec = services.decode.resolver.codec
+    plain = services.generate([cairn.Tokens(codec.encode("<|user|>Where?<end><|assistant|>In Nebul"))])
+    assert found.token_ids == plain.token_ids
+
+
+def test_a_chat_that_is_too_long_names_its_messages(services: Pair) -> None:
+    with pytest.raises(cairn.InvalidRequest, match=r"chat\.messages: .* leave no room .*oldest messages"):
+        ask(services.client, [user("word " * 700)])
+
+
 def test_other_tenants_turns_are_unknown(services: Pair) -> None:
     first = ask(services.client, [user("Five?")], keep=True, salt="a")
     messages = [user("Five?"), assistant(first.text), user("Six?")]

@@ -1,17 +1,18 @@
 """Say what a request would reuse, compute and move, without running it.
 
 Each SEGMENT is a chunk (its id, the first digits of it, or :NAME), @FILE or text (text:WORDS if it looks like one of
-the others), in order. The query comes last: --query, or the last SEGMENT.
+the others), in order. The query comes last: --query, or the last SEGMENT. Or a chat: --messages.
 """
 
 from __future__ import annotations
 
 import argparse
 from contextlib import ExitStack
+from typing import Any
 
 from cairn.cli.connection import add_connection_flags, open_client
-from cairn.cli.segments import add_prompt_flags, read_segments
-from cairn.cli.terminal import Terminal, reuse_table
+from cairn.cli.segments import add_prompt_flags, read_chat, read_segments
+from cairn.cli.terminal import Terminal, chat_line, reuse_table
 from chunk_store.quantities import human_bytes
 
 
@@ -22,15 +23,17 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, terminal: Terminal) -> int:
     with open_client(args) as client, ExitStack() as shown:
-        segments = read_segments(args, client, terminal)  # may ask
+        chat = read_chat(args)
+        segments = [] if chat else read_segments(args, client, terminal)  # may ask
         shown.enter_context(terminal.waiting("Looking up ..."))
-        plan = client.explain(
-            segments, reuse=args.reuse, cache=args.cache, order=args.order, request_id=args.request_id
-        )
+        options: Any = {name: getattr(args, name) for name in ("reuse", "cache", "order", "request_id")}
+        plan = client.explain_chat(*chat, **options) if chat else client.explain(segments, **options)
     if terminal.as_json:
         terminal.json_line(plan)
         return 0
     terminal.say(reuse_table(plan.reuse))
+    if plan.chat is not None:
+        terminal.say(chat_line(plan.chat))
     terminal.say(
         f"{plan.prompt_tokens} prompt tokens: {plan.cached_tokens} cached, {plan.computed_tokens} to compute "
         f"({plan.reuse.exactness})"

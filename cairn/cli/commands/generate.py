@@ -1,7 +1,7 @@
 """Stream an answer to a prompt built from segments, and say what was reused.
 
 Each SEGMENT is a chunk (its id, the first digits of it, or :NAME), @FILE or text (text:WORDS if it looks like one of
-the others), in order. The query comes last: --query, or the last SEGMENT.
+the others), in order. The query comes last: --query, or the last SEGMENT. Or a chat: --messages.
 """
 
 from __future__ import annotations
@@ -11,8 +11,11 @@ from pathlib import Path
 
 from cairn.cli.arguments import read_file
 from cairn.cli.connection import add_connection_flags, open_client
-from cairn.cli.segments import add_prompt_flags, read_segments
-from cairn.cli.terminal import Terminal, reuse_table
+from cairn.cli.segments import add_prompt_flags, read_chat, read_segments
+from cairn.cli.terminal import Terminal, chat_line, reuse_table
+from cairn.client.calls import GenerateOptions
+from cairn.client.client import Client
+from cairn.client.generation import Generation
 from cairn.client.types import Grammar, Kept, Result
 from chunk_store.quantities import human_seconds
 
@@ -92,36 +95,48 @@ def _bias(text: str) -> tuple[int, float]:
         raise argparse.ArgumentTypeError(f"{text!r} is not a token id and a number: {error}") from error
 
 
+def _open(args: argparse.Namespace, client: Client, terminal: Terminal) -> Generation:
+    """The answer to what the command line gives, as it comes."""
+    chat = read_chat(args)
+    if chat is not None:
+        messages, own = chat
+        return client.chat(messages, **own, **_options(args))
+    return client.generate(read_segments(args, client, terminal), **_options(args))
+
+
+def _options(args: argparse.Namespace) -> GenerateOptions:
+    return {
+        "max_tokens": args.max_tokens,
+        "reuse": args.reuse,
+        "cache": args.cache,
+        "order": args.order,
+        "request_id": args.request_id,
+        "temperature": args.temperature,
+        "top_p": args.top_p,
+        "top_k": args.top_k,
+        "min_p": args.min_p,
+        "frequency_penalty": args.frequency_penalty,
+        "presence_penalty": args.presence_penalty,
+        "repetition_penalty": args.repetition_penalty,
+        "min_tokens": args.min_tokens,
+        "n": args.n,
+        "seed": args.seed,
+        "stop": args.stop,
+        "include_stop": args.include_stop,
+        "stop_token_ids": args.stop_token_id,
+        "ignore_eos": args.ignore_eos,
+        "logprobs": args.logprobs or args.top_logprobs > 0,
+        "top_logprobs": args.top_logprobs,
+        "logit_bias": dict(args.logit_bias),
+        "keep": args.keep,
+        "grammar": _grammar(args),
+    }
+
+
 def run(args: argparse.Namespace, terminal: Terminal) -> int:
     with (
         open_client(args) as client,
-        client.generate(
-            read_segments(args, client, terminal),
-            max_tokens=args.max_tokens,
-            reuse=args.reuse,
-            cache=args.cache,
-            order=args.order,
-            request_id=args.request_id,
-            temperature=args.temperature,
-            top_p=args.top_p,
-            top_k=args.top_k,
-            min_p=args.min_p,
-            frequency_penalty=args.frequency_penalty,
-            presence_penalty=args.presence_penalty,
-            repetition_penalty=args.repetition_penalty,
-            min_tokens=args.min_tokens,
-            n=args.n,
-            seed=args.seed,
-            stop=args.stop,
-            include_stop=args.include_stop,
-            stop_token_ids=args.stop_token_id,
-            ignore_eos=args.ignore_eos,
-            logprobs=args.logprobs or args.top_logprobs > 0,
-            top_logprobs=args.top_logprobs,
-            logit_bias=dict(args.logit_bias),
-            keep=args.keep,
-            grammar=_grammar(args),
-        ) as stream,
+        _open(args, client, terminal) as stream,
     ):
         for delta in stream:
             if not terminal.as_json and args.n == 1:
@@ -144,6 +159,8 @@ def _tell(result: Result, args: argparse.Namespace, terminal: Terminal) -> None:
         return
     if result.index == 0:
         terminal.note(reuse_table(result.reuse))
+        if result.chat is not None:
+            terminal.note(chat_line(result.chat))
     terminal.note(_summary(result), style="dim")
 
 

@@ -65,6 +65,6 @@ def test_what_is_refused(fields: dict[str, Any], says: str) -> None:
 
 def test_a_request_is_of_segments_or_a_chat() -> None:
     chat = decode_pb2.Chat(messages=ONE)
-    with pytest.raises(InvalidRequest, match="^chat: "):
+    with pytest.raises(InvalidRequest, match=r"^chat: "):
         check_either(decode_pb2.GenerateRequest(chat=chat, segments=[decode_pb2.Segment(text="a")]))
     check_either(decode_pb2.GenerateRequest(chat=chat))

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from chunk_store.key import ChunkType
+from chunk_store.key import ChunkType, pack_token_ids
 from chunk_store.tenant import tenant_of
 from decode_service.prompt.chat_cutting import ChatCutting
-from decode_service.prompt.chat_memory import ChatMemory
-from decode_service.prompt.chat_prompt import ChatPrompt, ChatRequest, Said
+from decode_service.prompt.chat_memory import ChatMemory, KeptChat
+from decode_service.prompt.chat_prompt import ChatPrompt, ChatRequest, KeptSegment, Said
 from decode_service.prompt.resolver import SegmentRequest
 from tests.text.chat.test_template import ASKED, DOCUMENTS, TOLD, WEATHER, own, said
 from tests.text.chat_templates import template
@@ -63,9 +63,9 @@ def test_tools_and_documents_are_chunks_where_special_tokens_hold_them() -> None
     documents = {"documents": [{"text": "One."}, {"text": "Two."}]}
     segments, _ = cut(chat(said("a", system="s"), tools=(WEATHER,), arguments=documents), made)
     found = shown(segments, made)
-    assert [kind for kind, _ in found] == [C, R, R, S, S, Q]
-    assert [text for _, text in found[1:3]] == ["<|document|>One.<end>", "<|document|>Two.<end>"]
-    assert shown(cut(chat(said("b", system="s"), arguments=documents), made)[0], made)[1:3] == found[1:3]
+    assert [kind for kind, _ in found] == [R, R, S, S, Q]
+    assert [text for _, text in found[:2]] == ["<pad><|document|>One.<end>", "<|document|>Two.<end>"]
+    assert shown(cut(chat(said("b", system="s"), arguments=documents), made)[0], made)[:2] == found[:2]
 
 
 def test_chunks_stand_in_messages_and_between_them() -> None:
@@ -96,10 +96,6 @@ def test_chunks_stand_in_messages_and_between_them() -> None:
 
 def answered(memory: ChatMemory, asked: ChatRequest, text: str, under: str = "qwen2_5", tokens: str = "") -> None:
     """Remembers a chat whose answer was generated as ``tokens``, else as its text."""
-    from chunk_store.key import pack_token_ids
-    from decode_service.prompt.chat_memory import KeptChat
-    from decode_service.prompt.chat_prompt import KeptSegment
-
     segments, prompt = cut(asked, under, memory)
     answer = template(under).codec.encode(tokens or text)
     new = [KeptSegment(s.type, s.chunk_id or "", pack_token_ids(s.token_ids or ())) for s in segments]

@@ -146,3 +146,37 @@ def test_generate_asks_for_an_order(cairn, services):
     assert services.script.requests[-1].order == decode_pb2.CHUNK_ORDER_CANONICAL
     assert cairn("explain", "a", "b", "q")[0] == 0
     assert services.script.requests[-1].order == decode_pb2.CHUNK_ORDER_GIVEN
+
+
+CHAT = [
+    {"role": "system", "content": "Be brief."},
+    {"role": "user", "content": [{"type": "chunk", "name": "doc"}, "?"]},
+]
+
+
+@pytest.mark.parametrize("command", ["generate", "explain"])
+def test_a_chat_comes_from_a_file(cairn, services, tmp_path, command):
+    file = tmp_path / "chat.json"
+    for given in (CHAT, {"messages": CHAT, "tools": [{"name": "f"}], "template_arguments": {"x": 1}}):
+        file.write_text(json.dumps(given))
+        code, out, err = cairn(command, "--messages", str(file))
+        assert code == 0 and "rendered in 2 pieces; rendered again: messages[1]" in out + err
+    chat = services.script.requests[-1].chat
+    assert [message.role for message in chat.messages] == ["system", "user"]
+    assert [part.WhichOneof("part") for part in chat.messages[1].content] == ["chunk_name", "text"]
+    assert list(chat.tools) == ['{"name": "f"}'] and chat.template_arguments == '{"x": 1}'
+
+
+def test_a_file_that_is_no_chat_is_named(cairn, tmp_path):
+    file = tmp_path / "chat.json"
+    for text, says in (
+        ("{", "is no JSON"),
+        ('{"a": 1}', "is no chat"),
+        ('{"messages": [], "colour": 1}', "is no chat"),
+    ):
+        file.write_text(text)
+        code, _, err = cairn("generate", "--messages", str(file))
+        assert code == 2 and says in err
+    file.write_text(json.dumps(CHAT))
+    code, _, err = cairn("generate", "--messages", str(file), "--query", "x")
+    assert code == 2 and "either --messages" in err
