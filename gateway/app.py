@@ -15,6 +15,7 @@ from starlette.types import ASGIApp
 
 from cairn import AsyncClient
 from cairn.client.errors import CairnError
+from cairn.client.replicas import addresses_of
 from gateway.api.routes import ROUTES
 from gateway.body import Room
 from gateway.callers import Callers
@@ -24,6 +25,7 @@ from gateway.errors import HttpError, http_error
 from gateway.metrics import GatewayMetrics
 from gateway.options import GatewayOptions
 from gateway.served import Served
+from gateway.upstream import Upstream
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,8 @@ class Gateway:
     room: Room
     metrics: GatewayMetrics
     connections: Connections
+    upstream: Upstream
+    hosts: frozenset[str] | None
     request_timeout_s: float
 
     @classmethod
@@ -53,6 +57,8 @@ class Gateway:
             room=Room(options.bodies_max, options.body_max),
             metrics=metrics,
             connections=Connections(options.connections_max, metrics),
+            upstream=Upstream(addresses_of(options.decode), tls),
+            hosts=options.hosts,
             request_timeout_s=options.request_timeout_s,
         )
 
@@ -64,11 +70,19 @@ def make_app(gateway: Gateway) -> ASGIApp:
     async def lifespan(_: Starlette) -> AsyncIterator[dict[str, Any]]:
         yield {STATE: gateway.connections}
         await gateway.client.aclose()
+        await gateway.upstream.close()
 
     handlers: Any = {HTTPException: _not_routed, HttpError: _refused, CairnError: _failed}
     app = Starlette(routes=ROUTES, exception_handlers=handlers, lifespan=lifespan)
     app.state.gateway = gateway
-    return Door(app, gateway.callers, gateway.room, gateway.metrics, gateway.request_timeout_s)
+    return Door(
+        app,
+        gateway.callers,
+        gateway.room,
+        gateway.metrics,
+        hosts=gateway.hosts,
+        request_timeout_s=gateway.request_timeout_s,
+    )
 
 
 async def _not_routed(_: Request, error: HTTPException) -> Response:

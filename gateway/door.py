@@ -39,12 +39,21 @@ class Door:
     """ASGI application around another one."""
 
     def __init__(
-        self, app: ASGIApp, callers: Callers, room: Room, metrics: GatewayMetrics, request_timeout_s: float
+        self,
+        app: ASGIApp,
+        callers: Callers,
+        room: Room,
+        metrics: GatewayMetrics,
+        *,
+        hosts: frozenset[str] | None,
+        request_timeout_s: float,
     ) -> None:
+        """``hosts``: the names that requests may come to; None for any."""
         self._app = app
         self._callers = callers
         self._room = room
         self._metrics = metrics
+        self._hosts = hosts
         self._timeout_s = request_timeout_s
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -86,6 +95,7 @@ class Door:
             async with asyncio.timeout(self._timeout_s):
                 state = scope["state"]
                 state["request_id"] = passage.request_id
+                self._check_host(headers.get(b"host", b"").decode("latin-1"))
                 authorization = headers.get(b"authorization")
                 if scope["path"].startswith(GUARDED):
                     words = None if authorization is None else authorization.decode("latin-1")
@@ -103,6 +113,12 @@ class Door:
         finally:
             if caller is not None:
                 self._callers.leave(caller)
+
+    def _check_host(self, host: str) -> None:
+        """Without tokens this machine alone may ask: not a page of elsewhere whose name was turned to this address."""
+        name = host if host.endswith("]") else host.rpartition(":")[0] or host
+        if self._hosts is not None and name.strip("[]").lower() not in self._hosts:
+            raise HttpError(421, "the host is none of this gateway's; give --http-names", code="misdirected_request")
 
     def _note(self, scope: Scope, passage: _Passage) -> None:
         route = scope["state"].get("route", OTHER)

@@ -23,6 +23,7 @@ from serving.process.settings import (
     text,
 )
 from serving.process.sources import EPILOG, Resolved, SettingError, Sources, add_flags, resolve
+from serving.rpc.addresses import resolves_to_loopback
 from serving.rpc.exposure import exposure_refusal
 
 BOUNDS = "bounds"
@@ -37,6 +38,13 @@ class GatewayOptions:
     tls_ca: Path | None = setting(FILE, "TLS to the services; PEM file of certificates to trust", default=None)
     http_host: str = setting(text("ADDRESS"), "address to listen on", default="127.0.0.1", group="addresses")
     http_port: int = setting(PORT, "of the HTTP; 0 is any free one", default=8000, group="addresses")
+    http_names: str | None = setting(
+        text("NAME,..."),
+        "further names that requests may come to (Host) where it listens on loopback and has no tokens",
+        default=None,
+        unset="localhost and the address",
+        group="addresses",
+    )
     metrics_port: int | None = setting(
         PORT, "of the Prometheus metrics alone; 0 is any free one", default=None, unset="none", group="addresses"
     )
@@ -60,6 +68,14 @@ class GatewayOptions:
     drain_s: float = setting(or_zero(SECONDS), "for running requests at the end", default=20.0)
     log_level: str = setting(choice(*LEVELS), "what is logged", default="info")
     log_format: str = setting(choice(*FORMATS), "of the lines on stderr", default="text")
+
+    @property
+    def hosts(self) -> frozenset[str] | None:
+        """The names that requests may come to; None for any."""
+        if self.token_file is not None or not resolves_to_loopback(self.http_host):
+            return None
+        further = (self.http_names or "").replace(",", " ").lower().split()
+        return frozenset({"localhost", "127.0.0.1", "::1", self.http_host.lower(), *further})
 
 
 def parse(words: Sequence[str] | None = None) -> GatewayOptions:
