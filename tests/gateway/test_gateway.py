@@ -6,6 +6,7 @@ import json
 import re
 from typing import Any
 
+import httpx
 import jsonschema
 import openai
 import pytest
@@ -208,3 +209,17 @@ def test_structured_output(client: Any) -> None:
     with pytest.raises(openai.BadRequestError) as refused:
         client.chat.completions.create(**asked, response_format=wrong)
     assert "grammar" in refused.value.message or "schema" in refused.value.message
+
+
+def test_metrics_of_all_tenants_are_for_admins_and_no_token_is_logged(served: Served, client: Any) -> None:
+    url = served.url.removesuffix("/v1")
+    statuses = {}
+    for token in ("stone", "operator", "pebble"):
+        headers = {"authorization": f"Bearer {token}"}
+        statuses[token] = httpx.get(f"{url}/metrics", headers=headers, timeout=60).status_code
+    assert statuses == {"stone": 403, "operator": 200, "pebble": 401}
+    assert httpx.get(f"{url}/metrics", timeout=60).status_code == 401
+    assert httpx.get(f"{url}/health", timeout=60).json() == {"status": "ok"}
+    said = served.log.read_text()
+    assert "POST /v1/chat/completions 200" in said
+    assert not any(secret in said for secret in ("stone", "slate", "operator", "pebble", "Wendolin"))
