@@ -20,10 +20,8 @@ async def app(scope: Scope, receive: Receive, send: Send) -> None:
     await send({"type": "http.response.body", "body": b"ok"})
 
 
-async def listening(
-    port: socket.socket, connections_max: int
-) -> tuple[uvicorn.Server, asyncio.Task[None], Connections]:
-    among = Connections(connections_max, GatewayMetrics())
+async def listening(port: socket.socket) -> tuple[uvicorn.Server, asyncio.Task[None]]:
+    among = Connections(8, GatewayMetrics())
 
     class Server(uvicorn.Server):
         async def startup(self, sockets: list[socket.socket] | None = None) -> None:
