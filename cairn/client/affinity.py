@@ -1,8 +1,9 @@
 """What of a request decides where it goes: keys of what it shares with others, and the conversation that it goes on.
 
 A key stands for KV. In reuse mode exact that of a chunk depends on all before it, so there the key is of the prompt up
-to and including the chunk; in the other modes, and where the service sorts, it is of the chunk itself. Keys come in the
-order of what the chunks cost: their tokens where they are known, else their characters.
+to and including the chunk, of equals the first; where the service sorts, in the order that it is likely to choose. In
+the other modes the key is of the chunk itself, of equals the one that is used least: the others are everywhere anyway.
+Keys come in the order of what the chunks cost: their tokens where they are known, else their characters.
 
 Of a chat those pieces count that a conversation always begins with: tools, then messages up to the first question.
 Touches no network.
@@ -11,8 +12,9 @@ Touches no network.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import groupby
 
 from protos import chunks_pb2, decode_pb2
 
@@ -25,20 +27,31 @@ _NBYTES = 16
 
 @dataclass(frozen=True)
 class Affinity:
-    """``keys``: of what may be resident somewhere, the most expensive first. ``turns``: names of the conversation as it
-    was before this request, the latest first. ``here``: its name with this request answered."""
+    """``keys``: of what may be resident somewhere, the most expensive first. ``parts``: of the chunks alone. ``turns``:
+    names of the conversation as it was before this request, the latest first. ``here``: its name with this request
+    answered."""
 
     keys: tuple[bytes, ...] = ()
+    parts: tuple[bytes, ...] = ()
     turns: tuple[bytes, ...] = ()
     here: tuple[bytes, ...] = ()
 
 
-def affinity_of(request: decode_pb2.GenerateRequest, sizes: Mapping[str, int], owner: str = "") -> Affinity:
-    """``sizes``: tokens of chunks by id, as far as they are known. ``owner`` (a salt, a token) shares with nobody."""
+@dataclass(frozen=True)
+class Seen:
+    """What is known from earlier requests: ``sizes``, tokens of chunks by id, and how much the chunk of a key is
+    ``used``, coarsely, for a part of ``Affinity.parts``."""
+
+    sizes: Mapping[str, int]
+    used: Callable[[bytes], int] = lambda _: 0
+
+
+def affinity_of(request: decode_pb2.GenerateRequest, seen: Seen, owner: str = "") -> Affinity:
+    """``owner`` (a salt, a token) shares with nobody."""
     if request.cache_use == decode_pb2.CACHE_USE_BYPASS:
         return Affinity()
     start = _digest(b"owner", owner.encode())
-    return _of_chat(request.chat, sizes, start) if request.HasField("chat") else _of_segments(request, sizes, start)
+    return _of_chat(request.chat, seen.sizes, start) if request.HasField("chat") else _of_segments(request, seen, start)
 
 
 def turn_name(chunk_id: str, owner: str = "") -> bytes:
@@ -46,21 +59,55 @@ def turn_name(chunk_id: str, owner: str = "") -> bytes:
     return _digest(_digest(b"owner", owner.encode()), b"turn", chunk_id.encode())
 
 
-def _of_segments(request: decode_pb2.GenerateRequest, sizes: Mapping[str, int], start: bytes) -> Affinity:
-    given = request.order != decode_pb2.CHUNK_ORDER_CANONICAL
-    exact = given and request.reuse_mode in (chunks_pb2.REUSE_MODE_EXACT, chunks_pb2.REUSE_MODE_UNSPECIFIED)
-    first = request.reuse_mode == chunks_pb2.REUSE_MODE_ANCHORED and given
-    found: list[tuple[int, int, bytes]] = []
-    turns: list[bytes] = []
-    under = start
-    for place, segment in enumerate(request.segments[:-1]):
-        key = _digest(under, segment.SerializeToString(deterministic=True))
-        if exact or (first and place == 0):
-            under = key
-        found.append((-_tokens(segment, sizes), place if exact else 0, key))
-        if segment.WhichOneof("content") == "chunk_id":
-            turns.append(_digest(start, b"turn", segment.chunk_id.encode()))
-    return Affinity(tuple(key for *_, key in sorted(found)[:KEYS_MAX]), tuple(reversed(turns)))
+@dataclass(frozen=True)
+class _Part:
+    """A chunk of a prompt; ``group`` is what may be sorted with it."""
+
+    key: bytes
+    tokens: int
+    group: tuple[int, str]
+
+
+def _of_segments(request: decode_pb2.GenerateRequest, seen: Seen, start: bytes) -> Affinity:
+    given = request.segments[:-1]
+    parts = [
+        _Part(_digest(start, each.SerializeToString(deterministic=True)), _tokens(each, seen.sizes), _group(each))
+        for each in given
+    ]
+    if request.order == decode_pb2.CHUNK_ORDER_CANONICAL:
+        parts = _sorted(parts, seen)
+    if request.reuse_mode in (chunks_pb2.REUSE_MODE_EXACT, chunks_pb2.REUSE_MODE_UNSPECIFIED):
+        keys = _prefixes(parts, start)
+    else:
+        first = parts[0].key if parts and request.reuse_mode == chunks_pb2.REUSE_MODE_ANCHORED else b""
+        found = sorted((-part.tokens, seen.used(part.key), part.key) for part in parts)
+        keys = [_digest(first, key) for *_, key in found]
+    names = [each.chunk_id for each in reversed(given) if each.WhichOneof("content") == "chunk_id"]
+    turns = tuple(_digest(start, b"turn", name.encode()) for name in names)
+    return Affinity(tuple(keys[:KEYS_MAX]), tuple(part.key for part in parts), turns)
+
+
+def _prefixes(parts: list[_Part], under: bytes) -> list[bytes]:
+    """Of each chunk a key with all before it; of the most expensive chunk first, of equals of the first one."""
+    found = []
+    for place, part in enumerate(parts):
+        under = _digest(under, part.key)
+        found.append((-part.tokens, place, under))
+    return [key for *_, key in sorted(found)]
+
+
+def _sorted(parts: list[_Part], seen: Seen) -> list[_Part]:
+    """About as the service sorts: neighbours of one type, the most used first. It knows more of their use."""
+    groups = groupby(parts, lambda part: part.group)
+    return [
+        part
+        for (_, role), group in groups
+        for part in (group if role else sorted(group, key=lambda part: (-seen.used(part.key), part.key)))
+    ]
+
+
+def _group(segment: decode_pb2.Segment) -> tuple[int, str]:
+    return segment.type, segment.role
 
 
 def _of_chat(chat: decode_pb2.Chat, sizes: Mapping[str, int], start: bytes) -> Affinity:
@@ -76,7 +123,7 @@ def _of_chat(chat: decode_pb2.Chat, sizes: Mapping[str, int], start: bytes) -> A
         under = _digest(under, message.SerializeToString(deterministic=True))
         said.append(under)
     keys = tuple(key for *_, key in sorted(found)[:KEYS_MAX])
-    return Affinity(keys, tuple(reversed(said[:-1])), tuple(said[-1:]))
+    return Affinity(keys, turns=tuple(reversed(said[:-1])), here=tuple(said[-1:]))
 
 
 def _of_message(message: decode_pb2.ChatMessage, sizes: Mapping[str, int], under: bytes) -> Iterator[tuple[int, bytes]]:

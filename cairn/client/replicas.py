@@ -14,9 +14,9 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
-from cairn.client.affinity import Affinity, affinity_of, turn_name
+from cairn.client.affinity import Affinity, Seen, affinity_of, turn_name
 from cairn.client.errors import CairnError, error_from_status, invalid
-from cairn.client.routing import Router, Seen
+from cairn.client.routing import Report, Router
 from cairn.client.transport import Attempts, CallFailed, Peer, error_from_rpc, goes_elsewhere, is_away, is_late
 from cairn.client.types import Chunk, Result, SegmentReport, StoredChunk
 from protos import decode_pb2
@@ -62,7 +62,7 @@ class Fleet:
         return len(self._addresses) == 1
 
     def affinity(self, request: decode_pb2.GenerateRequest, owner: str) -> Affinity:
-        return Affinity() if self.alone else affinity_of(request, self._sizes, owner)
+        return Affinity() if self.alone else affinity_of(request, Seen(self._sizes, self.router.used), owner)
 
     def note(self, parts: Iterable[Any]) -> None:
         """Remembers how many tokens the chunks among ``parts`` have, of those that say so."""
@@ -93,7 +93,7 @@ class Fleet:
     # -- what watching finds ------------------------------------------------------------------------
     def heard(self, replica: int, reply: decode_pb2.GetLoadsResponse) -> None:
         model = (reply.model_identity, reply.tokenizer_identity)
-        self.router.heard(replica, Seen(reply.running + reply.waiting, model, reply.model_name))
+        self.router.heard(replica, Report(reply.running + reply.waiting, model, reply.model_name))
         self._say()
 
     def unheard(self, replica: int, error: CallFailed) -> None:

@@ -26,9 +26,10 @@ from enum import Enum
 from cairn.client.affinity import Affinity
 from cairn.client.errors import error_from_status
 
-BALANCE = 1.25
-LIGHT = 4  # requests that keep no replica busy, whatever the others have
+BALANCE = 1.5  # keeps replicas as even as turns do (``bench.replicas``); with less, less is where it is looked for
+LIGHT = 8  # requests that keep no replica busy, whatever the others have: they share its steps
 HALVING = 256  # requests after which what was counted before counts half
+USED_STEPS = 256  # a part of fewer than one in so many requests counts as not used
 TURNS_MAX = 32_768  # conversations whose replica is known
 MISSES_MAX = 2  # unanswered questions in a row after which what waits there for its first token leaves
 
@@ -47,7 +48,7 @@ USABLE = (State.UNKNOWN, State.UP)
 
 
 @dataclass(frozen=True)
-class Seen:
+class Report:
     """What a replica said of itself; ``model``: the identities of its model and of its tokenizer."""
 
     requests: int
@@ -63,7 +64,7 @@ class _Replica:
     own: int = 0  # requests of this client that are there now
     others: int = 0  # of anybody else, when it was asked last
     misses: int = 0  # how often in a row it did not answer
-    seen: Seen | None = None
+    seen: Report | None = None
 
     @property
     def load(self) -> int:
@@ -110,7 +111,7 @@ class Router:
         with self._lock:
             self._check_models()
             if not tried:
-                self._shares.note(affinity.keys)
+                self._shares.note({*affinity.keys, *affinity.parts})
             left = [n for n, each in enumerate(self._replicas) if n not in tried and each.state is not State.DIFFERS]
             # Of those that nothing good is known of any may be back: better asked than not.
             usable = [n for n in left if self._replicas[n].state in USABLE]
@@ -118,6 +119,11 @@ class Router:
             if chosen >= 0:
                 self._replicas[chosen].own += 1
             return chosen
+
+    def used(self, part: bytes) -> int:
+        """How much of the last requests had this part, coarsely: doubles with each step."""
+        with self._lock:
+            return int(self._shares.of(part) * USED_STEPS).bit_length()
 
     def ended(self, replica: int) -> None:
         """A request that it was chosen for is over, or goes elsewhere."""
@@ -151,7 +157,7 @@ class Router:
         return min(candidates, key=lambda n: (self._replicas[n].load, random.random()))
 
     # -- what is known of replicas ------------------------------------------------------------------
-    def heard(self, replica: int, seen: Seen | None) -> None:
+    def heard(self, replica: int, seen: Report | None) -> None:
         """It answers; with ``seen``, what it says. Others' requests there are all but ours."""
         with self._lock:
             each = self._replicas[replica]

@@ -148,6 +148,7 @@ class _Watch:
                 idle = time.monotonic() - self._wanted_at > IDLE_S
                 if now is None or idle or self._stopped.is_set():
                     self._running = False
+                    self.looked.clear()  # what is known by then is old
                     return
             try:
                 now()
@@ -208,6 +209,7 @@ class LoopReplicas(_Replicas):
                 self._noted(replica, reply)
             self._shared.looked.set()
             await asyncio.sleep(POLL_S)
+        self._shared.looked.clear()  # what is known by then is old
 
     async def close(self) -> None:
         self.fleet.closed = True

@@ -72,6 +72,13 @@ class Process:
 @contextmanager
 def processes(model: Path, store: Path) -> Iterator[tuple[Process, Process]]:
     """A prefill and a decode service, ready; whatever is left of them is killed at the end."""
+    with replicas(model, store, 1) as (prefill, decode):
+        yield prefill, decode
+
+
+@contextmanager
+def replicas(model: Path, store: Path, decodes: int, *options: str) -> Iterator[tuple[Process, ...]]:
+    """A prefill service and several decode services with these ``options``, ready; killed at the end."""
     shared = [
         "--model",
         str(model),
@@ -83,15 +90,15 @@ def processes(model: Path, store: Path) -> Iterator[tuple[Process, Process]]:
         "8",
     ]
     prefill = Process("prefill_service", shared, free_port("127.0.0.1"))
-    decode = Process("decode_service", [*shared, "--prefill", prefill.address], free_port("127.0.0.1"))
-    both = (prefill, decode)
+    own = [*shared, "--prefill", prefill.address, *options]
+    everyone = (prefill, *(Process("decode_service", own, free_port("127.0.0.1")) for _ in range(decodes)))
     try:
-        for process in both:
+        for process in everyone:
             process.launch()
-        for process in both:
+        for process in everyone:
             process.wait_ready()
-        yield both
+        yield everyone
     finally:
-        for process in both:
+        for process in everyone:
             if process.child is not None and process.child.poll() is None:
                 process.kill()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -318,15 +317,6 @@ def test_services_of_different_models_are_refused(three: list[FakeServices]) -> 
     assert asked(three) == [0, 0, 0]
 
 
-def test_one_service_is_asked_nothing_in_the_background(three: list[FakeServices]) -> None:
-    three[0].script.alone = True
-    with open_client(three[:1]) as client:
-        for _ in range(3):
-            client.generate(["d", "q"]).finish()
-    assert asked(three) == [3, 0, 0]
-    assert not [each for each in threading.enumerate() if each.name == "cairn-replicas"]
-
-
 @pytest.mark.parametrize("how", ["close", "drop", "read"])
 def test_nothing_is_left_of_a_stream(three: list[FakeServices], how: str) -> None:
     for each in three:
@@ -344,29 +334,6 @@ def test_nothing_is_left_of_a_stream(three: list[FakeServices], how: str) -> Non
         gc.collect()
         assert [each.own for each in fleet.router._replicas] == [0, 0, 0]
         assert not any(fleet._routes)
-
-
-def test_the_thread_that_watches_ends_with_its_client(three: list[FakeServices]) -> None:
-    def watching_now() -> bool:
-        return any(each.name == "cairn-replicas" for each in threading.enumerate())
-
-    with open_client(three) as client:
-        client.generate(["q"]).finish()
-        assert watching_now()
-    wait_until(lambda: not watching_now())
-    client = open_client(three)
-    client.generate(["q"]).finish()
-    del client
-    gc.collect()
-    wait_until(lambda: not watching_now())
-
-
-def test_nobody_is_asked_while_nothing_is_wanted(three: list[FakeServices], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(watching, "IDLE_S", 0.1)
-    with open_client(three) as client:
-        client.generate(["q"]).finish()
-        wait_until(lambda: not any(each.name == "cairn-replicas" for each in threading.enumerate()))
-        assert client.generate(["q"]).finish().text == "Cairn is stone."
 
 
 def test_kept_turns_go_where_the_conversation_is(three: list[FakeServices]) -> None:
