@@ -14,6 +14,7 @@ from prometheus_client import CollectorRegistry
 from chunk_store.open import open_store
 from chunk_store.tenant import Tenant
 from decode_service.api.service import DecodeService
+from decode_service.metrics import Steps
 from decode_service.prompt.resolver import Resolver
 from decode_service.sequence import Failed, Finished, FinishReason, Tokens
 from engine.sampling.params import Choice
@@ -57,7 +58,7 @@ class ScriptedWorker:
         self.over: list[Any] = []
         self.finished: list[tuple[Any, FinishReason]] = []
         self.submitted = asyncio.Event()
-        self.metrics = SimpleNamespace(first_token_sent=self._first_token)
+        self.metrics = SimpleNamespace(first_token_sent=self._first_token, steps=Steps(3, 40, 50))
         self.first_tokens: list[StageClock] = []
         self.waiting_max, self.batch_max = 7, 3
         self.residents = SimpleNamespace(pool=SimpleNamespace(page_size=4))
@@ -331,8 +332,10 @@ def test_loads_of_everybody_are_for_who_may_see_all(desk: Desk) -> None:
         }
         mine = await desk.service.GetLoads(decode_pb2.GetLoadsRequest(), Call("ann"))
         assert (mine.running, mine.waiting, mine.pages_total, mine.pages_free, mine.chunks_resident) == (1, 2, 8, 0, 0)
+        assert (mine.steps, mine.step_bytes_read, mine.step_bytes_flat) == (0, 0, 0)
         everybodys = await desk.service.GetLoads(decode_pb2.GetLoadsRequest(), Call("boss"))
         assert (everybodys.running, everybodys.waiting, everybodys.pages_free) == (2, 5, 6)
+        assert (everybodys.steps, everybodys.step_bytes_read, everybodys.step_bytes_flat) == (3, 40, 50)
         assert (everybodys.waiting_max, everybodys.batch_max, everybodys.page_size) == (7, 3, 4)
         modes = {mode.mode: (mode.supported, mode.reason, mode.context_length_max) for mode in everybodys.modes}
         assert sorted(modes.values()) == [(False, "positions are learned", 0), (True, "", 64), (True, "", 64)]
