@@ -23,6 +23,7 @@ What runs when is decided in ``scheduler.py``; here is how.
 from __future__ import annotations
 
 import logging
+import math
 import queue
 import threading
 import time
@@ -51,6 +52,7 @@ from engine.sampling.params import Choice
 from serving.errors import InternalFault, InvalidRequest, Overloaded, RequestError, Unavailable
 from serving.tenancy.places import PlacesFull, TenantPlaces
 from serving.tenancy.quotas import TenantQuotas
+from serving.tenancy.waits import Waits
 from serving.trace.request_id import NO_REQUEST, bearing
 
 log = logging.getLogger(__name__)
@@ -72,7 +74,7 @@ class DecodeWorker:
         eos_token_ids: frozenset[int],
         batch_max: int = 32,
         waiting_max: int = 256,
-        waiting_max_s: float | None = None,
+        waiting_max_s: float = math.inf,
         quotas: TenantQuotas | None = None,
         host_nbytes: int = 0,
         aside_nbytes: int = 0,
@@ -92,7 +94,8 @@ class DecodeWorker:
         self.batch_max = batch_max
         self.waiting_max = waiting_max
         self.model: ModelIdentity = source.model
-        self.places = TenantPlaces(waiting_max, quotas or TenantQuotas(), waiting_max_s)  # in the queue and behind it
+        waits = Waits(batch_max)
+        self.places = TenantPlaces(waiting_max, quotas or TenantQuotas(), waiting_max_s, waits)  # in the queue, behind it
         self._aside = TailsAside(residents.pool, aside_nbytes)
         self.scheduler = Scheduler(
             *(residents, self.places, runner),

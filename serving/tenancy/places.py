@@ -6,6 +6,7 @@ requests first wait and then run; ``Rotation`` says who is next.
 
 from __future__ import annotations
 
+import math
 import threading
 from collections import Counter
 from collections.abc import Sequence
@@ -66,16 +67,16 @@ class Places:
 class TenantPlaces:
     """Requests that wait, and those that run, by tenant. Thread-safe.
 
-    Who would have to wait for longer than ``waiting_max_s`` (None: no bound) is refused, if one of its tenant waits:
-    tenants take turns, so that it is not refused for what another one does.
+    Who would have to wait for longer than ``waiting_max_s``, by what ``waits`` has seen, is refused, if another of its
+    tenant waits: tenants take turns, so that it is not refused for what another one does.
     """
 
     def __init__(
-        self, waiting_max: int, quotas: TenantQuotas, waiting_max_s: float | None = None, waits: Waits | None = None
+        self, waiting_max: int, quotas: TenantQuotas, waiting_max_s: float = math.inf, waits: Waits | None = None
     ) -> None:
         self._quotas = quotas
         self._waiting_max_s = waiting_max_s
-        self._waits = waits or Waits()
+        self._waits = waits or Waits(1)
         self._waiting = Places(waiting_max)
         self._running: Counter[Tenant] = Counter()
         self._lock = threading.Lock()
@@ -117,7 +118,7 @@ class TenantPlaces:
         if quotas.running is None and quotas.waiting is not None and waiting >= quotas.waiting:
             raise quota_full("waiting", quotas.waiting)
         place = waiting * self._waiting.tenants
-        if self._waiting_max_s is not None and self._waits.too_many(place, self._waiting_max_s):
+        if self._waits.too_many(place, self._waiting_max_s):
             raise PlacesFull(f"its turn would not come within {self._waiting_max_s:g} s; try again later")
         self._waiting.take(tenant)
 

@@ -6,16 +6,16 @@ import time
 from collections.abc import Callable
 
 FORGET = 1 / 128  # of what was seen, with each request that ends
-TIMES_MIN = 2.0  # however long they take: as many as run may wait so many times over
 
 
 class Waits:
-    """How long requests run, by how many run and how many end: what is behind them in the line waits for that.
+    """How long requests run, and so how soon one of ``most`` places to run becomes free.
 
     Those that run now count with the time they have taken, so that it is noticed at once when all become slower.
     """
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, most: int, clock: Callable[[], float] = time.monotonic) -> None:
+        self._most = most
         self._clock = clock
         self._running = 0
         self._ended = 0.0
@@ -34,16 +34,21 @@ class Waits:
         self._ended = self._ended * (1 - FORGET) + 1
         self._taken_s *= 1 - FORGET
 
-    def expected_s(self, place: int) -> float:
-        """Until the ``place``-th in the line runs; 0 if nothing runs, or has run long enough to say."""
-        if not self._running:
-            return 0.0
+    @property
+    def run_s(self) -> float:
+        """How long a request runs; 0 if none has."""
         self._count(0)
-        return place * self._taken_s / (self._ended + self._running / 2) / self._running
+        seen = self._ended + self._running / 2
+        return self._taken_s / seen if seen else 0.0
+
+    def expected_s(self, place: int) -> float:
+        """Until the ``place``-th in the line runs."""
+        return max(0, place - max(0, self._most - self._running)) * self.run_s / self._most
 
     def too_many(self, place: int, most_s: float) -> bool:
-        """Whether the ``place``-th would have to wait longer than ``most_s``, and for more than twice all that run."""
-        return place > TIMES_MIN * self._running and self.expected_s(place) > most_s
+        """Whether the ``place``-th would have to wait longer than ``most_s``, and than a request runs: as many as can
+        run may wait, however slow they are."""
+        return self.expected_s(place) > max(most_s, self.run_s)
 
     def _count(self, more: int) -> None:
         now = self._clock()

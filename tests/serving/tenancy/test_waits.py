@@ -25,7 +25,7 @@ class Clock:
 def steady(running: int, seconds: float, ends: int = 600) -> tuple[Waits, Clock]:
     """So many run, one beginning as one ends, each for so long."""
     clock = Clock()
-    waits = Waits(clock)
+    waits = Waits(running, clock)
     for number in range(running + ends):
         if number >= running:
             waits.ended()
@@ -37,10 +37,19 @@ def steady(running: int, seconds: float, ends: int = 600) -> tuple[Waits, Clock]
 @pytest.mark.parametrize(("running", "seconds"), [(1, 2.0), (4, 3.0), (32, 8.0), (64, 1.0)])
 def test_the_line_moves_as_fast_as_requests_end(running: int, seconds: float) -> None:
     waits, _ = steady(running, seconds)
+    assert waits.run_s == pytest.approx(seconds, rel=0.35)
     for place in (1, running, 5 * running):
         assert waits.expected_s(place) == pytest.approx(place * seconds / running, rel=0.35)
     assert waits.too_many(5 * running, 2.5 * seconds) and not waits.too_many(5 * running, 7 * seconds)
-    assert not waits.too_many(2 * running, 0.0)  # twice all that run may wait, however long these take
+    assert not waits.too_many(running, 0.0)  # as many as run may wait, however long these take
+
+
+def test_who_finds_a_free_place_does_not_wait() -> None:
+    waits, _ = steady(8, 5.0)
+    for _ in range(6):
+        waits.ended()
+    assert waits.expected_s(6) == 0.0 < waits.expected_s(7)
+    assert not waits.too_many(14, 0.0) and waits.too_many(40, 0.0)
 
 
 def test_who_becomes_slow_is_noticed_before_anybody_ends() -> None:
@@ -50,37 +59,37 @@ def test_who_becomes_slow_is_noticed_before_anybody_ends() -> None:
     assert waits.expected_s(400) > 100.0
 
 
-def test_nothing_is_expected_of_what_does_not_run() -> None:
+def test_nothing_is_expected_of_what_never_ran() -> None:
     clock = Clock()
-    waits = Waits(clock)
+    waits = Waits(1, clock)
     assert waits.expected_s(5) == 0.0 and not waits.too_many(1000, 0.0)
     waits.began()
     assert waits.expected_s(1000) == 0.0
     clock.now += 3.0
-    assert waits.expected_s(1) == pytest.approx(6.0)
+    assert waits.run_s == pytest.approx(6.0) and waits.expected_s(1) == pytest.approx(6.0)
     waits.put_back()
-    assert waits.expected_s(1) == 0.0
+    assert waits.run_s == 0.0
 
 
 def test_a_long_line_is_refused_by_time_and_only_to_those_who_made_it() -> None:
     clock = Clock()
-    places = TenantPlaces(1000, TenantQuotas(), 10.0, Waits(clock))
+    places = TenantPlaces(1000, TenantQuotas(), 10.0, Waits(2, clock))
     for _ in range(2):
         places.take(A)
         places.admit(A)
-    clock.now = 8.0
+    clock.now = 4.0
     places.end(A)
     places.take(A)
     places.admit(A)
-    clock.now = 9.0
+    clock.now = 5.0
     taken = 0
     with pytest.raises(PlacesFull, match="its turn would not come within 10 s"):
         while taken < 1000:
             places.take(A)
             taken += 1
-    assert 4 < taken < 20
+    assert 3 < taken < 20
     places.take(B)
-    endless = TenantPlaces(50, TenantQuotas(), None, Waits(clock))
+    endless = TenantPlaces(50, TenantQuotas(), waits=Waits(1, clock))
     endless.take(A)
     endless.admit(A)
     clock.now = 1e6
