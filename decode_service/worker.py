@@ -94,8 +94,8 @@ class DecodeWorker:
         self.batch_max = batch_max
         self.waiting_max = waiting_max
         self.model: ModelIdentity = source.model
-        waits = Waits(batch_max)
-        self.places = TenantPlaces(waiting_max, quotas or TenantQuotas(), waiting_max_s, waits)  # in the queue, behind it
+        waits = Waits(batch_max)  # of those in the queue, and behind it
+        self.places = TenantPlaces(waiting_max, quotas or TenantQuotas(), waiting_max_s, waits)
         self._aside = TailsAside(residents.pool, aside_nbytes)
         self.scheduler = Scheduler(
             *(residents, self.places, runner),
