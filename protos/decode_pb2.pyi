@@ -1016,7 +1016,7 @@ class ChatReport(_message.Message):
     rendered_again: _builtins.str
     """why earlier answers were rendered and tokenized anew; empty if none was"""
     tool_calls_broken: _builtins.bool
-    """something began like a tool call and was none: it is in the text"""
+    """something began like a tool call and did not end as one: what is in no call is text"""
     def __init__(
         self,
         *,

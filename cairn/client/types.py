@@ -257,7 +257,10 @@ class Kept(ChunkRef):
 @dataclass(frozen=True)
 class ChatReport:
     """How a chat became chunks: into how many ``pieces`` its rendering was cut, how many answers stand as they were
-    generated (``turns_kept``), and why earlier ones were rendered anew (``rendered_again``, "" if none was)."""
+    generated (``turns_kept``), and why earlier ones were rendered anew (``rendered_again``, "" if none was).
+
+    ``tool_calls_broken``: something began like a tool call and did not end as one; what is in no call is in the text.
+    """
 
     pieces: int
     turns_kept: int

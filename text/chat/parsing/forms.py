@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias
@@ -22,6 +23,7 @@ from text.chat.parsing.writing import (
 from text.chat.parsing.xml_calls import Schemas, read_arg_pairs, read_function
 
 NAME_MAX = 256  # characters
+_NAME = re.compile(r"[\w.:/-]+")  # where it stands between tags
 
 ReadCalls: TypeAlias = Callable[[Scan, Calls, Schemas], Reading[None]]
 
@@ -116,9 +118,14 @@ def _word(scan: Scan) -> Reading[str]:
     word = ""
     while (character := (yield from scan.peek())) and (character.isalnum() or character in "_-. \n:"):
         word, scan.at = word + character, scan.at + 1
-    if not word.strip():
+    return _checked(word)
+
+
+def _checked(name: str) -> str:
+    """Raises ``Broken`` for what is no tool's name."""
+    if _NAME.fullmatch(name.strip()) is None:
         raise Broken
-    return word.strip()
+    return name.strip()
 
 
 def _list_with_closer(scan: Scan, calls: Calls, schemas: Schemas) -> Reading[None]:
@@ -130,17 +137,21 @@ def _list_with_closer(scan: Scan, calls: Calls, schemas: Schemas) -> Reading[Non
     scan.put()
 
 
+def _cohere(scan: Scan, calls: Calls, schemas: Schemas) -> Reading[None]:
+    yield from scan.space()
+    yield from _list(scan, calls, schemas)
+    yield from _close(scan, "<|END_ACTION|>")
+
+
 def _deepseek(scan: Scan, calls: Calls, schemas: Schemas) -> Reading[None]:
     """``name<sep>{...}``, or ``function<sep>name`` and the arguments in a fence."""
-    name = (yield from scan.until("<｜tool▁sep｜>", NAME_MAX)).strip()
+    name = yield from scan.until("<｜tool▁sep｜>", NAME_MAX)
     yield from scan.space()
     fence = (yield from scan.peek()) != "{"
     if fence:
-        name = (yield from scan.until("```json", NAME_MAX)).strip()
+        name = yield from scan.until("```json", NAME_MAX)
         yield from scan.space()
-    if not name:
-        raise Broken
-    yield from read_arguments(scan, calls, name)
+    yield from read_arguments(scan, calls, _checked(name))
     scan.put()
     yield from scan.space()
     if fence and (yield from scan.peek()):
@@ -153,7 +164,7 @@ def _kimi(scan: Scan, calls: Calls, schemas: Schemas) -> Reading[None]:
     name = (yield from scan.until("<|tool_call_argument_begin|>", NAME_MAX)).strip()
     name = name.removeprefix("functions.").rpartition(":")[0] or name
     yield from scan.space()
-    yield from read_arguments(scan, calls, name)
+    yield from read_arguments(scan, calls, _checked(name))
     yield from _close(scan, "<|tool_call_end|>")
 
 
@@ -173,6 +184,13 @@ def _llama_json(scan: Scan, calls: Calls, schemas: Schemas) -> Reading[None]:
 def _llama_python(scan: Scan, calls: Calls, schemas: Schemas) -> Reading[None]:
     yield from _python_tag(scan)
     yield from read_calls(scan, calls, schemas)
+
+
+def _lfm(scan: Scan, calls: Calls, schemas: Schemas) -> Reading[None]:
+    """``[name(key="value")]`` between tags."""
+    yield from scan.space()
+    yield from read_calls(scan, calls, schemas)
+    yield from _close(scan, "<|tool_call_end|>")
 
 
 def _python_tag(scan: Scan) -> Reading[None]:
@@ -268,6 +286,20 @@ LLAMA_PYTHON = Form(
     writing=Writing(python_call, Frame("[", ", ", "]")),
 )
 
+LFM = Form(
+    "lfm",
+    {"<|tool_call_start|>": _lfm},
+    closers=("<|tool_call_end|>",),
+    writing=Writing(python_call, Frame("<|tool_call_start|>[", ", ", "]<|tool_call_end|>")),
+)
+COHERE = Form(
+    "cohere",
+    {"<|START_ACTION|>": _cohere},
+    reasoning={"<|START_THINKING|>": "<|END_THINKING|>"},
+    closers=("<|END_ACTION|>",),
+    writing=Writing(json_call("", "", "parameters", "tool_name"), Frame("<|START_ACTION|>[", ", ", "]<|END_ACTION|>")),
+)
+
 
 def form_of(template: str, vocabulary: Mapping[str, Any]) -> Form:
     """The form that a chat template asks the model to write; Hermes' where nothing says another."""
@@ -281,6 +313,10 @@ def form_of(template: str, vocabulary: Mapping[str, Any]) -> Form:
         return DEEPSEEK if "```json" in template or "<｜tool▁sep｜>" not in template else DEEPSEEK_NAMED
     if says("<|tool_call_begin|>"):
         return KIMI
+    if says("<|tool_call_start|>"):
+        return LFM
+    if says("<|START_ACTION|>"):
+        return COHERE
     if "<tool_call>" in template:
         if "<arg_key>" in template:
             return GLM

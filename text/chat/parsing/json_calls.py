@@ -10,6 +10,7 @@ from text.chat.parsing.json_scan import NUMBER, JsonScan
 from text.chat.parsing.scan import Broken, Reading, Scan
 
 _ARGUMENTS = ("arguments", "parameters")
+_NAMES = ("name", "tool_name")
 _OTHERS = ("id", "type")
 
 
@@ -34,7 +35,7 @@ def read_call(scan: Scan, calls: Calls, names: Collection[str] | None = None) ->
     yield from scan.space()
     while True:
         key = yield from _string(scan)
-        key = "arguments" if key in _ARGUMENTS else key
+        key = "arguments" if key in _ARGUMENTS else "name" if key in _NAMES else key
         if key in seen or (names is not None and key not in ("name", "arguments", *_OTHERS)):
             raise Broken
         seen.add(key)

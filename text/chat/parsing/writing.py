@@ -107,11 +107,11 @@ def calls_grammar(
 
 
 # -- how one call is written ------------------------------------------------------------------------
-def json_call(before: str, after: str, key: str = "arguments") -> WriteCall:
+def json_call(before: str, after: str, key: str = "arguments", name_key: str = "name") -> WriteCall:
     """``before``, an object with the name first, ``after``."""
 
     def write(lark: Lark, name: str, schema: Mapping[str, Any]) -> str:
-        head = f'{before}{{"name": {json.dumps(name, ensure_ascii=False)}, "{key}": '
+        head = f'{before}{{"{name_key}": {json.dumps(name, ensure_ascii=False)}, "{key}": '
         return " ".join((lark.words(head), lark.json(schema), lark.words("}" + after)))
 
     return write

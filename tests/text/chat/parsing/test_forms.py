@@ -101,6 +101,17 @@ WRITTEN: list[tuple[Form, str, Read]] = [
         Read(calls=(("get_weather", '{"city": "Pa\\"ri)s", "days": -3, "hourly": true}'), TIME), whole=2),
     ),
     (forms.LLAMA_PYTHON, "[1, 2, 3]", Read("[1, 2, 3]")),
+    (
+        forms.LFM,
+        "I look.<|tool_call_start|>[get_weather(city='Paris'), time()]<|tool_call_end|>",
+        Read("I look.", "", (PARIS, TIME), 2),
+    ),
+    (
+        forms.COHERE,
+        '<|START_THINKING|>Hm.<|END_THINKING|><|START_ACTION|>[\n {"tool_call_id": "0", "tool_name": "get_weather", '
+        '"parameters": {"city": "Paris"}}\n]<|END_ACTION|>',
+        Read("", "Hm.", (PARIS,), 1),
+    ),
     (forms.LLAMA_PYTHON, "[get_weather('Paris')]", Read("[get_weather('Paris')]")),
 ]
 
@@ -237,6 +248,8 @@ def test_mistral_takes_ids_of_nine_letters() -> None:
         ('{"name": function name, "parameters": ...}', ("<|python_tag|>",), forms.LLAMA_JSON),
         ("[func_name1(params_name1=params_value1)]", ("<|python_tag|>",), forms.LLAMA_PYTHON),
         ("<|tool_call|>", (), forms.BAR_LIST),
+        ("<|tool_call_start|>", (), forms.LFM),
+        ("", ("<|START_ACTION|>",), forms.COHERE),
     ],
 )
 def test_the_form_is_the_templates(template: str, vocabulary: tuple[str, ...], form: Form) -> None:

@@ -48,6 +48,8 @@ WRITTEN: list[tuple[str, list[str]]] = [
     ("", ["<|tool_calls_section_begin|>", "<|tool_call_begin|>", "<|tool_call_argument_begin|>", "<|tool_call_end|>"]),
     ('"parameters"', ["<|python_tag|>"]),
     ("[func_name1(", []),
+    ("<|tool_call_start|>", ["<|tool_call_start|>", "<|tool_call_end|>"]),
+    ("<|START_ACTION|>", ["<|START_ACTION|>", "<|END_ACTION|>"]),
 ]  # fmt: skip
 
 
@@ -65,7 +67,7 @@ def compiler(codec: TextCodec) -> GrammarCompiler:
 @pytest.mark.parametrize(("template", "special"), WRITTEN, ids=range(len(WRITTEN)))
 def test_whatever_is_allowed_is_calls_of_the_tools(template: str, special: list[str]) -> None:
     codec = codec_of(template, special)
-    opening = "<think></think>[THINK][/THINK]"  # nothing more to think
+    opening = "<think></think>[THINK][/THINK]<|START_THINKING|><|END_THINKING|>"  # nothing more to think
     source = codec.answers.calls_grammar(TOOLS, many=True, opening=opening)
     compiled = compiler(codec).compile("lark", source)
     named = []
