@@ -46,6 +46,7 @@ from decode_service.sequence import (
     State,
     Tokens,
 )
+from decode_service.starts import Starts, not_started
 from decode_service.step_plan import Forwards, Rows, StepPlan, can_compute, next_again, next_pieces, next_slices
 from decode_service.tails import Tails
 from engine.kv.pages import PageTable
@@ -135,6 +136,7 @@ class Scheduler:
         self._tails = Tails(pool, aside or PageTable(pages=0, chunk_pages=0, page_size=pool.page_size))
         self._admission = Admission(residents, self._room, self._tails)
         self._line = Line(self._may_enter)
+        self._starts = Starts()
         self._line_moved = False  # whether somebody may fit who did not before
         self._turns = Turns(forwards.piece_tokens)
         self._free_slots = deque(range(batch_max))
@@ -180,6 +182,7 @@ class Scheduler:
         """A request comes; its tenant's place was taken before."""
         sequence.clock.submitted = now
         self._line.add(sequence)
+        self._starts.add(sequence)
         self._line_moved = True
 
     def may_ask(self, fill: Fill) -> bool:
@@ -312,6 +315,8 @@ class Scheduler:
 
     def plan(self, now: int) -> StepPlan:
         """Gives pages to those who run, takes in who fits, and says what runs next."""
+        for late in self._starts.late(now):
+            self._end(late, Failed(not_started()), now)
         self._grow()
         admitted = self._admit(now)
         rows = self._next_rows()
@@ -443,6 +448,7 @@ class Scheduler:
             self._enter(sequence, State.PREFILLING)
             sequence.slot = self._free_slots.popleft()
             sequence.go_on()
+            self._starts.started(sequence)
             self._opened.append(sequence)
             self._room.stop_waiting(fill.stay)
             note_filled(sequence, now)
@@ -538,6 +544,7 @@ class Scheduler:
         self._admission.release(sequence)
         if sequence.done:
             self._tails.forget(sequence)
+            self._starts.forget(sequence)
         self._line_moved = True
         if fill is not None:
             self._room.stop_waiting(fill.stay)

@@ -45,6 +45,8 @@ class GenerateOptions(TypedDict, total=False):
     ``n`` answers to one prompt, the i-th as if it were asked for with ``seed`` + i: ``Generation.results``.
     ``include_stop``: the stop string that ends an answer is part of its text.
     ``grammar``: what the answer must be, such as ``Grammar.json_schema({...})``.
+    ``priority``: 0..9, the higher goes before the caller's other requests; those of others are not concerned.
+    ``start_within_s``: a request that was not begun within so many seconds fails with ``DeadlineExceeded``.
     """
 
     max_tokens: int
@@ -73,6 +75,8 @@ class GenerateOptions(TypedDict, total=False):
     n: int
     include_stop: bool
     grammar: Grammar | None
+    priority: int
+    start_within_s: float | None
 
 
 class ChatOptions(TypedDict, total=False):

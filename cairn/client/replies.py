@@ -126,6 +126,7 @@ def parse_result(complete: decode_pb2.Complete, deltas: list[Delta]) -> Result:
         index=complete.index,
         chat=_chat(complete.chat) if complete.HasField("chat") else None,
         reasoning="".join(delta.reasoning for delta in deltas),
+        preemptions=complete.preemptions,
         tool_calls=tool_calls(deltas),
         token_bytes={
             **complete.token_bytes,

@@ -25,6 +25,7 @@ Segment: TypeAlias = ChunkRef | Text | Tokens | str | Sequence[int]
 ChunkName: TypeAlias = ChunkRef | str
 
 TOKEN_ID_MAX = 2**32 - 1
+PRIORITY_MAX = 9
 
 
 def prefill_request(
@@ -100,11 +101,10 @@ def generate_request(
     n: int = 1,
     include_stop: bool = False,
     grammar: Grammar | None = None,
+    priority: int = 0,
+    start_within_s: float | None = None,
 ) -> decode_pb2.GenerateRequest:
-    """A ``GenerateRequest`` of segments or a chat; None leaves a sampling value to the service.
-
-    Raises ``InvalidRequest``.
-    """
+    """A ``GenerateRequest`` of segments or a chat; None: the service decides. Raises ``InvalidRequest``."""
     chat, parts = (segments, ()) if isinstance(segments, decode_pb2.Chat) else (None, segments)
     _check_prompt(segments, cache, order)
     sampling = _sampling(
@@ -139,7 +139,17 @@ def generate_request(
         order=decode_pb2.ChunkOrder.Value(f"CHUNK_ORDER_{order.upper()}"),
         keep=keep,
         grammar=None if grammar is None else _grammar(grammar),
+        **_turn(priority, start_within_s),
     )
+
+
+def _turn(priority: int, start_within_s: float | None) -> dict[str, Any]:
+    """When a request wants its turn."""
+    if not isinstance(priority, int) or not 0 <= priority <= PRIORITY_MAX:
+        raise invalid("priority", f"must be in 0..{PRIORITY_MAX}, not {priority!r}")
+    if start_within_s is not None and not 0 < start_within_s < float("inf"):
+        raise invalid("start_within_s", f"must be positive or None, not {start_within_s!r}")
+    return {"priority": priority, "start_within_s": start_within_s or 0.0}
 
 
 def _check_prompt(segments: Sequence[Segment] | decode_pb2.Chat, cache: str, order: str) -> None:

@@ -275,7 +275,8 @@ class Result:
     ``top_logprobs``: of each generated token the likeliest at its place, if they were asked for. ``kept``: the turn as
     a chunk, if that was asked for and something was generated. ``index``: which of ``n`` answers it is; the prompt's
     tokens are counted in the first one's ``usage``. ``chat``: of a chat, how it became chunks. ``token_bytes``: with
-    log-probabilities, the bytes of every token that has one.
+    log-probabilities, the bytes of every token that has one. ``preemptions``: how often it gave up its pages for
+    others and went on later, with the same tokens.
     """
 
     request_id: str
@@ -295,6 +296,7 @@ class Result:
     reasoning: str = ""
     tool_calls: tuple[ToolCall, ...] = ()
     token_bytes: Mapping[int, bytes] = field(default_factory=dict)
+    preemptions: int = 0
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,8 @@ from serving.rpc import wire
 from serving.rpc.field_bounds import ContentBudget, check_count, check_id, check_label
 
 MAX_TOKENS_DEFAULT = 128
+PRIORITY_MAX = 9
+START_WITHIN_S_MAX = 86400.0
 SEED_BITS = 62
 SEGMENTS_MAX = 1024
 STOPS_MAX = 16
@@ -103,6 +105,17 @@ def check_sampling(sampling: decode_pb2.SamplingParams) -> None:
         check_label(f"sampling.stop[{index}]", text)
         if not text:
             raise InvalidRequest("is empty", field=f"sampling.stop[{index}]", remedy="leave it out")
+
+
+def check_turn(request: decode_pb2.GenerateRequest) -> None:
+    """When a request wants its turn. Raises ``InvalidRequest`` naming the field."""
+    if request.priority > PRIORITY_MAX:
+        raise InvalidRequest(f"{request.priority} must be in 0..{PRIORITY_MAX}", field="priority")
+    if not 0.0 <= request.start_within_s <= START_WITHIN_S_MAX:  # nor for NaN
+        raise InvalidRequest(
+            f"{request.start_within_s!r} must be in 0..{START_WITHIN_S_MAX:g} seconds, 0 for no limit",
+            field="start_within_s",
+        )
 
 
 def check_keep(request: decode_pb2.GenerateRequest) -> None:

@@ -240,6 +240,9 @@ class DecodeService(decode_pb2_grpc.DecodeServiceServicer):
         answers = messages.answers_in(request.sampling)
         mailbox = Mailbox(answers)
         prompt = Sequence(request_id, composition, sampling, caller.salt, bypass, mailbox.put, caller.owner, clock)
+        prompt.priority = request.priority
+        if request.start_within_s:
+            prompt.start_by = clock.arrived + int(request.start_within_s * 1e9)
         sequences = answers_to(prompt, answers, mailbox.put)
         for sequence in sequences:
             sequence.keep = self.turns.begin() if request.keep else None
@@ -257,6 +260,7 @@ class DecodeService(decode_pb2_grpc.DecodeServiceServicer):
         """What ``then`` makes of the request's composition, both in a thread: a prompt can be long."""
         messages.check_sampling(request.sampling)
         messages.check_keep(request)
+        messages.check_turn(request)
         check_either(request)
         check_forced(request)
         served = self.resolver.served
@@ -316,6 +320,7 @@ class DecodeService(decode_pb2_grpc.DecodeServiceServicer):
             seed=sequence.params.seed,
             model_name=self.model_name,
             index=sequence.answer,
+            preemptions=sequence.preemptions,
         )
 
     # -- the other RPCs -----------------------------------------------------------------------------

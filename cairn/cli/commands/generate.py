@@ -66,6 +66,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     form.add_argument("--json-object", action="store_true", help="any JSON object")
     form.add_argument("--regex", metavar="EXPRESSION", help="a text that a regular expression matches as a whole")
     form.add_argument("--lark", type=Path, metavar="FILE", help="a text that the Lark grammar in a file gives")
+    turn = parser.add_argument_group("when its turn comes")
+    turn.add_argument("--priority", type=int, default=0, metavar="N", help="0..9, among your requests; higher first")
+    turn.add_argument("--start-within-s", type=float, metavar="S", help="fail if it was not begun by then")
     parser.add_argument(
         "--keep", action="store_true", help="make the query and its answer a chunk to name in the next request"
     )
@@ -110,6 +113,8 @@ def _options(args: argparse.Namespace) -> GenerateOptions:
         "reuse": args.reuse,
         "cache": args.cache,
         "order": args.order,
+        "priority": args.priority,
+        "start_within_s": args.start_within_s,
         "request_id": args.request_id,
         "temperature": args.temperature,
         "top_p": args.top_p,
@@ -177,4 +182,5 @@ def _summary(result: Result) -> str:
         f"{usage.prompt_tokens} prompt tokens ({usage.cached_tokens} cached, {usage.computed_tokens} computed), "
         f"{usage.completion_tokens} generated, first token {human_seconds(timings.first_token_s)}, "
         f"total {human_seconds(timings.total_s)}, {result.reuse.exactness}, ended by {result.finish_reason}"
+        + (f", set aside {result.preemptions} times" if result.preemptions else "")
     )
