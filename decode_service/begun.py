@@ -61,12 +61,12 @@ def _tokens_seen(sequence: StepSequence) -> int:
 
 
 def _decode_row(rows: Rows, residents: ResidentChunks) -> StepRows:
-    """The row of the token that was drawn last, whether it was read or not."""
+    """The row of the token that was drawn last, whether it was read or not, and those of tokens that are forced."""
     sequence = rows.sequence
     placed = sequence.placed(residents.pool.page_size, residents.moves)
     position = sequence.composition.tail_start + rows.first
-    row = StepSequence(placed, sequence.tail_pages, rows.first, 1, position)
-    return StepRows(row, (~sequence.slot,), _draw(sequence, rows.first + 1))
+    row = StepSequence(placed, sequence.tail_pages, rows.first, rows.count, position)
+    return StepRows(row, (~sequence.slot, *rows.forced), _draw(sequence, rows.first + rows.count))
 
 
 def _slice(rows: Rows, residents: ResidentChunks) -> StepRows:

@@ -172,6 +172,10 @@ class DecodeMetrics:
             self._inter_token.observe(now - before, times)
         self._last_token.update(dict.fromkeys(map(id, sequences), now))
 
+    def forced(self) -> None:
+        """A sequence has a token that its grammar forced, beside the one of a step."""
+        self._generated.labels(self._model).inc()
+
     def ended(self, sequence: Sequence, event: Finished | Failed) -> None:
         """A request has ended, wherever it stood."""
         self._last_token.pop(id(sequence), None)

@@ -34,6 +34,7 @@ from decode_service import kept
 from decode_service.admission import Admission, Fill
 from decode_service.answers import who_computes, with_others
 from decode_service.giving_way import GaveWay, rank, who_gives_way
+from decode_service.jumps import with_forced
 from decode_service.line import FillRoom, Line, Turns, by_priority, cost_in_rows
 from decode_service.sequence import (
     AllReady,
@@ -360,8 +361,10 @@ class Scheduler:
         rows = [Rows(sequence, sequence.tail_tokens, 1) for sequence in everyone if sequence.may_draw_more]
         pieces: list[Rows] = []
         rows += next_again(self._admitted[State.PREFILLING], self._forwards)
-        if prefilling := self._in_turn():
-            rows += self._slices(prefilling, rows)
+        prefilling = self._in_turn()
+        if prefilling or any(each.sequence.grammar is not None for each in rows):
+            rows = self._with_more(rows, prefilling)
+        if prefilling:
             pieces = next_pieces(prefilling, self._forwards)
         if pieces and self._turns.may_prefill(decoding=bool(rows)):
             piece_tokens = self._forwards.piece_tokens
@@ -394,12 +397,13 @@ class Scheduler:
         if first is not None:
             self._turns_of_tenants.served(first.sequence.tenant)
 
-    def _slices(self, prefilling: Items[Sequence], decodes: Items[Rows]) -> list[Rows]:
-        """What goes beside those who decode."""
+    def _with_more(self, decodes: Items[Rows], prefilling: Items[Sequence]) -> list[Rows]:
+        """What goes beside those who decode, and what they know of their next tokens."""
         room = self._forwards.room(decoding=bool(decodes))
         for each in decodes:
             room.grant(each.context, each.first)
-        return next_slices(prefilling, self._forwards, room)
+        slices = next_slices(prefilling, self._forwards, room)
+        return [*with_forced(decodes, self._forwards, room, self._tails.room_for), *slices]
 
     def _admit(self, now: int) -> list[Fill]:
         """Takes waiting requests in while there are places to decode; one that waits for KV takes none of them."""

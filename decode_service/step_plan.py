@@ -35,6 +35,7 @@ class Forwards(Protocol):
 class Rows:
     """One request's rows of a step: ``count`` tokens from ``first`` on, of its tail or of a chunk computed here.
 
+    ``forced``: of a row that decodes, the tokens of those behind the first (see ``jumps.py``).
     ``also``: other answers to the same prompt, whose tails and first tokens come of these rows (see ``answers.py``).
     """
 
@@ -44,6 +45,7 @@ class Rows:
     chunk: RequestChunk | None = None
     alone: bool = False
     also: tuple[Sequence, ...] = ()
+    forced: tuple[int, ...] = ()
 
     @property
     def decodes(self) -> bool:

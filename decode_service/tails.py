@@ -86,6 +86,14 @@ class Tails:
         sequence.tail_pages = (*sequence.tail_pages, *pages)
         return True
 
+    def room_for(self, sequence: Sequence, tokens: int) -> int:
+        """How many tokens a tail may have at once, at most ``tokens``: takes pages for them that nobody else wants."""
+        if not self.has_room(sequence, tokens):
+            lacks = self._pool.pages_for(tokens) - len(sequence.tail_pages)
+            if lacks + self._growing() <= self._pool.free_tail_pages:
+                self.grow(sequence, tokens)
+        return min(tokens, len(sequence.tail_pages) * self._pool.page_size)
+
     def put_aside(self, sequence: Sequence) -> bool:
         """Gives a tail's pages back; whether its bytes are kept aside."""
         run = None

@@ -285,6 +285,8 @@ class DecodeWorker:
 
     def _begin(self, rows: Items[Rows]) -> None:
         told = [sequence for each in rows for sequence in each.masked]
+        if not self.runner.runs_ahead:  # all that was drawn is read
+            self._jump(rows)
         masks = self._masks.of(told) if told else None
         begun = begin(self.runner, rows, self.residents)
         self._in_flight.append(begun)
@@ -295,6 +297,7 @@ class DecodeWorker:
     def _tell(self, begun: Begun, masks: StepMasks) -> None:
         """Lets a step draw whose forward runs: which tokens may come follows from the step before it."""
         self._read(unread_max=1, deliver=False)
+        self._jump(begun.rows)
         try:
             for sequence, error in masks.fill():
                 self.scheduler.fail(sequence, grammar_failed(error), time.monotonic_ns())
@@ -302,6 +305,14 @@ class DecodeWorker:
         except BaseException:
             self._in_flight.remove(begun)  # there will be nothing to read
             raise
+
+    def _jump(self, rows: Items[Rows]) -> None:
+        """Tokens that are forced are known, and have rows: their answers have them."""
+        for each in rows:
+            for token_id in each.forced:
+                if not each.sequence.done:
+                    self.scheduler.token(each.sequence, Choice(token_id, None), time.monotonic_ns())
+                    self.metrics.forced()
 
     def _read(self, *, unread_max: int, deliver: bool = True) -> None:
         """Takes the tokens of all steps but the last ``unread_max``, and hands them out unless that can wait."""

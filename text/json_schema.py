@@ -10,6 +10,7 @@ import json
 import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
+from urllib.parse import quote, unquote
 
 from text.errors import TextRefused
 
@@ -22,6 +23,7 @@ FORMATS = ("date-time", "time", "date", "duration", "email", "hostname", "ipv4",
 EMPTY = "Unsatisfiable"  # how llguidance begins to say that a schema allows nothing
 _WHOLE = "/$defs/whole"
 _WAY = re.compile(rf"while processing json-schema:///#{re.escape(_WHOLE)}(\S*)")
+_IN_POINTERS = "/~$"
 _OF_ONE = ("items", "additionalProperties")  # keywords whose value is a schema
 _OF_LIST = ("prefixItems", "anyOf", "oneOf", "allOf")
 _OF_NAMES = ("properties", "$defs", "definitions")
@@ -150,7 +152,7 @@ def _check_ref(at: str, ref: Any, root: Any) -> None:
     if not isinstance(ref, str) or not re.fullmatch(r"#(/.*)?", ref, re.DOTALL):
         raise _refused(at, "must be a place in this schema, # or #/...")
     found = root
-    for part in ref.split("/")[1:]:
+    for part in unquote(ref).split("/")[1:]:
         name = part.replace("~1", "/").replace("~0", "~")
         if isinstance(found, dict) and name in found:
             found = found[name]
@@ -229,11 +231,11 @@ def place_of_failure(schema: Any, said_of_all: str, failing: Callable[[Any], str
         if not isinstance(node, bool):  # false is meant
             below.append(pointer)
     for pointer in sorted(below, key=lambda at: at.count("/"), reverse=True):
-        problem = failing({"$ref": f"#{_WHOLE}{pointer}", "$defs": {"whole": whole}})
+        problem = failing({"$ref": f"#{_WHOLE}{quote(pointer, safe=_IN_POINTERS)}", "$defs": {"whole": whole}})
         # What allows nothing harms nothing where it need not be.
         if problem and (whole_is_empty or not problem.startswith(EMPTY)):
             said = _WAY.search(problem)  # a reference may lead on
-            return said[1] if said else pointer, _WAY.sub("", problem).strip()
+            return unquote(said[1]) if said else pointer, _WAY.sub("", problem).strip()
     return "", ""
 
 

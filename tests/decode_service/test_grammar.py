@@ -151,3 +151,40 @@ def test_several_answers_to_one_prompt_follow_it_each(services: Pair) -> None:
     for result in stream.results:
         jsonschema.validate(json.loads(result.text), PERSON)
     services.check_idle()
+
+
+LONG_NAMES = {
+    "type": "object",
+    "properties": {
+        "where Crystalton is located": {"const": "in Nebulonia, a heap of stones"},
+        "carried one by one": {"type": "boolean"},
+        "and that marks a place": {"enum": ["yes", "no"]},
+    },
+    "required": ["where Crystalton is located", "carried one by one", "and that marks a place"],
+    "additionalProperties": False,
+}
+
+
+def test_forced_tokens_take_fewer_steps_and_are_the_same(folder: Path, tmp_path: Path) -> None:
+    """Where rows of one sequence share a step several come at once, with what would have come one at a time."""
+    grammar, counts, answers = Grammar.json_schema(LONG_NAMES), [], []
+    for name, decode in (("packed", packing(loaded(folder, "decode"))), ("stepwise", loaded(folder, "decode"))):
+        with pair(loaded(folder, "prefill"), decode, tmp_path / name) as services:
+            answers.append([
+                *(generate_in(services, grammar, seed=seed) for seed in range(3)),
+                *(generate_in(services, grammar, seed=seed, logprobs=True) for seed in range(2)),
+                *(generate_in(services, grammar, seed=seed, frequency_penalty=0.5) for seed in range(2)),
+                *(generate_in(services, grammar, seed=1, max_tokens=most) for most in (1, 2, 7, 30)),
+            ])  # fmt: skip
+            before = services.metric("cairn_decode_steps_total")
+            result = generate_in(services, grammar, seed=9)
+            counts.append((services.metric("cairn_decode_steps_total") - before, len(result.token_ids)))
+            services.check_idle()
+    packed, stepwise = answers
+    assert [result.token_ids for result in packed] == [result.token_ids for result in stepwise]
+    assert [result.finish_reason for result in packed] == ["stop"] * 7 + ["length"] * 4
+    assert [len(result.token_ids) for result in packed[-4:]] == [1, 2, 7, 30]
+    assert packed[3].token_ids == packed[0].token_ids and len(packed[3].logprobs) == len(packed[3].token_ids)
+    (few, tokens_packed), (many, tokens_stepwise) = counts
+    assert tokens_packed == tokens_stepwise == many + 1
+    assert few < tokens_packed / 3
