@@ -1,0 +1,240 @@
+"""What grammars cost a step: ``python -m bench.grammar_cost [--device cuda]``
+
+64 requests decode together over one shared chunk, through admission, scheduler, forwards and sampling, without RPC; all
+of them, half, or nobody follows a grammar. ``text`` forces nothing: every token needs a mask. ``json`` has names and
+punctuation that are forced: where rows of one answer share a step, several come at once.
+
+On a card the model has Qwen3-8B's shape with random weights, on the CPU it is a small random one; both have a vocabulary
+of 151936 tokens, and a byte-level BPE of random merges as a tokenizer.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import statistics
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import torch
+from llguidance import LLExecutor
+from prometheus_client import CollectorRegistry
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from chunk_store.key import ChunkId, ChunkType, ModelIdentity
+from decode_service.metrics import DecodeMetrics
+from decode_service.prompt.composition import compose
+from decode_service.prompt.request_chunk import Segment
+from decode_service.sequence import Deliveries, Sequence, Tokens
+from decode_service.worker import DecodeWorker
+from engine.kv.pool import PagedKVPool
+from engine.kv.resident import ResidentChunks
+from engine.reuse import ReuseMode
+from engine.run.protocol import Runner
+from engine.sampling.params import SamplingParams, SamplingRequest
+from text.codec import TextCodec
+from text.grammar import Compiled, GrammarCompiler, fill_rows
+
+VOCABULARY = 151936
+END = 151643
+ROWS = 64
+QUERY_TOKENS = 16
+STEPS = 160  # of a measurement, after as many have joined
+SAMPLED: dict[str, Any] = {"temperature": 0.8, "top_p": 0.95}
+ITEM = {
+    "type": "object",
+    "properties": {
+        "name": {"type": "string", "maxLength": 40},
+        "age": {"type": "integer", "minimum": 0, "maximum": 150},
+        "kind": {"enum": ["granite", "limestone", "sandstone"]},
+        "notes": {"type": "array", "items": {"type": "string", "maxLength": 20}, "maxItems": 3},
+        "score": {"type": "number"},
+    },
+    "required": ["name", "age", "kind", "notes", "score"],
+    "additionalProperties": False,
+}
+GRAMMARS: dict[str, tuple[Any, str]] = {
+    "text": ("regex", r"[A-Za-z0-9 ,.\n]{8000,9000}"),
+    "json": ("json_schema", json.dumps({"type": "array", "items": ITEM, "minItems": 4000})),
+}
+
+
+@dataclass(frozen=True)
+class Engine:
+    """What a worker stands on."""
+
+    runner: Runner
+    pool: PagedKVPool
+    shared: int  # tokens of the chunk that all read
+
+
+def tokenizer() -> PreTrainedTokenizerFast:
+    """Byte-level BPE of ``END`` + 1 tokens, merged at random; seeded."""
+    source = random.Random(0)
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    letters = [character for character in alphabet if character.isascii() and character.isalpha()]
+    tokens, ids, merges = list(alphabet), dict[str, int](), list[tuple[str, str]]()
+    ids |= {character: index for index, character in enumerate(alphabet)}
+    while len(tokens) < END:
+        pair = source.choice(tokens), source.choice(tokens if source.random() < 0.5 else letters)
+        merged = "".join(pair)
+        if len(merged) <= 12 and merged not in ids:
+            ids[merged] = len(tokens)
+            tokens.append(merged)
+            merges.append(pair)
+    made = Tokenizer(models.BPE(ids, merges))
+    made.pre_tokenizer, made.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    made.add_special_tokens([AddedToken("<end>", special=True)])
+    return PreTrainedTokenizerFast(tokenizer_object=made, eos_token="<end>")
+
+
+def on_card(shared: int) -> Engine:
+    from bench.gpu_model import make_engine
+
+    made = make_engine(pool_tokens=shared + ROWS * 2048 + 4096)
+    return Engine(made.runner, made.pool, shared)
+
+
+def on_cpu(shared: int) -> Engine:
+    """Six layers of 256: what a step of 64 rows costs here is mostly the head."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    from engine.model.borrowed import BorrowedModel
+    from engine.served import serve
+
+    shape = {"hidden_size": 256, "intermediate_size": 768, "num_hidden_layers": 6, "num_attention_heads": 8}
+    shape |= {"num_key_value_heads": 4, "head_dim": 32, "max_position_embeddings": 16384, "vocab_size": VOCABULARY}
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model("qwen3", **shape), dtype=torch.float32).eval()
+    served = serve(BorrowedModel(model, name="small"), piece_tokens=512)
+    pages = (shared + ROWS * 2048) // 16
+    pool = PagedKVPool(served.layout, pages=pages, chunk_pages=shared // 16 + 1, page_size=16)
+    return Engine(served.make_runner(pool, slots=ROWS), pool, shared)
+
+
+class Served:
+    """What compositions ask of a served model."""
+
+    identity = ModelIdentity("ab" * 32)
+    vocabulary = VOCABULARY
+
+
+def document(engine: Engine, residents: ResidentChunks) -> tuple[int, ...]:
+    """The shared chunk's tokens; its KV is random and resident."""
+    ids = tuple(np.random.default_rng(1).integers(300, END, engine.shared).tolist())
+    composition = compose(Served(), [*_segments(ids, 0)], ReuseMode.EXACT, "")  # type: ignore[arg-type]
+    key = composition.chunks[0].key
+    if residents.find(key) is None:
+        chunk = residents.reserve(key, len(ids))
+        for tensor in residents.pool.run_planes(chunk.run, chunk.tokens):
+            tensor.normal_()
+        chunk.ready = True
+    return ids
+
+
+def _segments(ids: tuple[int, ...], index: int) -> Iterator[Segment]:
+    yield Segment(ChunkId("document"), ChunkType.CONTEXT, ids)
+    query = np.random.default_rng(100 + index).integers(300, END, QUERY_TOKENS).tolist()
+    yield Segment(ChunkId(""), ChunkType.QUERY, tuple(query))
+
+
+def measure(engine: Engine, residents: ResidentChunks, follow: Callable[[int], Compiled | None], **fields: Any) -> Any:
+    """Milliseconds between deliveries and tokens a second, while all decode."""
+    worker = DecodeWorker(
+        engine.runner,
+        residents,
+        SimpleNamespace(model=Served.identity),  # type: ignore[arg-type]
+        DecodeMetrics(CollectorRegistry(), model_name="bench", token_nbytes=1),
+        eos_token_ids=frozenset({END}),
+        batch_max=ROWS,
+    )
+    ids, seen, over = document(engine, residents), list[tuple[float, int, int]](), threading.Event()
+
+    def deliver(deliveries: Deliveries) -> None:
+        tokens = [len(event.choices) for events in deliveries.values() for event in events if isinstance(event, Tokens)]
+        seen.append((time.perf_counter(), len(deliveries), sum(tokens)))
+        if sum(1 for _, members, _ in seen if members == ROWS) >= 2 * STEPS:
+            over.set()
+
+    for index in range(ROWS):
+        compiled = follow(index)
+        params = SamplingParams(max_tokens=1900, ignore_eos=True, seed=index, **fields)
+        composition = compose(Served(), [*_segments(ids, index)], ReuseMode.EXACT, "")  # type: ignore[arg-type]
+        request = SamplingRequest(params, (), frozenset({END}), masked=compiled is not None)
+        sequence = Sequence(str(index), composition, request, "", False, lambda _: None)
+        sequence.grammar = compiled.matcher(ignore_ends=True) if compiled is not None else None
+        worker.take_place()
+        worker.submit(sequence)
+    worker.start(deliver)
+    if not over.wait(600):
+        raise TimeoutError("the requests did not decode together within 10 minutes")
+    worker.stop()
+    full = [(at, tokens) for at, members, tokens in seen if members == ROWS][-STEPS:]
+    gaps = [(after - before) * 1e3 for (before, _), (after, _) in zip(full, full[1:], strict=False)]
+    rate = sum(tokens for _, tokens in full[1:]) / (full[-1][0] - full[0][0])
+    return {"ms": statistics.median(gaps), "ms_p90": statistics.quantiles(gaps, n=10)[8], "tokens_s": rate}
+
+
+def host_alone(compiled: Compiled) -> dict[str, float]:
+    """Milliseconds that 64 masks take together, and 64 tokens accepted, with nothing else running."""
+    matchers, rows = (
+        [compiled.matcher(ignore_ends=True) for _ in range(ROWS)],
+        np.zeros((ROWS, VOCABULARY // 32), np.int32),
+    )
+    executor, source = LLExecutor(), random.Random(0)
+    fills, accepts = list[float](), list[float]()
+    for _ in range(60):
+        began = time.perf_counter()
+        fill_rows(matchers, rows, executor)
+        fills.append(time.perf_counter() - began)
+        may = [np.flatnonzero(np.unpackbits(row.view(np.uint8), bitorder="little")) for row in rows]
+        drawn = [int(source.choice(tokens)) for tokens in may]
+        began = time.perf_counter()
+        for matcher, token in zip(matchers, drawn, strict=True):
+            matcher.accept(token)
+        accepts.append(time.perf_counter() - began)
+    return {"masks_ms": statistics.median(fills) * 1e3, "accept_ms": statistics.median(accepts) * 1e3}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--shared", type=int, help="tokens of the shared chunk (default: 32768 on a card, else 512)")
+    parser.add_argument("--json", help="where the figures go")
+    arguments = parser.parse_args()
+    codec = TextCodec(tokenizer(), "random merges")
+    compiler = GrammarCompiler(codec, vocabulary=VOCABULARY, end_token_ids=[END])
+    compiled = {name: compiler.compile(*grammar) for name, grammar in GRAMMARS.items()}
+    found: dict[str, Any] = {f"host alone, {name}": host_alone(grammar) for name, grammar in compiled.items()}
+    shared = arguments.shared or (32768 if arguments.device == "cuda" else 512)
+    engine = on_card(shared) if arguments.device == "cuda" else on_cpu(shared)
+    residents = ResidentChunks(engine.pool)
+    cases: dict[str, tuple[Callable[[int], Compiled | None], dict[str, Any]]] = {
+        "nobody, greedy": (lambda _: None, {}),
+        "nobody, sampled": (lambda _: None, SAMPLED),
+        "nobody, sampled, biased": (lambda _: None, {**SAMPLED, "logit_bias": ((5, 1.0),)}),
+        "all text, greedy": (lambda _: compiled["text"], {}),
+        "all text, sampled": (lambda _: compiled["text"], SAMPLED),
+        "half text, sampled": (lambda index: compiled["text"] if index % 2 else None, SAMPLED),
+        "all json, sampled": (lambda _: compiled["json"], SAMPLED),
+        "nobody, sampled, again": (lambda _: None, SAMPLED),
+    }
+    for name, figures in found.items():
+        print(name, {key: round(value, 3) for key, value in figures.items()}, flush=True)
+    for name, (follow, fields) in cases.items():
+        found[name] = measure(engine, residents, follow, **fields)
+        print(f"{name:26s}", {key: round(value, 2) for key, value in found[name].items()}, flush=True)
+    if arguments.json:
+        with open(arguments.json, "w") as file:
+            json.dump({"device": arguments.device, "shared": shared, "figures": found}, file, indent=1)
+
+
+if __name__ == "__main__":
+    main()
