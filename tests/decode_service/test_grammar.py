@@ -188,3 +188,21 @@ def test_forced_tokens_take_fewer_steps_and_are_the_same(folder: Path, tmp_path:
     (few, tokens_packed), (many, tokens_stepwise) = counts
     assert tokens_packed == tokens_stepwise == many + 1
     assert few < tokens_packed / 3
+
+
+def test_answers_that_give_way_go_on_in_their_grammar(folder: Path, tmp_path: Path) -> None:
+    """Pages for a few of them, so that some give theirs up on the way; forced tokens need pages like any others."""
+    grammar = Grammar.json_schema(LONG_NAMES)
+    requests: list[tuple[Any, dict[str, Any]]] = [
+        ([tokens(index, 5)], {"max_tokens": 120, "grammar": grammar, "seed": index, **SAMPLED}) for index in range(10)
+    ]
+    with pair(loaded(folder, "prefill"), packing(loaded(folder, "decode")), tmp_path / "many") as services:
+        wanted = [services.generate(parts, **options) for parts, options in requests]
+    with pair(
+        loaded(folder, "prefill"), packing(loaded(folder, "decode")), tmp_path / "few", kv_pages=80, page_size=4
+    ) as services:
+        found = services.together_each(requests)
+        services.check_idle()
+        assert services.metric("cairn_preemptions_total") > 0
+    assert [result.token_ids for result in found] == [result.token_ids for result in wanted]
+    assert all(result.finish_reason == "stop" for result in found)

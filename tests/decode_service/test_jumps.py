@@ -15,6 +15,11 @@ from engine.run.room import StepRoom
 from engine.sampling.params import Draw
 from tests.decode_service.scheduled import Forwards, request
 
+
+def all_pages(sequence: Sequence, tokens: int) -> int:
+    return tokens
+
+
 PACKS, ALONE = Forwards(packs=True), Forwards(packs=False)
 
 
@@ -53,12 +58,16 @@ def test_an_answer_is_not_longer_than_it_may_be() -> None:
 def test_rows_jump_as_far_as_there_is_room() -> None:
     sequence = decoding([20, 21, 22, 23])
     rows = [Rows(sequence, 4, 1)]
-    assert with_forced(rows, PACKS, StepRoom(16)) == [Rows(sequence, 4, 4, forced=(21, 22, 23))]
-    assert with_forced(rows, PACKS, StepRoom(2)) == [Rows(sequence, 4, 3, forced=(21, 22))]
-    assert with_forced(rows, PACKS, StepRoom(0)) == rows
-    assert with_forced(rows, ALONE, StepRoom(16)) == rows
+    assert with_forced(rows, PACKS, StepRoom(16), all_pages) == [Rows(sequence, 4, 4, forced=(21, 22, 23))]
+    assert with_forced(rows, PACKS, StepRoom(16), lambda _, tokens: min(tokens, 6)) == [
+        Rows(sequence, 4, 2, forced=(21,))
+    ]
+    assert with_forced(rows, PACKS, StepRoom(16), lambda *_: 4) == rows
+    assert with_forced(rows, PACKS, StepRoom(2), all_pages) == [Rows(sequence, 4, 3, forced=(21, 22))]
+    assert with_forced(rows, PACKS, StepRoom(0), all_pages) == rows
+    assert with_forced(rows, ALONE, StepRoom(16), all_pages) == rows
     sequence.grammar = None
-    assert with_forced(rows, PACKS, StepRoom(16)) == rows
+    assert with_forced(rows, PACKS, StepRoom(16), all_pages) == rows
 
 
 def test_the_draw_is_behind_the_last_of_them() -> None:
