@@ -142,7 +142,10 @@ async def ours(args: argparse.Namespace) -> dict[str, Any]:
     with fresh_store() as (folder, capacity), LoadGenerator(args.processes) as generator:
         shared = ["--model", str(model.path), "--store", f"file://{folder}/store", "--dtype", model.dtype]
         shared += ["--log-level", "warning", *(args.service_args.split())]
-        prefill, decode = ["--store-capacity", str(capacity)], ["--batch-max", str(args.streams)]
+        prefill, decode = (
+            ["--store-capacity", str(capacity)],
+            ["--batch-max", str(args.streams), "--waiting-max-s", str(args.waiting_max_s)],
+        )
         async with running(shared, prefill, decode, together=args.one_process) as services:
             bench = Ours(args, generator, services.decode)
             for seed, name in enumerate(args.ways):
@@ -208,6 +211,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=["exact", "independent"])
     parser.add_argument("--times", type=float, default=10.0, help="the overload by the closed loop's rate")
     parser.add_argument("--overload-seconds", type=float, default=60.0, help="0: no overload")
+    parser.add_argument("--waiting-max-s", type=float, default=1.0, help="the decode service's bound of waiting")
     parser.add_argument("--compared", type=int, default=16, help="requests of generate_batch; 0: none")
     parser.add_argument("--processes", type=int, default=1, help="of the load generator")
     parser.add_argument("--one-process", action="store_true", help="both services in one")

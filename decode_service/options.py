@@ -31,8 +31,12 @@ class DecodeOptions(ServiceOptions):
     cascade_levels_max: int = setting(COUNT, "deeper sharing is folded", default=32, group=GROUP)
     batch_max: int = setting(COUNT, "requests decoded together at most", default=32, group=GROUP)
     waiting_max: int = setting(COUNT, "requests that may wait; more are refused", default=256, group=GROUP)
-    waiting_max_s: float = setting(
-        SECONDS, "for a request until its turn comes; what would wait longer is refused", default=10.0, group=GROUP
+    waiting_max_s: float | None = setting(
+        SECONDS,
+        "until a request's turn comes; what would wait longer is refused",
+        default=None,
+        unset="10, or as long as a request runs",
+        group=GROUP,
     )
     strict: bool = setting(
         SWITCH, "one batch size where bits would depend on it (not on GPUs)", default=False, group=GROUP

@@ -23,7 +23,6 @@ What runs when is decided in ``scheduler.py``; here is how.
 from __future__ import annotations
 
 import logging
-import math
 import queue
 import threading
 import time
@@ -74,7 +73,7 @@ class DecodeWorker:
         eos_token_ids: frozenset[int],
         batch_max: int = 32,
         waiting_max: int = 256,
-        waiting_max_s: float = math.inf,
+        waiting_max_s: float | None = None,
         quotas: TenantQuotas | None = None,
         host_nbytes: int = 0,
         aside_nbytes: int = 0,

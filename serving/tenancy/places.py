@@ -6,7 +6,6 @@ requests first wait and then run; ``Rotation`` says who is next.
 
 from __future__ import annotations
 
-import math
 import threading
 from collections import Counter
 from collections.abc import Sequence
@@ -67,12 +66,12 @@ class Places:
 class TenantPlaces:
     """Requests that wait, and those that run, by tenant. Thread-safe.
 
-    Who would have to wait for longer than ``waiting_max_s``, by what ``waits`` has seen, is refused, if another of its
-    tenant waits: tenants take turns, so that it is not refused for what another one does.
+    Who would wait for longer than ``waiting_max_s`` (None: than is usual), by what ``waits`` has seen, is refused
+    if another of its tenant waits: tenants take turns, so that none is refused for what another one does.
     """
 
     def __init__(
-        self, waiting_max: int, quotas: TenantQuotas, waiting_max_s: float = math.inf, waits: Waits | None = None
+        self, waiting_max: int, quotas: TenantQuotas, waiting_max_s: float | None = None, waits: Waits | None = None
     ) -> None:
         self._quotas = quotas
         self._waiting_max_s = waiting_max_s
@@ -119,7 +118,8 @@ class TenantPlaces:
             raise quota_full("waiting", quotas.waiting)
         place = waiting * self._waiting.tenants
         if self._waits.too_many(place, self._waiting_max_s):
-            raise PlacesFull(f"its turn would not come within {self._waiting_max_s:g} s; try again later")
+            bound = "soon enough" if self._waiting_max_s is None else f"within {self._waiting_max_s:g} s"
+            raise PlacesFull(f"{waiting} requests wait already, and the turn of one more would not come {bound}")
         self._waiting.take(tenant)
 
     def may_run(self, tenant: Tenant) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
+USUAL_S = 10.0
 FORGET = 1 / 128  # of what was seen, with each request that ends
 
 
@@ -45,10 +46,10 @@ class Waits:
         """Until the ``place``-th in the line runs."""
         return max(0, place - max(0, self._most - self._running)) * self.run_s / self._most
 
-    def too_many(self, place: int, most_s: float) -> bool:
-        """Whether the ``place``-th would have to wait longer than ``most_s``, and than a request runs: as many as can
-        run may wait, however slow they are."""
-        return self.expected_s(place) > max(most_s, self.run_s)
+    def too_many(self, place: int, most_s: float | None = None) -> bool:
+        """Whether the ``place``-th would have to wait longer than ``most_s``; by default, longer than ``USUAL_S`` and
+        than a request runs: as many as can run may wait, however slow they are."""
+        return self.expected_s(place) > (max(USUAL_S, self.run_s) if most_s is None else most_s)
 
     def _count(self, more: int) -> None:
         now = self._clock()
