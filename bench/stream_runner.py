@@ -74,6 +74,9 @@ class ClockStep:
     def logits(self) -> Tensor:
         return torch.zeros(len(self.choices), 8)
 
+    def scores(self) -> list[Choice]:
+        return []
+
 
 class ClockRunner:
     """Steps of ``step_s`` seconds, one after another, of everybody's rows; those in which nobody decodes take none.

@@ -24,7 +24,7 @@ def who_computes(prefilling: Iterable[Sequence]) -> list[Sequence]:
     for sequence in prefilling:
         if sequence.prompt in computing and _takes_over(sequence):
             continue
-        if sequence.tail_tokens < len(sequence.composition.tail) and not sequence.generated:
+        if sequence.tail_tokens < len(sequence.composition.tail) and not (sequence.generated or sequence.bypass):
             computing.add(sequence.prompt)
         found.append(sequence)
     return found

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence as Items
 from dataclasses import dataclass, replace
+from itertools import islice
 
+from decode_service.prompt.scores import PromptScores
 from decode_service.sequence import Sequence
 from decode_service.step_plan import Rows
 from engine.kv.resident import ResidentChunks
@@ -21,6 +23,7 @@ class Begun:
     rows: Items[Rows]
     step: PendingStep
     tokens_flat: int
+    places: Items[tuple[PromptScores, Items[int]]] = ()  # of the prompts' tokens that are scored in it
 
     @property
     def sequences(self) -> list[Sequence]:
@@ -39,11 +42,27 @@ class Begun:
         taken = zip(drawn, self.step.wait(), strict=True)
         return [(rows, choice) for rows, choice in taken if not rows.sequence.done]
 
+    def note_scores(self) -> None:
+        """Keeps what was found of prompts' tokens; waits as ``wait``, and raises the same."""
+        if not self.places:
+            return
+        found = iter(self.step.scores())
+        for scores, places in self.places:
+            scores.note(places, list(islice(found, len(places))))
+
 
 def begin(runner: Runner, rows: Items[Rows], residents: ResidentChunks) -> Begun:
     """Launches a step: one piece that is alone, or rows that are packed. Raises what the runner raises."""
     batch = [_decode_row(each, residents) if each.decodes else _slice(each, residents) for each in rows]
-    begun = Begun(rows, runner.begin(batch), sum(_tokens_seen(each.sequence) for each in batch))
+    places: list[tuple[PromptScores, list[int]]] = []
+    for at, each in enumerate(rows):
+        scores = each.sequence.scores
+        if scores is not None and not each.decodes:
+            index = None if each.chunk is None else each.chunk.index
+            scored, wanted = scores.wanted(index, each.first, each.count)
+            batch[at] = replace(batch[at], scored=scored)
+            places.append((scores, wanted))
+    begun = Begun(rows, runner.begin(batch), sum(_tokens_seen(each.sequence) for each in batch), places)
     for each in rows:
         if each.also:
             tails = [other.tail_pages for other in each.also]

@@ -402,7 +402,8 @@ class Scheduler:
         room = self._forwards.room(decoding=bool(decodes))
         for each in decodes:
             room.grant(each.context, each.first)
-        slices = next_slices(prefilling, self._forwards, room)
+        drawing = len(self._admitted[State.PREFILLING]) + len(self._admitted[State.DECODING])
+        slices = next_slices(prefilling, self._forwards, room, drawing)
         return [*with_forced(decodes, self._forwards, room, self._tails.room_for), *slices]
 
     def _admit(self, now: int) -> list[Fill]:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:  # a scheduler hands them on
     from decode_service.admission import Fill
     from decode_service.kept import Keep
     from decode_service.prompt.request_chunk import ChunkOutcome, RequestChunk
+    from decode_service.prompt.scores import PromptScores
     from engine.kv.pages import PageRun
     from text.grammar import Matcher
 
@@ -96,6 +97,7 @@ class Sequence:
     owner: Tenant = DEFAULT_TENANT  # of the request and its id, which is the owner's own among many
     clock: StageClock = field(default_factory=StageClock)
     answer: int = 0  # which answer of its request
+    scores: PromptScores | None = None  # of its prompt's tokens, if they are wanted
     prompt: object = field(default_factory=object)  # the same one for all answers of a request
     deadline: float = math.inf  # by the monotonic clock, seconds; nobody waits for the answer after it
     state: State = State.WAITING

@@ -28,6 +28,9 @@ class Forwards(Protocol):
 
     def alone(self, tokens: int, *, chunk: bool) -> bool: ...
 
+    @property
+    def slots(self) -> int: ...
+
     def room(self, *, decoding: bool) -> StepRoom: ...
 
 
@@ -126,21 +129,28 @@ def next_pieces(sequences: Iterable[Sequence], forwards: Forwards) -> list[Rows]
     return pieces
 
 
-def next_slices(sequences: Iterable[Sequence], forwards: Forwards, room: StepRoom) -> list[Rows]:
+def next_slices(sequences: Iterable[Sequence], forwards: Forwards, room: StepRoom, drawing: int = 0) -> list[Rows]:
     """What shares a step, in the order of its requests, as far as there is room.
 
-    What stands behind a chunk finds its KV in the pool once that was launched: it comes a step later.
+    What stands behind a chunk finds its KV in the pool once that was launched: it comes a step later. ``drawing``: how
+    many have a slot. Rows that are scored take the places of rows that draw, of which there are as many as slots: one
+    that its own request has, and of those that nobody has as many as are left.
     """
     slices: list[Rows] = []
+    spare = forwards.slots - drawing
     for sequence in sequences:
         for rows in _unfinished(sequence):
             if _is_alone(rows, forwards) or not _has_its_context(rows):
                 continue
-            count = room.take(rows.context, rows.first, rows.count)
+            most = rows.count if sequence.scores is None else min(rows.count, 1 + spare)
+            count = room.take(rows.context, rows.first, most)
             if count:
                 slices.append(Rows(sequence, rows.first, count, rows.chunk))
-            if count < rows.count:
+            if count < most:
                 return slices  # whoever comes later waits, however little it asks for
+            if sequence.scores is not None:
+                spare -= count - 1
+                break  # one slice a step: it has one place of its own
     return slices
 
 

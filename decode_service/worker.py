@@ -324,6 +324,7 @@ class DecodeWorker:
     def _take(self, begun: Begun) -> None:
         """One token for everybody who decodes in a step, or whose prompt ended there."""
         tokens = begun.wait()
+        begun.note_scores()
         if begun.decodes:
             decoding = [rows.sequence for rows, choice in tokens if rows.decodes and choice.token_id >= 0]
             self.metrics.stepped(begun.step.plan, begun.tokens_flat, decoding)

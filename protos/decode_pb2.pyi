@@ -268,7 +268,9 @@ class SamplingParams(_message.Message):
     include_stop: _builtins.bool
     """the stop string that ended the answer is part of its text"""
     prompt_logprobs: _builtins.int
-    """0..20: of each prompt token its log-probability, and so many of the likeliest"""
+    """0..20: of each prompt token its log-probability, and so many of the likeliest; at most 131072 in all. The prompt is
+    computed anew, as with BYPASS, and the turn cannot be kept.
+    """
     n: _builtins.int
     """answers to one prompt, 1..16; 0 is read as 1. Answer i draws with seed + i"""
     @_builtins.property

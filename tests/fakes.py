@@ -73,6 +73,9 @@ class FakeStep:
     def wait(self) -> list[Choice]:
         return self.choices
 
+    def scores(self) -> list[Choice]:
+        return []
+
     def logits(self) -> Tensor:
         return torch.nn.functional.one_hot(torch.tensor([choice.token_id for choice in self.choices]), WORDS).float()
 

@@ -12,6 +12,7 @@ from typing import Any, Generic, TypedDict, TypeVar
 from cairn.client import replies, requests
 from cairn.client.chats import ChatMessageLike, chat_field
 from cairn.client.requests import ChunkName, Segment
+from cairn.client.sampling import SamplingOptions
 from cairn.client.types import Chunk, Deleted, Explanation, Grammar, Loads, StoredChunk, StoreStats
 from protos import decode_pb2, decode_pb2_grpc, prefill_pb2, prefill_pb2_grpc
 
@@ -37,43 +38,23 @@ class PrefillOptions(TypedDict, total=False):
     durable: bool
 
 
-class GenerateOptions(TypedDict, total=False):
-    """Keyword arguments of ``generate`` and ``explain``. What is left out is left to the service.
+class GenerateOptions(SamplingOptions, total=False):
+    """Keyword arguments of ``generate`` and ``explain``, beside those of sampling. What is left out is left to the
+    service.
 
     ``order="canonical"``: the service may sort neighbouring chunks of one type, so that prompts begin alike.
     ``keep`` makes the query and its answer a chunk, ``Result.kept``, for the next turn of a conversation.
-    ``n`` answers to one prompt, the i-th as if it were asked for with ``seed`` + i: ``Generation.results``.
-    ``include_stop``: the stop string that ends an answer is part of its text.
     ``grammar``: what the answer must be, such as ``Grammar.json_schema({...})``.
     ``priority``: 0..9, the higher goes before the caller's other requests; those of others are not concerned.
     ``start_within_s``: a request that was not begun within so many seconds fails with ``DeadlineExceeded``.
     """
 
-    max_tokens: int
     reuse: str
     cache: str
     order: str
     salt: str
     request_id: str | None
-    temperature: float | None
-    top_p: float | None
-    top_k: int | None
-    min_p: float | None
-    frequency_penalty: float | None
-    presence_penalty: float | None
-    repetition_penalty: float | None
-    min_tokens: int | None
-    stop: Sequence[str]
-    stop_token_ids: Sequence[int]
-    ignore_eos: bool
-    seed: int | None
-    logprobs: bool
-    top_logprobs: int
-    logit_bias: Mapping[int, float]
-    keep_special_tokens: bool
     keep: bool
-    n: int
-    include_stop: bool
     grammar: Grammar | None
     priority: int
     start_within_s: float | None

@@ -19,6 +19,7 @@ from cairn.client.types import (
     Kept,
     Loads,
     ModeSupport,
+    PromptLogprob,
     Replica,
     Result,
     ReuseReport,
@@ -124,6 +125,7 @@ def parse_result(complete: decode_pb2.Complete, deltas: list[Delta]) -> Result:
         top_logprobs=tuple(top for delta in deltas for top in delta.top_logprobs),
         kept=_kept(complete.kept) if complete.HasField("kept") else None,
         index=complete.index,
+        prompt_logprobs=tuple(map(_prompt_logprob, complete.prompt_logprobs)),
         chat=_chat(complete.chat) if complete.HasField("chat") else None,
         reasoning="".join(delta.reasoning for delta in deltas),
         preemptions=complete.preemptions,
@@ -146,6 +148,11 @@ def tool_calls(deltas: Iterable[Delta]) -> tuple[ToolCall, ...]:
 
 def _chat(reply: decode_pb2.ChatReport) -> ChatReport:
     return ChatReport(reply.pieces, reply.turns_kept, reply.rendered_again, reply.tool_calls_broken)
+
+
+def _prompt_logprob(reply: decode_pb2.PromptLogprob) -> PromptLogprob:
+    logprob = reply.logprob if reply.HasField("logprob") else None
+    return PromptLogprob(reply.token_id, logprob, tuple(zip(reply.top.token_ids, reply.top.logprobs, strict=True)))
 
 
 def _kept(reply: decode_pb2.Kept) -> Kept:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import operator
-from collections.abc import Mapping, Sequence
-from typing import Any, TypeAlias
+from collections.abc import Sequence
+from typing import Any, TypeAlias, Unpack
 
 from cairn.client.errors import invalid
+from cairn.client.sampling import SamplingOptions, sampling_params
+from cairn.client.token_ids import token_ids
 from cairn.client.types import (
     CACHE_USES,
     CHUNK_ORDERS,
@@ -24,7 +25,6 @@ from protos import chunks_pb2, decode_pb2, prefill_pb2
 Segment: TypeAlias = ChunkRef | Text | Tokens | str | Sequence[int]
 ChunkName: TypeAlias = ChunkRef | str
 
-TOKEN_ID_MAX = 2**32 - 1
 PRIORITY_MAX = 9
 
 
@@ -75,64 +75,25 @@ def prefill_request(
 def generate_request(
     segments: Sequence[Segment] | decode_pb2.Chat,
     *,
-    max_tokens: int = 128,
     reuse: str = "exact",
     cache: str = "shared",
     order: str = "given",
     salt: str = "",
     request_id: str | None = None,
-    temperature: float | None = None,
-    top_p: float | None = None,
-    top_k: int | None = None,
-    min_p: float | None = None,
-    frequency_penalty: float | None = None,
-    presence_penalty: float | None = None,
-    repetition_penalty: float | None = None,
-    min_tokens: int | None = None,
-    stop: Sequence[str] = (),
-    stop_token_ids: Sequence[int] = (),
-    ignore_eos: bool = False,
-    seed: int | None = None,
-    logprobs: bool = False,
-    top_logprobs: int = 0,
-    logit_bias: Mapping[int, float] | None = None,
-    keep_special_tokens: bool = False,
     keep: bool = False,
-    n: int = 1,
-    include_stop: bool = False,
     grammar: Grammar | None = None,
     priority: int = 0,
     start_within_s: float | None = None,
+    **sampling: Unpack[SamplingOptions],
 ) -> decode_pb2.GenerateRequest:
     """A ``GenerateRequest`` of segments or a chat; None: the service decides. Raises ``InvalidRequest``."""
     chat, parts = (segments, ()) if isinstance(segments, decode_pb2.Chat) else (None, segments)
     _check_prompt(segments, cache, order)
-    sampling = _sampling(
-        max_tokens=max_tokens,
-        temperature=temperature,
-        top_p=top_p,
-        top_k=top_k,
-        min_p=min_p,
-        frequency_penalty=frequency_penalty,
-        presence_penalty=presence_penalty,
-        repetition_penalty=repetition_penalty,
-        min_tokens=min_tokens,
-        stop=[stop] if isinstance(stop, str) else list(stop),
-        stop_token_ids=token_ids(stop_token_ids, "stop_token_ids"),
-        ignore_eos=ignore_eos,
-        seed=seed,
-        logprobs=logprobs,
-        top_logprobs=top_logprobs,
-        logit_bias=_logit_bias(logit_bias or {}),
-        keep_special_tokens=keep_special_tokens,
-        n=n if n != 1 else None,
-        include_stop=include_stop,
-    )
     return decode_pb2.GenerateRequest(
         request_id=request_id or "",
         segments=[_segment(each, f"segments[{index}]") for index, each in enumerate(parts)],
         chat=chat,
-        sampling=sampling,
+        sampling=sampling_params(**sampling),
         reuse_mode=_reuse_mode(reuse),
         salt=salt,
         cache_use=decode_pb2.CacheUse.Value(f"CACHE_USE_{cache.upper()}"),
@@ -189,36 +150,6 @@ def chunk_id_of(chunk: ChunkName, field: str = "chunk") -> str:
     return chunk_id
 
 
-def token_ids(ids: Sequence[int], field: str) -> list[int]:
-    """Token ids as plain integers; numpy's and torch's are accepted. Raises ``InvalidRequest``."""
-    try:
-        plain = [operator.index(token) for token in ids]
-    except TypeError as error:
-        raise invalid(field, f"token ids must be integers ({error})") from error
-    for token in plain:
-        if not 0 <= token <= TOKEN_ID_MAX:
-            raise invalid(field, f"token id {token} is not in 0..{TOKEN_ID_MAX}")
-    return plain
-
-
-def _logit_bias(bias: Mapping[int, float]) -> dict[int, float]:
-    if not isinstance(bias, Mapping):
-        raise invalid("logit_bias", f"must map token ids to numbers, not {bias!r}")
-    return dict(zip(token_ids(list(bias), "logit_bias"), bias.values(), strict=True))
-
-
-def _grammar(grammar: Grammar) -> decode_pb2.Grammar:
-    if not isinstance(grammar, Grammar) or grammar.form not in GRAMMAR_FORMS:
-        raise invalid("grammar", f"must be Grammar.json_schema(...) or another of its forms, not {grammar!r}"[:200])
-    if grammar.form == "json_object":
-        return decode_pb2.Grammar(json_object=True)
-    if not isinstance(grammar.source, str):
-        raise invalid("grammar", f"its source must be text, not {type(grammar.source).__name__}")
-    made = decode_pb2.Grammar()
-    setattr(made, grammar.form, grammar.source)
-    return made
-
-
 def _content(segment: Segment, field: str) -> dict[str, Any]:
     """The protobuf fields that give a segment's content, its type and its role."""
     if isinstance(segment, ChunkRef):
@@ -238,11 +169,16 @@ def _segment(segment: Segment, field: str) -> decode_pb2.Segment:
     return decode_pb2.Segment(**{**fields, "type": _chunk_type(fields.get("type", ""))})
 
 
-def _sampling(**values: Any) -> decode_pb2.SamplingParams:
-    try:
-        return decode_pb2.SamplingParams(**{name: value for name, value in values.items() if value is not None})
-    except (TypeError, ValueError) as error:
-        raise invalid("sampling", str(error)) from error
+def _grammar(grammar: Grammar) -> decode_pb2.Grammar:
+    if not isinstance(grammar, Grammar) or grammar.form not in GRAMMAR_FORMS:
+        raise invalid("grammar", f"must be Grammar.json_schema(...) or another of its forms, not {grammar!r}"[:200])
+    if grammar.form == "json_object":
+        return decode_pb2.Grammar(json_object=True)
+    if not isinstance(grammar.source, str):
+        raise invalid("grammar", f"its source must be text, not {type(grammar.source).__name__}")
+    made = decode_pb2.Grammar()
+    setattr(made, grammar.form, grammar.source)
+    return made
 
 
 def _chunk_type(type: str) -> chunks_pb2.ChunkType.ValueType:

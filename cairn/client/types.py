@@ -195,6 +195,18 @@ class Delta:
 
 
 @dataclass(frozen=True)
+class PromptLogprob:
+    """Of one token of the prompt, under the tokens that it could attend to; None if nothing stands before it there.
+
+    ``top``: the likeliest tokens at its place, if they were asked for.
+    """
+
+    token_id: int
+    logprob: float | None
+    top: TopLogprobs = ()
+
+
+@dataclass(frozen=True)
 class Usage:
     """Token counts; ``prompt_tokens = cached_tokens + computed_tokens``."""
 
@@ -292,6 +304,7 @@ class Result:
     top_logprobs: tuple[TopLogprobs, ...] = ()
     kept: Kept | None = None
     index: int = 0
+    prompt_logprobs: tuple[PromptLogprob, ...] = ()
     chat: ChatReport | None = None
     reasoning: str = ""
     tool_calls: tuple[ToolCall, ...] = ()

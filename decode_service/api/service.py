@@ -27,6 +27,7 @@ from decode_service.kept import Kept
 from decode_service.prompt.chat import ChatComposer
 from decode_service.prompt.composition import Composition, answer_tokens
 from decode_service.prompt.resolver import Resolver
+from decode_service.prompt.scores import PromptScores
 from decode_service.sequence import Failed, FinishReason, Sequence, Tokens
 from decode_service.turns import ClaimTurn, TurnKeeper
 from decode_service.worker import DecodeWorker
@@ -140,6 +141,8 @@ class DecodeService(decode_pb2_grpc.DecodeServiceServicer):
                         for reply in answer.replies.of(events):
                             if answer.sequence.keep is not None:
                                 await self._note_kept(answer, reply)
+                            if answer.sequence.scores is not None and reply.HasField("complete"):
+                                await asyncio.to_thread(self._note_scores, answer, reply.complete)  # can be many
                             yield reply
                         if answer.replies.error is not None:  # what one fails of, all of them end with
                             raise answer.replies.error
@@ -176,6 +179,9 @@ class DecodeService(decode_pb2_grpc.DecodeServiceServicer):
         kept = await asyncio.to_thread(self._keep, answer)
         if kept is not None:
             reply.complete.kept.CopyFrom(messages.kept_out(kept))
+
+    def _note_scores(self, answer: Answer, complete: decode_pb2.Complete) -> None:
+        messages.note_prompt_logprobs(complete, answer.sequence, self._codec.token_bytes)
 
     def _keep(self, answer: Answer) -> Kept | None:
         kept = self.turns.keep(answer.sequence, answer.given.token_ids)
@@ -228,7 +234,6 @@ class DecodeService(decode_pb2_grpc.DecodeServiceServicer):
         self, request: decode_pb2.GenerateRequest, caller: Caller, request_id: str, clock: StageClock
     ) -> tuple[list[Sequence], Mailbox]:
         """The request as a sequence for each answer, and where their events come."""
-        bypass = request.cache_use == decode_pb2.CACHE_USE_BYPASS
         grammar = await grammars.compiled(self.grammars, request, caller.tenant)
         composition, sampling = await self._resolve(
             request, caller.salt, lambda composition: self._sampling(request, composition)
@@ -239,11 +244,14 @@ class DecodeService(decode_pb2_grpc.DecodeServiceServicer):
         clock.measured_ns["tokenize"] = time.monotonic_ns() - clock.arrived
         answers = messages.answers_in(request.sampling)
         mailbox = Mailbox(answers)
+        bypass = request.cache_use == decode_pb2.CACHE_USE_BYPASS
         prompt = Sequence(request_id, composition, sampling, caller.salt, bypass, mailbox.put, caller.owner, clock)
         prompt.priority = request.priority
         if request.start_within_s:
             prompt.start_by = clock.arrived + int(request.start_within_s * 1e9)
         sequences = answers_to(prompt, answers, mailbox.put)
+        if request.sampling.HasField("prompt_logprobs"):  # rows of a cached chunk are not there to be asked
+            prompt.bypass, prompt.scores = True, PromptScores(composition, request.sampling.prompt_logprobs)
         for sequence in sequences:
             sequence.keep = self.turns.begin() if request.keep else None
             if grammar is not None:
@@ -289,6 +297,7 @@ class DecodeService(decode_pb2_grpc.DecodeServiceServicer):
             served, composition, messages.max_tokens_in(request.sampling), messages.MAX_TOKENS_DEFAULT
         )
         params = messages.sampling_in(request.sampling, max_tokens, served.vocabulary, served.eos_token_ids)
+        messages.check_prompt_logprobs(request.sampling, composition.prompt_tokens)
         stops = frozenset(token for token in params.stops_at(served.eos_token_ids) if token < served.vocabulary)
         if request.cache_use != decode_pb2.CACHE_USE_BYPASS:
             self.resolver.note_use(composition)
@@ -328,7 +337,7 @@ class DecodeService(decode_pb2_grpc.DecodeServiceServicer):
         adopt_request_id(context, request.request_id)
         salt = self._caller(request, context).salt
         composition = await self._resolve(request, salt, lambda composition: composition)
-        bypass = request.cache_use == decode_pb2.CACHE_USE_BYPASS
+        bypass = messages.computes_anew(request)
         found: Explanation = await asyncio.to_thread(explain, self.worker, self.store, composition, bypass=bypass)
         return decode_pb2.ExplainResponse(
             chat=None if composition.chat is None else chat_out(composition.chat),

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -29,6 +29,8 @@ AttendFunction = Callable[[int, Tensor, Tensor, Tensor, Scores], Tensor]
 
 # (batch, head, query, key) -> whether that query may attend to that key; over tensors of indices
 MaskFunction = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
+
+Blocks = Sequence[tuple[Tensor, Callable[[Tensor], None]]]  # rows of a forward, and who is given their logits
 
 _names = itertools.count()
 
@@ -91,11 +93,19 @@ class BorrowedModel:
         return dtype_name(self.module)
 
     @torch.inference_mode()
-    def forward(self, token_ids: Tensor, positions: Tensor, attend: AttendFunction, logit_rows: Tensor) -> Tensor:
+    def forward(
+        self,
+        token_ids: Tensor,
+        positions: Tensor,
+        attend: AttendFunction,
+        logit_rows: Tensor,
+        blocks: Blocks = (),
+    ) -> Tensor:
         """One packed forward.
 
         ``token_ids`` and ``positions`` are (rows,) int64; ``attend`` is called once a layer; returns logits
-        (len(logit_rows), vocabulary) fp32 of the rows named.
+        (len(logit_rows), vocabulary) fp32 of the rows named. ``blocks``: more rows, and who is given their logits, one
+        block after the other, so that no more than one is held.
         """
         if self.config._attn_implementation != self._interface:
             self.module.set_attn_implementation(self._interface)  # type: ignore[operator]
@@ -103,17 +113,38 @@ class BorrowedModel:
         self.attention_modules = []
         # Only for this forward: outside of it the module is the model as it came.
         hooks = [m.register_forward_hook(_no_rotation) for m in self._rotary] if self.defers_rotation else []
+        below: list[Any] = []  # what the model gives that the head is put on
+        if blocks and self._takes_rows:
+            hooks.append(self._headless.register_forward_hook(lambda module, arguments, out: below.append(out)))
+        given = {"input_ids": token_ids[None], "position_ids": positions[None], "use_cache": False, "return_dict": True}
         try:
-            extra = {"logits_to_keep": logit_rows} if self._takes_rows else {}
-            output = self.module(
-                input_ids=token_ids[None], position_ids=positions[None], use_cache=False, return_dict=True, **extra
-            )
+            output = self.module(**given, **({"logits_to_keep": logit_rows} if self._takes_rows else {}))
         finally:
             self._attend = None
             for hook in hooks:
                 hook.remove()
         logits: Tensor = output.logits[0]
+        for rows, take in blocks:
+            take((self._head(given, below[0], rows) if self._takes_rows else logits[rows]).float())
         return (logits if self._takes_rows else logits[logit_rows]).float()
+
+    @property
+    def _headless(self) -> nn.Module:
+        """The model without its head."""
+        headless = self.module.base_model
+        assert isinstance(headless, nn.Module) and headless is not self.module
+        return headless
+
+    def _head(self, given: dict[str, Any], below: Any, rows: Tensor) -> Tensor:
+        """Logits (len(rows), vocabulary) of a forward's rows by the model's own code, which finds what is ``below`` its
+        head as it was: nothing else is computed again."""
+        headless = self._headless
+        headless.forward = lambda *arguments, **options: below
+        try:
+            logits: Tensor = self.module(**given, logits_to_keep=rows).logits[0]
+        finally:
+            del headless.forward
+        return logits
 
     @torch.inference_mode()
     def eager_forward(

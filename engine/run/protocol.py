@@ -24,7 +24,8 @@ from engine.attention import Attention
 from engine.kv.pool import PagedKVPool
 from engine.plan import CascadePlan, StepSequence
 from engine.run.room import StepRoom
-from engine.sampling.params import Choice, Draw, SamplingRequest
+from engine.sampling.params import Choice, Draw, SamplingRequest, Scored
+from engine.sampling.scoring import PendingScores
 from engine.sampling.shaping import Bits
 
 LayerWatch = Callable[[int, Tensor], None]  # layer, what it hands on (rows, width)
@@ -37,7 +38,8 @@ class StepRows:
     ``sources``, one for each row, are a token id, or ``~slot`` for the token that was last drawn in that slot.
     ``draw``: the token behind the last row; None where keys and values are all that is wanted. ``also``: tokens that
     are drawn from the same row in other slots, the first ones of other answers. ``alone``: a piece of its own forward
-    (see ``Runner.alone``).
+    (see ``Runner.alone``). ``scored``: given tokens whose log-probabilities are wanted; in a packed step their rows and
+    its draws are at most as many as there are slots.
     """
 
     sequence: StepSequence
@@ -45,6 +47,7 @@ class StepRows:
     draw: Draw | None = None
     alone: bool = False
     also: tuple[Draw, ...] = ()
+    scored: Scored | None = None
 
     @property
     def draws(self) -> tuple[Draw, ...]:
@@ -81,6 +84,10 @@ class PendingStep(Protocol):
 
         To be asked for before the runner's next step, ``RuntimeError`` if they are gone.
         """
+        ...
+
+    def scores(self) -> list[Choice]:
+        """Waits as ``wait``: what was wanted of tokens that are ``scored``, in the order of the batch."""
         ...
 
 
@@ -174,6 +181,7 @@ class DrawnStep:
     own_logits: Tensor
     choices: Sequence[Choice] = ()
     make: Callable[[Bits], Sequence[Choice]] | None = None
+    scored: Sequence[PendingScores] = ()
 
     def draw(self, bitmasks: Bits) -> None:
         if self.make is None:
@@ -187,3 +195,6 @@ class DrawnStep:
 
     def logits(self) -> Tensor:
         return self.own_logits
+
+    def scores(self) -> list[Choice]:
+        return [choice for each in self.scored for choice in each.wait()]

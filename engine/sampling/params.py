@@ -116,6 +116,32 @@ class Draw:
 
 
 @dataclass(frozen=True)
+class Scored:
+    """Of which tokens the log-probabilities behind a sequence's rows are wanted, under the model's own distribution.
+
+    ``wanted``: row and token, the rows counted from the sequence's first one, ascending; a row may come several times.
+    ``top``: so many of the likeliest tokens with each.
+    """
+
+    wanted: tuple[tuple[int, int], ...]
+    top: int = 0
+
+    @property
+    def rows(self) -> list[int]:
+        """Each row once, ascending."""
+        return list(dict.fromkeys(row for row, _ in self.wanted))
+
+    def blocks(self, rows_max: int) -> list[tuple[list[int], list[tuple[int, int]]]]:
+        """At most so many rows at once, ascending, and what is wanted of them: place among these rows, and token."""
+        rows = self.rows
+        found: list[tuple[list[int], list[tuple[int, int]]]] = []
+        for first in range(0, len(rows), rows_max):
+            places = {row: place for place, row in enumerate(rows[first : first + rows_max])}
+            found.append((list(places), [(places[row], token) for row, token in self.wanted if row in places]))
+        return found
+
+
+@dataclass(frozen=True)
 class SamplingRequest:
     """What a sampling slot is opened with.
 

@@ -6,9 +6,13 @@ import inspect
 import subprocess
 import sys
 
+import pytest
+
 import cairn
 from cairn.client.calls import GenerateOptions, ListOptions, PrefillOptions
 from cairn.client.requests import generate_request, list_request, prefill_request
+from cairn.client.sampling import SamplingOptions, sampling_params
+from protos import decode_pb2
 
 
 def test_all_is_what_the_package_defines():
@@ -33,7 +37,6 @@ def test_everything_public_is_documented():
 def test_the_declared_options_are_those_that_are_accepted():
     for options, function in (
         (PrefillOptions, prefill_request),
-        (GenerateOptions, generate_request),
         (ListOptions, list_request),
     ):
         accepted = {
@@ -42,6 +45,19 @@ def test_the_declared_options_are_those_that_are_accepted():
             if parameter.kind is parameter.KEYWORD_ONLY
         }
         assert set(options.__annotations__) == accepted - {"page_token"}
+
+
+def test_the_options_of_generate_are_those_that_are_accepted():
+    sampling = set(SamplingOptions.__annotations__)
+    accepted = {
+        parameter.name
+        for parameter in inspect.signature(generate_request).parameters.values()
+        if parameter.kind is parameter.KEYWORD_ONLY
+    }
+    assert set(GenerateOptions.__annotations__) == accepted | sampling
+    assert sampling == set(decode_pb2.SamplingParams.DESCRIPTOR.fields_by_name)
+    with pytest.raises(TypeError, match="tempratur"):
+        sampling_params(tempratur=1.0)
 
 
 def test_the_client_needs_no_model_code():

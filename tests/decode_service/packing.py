@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from engine.kv.pool import PagedKVPool
@@ -11,6 +12,7 @@ from engine.run.choice import make_attention
 from engine.run.eager.runner import EagerRunner, drawn_step
 from engine.run.protocol import DrawnStep, StepRows
 from engine.run.room import StepRoom
+from engine.sampling.scoring import PendingScores
 from engine.served import ServedModel
 from serving.process.loading import Loaded
 
@@ -38,8 +40,13 @@ class PackingRunner(EagerRunner):
         self.mixed += batch[0].sources[0] < 0 and max(counts) > 1
         ids = [self._sampling.last(~source) if source < 0 else source for rows in batch for source in rows.sources]
         last = [sum(counts[: row + 1]) - 1 for row, rows in enumerate(batch) for _ in rows.draws]
-        logits = self._forward(ids, plan, last or [0], row_multiple=1)[: len(last)]
-        return drawn_step(self._sampling, plan, logits, [draw for rows in batch for draw in rows.draws])
+        scored = [(sum(counts[:row]), rows.scored) for row, rows in enumerate(batch) if rows.scored is not None]
+        assert len(last) + sum(len(each.rows) for _, each in scored) <= self.slots
+        scores: list[PendingScores] = []
+        blocks = self._blocks(scored, scores)
+        logits = self._forward(ids, plan, last or [0], row_multiple=1, blocks=blocks)[: len(last)]
+        step = drawn_step(self._sampling, plan, logits, [draw for rows in batch for draw in rows.draws])
+        return replace(step, scored=scores)
 
 
 class PackingModel(ServedModel):

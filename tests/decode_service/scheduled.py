@@ -90,6 +90,7 @@ class Forwards:
     rows: int = 16
     piece_tokens: int = PIECE
     long: int = 1 << 30  # chunks of more tokens are alone
+    slots: int = 16
 
     def alone(self, tokens: int, *, chunk: bool) -> bool:
         return not self.packs or (chunk and tokens > self.long)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import re
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -127,6 +128,15 @@ def test_every_answer_is_kept(services: Pair) -> None:
         named = services.generate([DOCUMENT, result.kept, tokens(304, 3)])
         assert named.usage.computed_tokens == 3 and named.reuse.segments[1].cached_tokens == len(turn.ids)
         assert named.token_ids == services.generate([DOCUMENT, turn, tokens(304, 3)], cache="bypass").token_ids
+
+
+def test_each_answer_follows_the_grammar_by_itself(services: Pair) -> None:
+    grammar = cairn.Grammar.regex("(cairn|stone|heap){3}[0-9]{2,4}")
+    options: dict[str, Any] = {"grammar": grammar, "temperature": 2.0, "ignore_eos": False, "max_tokens": 40}
+    found = answers(services, [QUERY], n=5, seed=20, **options)
+    assert all(re.fullmatch("(cairn|stone|heap){3}[0-9]{2,4}", result.text) for result in found)
+    for index, result in enumerate(found):
+        assert result.token_ids == services.generate([QUERY], **{**options, "seed": 20 + index}).token_ids
 
 
 def test_an_abort_and_a_caller_who_leaves_end_all_of_them(services: Pair) -> None:

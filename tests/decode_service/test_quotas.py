@@ -57,17 +57,35 @@ def refused(call: Any) -> tuple[str, float | None]:
     return caught.value.details(), retry_after_s(caught.value.trailing_metadata())
 
 
-def generate(running: Pair, token: str, request_id: str = "") -> Any:
+def generate(running: Pair, token: str, request_id: str = "", n: int = 1) -> Any:
     """The raw call, which no client tries again."""
     channel = grpc.insecure_channel(running.decode_address)
     request = decode_pb2.GenerateRequest(
         segments=[decode_pb2.Segment(text="x")],
-        sampling=decode_pb2.SamplingParams(max_tokens=2, ignore_eos=True),
+        sampling=decode_pb2.SamplingParams(max_tokens=2, ignore_eos=True, n=n),
         request_id=request_id,
     )
     return decode_pb2_grpc.DecodeServiceStub(channel).Generate(
         request, timeout=DEADLINE_S, metadata=(("authorization", f"Bearer {token}"),)
     )
+
+
+def test_every_answer_of_a_request_counts(folder: Path, tmp_path: Path) -> None:
+    """Several answers take places as so many requests do: all, or the request is refused and takes none."""
+    with services(folder, tmp_path, "a salt-a running=2 waiting=3\nb salt-b\n") as (running, _):
+        with pytest.raises(grpc.RpcError) as caught:
+            list(generate(running, "a", n=6))
+        assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT and "sampling.n: 6" in caught.value.details()
+        with running.held_decode():
+            first = generate(running, "a", n=3)
+            wait_until(lambda: running.decode.worker.places.of(tenant_of("salt-a")) == (0, 3))
+            words, after_s = refused(lambda: generate(running, "a", n=3))
+            assert "quota waiting" in words and after_s
+            assert running.decode.worker.places.of(tenant_of("salt-a")) == (0, 3), "nothing was taken"
+            second, other = generate(running, "a", n=2), generate(running, "b", n=4)
+            wait_until(lambda: running.decode.worker.places.of(tenant_of("salt-a")) == (0, 5))
+        for call, count in ((first, 3), (second, 2), (other, 4)):
+            assert len([reply for reply in call if reply.HasField("complete")]) == count
 
 
 def test_quotas_of_the_store(folder: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from decode_service.prompt.scores import PromptScores
 from decode_service.step_plan import Rows, StepPlan, next_pieces, next_slices
 from engine.run.room import StepRoom
 from tests.decode_service.scheduled import Forwards, request
@@ -51,6 +52,20 @@ def test_slices_come_in_order_as_far_as_there_is_room() -> None:
     assert next_pieces([one, two], long) == [Rows(one, 2, 3, first, alone=True)]
     first.computed = 5
     assert next_pieces([one, two], long) == [] and next_slices([one], long, StepRoom(7)) == [Rows(one, 0, 4)]
+
+
+def test_rows_that_are_scored_take_the_places_of_draws_that_nobody_has() -> None:
+    one, two, three = (request(name, tail=30) for name in ("one", "two", "three"))
+    for each in (one, two):
+        each.scores = PromptScores(each.composition, 0)
+    packing = Forwards(packs=True, slots=8)
+    assert next_slices([one, two, three], packing, StepRoom(60), drawing=4) == [
+        *(Rows(one, 0, 5), Rows(two, 0, 1), Rows(three, 0, 30))
+    ]
+    assert next_slices([one, two, three], packing, StepRoom(60), drawing=8) == [
+        *(Rows(one, 0, 1), Rows(two, 0, 1), Rows(three, 0, 30))
+    ], "each has the place of its own slot"
+    assert next_slices([one, two, three], packing, StepRoom(3), drawing=4) == [Rows(one, 0, 3)]
 
 
 def test_rows_know_what_comes_of_them_and_what_they_attend_to() -> None:

@@ -128,6 +128,29 @@ def test_a_bias_bans_a_token_or_forces_it(services: Pair, plain: Result) -> None
     assert forced.token_ids == (first,) * 5
 
 
+@pytest.mark.parametrize(
+    ("options", "field"),
+    [
+        ({"logit_bias": {1 << 20: 1.0}}, "sampling.logit_bias: 1048576 is outside the model's vocabulary"),
+        ({"logit_bias": dict.fromkeys(range(1025), 0.5)}, "sampling.logit_bias"),
+        ({"logit_bias": {5: 101.0}}, "sampling.logit_bias"),
+        ({"stop_token_ids": [1 << 20]}, "sampling.stop_token_ids: 1048576 is outside"),
+        ({"logprobs": True, "top_logprobs": 21}, "sampling.top_logprobs: 21"),
+        ({"top_logprobs": 3}, "sampling.top_logprobs: 3 must be 0 without logprobs"),
+    ],
+)
+def test_what_sampling_refuses_names_the_field(services: Pair, options: dict[str, Any], field: str) -> None:
+    with pytest.raises(cairn.InvalidRequest, match=field):
+        services.generate([QUERY], **options)
+
+
+def test_twenty_likeliest_tokens_and_their_probabilities(services: Pair) -> None:
+    result = services.generate([DOCUMENT, QUERY], 5, logprobs=True, top_logprobs=20)
+    assert [len(top) for top in result.top_logprobs] == [20] * 5
+    for token, logprob, top in zip(result.token_ids, result.logprobs, result.top_logprobs, strict=True):
+        assert top[0] == (token, logprob) and [value for _, value in top] == sorted((v for _, v in top), reverse=True)
+
+
 def test_a_seed_repeats_an_answer_and_another_does_not(services: Pair) -> None:
     def draw(**options: Any) -> Result:
         return services.generate([DOCUMENT, QUERY], 20, temperature=1.0, **options)

@@ -54,6 +54,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--top-logprobs", type=int, default=0, metavar="N", help="those of the N likeliest tokens too, at most 20"
     )
     group.add_argument(
+        "--prompt-logprobs",
+        type=int,
+        metavar="N",
+        help="log-probability of each token of the prompt and of the N likeliest (0..20), in --json; computes it anew",
+    )
+    group.add_argument(
         "--logit-bias",
         action="append",
         default=[],
@@ -128,6 +134,7 @@ def _options(args: argparse.Namespace) -> GenerateOptions:
         "seed": args.seed,
         "stop": args.stop,
         "include_stop": args.include_stop,
+        "prompt_logprobs": args.prompt_logprobs,
         "stop_token_ids": args.stop_token_id,
         "ignore_eos": args.ignore_eos,
         "logprobs": args.logprobs or args.top_logprobs > 0,

@@ -6,7 +6,7 @@ is the caller's: it is called once a layer with raw queries, and turned ones whe
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
 import torch
@@ -97,11 +97,11 @@ class FusedForward:
         # Called with what each layer but the last hands on; not in a graph.
         self.watch: Callable[[int, Tensor], None] | None = None
 
-    def layers(self, b: Buffers, last: Tensor, attend: Attend, *, turn: bool, drawn: DrawnRows | None) -> None:
+    def layers(self, b: Buffers, last: Tensor, attend: Attend, *, turn: bool, drawn: Iterable[DrawnRows]) -> None:
         """All layers over the rows of ``b``, as many as its sources; K and V go to the slots.
 
-        ``last`` (slots,) int32 holds the tokens that negative sources name. The logits of ``drawn`` are written; with
-        None the last layer ends when its keys and values are stored.
+        ``last`` (slots,) int32 holds the tokens that negative sources name. The logits of each of ``drawn`` are
+        written, one behind the other; without any the last layer ends when its keys and values are stored.
         """
         from engine.run.cuda import kernels
 
@@ -123,12 +123,17 @@ class FusedForward:
             self._rest(b, layer)
             if self.watch is not None:
                 self.watch(index, b.residual + b.delta)
-        if drawn is not None:
-            attend(index, q, turned, out)
-            b = self._gathered(b, drawn)
-            self._rest(b, layer)
-            self.norm(b, w.final_norm, add=True)
-            product(b.normed, w.head, drawn.scores, way=w.ways.head)
+        for number, each in enumerate(drawn):
+            if number == 0:
+                attend(index, q, turned, out)
+            self._head(b, layer, each)
+
+    def _head(self, b: Buffers, layer: LayerWeights, drawn: DrawnRows) -> None:
+        """What follows the last layer's attention; what other rows need of ``b`` stays."""
+        w, b = self.weights, self._gathered(b, drawn)
+        self._rest(b, layer)
+        self.norm(b, w.final_norm, add=True)
+        product(b.normed, w.head, drawn.scores, way=w.ways.head)
 
     def _gathered(self, b: Buffers, drawn: DrawnRows) -> Buffers:
         """The rows that draw, packed: what follows works on them alone."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -12,6 +12,7 @@ from engine.device import current
 from engine.plan import CascadePlan
 from engine.run.cuda.sampling.slots import PendingDraws
 from engine.sampling.params import Choice
+from engine.sampling.scoring import PendingScores
 from engine.sampling.shaping import Bits
 
 
@@ -28,6 +29,7 @@ class LaunchedStep:
         draws: PendingDraws | None,
         logits: Callable[[], Tensor],
         *,
+        scores: Sequence[PendingScores] = (),
         held: Callable[[Bits], PendingDraws] | None = None,
     ) -> None:
         self.plan = plan
@@ -35,6 +37,7 @@ class LaunchedStep:
         self._draws = draws
         self._held = held
         self._logits = logits
+        self._scores = scores
         self._done: Any = None
         if draws is None and held is None and device.type == "cuda":  # those that draw have an event of their own
             self._done = torch.cuda.Event()  # type: ignore[no-untyped-call]
@@ -52,6 +55,9 @@ class LaunchedStep:
         if self._done is not None:
             self._done.synchronize()
         return [] if self._draws is None else self._draws.wait()
+
+    def scores(self) -> list[Choice]:
+        return [choice for each in self._scores for choice in each.wait()]
 
     def logits(self) -> Tensor:
         return self._logits()

@@ -5,17 +5,19 @@ Nothing waits: a piece may be begun between two steps that run ahead.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from engine.plan import CascadePlan, PlacedChunk, StepSequence, plan_levels, plan_step
-from engine.run.cuda.forward import Buffers, FusedForward
+from engine.run.cuda.forward import Buffers, DrawnRows, FusedForward
 from engine.run.cuda.inputs import InputRing
 from engine.run.cuda.prefill_attention import attend_piece, prepare_piece
 from engine.run.cuda.steps import CallWatch
+from engine.sampling.params import Scored
+from engine.sampling.scoring import ROWS_AT_ONCE, PendingScores, begin_scoring
 
 
 class LongPieces:
@@ -31,9 +33,13 @@ class LongPieces:
         self._rows = rows
         self._buffers: Buffers | None = None
         self._ring: InputRing | None = None
+        self._drawn: DrawnRows | None = None  # made with the first that is scored
 
-    def launch(self, plan: CascadePlan, sources: Sequence[int]) -> None:
-        """Begins to compute the keys and values of a plan of one sequence. Raises ``ValueError`` for moved context."""
+    def launch(self, plan: CascadePlan, sources: Sequence[int], scored: Scored | None = None) -> list[PendingScores]:
+        """Begins to compute the keys and values of a plan of one sequence, and what is ``scored`` of its rows.
+
+        Raises ``ValueError`` for moved context.
+        """
         if any(any(read.offsets) for read in plan.reads):
             raise ValueError("begin: the context of a piece that runs alone stands at its computed places")
         buffers, ring = self._made()
@@ -47,7 +53,25 @@ class LongPieces:
             if self.watch is not None:
                 self.watch(plan, layer, q, out, scaling)
 
-        forward.layers(buffers.first(len(sources)), self._last, attend, turn=True, drawn=None)
+        scores: list[PendingScores] = []
+        heads = [] if scored is None else self._heads(len(sources), scored, scores)
+        forward.layers(buffers.first(len(sources)), self._last, attend, turn=True, drawn=heads)
+        return scores
+
+    def _heads(self, rows: int, scored: Scored, scores: list[PendingScores]) -> Iterator[DrawnRows]:
+        """What is scored of a piece's rows, some at a time; ``scores`` takes what comes of them when the next are asked
+        for."""
+        device = self.forward.pool.device
+        if self._drawn is None:
+            index = torch.zeros(min(self._rows, ROWS_AT_ONCE), dtype=torch.int32, device=device)
+            self._drawn = DrawnRows.of(self.forward.weights, index)
+        drawn = self._drawn.first(min(rows, len(self._drawn.rows)))
+        size = len(drawn.rows)
+        for some, wanted in scored.blocks(size):  # always as many rows: the rest are the first row again
+            index = torch.tensor(some + some[:1] * (size - len(some)), dtype=torch.int32)
+            drawn.rows.copy_(index.pin_memory() if device.type == "cuda" else index, non_blocking=True)
+            yield drawn
+            scores.append(begin_scoring(drawn.logits[: len(some)], wanted, scored.top))
 
     def prepare(self) -> None:
         """Compiles the kernels of pieces, on the scratch page: folding results of one chunk and of several."""

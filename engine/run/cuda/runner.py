@@ -35,7 +35,7 @@ from engine.run.cuda.weights import FusedWeights
 from engine.run.planning import CASCADE_LEVELS_MAX, StepPlanner
 from engine.run.protocol import AttentionWatch, LayerWatch, StepRows
 from engine.run.room import NO_LIMIT, READS_WHILE_DECODING, StepRoom
-from engine.sampling.params import Draw, SamplingRequest
+from engine.sampling.params import Draw, SamplingRequest, Scored
 from engine.sampling.shaping import Bits
 
 log = logging.getLogger(__name__)
@@ -144,22 +144,26 @@ class FusedRunner:
         sources: list[int] = []
         drawn: list[int] = []
         draws: list[Draw] = []
+        scored: list[tuple[int, Scored]] = []
         for rows in batch:
+            if rows.scored is not None:
+                scored.append((len(sources), rows.scored))
             sources += rows.sources
             drawn += [len(sources) - 1] * len(rows.draws)
             draws += rows.draws
         self._check_slot(max(~min(sources), *[draw.slot for draw in draws]) if draws else ~min(sources))
         if batch[0].alone:
             return self._piece(batch[0], plan)
-        if len(draws) > self.slots:
-            raise ValueError(f"begin: {len(draws)} draws in {self.slots} slots")
-        return self.steps.launch(plan, sources, drawn, draws)
+        wanted = len(draws) + sum(len(each.rows) for _, each in scored)
+        if wanted > self.slots:
+            raise ValueError(f"begin: {wanted} rows to draw from or to score, there are {self.slots} slots")
+        return self.steps.launch(plan, sources, drawn, draws, scored)
 
     def _piece(self, rows: StepRows, plan: CascadePlan) -> LaunchedStep:
         if rows.draw is not None:
             raise ValueError("begin: a piece that runs alone is a chunk's, behind which nothing is drawn")
-        self._pieces.launch(plan, rows.sources)
-        return LaunchedStep(plan, self.pool.device, None, _no_logits)
+        scores = self._pieces.launch(plan, rows.sources, rows.scored)
+        return LaunchedStep(plan, self.pool.device, None, _no_logits, scores=scores)
 
     def _check_slot(self, slot: int) -> None:
         if slot >= self.slots:

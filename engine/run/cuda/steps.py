@@ -32,7 +32,8 @@ from engine.run.cuda.sampling.launch import Kind
 from engine.run.cuda.sampling.slots import DeviceSlots, PendingDraws
 from engine.run.cuda.usual import prefilling_plans, scratch_plan, with_reads
 from engine.run.planning import padded_to
-from engine.sampling.params import Draw
+from engine.sampling.params import Draw, Scored
+from engine.sampling.scoring import PendingScores, begin_scoring
 from engine.sampling.shaping import Bits
 
 # plan, layer, queries (rows, heads, dim) before rotation, attention (rows, heads, dim), scaling
@@ -101,17 +102,28 @@ class Steps:
         return len(self._captured) + len(self._greedy) + len(self._drawing)
 
     def launch(
-        self, plan: CascadePlan, sources: Sequence[int], drawn: Sequence[int], draws: Sequence[Draw]
+        self,
+        plan: CascadePlan,
+        sources: Sequence[int],
+        drawn: Sequence[int],
+        draws: Sequence[Draw],
+        scored: Sequence[tuple[int, Scored]] = (),
     ) -> LaunchedStep:
         """Launches a step of ``len(sources)`` rows, of which rows ``drawn`` draw as ``draws`` say, in order.
 
-        Where one of them is of a masked slot, the step waits for ``LaunchedStep.draw`` with drawing.
+        Where one of them is of a masked slot, the step waits for ``LaunchedStep.draw`` with drawing. ``scored``: rows
+        that begin at one of the step each. They go where rows could draw and none does, so that the step is one that is
+        captured anyway.
+
         Raises ``ValueError`` before anything is launched for more rows than a step has, or slots nobody opened.
         """
-        padded = padded_to(plan, self.buckets, self.forward.pool, rows_min=len(drawn))
+        padded = padded_to(
+            plan, self.buckets, self.forward.pool, rows_min=len(drawn) + sum(len(each.rows) for _, each in scored)
+        )
         rows = len(padded.slots)
-        count = self._draws_of(rows) if draws else 0
-        kind = self._write(padded, sources, drawn, draws)
+        count = self._draws_of(rows) if draws or scored else 0
+        wanted = [*drawn, *(first + row for first, each in scored for row in each.rows)]
+        kind = self._write(padded, sources, wanted, draws)
         classes = self._updated(padded, self._line)
         if self._graphs is not None and not (kind == Kind() and (rows, count, classes) in self._greedy):
             before = self.graphs
@@ -125,18 +137,21 @@ class Steps:
         device, logits = self.forward.pool.device, self._logits_of(len(draws))
         if kind == Kind() and (rows, count, classes) in self._greedy:
             self._greedy[rows, count, classes].replay()
-            return LaunchedStep(plan, device, self._sampling.pending(len(draws)), logits)
+            pending = self._sampling.pending(len(draws)) if draws else None
+            scores = self._scores([each for _, each in scored], len(draws))
+            return LaunchedStep(plan, device, pending, logits, scores=scores)
         if self._graphs is not None:
             self._captured[rows, count, classes].replay()
         else:
             self._forward(rows, count, classes)
+        made = partial(LaunchedStep, plan, device, scores=self._scores([each for _, each in scored], len(draws)))
         if not draws:
-            return LaunchedStep(plan, device, None, logits)
+            return made(None, logits)
         then = partial(self._draw, kind, count, len(draws))
         masked = [draw.slot for draw in draws if self._sampling.masked(draw.slot)]
         if masked:
-            return LaunchedStep(plan, device, None, logits, held=partial(self._draw_masked, masked, then))
-        return LaunchedStep(plan, device, then(), logits)
+            return made(None, logits, held=partial(self._draw_masked, masked, then))
+        return made(then(), logits)
 
     def _draw(self, kind: Kind, count: int, draws: int) -> PendingDraws:
         """Draws from the first ``count`` rows of the last step, of which the first ``draws`` are somebody's."""
@@ -282,7 +297,7 @@ class Steps:
             if self.watch is not None and self._plan is not None:
                 self.watch(self._plan, layer, q, out, scaling)
 
-        drawn = self._drawn.first(count) if count else None
+        drawn = [self._drawn.first(count)] if count else []
         forward.layers(self._buffers.first(rows), self._sampling.last, attend, turn=False, drawn=drawn)
 
     def _capture(self, rows: int, count: int, classes: Classes) -> None:
@@ -300,6 +315,15 @@ class Steps:
             self._sampling.launch(self._drawn.logits[:count], Kind())
 
         self._greedy[rows, count, classes] = self._graphs.capture(launch)
+
+    def _scores(self, scored: Sequence[Scored], at: int) -> list[PendingScores]:
+        """Of rows whose logits stand behind the first ``at``, before the next step overwrites them."""
+        scores = []
+        for each in scored:
+            ((rows, wanted),) = each.blocks(len(self._drawn.rows))
+            scores.append(begin_scoring(self._drawn.logits[at : at + len(rows)], wanted, each.top))
+            at += len(rows)
+        return scores
 
     def _logits_of(self, draws: int) -> Callable[[], Tensor]:
         number = self.launched

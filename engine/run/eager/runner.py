@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import replace
+from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -16,13 +18,14 @@ from torch import Tensor
 from engine.attention import Attention, Scores
 from engine.device import on_pools_device
 from engine.kv.pool import PagedKVPool
-from engine.model.borrowed import BorrowedModel
+from engine.model.borrowed import Blocks, BorrowedModel
 from engine.plan import CascadePlan
 from engine.run.planning import CASCADE_LEVELS_MAX, DECODE_BUCKETS, StepPlanner, padded_to
 from engine.run.protocol import AttentionWatch, DrawnStep, LayerWatch, StepRows
 from engine.run.room import StepRoom
-from engine.sampling.params import Choice, Draw, SamplingRequest
+from engine.sampling.params import Choice, Draw, SamplingRequest, Scored
 from engine.sampling.sampler import HostSlots
+from engine.sampling.scoring import ROWS_AT_ONCE, PendingScores, begin_scoring
 from engine.sampling.shaping import Bits
 
 
@@ -110,19 +113,29 @@ class EagerRunner:
         sources = [source for rows in batch for source in rows.sources]
         # A slot in which no number was drawn holds -1: the row that takes it is nobody's.
         ids = [max(0, self._sampling.last(~source)) if source < 0 else source for source in sources]
-        logits = self._piece(ids, plan) if batch[0].alone else self._decode(ids, batch, plan)
+        scores: list[PendingScores] = []
+        logits = self._piece(ids, plan, batch[0].scored, scores) if batch[0].alone else self._decode(ids, batch, plan)
         drawn = [(row, draw) for row, rows in enumerate(batch) for draw in rows.draws]
         if len(drawn) != len(logits):
             logits = logits[[row for row, _ in drawn]]
-        return drawn_step(self._sampling, plan, logits, [draw for _, draw in drawn])
+        return replace(drawn_step(self._sampling, plan, logits, [draw for _, draw in drawn]), scored=scores)
 
-    def _piece(self, ids: list[int], plan: CascadePlan) -> Tensor:
-        """Logits (1, vocabulary) of the last row."""
-        return self._forward(ids, plan, [len(ids) - 1], row_multiple=1)
+    def _piece(self, ids: list[int], plan: CascadePlan, scored: Scored | None, scores: list[PendingScores]) -> Tensor:
+        """Logits (1, vocabulary) of the last row; ``scores`` takes what is ``scored``."""
+        blocks = self._blocks([] if scored is None else [(0, scored)], scores)
+        return self._forward(ids, plan, [len(ids) - 1], row_multiple=1, blocks=blocks)
+
+    def _blocks(self, scored: Sequence[tuple[int, Scored]], scores: list[PendingScores]) -> Blocks:
+        """Rows whose logits are looked at and forgotten; ``scored`` begin at rows of the step each."""
+        return [
+            (torch.tensor(rows, device=self.pool.device) + first, partial(_score, scores, wanted, each.top))
+            for first, each in scored
+            for rows, wanted in each.blocks(ROWS_AT_ONCE)
+        ]
 
     def _decode(self, ids: list[int], batch: Sequence[StepRows], plan: CascadePlan) -> Tensor:
         """Logits (rows, vocabulary)."""
-        if len(ids) != len(batch):
+        if len(ids) != len(batch) or any(rows.scored for rows in batch):
             raise ValueError(f"begin: {len(ids)} rows of {len(batch)} sequences; several rows of one are a piece alone")
         padded = padded_to(plan, self._buckets, self.pool)
         rows = len(padded.slots)
@@ -132,7 +145,9 @@ class EagerRunner:
         return logits[: len(batch)]
 
     @on_pools_device
-    def _forward(self, token_ids: Sequence[int], plan: CascadePlan, rows: list[int], *, row_multiple: int) -> Tensor:
+    def _forward(
+        self, token_ids: Sequence[int], plan: CascadePlan, rows: list[int], *, row_multiple: int, blocks: Blocks = ()
+    ) -> Tensor:
         device = self.pool.device
         step = self.attention.prepare(plan, row_multiple=row_multiple)
 
@@ -144,4 +159,9 @@ class EagerRunner:
             torch.tensor(plan.positions, device=device),
             attend,
             torch.tensor(rows, device=device),
+            blocks,
         )
+
+
+def _score(scores: list[PendingScores], wanted: Sequence[tuple[int, int]], top: int, logits: Tensor) -> None:
+    scores.append(begin_scoring(logits, wanted, top))

@@ -188,7 +188,7 @@ def test_what_no_step_can_be_is_refused_before_anything_is_launched(weights: Fus
         runner.begin([StepRows(one.sequence, (1,), Draw(5, 0, 1))])
     with pytest.raises(ValueError, match="slot: 1 was not opened"):
         runner.begin([rows_of(runner, 0, 1, slot=1)])
-    with pytest.raises(ValueError, match="3 draws in 2 slots"):
+    with pytest.raises(ValueError, match="3 rows to draw from or to score, there are 2 slots"):
         runner.begin([rows_of(runner, at, 1, slot=0) for at in range(3)])
     with pytest.raises(ValueError, match="9 rows, a step has 8 at most"):
         runner.begin([rows_of(runner, 0, 9)])

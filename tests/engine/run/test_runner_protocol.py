@@ -14,9 +14,9 @@ from engine.model.borrowed import BorrowedModel
 from engine.plan import PlacedChunk, StepSequence
 from engine.run.cuda.runner import FusedRunner
 from engine.run.eager.runner import EagerRunner
-from engine.run.pieces import GREEDY, chunk_rows, cuts, prefill_chunk, prefill_tail
+from engine.run.pieces import GREEDY, chunk_rows, cuts, prefill_chunk, prefill_tail, tail_rows
 from engine.run.protocol import PendingStep, StepRows, WatchableRunner
-from engine.sampling.params import Draw, SamplingParams, SamplingRequest
+from engine.sampling.params import Draw, SamplingParams, SamplingRequest, Scored
 from engine.served import look_into
 from tests.architectures import ARCHITECTURES, build
 
@@ -149,6 +149,63 @@ def test_a_row_draws_in_several_slots_and_each_goes_on_as_if_it_had_the_row_alon
         batch.runner.open(6, SamplingRequest(SamplingParams(), (), frozenset()))
         beside = replace(batch.rows(1, batch.first[1], 0), draw=Draw(6, 1, position))
         assert ids(batch.runner.begin([beside, row]))[1:] == singly
+
+
+def test_tokens_are_scored_behind_the_rows_that_are_asked(make: Make) -> None:
+    """A prompt's piece, or slice: what each row says of the next token, and of two; its KV and draw are as without."""
+    runner = make()
+    run = runner.pool.allocate_run(6)
+    assert run is not None
+    tokens = [1, 2, 3, 4, 5, 6]
+    cut = next(cuts(runner, (), 6, chunk=False))
+    pages = tuple(range(run.first, run.first + run.pages))
+    plain = tail_rows(tokens, cut, (), pages, start=0, draw=Draw(3, 0, 6))
+    runner.open(3, GREEDY)
+    expected = ids(runner.begin([plain]))
+    kept = [plane.clone() for plane in runner.pool.run_planes(run, 6)]
+    each = []
+    for row in range(6):  # the logits of each row, as those of a prompt's last
+        step = runner.begin(
+            [tail_rows(tokens[: row + 1], replace(cut, rows=row + 1), (), pages, start=0, draw=plain.draw)]
+        )
+        each.append(step.logits()[0].log_softmax(-1))
+    wanted = ((0, 2), (1, 3), (1, 9), (2, 4), (4, 6), (5, 7))
+    scored = replace(plain, scored=Scored(wanted, top=2))
+    step = runner.begin([scored])
+    scores, runner_is_fused = step.scores(), isinstance(runner, FusedRunner)
+    assert ids(step) == expected and [score.token_id for score in scores] == [token for _, token in wanted]
+    for (row, token), score in zip(wanted, scores, strict=True):
+        assert score.logprob == pytest.approx(float(each[row][token]), abs=1e-4)
+        assert [value for _, value in score.top] == pytest.approx(each[row].topk(2).values.tolist(), abs=1e-4)
+    assert all(torch.equal(a, b) for a, b in zip(kept, runner.pool.run_planes(run, 6), strict=True))
+    if runner_is_fused:  # beside rows that decode, and without a draw of its own
+        batch = Batch(runner)
+        told = ids(runner.begin([batch.rows(0, batch.first[0], 0)]))
+        beside = runner.begin([batch.rows(0, batch.first[0], 0), replace(scored, draw=None)])
+        assert ids(beside) == told and beside.scores() == scores
+        assert runner.begin([replace(scored, draw=None)]).scores() == scores
+
+
+def test_many_rows_are_scored_some_at_a_time(make: Make) -> None:
+    """More rows than are looked at once; only pieces that run alone have them."""
+    runner = make()
+    assert isinstance(runner, EagerRunner | FusedRunner)
+    tokens = [(7 * at) % 200 for at in range(150)]
+    wide = runner.piece_tokens
+    runner.piece_tokens = 150
+    try:
+        if isinstance(runner, FusedRunner):
+            pytest.skip("chunks of this length go into packed steps; see tests/gpu/test_scored.py")
+        run = runner.pool.allocate_run(150)
+        assert run is not None
+        rows = chunk_rows(tokens, next(cuts(runner, (), 150, chunk=True)), (), run)
+        scored = Scored(tuple((row, tokens[row + 1]) for row in range(149)))
+        scores = runner.begin([replace(rows, scored=scored)]).scores()
+    finally:
+        runner.piece_tokens = wide
+    assert isinstance(runner, EagerRunner)
+    logits = runner.borrowed.eager_forward(torch.tensor(tokens)).log_softmax(-1)
+    assert [score.logprob for score in scores] == pytest.approx(logits[range(149), tokens[1:]].tolist(), abs=1e-4)
 
 
 def test_logits_taken_before_the_next_step_are_the_callers_to_keep(make: Make) -> None:
