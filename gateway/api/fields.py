@@ -30,6 +30,10 @@ class Fields:
         """Whether a field is there and was not taken yet."""
         return name in self._left
 
+    def peek(self, name: str) -> Any:
+        """A field's value, which is left to be taken."""
+        return self._left.get(name)
+
     def take(self, name: str) -> Any:
         """A field's value, whatever it is; None if it is not there."""
         return self._left.pop(name, None)

@@ -22,7 +22,7 @@ def read_messages(fields: Fields) -> list[dict[str, Any]]:
         raise invalid("messages", "at least one message is required")
     if len(items) > MESSAGES_MAX:
         raise invalid("messages", f"has more than {MESSAGES_MAX}")
-    return [_message(Fields(each, f"messages[{index}]")) for index, each in enumerate(items)]
+    return [message_of(Fields(each, f"messages[{index}]")) for index, each in enumerate(items)]
 
 
 def with_documents(messages: list[dict[str, Any]], documents: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -31,9 +31,13 @@ def with_documents(messages: list[dict[str, Any]], documents: Sequence[dict[str,
     return [*messages[:leading], *documents, *messages[leading:]]
 
 
-def _message(fields: Fields) -> dict[str, Any]:
+def message_of(fields: Fields) -> dict[str, Any]:
+    """One message, checked. Raises ``HttpError``."""
     role = fields.required("role")
-    message: dict[str, Any] = {"role": "system" if role == AS_SYSTEM else role, "content": _content(fields)}
+    message: dict[str, Any] = {
+        "role": "system" if role == AS_SYSTEM else role,
+        "content": content_of(fields, "content"),
+    }
     for name in ("name", "tool_call_id"):
         if (words := fields.string(name)) is not None:
             message[name] = words
@@ -64,8 +68,9 @@ def _call(fields: Fields) -> dict[str, Any]:
     return read
 
 
-def _content(fields: Fields) -> str | list[dict[str, Any]]:
-    name, value = fields.name("content"), fields.take("content")
+def content_of(fields: Fields, field: str) -> str | list[dict[str, Any]]:
+    """A text, or parts. Raises ``HttpError``."""
+    name, value = fields.name(field), fields.take(field)
     if value is None or isinstance(value, str):
         return value or ""
     if not isinstance(value, list):

@@ -14,6 +14,7 @@ from gateway.api.chat import chat_completions
 from gateway.api.completions import completions
 from gateway.api.loads import loads
 from gateway.api.models import model, models
+from gateway.api.responses import responses
 from gateway.api.state import health, metrics
 from gateway.page.files import page_file
 
@@ -51,4 +52,5 @@ ROUTES = [
     _route("DELETE", "/v1/cairn/chunks/{chunk}/pin", chunks.unpin),
     _route("POST", "/v1/completions", completions),
     _route("POST", "/v1/chat/completions", chat_completions),
+    _route("POST", "/v1/responses", responses),
 ]

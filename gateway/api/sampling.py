@@ -18,8 +18,7 @@ def sampling_options(fields: Fields) -> GenerateOptions:
     Ranges are the services' to check; here they are what fits into a message.
     """
     options: GenerateOptions = {}
-    temperature = fields.number("temperature", 0, 100)
-    options["temperature"] = TEMPERATURE if temperature is None else temperature
+    options["temperature"] = temperature_of(fields)
     options["top_p"] = fields.number("top_p", 0, 1)
     options["top_k"] = fields.integer("top_k", 0, UINT32_MAX)
     options["min_p"] = fields.number("min_p", 0, 1)
@@ -37,6 +36,12 @@ def sampling_options(fields: Fields) -> GenerateOptions:
     options["n"] = fields.integer("n", 1, ANSWERS_MAX) or 1
     fields.harmless(*HARMLESS)
     return options
+
+
+def temperature_of(fields: Fields) -> float:
+    """The temperature that was asked for, or OpenAI's."""
+    temperature = fields.number("temperature", 0, 100)
+    return TEMPERATURE if temperature is None else temperature
 
 
 def _logit_bias(fields: Fields) -> dict[int, float]:

@@ -33,6 +33,24 @@ def read_tools(fields: Fields) -> ChatOptions:
     return {"tools": tools, "tool_choice": choice, "parallel_tool_calls": parallel is not False}
 
 
+def flat_tools(fields: Fields) -> ChatOptions:
+    """The same as responses have it: a tool is its function, and so is the one that is chosen. Raises ``HttpError``."""
+    tools, choice = fields.peek("tools"), fields.peek("tool_choice")
+    nested: dict[str, Any] = {"tool_choice": choice, "parallel_tool_calls": fields.take("parallel_tool_calls")}
+    if isinstance(tools, list):
+        nested["tools"] = [_nested(each) for each in tools]
+    else:
+        nested["tools"] = tools
+    fields.harmless("tools", "tool_choice")
+    return read_tools(Fields(nested))
+
+
+def _nested(tool: Any) -> Any:
+    if not isinstance(tool, dict) or "function" in tool:
+        return tool
+    return {"type": tool.get("type"), "function": {name: value for name, value in tool.items() if name != "type"}}
+
+
 def _choice(fields: Fields) -> str:
     value = fields.take("tool_choice")
     if value is None:

@@ -224,3 +224,21 @@ def test_metrics_of_all_tenants_are_for_admins_and_no_token_is_logged(served: Se
     said = served.log.read_text()
     assert "POST /v1/chat/completions 200" in said
     assert not any(secret in said for secret in ("stone", "slate", "operator", "pebble", "Wendolin"))
+
+
+def test_responses(client: Any) -> None:
+    asked: Any = {"model": "fable", "instructions": SYSTEM["content"], "temperature": 0, "max_output_tokens": 40}
+    asked["extra_body"] = {"cairn": {"documents": [DOCUMENT]}}
+    done = client.responses.create(input=QUESTION["content"], include=["message.output_text.logprobs"], **asked)
+    assert done.output_text == ANSWER and done.status == "completed" and done.usage.output_tokens > 5
+    assert done.output[0].content[0].logprobs[0].bytes
+    again = client.responses.create(input=[QUESTION], **asked)
+    assert again.usage.input_tokens_details.cached_tokens > 100
+    with client.responses.stream(input=QUESTION["content"], **asked) as stream:
+        text = "".join(event.delta for event in stream if event.type == "response.output_text.delta")
+        assert text == ANSWER == stream.get_final_response().output_text
+    cut = client.responses.create(input="Who?", **{**asked, "max_output_tokens": 1})
+    assert (cut.status, cut.incomplete_details.reason) == ("incomplete", "max_output_tokens")
+    wanted = {"type": "json_schema", "name": "x", "schema": {"enum": [{"a": 1}, {"a": 2}]}}
+    made = client.responses.create(input="Who?", **{**asked, "max_output_tokens": 300}, text={"format": wanted})
+    assert "a" in json.loads(made.output_text)

@@ -40,7 +40,7 @@ def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
 
 def ask(client: Any, script: str, messages: list[Any], **options: Any) -> Any:
     extra = {"cairn": {"template_arguments": {"script": script}}}
-    asked = {"model": client.models.list().data[0].id, "max_tokens": 60, "tools": TOOLS, **options}
+    asked = {"model": client.models.list().data[0].id, "max_tokens": 60, "temperature": 0, "tools": TOOLS, **options}
     return client.chat.completions.create(messages=messages, extra_body=extra, **asked)
 
 
@@ -94,4 +94,65 @@ def test_calls_stream(client: Any) -> None:
 def test_what_could_not_be_kept_to_is_refused(client: Any, options: dict[str, Any], param: str) -> None:
     with pytest.raises(openai.BadRequestError) as refused:
         ask(client, "two", [USER], **options)
+    assert refused.value.param == param
+
+
+DEFINED: list[Any] = TOOLS
+FLAT = [{"type": "function", **each["function"]} for each in DEFINED]
+
+
+def respond(client: Any, script: str, items: Any, **options: Any) -> Any:
+    extra = {"cairn": {"template_arguments": {"script": script}}}
+    asked = {
+        "model": client.models.list().data[0].id,
+        "max_output_tokens": 60,
+        "temperature": 0,
+        "tools": FLAT,
+        **options,
+    }
+    return client.responses.create(input=items, extra_body=extra, **{**asked, **options})
+
+
+def test_responses_with_reasoning_and_calls(client: Any) -> None:
+    done = respond(client, "two", [USER])
+    assert [item.type for item in done.output] == ["reasoning", "message", "function_call", "function_call"]
+    assert done.output_text == "I look." and done.status == "completed"
+    assert [json.loads(item.arguments) for item in done.output[2:]] == [{"city": "Paris"}, {}]
+    results = [{"type": "function_call_output", "call_id": item.call_id, "output": "fine"} for item in done.output[2:]]
+    again = respond(client, "two", [USER, *(item.model_dump() for item in done.output), *results])
+    assert again.output_text == "I look." and again.cairn["chat"]["turns_kept"] == 1
+
+
+def test_responses_stream(client: Any) -> None:
+    events = list(respond(client, "two", "What weather?", stream=True))
+    assert [event.sequence_number for event in events] == list(range(len(events)))
+    assert [events[0].type, events[1].type, events[-1].type] == [
+        "response.created",
+        "response.in_progress",
+        "response.completed",
+    ]
+    text = "".join(event.delta for event in events if event.type == "response.output_text.delta")
+    arguments = "".join(event.delta for event in events if event.type == "response.function_call_arguments.delta")
+    assert text == "I look." == events[-1].response.output_text and arguments == '{"city": "Paris"}{}'
+    added = [event.item.type for event in events if event.type == "response.output_item.added"]
+    done = [event.item.type for event in events if event.type == "response.output_item.done"]
+    assert added == done == [item.type for item in events[-1].response.output]
+
+
+@pytest.mark.parametrize(
+    ("options", "param"),
+    [
+        ({"previous_response_id": "resp_1"}, "previous_response_id"),
+        ({"store": True}, "store"),
+        ({"tools": [{"type": "web_search"}]}, "tools[0].type"),
+        ({"include": ["reasoning.encrypted_content"]}, "include"),
+        ({"reasoning": {"effort": "high"}}, "reasoning"),
+        ({"truncation": "auto"}, "truncation"),
+        ({"text": {"verbosity": "low"}}, "text.verbosity"),
+        ({"input": [{"type": "item_reference", "id": "x"}]}, "input[0].type"),
+    ],
+)
+def test_what_responses_cannot_do_is_refused(client: Any, options: dict[str, Any], param: str) -> None:
+    with pytest.raises(openai.BadRequestError) as refused:
+        respond(client, "two", **{"items": options.pop("input", "x"), **options})
     assert refused.value.param == param
