@@ -56,7 +56,7 @@ def test_a_name_is_the_tenants_own_chunk_or_a_shared_one(store: ChunkStore) -> N
     put(store, "a", 4, tenant=SHARED_TENANT)
     put(store, "a", 5, tenant=YOURS)
     assert (found("a"), found("b"), found("c", "yours")) == (own, shared, yours)
-    for unknown in ("c", "nobody's"):  # another tenant's is as good as none
+    for unknown in ("c", "none"):  # another tenant's is as good as none
         with pytest.raises(NotFound) as refused:
             found(unknown)
         assert str(refused.value).replace(f"'{unknown}'", "'X'") == (
