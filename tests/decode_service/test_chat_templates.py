@@ -5,9 +5,8 @@ The services have one model, whose tokenizer knows the special tokens of all tem
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,17 +14,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from cairn import Result
-from decode_service.prompt.chat import ChatComposer
-from serving.process.loading import Loaded
-from tests.architectures import ARCHITECTURES, build
-from tests.decode_service.models import loaded
-from tests.decode_service.pair import Pair, pair
-from tests.text.chat_templates import SPECIAL, STABLE, template, tokenizer
+from tests.decode_service.chat_templates_served import KEPT, likely_words, oracle, services_of_all_templates, under
+from tests.decode_service.pair import Pair
+from tests.text.chat_templates import SPECIAL, template, tokenizer
 
 NAMES = sorted(SPECIAL)
-# An answer stays as it was generated, unless the template writes it, or what opened it, otherwise later on.
-KEPT = (STABLE | {"idefics3"}) - {"deepseek_r1_distill", "deepseekv3", "glm4moe", "nemotron_3_nano"}
-CONTEXT_LENGTH = 8192
 WEATHER = {
     "type": "function",
     "function": {"name": "weather", "description": "Of a town.", "parameters": {"type": "object", "properties": {}}},
@@ -35,35 +28,13 @@ WEATHER = {
 @pytest.fixture(scope="module")
 def services(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
     folder, store = tmp_path_factory.mktemp("templates"), tmp_path_factory.mktemp("store")
-    made = tokenizer("qwen2_5")
-    model_type, sizes = ARCHITECTURES["qwen3-ratio2"]
-    own = {"vocab_size": len(made), "bos_token_id": None, "eos_token_id": made.eos_token_id, "pad_token_id": 0}
-    build(model_type, {**sizes, **own, "max_position_embeddings": CONTEXT_LENGTH}).save_pretrained(folder)
-    made.save_pretrained(folder)
-    with pair(both(folder, "prefill"), both(folder, "decode"), store, kv_pages=2048) as running:
+    with services_of_all_templates(folder, store) as running:
         yield running
-        running.check_idle()
-
-
-def both(folder: Path, role: str) -> Loaded:
-    return loaded(folder, f"{role} of templates")
-
-
-@contextmanager
-def under(services: Pair, name: str) -> Iterator[None]:
-    """With one template in place of the model's own, and nothing remembered."""
-    before = services.decode.chats
-    services.decode.chats = ChatComposer(template(name).codec, services.decode.store)
-    try:
-        yield
-    finally:
-        services.decode.chats = before
 
 
 def ask(services: Pair, messages: list[dict[str, Any]], **options: Any) -> Result:
     """An answer of words, so that its text is its tokens, and nothing else, in every tokenizer."""
-    codec = template("qwen2_5").codec
-    likely = {token: 100.0 for token in codec.encode("stoneheaptown")}
+    likely = likely_words()
     defaults = {"max_tokens": 4, "ignore_eos": True, "keep": True, "logit_bias": likely, "temperature": 1.0, "seed": 3}
     return services.client.chat(messages, **{**defaults, **options}).finish()
 
@@ -73,14 +44,6 @@ def prompt_of(services: Pair, result: Result) -> tuple[int, ...]:
     assert result.kept is not None
     chunks = [services.client.get(each.chunk_id, token_ids=True) for each in result.reuse.segments[:-1]]
     return (*(token for chunk in chunks for token in chunk.token_ids), *result.kept.query_token_ids)
-
-
-def oracle(name: str, messages: list[dict[str, Any]], **options: Any) -> list[int]:
-    given = messages
-    if template(name).in_parts:
-        given = [{**each, "content": [{"type": "text", "text": each["content"]}]} for each in messages]
-    found = tokenizer(name).apply_chat_template(given, add_generation_prompt=True, **options)
-    return list(found["input_ids"])
 
 
 def words(name: str, token_ids: Sequence[int]) -> str:
@@ -170,3 +133,19 @@ def test_random_conversations(services: Pair, name: str, turns: list[tuple[str, 
             answer = result.text + ("!" if kind == "edit" else "")
             messages = messages[-1:] if kind == "shorter" else messages
             messages = [*messages, {"role": "assistant", "content": answer}, user(text)]
+
+
+def test_a_tool_call_stands_as_it_was_generated(services: Pair) -> None:
+    parameters = {"type": "object", "properties": {"a": {"enum": [1, 2]}}, "required": ["a"]}
+    tool = {"type": "function", "function": {"name": "f", "parameters": {**parameters, "additionalProperties": False}}}
+    messages: list[dict[str, Any]] = [user("Weather?")]
+    first = ask(services, messages, tools=[tool], tool_choice="required", max_tokens=120, ignore_eos=False)
+    assert first.finish_reason == "tool_calls" and first.chat is not None
+    calls = [{"id": c.id, "function": {"name": c.name, "arguments": json.loads(c.arguments)}} for c in first.tool_calls]
+    messages += [{"role": "assistant", "content": None, "tool_calls": calls}]
+    messages += [{"role": "tool", "content": "Rain.", "tool_call_id": each["id"]} for each in calls]
+    second = ask(services, messages, tools=[tool])
+    assert second.chat is not None and (second.chat.turns_kept, second.chat.rendered_again) == (1, "")
+    prompt, rendered = prompt_of(services, second), oracle("qwen2_5", messages, tools=[tool])
+    assert "".join(words("qwen2_5", prompt).split()) == "".join(words("qwen2_5", rendered).split())
+    assert first.kept is not None and second.reuse.segments[-2].chunk_id == first.kept.id
