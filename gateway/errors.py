@@ -10,7 +10,7 @@ from typing import Any
 
 from starlette.responses import JSONResponse
 
-from cairn.client.errors import CairnError
+from cairn.client.errors import CairnError, Mismatch
 
 RETRY_AFTER_S = 1.0  # where nobody says when to come again
 
@@ -101,7 +101,7 @@ def unauthorized(message: str) -> HttpError:
 
 def http_error(error: CairnError) -> HttpError:
     """What a caller over HTTP is told of what a service or the client said. Addresses of services are not passed on."""
-    kind = _KINDS.get(error.code, _FAULT)
+    kind = _FAULT if isinstance(error, Mismatch) else _KINDS.get(error.code, _FAULT)
     if kind.status == 401:
         return unauthorized("the bearer token (API key) is missing or not known here")
     message, retry_after_s = error.message, error.retry_after_s

@@ -16,7 +16,8 @@ def hint(error: CairnError, addresses: tuple[str, ...], tls_ca: Path | None) -> 
     """Why one of ``addresses`` could not be reached and what to do, as one line; "" if nothing is known."""
     if not isinstance(error, Unavailable):
         return ""
-    address = next((address for address in addresses if error.source.endswith(f" at {address}")), "")
+    named = error.source.replace(",", "").split()
+    address = next((address for address in addresses if address in named), "")
     return reachability(address, tls_ca) if address else ""
 
 

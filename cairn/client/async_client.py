@@ -168,7 +168,7 @@ class AsyncClient:
         start, *instead = map(call_of, requests)
         attempts = self._attempts(timeout_s, retry=True)
         answers, second = max(1, requests[0].sampling.n), instead[0] if instead else None
-        known = None if decode.is_known else decode.known(attempts.remaining_s())
+        known = None if decode.is_known else (lambda: decode.known(attempts.remaining_s()))
         return AsyncGeneration(start, route, attempts, answers=answers, known=known, instead=second, finished=finished)
 
     async def explain(

@@ -41,6 +41,10 @@ class Unsupported(CairnError):
     """This model or this server cannot do it (a reuse mode that the model fails, a chunk of another model)."""
 
 
+class Mismatch(Unsupported):
+    """The services that the client was given do not belong together: whoever set it up has to mend that."""
+
+
 class Overloaded(CairnError):
     """A queue or a pool is full: try again later, or with less."""
 

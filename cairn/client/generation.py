@@ -217,9 +217,15 @@ class AsyncGeneration(_Stream):
     """The same for an event loop: ``async for``, ``await finish()``, ``async with`` or ``await aclose()``."""
 
     def __init__(
-        self, start: StartCall, route: Route, attempts: Attempts, *, known: Awaitable[None] | None = None, **more: Any
+        self,
+        start: StartCall,
+        route: Route,
+        attempts: Attempts,
+        *,
+        known: Callable[[], Awaitable[None]] | None = None,
+        **more: Any,
     ) -> None:
-        """``known`` is waited for before the call is made, in a task: what it waits for has a deadline."""
+        """What ``known`` gives is waited for before the call is made, in a task; it has a deadline of its own."""
         self._loop = asyncio.get_running_loop()
         self._known = known
         self._starting: asyncio.Task[None] | None = None
@@ -231,9 +237,10 @@ class AsyncGeneration(_Stream):
             super()._begin()
         else:
             self._starting = asyncio.create_task(self._begin_after(known))
+            self._starting.add_done_callback(lambda task: task.cancelled() or task.exception())  # nobody may ask for it
 
-    async def _begin_after(self, known: Awaitable[None]) -> None:
-        await known
+    async def _begin_after(self, known: Callable[[], Awaitable[None]]) -> None:
+        await known()
         if self._open:
             super()._begin()
 

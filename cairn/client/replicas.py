@@ -182,7 +182,7 @@ class Route:
     def moves(self) -> None:
         """It has left a replica that hangs."""
         if self._at >= 0:
-            why = f"does not answer; nothing of the answer had come from {self.peer.address}"
+            why = "it does not answer, and nothing of the answer had come"
             self._tried[self._at] = error_from_status("UNAVAILABLE", why, self.peer.source, self.peer.request_id)
 
     def error(self, error: CallFailed) -> CairnError:
@@ -192,15 +192,18 @@ class Route:
         if len(failed) < 2:
             return last
         told = next((each for each in failed.values() if each.retry_after_s is not None), last)
-        words = "; ".join(f"{self._peers[replica].address}: {each.message}" for replica, each in failed.items())
-        return _like(told, f"no decode service takes it ({words})")
+        # Addresses stand in the source alone: messages are passed on to those who need not know them.
+        words = "; ".join(dict.fromkeys(each.message for each in failed.values() if each.code == told.code))
+        places = ", ".join(self._peers[replica].address for replica in failed)
+        return _like(told, f"no decode service takes it: {words}", f"decode services at {places}")
 
     def broken(self, error: CallFailed, tokens: int) -> CairnError:
         """What the caller is told of an answer that ended in its middle."""
         last = error_from_rpc(error, self.peer)
         if self._fleet.alone or not is_away(error):
             return last
-        return _like(last, f"the answer broke off after {tokens} tokens, so no other service goes on: {last.message}")
+        words = f"the answer broke off after {tokens} tokens, so no other service goes on: {last.message}"
+        return _like(last, words, last.source)
 
     def finished(self, result: Result) -> None:
         """It was answered: the conversation stays here."""
@@ -229,16 +232,19 @@ class Route:
         return True
 
     def _none(self) -> CairnError:
-        states = self._fleet.router.known()
-        words = "; ".join(
-            f"{peer.address}: {why or state}" for peer, (state, why) in zip(self._peers, states, strict=True)
+        words = "; ".join(dict.fromkeys(why or state for state, why in self._fleet.router.known()))
+        places = ", ".join(peer.address for peer in self._peers)
+        return error_from_status(
+            "UNAVAILABLE",
+            f"no decode service can be used: {words}",
+            f"decode services at {places}",
+            self.peer.request_id,
         )
-        return error_from_status("UNAVAILABLE", f"no decode service can be used ({words})", "client")
 
 
-def _like(error: CairnError, message: str) -> CairnError:
+def _like(error: CairnError, message: str, source: str) -> CairnError:
     """The same error in other words."""
-    told = error_from_status(error.code, message, error.source, error.request_id)
+    told = error_from_status(error.code, message, source, error.request_id)
     told.retry_after_s = error.retry_after_s
     return told
 

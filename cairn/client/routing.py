@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from enum import Enum
 
 from cairn.client.affinity import Affinity
-from cairn.client.errors import error_from_status
+from cairn.client.errors import Mismatch
 
 BALANCE = 1.5  # keeps replicas as even as turns do (``bench.replicas``); with less, less is where it is looked for
 LIGHT = 8  # requests that keep no replica busy, whatever the others have: they share its steps
@@ -106,7 +106,7 @@ class Router:
     def choose(self, affinity: Affinity, tried: Collection[int] = ()) -> int:
         """The replica for a request, none of ``tried``; -1 if there is no other. It is busier by it until ``ended``.
 
-        Raises ``Unsupported`` where replicas have different models and it is not known which is meant.
+        Raises ``Mismatch`` where replicas have different models and it is not known which is meant.
         """
         with self._lock:
             self._check_models()
@@ -217,9 +217,10 @@ class Router:
         up = [each for each in self._replicas if each.seen and each.state is State.UP]
         if len({each.seen.model for each in up if each.seen}) > 1:
             words = "; ".join(map(_told, up))
-            raise error_from_status(
-                "FAILED_PRECONDITION",
+            raise Mismatch(
                 f"decode: the services do not have the same model and tokenizer ({words}); name those of one model",
+                code="FAILED_PRECONDITION",
+                source="client",
             )
 
 

@@ -205,8 +205,13 @@ class LoopReplicas(_Replicas):
 
     async def _watch(self) -> None:
         while time.monotonic() - self._shared.wanted_at <= IDLE_S:
-            for replica, reply in enumerate(await self.ask_all("GetLoads", LOADS, ANSWER_S, self._shared.peers)):
+            shared = self._shared
+            asking = shared.let_in or shared.peers
+            replies = await self.ask_all("GetLoads", LOADS, ANSWER_S, asking)
+            for replica, reply in enumerate(replies):
                 self._noted(replica, reply)
+            # A token that may ask asks on, whatever tokens others come with.
+            shared.let_in = asking if any(not isinstance(reply, CallFailed) for reply in replies) else ()
             self._shared.looked.set()
             await asyncio.sleep(POLL_S)
         self._shared.looked.clear()  # what is known by then is old
@@ -228,5 +233,6 @@ class _OfLoop:
         self.stubs: list[Any] = []
         self.looked = asyncio.Event()
         self.task: asyncio.Task[None] | None = None
-        self.peers: tuple[Peer, ...] = ()  # of whoever wanted something last
+        self.peers: tuple[Peer, ...] = ()  # with the token of whoever wanted something last
+        self.let_in: tuple[Peer, ...] = ()  # with one that was let in
         self.wanted_at = 0.0

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import subprocess
+import sys
 import threading
 import urllib.request
 from collections.abc import Iterator, Sequence
@@ -10,6 +13,8 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 
+import httpx
+import openai
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -18,7 +23,7 @@ from cairn import AsyncClient, AsyncGeneration, Client, Result
 from cairn.client import watching
 from tests.decode_service.models import model_dir, tokens
 from tests.decode_service.pair import wait_until
-from tests.end_to_end.processes import Process, replicas
+from tests.end_to_end.processes import ROOT, Process, replicas
 
 Fleet = tuple[Process, ...]
 DEADLINE_S = 60.0
@@ -227,6 +232,36 @@ async def _with_waiting(streams: Sequence[AsyncGeneration], begun: set[int]) -> 
                 if there & begun and there - begun:
                     return replica
             await asyncio.sleep(0.005)
+
+
+@contextmanager
+def gateway(running: Fleet) -> Iterator[openai.OpenAI]:
+    """A gateway over all three, as OpenAI's client has it."""
+    argv = [sys.executable, "-m", "gateway", "--prefill", running[0].address, "--decode", ",".join(places(running))]
+    child = subprocess.Popen([*argv, "--http-port", "0"], stdout=subprocess.PIPE, text=True, cwd=ROOT)
+    try:
+        port = json.loads(child.stdout.readline())["port"]
+        with openai.OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="x", max_retries=0, timeout=60) as client:
+            yield client
+    finally:
+        child.terminate()
+        assert child.wait(30) == 0
+
+
+def test_the_gateway_passes_over_the_dead(running: Fleet, client: Client) -> None:
+    assert "away" in [each.state for each in client.loads().replicas]
+    with gateway(running) as http:
+        model = http.models.list().data[0].id
+        for number in range(6):
+            document = {"text": f"document {number} " * 3}
+            given: Any = {"model": model, "prompt": "a question", "max_tokens": 4, "temperature": 0}
+            asked = [
+                http.completions.create(**given, extra_body={"cairn": {"documents": [document]}}) for _ in range(2)
+            ]
+            assert asked[0].choices[0].text == asked[1].choices[0].text
+            assert asked[1].usage.prompt_tokens_details.cached_tokens > 0
+        told = http.get("/cairn/loads", cast_to=httpx.Response).text
+        assert not any(place in told for place in places(running))
 
 
 def test_a_conversation_outlives_its_service(running: Fleet, client: Client) -> None:

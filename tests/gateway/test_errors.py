@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from cairn.client.errors import error_from_status
+from cairn.client.errors import Mismatch, error_from_status
 from gateway.errors import http_error
 
 
@@ -65,3 +65,9 @@ def test_addresses_of_services_are_not_told() -> None:
     odd = error_from_status("UNKNOWN", "ipv4:10.1.2.3:50072 said nothing", "decode", "r")
     for error in (gone, odd):
         assert b"10.1.2.3" not in json.dumps(http_error(error).body()).encode()
+
+
+def test_services_that_do_not_belong_together_are_no_fault_of_the_caller() -> None:
+    mixed = Mismatch("decode: 10.1.2.3:50072 serves x, 10.1.2.4:50072 serves y", code="FAILED_PRECONDITION")
+    told = http_error(mixed)
+    assert told.status == 500 and "10.1.2" not in json.dumps(told.body())
