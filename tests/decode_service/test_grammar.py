@@ -15,7 +15,7 @@ import grpc
 import jsonschema
 import pytest
 
-from cairn import Grammar, InvalidRequest
+from cairn import Grammar, InvalidRequest, ServerError
 from protos import decode_pb2
 from tests.decode_service.models import loaded, tokens
 from tests.decode_service.packing import packing
@@ -206,3 +206,69 @@ def test_answers_that_give_way_go_on_in_their_grammar(folder: Path, tmp_path: Pa
         assert services.metric("cairn_preemptions_total") > 0
     assert [result.token_ids for result in found] == [result.token_ids for result in wanted]
     assert all(result.finish_reason == "stop" for result in found)
+
+
+def test_a_grammar_ends_an_answer_before_its_least_tokens(services: Pair) -> None:
+    """Nothing else can come; while something can, no end token does."""
+    ended = generate_in(services, Grammar.regex("(stone|wood)"), min_tokens=20, max_tokens=40)
+    assert (ended.finish_reason, ended.text in ("stone", "wood")) == ("stop", True)
+    longer = generate_in(services, Grammar.regex("[a-z]{1,200}"), min_tokens=20, max_tokens=40)
+    assert len(longer.token_ids) >= 20 and 1 not in longer.token_ids[:20]
+
+
+def test_end_tokens_that_are_ignored_are_not_drawn(services: Pair) -> None:
+    """The answer goes on as long as its grammar can, and ends with it."""
+    result = generate_in(services, Grammar.regex("a+"), ignore_eos=True, max_tokens=9)
+    assert (result.finish_reason, result.text, len(result.token_ids)) == ("length", "a" * len(result.text), 9)
+    result = generate_in(services, Grammar.regex("a{4}b?"), ignore_eos=True, max_tokens=30)
+    assert result.finish_reason == "stop" and result.text == "aaaab" and 1 not in result.token_ids
+    may_end = generate_in(services, Grammar.regex("a{4}b?"), max_tokens=30, logit_bias={1: 100.0})
+    assert (may_end.text, may_end.token_ids[-1], may_end.finish_reason) == ("aaaa", 1, "stop")
+
+
+def test_stop_strings_and_stop_tokens_cut_an_answer_short(services: Pair) -> None:
+    full = generate_in(services, Grammar.json_schema(LONG_NAMES))
+    cut = generate_in(services, Grammar.json_schema(LONG_NAMES), stop=["Nebul"])
+    assert cut.finish_reason == "stop" and cut.text == full.text[: full.text.index("Nebul")]
+    token = full.token_ids[3]
+    by_token = generate_in(services, Grammar.json_schema(LONG_NAMES), stop_token_ids=[token])
+    assert by_token.token_ids == full.token_ids[: full.token_ids.index(token) + 1]
+
+
+def test_biases_and_penalties_choose_among_what_may_come(services: Pair) -> None:
+    grammar = Grammar.regex("[ab]{12}")
+    tokens_of = {letter: generate_in(services, Grammar.regex(letter)).token_ids[0] for letter in "ab"}
+    biased = generate_in(services, grammar, logit_bias={tokens_of["b"]: 100.0, 50: 100.0}, temperature=0.0)
+    assert set(biased.text) == {"b"}, "a token that may not come does not, whatever its bias"
+    balanced = generate_in(services, grammar, frequency_penalty=2.0, temperature=0.0, logit_bias={tokens_of["b"]: 9.0})
+    assert set(balanced.text) == {"a", "b"}
+
+
+def test_log_probabilities_are_those_of_the_model(services: Pair) -> None:
+    """Before the grammar: they do not add up to one over what may come."""
+    result = generate_in(services, Grammar.regex("ab"), logprobs=True, top_logprobs=5, temperature=0.0)
+    assert len(result.logprobs) == len(result.token_ids) and all(value < -0.5 for value in result.logprobs)
+    first = dict(result.top_logprobs[0])
+    assert max(first.values()) > result.logprobs[0] and result.token_ids[0] not in first
+
+
+def test_a_step_that_fails_lets_grammars_go(services: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    met: list[weakref.ref[Any]] = []
+    runner = services.decode.worker.runner
+    bitmasks = runner.bitmasks
+
+    def broken(count: int) -> Any:
+        scheduler = services.decode.worker.scheduler
+        met.extend(weakref.ref(sequence.grammar) for sequence in scheduler.everyone if sequence.grammar is not None)
+        if len(met) > 3:
+            raise RuntimeError("no memory")
+        return bitmasks(count)
+
+    monkeypatch.setattr(runner, "bitmasks", broken)
+    with pytest.raises(ServerError, match="a forward failed"):
+        generate_in(services, Grammar.regex("[a-f]{100}"))
+    monkeypatch.undo()
+    services.check_idle()
+    gc.collect()
+    assert met and all(reference() is None for reference in met)
+    assert generate_in(services, Grammar.regex("stone")).text == "stone"
