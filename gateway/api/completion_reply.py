@@ -4,30 +4,43 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from cairn import Delta, Result
 from gateway.api.extension import report
-from gateway.api.logprobs import completion_logprobs
+from gateway.api.logprobs import completion_logprobs, words
 from gateway.api.streaming import Streaming
 from gateway.api.usage import usage
 from gateway.streams import event
 
 
+@dataclass(frozen=True)
+class Echo:
+    """What stands before a prompt's answers: its text, and if ``scored`` its tokens with their log-probabilities.
+
+    ``alone``: nothing stands behind it, what was generated is left out.
+    """
+
+    text: str = ""
+    scored: bool = False
+    alone: bool = False
+
+
 class CompletionReply:
-    """The answers to a request's prompts, ``n`` to each. ``echoes``: what stands before each prompt's answers.
+    """The answers to a request's prompts, ``n`` to each, behind the ``echoes`` of the prompts.
 
     ``logprobs``: they were asked for.
     """
 
     def __init__(
-        self, request_id: str, model: str, streaming: Streaming, *, n: int, echoes: Sequence[str], logprobs: bool
+        self, request_id: str, model: str, streaming: Streaming, *, n: int, echoes: Sequence[Echo], logprobs: bool
     ) -> None:
         self._streaming = streaming
         self._n = n
         self._echoes = echoes
         self._logprobs = logprobs
-        self._offsets = [len(echo) for echo in echoes for _ in range(n)]  # characters that are out
+        self._offsets = [len(echo.text) for echo in echoes for _ in range(n)]  # characters that are out
         self._head = {
             "id": f"cmpl-{request_id}",
             "object": "text_completion",
@@ -37,16 +50,27 @@ class CompletionReply:
 
     def whole(self, results: Sequence[Sequence[Result]]) -> dict[str, Any]:
         """A ``text_completion``, of each prompt's results."""
-        choices = [self._choice(prompt, result) for prompt, answers in enumerate(results) for result in answers]
+        choices = [
+            self._choice(prompt, answers[0], result) for prompt, answers in enumerate(results) for result in answers
+        ]
         every = [result for answers in results for result in answers]
         return {**self._head, "choices": choices, "usage": usage(every), **_reports(results)}
 
-    def _choice(self, prompt: int, result: Result) -> dict[str, Any]:
+    def _choice(self, prompt: int, first: Result, result: Result) -> dict[str, Any]:
+        """One answer; what is known of the prompt's tokens came with its ``first``."""
         echo, told = self._echoes[prompt], None
+        spelt = {**first.token_bytes, **result.token_bytes}
+        scored = first.prompt_logprobs if echo.scored else ()
+        ids, values = [each.token_id for each in scored], [each.logprob for each in scored]
+        tops = [each.top for each in scored]
+        before = echo.text or "".join(words(token, spelt) for token in ids)
+        if not echo.alone:
+            ids += result.token_ids
+            values += result.logprobs
+            tops += result.top_logprobs or [()] * len(result.token_ids)
         if self._logprobs:
-            tops, spelt = result.top_logprobs, result.token_bytes
-            told = completion_logprobs(result.token_ids, result.logprobs, tops, spelt, len(echo))
-        text, index = echo + result.text, prompt * self._n + result.index
+            told = completion_logprobs(ids, values, tops if any(tops) else (), spelt, 0 if scored else len(before))
+        text, index = before if echo.alone else before + result.text, prompt * self._n + result.index
         return {"text": text, "index": index, "logprobs": told, "finish_reason": result.finish_reason}
 
     def opening(self) -> list[str]:

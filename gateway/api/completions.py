@@ -13,7 +13,7 @@ from cairn import AsyncGeneration, Delta, Result
 from cairn.client.calls import GenerateOptions
 from cairn.client.errors import CairnError
 from gateway.api.asked import Asked
-from gateway.api.completion_reply import CompletionReply
+from gateway.api.completion_reply import CompletionReply, Echo
 from gateway.api.extension import Extension, extension_of, read_extension
 from gateway.api.fields import Fields
 from gateway.api.prompts import Prompt, document_segments, query, read_prompts
@@ -34,7 +34,7 @@ class CompletionRequest:
 
     model: str
     prompts: Sequence[Prompt]
-    echo: Sequence[str]
+    echo: Sequence[Echo]
     extension: Extension
     options: GenerateOptions
     streaming: Streaming
@@ -67,20 +67,33 @@ def read_completion(fields: Fields) -> CompletionRequest:
     extension, grammar = read_extension(given), read_grammar(given)
     given.end()
     options: GenerateOptions = {**sampling_options(fields), **extension.options, "grammar": grammar}
-    most = fields.integer("max_tokens", 1, UINT32_MAX)
+    most = fields.integer("max_tokens", 0, UINT32_MAX)
     options["max_tokens"] = MAX_TOKENS if most is None else most
     top = fields.integer("logprobs", 0, LOGPROBS_MAX)
     options["logprobs"], options["top_logprobs"] = top is not None, top or 0
-    echo = [""] * len(prompts)
-    if fields.boolean("echo"):
-        if top is not None or not all(isinstance(prompt, str) for prompt in prompts):
-            raise invalid("echo", "is served for prompts that are text, without logprobs")
-        echo = [prompt if isinstance(prompt, str) else "" for prompt in prompts]
+    streaming = read_streaming(fields)
+    echo = _echoes(fields, prompts, options)
+    if any(each.scored for each in echo) and (streaming.stream or extension.documents):
+        raise invalid("echo", "of token ids, or with logprobs, is served without stream and cairn.documents")
     fields.only("best_of", 1, why="is not served; ask for n answers")
     fields.only("suffix", "", why="is not served")
-    streaming = read_streaming(fields)
     fields.end()
     return CompletionRequest(model, prompts, echo, extension, options, streaming)
+
+
+def _echoes(fields: Fields, prompts: Sequence[Prompt], options: GenerateOptions) -> list[Echo]:
+    """What ``echo`` means to each prompt; where its tokens must be known they are asked for. Raises ``HttpError``."""
+    echoed, alone = bool(fields.boolean("echo")), options["max_tokens"] == 0
+    if alone and not echoed:
+        raise invalid("max_tokens", "must be at least 1, unless the prompt is echoed")
+    if not echoed:
+        return [Echo()] * len(prompts)
+    if alone:
+        options["max_tokens"] = 1  # which is left out of the answer
+    scored = bool(options["logprobs"]) or not all(isinstance(prompt, str) for prompt in prompts)
+    if scored:
+        options["prompt_logprobs"] = options["top_logprobs"]
+    return [Echo(prompt if isinstance(prompt, str) else "", scored, alone) for prompt in prompts]
 
 
 async def _finish(generations: Sequence[AsyncGeneration]) -> list[list[Result]]:

@@ -10,9 +10,13 @@ from cairn import Result
 from cairn.client.calls import ChatOptions, GenerateOptions
 from cairn.client.types import CACHE_USES, CHUNK_ORDERS, REUSE_MODES
 from gateway.api.fields import Fields
+from gateway.api.logprobs import prompt_logprobs
 from gateway.errors import invalid
 
 DOCUMENTS_MAX = 1024
+PRIORITY_MAX = 9
+SECONDS_MAX = 1e6
+LIKELIEST_MAX = 20
 
 
 @dataclass
@@ -35,6 +39,9 @@ def read_extension(given: Fields) -> Extension:
     options["cache"] = given.string("cache", CACHE_USES) or "shared"
     options["order"] = given.string("order", CHUNK_ORDERS) or "given"
     options["salt"] = given.string("salt") or ""
+    options["priority"] = given.integer("priority", 0, PRIORITY_MAX) or 0
+    options["start_within_s"] = given.number("start_within_s", 0, SECONDS_MAX)
+    options["prompt_logprobs"] = given.integer("prompt_logprobs", 0, LIKELIEST_MAX)
     keep = given.boolean("keep")
     if keep is not None:
         options["keep"] = keep
@@ -70,7 +77,7 @@ def _document(value: Any, where: str) -> dict[str, Any]:
 
 def report(result: Result) -> dict[str, Any]:
     """What an answer says under ``cairn``: where KV came from, what was kept, how long each stage took."""
-    return {
+    told: dict[str, Any] = {
         "request_id": result.request_id,
         "reuse": asdict(result.reuse),
         "usage": asdict(result.usage),
@@ -78,4 +85,8 @@ def report(result: Result) -> dict[str, Any]:
         "seed": result.seed,
         "kept": None if result.kept is None else asdict(result.kept),
         "chat": None if result.chat is None else asdict(result.chat),
+        "preemptions": result.preemptions,
     }
+    if result.prompt_logprobs:
+        told["prompt_logprobs"] = prompt_logprobs(result.prompt_logprobs, result.token_bytes)
+    return told

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from cairn.client.types import TopLogprobs
+from cairn.client.types import PromptLogprob, TopLogprobs
 
 LOGPROB_MIN = -9999.0  # JSON has no infinities: what OpenAI says of a token that cannot come
 
@@ -39,6 +39,16 @@ def completion_logprobs(
         likeliest = [{words(token, spelt): _finite(value) for token, value in top} or None for top in tops]
     values = [None if value is None else _finite(value) for value in logprobs]
     return {"tokens": tokens, "token_logprobs": values, "top_logprobs": likeliest, "text_offset": offsets}
+
+
+def prompt_logprobs(scored: Sequence[PromptLogprob], spelt: Mapping[int, bytes]) -> list[dict[str, Any]]:
+    """Each token of a prompt with its log-probability, None for one that nothing stands before, and the likeliest."""
+    told: list[dict[str, Any]] = []
+    for each in scored:
+        own = _entry(each.token_id, 0.0 if each.logprob is None else each.logprob, spelt)
+        top = [_entry(token, value, spelt) for token, value in each.top]
+        told.append({**own, "logprob": None if each.logprob is None else own["logprob"], "top_logprobs": top})
+    return told
 
 
 def words(token: int, spelt: Mapping[int, bytes]) -> str:

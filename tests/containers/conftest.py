@@ -12,7 +12,8 @@ from tests.containers.deployment import ROOT, Deployment, Engine
 DIGEST = """
 import hashlib, pathlib
 found = hashlib.sha256()
-for package in ("protos", "chunk_store", "text", "engine", "serving", "prefill_service", "decode_service", "cairn"):
+services = ("prefill_service", "decode_service", "cairn", "gateway")
+for package in ("protos", "chunk_store", "text", "engine", "serving", *services):
     for path in sorted(pathlib.Path(package).rglob("*.py")):
         found.update(str(path).encode() + path.read_bytes())
 print(found.hexdigest())

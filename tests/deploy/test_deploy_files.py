@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
+from gateway.options import parse
 from tests.deploy.exported import documented, samples_of
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -66,7 +67,7 @@ def test_compose_shares_one_store(compose):
 
 def test_nothing_is_published_beyond_this_host(compose):
     ports = [port for service in compose["services"].values() for port in service.get("ports", [])]
-    assert len(ports) == 5
+    assert len(ports) == 6
     assert all(str(port).startswith("127.0.0.1:") for port in ports)
 
 
@@ -86,6 +87,15 @@ def test_health_checks_ask_the_port_that_is_served(compose):
         service = compose["services"][name]
         port = next(flag.split("=")[1] for flag in service["command"] if flag.startswith("--port="))
         assert service["healthcheck"]["test"] == ["CMD", "cairn", "health", f"127.0.0.1:{port}"]
+
+
+def test_the_gateway_is_told_what_it_knows(compose):
+    command = compose["services"]["gateway"]["command"]
+    options = parse(command[3:])
+    assert command[:3] == ["python", "-m", "gateway"]
+    assert (options.prefill, options.decode, options.http_port) == ("prefill:50071", "decode:50072", 8000)
+    assert f":{options.http_port}/health" in compose["services"]["gateway"]["healthcheck"]["test"][-1]
+    assert compose["services"]["gateway"]["ports"] == ["127.0.0.1:${CAIRN_HTTP_PORT:-8000}:8000"]
 
 
 def test_the_image_gets_what_it_copies():
@@ -111,7 +121,7 @@ def test_prometheus_scrapes_the_metrics_ports(compose):
     jobs = read_yaml(DEPLOY / "prometheus.yml")["scrape_configs"]
     targets = {target for job in jobs for static in job["static_configs"] for target in static["targets"]}
     served = set()
-    for name in ("prefill", "decode"):
+    for name in ("prefill", "decode", "gateway"):
         flags = compose["services"][name]["command"]
         served.add(f"{name}:" + next(flag.split("=")[1] for flag in flags if flag.startswith("--metrics-port=")))
     assert targets == served

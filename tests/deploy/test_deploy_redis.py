@@ -15,6 +15,7 @@ from redis.retry import Retry
 
 from chunk_store.redis.connection import parse_redis_url
 from decode_service.options import parse
+from gateway.options import parse as parse_gateway
 from tests.deploy.test_deploy_files import read_yaml, run, tool
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -89,6 +90,15 @@ def test_decode_services_reach_both_prefill_services(services: dict[str, Any], t
         assert flag(services[name]["command"], "--port") == "50071"
 
 
+def test_the_gateway_asks_all_of_them(services: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / "tokens").write_text("quartz7\n")
+    words = services["gateway"]["command"][3:]
+    options = parse_gateway([word.replace("/run/secrets", str(tmp_path)) for word in words])
+    assert options.decode.split(",") == ["decode:50072", "decode2:50072"] and options.prefill == "dns:///prefills:50071"
+    assert options.token_file is not None and options.http_port == 8000
+    assert set(re.findall(r"/run/secrets/(\w+)", str(words))) == {"tokens"}
+
+
 def test_nothing_is_published_beyond_this_host_and_redis_not_at_all(services: dict[str, Any]) -> None:
     ports = [str(port) for service in services.values() for port in service.get("ports", [])]
     assert len(ports) >= 4 and all(port.startswith("127.0.0.1:") for port in ports)
@@ -100,9 +110,9 @@ def test_prometheus_scrapes_all_of_them(services: dict[str, Any]) -> None:
     path = "deploy/prometheus.redis.yml"
     assert "SUCCESS" in run(tool("promtool"), "check", "config", path, cwd=ROOT)
     jobs = read_yaml(ROOT / path)["scrape_configs"]
-    assert [job["job_name"] for job in jobs] == ["cairn-prefill", "cairn-decode"]
+    assert [job["job_name"] for job in jobs] == ["cairn-prefill", "cairn-decode", "cairn-gateway"]
     targets = {target for job in jobs for static in job["static_configs"] for target in static["targets"]}
-    workers = [name for name in services if name.startswith(("prefill", "decode"))]
+    workers = [name for name in services if name.startswith(("prefill", "decode", "gateway"))]
     assert targets == {f"{name}:{flag(services[name]['command'], '--metrics-port')}" for name in workers}
     mounted = [str(volume) for volume in services["prometheus"]["volumes"]]
     assert sum("prometheus.redis.yml" in volume for volume in mounted) == 1

@@ -242,3 +242,25 @@ def test_responses(client: Any) -> None:
     wanted = {"type": "json_schema", "name": "x", "schema": {"enum": [{"a": 1}, {"a": 2}]}}
     made = client.responses.create(input="Who?", **{**asked, "max_output_tokens": 300}, text={"format": wanted})
     assert "a" in json.loads(made.output_text)
+
+
+def test_prompts_are_scored_and_requests_have_priorities(client: Any) -> None:
+    asked: Any = {"model": "fable", "prompt": "Wendolin is ruled by", "temperature": 0, "max_tokens": 2}
+    plain = client.completions.create(**asked)
+    scored = client.completions.create(**asked, echo=True, logprobs=2).choices[0]
+    told = scored.logprobs
+    assert scored.text == "Wendolin is ruled by" + plain.choices[0].text == "".join(told.tokens)
+    assert told.token_logprobs[0] is None and all(value <= 0 for value in told.token_logprobs[1:])
+    assert told.text_offset[0] == 0 and len(told.tokens) == plain.usage.prompt_tokens + 2
+    alone = client.completions.create(**{**asked, "max_tokens": 0}, echo=True, logprobs=0).choices[0]
+    assert alone.text == asked["prompt"] and alone.logprobs.token_logprobs == told.token_logprobs[:-2]
+    ids = client.completions.create(**{**asked, "prompt": [5, 6, 7]}, echo=True)
+    assert len(ids.choices[0].text) > len(client.completions.create(**{**asked, "prompt": [5, 6, 7]}).choices[0].text)
+    with pytest.raises(openai.BadRequestError):
+        client.completions.create(**asked, echo=True, logprobs=2, stream=True)
+    extension = {"cairn": {"priority": 9, "start_within_s": 60, "prompt_logprobs": 1, "keep": False}}
+    chat = client.chat.completions.create(model="fable", messages=[QUESTION], extra_body=extension)
+    assert len(chat.cairn["prompt_logprobs"]) == chat.usage.prompt_tokens and chat.cairn["preemptions"] == 0
+    with pytest.raises(openai.BadRequestError) as refused:
+        client.chat.completions.create(model="fable", messages=[QUESTION], extra_body={"cairn": {"priority": 10}})
+    assert refused.value.param == "cairn.priority"
