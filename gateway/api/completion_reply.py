@@ -75,10 +75,8 @@ class CompletionReply:
 
     def opening(self) -> list[str]:
         """The chunks before any answer: what is echoed."""
-        places = [
-            (prompt * self._n + each, echo) for prompt, echo in enumerate(self._echoes) for each in range(self._n)
-        ]
-        return [self._chunk(index, echo) for index, echo in places if echo]
+        each = [echo.text for echo in self._echoes for _ in range(self._n)]
+        return [self._chunk(index, text) for index, text in enumerate(each) if text]
 
     def delta(self, prompt: int, delta: Delta) -> list[str]:
         """The chunk that a delta of a prompt's answer becomes, if it brings anything."""
