@@ -157,16 +157,17 @@ class AsyncClient:
         finished: Callable[[Result], None],
     ) -> AsyncGeneration:
         """Sends the first; the second, if there is one, when a chunk that the first names is gone."""
-        decode = self._services["decode"]
+        decode, attempts = self._services["decode"], self._attempts(timeout_s, retry=True)
         route = decode.route(requests[0], requests[0].request_id)
 
         def call_of(request: decode_pb2.GenerateRequest) -> Callable[[float], Any]:
-            return lambda remaining_s: decode.stub(route.go()).Generate(
-                request, timeout=remaining_s, metadata=route.peer.metadata
-            )
+            def start(remaining_s: float) -> Any:
+                sent = calls.sent_after(request, attempts.timeout_s - remaining_s)
+                return decode.stub(route.go()).Generate(sent, timeout=remaining_s, metadata=route.peer.metadata)
+
+            return start
 
         start, *instead = map(call_of, requests)
-        attempts = self._attempts(timeout_s, retry=True)
         answers, second = max(1, requests[0].sampling.n), instead[0] if instead else None
         known = None if decode.is_known else (lambda: decode.known(attempts.remaining_s()))
         return AsyncGeneration(start, route, attempts, answers=answers, known=known, instead=second, finished=finished)

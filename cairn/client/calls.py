@@ -18,6 +18,8 @@ from protos import decode_pb2, decode_pb2_grpc, prefill_pb2, prefill_pb2_grpc
 
 T = TypeVar("T")
 
+WAITED_S_MIN = 0.001  # less is no waiting; nor does a service that has less time start anything
+
 
 class PrefillOptions(TypedDict, total=False):
     """Keyword arguments of ``prefill``: the type and the ordered context decide what is computed, the rest is
@@ -175,3 +177,13 @@ def chat_request(
 def generate_request(segments: Sequence[Segment], options: GenerateOptions) -> decode_pb2.GenerateRequest:
     """A request for ``Generate`` or ``Explain``."""
     return requests.generate_request(segments, **options)
+
+
+def sent_after(request: decode_pb2.GenerateRequest, waited_s: float) -> decode_pb2.GenerateRequest:
+    """The request as it is sent when the caller has waited so long already, for another service that failed."""
+    if not request.start_within_s or waited_s < WAITED_S_MIN:
+        return request
+    sent = decode_pb2.GenerateRequest()
+    sent.CopyFrom(request)
+    sent.start_within_s = max(WAITED_S_MIN, request.start_within_s - waited_s)
+    return sent

@@ -183,9 +183,11 @@ class Client:
         route = decode.route(requests[0], requests[0].request_id)
 
         def call_of(request: decode_pb2.GenerateRequest) -> Callable[[float], Any]:
-            return lambda remaining_s: decode.stubs[route.go()].Generate(
-                request, timeout=remaining_s, metadata=route.peer.metadata
-            )
+            def start(remaining_s: float) -> Any:
+                sent = calls.sent_after(request, attempts.timeout_s - remaining_s)
+                return decode.stubs[route.go()].Generate(sent, timeout=remaining_s, metadata=route.peer.metadata)
+
+            return start
 
         start, *instead = map(call_of, requests)
         answers, second = max(1, requests[0].sampling.n), instead[0] if instead else None

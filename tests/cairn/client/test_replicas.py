@@ -345,3 +345,33 @@ def test_kept_turns_go_where_the_conversation_is(three: list[FakeServices]) -> N
                 talk.ask(question)
             gained = [now - was for now, was in zip(asked(three), before, strict=True)]
             assert sorted(gained) == [0, 0, 3]
+
+
+def test_what_goes_elsewhere_has_not_got_more_time_to_be_started(three: list[FakeServices]) -> None:
+    """A request may wait so long in all, wherever it waits."""
+
+    def slow(fake: FakeServices) -> None:
+        def late(request: Any, context: Any) -> None:
+            fake.script.requests.append(request)
+            time.sleep(0.2)
+            context.abort(*UNAVAILABLE)
+
+        fake.script.enter = late
+
+    def check() -> None:
+        given = sorted((each.script.requests[0].start_within_s for each in three), reverse=True)
+        assert given[0] > 99.9 and given[1] <= given[0] - 0.2 and given[2] <= given[1] - 0.2
+        for each in three:
+            each.script.requests.clear()
+
+    async def scenario(client: AsyncClient) -> None:
+        with pytest.raises(cairn.Unavailable):
+            await client.generate(["q"], start_within_s=100.0).finish()
+
+    for each in three:
+        slow(each)
+    with open_client(three) as client, pytest.raises(cairn.Unavailable):
+        client.generate(["q"], start_within_s=100.0).finish()
+    check()
+    run(three, scenario)
+    check()

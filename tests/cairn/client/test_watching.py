@@ -65,6 +65,7 @@ def test_a_look_is_old_once_nothing_was_wanted_for_a_while(three, monkeypatch: p
         assert states() == ["away", "up", "up"]
         task = client._services["decode"]._shared.task
         await asyncio.wait_for(task, 60)
+        assert not client._services["decode"]._shared.looked.is_set()
         three[0].script.away = None
         await client.generate(["q"]).finish()
         assert states() == ["up"] * 3
@@ -73,6 +74,7 @@ def test_a_look_is_old_once_nothing_was_wanted_for_a_while(three, monkeypatch: p
         router = client._services["decode"].fleet.router
         client.generate(["q"]).finish()
         wait_until(lambda: not watchers())
+        assert not client._services["decode"]._watch.looked.is_set()
         assert [state for state, _ in router.known()] == ["away", "up", "up"]
         three[0].script.away = None
         client.generate(["q"]).finish()
