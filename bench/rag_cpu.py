@@ -24,12 +24,12 @@ import torch
 from transformers import AutoModelForCausalLM, DynamicCache
 from transformers.generation.streamers import BaseStreamer
 
-from bench.load_generator import LoadGenerator
 from bench.models import fable
 from bench.serving_figures import figures
-from bench.serving_load import Job
+from bench.serving_load import RawTarget, job_of
 from bench.serving_services import Services, fresh_store, running, vocabulary_of
 from bench.traces import Trace, rag
+from cairn.load.processes import LoadGenerator
 
 PROMPTS_KEPT = 64
 LIMIT_S = 900.0
@@ -134,7 +134,8 @@ def theirs(trace: Trace, module: Any) -> dict[str, Any]:
 
 def ours(services: Services, generator: LoadGenerator, trace: Trace, order: str) -> dict[str, Any]:
     """The trace through the services, ``trace.concurrency`` requests at a time."""
-    job = Job(services.decode, trace, 0, trace.warm_up, "exact", "chunks", LIMIT_S, order, WARM_UP_TOKENS)
+    target = RawTarget(services.decode, "exact", "chunks", order)
+    job = job_of(target, trace, 0, trace.warm_up, LIMIT_S, max_tokens=WARM_UP_TOKENS)
     generator.run(job)
     found = figures(generator.run(replace(job, first=trace.warm_up, end=len(trace.sessions), max_tokens=None)))
     if found["errors"]:

@@ -81,10 +81,11 @@ class Ours:
 
     def _warm(self, job: Job) -> None:
         """Every document is known, and as many streams as will run have run."""
-        short = replace(job, duration_s=None, arrivals=None, limit_s=600.0, max_tokens=WARM_UP_TOKENS)
+        short = replace(job, duration_s=None, arrivals=None, limit_s=600.0)
         documents = job.workload.documents
         about = About(job.workload, documents[0][:8])
-        self._generator.run(replace(short, workload=about, first=0, end=len(documents)))
+        short_answers = replace(short, workload=about, first=0, end=len(documents), max_tokens=WARM_UP_TOKENS)
+        self._generator.run(short_answers)
         self._generator.run(replace(short, first=0, end=job.first))
 
     @staticmethod

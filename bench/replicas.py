@@ -23,8 +23,9 @@ from typing import Any
 
 from bench.models import fable
 from bench.serving_services import START_S, STOP_S, fresh_store, vocabulary_of
-from bench.traces import Request, Trace, rag
+from bench.traces import Trace, ids_of, rag
 from cairn import AsyncClient, Result, Tokens
+from cairn.load.workload import Request
 from cairn.local.processes import Command, Processes, free_port
 
 MODES = {"exact": ("exact", "given"), "canonical": ("exact", "canonical"), "independent": ("independent", "given")}
@@ -84,7 +85,7 @@ async def run(trace: Trace, choose: Callable[[], AsyncClient], mode: str) -> dic
 def _parts(trace: Trace, request: Request) -> list[Tokens]:
     kinds = ["system_prompt" if n < trace.systems else "rag_result" for n in request.documents]
     chunks = [Tokens(trace.documents[n], type=kind) for n, kind in zip(request.documents, kinds, strict=True)]
-    return [*chunks, Tokens(request.query)]
+    return [*chunks, Tokens(ids_of(request.query))]
 
 
 def figures(results: Sequence[Result], seconds: float) -> dict[str, Any]:

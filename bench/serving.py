@@ -28,19 +28,20 @@ from dataclasses import dataclass, replace
 from datetime import date
 from itertools import product
 from pathlib import Path
-from random import Random
 from typing import Any
 
 from bench.busy_prefill import Registered, ids_within, registering
-from bench.load_generator import LoadGenerator
 from bench.serving_figures import figures, services_between
-from bench.serving_load import CUT, Job
+from bench.serving_load import RawTarget, job_of
 from bench.serving_options import HISTORIES, is_recorded, parse
 from bench.serving_records import GAP_BUSY, SAMPLED_SHARE, compared
 from bench.serving_report import line, plot, table, title
 from bench.serving_services import TWO_CARDS, USUAL, Services, checkpoint, fresh_store, running, vocabulary_of
 from bench.stack_samples import between, words
 from bench.traces import TRACES, Trace
+from cairn.load.answer import CUT
+from cairn.load.job import Job, poisson
+from cairn.load.processes import LoadGenerator
 
 WARM_UP_TOKENS = 4
 CLOSED_LOOP_ONLY = ("cold", "busy_prefill")
@@ -95,13 +96,9 @@ def rates(asked: list[str], closed: float) -> Iterator[float]:
         yield float(each[:-1]) * closed if each.endswith("x") else float(each)
 
 
-def poisson(trace: Trace, rate: float) -> tuple[float, ...]:
+def arrivals_of(trace: Trace, rate: float) -> tuple[float, ...]:
     """When each session after the warm-up arrives (s), at ``rate`` requests a second; seeded."""
-    random, at, times = Random(trace.name), 0.0, []
-    for session in trace.sessions[trace.warm_up :]:
-        at += random.expovariate(rate / len(session))
-        times.append(at)
-    return tuple(times)
+    return poisson(trace.name, rate, [len(session) for session in trace.sessions[trace.warm_up :]])
 
 
 class Bench:
@@ -135,7 +132,7 @@ class Bench:
             known = replace(run, trace=run.trace.about_each_document())
             await self._load(self._job(known, 0, len(known.trace.sessions)))
         await self._load(self._job(run, 0, run.trace.warm_up, max_tokens=WARM_UP_TOKENS))
-        arrivals = None if rate is None else poisson(run.trace, rate)
+        arrivals = None if rate is None else arrivals_of(run.trace, rate)
         job = self._job(run, run.trace.warm_up, len(run.trace.sessions), arrivals=arrivals)
         before = await asyncio.to_thread(self._services.scrape)
         began = time.monotonic()
@@ -179,12 +176,12 @@ class Bench:
         failed = {answer.status for answer in result.answers} - {"OK", CUT}
         if failed:
             details = sorted({answer.detail for answer in result.answers if answer.detail})[:3]
-            print(f"{job.trace.name}: {sorted(failed)} {details}\n{self._services.tails(20)}", flush=True)
+            print(f"{job.workload.key}: {sorted(failed)} {details}\n{self._services.tails(20)}", flush=True)
         return result
 
     def _job(self, run: Run, first: int, end: int, **options: Any) -> Job:
-        more = {"limit_s": self._args.limit_s, "order": run.order, **options}
-        return Job(self._services.decode, run.trace, first, end, run.mode, run.history, **more)
+        target = RawTarget(self._services.decode, run.mode, run.history, run.order)
+        return job_of(target, run.trace, first, end, self._args.limit_s, **options)
 
     def _compared(self, run: Run, found: dict[str, Any]) -> dict[str, dict[str, float]]:
         """Beside the records, which are of the full traces on a card; sampled beside greedy, and streams beside a busy

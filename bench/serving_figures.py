@@ -2,20 +2,13 @@
 
 from __future__ import annotations
 
-import itertools
 import statistics
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from bench.load_generator import Load
-from bench.serving_load import Answer
-
-
-def percentile(values: Sequence[float], share: float) -> float:
-    """The value that ``share`` of them do not exceed; 0 of none."""
-    ordered = sorted(values)
-    return ordered[min(len(ordered) - 1, int(share * len(ordered)))] if ordered else 0.0
+from cairn.load.figures import gaps_ms, spread, stages_mean_ms, token_ms
+from cairn.load.processes import Load
 
 
 def figures(load: Load) -> dict[str, Any]:
@@ -26,9 +19,8 @@ def figures(load: Load) -> dict[str, Any]:
     wall = max((answer.times[-1] for answer in began), default=start) - start
     tokens = sum(sum(answer.counts) for answer in began)
     ttft = [(answer.times[0] - answer.asked) * 1e3 for answer in began]
-    gaps = [gap for answer in began for gap in _gaps_ms(answer)]
-    each = [(answer.times[-1] - answer.times[0]) * 1e3 / (sum(answer.counts) - 1) for answer in began
-            if sum(answer.counts) > 1]  # fmt: skip
+    gaps = [gap for answer in began for gap in gaps_ms(answer)]
+    each = [ms for answer in began if (ms := token_ms(answer)) is not None]
     later = [(answer.times[0] - answer.asked) * 1e3 for answer in began if answer.turn]
     reused = sum((Counter(answer.reused) for answer in ok), Counter[str]())
     return {
@@ -48,8 +40,8 @@ def figures(load: Load) -> dict[str, Any]:
         "finished": dict(Counter(answer.finish_reason for answer in ok)),
         "prompt_tokens": sum(answer.prompt_tokens for answer in ok),
         "prompt_tokens_by_source": dict(reused),
-        "stages_mean_ms": _stages(ok),
-        "generator_busy": round(load.busy, 2),
+        "stages_mean_ms": stages_mean_ms(ok),
+        "generator_busy": round(max(load.busy), 2),
     }
 
 
@@ -70,19 +62,5 @@ def services_between(before: dict[str, dict[str, float]], after: dict[str, dict[
     return grown
 
 
-def _gaps_ms(answer: Answer) -> list[float]:
-    between = [(after - before) * 1e3 for before, after in itertools.pairwise(answer.times)]
-    return between + [0.0] * (sum(answer.counts) - len(answer.counts))
-
-
 def _spread(values: Sequence[float]) -> dict[str, float]:
-    named = {"p50": percentile(values, 0.5), "p99": percentile(values, 0.99), "max": max(values, default=0.0)}
-    return {name: round(value, 2) for name, value in named.items()}
-
-
-def _stages(answers: Sequence[Answer]) -> dict[str, float]:
-    names = {name for answer in answers for name in answer.stages_ms}
-    return {
-        name: round(statistics.fmean(answer.stages_ms.get(name, 0.0) for answer in answers), 3)
-        for name in sorted(names)
-    }
+    return {name: round(value, 2) for name, value in spread(values).items() if name in ("p50", "p99", "max")}

@@ -10,19 +10,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from random import Random
 
+from cairn.load.workload import Content, Request, TokenIds
+
 FIRST_ID, END_ID = 1000, 150_000  # ids are drawn from here; a smaller vocabulary folds them (``Trace.within``)
 SPECIAL_IDS = 100  # the lowest ids, which folding leaves out: special tokens live there
-
-Tokens = tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class Request:
-    """What is asked: documents by their place in ``Trace.documents``, then the query's own tokens."""
-
-    documents: tuple[int, ...]
-    query: Tokens
-    max_tokens: int
 
 
 @dataclass(frozen=True)
@@ -33,12 +24,20 @@ class Trace:
     """
 
     name: str
-    documents: tuple[Tokens, ...]
+    documents: tuple[TokenIds, ...]
     sessions: tuple[tuple[Request, ...], ...]
     concurrency: int
     sampled: bool = False
     variant: int = 0
     systems: int = 0
+
+    @property
+    def key(self) -> str:
+        """What its documents are known by."""
+        return f"{self.name} {self.variant}"
+
+    def session(self, number: int) -> tuple[Request, ...]:
+        return self.sessions[number]
 
     @property
     def warm_up(self) -> int:
@@ -65,8 +64,8 @@ class Trace:
         return replace(self, sessions=sessions)
 
     def _mapped(self, change: Callable[[int], int]) -> Trace:
-        def changed(ids: Tokens) -> Tokens:
-            return tuple(map(change, ids))
+        def changed(ids: Content) -> TokenIds:
+            return tuple(change(token) for token in ids_of(ids))
 
         sessions = tuple(tuple(replace(each, query=changed(each.query)) for each in one) for one in self.sessions)
         return replace(self, documents=tuple(map(changed, self.documents)), sessions=sessions)
@@ -151,8 +150,13 @@ TRACES: dict[str, Callable[..., Trace]] = {
 }
 
 
-def _tokens(random: Random, count: int) -> Tokens:
+def _tokens(random: Random, count: int) -> TokenIds:
     return tuple(random.randrange(FIRST_ID, END_ID) for _ in range(count))
+
+
+def ids_of(content: Content) -> TokenIds:
+    """What a trace says: token ids, never words."""
+    return tuple(map(int, content))
 
 
 def _alone(requests: Sequence[Request]) -> tuple[tuple[Request, ...], ...]:

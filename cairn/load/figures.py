@@ -66,7 +66,7 @@ def figures(load: Load, window_s: float | None = None, goodput: Mapping[str, flo
         "finished": dict(Counter(answer.finish_reason for answer in ok)),
         "prompt_tokens": sum(answer.prompt_tokens for answer in ok),
         "prompt_tokens_by_source": dict(reused),
-        "stages_mean_ms": _stages(ok),
+        "stages_mean_ms": stages_mean_ms(ok),
         "generator": _generator(load),
     }
 
@@ -158,7 +158,8 @@ def _rate(count: float, seconds: float) -> float:
     return round(count / seconds, 3) if seconds > 0 else 0.0
 
 
-def _stages(answers: Sequence[Answer]) -> dict[str, float]:
+def stages_mean_ms(answers: Sequence[Answer]) -> dict[str, float]:
+    """What the service says each stage of a request took, on average."""
     names = {name for answer in answers for name in answer.stages_ms}
     return {
         name: round(statistics.fmean(answer.stages_ms.get(name, 0.0) for answer in answers), 3)

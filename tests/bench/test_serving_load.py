@@ -13,9 +13,11 @@ from typing import Any
 import grpc
 import pytest
 
-from bench.load_generator import Load, LoadGenerator
-from bench.serving_load import CUT, Answer, Job
-from bench.traces import Request, Trace
+from bench.serving_load import RawTarget, job_of
+from bench.traces import Trace
+from cairn.load.answer import CUT, Answer
+from cairn.load.processes import Load, LoadGenerator
+from cairn.load.workload import Request
 from protos import chunks_pb2, decode_pb2
 
 SERVICE = decode_pb2.DESCRIPTOR.services_by_name["DecodeService"].full_name
@@ -99,8 +101,10 @@ def generator() -> Iterator[LoadGenerator]:
 def run(generator: LoadGenerator, service: Scripted, trace: Trace, **options: Any) -> Load:
     """Every trace has a name of its own: processes remember a trace's documents by it."""
     with serving(service) as address:
-        settings = {"first": 0, "end": len(trace.sessions), "mode": "exact", "history": "chunks", "limit_s": 60.0}
-        return generator.run(Job(address, trace, **{**settings, **options}))
+        asked = {"mode": "exact", "history": "chunks", "order": "given"}
+        target = RawTarget(address, **{name: options.pop(name, usual) for name, usual in asked.items()})
+        settings = {"first": 0, "end": len(trace.sessions), "limit_s": 60.0}
+        return generator.run(job_of(target, trace, **{**settings, **options}))
 
 
 def of_session(load: Load, session: int) -> list[Answer]:

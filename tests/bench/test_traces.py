@@ -7,7 +7,7 @@ import json
 
 import pytest
 
-from bench.traces import FIRST_ID, SPECIAL_IDS, TRACES, Trace
+from bench.traces import FIRST_ID, SPECIAL_IDS, TRACES, Trace, ids_of
 
 pytestmark = pytest.mark.unit
 
@@ -48,7 +48,7 @@ def test_a_trace_is_always_the_same(name: str) -> None:
 def test_a_small_trace_for_a_small_vocabulary(name: str) -> None:
     trace = TRACES[name](0.01).within(2048)
     ids = [token for document in trace.documents for token in document]
-    ids += [token for session in trace.sessions for request in session for token in request.query]
+    ids += [token for session in trace.sessions for request in session for token in ids_of(request.query)]
     assert min(ids) >= SPECIAL_IDS and max(ids) < 2048 and len(set(ids)) > 50
     assert 1 <= trace.warm_up < len(trace.sessions) <= 16 and trace.concurrency == min(4, AT_ONCE[name])
     assert all(0 <= document < len(trace.documents) for (first, *_) in trace.sessions for document in first.documents)

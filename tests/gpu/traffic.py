@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from bench.serving_figures import percentile
 from cairn import AsyncClient, Result
+from cairn.load.figures import percentile
 from tests.end_to_end.processes import Process
 
 TOKENS = 48
