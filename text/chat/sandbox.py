@@ -78,13 +78,14 @@ class BoundedSandbox(ImmutableSandboxedEnvironment):
         self.filters["tojson"] = _to_json
         self.globals.update(
             raise_exception=_raise,
-            strftime_now=lambda form: datetime.now().strftime(form),
+            strftime_now=lambda form: self._own.now.strftime(form),
             dict=lambda *args, **kwargs: dict(*args, **kwargs),
             namespace=PlainNamespace,
         )
 
-    def begin(self, seconds: float) -> None:
+    def begin(self, seconds: float, now: datetime) -> None:
         """What this thread renders from now on has so many seconds of its own time: a busy machine refuses nobody."""
+        self._own.now = now
         self._own.deadline = time.thread_time() + seconds
 
     def _check_time(self) -> None:
@@ -153,9 +154,11 @@ class Sandbox:
         self._environment = BoundedSandbox()
         self._template = self._environment.from_string(source)
 
-    def render(self, variables: Mapping[str, Any], *, characters_max: int, seconds: float) -> str:
-        """The rendering. Raises ``TooMuch`` over a bound, and whatever the template raises."""
-        self._environment.begin(seconds)
+    def render(
+        self, variables: Mapping[str, Any], *, characters_max: int, seconds: float, now: datetime | None = None
+    ) -> str:
+        """The rendering, as of ``now``. Raises ``TooMuch`` over a bound, and whatever the template raises."""
+        self._environment.begin(seconds, now or datetime.now())
         blocks: list[str] = []
         length = 0
         for block in self._template.generate(dict(variables)):

@@ -15,6 +15,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from datetime import datetime
 from functools import cached_property, lru_cache
 from typing import Any
 
@@ -148,6 +149,7 @@ class Rendering:
         self._names = names
         self._characters = bounds.characters
         self._ends = time.thread_time() + bounds.seconds
+        self._now = datetime.now()  # for all of its renderings: they are held against each other
         self._beginnings: dict[int, str | None] = {}
         self.messages = messages
 
@@ -242,6 +244,7 @@ class Rendering:
             {**variables, "messages": given, "add_generation_prompt": whole and not goes_on},
             characters_max=self._characters,
             seconds=self._ends - time.thread_time(),
+            now=self._now,
         )
         return _up_to_the_end(text) if goes_on else text
 

@@ -119,6 +119,9 @@ def test_a_template_that_rewrites_an_answer_is_not_cut_behind_it() -> None:
     for name in ("qwen3", "glm4moe", "gptoss"):
         rendering = opened(name, [*said("a"), thought, *said("c")])
         assert rendering.cut_before(2) is None and "Well." not in rendering.whole
+    ends = "('<pad>' if loop.last else '<end>')"
+    last = own("{%- for m in messages -%}{{- '<|user|>' + m.content + " + ends + " -}}{%- endfor -%}")
+    assert [last.open(said("a", "b", "c"), bounds=BOUNDS).cut_before(index) for index in (1, 2)] == [None, None]
     assert template("llama3").closing == "<|eot_id|>" and template("qwen3").closing == "<|im_end|>\n"
 
 
@@ -204,6 +207,12 @@ def test_what_a_template_may_not_do_is_refused_naming_the_message() -> None:
     loses = own("{{- messages[-1].role -}}")
     with pytest.raises(TextRefused, match="cannot go on"):
         _ = loses.open(said("a", "b"), go_on=True, bounds=BOUNDS).whole
+
+
+def test_the_time_is_one_for_a_chat() -> None:
+    clock = own("{{- '<|system|>' + strftime_now('%S.%f') + '<end>' -}}" + DOCUMENTS)
+    rendering = clock.open(said("a", "b", "c"), bounds=BOUNDS)
+    assert rendering.whole and rendering.cut_before(2) is not None
 
 
 def test_tools_may_have_a_template_of_their_own() -> None:
