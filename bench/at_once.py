@@ -1,8 +1,8 @@
 """``python -m bench.at_once``: how many requests with a large ``max_tokens`` that stop early run at once.
 
-Each asks for as many tokens as it may have and is left when it has a few. Through both services, with the shipped model
-on the CPU and a pool whose tails would hold seven answers of full length. Runs with services of before, too: it only asks
-``GetLoads`` while streams run.
+Each asks for as many tokens as it may have and is left when it has a few. Through both services, with the shipped
+model on the CPU and a pool whose tails would hold seven answers of full length. Runs with services of before, too: it
+only asks ``GetLoads`` while streams run.
 """
 
 from __future__ import annotations
