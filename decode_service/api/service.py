@@ -335,8 +335,9 @@ class DecodeService(decode_pb2_grpc.DecodeServiceServicer):
     # -- the other RPCs -----------------------------------------------------------------------------
     async def Explain(self, request: decode_pb2.GenerateRequest, context: Context) -> decode_pb2.ExplainResponse:
         adopt_request_id(context, request.request_id)
-        salt = self._caller(request, context).salt
-        composition = await self._resolve(request, salt, lambda composition: composition)
+        caller = self._caller(request, context)
+        await grammars.compiled(self.grammars, request, caller.tenant)  # which Generate would refuse is refused here
+        composition = await self._resolve(request, caller.salt, lambda composition: composition)
         bypass = messages.computes_anew(request)
         found: Explanation = await asyncio.to_thread(explain, self.worker, self.store, composition, bypass=bypass)
         return decode_pb2.ExplainResponse(

@@ -112,6 +112,7 @@ def test_what_is_refused_is_named(services: Pair, grammar: decode_pb2.Grammar, c
     code, details = raw_status(services, request)
     assert code is grpc.StatusCode.INVALID_ARGUMENT and complaint in details
     assert "\n" not in details
+    assert raw_status(services, request, "Explain") == (code, details)
     services.check_idle()
 
 
