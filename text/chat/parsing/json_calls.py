@@ -125,11 +125,9 @@ def _follow(scan: Scan, calls: Calls | None = None) -> Reading[str]:
     while fits and not value.over:
         fits = bool((yield from scan.peek()))
         begun = scan.at
-        for character in scan.text[begun:]:
-            fits = value.take(character)
+        while fits and not value.over and scan.at < len(scan.text):
+            fits = value.take(scan.text[scan.at])
             scan.at += fits
-            if value.over or not fits:
-                break
         new = scan.text[begun : scan.at]
         if calls is None:
             read.append(new)

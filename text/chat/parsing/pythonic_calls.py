@@ -10,7 +10,7 @@ from text.chat.parsing.calls import Calls, as_json
 from text.chat.parsing.scan import Broken, Reading, Scan
 
 DEPTH_MAX = 64
-LENGTH_MAX = 1 << 16  # characters of one call: it is parsed as a whole
+LENGTH_MAX = 1 << 13  # characters of one call: it is parsed as a whole
 _CLOSES = {")": "(", "]": "[", "}": "{"}
 
 
@@ -32,24 +32,39 @@ def read_calls(scan: Scan, calls: Calls, names: Collection[str]) -> Reading[None
 
 def _closed(scan: Scan) -> Reading[str]:
     """Reads to the bracket that closes the one before, and over it."""
-    read: list[str] = []
-    opened, quote, escaped = ["("], "", False
-    while opened:
-        character = yield from scan.peek()
-        if not character or len(read) == LENGTH_MAX:
+    begun, brackets = scan.at, Brackets()
+    while brackets.open:
+        if not (yield from scan.peek()) or scan.at - begun > LENGTH_MAX:
             raise Broken
-        if quote:
-            quote = "" if character == quote and not escaped else quote
-            escaped = character == "\\" and not escaped
+        while brackets.open and scan.at < len(scan.text):
+            if not brackets.take(scan.text[scan.at]):
+                raise Broken
+            scan.at += 1
+    return scan.text[begun : scan.at]
+
+
+class Brackets:
+    """Which brackets are open, behind the first: those in quotes are none."""
+
+    def __init__(self) -> None:
+        self.open = ["("]
+        self._quote = ""
+        self._escaped = False
+
+    def take(self, character: str) -> bool:
+        """Whether ``character`` can stand here."""
+        if self._quote:
+            if character == self._quote and not self._escaped:
+                self._quote = ""
+            self._escaped = character == "\\" and not self._escaped
         elif character in "'\"":
-            quote = character
-        elif character in "([{" and len(opened) < DEPTH_MAX:
-            opened.append(character)
-        elif character in "([{" or (character in _CLOSES and opened.pop() != _CLOSES[character]):
-            raise Broken
-        read.append(character)
-        scan.at += 1
-    return "".join(read)
+            self._quote = character
+        elif character in "([{":
+            self.open.append(character)
+            return len(self.open) <= DEPTH_MAX
+        elif character in _CLOSES:
+            return self.open.pop() == _CLOSES[character]
+        return True
 
 
 def _meant(call: str) -> str:

@@ -14,6 +14,7 @@ from text.chat.parsing.parts import CallPart, Part
 T = TypeVar("T")
 Reading: TypeAlias = Generator[None, None, T]
 
+FORGET_AT = 4096  # characters that are out and still kept
 SPACE = frozenset(" \t\r\n")
 
 
@@ -25,13 +26,15 @@ class Scan:
     """The text of one answer between what was put out and what has not come yet."""
 
     def __init__(self) -> None:
-        self.text = ""  # begins with what is pending
-        self.at = 0  # characters of it that were read
+        self.text = ""
+        self.start = 0  # where in it what is pending begins; places in it stay what they are until something is put out
+        self.at = 0  # up to where it was read
         self.ended = False
         self.puts = 0
-        self.foreign = 0  # characters at its beginning that are of the prompt
+        self.foreign = 0  # characters to come out first that are of the prompt
         self._parts: list[Part] = []
         self._arrived: list[str] = []  # behind ``text``
+        self._absent: set[str] = set()  # what does not come any more
 
     # -- what comes in ------------------------------------------------------------------------------
     def add(self, text: str) -> None:
@@ -90,21 +93,26 @@ class Scan:
 
         Raises ``Broken`` if it does not come, or not within ``longest`` characters, where there is such a limit.
         """
+        if end in self._absent:
+            raise Broken
         self.available()
-        tail = self.text[self.at :]
-        seen = 0  # pieces of what arrived
-        while end not in tail:
-            if longest and len(tail) > longest:
+        found, seen = self.text.find(end, self.at), 0  # pieces of what arrived since
+        tail = self.text[max(self.at, len(self.text) - len(end) + 1) :]
+        length = len(self.text) - self.at
+        while found < 0:
+            if seen == len(self._arrived) and self.ended:
+                self._absent.add(end)
+                raise Broken
+            if longest and length > longest + len(end):
                 raise Broken
             if seen == len(self._arrived):
-                if self.ended:
-                    raise Broken
                 yield
                 continue
-            kept = tail if longest else tail[max(0, len(tail) - len(end) + 1) :]
-            tail, seen = kept + self._arrived[seen], seen + 1
-        self.available()
-        found = self.text.index(end, self.at)
+            tail, seen, length = tail + self._arrived[seen], seen + 1, length + len(self._arrived[seen])
+            if end in tail:
+                self.available()
+                found = self.text.index(end, self.at)
+            tail = tail[max(0, len(tail) - len(end) + 1) :]
         if longest and found - self.at > longest:
             raise Broken
         before = self.text[self.at : found]
@@ -114,12 +122,14 @@ class Scan:
     # -- what goes out ------------------------------------------------------------------------------
     def put(self, *, text: str = "", reasoning: str = "", call: CallPart | None = None) -> None:
         """Puts out all that was read, as this."""
-        if self.at or call is not None:
+        if self.at > self.start or call is not None:
             self.puts += 1
-            own = min(self.foreign, self.at)
-            self._parts.append(Part(self.text[own : self.at], text[own:], reasoning[own:], call))
-            self.text, self.at, self.foreign = self.text[self.at :], 0, self.foreign - own
+            own = min(self.foreign, self.at - self.start)
+            self._parts.append(Part(self.text[self.start + own : self.at], text[own:], reasoning[own:], call))
+            self.start, self.foreign = self.at, self.foreign - own
+            if self.start > FORGET_AT:
+                self.text, self.at, self.start = self.text[self.start :], 0, 0
 
     def put_as_text(self) -> None:
         """Puts out what was read, as text."""
-        self.put(text=self.text[: self.at])
+        self.put(text=self.text[self.start : self.at])

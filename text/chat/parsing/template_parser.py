@@ -159,8 +159,12 @@ class TemplateParser(Walk[Match]):
             looked = settled
             yield
         end = match.start() if match is not None else len(scan.text)
-        read = calls_in(region, scan.text[begun:end], captures, self._schemas)
-        scan.at = match.end() if match is not None else end
+        body, scan.at = scan.text[begun:end], match.end() if match is not None else end
+        try:
+            read = calls_in(region, body, captures, self._schemas)
+        except Broken:
+            scan.put_as_text()  # the whole region: what begins inside of it is not looked for once more
+            raise
         for name, arguments in read:
             self._calls.begin(name, arguments)
             self._calls.end()

@@ -10,6 +10,8 @@ from text.chat.parsing.calls import Calls, call_id
 from text.chat.parsing.parts import Part
 from text.chat.parsing.scan import SPACE, Broken, Reading, Scan
 
+SPACE_MAX = 256  # characters next to a tag that are left out; looking for it again and again has to end
+
 
 class Found(Protocol):
     """A tag in the text: a match of ``re`` or ``regex``."""
@@ -64,20 +66,27 @@ class Walk(ABC, Generic[FoundT]):
         while True:
             scan.available()
             found, settled = tags.find(scan.text, scan.at, scan.ended)
-            if found is None and scan.ended:
-                settled = len(scan.text)
-            else:
-                while settled and scan.text[settled - 1] in SPACE:
-                    settled -= 1
-            words = scan.text[:settled]
+            settled = len(scan.text) if found is None and scan.ended else self._before_space(settled)
+            words = scan.text[scan.start : settled]
+            end = found.end() - settled if found is not None else 0
             scan.at = settled
             scan.put(reasoning=words) if reasoning else scan.put(text=words)
             if found is not None:
-                scan.at = found.end() - settled
+                scan.at += end
                 return found
             if scan.ended:
                 return None
             yield
+
+    def _before_space(self, settled: int) -> int:
+        """Where the white space begins that a tag at ``settled`` takes with it, or may: there is a bound to it."""
+        text, first = self._scan.text, settled
+        while first < len(text) and text[first] in SPACE:  # some tags begin with it
+            first += 1
+        least = max(self._scan.start, first - SPACE_MAX)
+        while settled > least and text[settled - 1] in SPACE:
+            settled -= 1
+        return max(settled, least)
 
     def _layout(self) -> Reading[None]:
         """Puts out a tag that was read, and the white space behind it, as nothing."""
@@ -93,12 +102,12 @@ class Walk(ABC, Generic[FoundT]):
     def _call(self, reading: Reading[None]) -> Reading[None]:
         """A call, or several. What belongs to none is looked through again, behind what it began with."""
         scan = self._scan
-        begun, put = scan.at, scan.puts
+        start, begun, put = scan.start, scan.at, scan.puts
         try:
             yield from reading
             yield from self._layout()
         except Broken:
             still = scan.puts == put
-            self.broken = self.broken or begun > 0 or not still
-            scan.at = begun if still else 0
+            self.broken = self.broken or begun > start or not still
+            scan.at = begun if still else scan.start
             scan.put_as_text()

@@ -11,6 +11,7 @@ from text.chat.parsing import forms
 from text.chat.parsing.form_parser import FormParser
 from text.chat.parsing.forms import Form, form_of
 from text.chat.parsing.parts import ReplyParser
+from text.chat.parsing.walk import SPACE_MAX
 from text.chat.parsing.xml_calls import schemas_of
 
 SCHEMAS = schemas_of(TOOLS)
@@ -256,14 +257,23 @@ def test_the_form_is_the_templates(template: str, vocabulary: tuple[str, ...], f
     assert form_of(template, dict.fromkeys(vocabulary, 0)) is form
 
 
-def test_long_broken_answers_take_no_longer_than_their_length_asks() -> None:
-    """Text of which every word begins a call that never ends is looked through a bounded number of times."""
-    for form, word in (
-        (forms.HERMES, "<tool_call>"),
-        (forms.QWEN_CODER, "<function=f><parameter=a>"),
-        (forms.DEEPSEEK, "<｜tool▁call▁begin｜>"),
-        (forms.LLAMA_PYTHON, "[time(a=["),
-        (forms.HERMES, '<tool_call>{"arguments": {"a": '),
+def test_long_broken_answers_are_not_looked_through_again_and_again() -> None:
+    """Answers of which every word begins a call that never ends; it would take minutes."""
+    for form, word, count in (
+        (forms.HERMES, "<tool_call>", 8000),
+        (forms.QWEN_CODER, "<function=f><parameter=a>", 3000),
+        (forms.GLM, "<tool_call>f\n<arg_key>a</arg_key><arg_value>", 3000),
+        (forms.DEEPSEEK, "<｜tool▁call▁begin｜>", 8000),
+        (forms.LLAMA_PYTHON, "[time(a=[", 8000),
+        (forms.LFM, "<|tool_call_start|>[time(a='", 400),
+        (forms.HERMES, '<tool_call>{"arguments": {"a": ', 8000),
+        (forms.HERMES, " ", 20000),
     ):
-        found = read(parser(form), [word] * 2000)
+        found = read(parser(form), [word] * count)
         assert not found.whole and len(found.text) + len(found.reasoning) > 1000
+
+
+def test_white_space_next_to_a_tag_is_left_out_up_to_a_bound() -> None:
+    for count, left in ((SPACE_MAX, 0), (SPACE_MAX + 3, 3)):
+        found = read_however_cut(lambda: parser(forms.HERMES), f"a{' ' * count}{HERMES}")
+        assert found == Read("a" + " " * left, "", (PARIS,), 1)

@@ -9,7 +9,7 @@ import pytest
 from transformers.cli.serving.utils import _RESPONSE_TEMPLATE_FALLBACKS
 from transformers.utils.chat_parsing import parse_response
 
-from tests.text.chat.parsing.reading import TOOLS, Read, read_however_cut
+from tests.text.chat.parsing.reading import TOOLS, Read, read, read_however_cut
 from text.chat.parsing.template_parser import TemplateParser, load_template
 from text.chat.parsing.xml_calls import schemas_of
 
@@ -92,3 +92,10 @@ def test_without_tools_calls_are_text() -> None:
 def test_a_begun_message_is_gone_on_with() -> None:
     prompt = "<|im_start|>assistant\n<think>\nHm, so"
     assert read_however_cut(lambda: parser("qwen2", prompt), " be it.\n</think>\nYes") == Read("Yes", " be it.")
+
+
+def test_long_broken_answers_are_not_looked_through_again_and_again() -> None:
+    for end in ("", "</function></tool_call>"):
+        given = ["<tool_call>", "<function=f>"] * 4000 + [end]
+        found = read(parser("qwen3_5", ""), given)
+        assert found.text == "".join(given) and found.broken

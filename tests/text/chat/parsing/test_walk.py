@@ -42,7 +42,7 @@ PARSERS: dict[str, tuple[Callable[[], ReplyParser], list[str]]] = {
 
 
 @pytest.mark.parametrize("name", PARSERS)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(data=st.data())
 def test_however_an_answer_is_cut_the_same_comes_out_and_nothing_is_lost(name: str, data: Any) -> None:
     make, tags = PARSERS[name]
@@ -60,7 +60,7 @@ def test_however_an_answer_is_cut_the_same_comes_out_and_nothing_is_lost(name: s
 VALUES = st.none() | st.integers() | st.text(max_size=4) | st.lists(st.booleans())
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(
     reasoning=st.none() | st.text("ab <\n", max_size=8),
     parts=st.lists(
