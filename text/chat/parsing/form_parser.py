@@ -17,6 +17,8 @@ class Words:
     def __init__(self, words: Collection[str]) -> None:
         ordered = sorted(words, key=len, reverse=True)
         self._pattern = re.compile("|".join(map(re.escape, ordered)) if ordered else "(?!)")
+        initials = "".join(sorted({re.escape(word[0]) for word in words}))
+        self._initials = re.compile(f"[{initials}]" if words else "(?!)")
         self._begun = frozenset(word[:length] for word in words for length in range(1, len(word)))
         self._longest = max(map(len, words), default=1) - 1
 
@@ -28,6 +30,9 @@ class Words:
             if text[begin:] in self._begun:
                 return None, begin
         return None, len(text)
+
+    def none_begins(self, text: str) -> bool:
+        return self._initials.search(text) is None
 
 
 class FormParser(Walk["re.Match[str]"]):

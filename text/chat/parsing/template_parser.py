@@ -84,6 +84,9 @@ class Edges:
             return None, settled
         return best, best.start()
 
+    def none_begins(self, text: str) -> bool:
+        return False  # a pattern may begin with anything
+
 
 class TemplateParser(Walk[Match]):
     """Parses an answer by ``template`` (of ``load_template``). A ``ReplyParser``.

@@ -31,6 +31,10 @@ class Tags(Protocol[TagT]):
         """The first tag from ``start`` on that more text cannot change, and up to where there is none for sure."""
         ...
 
+    def none_begins(self, text: str) -> bool:
+        """Whether no tag begins in ``text``, whatever follows; False if that takes a closer look."""
+        ...
+
 
 class Walk(ABC, Generic[FoundT]):
     """A ``ReplyParser``; ``_answer`` is the way it goes."""
@@ -39,6 +43,8 @@ class Walk(ABC, Generic[FoundT]):
         self.broken = False
         self._scan = Scan()
         self._calls = Calls(self._scan, make_id)
+        self._idle: Tags[FoundT] | None = None  # what is looked for, while nothing is held back
+        self._reasons = False
         self._reading = self._answer()
 
     @abstractmethod
@@ -50,6 +56,8 @@ class Walk(ABC, Generic[FoundT]):
         return self._calls.whole
 
     def push(self, text: str) -> list[Part]:
+        if text and self._idle is not None and text[-1] not in SPACE and self._idle.none_begins(text):
+            return [Part(text, "", text) if self._reasons else Part(text, text)]  # of nearly every token
         if text:
             self._scan.add(text)
             next(self._reading, None)
@@ -76,7 +84,9 @@ class Walk(ABC, Generic[FoundT]):
                 return found
             if scan.ended:
                 return None
+            self._idle, self._reasons = (tags if settled == len(scan.text) else None), reasoning
             yield
+            self._idle = None
 
     def _before_space(self, settled: int) -> int:
         """Where the white space begins that a tag at ``settled`` takes with it, or may: there is a bound to it."""
