@@ -375,3 +375,27 @@ def test_what_goes_elsewhere_has_not_got_more_time_to_be_started(three: list[Fak
     check()
     run(three, scenario)
     check()
+
+
+def test_a_chat_stays_where_it_began_however_busy_that_is(three: list[FakeServices]) -> None:
+    with open_client(three) as client:
+        router = client._services["decode"].fleet.router
+
+        def place_of(said: list[dict[str, str]]) -> int:
+            before = asked(three)
+            said.append({"role": "assistant", "content": client.chat(said).finish().text})
+            return next(n for n, now in enumerate(asked(three)) if now > before[n])
+
+        for number in range(6):
+            said = [
+                {"role": "system", "content": "Be terse. " * 40},
+                {"role": "user", "content": f"Question {number}?"},
+            ]
+            began = place_of(said)
+            router._replicas[began].own += 50
+            for _ in range(2):
+                said.append({"role": "user", "content": "And then?"})
+                assert place_of(said) == began
+            another = [said[0], {"role": "user", "content": f"Another question {number}?"}]
+            assert place_of(another) != began
+            router._replicas[began].own -= 50
