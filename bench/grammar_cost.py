@@ -143,7 +143,7 @@ def _segments(engine: Engine, ids: tuple[int, ...], index: int) -> Iterator[Segm
 
 
 def measure(engine: Engine, residents: ResidentChunks, follow: Callable[[int], Compiled | None], **fields: Any) -> Any:
-    """Milliseconds between deliveries and tokens a second, while all decode."""
+    """Milliseconds between deliveries, of which this process computed, and tokens a second, while all decode."""
     worker = DecodeWorker(
         engine.runner,
         residents,
@@ -152,12 +152,12 @@ def measure(engine: Engine, residents: ResidentChunks, follow: Callable[[int], C
         eos_token_ids=frozenset({engine.end}),
         batch_max=ROWS,
     )
-    ids, seen, over = document(engine, residents), list[tuple[float, int, int]](), threading.Event()
+    ids, seen, over = document(engine, residents), list[tuple[float, float, int, int]](), threading.Event()
 
     def deliver(deliveries: Deliveries) -> None:
         tokens = [len(event.choices) for events in deliveries.values() for event in events if isinstance(event, Tokens)]
-        seen.append((time.perf_counter(), len(deliveries), sum(tokens)))
-        if sum(1 for _, members, _ in seen if members == ROWS) >= WARM + engine.steps:
+        seen.append((time.perf_counter(), time.process_time(), len(deliveries), sum(tokens)))
+        if sum(1 for _, _, members, _ in seen if members == ROWS) >= WARM + engine.steps:
             over.set()
 
     for index in range(ROWS):
@@ -173,10 +173,16 @@ def measure(engine: Engine, residents: ResidentChunks, follow: Callable[[int], C
     if not over.wait(200):
         raise TimeoutError("the requests did not decode together for long enough within 200 s")
     worker.stop()
-    full = [(at, tokens) for at, members, tokens in seen if members == ROWS][WARM : WARM + engine.steps]
-    gaps = [(after - before) * 1e3 for (before, _), (after, _) in pairwise(full)]
-    rate = sum(tokens for _, tokens in full[1:]) / (full[-1][0] - full[0][0])
-    return {"ms": statistics.median(gaps), "ms_p90": statistics.quantiles(gaps, n=10)[8], "tokens_s": rate}
+    full = [(at, cpu, tokens) for at, cpu, members, tokens in seen if members == ROWS][WARM : WARM + engine.steps]
+    gaps = [(after - before) * 1e3 for (before, *_), (after, *_) in pairwise(full)]
+    rate = sum(tokens for *_, tokens in full[1:]) / (full[-1][0] - full[0][0])
+    cpu = [(after - before) * 1e3 for (_, before, _), (_, after, _) in pairwise(full)]
+    return {
+        "cpu_ms": statistics.median(cpu),
+        "ms": statistics.median(gaps),
+        "ms_p90": statistics.quantiles(gaps, n=10)[8],
+        "tokens_s": rate,
+    }
 
 
 def host_alone(compiled: Compiled, vocabulary: int) -> dict[str, float]:
