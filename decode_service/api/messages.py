@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
 from collections.abc import Sequence as Items
 
 from chunk_store.key import ChunkType
@@ -15,7 +14,7 @@ from decode_service.prompt.resolver import SegmentRequest
 from decode_service.sequence import Sequence
 from engine.kv.source import KVSource
 from engine.reuse import Exactness, ReuseMode
-from engine.sampling.params import SEED_MAX, TOP_LOGPROBS_MAX, Choice, SamplingParams
+from engine.sampling.params import SEED_MAX, SamplingParams
 from protos import chunks_pb2, decode_pb2
 from serving.errors import InvalidRequest
 from serving.rpc import wire
@@ -29,7 +28,6 @@ SEGMENTS_MAX = 1024
 STOPS_MAX = 16
 STOP_TOKEN_IDS_MAX = 4096
 ANSWERS_MAX = 16
-PROMPT_LOGPROBS_MAX = 1 << 17  # of a request, the likeliest counted: below 3 MB in its last message
 
 _SOURCES = {
     KVSource.DEVICE: decode_pb2.KV_SOURCE_DEVICE,
@@ -120,46 +118,9 @@ def check_turn(request: decode_pb2.GenerateRequest) -> None:
         )
 
 
-def check_prompt_logprobs(sampling: decode_pb2.SamplingParams, prompt_tokens: int) -> None:
-    """Raises ``InvalidRequest`` for more than a reply should hold."""
-    if not sampling.HasField("prompt_logprobs"):
-        return
-    top, each = sampling.prompt_logprobs, 1 + sampling.prompt_logprobs
-    if top > TOP_LOGPROBS_MAX:
-        raise InvalidRequest(f"{top} must be in 0..{TOP_LOGPROBS_MAX}", field="sampling.prompt_logprobs")
-    if prompt_tokens * each > PROMPT_LOGPROBS_MAX:
-        raise InvalidRequest(
-            f"{top} with each of {prompt_tokens} tokens are more than a reply holds ({PROMPT_LOGPROBS_MAX} with those "
-            "of the tokens themselves)",
-            field="sampling.prompt_logprobs",
-            remedy=f"ask for fewer, or of at most {PROMPT_LOGPROBS_MAX // each} tokens",
-        )
-
-
 def computes_anew(request: decode_pb2.GenerateRequest) -> bool:
     """Whether a request computes its whole prompt itself, and leaves nothing of it."""
     return request.cache_use == decode_pb2.CACHE_USE_BYPASS or request.sampling.HasField("prompt_logprobs")
-
-
-def note_prompt_logprobs(complete: decode_pb2.Complete, sequence: Sequence, spell: Callable[[int], bytes]) -> None:
-    """Of each token of the prompt; nothing if they were not asked for, or the prompt was not computed to its end."""
-    found = None if sequence.scores is None else sequence.scores.all()
-    if found is None:
-        return
-    complete.prompt_logprobs.extend(_prompt_logprob(token, choice) for token, choice in found)
-    tokens = {token for token, _ in found}
-    tokens.update(token for _, choice in found if choice is not None for token, _ in choice.top)
-    for token in tokens:
-        complete.token_bytes[token] = spell(token)
-
-
-def _prompt_logprob(token: int, found: Choice | None) -> decode_pb2.PromptLogprob:
-    if found is None:
-        return decode_pb2.PromptLogprob(token_id=token)
-    top = decode_pb2.TopLogprobs(
-        token_ids=[likely for likely, _ in found.top], logprobs=[value for _, value in found.top]
-    )
-    return decode_pb2.PromptLogprob(token_id=token, logprob=found.logprob, top=top if found.top else None)
 
 
 def check_keep(request: decode_pb2.GenerateRequest) -> None:

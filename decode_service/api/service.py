@@ -21,6 +21,7 @@ from decode_service.api.answers import Answer, answers_to
 from decode_service.api.chat_in import chat_in, chat_out, check_either
 from decode_service.api.explain import Explanation, explain
 from decode_service.api.mailbox import Mailbox, deliver_in
+from decode_service.api.prompt_logprobs import check_prompt_logprobs, note_prompt_logprobs
 from decode_service.api.replies import Replies
 from decode_service.api.tool_choice import calls_source, check_forced, forces_call, reply_parser
 from decode_service.kept import Kept
@@ -181,7 +182,7 @@ class DecodeService(decode_pb2_grpc.DecodeServiceServicer):
             reply.complete.kept.CopyFrom(messages.kept_out(kept))
 
     def _note_scores(self, answer: Answer, complete: decode_pb2.Complete) -> None:
-        messages.note_prompt_logprobs(complete, answer.sequence, self._codec.token_bytes)
+        note_prompt_logprobs(complete, answer.sequence, self._codec.token_bytes)
 
     def _keep(self, answer: Answer) -> Kept | None:
         kept = self.turns.keep(answer.sequence, answer.given.token_ids)
@@ -297,7 +298,7 @@ class DecodeService(decode_pb2_grpc.DecodeServiceServicer):
             served, composition, messages.max_tokens_in(request.sampling), messages.MAX_TOKENS_DEFAULT
         )
         params = messages.sampling_in(request.sampling, max_tokens, served.vocabulary, served.eos_token_ids)
-        messages.check_prompt_logprobs(request.sampling, composition.prompt_tokens)
+        check_prompt_logprobs(request.sampling, composition.prompt_tokens)
         stops = frozenset(token for token in params.stops_at(served.eos_token_ids) if token < served.vocabulary)
         if request.cache_use != decode_pb2.CACHE_USE_BYPASS:
             self.resolver.note_use(composition)

@@ -224,7 +224,10 @@ def test_more_answers_than_places_come_one_after_the_other(folder: Path, tmp_pat
 def test_answers_that_give_way_to_one_another_are_the_same(folder: Path, tmp_path: Path) -> None:
     """Tail pages run out while they grow; what was scored of a prompt is told, whatever happens to its answer."""
     with pair(
-        *(loaded(folder, "prefill"), loaded(folder, "decode"), tmp_path), kv_pages=40, chunk_page_ratio=0.5, host_tails=0
+        *(loaded(folder, "prefill"), loaded(folder, "decode"), tmp_path),
+        kv_pages=40,
+        chunk_page_ratio=0.5,
+        host_tails=0,
     ) as services:
         parts: list[Any] = [DOCUMENT, tokens(320, 20)]
         options: dict[str, Any] = {"max_tokens": 100, "temperature": 1.0, "logprobs": True}
