@@ -89,9 +89,9 @@ class Line:
         self._worker.call(lambda: (self._full.wait(60.0), None)[1])
         self.last = Burst(before=thread_seconds())
 
-    def _noted(self, sequence: Sequence) -> None:
-        self._submit(sequence)
-        self.last.spans.append((sequence.clock.arrived, time.monotonic_ns()))
+    def _noted(self, *sequences: Sequence) -> None:
+        self._submit(*sequences)
+        self.last.spans += [(sequence.clock.arrived, time.monotonic_ns()) for sequence in sequences]
         if len(self.last.spans) == self._requests:
             self.last.after = thread_seconds()
             self._full.set()

@@ -153,10 +153,16 @@ class DecodeWorker:
         """How long whoever was admitted last had waited, within reason: what a new one must expect."""
         return min(max(self._last_wait_ns / 1e9, RETRY_AFTER_S_MIN), RETRY_AFTER_S_MAX)
 
-    def submit(self, sequence: Sequence) -> None:
-        """Queues a sequence, whose place was taken before. Raises ``Unavailable`` once the device thread has ended;
-        it keeps its place then."""
-        self.call(partial(self.scheduler.submit, sequence, time.monotonic_ns()))
+    def submit(self, *sequences: Sequence) -> None:
+        """Queues sequences together, whose places were taken before. Raises ``Unavailable`` once the device thread has
+        ended; they keep their places then."""
+        now = time.monotonic_ns()
+
+        def submit() -> None:
+            for sequence in sequences:
+                self.scheduler.submit(sequence, now)
+
+        self.call(submit)
 
     def end(self, request_id: str, reason: FinishReason, owner: Tenant = DEFAULT_TENANT) -> None:
         """Ends an owner's request; its caller gets ``Finished(reason)``. One that has ended is ignored."""

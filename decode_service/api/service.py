@@ -221,8 +221,7 @@ class DecodeService(decode_pb2_grpc.DecodeServiceServicer):
             deadline = time.monotonic() + min(self.request_timeout_s, math.inf if left_s is None else left_s)
             for sequence in sequences:
                 sequence.deadline = deadline
-                self.worker.submit(sequence)
-                places -= 1
+            self.worker.submit(*sequences)
         except BaseException:
             for _ in range(places):
                 self.worker.leave_place(caller.tenant)

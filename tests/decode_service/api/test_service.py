@@ -86,10 +86,11 @@ class ScriptedWorker:
         if self.too_large:
             raise self.too_large
 
-    def submit(self, sequence: Any) -> None:
-        self.sequences.append(sequence)
+    def submit(self, *sequences: Any) -> None:
+        self.sequences += sequences
         self.submitted.set()
-        self.script(sequence)
+        for sequence in sequences:
+            self.script(sequence)
 
     def end(self, request_id: str, reason: FinishReason, owner: Tenant) -> None:
         self.ended.append((request_id, reason, owner))
