@@ -127,6 +127,13 @@ def generate(*parts: Any, **fields: Any) -> decode_pb2.GenerateRequest:
     return decode_pb2.GenerateRequest(segments=segments, sampling=sampling, **fields)
 
 
+def chat(**chunk: str) -> decode_pb2.GenerateRequest:
+    parts = [decode_pb2.ContentPart(**chunk), decode_pb2.ContentPart(text="Why?")]
+    messages = [decode_pb2.ChatMessage(role="user", content=parts)]
+    sampling = decode_pb2.SamplingParams(max_tokens=3, seed=1)
+    return decode_pb2.GenerateRequest(chat=decode_pb2.Chat(messages=messages), sampling=sampling)
+
+
 QUERY = [5, 6, 7]
 P, D = "prefill", "decode"
 CASES: dict[str, tuple[str, str, Callable[[str, list[int]], Any]]] = {
@@ -159,6 +166,9 @@ CASES: dict[str, tuple[str, str, Callable[[str, list[int]], Any]]] = {
     "generate a guess": (D, "Generate", lambda name, part: generate(part, QUERY)),
     "generate a guess elsewhere": (D, "Generate", lambda name, part: generate(part[:5], part, QUERY, reuse_mode=3)),
     "generate without caches": (D, "Generate", lambda name, part: generate(part, QUERY, cache_use=2)),
+    "chat by id": (D, "Generate", lambda name, part: chat(chunk_id=name)),
+    "chat by name": (D, "Generate", lambda name, part: chat(chunk_name="secret")),
+    "explain a chat by id": (D, "Explain", lambda name, part: chat(chunk_id=name)),
     "explain by id": (D, "Explain", lambda name, part: generate(name, QUERY)),
     "explain a guess": (D, "Explain", lambda name, part: generate(part, QUERY)),
     "explain a guess elsewhere": (D, "Explain", lambda name, part: generate(part[:5], part, QUERY)),
