@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import groupby
 
 from protos import chunks_pb2, decode_pb2
@@ -29,21 +29,24 @@ _NBYTES = 16
 class Affinity:
     """``keys``: of what may be resident somewhere, the most expensive first. ``parts``: of the chunks alone. ``turns``:
     names of the conversation as it was before this request, the latest first. ``here``: its name with this request
-    answered."""
+    answered. ``inline``: digests of chunks that were sent in full, by their place."""
 
     keys: tuple[bytes, ...] = ()
     parts: tuple[bytes, ...] = ()
     turns: tuple[bytes, ...] = ()
     here: tuple[bytes, ...] = ()
+    inline: tuple[tuple[int, bytes], ...] = ()
 
 
 @dataclass(frozen=True)
 class Seen:
-    """What is known from earlier requests: ``sizes``, tokens of chunks by id, and how much the chunk of a key is
-    ``used``, coarsely, for a part of ``Affinity.parts``."""
+    """What is known from earlier requests: ``sizes``, tokens of chunks by id; how much one of ``Affinity.parts`` is
+    ``used``, coarsely; digests of chunks that were ``sent`` in full, by the id that they turned out to have: named by
+    it they go where they went before."""
 
     sizes: Mapping[str, int]
     used: Callable[[bytes], int] = lambda _: 0
+    sent: Mapping[str, bytes] = field(default_factory=dict)
 
 
 def affinity_of(request: decode_pb2.GenerateRequest, seen: Seen, owner: str = "") -> Affinity:
@@ -70,9 +73,10 @@ class _Part:
 
 def _of_segments(request: decode_pb2.GenerateRequest, seen: Seen, start: bytes) -> Affinity:
     given = request.segments[:-1]
+    digests = [_content(each, seen) for each in given]
     parts = [
-        _Part(_digest(start, each.SerializeToString(deterministic=True)), _tokens(each, seen.sizes), _group(each))
-        for each in given
+        _Part(_digest(start, digest), _tokens(each, seen.sizes), _group(each))
+        for each, digest in zip(given, digests, strict=True)
     ]
     if request.order == decode_pb2.CHUNK_ORDER_CANONICAL:
         parts = _sorted(parts, seen)
@@ -84,7 +88,16 @@ def _of_segments(request: decode_pb2.GenerateRequest, seen: Seen, start: bytes) 
         keys = [_digest(first, key) for *_, key in found]
     names = [each.chunk_id for each in reversed(given) if each.WhichOneof("content") == "chunk_id"]
     turns = tuple(_digest(start, b"turn", name.encode()) for name in names)
-    return Affinity(tuple(keys[:KEYS_MAX]), tuple(part.key for part in parts), turns)
+    inline = tuple(
+        (place, digests[place]) for place, each in enumerate(given) if each.WhichOneof("content") != "chunk_id"
+    )
+    return Affinity(tuple(keys[:KEYS_MAX]), tuple(part.key for part in parts), turns, inline=inline)
+
+
+def _content(segment: decode_pb2.Segment, seen: Seen) -> bytes:
+    """A digest of what a segment is, or of its name."""
+    known = seen.sent.get(segment.chunk_id) if segment.WhichOneof("content") == "chunk_id" else None
+    return known or _digest(segment.SerializeToString(deterministic=True))
 
 
 def _prefixes(parts: list[_Part], under: bytes) -> list[bytes]:

@@ -53,6 +53,7 @@ class Fleet:
         self._addresses = addresses
         self._lock = threading.RLock()  # a collected generation leaves in whatever a thread does
         self._sizes: OrderedDict[str, int] = OrderedDict()
+        self._sent: OrderedDict[str, bytes] = OrderedDict()
         self._routes: list[dict[int, weakref.ref[Route]]] = [{} for _ in addresses]  # by id
         self._states = [""] * len(addresses)
 
@@ -62,7 +63,9 @@ class Fleet:
         return len(self._addresses) == 1
 
     def affinity(self, request: decode_pb2.GenerateRequest, owner: str) -> Affinity:
-        return Affinity() if self.alone else affinity_of(request, Seen(self._sizes, self.router.used), owner)
+        return (
+            Affinity() if self.alone else affinity_of(request, Seen(self._sizes, self.router.used, self._sent), owner)
+        )
 
     def note(self, parts: Iterable[Any]) -> None:
         """Remembers how many tokens the chunks among ``parts`` have, of those that say so."""
@@ -80,6 +83,17 @@ class Fleet:
             self._sizes.move_to_end(chunk_id)
             if len(self._sizes) > SIZES_MAX:
                 self._sizes.popitem(last=False)
+
+    def note_sent(self, segments: Iterable[SegmentReport], inline: Iterable[tuple[int, bytes]]) -> None:
+        """Remembers which ids the chunks have that were sent in full; what is known of one stays."""
+        digests = dict(inline)
+        with self._lock:
+            for segment in segments:
+                if segment.chunk_id and (digest := digests.get(segment.given_index)):
+                    self._sent.setdefault(segment.chunk_id, digest)
+                    self._sent.move_to_end(segment.chunk_id)
+            while len(self._sent) > SIZES_MAX:
+                self._sent.popitem(last=False)
 
     def arrives(self, route: Route, replica: int) -> None:
         with self._lock:
@@ -212,6 +226,7 @@ class Route:
         kept = [turn_name(result.kept.id, self._owner)] if result.kept is not None else []
         self._fleet.router.answered(self._at, (*self._affinity.here, *kept))
         self._fleet.note(result.reuse.segments)
+        self._fleet.note_sent(result.reuse.segments, self._affinity.inline)
 
     def over(self) -> None:
         """It is at no replica (any more)."""

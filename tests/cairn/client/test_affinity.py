@@ -94,3 +94,13 @@ def test_what_the_service_sorts_is_keyed_in_about_its_order() -> None:
 
 def test_a_prompt_of_very_many_chunks_has_few_keys() -> None:
     assert len(segments(*([n] for n in range(500)), "q").keys) == KEYS_MAX
+
+
+def test_a_chunk_that_was_sent_in_full_has_the_same_key_by_its_id() -> None:
+    document = Text("d" * 400, type="rag_result")
+    sent = affinity_of(generate_request([document, "q"]), Seen({}))
+    [(place, digest)] = sent.inline
+    assert place == 0
+    named = generate_request([ChunkRef("id"), "q"])
+    assert affinity_of(named, Seen({}, sent={"id": digest})).keys == sent.keys
+    assert affinity_of(named, Seen({})).keys != sent.keys and affinity_of(named, Seen({})).inline == ()

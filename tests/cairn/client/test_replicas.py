@@ -17,7 +17,7 @@ from cairn import AsyncClient, Client
 from cairn.client import watching
 from cairn.client.replicas import addresses_of
 from cairn.local.processes import free_port
-from tests.cairn.cairn_fakes import FakeServices
+from tests.cairn.cairn_fakes import FakeServices, digits
 
 UNAVAILABLE = (grpc.StatusCode.UNAVAILABLE, "the service is shutting down; try another one")
 DEADLINE_S = 60.0
@@ -399,3 +399,11 @@ def test_a_chat_stays_where_it_began_however_busy_that_is(three: list[FakeServic
             another = [said[0], {"role": "user", "content": f"Another question {number}?"}]
             assert place_of(another) != began
             router._replicas[began].own -= 50
+
+
+def test_a_document_goes_to_one_place_in_full_and_by_its_id(three: list[FakeServices]) -> None:
+    """The fakes call the first segment of every prompt by one id."""
+    for number in range(4):
+        with open_client(three) as client:
+            there = home(three, client, [f"document {number} " * 20, "q"])
+            assert home(three, client, [cairn.ChunkRef(digits("a")), "q"]) is there
