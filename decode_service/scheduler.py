@@ -32,10 +32,9 @@ from typing import TYPE_CHECKING
 
 from decode_service import kept
 from decode_service.admission import Admission, Fill
-from decode_service.answers import who_computes, with_others
 from decode_service.giving_way import GaveWay, rank, who_gives_way
-from decode_service.jumps import with_forced
-from decode_service.line import FillRoom, Line, Turns, by_priority, cost_in_rows
+from decode_service.line import FillRoom, Line, by_priority
+from decode_service.next_rows import NextRows
 from decode_service.sequence import (
     AllReady,
     ChunkReady,
@@ -48,11 +47,10 @@ from decode_service.sequence import (
     Tokens,
 )
 from decode_service.starts import Starts, not_started
-from decode_service.step_plan import Forwards, Rows, StepPlan, can_compute, next_again, next_pieces, next_slices
+from decode_service.step_plan import Forwards, Rows, StepPlan
 from decode_service.tails import Tails
 from engine.kv.pages import PageTable
 from serving.errors import InvalidRequest
-from serving.tenancy.places import Rotation
 from text.grammar import GrammarFailed
 
 if TYPE_CHECKING:
@@ -77,9 +75,6 @@ NEXT_STATES = {
     State.DECODING: {State.WAITING, State.ENDED},
     State.ENDED: set[State](),
 }
-
-
-TAILS_FIRST_MAX = 3  # steps in a row that prompts fill while others wait to compute chunks
 
 
 def grammar_failed(error: GrammarFailed) -> RequestError:
@@ -130,7 +125,6 @@ class Scheduler:
         self._places = places
         self._eos_token_ids = eos_token_ids
         self._batch_max = batch_max
-        self._forwards = forwards
         self._page_size = pool.page_size
         self._room = FillRoom(batch_max, chunk_pages=pool.chunk_pages, tail_pages=pool.pages - pool.chunk_pages)
         self._residents = residents
@@ -139,7 +133,6 @@ class Scheduler:
         self._line = Line(self._may_enter)
         self._starts = Starts()
         self._line_moved = False  # whether somebody may fit who did not before
-        self._turns = Turns(forwards.piece_tokens)
         self._free_slots = deque(range(batch_max))
         self._opened: list[Sequence] = []
         self._admitted: dict[State, list[Sequence]] = {
@@ -147,8 +140,7 @@ class Scheduler:
         }
         self._loads: set[Fill] = set()  # that are under way, whether their request still waits or not
         self._for_a_place = 0  # requests whose KV is all there and who wait for a place to decode
-        self._turns_of_tenants = Rotation()  # to have chunks computed
-        self._tails_first = 0  # steps since rows of chunks went before those of prompts, or had no need to
+        self._next = NextRows(forwards, self._tails.room_for)
         self._gave_way: list[tuple[Sequence, GaveWay]] = []
         self._events: list[tuple[Sequence, Event]] = []
 
@@ -172,7 +164,7 @@ class Scheduler:
     def busy(self) -> bool:
         """Whether there are rows to run, or somebody may go on, without anything more coming in."""
         running = self._admitted[State.PREFILLING] or self._admitted[State.DECODING]
-        return bool(running or self._line_moved or self._computing())
+        return bool(running or self._line_moved or self._next.computing(self._admitted))
 
     def check_size(self, sequence: Sequence) -> None:
         """Raises ``Unsupported`` if the pool could never hold the sequence. May be called from any thread."""
@@ -320,7 +312,7 @@ class Scheduler:
             self._end(late, Failed(not_started()), now)
         self._grow()
         admitted = self._admit(now)
-        rows = self._next_rows()
+        rows = self._next.rows(self._admitted)
         opened, self._opened = self._opened, []
         for fill in self._loads:
             fill.note_abandoned()
@@ -354,57 +346,6 @@ class Scheduler:
         goes_on = sequence.resumed and sequence.state is State.PREFILLING
         if goes_on and sequence.tail_tokens >= sequence.known_tokens:
             self._enter(sequence, State.DECODING)
-
-    def _next_rows(self) -> list[Rows]:
-        """Pieces that run alone, or a step: everybody who decodes, and slices as there is room."""
-        everyone = (*self._admitted[State.DECODING], *self._admitted[State.PREFILLING])
-        rows = [Rows(sequence, sequence.tail_tokens, 1) for sequence in everyone if sequence.may_draw_more]
-        pieces: list[Rows] = []
-        rows += next_again(self._admitted[State.PREFILLING], self._forwards)
-        prefilling = self._in_turn()
-        if prefilling or any(each.sequence.grammar is not None for each in rows):
-            rows = self._with_more(rows, prefilling)
-        if prefilling:
-            pieces = next_pieces(prefilling, self._forwards)
-        if pieces and self._turns.may_prefill(decoding=bool(rows)):
-            piece_tokens = self._forwards.piece_tokens
-            self._turns.prefilled(sum(cost_in_rows(each.count, piece_tokens) for each in pieces))
-            self._had_turn(pieces)
-            return with_others(pieces, self._admitted[State.PREFILLING])
-        if rows:
-            self._turns.stepped()
-            self._had_turn(rows)
-        return with_others(rows, self._admitted[State.PREFILLING])
-
-    def _in_turn(self) -> list[Sequence]:
-        """Who computes something before a first token: prompts first, for they are short, but not for ever."""
-        prompts, chunks = who_computes(self._admitted[State.PREFILLING]), self._computing()
-        self._tails_first = self._tails_first + 1 if prompts and chunks else 0
-        if self._tails_first > TAILS_FIRST_MAX:
-            self._tails_first = 0
-            return [*chunks, *prompts]
-        return [*prompts, *chunks]
-
-    def _computing(self) -> list[Sequence]:
-        """Who waits for KV that is computed here, of several tenants' requests one of each in turn."""
-        waiting = self._admitted[State.LOADING]
-        there = [sequence for sequence in waiting if sequence.fill is not None and can_compute(sequence)]
-        return [there[place] for place in self._turns_of_tenants.order([sequence.tenant for sequence in there])]
-
-    def _had_turn(self, rows: Items[Rows]) -> None:
-        """Of tenants whose chunks are computed the first one had its turn."""
-        first = next((each for each in rows if each.sequence.state is State.LOADING), None)
-        if first is not None:
-            self._turns_of_tenants.served(first.sequence.tenant)
-
-    def _with_more(self, decodes: Items[Rows], prefilling: Items[Sequence]) -> list[Rows]:
-        """What goes beside those who decode, and what they know of their next tokens."""
-        room = self._forwards.room(decoding=bool(decodes))
-        for each in decodes:
-            room.grant(each.context, each.first)
-        drawing = len(self._admitted[State.PREFILLING]) + len(self._admitted[State.DECODING])
-        slices = next_slices(prefilling, self._forwards, room, drawing)
-        return [*with_forced(decodes, self._forwards, room, self._tails.room_for), *slices]
 
     def _admit(self, now: int) -> list[Fill]:
         """Takes waiting requests in while there are places to decode; one that waits for KV takes none of them."""
