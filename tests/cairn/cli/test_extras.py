@@ -26,3 +26,9 @@ def test_the_first_package_that_is_missing_is_named(monkeypatch: pytest.MonkeyPa
     assert caught.value.name == "numpy"
     monkeypatch.setattr(extras, "find_spec", lambda name: object())
     extras.require_server()
+
+
+@pytest.mark.parametrize(("name", "extra"), [("httpx", "load"), ("matplotlib.pyplot", "plot")])
+def test_smaller_extras_are_named_too(name: str, extra: str) -> None:
+    words = extras.remedy(ModuleNotFoundError("", name=name), "bench")
+    assert words.startswith(f"cairn bench needs {name.partition('.')[0]}") and f'"cairn[{extra}]"' in words
