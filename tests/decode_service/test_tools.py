@@ -237,3 +237,10 @@ def test_a_model_that_would_call_is_not_changed_by_having_to(forced: Pair) -> No
 def test_unparsed_the_calls_that_must_come_are_text(forced: Pair) -> None:
     _, result = chat(forced, "one", tool_choice="get_weather", parse=False, keep_special_tokens=True)
     assert '"arguments": {"city": "Paris 🍵"}}' in result.text and not result.tool_calls
+
+
+@pytest.mark.parametrize("at", [2, 9, 15])
+def test_calls_that_must_come_are_cut_off_as_others_are(forced: Pair, at: int) -> None:
+    _, result = chat(forced, "", tools=CLOSED, tool_choice="look", max_tokens=at, arguments=THOUGHT)
+    assert result.finish_reason == "length" and len(result.token_ids) == at
+    assert result.text or result.tool_calls
