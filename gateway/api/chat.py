@@ -65,6 +65,8 @@ def read_chat(fields: Fields) -> ChatRequest:
     given = extension_of(fields)
     extension = read_extension(given)
     chat: ChatOptions = {**read_chat_options(given), **read_tools(fields)}
+    if (arguments := fields.mapping("chat_template_kwargs")) is not None:  # as others call it
+        chat["template_arguments"] = {**(chat["template_arguments"] or {}), **arguments}
     grammar = only_one(read_response_format(fields, "response_format"), read_grammar(given))
     given.end()
     options: GenerateOptions = {**sampling_options(fields), **extension.options, "grammar": grammar}

@@ -99,7 +99,7 @@ def test_a_caller_that_goes_ends_its_request(services: Pair, running: Running, m
         connection.sendall(f"{head}content-type: application/json\r\n\r\n".encode() + body)
         wait_until(lambda: bool(services.decode._active))
         connection.close()
-        wait_until(lambda: not services.decode._active)
+        wait_until(lambda: not services.decode._active, 30)  # before the device thread goes on by itself
     services.check_idle()
 
 

@@ -39,7 +39,7 @@ def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
 
 
 def ask(client: Any, script: str, messages: list[Any], **options: Any) -> Any:
-    extra = {"cairn": {"template_arguments": {"script": script}}}
+    extra = {"chat_template_kwargs": {"script": script}}
     asked = {"model": client.models.list().data[0].id, "max_tokens": 60, "temperature": 0, "tools": TOOLS, **options}
     return client.chat.completions.create(messages=messages, extra_body=extra, **asked)
 
