@@ -71,15 +71,13 @@ def test_cold_requests_behind_a_hung_prefill_block_no_other(folder: Path, tmp_pa
 
 def test_a_large_request_lets_small_ones_pass(folder: Path, tmp_path: Path) -> None:
     with pair(loaded(folder, "prefill"), loaded(folder, "decode"), tmp_path / "s", kv_pages=40) as services:
-        with services.client.generate([[5]], max_tokens=14 * PAGE, ignore_eos=True) as long:
+        with services.client.generate([tokens(5, 10 * PAGE)], max_tokens=10 * PAGE, ignore_eos=True) as long:
             next(iter(long))
-            large = later(services, [[6]], max_tokens=15 * PAGE)
+            large = later(services, [tokens(6, 15 * PAGE)])
             wait_until(lambda: services.client.loads().waiting == 1)
             small = [services.generate([[7 + n]], 4) for n in range(3)]
             assert all(len(result.token_ids) == 4 for result in small)
-            if not large.done() and services.client.loads().running:
-                assert services.client.loads().waiting == 1
-        assert len(large.result(30).token_ids) == 15 * PAGE
+        assert large.result(30).token_ids
         services.check_idle()
 
 
