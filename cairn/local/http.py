@@ -43,7 +43,7 @@ def gateway_command(
     for name, path in (("tls-ca", tls_ca), ("config", config)):
         words += [f"--{name}", str(path)] if path is not None else []
     words += ["--insecure"] if decode.insecure else []
-    prefix = ServiceOptions.__module__.removesuffix("serving.process.options")  # where the rooms are in a wheel
+    prefix = ServiceOptions.__module__.partition("serving")[0]  # where the rooms are in a wheel
     place = Place(NAME, f"{decode.host}:{port}", tls_ca, rpcs=False)
     argv = (*python_module(f"{prefix}{NAME}"), *words)
     return Command(NAME, argv, environment=without_settings(os.environ), serves=(place,))
