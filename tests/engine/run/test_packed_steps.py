@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import threading
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -28,7 +29,7 @@ from engine.run.cuda.steps import StepLimits
 from engine.run.cuda.weights import FusedWeights, merge_weights
 from engine.run.pieces import GREEDY
 from engine.run.protocol import StepRows
-from engine.sampling.params import Draw, SamplingParams, SamplingRequest
+from engine.sampling.params import Draw, SamplingParams, SamplingRequest, Scored
 from tests.architectures import build
 
 POSITIONS = 100_000
@@ -163,6 +164,48 @@ def test_what_a_step_brings_to_the_device(weights: FusedWeights, graphs: Graphs)
     assert slots[:3] == [page, page + 1, page + 2]
     assert slots[6:8] == [runner.pool.scratch_page * 16] * 2
     assert len(step.plan.slots) == 6, "the plan is told without padding"
+
+
+def test_rows_that_are_scored_go_where_nobody_draws(weights: FusedWeights, graphs: Graphs) -> None:
+    """They are looked at before the next step, and need no graph of their own; several draws of one row are apart."""
+    runner = runner_of(weights, slots=8, rows_max=16)
+    runner.steps.prepare()
+    captured, vocabulary = runner.steps.graphs, weights.vocabulary
+    for slot in range(8):
+        runner.open(slot, GREEDY)
+    rows = torch.arange(8).to(torch.bfloat16)
+    runner.steps._drawn.logits.copy_(torch.zeros(8, vocabulary))
+    runner.steps._drawn.logits[:, 5] = rows  # by which the rows can be told apart
+    first, second = Scored(((0, 5), (2, 5), (2, 6)), top=1), Scored(((1, 5),))
+    batch = [
+        rows_of(runner, 0, 1, before=9, slot=3),
+        replace(rows_of(runner, 1, 3), scored=first),
+        replace(rows_of(runner, 2, 2, slot=1), also=(Draw(2, 0, 2),), scored=second),
+    ]
+    step = runner.begin(batch)
+    draws, drawn, *_ = (part.tolist() for part in runner.steps._shape.parts(runner.steps._work.line))
+    assert draws[:4] == [[3, 9, 10], [1, 0, 2], [2, 0, 2], [8, 0, 0]] and drawn[:6] == [0, 5, 5, 1, 3, 5]
+    runner.steps._drawn.logits.zero_()  # the next step
+    expected = []
+    for row, token in ((3, 5), (4, 5), (4, 6), (5, 5)):
+        logits = torch.zeros(vocabulary)
+        logits[5] = row
+        expected.append(float(logits.log_softmax(-1)[token]))
+    assert [score.logprob for score in step.scores()] == pytest.approx(expected, abs=1e-5)
+    assert [score.top and score.top[0][0] for score in step.scores()] == [5, 5, 5, ()]
+    runner.begin([replace(rows_of(runner, 1, 3), scored=first)])  # nobody draws
+    assert runner.steps.graphs == captured
+    with pytest.raises(ValueError, match="9 rows to draw from or to score, there are 8 slots"):
+        runner.begin([replace(rows_of(runner, 1, 9), scored=Scored(tuple((row, 5) for row in range(9))))])
+
+
+def test_more_draws_than_rows_have_a_step_that_holds_them(weights: FusedWeights, graphs: Graphs) -> None:
+    runner = runner_of(weights, slots=8, rows_max=16)
+    for slot in range(8):
+        runner.open(slot, GREEDY)
+    runner.begin([replace(rows_of(runner, 0, 1, slot=0), also=tuple(Draw(slot, 0, 1) for slot in range(1, 8)))])
+    draws, drawn, *_ = (part.tolist() for part in runner.steps._shape.parts(runner.steps._work.line))
+    assert [slot for slot, _, _ in draws] == list(range(8)) and drawn == [0] * 8
 
 
 def test_lists_that_a_step_outgrows_are_made_larger(weights: FusedWeights, graphs: Graphs) -> None:
