@@ -40,7 +40,7 @@ WAITING_MAX = 32  # grammars that wait to be compiled, or are
 WAIT_S = 10.0
 KEPT_MAX = 64  # compiled grammars
 KEPT_CHARACTERS_MAX = 1 << 20  # of their sources
-LIMITS = LLParserLimits(step_lexer_fuel=100_000, max_lexer_states=16_000, verbose_errors=False)
+LIMITS = LLParserLimits(step_lexer_fuel=100_000, max_lexer_states=60_000, verbose_errors=False)
 WRITING: JsonCompileOptions = {
     "whitespace_flexible": False,
     "item_separator": ", ",

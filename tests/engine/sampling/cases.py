@@ -12,6 +12,7 @@ from torch import Tensor
 
 from engine.sampling.params import Choice, Draw, SamplingParams, SamplingRequest
 from engine.sampling.sampler import HostSlots
+from engine.sampling.shaping import Bits
 
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 
@@ -73,6 +74,7 @@ class Pair:
         self.device, self.source, self.vocabulary = device, source, vocabulary
         self.host = HostSlots(slots, vocabulary)
         self._indices = [0] * slots
+        self._told: dict[tuple[Draw, ...], tuple[list[int], Bits]] = {}  # what a step's masked draws were told
         for slot in range(slots):
             self.open(slot)
 
@@ -87,22 +89,24 @@ class Pair:
 
     def draws(self, slots: list[int]) -> list[Draw]:
         """The next draw of each of these slots, which are told what a grammar allows if they ask for it."""
+        made = [Draw(slot, self._indices[slot], 1000 * slot + self._indices[slot]) for slot in slots]
         masked = [slot for slot in slots if self.host.masked(slot)]
         if masked:
             words = -(-self.vocabulary // 32)
             generator = np.random.default_rng(self.source.randrange(2**31))
             chosen = generator.integers(-(2**31), 2**31, (len(masked), words), np.int32)
-            for told in (self.device, self.host):
-                bits = told.bitmasks(len(masked))
-                bits[:] = chosen
-                told.allow(masked, bits)
-        made = [Draw(slot, self._indices[slot], 1000 * slot + self._indices[slot]) for slot in slots]
+            bits = self.device.bitmasks(len(masked))
+            bits[:] = chosen
+            self.device.allow(masked, bits)
+            self._told[tuple(made)] = masked, chosen
         for slot in slots:
             self._indices[slot] += 1
         return made
 
     def check(self, draws: list[Draw], logits: Tensor, found: list[Choice]) -> None:
         """``found`` are what the device gave for these logits (draws, vocabulary): the host gives the same bits."""
+        if tuple(draws) in self._told:  # steps may be launched before the ones before them are checked
+            self.host.allow(*self._told.pop(tuple(draws)))
         expected = self.host.draw(logits.float().cpu(), draws)
         for draw, ours, theirs in zip(draws, found, expected, strict=True):
             assert repr(ours) == repr(theirs), (draw, ours, theirs)  # as text, so that NaN equals NaN
