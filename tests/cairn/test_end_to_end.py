@@ -261,10 +261,9 @@ def test_prefill_many(live):
 
 def test_the_readme_example_runs(up):
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
-    assert len(blocks) == 2, "the second goes on inside the block of the first"
-    script = "".join([blocks[0], textwrap.indent(blocks[1], "    ")]).replace(
-        "127.0.0.1:50071", up["prefill"]["address"]
-    )
+    assert len(blocks) == 3, "the others go on inside the block of the first"
+    script = "".join([blocks[0], *(textwrap.indent(block, "    ") for block in blocks[1:])])
+    script = script.replace("127.0.0.1:50071", up["prefill"]["address"])
     script = script.replace("127.0.0.1:50072", up["decode"]["address"])
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
