@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Callable
 
 USUAL_S = 10.0
@@ -19,19 +20,25 @@ class Waits:
         self._most = most
         self._clock = clock
         self._running = 0
+        self._began: deque[float] = deque()  # when, of those that run, if they end in that order
         self._ended = 0.0
         self._taken_s = 0.0  # by all that ran, one beside the other; forgotten as ``_ended`` is
         self._since = clock()
 
     def began(self) -> None:
         self._count(1)
+        self._began.append(self._since)
 
     def put_back(self) -> None:
         """One that ran waits again."""
         self._count(-1)
+        if self._began:
+            self._began.pop()
 
     def ended(self) -> None:
         self._count(-1)
+        if self._began:
+            self._began.popleft()
         self._ended = self._ended * (1 - FORGET) + 1
         self._taken_s *= 1 - FORGET
 
@@ -43,8 +50,16 @@ class Waits:
         return self._taken_s / seen if seen else 0.0
 
     def expected_s(self, place: int) -> float:
-        """Until the ``place``-th in the line runs."""
-        return max(0, place - max(0, self._most - self._running)) * self.run_s / self._most
+        """Until the ``place``-th in the line runs: as if requests ended evenly, or where those that run began together
+        as the first of them come to their end."""
+        behind, run_s = place - max(0, self._most - self._running), self.run_s
+        if behind <= 0:
+            return 0.0
+        evenly = behind * run_s / self._most
+        if not self._began:
+            return evenly
+        rounds, at = divmod(behind - 1, len(self._began))
+        return max(evenly, self._began[at] + (rounds + 1) * run_s - self._since)
 
     def too_many(self, place: int, most_s: float | None = None) -> bool:
         """Whether the ``place``-th would have to wait longer than ``most_s``; by default, longer than ``USUAL_S`` and

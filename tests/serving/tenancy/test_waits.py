@@ -54,6 +54,18 @@ def test_who_finds_a_free_place_does_not_wait() -> None:
     assert not waits.too_many(6, 0.0) and waits.too_many(7, 0.0)
 
 
+def test_of_those_who_began_together_none_ends_before_its_time() -> None:
+    waits, clock = steady(8, 4.0)
+    for _ in range(8):
+        waits.ended()
+    for _ in range(8):
+        waits.began()
+    assert waits.expected_s(1) == pytest.approx(4.0, rel=0.35)
+    clock.now += 2.0
+    assert waits.expected_s(1) == pytest.approx(2.0, rel=0.5)
+    assert waits.too_many(1, 0.5)
+
+
 def test_who_becomes_slow_is_noticed_before_anybody_ends() -> None:
     waits, clock = steady(4, 0.1)
     assert waits.expected_s(4) < 0.2
