@@ -19,7 +19,8 @@ PARTS_MAX = 1024  # of all messages
 TOOLS_MAX = 128
 TOOL_CALLS_MAX = 128  # of a message
 JSON_DEPTH_MAX = 64
-_STRINGS = re.compile(r'"(?:[^"\\]|\\.)*"', re.DOTALL)
+# Also one that does not end: without it each quote of such a text would be looked at to the end of the text.
+_STRINGS = re.compile(r'"(?:[^"\\]++|\\.)*+"?', re.DOTALL)
 _BRACKETS = re.compile(r"[\[\]{}]")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import pytest
@@ -68,3 +69,11 @@ def test_a_request_is_of_segments_or_a_chat() -> None:
     with pytest.raises(InvalidRequest, match=r"^chat: "):
         check_either(decode_pb2.GenerateRequest(chat=chat, segments=[decode_pb2.Segment(text="a")]))
     check_either(decode_pb2.GenerateRequest(chat=chat))
+
+
+def test_a_text_of_quotes_that_do_not_end_is_looked_at_once() -> None:
+    began = time.thread_time()
+    for text in ('"' + '\\"' * 50_000, '"' + '\\"' * 50_000 + "\\"):
+        with pytest.raises(InvalidRequest, match=r"chat.tools\[0\]: is no JSON"):
+            chat_in(decode_pb2.Chat(messages=ONE, tools=[text]), ContentBudget(1 << 20))
+    assert time.thread_time() - began < 10  # of its own time; minutes, if each quote is looked at to the end
