@@ -15,6 +15,7 @@ from gateway.errors import HttpError, invalid, overloaded
 
 BODY_S = 30.0  # for all of a body to arrive
 NESTING_MAX = 64
+PARSED_AT_ONCE_MAX = 64 * 1024  # bytes of a body that are parsed in the event loop: a millisecond at most
 NUMBER_DIGITS_MAX = 40
 
 
@@ -64,7 +65,10 @@ async def read_json(request: Request, held: Held) -> Any:
     said = request.headers.get("content-length", "0")
     if said.isdecimal() and int(said) > held.room.body_max:
         held.take(int(said))
-    return parse_json(await _read(request, held))
+    body = await _read(request, held)
+    if len(body) <= PARSED_AT_ONCE_MAX:
+        return parse_json(body)
+    return await asyncio.to_thread(parse_json, body)  # everybody else's answers go on meanwhile
 
 
 def parse_json(body: bytes) -> Any:

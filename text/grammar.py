@@ -40,7 +40,9 @@ WAITING_MAX = 32  # grammars that wait to be compiled, or are
 WAIT_S = 10.0
 KEPT_MAX = 64  # compiled grammars
 KEPT_CHARACTERS_MAX = 1 << 20  # of their sources
-LIMITS = LLParserLimits(step_lexer_fuel=100_000, max_lexer_states=60_000, verbose_errors=False)
+# A mask or a token of an ambiguous grammar takes 2 s with the library's 50000 items, and every step would wait for it;
+# with these about 20 ms at most, over 150 thousand tokens.
+LIMITS = LLParserLimits(step_lexer_fuel=100_000, step_max_items=5000, max_lexer_states=60_000, verbose_errors=False)
 WRITING: JsonCompileOptions = {
     "whitespace_flexible": False,
     "item_separator": ", ",

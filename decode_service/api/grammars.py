@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from concurrent.futures import Future
 
+from decode_service.sequence import Sequence as Answer
 from protos import decode_pb2
 from serving.errors import InvalidRequest, Overloaded
 from text.errors import TextBusy, TextRefused
@@ -32,6 +34,16 @@ async def compiled(compiler: GrammarCompiler, request: decode_pb2.GenerateReques
 async def compiled_calls(compiler: GrammarCompiler, source: str, owner: str) -> Compiled:
     """The grammar of an answer that calls tools, from its Lark. Raises as ``compiled`` does."""
     return await _compiled(compiler, "lark", source, owner, "chat.tools")
+
+
+async def follow(grammar: Compiled, sequences: Sequence[Answer]) -> None:
+    """Has each of the answers follow the grammar. In a thread: what it forces at its beginning can be long."""
+
+    def matched() -> None:
+        for sequence in sequences:
+            sequence.grammar = grammar.matcher(ignore_ends=sequence.params.ignore_eos)
+
+    await asyncio.to_thread(matched)
 
 
 async def _compiled(compiler: GrammarCompiler, form: Form, source: str, owner: str, field: str) -> Compiled:

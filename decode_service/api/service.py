@@ -254,8 +254,8 @@ class DecodeService(decode_pb2_grpc.DecodeServiceServicer):
             prompt.bypass, prompt.scores = True, PromptScores(composition, request.sampling.prompt_logprobs)
         for sequence in sequences:
             sequence.keep = self.turns.begin() if request.keep else None
-            if grammar is not None:
-                sequence.grammar = grammar.matcher(ignore_ends=sampling.params.ignore_eos)
+        if grammar is not None:
+            await grammars.follow(grammar, sequences)
         self.worker.check_size(sequences[0])
         log.info(
             "accepted: %d prompt tokens, %d chunks, %d answers of at most %d tokens, %s",

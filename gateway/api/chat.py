@@ -12,7 +12,7 @@ from cairn import AsyncGeneration, Result
 from cairn.client.calls import ChatOptions, GenerateOptions
 from gateway.api.asked import Asked
 from gateway.api.chat_reply import ChatReply
-from gateway.api.extension import Extension, extension_of, read_chat_options, read_extension
+from gateway.api.extension import Extension, can_keep, extension_of, read_chat_options, read_extension
 from gateway.api.fields import Fields
 from gateway.api.messages import read_messages, with_documents
 from gateway.api.sampling import UINT32_MAX, sampling_options
@@ -76,7 +76,7 @@ def read_chat(fields: Fields) -> ChatRequest:
     if (most := long if short is None else short) is not None:
         options["max_tokens"] = most
     # A turn that is kept is what the next request of a conversation goes on from.
-    options.setdefault("keep", options["reuse"] == "exact" and options["cache"] == "shared")
+    options.setdefault("keep", can_keep(options))
     options["logprobs"] = bool(fields.boolean("logprobs"))
     options["top_logprobs"] = fields.integer("top_logprobs", 0, TOP_LOGPROBS_MAX) or 0
     if options["top_logprobs"] and not options["logprobs"]:

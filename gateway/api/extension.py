@@ -52,6 +52,11 @@ def read_extension(given: Fields) -> Extension:
     return Extension(read, options)
 
 
+def can_keep(options: GenerateOptions) -> bool:
+    """Whether a turn answered with these options can be kept."""
+    return (options["reuse"], options["cache"], options["prompt_logprobs"]) == ("exact", "shared", None)
+
+
 def read_chat_options(given: Fields) -> ChatOptions:
     """What chats may say there beside it. Raises ``HttpError``."""
     return {

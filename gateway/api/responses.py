@@ -10,7 +10,7 @@ from cairn import AsyncGeneration
 from cairn.client.calls import ChatOptions, GenerateOptions
 from gateway.api.asked import Asked
 from gateway.api.chat import TOP_LOGPROBS_MAX, ChatRequest, finish, start
-from gateway.api.extension import extension_of, read_chat_options, read_extension
+from gateway.api.extension import can_keep, extension_of, read_chat_options, read_extension
 from gateway.api.fields import Fields
 from gateway.api.response_input import read_input
 from gateway.api.response_reply import ResponseReply
@@ -65,7 +65,7 @@ def read_response(fields: Fields) -> tuple[ChatRequest, dict[str, Any]]:
     options["top_p"] = fields.number("top_p", 0, 1)
     if (most := fields.integer("max_output_tokens", 1, UINT32_MAX)) is not None:
         options["max_tokens"] = most
-    options.setdefault("keep", options["reuse"] == "exact" and options["cache"] == "shared")
+    options.setdefault("keep", can_keep(options))
     options["logprobs"] = _logprobs(fields)
     options["top_logprobs"] = fields.integer("top_logprobs", 0, TOP_LOGPROBS_MAX) or 0
     if options["top_logprobs"] and not options["logprobs"]:

@@ -193,3 +193,10 @@ def test_what_is_too_complex_on_the_way_says_so(monkeypatch: pytest.MonkeyPatch)
     compiled = compiler().compile("regex", ".*a.{30}b")
     with pytest.raises(grammars.GrammarFailed):
         answer(compiled.matcher(), 0)
+
+
+def test_an_ambiguous_grammar_fails_before_its_masks_take_long() -> None:
+    """With the library's own bounds it goes on until one mask of a large vocabulary takes two seconds."""
+    matcher = compiler().compile("lark", "start: s\ns: s s s | s s | LETTER\nLETTER: /[a-zA-Z ]/").matcher()
+    with pytest.raises(grammars.GrammarFailed, match="Too many items"):
+        answer(matcher, 0)

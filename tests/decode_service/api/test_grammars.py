@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from concurrent.futures import Future
 from types import SimpleNamespace
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 import pytest
 
 from decode_service.api import grammars
-from decode_service.api.grammars import compiled
+from decode_service.api.grammars import compiled, follow
 from protos import decode_pb2
 from serving.errors import InvalidRequest, Overloaded
 from tests.fakes import END, codec
@@ -52,3 +53,17 @@ def test_too_many_are_overloaded_and_too_slow_ones_invalid(monkeypatch: pytest.M
     waiting: Future[Any] = Future()
     with pytest.raises(Overloaded, match="waited"):
         run(SimpleNamespace(begin=lambda *_, **__: waiting, late=GrammarCompiler.late), regex="a")
+
+
+def test_matchers_are_not_made_in_the_event_loop() -> None:
+    """Sixteen answers that begin with a long constant would hold it for a second."""
+    made: list[tuple[int, bool]] = []
+
+    def matcher(*, ignore_ends: bool) -> Any:
+        made.append((threading.get_ident(), ignore_ends))
+        return object()
+
+    answers: Any = [SimpleNamespace(grammar=None, params=SimpleNamespace(ignore_eos=True)) for _ in range(3)]
+    asyncio.run(follow(SimpleNamespace(matcher=matcher), answers))  # type: ignore[arg-type]
+    assert len({id(each.grammar) for each in answers}) == 3
+    assert all(where != threading.get_ident() and ignore for where, ignore in made)
