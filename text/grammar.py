@@ -39,6 +39,7 @@ COMPILERS = 2
 WAITING_MAX = 32  # grammars that wait to be compiled, or are
 WAIT_S = 10.0
 KEPT_MAX = 64  # compiled grammars
+SAID_MAX = 200  # characters of the library's own words
 KEPT_CHARACTERS_MAX = 1 << 20  # of their sources
 # A mask or a token of an ambiguous grammar takes 2 s with the library's 50000 items, and every step would wait for it;
 # with these about 20 ms at most, over 150 thousand tokens.
@@ -230,6 +231,14 @@ class GrammarCompiler:
         return compiled
 
     def _compile(self, form: Form, source: str) -> Compiled:
+        try:
+            return self._compiled(form, source)
+        except TextRefused:
+            raise
+        except (ValueError, RecursionError) as error:  # what is JSON to Python, and not to the library
+            raise TextRefused(f"cannot be compiled: {_said(str(error))[:SAID_MAX]}") from None
+
+    def _compiled(self, form: Form, source: str) -> Compiled:
         assert self._tokenizer is not None
         tokenizer = self._tokenizer.result(WAIT_S)
         made = _GRAMMARS[form](source)
@@ -295,6 +304,8 @@ def _of_lark(source: str) -> str:
             _, length = json.JSONDecoder().raw_decode(source[found.end() :])
             schema = json_schema.parse(source[found.end() : found.end() + length])
             json_schema.check(schema)
+            if schema is False:
+                raise TextRefused("false allows nothing")
         except (TextRefused, RecursionError, ValueError) as error:
             raise TextRefused(f"line {line}, the schema behind %json: {error}") from None
         written = json.dumps({**({} if schema is True else schema), "x-guidance": WRITING})

@@ -7,7 +7,10 @@ here, with the place as a JSON pointer. Keywords that JSON Schema does not know 
 from __future__ import annotations
 
 import json
+import math
 import re
+import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 from urllib.parse import quote, unquote
@@ -17,6 +20,7 @@ from text.errors import TextRefused
 DEPTH_MAX = 64  # of a schema; llguidance refuses what nests deeper than about twice that
 MULTIPLE_MAX = 1000  # the states of a number's grammar are as many, and take as long
 PLACES_MAX = 1000  # that are looked at for the one that cannot be compiled
+PLACES_S = 2.0  # of the thread's own time for that; then the whole is named
 TYPES = ("null", "boolean", "object", "array", "number", "string", "integer")
 FORMATS = ("date-time", "time", "date", "duration", "email", "hostname", "ipv4", "ipv6", "uuid")
 
@@ -57,7 +61,7 @@ _REFUSED = {
 def parse(source: str) -> Any:
     """The schema as Python's values. Raises ``TextRefused`` naming line and column."""
     try:
-        return json.loads(source, parse_constant=_no_constant, object_pairs_hook=_once)
+        return json.loads(source, parse_constant=_no_constant, parse_float=_finite, object_pairs_hook=_once)
     except json.JSONDecodeError as error:
         raise TextRefused(f"line {error.lineno}, column {error.colno}: {error.msg}, so it is no JSON") from None
     except RecursionError:
@@ -70,11 +74,16 @@ def _no_constant(name: str) -> Any:
     raise TextRefused(f"{name} is no JSON")
 
 
+def _finite(digits: str) -> float:
+    if math.isinf(value := float(digits)):
+        raise TextRefused(f"the number {digits[:40]} is too large")
+    return value
+
+
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     made = dict(pairs)
     if len(made) < len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
+        twice, _ = Counter(name for name, _ in pairs).most_common(1)[0]
         raise TextRefused(f"names {twice[:80]!r} twice in one object")
     return made
 
@@ -156,7 +165,7 @@ def _check_ref(at: str, ref: Any, root: Any) -> None:
         name = part.replace("~1", "/").replace("~0", "~")
         if isinstance(found, dict) and name in found:
             found = found[name]
-        elif isinstance(found, list) and name.isdecimal() and int(name) < len(found):
+        elif isinstance(found, list) and len(name) < 10 and name.isdecimal() and int(name) < len(found):
             found = found[int(name)]
         else:
             raise _refused(at, f"{ref[:80]!r} is no place in this schema")
@@ -175,8 +184,12 @@ def _of_type(value: Any) -> str:
     return "" if len(set(types)) == len(types) else "names a type twice"
 
 
+def _is_whole(value: Any) -> bool:
+    return _is_number(value) and (isinstance(value, int) or value.is_integer())
+
+
 def _of_count(value: Any) -> str:
-    return "" if _is_number(value) and value == int(value) >= 0 else "must be a whole number, 0 or more"
+    return "" if _is_whole(value) and value >= 0 else "must be a whole number, 0 or more"
 
 
 def _of_limit(value: Any) -> str:
@@ -184,7 +197,7 @@ def _of_limit(value: Any) -> str:
 
 
 def _of_multiple(value: Any) -> str:
-    if not _is_number(value) or value != int(value) or not 1 <= value <= MULTIPLE_MAX:
+    if not _is_whole(value) or not 1 <= value <= MULTIPLE_MAX:
         return f"must be a whole number in 1..{MULTIPLE_MAX} to be guaranteed"
     return ""
 
@@ -230,7 +243,10 @@ def place_of_failure(schema: Any, said_of_all: str, failing: Callable[[Any], str
             break
         if not isinstance(node, bool):  # false is meant
             below.append(pointer)
+    ends = time.thread_time() + PLACES_S
     for pointer in sorted(below, key=lambda at: at.count("/"), reverse=True):
+        if time.thread_time() > ends:
+            break
         problem = failing({"$ref": f"#{_WHOLE}{quote(pointer, safe=_IN_POINTERS)}", "$defs": {"whole": whole}})
         # What allows nothing harms nothing where it need not be.
         if problem and (whole_is_empty or not problem.startswith(EMPTY)):

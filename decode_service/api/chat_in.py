@@ -106,6 +106,8 @@ def _object_in(field: str, text: str, budget: ContentBudget) -> dict[str, Any]:
         raise InvalidRequest(f"is nested deeper than {JSON_DEPTH_MAX}", field=field)
     try:
         value = json.loads(text, parse_constant=_no_constant)
+        if "\\u" in text:
+            json.dumps(value, ensure_ascii=False).encode()  # raises for half of a surrogate pair
     except ValueError as error:
         said = error.msg if isinstance(error, json.JSONDecodeError) else str(error)
         raise InvalidRequest(f"is no JSON ({said})", field=field, remedy="give a JSON object") from None

@@ -141,6 +141,11 @@ def answer_to_end(matcher: Matcher) -> Matcher:
         ("json_schema", '{"type": "object", "required": ["a"], "additionalProperties": false}', "at the root: "),
         ("json_schema", '{"type": "array", "items": {"type": "null", "enum": [1]}, "minItems": 1}', "at /items: "),
         ("json_schema", '{"items": {"$ref": "#/$defs/b"}, "$defs": {"b": {"pattern": "["}}}', "at /$defs/b: unclosed"),
+        ("json_schema", '{"enum": [' + "[" * 300 + "]" * 300 + "]}", "cannot be compiled: recursion limit"),
+        ("json_schema", '{"const": "\\ud800"}', "cannot be compiled: unexpected end of hex escape"),
+        ("json_schema", '{"minimum": ' + "9" * 4000 + "}", "cannot be compiled: number out of range"),
+        ("lark", "start: %json false", "line 1, the schema behind %json: false allows nothing"),
+        ("lark", 'start: %json {"maxLength": 1e400}', "line 1, the schema behind %json: is no JSON: the number 1e400"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_compiled_is_refused_by_place(form: Any, source: str, complaint: str) -> None:

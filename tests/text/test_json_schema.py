@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
 from typing import Any
 
 import pytest
 
+from text import json_schema
 from text.errors import TextRefused
 from text.json_schema import DEPTH_MAX, check, parse, place_of_failure, places
 
@@ -24,6 +26,8 @@ for _ in range(DEPTH_MAX + 1):
         ('{"minimum": NaN}', "NaN is no JSON"),
         ('{"type": "string", "type": "number"}', "names 'type' twice"),
         ("[" * 100_000, "nests deeper"),
+        ('{"maxLength": 1e400}', "the number 1e400 is too large"),
+        ('{"enum": [-1E999]}', "the number -1E999 is too large"),
     ],
 )
 def test_what_is_no_json_is_refused(source: str, complaint: str) -> None:
@@ -99,3 +103,19 @@ def test_the_innermost_failure_is_named() -> None:
         return {"/properties/a": "Unsatisfiable: x", "/items": "unclosed", "": "unclosed"}.get(place, "")
 
     assert place_of_failure(empty, "unclosed", harmless_and_harmful)[0] == "/items"
+
+
+@pytest.mark.parametrize("keyword", ["maxLength", "minItems", "multipleOf"])
+def test_schemas_of_tools_may_have_numbers_that_json_has_not(keyword: str) -> None:
+    with pytest.raises(TextRefused, match=rf"at /{keyword}: must be a whole number"):
+        check({keyword: math.inf})
+
+
+def test_a_place_with_more_digits_than_a_number_may_have_is_none() -> None:
+    with pytest.raises(TextRefused, match=r"at /\$ref: .* is no place"):
+        check({"anyOf": [{}], "$ref": "#/anyOf/" + "1" * 5000})
+
+
+def test_the_place_of_a_failure_is_not_looked_for_without_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(json_schema, "PLACES_S", -1.0)
+    assert place_of_failure({"items": {"pattern": "("}}, "no", lambda _: "no") == ("", "")

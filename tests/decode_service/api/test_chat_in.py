@@ -53,6 +53,7 @@ def test_what_stands_in_a_chat() -> None:
         ({"tools": ["{}"] * (TOOLS_MAX + 1)}, "chat.tools: 129"),
         ({"tools": ["3"]}, r"chat.tools\[0\]: is a JSON int"),
         ({"tools": ['{"a": NaN}']}, r"chat.tools\[0\]: is no JSON \(NaN"),
+        ({"tools": ['{"a": "\\ud800"}']}, r"chat.tools\[0\]: is no JSON .*surrogates"),
         ({"tools": [DEEP]}, r"chat.tools\[0\]: is nested deeper"),
         ({"template_arguments": '{"messages": []}'}, "'messages' is set by the service"),
         ({"template_arguments": '{"chat_template": "x"}'}, "'chat_template' is set by the service"),
