@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import re
 import threading
-from collections import OrderedDict, deque
+from collections import Counter, OrderedDict, deque
 from collections.abc import Collection, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as TookTooLong
@@ -37,6 +37,7 @@ Bits = NDArray[np.int32]
 SOURCE_CHARACTERS_MAX = 128 * 1024
 COMPILERS = 2
 WAITING_MAX = 32  # grammars that wait to be compiled, or are
+OWN_WAITING_MAX = 16  # of them one owner's
 WAIT_S = 10.0
 KEPT_MAX = 64  # compiled grammars
 SAID_MAX = 200  # characters of the library's own words
@@ -170,7 +171,7 @@ class GrammarCompiler:
         self._vocabulary = vocabulary
         self._end_token_ids = sorted(end_token_ids)
         self._threads = ThreadPoolExecutor(COMPILERS, thread_name_prefix="grammar")
-        self._waiting = threading.BoundedSemaphore(WAITING_MAX)
+        self._waiting: Counter[str] = Counter()  # by owner
         self._kept: OrderedDict[tuple[str, Form, str], Compiled] = OrderedDict()
         self._lock = threading.Lock()
         self._tokenizer: Future[LLTokenizer] | None = None
@@ -209,11 +210,18 @@ class GrammarCompiler:
                 there.set_result(self._kept[key])
                 return there
         self.prepare()
-        if not self._waiting.acquire(blocking=False):
-            raise TextBusy(f"{WAITING_MAX} grammars are being compiled")
+        with self._lock:
+            if self._waiting.total() >= WAITING_MAX or self._waiting[owner] >= OWN_WAITING_MAX:
+                raise TextBusy("too many grammars are being compiled")
+            self._waiting[owner] += 1
         future = self._threads.submit(self._compile_and_keep, key)
-        future.add_done_callback(lambda _: self._waiting.release())
+        future.add_done_callback(lambda _: self._leave(owner))
         return future
+
+    def _leave(self, owner: str) -> None:
+        with self._lock:
+            self._waiting[owner] -= 1
+            self._waiting += Counter()  # whoever has none is forgotten
 
     @staticmethod
     def late(future: Future[Compiled]) -> TextBusy | TextRefused:
