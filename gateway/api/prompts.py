@@ -47,6 +47,8 @@ async def _segment(document: dict[str, Any], where: str, client: AsyncClient) ->
     content = document["content"]
     if isinstance(content, str):
         return Text(content, "context", document["role"])
+    if document["role"]:
+        raise invalid(f"{where}.role", "a registered chunk has the one that it was registered with; leave it out")
     (part,) = content
     if "id" in part:
         return ChunkRef(part["id"])
