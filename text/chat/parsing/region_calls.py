@@ -11,9 +11,13 @@ from text.chat.parsing.calls import as_json
 from text.chat.parsing.scan import Broken
 from text.chat.parsing.xml_calls import Schemas, meant
 
+_CLOSES = re.compile(r"</[\w-]+>$")  # in a pattern, a tag that is at its end as it stands
+
 
 def calls_in(region: Any, body: str, captures: dict[str, str], schemas: Schemas) -> list[tuple[str, str]]:
     """The names and arguments of the calls in ``body``. Raises ``Broken``, also for words that would be left out."""
+    if _ends_open(region, body):
+        raise Broken
     try:
         value = process_field(body, region, captures)
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
@@ -42,6 +46,17 @@ def _call(value: Any, schemas: Schemas, *, typed: bool) -> tuple[str, str]:
         return name, as_json(arguments)
     except (ValueError, TypeError, RecursionError):
         raise Broken from None
+
+
+def _ends_open(region: Any, body: str) -> bool:
+    """Whether the last member of a region is not closed, so that something would be left out.
+
+    Looked at before the pattern: from each member that was begun it would look for what closes it, to the end.
+    """
+    if region.content != "xml-inline" or not body.strip():
+        return False
+    closes = _CLOSES.search(region.content_args["tag_pattern"])
+    return closes is not None and not body.rstrip().endswith(closes[0])
 
 
 def _left_out(region: Any, body: str) -> str:

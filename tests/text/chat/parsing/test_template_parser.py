@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from typing import Any
 
 import pytest
@@ -99,3 +100,12 @@ def test_long_broken_answers_are_not_looked_through_again_and_again() -> None:
         given = ["<tool_call>", "<function=f>"] * 4000 + [end]
         found = read(parser("qwen3_5", ""), given)
         assert found.text == "".join(given) and found.broken
+
+
+def test_members_that_are_not_closed_are_not_looked_for_one_by_one() -> None:
+    written = "<tool_call><function=get_weather>" + "<parameter=city>" * 20_000
+    reading = parser("qwen3_5", START)
+    began = time.thread_time()
+    parts = [*reading.push(written), *reading.flush()]
+    assert time.thread_time() - began < 10  # of its own time; minutes, if each looked for its end
+    assert "".join(part.text for part in parts) == written and reading.broken
