@@ -5,7 +5,7 @@ from __future__ import annotations
 from importlib.util import find_spec
 
 SERVER = (  # what the extra brings, by the names that are imported
-    *("torch", "transformers", "tokenizers", "safetensors", "numpy"),
+    *("torch", "transformers", "tokenizers", "safetensors", "numpy", "llguidance"),
     *("grpc_reflection", "prometheus_client", "xxhash"),
 )
 HTTP = ("starlette", "uvicorn", "prometheus_client")

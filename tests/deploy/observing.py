@@ -162,7 +162,7 @@ def in_seconds(text: str) -> str:
 def _prometheus(stack: ExitStack, root: Path, prefill: Service, decode: Service) -> Prometheus:
     jobs = {f"cairn-{service.name}": f"127.0.0.1:{service.metrics_port}" for service in (prefill, decode)}
     shipped = read_yaml(DEPLOY / "prometheus.yml")
-    assert {job["job_name"] for job in shipped["scrape_configs"]} == jobs.keys()
+    assert {job["job_name"] for job in shipped["scrape_configs"]} == {*jobs, "cairn-gateway"}
     (root / "alerts.yml").write_text(in_seconds((DEPLOY / "alerts.yml").read_text()))
     configuration = {
         "global": {"scrape_interval": f"{SCRAPE_S * 1000:.0f}ms", "evaluation_interval": f"{SCRAPE_S * 1000:.0f}ms"},

@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 BARE = ("sh", "dirname", "tr")  # what an empty Debian has and ./run uses
-TESTS_NEED = ("docker-compose", "openssl", "prometheus", "amtool", "redis-server")
+TESTS_NEED = ("docker-compose", "curl", "openssl", "chromium", "prometheus", "amtool", "redis-server")
 
 
 class Machine:
@@ -83,7 +83,9 @@ def test_the_tests_need_more_and_only_what_is_missing_is_installed(machine: Mach
     programs = [word for word in words[words.index("--no-install-recommends") + 1 :] if not word.startswith("lib")]
     assert programs == [
         "docker-compose",
+        "curl",
         "openssl",
+        "chromium",
         "prometheus",
         "prometheus-alertmanager",
     ]

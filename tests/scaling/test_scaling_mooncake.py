@@ -52,7 +52,7 @@ def test_what_prefill_computes_decode_loads(workers: tuple[Cluster, Mooncake]) -
     running, _ = workers
     (client,) = running.clients
     document = Tokens([10 + place % 300 for place in range(100)])
-    chunk = client.prefill(document)
+    chunk = client.prefill(document, durable=True)
     result = client.generate([chunk, QUERY], max_tokens=4, ignore_eos=True).finish()
     assert [part.source for part in result.reuse.segments] == ["store", "computed"]
     assert client.generate([chunk, QUERY], max_tokens=4, cache="bypass", ignore_eos=True).finish().token_ids == (
