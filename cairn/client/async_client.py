@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import copy
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from typing import Any, Self, TypeVar, Unpack
 
 from cairn.client import calls, replies
-from cairn.client.calls import Call, ChatOptions, GenerateOptions, ListOptions, PrefillOptions
+from cairn.client.calls import Call, ChatCallOptions, GenerateOptions, ListOptions, PrefillOptions
 from cairn.client.chats import ChatMessageLike
 from cairn.client.client import DEFAULT_DECODE, DEFAULT_PREFILL, DEFAULT_TIMEOUT_S
 from cairn.client.conversation import AsyncConversation
@@ -100,25 +100,11 @@ class AsyncClient:
         self,
         messages: Sequence[ChatMessageLike],
         *,
-        tools: Sequence[Mapping[str, Any]] = (),
-        tool_choice: str = "",
-        template_arguments: Mapping[str, Any] | None = None,
-        continue_last_message: bool = False,
-        parse: bool = True,
-        parallel_tool_calls: bool = False,
         timeout_s: float | None = None,
-        **options: Unpack[GenerateOptions],
+        **options: Unpack[ChatCallOptions],
     ) -> AsyncGeneration:
         """Stream an answer to a chat. Call it in the running loop. See ``Client.chat``."""
-        chat: ChatOptions = {
-            "tools": tools,
-            "tool_choice": tool_choice,
-            "template_arguments": template_arguments,
-            "continue_last_message": continue_last_message,
-            "parse": parse,
-            "parallel_tool_calls": parallel_tool_calls,
-        }
-        request = calls.chat_request(messages, chat, {"salt": self._salt, **options})
+        request = calls.chat_request(messages, {"salt": self._salt, **options})
         return self._generation([request], timeout_s, lambda _: None)
 
     def conversation(
@@ -183,13 +169,12 @@ class AsyncClient:
     async def explain_chat(
         self,
         messages: Sequence[ChatMessageLike],
-        chat: ChatOptions | None = None,
         *,
         timeout_s: float | None = None,
-        **options: Unpack[GenerateOptions],
+        **options: Unpack[ChatCallOptions],
     ) -> Explanation:
-        """What ``chat`` would reuse of these messages; ``chat`` are its own options."""
-        request = calls.chat_request(messages, chat or {}, {"salt": self._salt, **options})
+        """What the same ``chat`` would reuse, compute and move; nothing is generated."""
+        request = calls.chat_request(messages, {"salt": self._salt, **options})
         return await self._run(calls.explain(request), timeout_s)
 
     async def chunks(

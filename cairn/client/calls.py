@@ -73,6 +73,10 @@ class ChatOptions(TypedDict, total=False):
     parallel_tool_calls: bool
 
 
+class ChatCallOptions(ChatOptions, GenerateOptions, total=False):
+    """Keyword arguments of ``chat`` and ``explain_chat``."""
+
+
 class ListOptions(TypedDict, total=False):
     """Keyword arguments of ``chunks``: filters, the order, and how many a page brings (1..1000)."""
 
@@ -167,11 +171,11 @@ def prefill_request(content: Segment, options: PrefillOptions) -> prefill_pb2.Pr
     return requests.prefill_request(content, **options)
 
 
-def chat_request(
-    messages: Sequence[ChatMessageLike], chat: ChatOptions, options: GenerateOptions
-) -> decode_pb2.GenerateRequest:
+def chat_request(messages: Sequence[ChatMessageLike], options: ChatCallOptions) -> decode_pb2.GenerateRequest:
     """A request for ``Generate`` or ``Explain`` of a chat."""
-    return requests.generate_request(chat_field(messages, **chat), **options)
+    rest: Any = dict(options)
+    own: Any = {name: rest.pop(name) for name in ChatOptions.__annotations__ if name in rest}
+    return requests.generate_request(chat_field(messages, **own), **rest)
 
 
 def generate_request(segments: Sequence[Segment], options: GenerateOptions) -> decode_pb2.GenerateRequest:

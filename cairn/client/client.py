@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Self, TypeVar, Unpack
 
 from cairn.client import calls, replies
-from cairn.client.calls import Call, ChatOptions, GenerateOptions, ListOptions, PrefillOptions
+from cairn.client.calls import Call, ChatCallOptions, GenerateOptions, ListOptions, PrefillOptions
 from cairn.client.chats import ChatMessageLike
 from cairn.client.conversation import Conversation
 from cairn.client.errors import CairnError, error_from_status
@@ -99,14 +99,8 @@ class Client:
         self,
         messages: Sequence[ChatMessageLike],
         *,
-        tools: Sequence[Mapping[str, Any]] = (),
-        tool_choice: str = "",
-        template_arguments: Mapping[str, Any] | None = None,
-        continue_last_message: bool = False,
-        parse: bool = True,
-        parallel_tool_calls: bool = False,
         timeout_s: float | None = None,
-        **options: Unpack[GenerateOptions],
+        **options: Unpack[ChatCallOptions],
     ) -> Generation:
         """Stream an answer to a chat, which the service renders with the model's template and cuts into chunks.
 
@@ -118,15 +112,7 @@ class Client:
         on from the end of the last message. ``parse``: reasoning and tool calls come apart from text. With ``keep`` the
         service remembers the answer as it was generated, and takes it for what it is when the chat goes on.
         """
-        chat: ChatOptions = {
-            "tools": tools,
-            "tool_choice": tool_choice,
-            "template_arguments": template_arguments,
-            "continue_last_message": continue_last_message,
-            "parse": parse,
-            "parallel_tool_calls": parallel_tool_calls,
-        }
-        request = calls.chat_request(messages, chat, {"salt": self._salt, **options})
+        request = calls.chat_request(messages, {"salt": self._salt, **options})
         return self._generation([request], timeout_s, lambda _: None)
 
     def conversation(
@@ -204,13 +190,12 @@ class Client:
     def explain_chat(
         self,
         messages: Sequence[ChatMessageLike],
-        chat: ChatOptions | None = None,
         *,
         timeout_s: float | None = None,
-        **options: Unpack[GenerateOptions],
+        **options: Unpack[ChatCallOptions],
     ) -> Explanation:
-        """What ``chat`` would reuse of these messages; ``chat`` are its own options."""
-        request = calls.chat_request(messages, chat or {}, {"salt": self._salt, **options})
+        """What the same ``chat`` would reuse, compute and move; nothing is generated."""
+        request = calls.chat_request(messages, {"salt": self._salt, **options})
         return self._run(calls.explain(request), timeout_s)
 
     def chunks(self, *, timeout_s: float | None = None, **options: Unpack[ListOptions]) -> Iterator[StoredChunk]:

@@ -27,7 +27,10 @@ def run(args: argparse.Namespace, terminal: Terminal) -> int:
         segments = [] if chat else read_segments(args, client, terminal)  # may ask
         shown.enter_context(terminal.waiting("Looking up ..."))
         options: Any = {name: getattr(args, name) for name in ("reuse", "cache", "order", "request_id")}
-        plan = client.explain_chat(*chat, **options) if chat else client.explain(segments, **options)
+        if chat is None:
+            plan = client.explain(segments, **options)
+        else:
+            plan = client.explain_chat(chat[0], **chat[1], **options)
     if terminal.as_json:
         terminal.json_line(plan)
         return 0
