@@ -35,8 +35,9 @@ from chunk_store.key import ChunkId, ChunkType, ModelIdentity
 from decode_service.metrics import DecodeMetrics
 from decode_service.prompt.composition import compose
 from decode_service.prompt.request_chunk import Segment
-from decode_service.sequence import Deliveries, Sequence, Tokens
+from decode_service.sequence import Deliveries, Failed, FinishReason, Sequence, Tokens
 from decode_service.worker import DecodeWorker
+from engine.kv.pages import TAIL
 from engine.kv.pool import PagedKVPool
 from engine.kv.resident import ResidentChunks
 from engine.reuse import ReuseMode
@@ -156,11 +157,14 @@ def measure(engine: Engine, residents: ResidentChunks, follow: Callable[[int], C
         batch_max=ROWS,
     )
     ids, seen, over = document(engine, residents), list[tuple[float, float, int, int]](), threading.Event()
+    failed = list[Failed]()
 
     def deliver(deliveries: Deliveries) -> None:
-        tokens = [len(event.choices) for events in deliveries.values() for event in events if isinstance(event, Tokens)]
+        every = [event for events in deliveries.values() for event in events]
+        failed.extend(event for event in every if isinstance(event, Failed))
+        tokens = [len(event.choices) for event in every if isinstance(event, Tokens)]
         seen.append((time.perf_counter(), time.process_time(), len(deliveries), sum(tokens)))
-        if sum(1 for _, _, members, _ in seen if members == ROWS) >= WARM + engine.steps:
+        if failed or sum(1 for _, _, members, _ in seen if members == ROWS) >= WARM + engine.steps:
             over.set()
 
     for index in range(ROWS):
@@ -175,7 +179,9 @@ def measure(engine: Engine, residents: ResidentChunks, follow: Callable[[int], C
     worker.start(deliver)
     if not over.wait(200):
         raise TimeoutError("the requests did not decode together for long enough within 200 s")
-    worker.stop()
+    if failed:
+        raise failed[0].error
+    end_all(worker, engine.pool)
     full = [(at, cpu, tokens) for at, cpu, members, tokens in seen if members == ROWS][WARM : WARM + engine.steps]
     gaps = [(after - before) * 1e3 for (before, *_), (after, *_) in pairwise(full)]
     rate = sum(tokens for *_, tokens in full[1:]) / (full[-1][0] - full[0][0])
@@ -186,6 +192,18 @@ def measure(engine: Engine, residents: ResidentChunks, follow: Callable[[int], C
         "ms_p90": statistics.quantiles(gaps, n=10)[8],
         "tokens_s": rate,
     }
+
+
+def end_all(worker: DecodeWorker, pool: PagedKVPool) -> None:
+    """Stops a worker whose requests still run; their pages are there for the next one."""
+    for index in range(ROWS):
+        worker.end(str(index), FinishReason.ABORT)
+    until = time.monotonic() + 30
+    while pool.count()[TAIL]:
+        if time.monotonic() > until:
+            raise TimeoutError("pages of requests that were ended did not come back within 30 s")
+        time.sleep(0.01)
+    worker.stop()
 
 
 def host_alone(compiled: Compiled, vocabulary: int) -> dict[str, float]:
