@@ -49,6 +49,7 @@ from text.grammar import Compiled, GrammarCompiler, fill_rows
 VOCABULARY, END = 151936, 151643  # on a card
 ROWS = 64
 QUERY_TOKENS = 16
+ANSWER_TOKENS = 4000  # at most; where much is forced a step brings many
 STEPS = {"cpu": 24, "cuda": 200}  # of a measurement
 WARM = 12  # steps before
 SAMPLED: dict[str, Any] = {"temperature": 0.8, "top_p": 0.95}
@@ -108,7 +109,8 @@ def tokenizer() -> PreTrainedTokenizerFast:
 def on_card(shared: int) -> Engine:
     from bench.gpu_model import make_engine
 
-    made = make_engine(pool_tokens=shared + ROWS * 2048 + 4096)
+    tails = ROWS * (QUERY_TOKENS + ANSWER_TOKENS)  # all of them: nobody gives way
+    made = make_engine(pool_tokens=shared + tails + 8192, chunk_share=(shared + 4096) / (shared + tails + 8192))
     served = SimpleNamespace(identity=ModelIdentity("ab" * 32), vocabulary=VOCABULARY)
     return Engine(made.runner, made.pool, shared, served, END, STEPS["cuda"])
 
@@ -120,7 +122,7 @@ def on_cpu(shared: int) -> Engine:
 
     torch.set_num_threads(1)
     served = serve(BorrowedModel.load(str(FABLE), dtype="float32"), piece_tokens=512)
-    pages = (shared + ROWS * 2048) // 16
+    pages = (shared + ROWS * (QUERY_TOKENS + ANSWER_TOKENS)) // 16 + 2 * ROWS
     pool = PagedKVPool(served.layout, pages=pages, chunk_pages=shared // 16 + 1, page_size=16)
     return Engine(
         served.make_runner(pool, slots=ROWS), pool, shared, served, next(iter(served.eos_token_ids)), STEPS["cpu"]
@@ -169,7 +171,7 @@ def measure(engine: Engine, residents: ResidentChunks, follow: Callable[[int], C
 
     for index in range(ROWS):
         compiled = follow(index)
-        params = SamplingParams(max_tokens=1900, ignore_eos=True, seed=index, **fields)
+        params = SamplingParams(max_tokens=ANSWER_TOKENS, ignore_eos=True, seed=index, **fields)
         composition = compose(engine.served, [*_segments(engine, ids, index)], ReuseMode.EXACT, "")
         request = SamplingRequest(params, (), frozenset({engine.end}), masked=compiled is not None)
         sequence = Sequence(str(index), composition, request, "", False, lambda _: None)
