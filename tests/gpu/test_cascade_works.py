@@ -1,0 +1,46 @@
+"""The lists and launches of layers that see by different windows, as the host makes them; no device."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from chunk_store.layout import KVLayout, LayerLayout
+from engine.kv.pool import PagedKVPool
+from engine.run.cuda.cascade.launch import CascadeWork
+from engine.run.cuda.cascade.tuning import Tuning
+from engine.run.cuda.cascade.work import Limits
+from engine.run.cuda.cascade.works import LayerWorks
+from tests.gpu.cascade_cases import random_sequences
+
+LIMITS = Limits(rows=64, pairs=512, items=1024, pages=2048, partials=2048, line=5)
+
+
+def pool_of(*layers: LayerLayout) -> PagedKVPool:
+    return PagedKVPool(KVLayout("bfloat16", layers), pages=4, chunk_pages=2)
+
+
+def test_a_layer_launches_what_the_update_of_its_window_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    works = LayerWorks(pool_of(*[LayerLayout(2, 64, 64)] * 2), [None, None], heads=8, limits=LIMITS, tuning=Tuning())
+    line = np.arange(5, dtype=np.int32)
+    classes = works.update(random_sequences(1, 12, rows=(1, 3)).plan(), line)
+    assert works.line.tolist() == line.tolist()
+    assert classes and set(classes) <= set(works.every_class)
+    assert {works.layer_of(number) for number in works.every_class} == {0}
+    launched: list[tuple[int, ...]] = []
+    monkeypatch.setattr(CascadeWork, "launch", lambda *_, classes, **__: launched.append(classes))
+    q: Any = torch.empty(0)
+    for layer in range(2):
+        works.launch(layer, q, q, scaling=1.0)
+        works.launch(layer, q, q, scaling=1.0, classes=classes[:1])
+    assert launched == [classes, classes[:1]] * 2
+
+
+def test_layers_that_differ_are_refused() -> None:
+    with pytest.raises(ValueError, match="of 2 forms"):
+        LayerWorks(pool_of(LayerLayout(2, 64, 64), LayerLayout(1, 64, 64)), [None, None], heads=8)
+    with pytest.raises(ValueError, match="1 for 2 layers"):
+        LayerWorks(pool_of(*[LayerLayout(2, 64, 64)] * 2), [None], heads=8)
