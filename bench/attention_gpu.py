@@ -24,7 +24,7 @@ from bench.attention_reference import reference
 from chunk_store.layout import KVLayout, LayerLayout
 from engine.kv.pool import PagedKVPool
 from engine.model.rotary import Rotation
-from engine.plan import CascadePlan, PlacedChunk, StepSequence, plan_levels, plan_step
+from engine.plan import CascadePlan, StepSequence, behind_each_other, plan_levels, plan_step
 from engine.run.cuda.cascade.launch import CascadeWork
 from engine.run.cuda.cascade.tuning import AttentionShape, RotationTable, Tuning
 from engine.run.cuda.cascade.work import Limits
@@ -74,12 +74,12 @@ class Layers:
 def plan_of(case: Case, *, seed: int = 0, moved: bool = True) -> tuple[CascadePlan, int]:
     """The plan of a case and the slots it needs. ``moved``: every second row has its last chunk further on."""
     slot = 0
-    chunks: list[list[PlacedChunk]] = [[] for _ in range(case.rows)]
+    chunks: list[list[tuple[int, int, int]]] = [[] for _ in range(case.rows)]
     for level, (group, tokens) in enumerate(case.levels):
         for first in range(0, case.rows, group):
             for row in range(first, first + group):
                 offset = 160 if moved and level and row % 2 else 0
-                chunks[row].append(PlacedChunk(slot, tokens, offset))
+                chunks[row].append((slot, tokens, offset))
             slot += -(-tokens // PAGE_SIZE) * PAGE_SIZE
     pages_each = -(-case.own // PAGE_SIZE)
     pages = list(range(slot // PAGE_SIZE, slot // PAGE_SIZE + pages_each * case.rows))
@@ -87,8 +87,8 @@ def plan_of(case: Case, *, seed: int = 0, moved: bool = True) -> tuple[CascadePl
     sequences = []
     for row, own_chunks in enumerate(chunks):
         own_pages = tuple(pages[row * pages_each : (row + 1) * pages_each])
-        position = sum(c.tokens for c in own_chunks) + 160 + case.own - 1
-        sequences.append(StepSequence(tuple(own_chunks), own_pages, case.own - 1, 1, position))
+        position = sum(tokens for _, tokens, _ in own_chunks) + 160 + case.own - 1
+        sequences.append(StepSequence(behind_each_other(own_chunks), own_pages, case.own - 1, 1, position))
     levels = plan_levels(sequences, max_cascade_levels=len(case.levels) + 1)
     return plan_step(sequences, levels, page_size=PAGE_SIZE), slot + pages_each * case.rows * PAGE_SIZE
 

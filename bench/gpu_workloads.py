@@ -20,7 +20,7 @@ from chunk_store.open import open_store
 from chunk_store.store import Busy, ChunkStore, Stored
 from engine.kv.host_tier import HostTier
 from engine.kv.pages import PageRun
-from engine.plan import PlacedChunk, StepSequence
+from engine.plan import PlacedChunk, StepSequence, behind_each_other
 from engine.run.cuda.runner import LONG, FusedRunner
 from engine.run.pieces import GREEDY, prefill_chunk, prefill_tail
 from engine.run.protocol import StepRows
@@ -139,13 +139,13 @@ def packed_ms(engine: Engine, rows: int, *, tokens: int = LONG) -> float:
 
 def _chunks(tree: Tree) -> tuple[list[tuple[PlacedChunk, ...]], int]:
     slot = 0
-    chunks: list[list[PlacedChunk]] = [[] for _ in range(tree.rows)]
+    chunks: list[list[tuple[int, int, int]]] = [[] for _ in range(tree.rows)]
     for group, tokens in tree.levels:
         for first in range(0, tree.rows, group):
             for row in range(first, first + group):
-                chunks[row].append(PlacedChunk(slot, tokens, 0))
+                chunks[row].append((slot, tokens, 0))
             slot += -(-tokens // PAGE_SIZE) * PAGE_SIZE
-    return [tuple(own) for own in chunks], slot
+    return [behind_each_other(own) for own in chunks], slot
 
 
 def random_tokens(count: int, seed: int) -> list[int]:
@@ -179,7 +179,7 @@ def warm_ms(engine: Engine, lengths: Sequence[int], *, moved: bool) -> float:
     """Time to first token behind resident chunks; ``moved``: each was computed at position 0."""
     placed, slot, start = [], 0, 0
     for tokens in lengths:
-        placed.append(PlacedChunk(slot, tokens, start if moved else 0))
+        placed.append(PlacedChunk(slot, tokens, start if moved else 0, start))
         slot += -(-tokens // PAGE_SIZE) * PAGE_SIZE
         start += tokens
     query = random_tokens(QUERY_TOKENS, 3)
@@ -194,7 +194,7 @@ def cold_ms(engine: Engine, tokens: int, *, repeats: int = 3) -> float:
         chunk = engine.pool.allocate_run(tokens)
         assert chunk is not None
         prefill_chunk(engine.runner, ids, (), chunk)
-        first_token(engine, [PlacedChunk(chunk.first * PAGE_SIZE, tokens, 0)], query)
+        first_token(engine, [PlacedChunk(chunk.first * PAGE_SIZE, tokens, 0, 0)], query)
         engine.pool.release_run(chunk)
 
     return median_ms(run, repeats=repeats, warm=1)
@@ -243,7 +243,7 @@ def stored_ms(engine: Engine, lengths: Sequence[int], *, folder: str = "/dev/shm
     keys = [ChunkKey(digest("cairn.bench", [str(i).encode()])) for i in range(len(lengths))]
     placed, start = [], 0
     for run, tokens in zip(runs, lengths, strict=True):
-        placed.append(PlacedChunk(run.first * PAGE_SIZE, tokens, start))  # type: ignore[union-attr]
+        placed.append(PlacedChunk(run.first * PAGE_SIZE, tokens, start, start))  # type: ignore[union-attr]
         start += tokens
     query = random_tokens(QUERY_TOKENS, 3)
     nbytes = sum(engine.findings.layout.nbytes(tokens) + (1 << 20) for tokens in lengths)

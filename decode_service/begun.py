@@ -10,7 +10,7 @@ from decode_service.prompt.scores import PromptScores
 from decode_service.sequence import Sequence
 from decode_service.step_plan import Rows
 from engine.kv.resident import ResidentChunks
-from engine.plan import PlacedChunk, StepSequence
+from engine.plan import StepSequence, behind_each_other
 from engine.run.pieces import Cut, chunk_rows
 from engine.run.protocol import PendingStep, Runner, StepRows
 from engine.sampling.params import Choice, Draw
@@ -94,7 +94,7 @@ def _slice(rows: Rows, residents: ResidentChunks) -> StepRows:
     composition, cut = sequence.composition, Cut(rows.first, rows.count, rows.alone)
     if rows.chunk is not None:
         before = [composition.chunks[index].held for index in rows.chunk.context]
-        context = [PlacedChunk(each.first_slot(page_size), each.tokens, 0) for each in before]
+        context = behind_each_other((each.first_slot(page_size), each.tokens, 0) for each in before)
         return chunk_rows(rows.chunk.token_ids, cut, context, rows.chunk.held.run)
     placed = sequence.placed(page_size, residents.moves)
     draw = _draw(sequence, rows.first + rows.count) if rows.last_of_prompt else None

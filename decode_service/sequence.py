@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from chunk_store.tenant import DEFAULT_TENANT, Tenant
 from decode_service.prompt.composition import Composition
-from engine.plan import CascadePlan, PlacedChunk
+from engine.plan import CascadePlan, PlacedChunk, behind_each_other
 from engine.sampling.params import Choice, SamplingParams, SamplingRequest
 from serving.errors import RequestError
 from serving.trace.stages import StageClock
@@ -203,8 +203,8 @@ class Sequence:
         """The chunks as a plan needs them; built anew only after runs have moved (``moves`` changed)."""
         if self._placed[0] != moves:
             chunks = (chunk for chunk in self.composition.chunks if chunk.visible)
-            places = (PlacedChunk(c.held.first_slot(page_size), c.visible, c.offset) for c in chunks)
-            self._placed = moves, tuple(places)
+            places = ((c.held.first_slot(page_size), c.visible, c.offset) for c in chunks)
+            self._placed = moves, behind_each_other(places)
         return self._placed[1]
 
     def note_levels(self, plan: CascadePlan, row: int, page_size: int) -> None:

@@ -15,22 +15,52 @@ composition, in order, and then to its own tail, causally:
 One read is one pass over a chunk's bytes for all the rows that share it. ``places`` are those of the chunk in
 its rows' compositions: partial results are merged in that order (onto the tail's), whatever the batch, and a
 chunk is always one partial result, so folding a level changes who reads together, never what is summed.
+
+Layers with a window compute ``CascadePlan.seen_through``: the same plan without what its rows do not see. A row that
+sees a part of a chunk has that part's first token with its pair; parts that it does not see are not there.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+
+
+@dataclass(frozen=True)
+class Window:
+    """What a layer lets a row at ``position`` see: of the positions up to its own the last ``tokens``, or, if
+    ``chunked``, those of its own block of ``tokens``."""
+
+    tokens: int
+    chunked: bool = False
+
+    def first(self, position: int) -> int:
+        """The first position that a row at ``position`` sees."""
+        return position // self.tokens * self.tokens if self.chunked else max(0, position - self.tokens + 1)
 
 
 @dataclass(frozen=True)
 class PlacedChunk:
-    """A resident chunk in one composition: its slots, and how far from its computed place it stands."""
+    """A resident chunk in one composition: its slots, how far from its computed place it stands, and where.
+
+    ``start`` is the position of its first token; it was computed at ``start - offset``.
+    """
 
     first_slot: int
     tokens: int
     offset: int
+    start: int
+
+
+def behind_each_other(chunks: Iterable[tuple[int, int, int]]) -> tuple[PlacedChunk, ...]:
+    """Chunks (first slot, tokens, offset) that stand from position 0 on without gaps, as those of a composition do."""
+    placed = []
+    start = 0
+    for first_slot, tokens, offset in chunks:
+        placed.append(PlacedChunk(first_slot, tokens, offset, start))
+        start += tokens
+    return tuple(placed)
 
 
 @dataclass(frozen=True)
@@ -38,7 +68,8 @@ class StepSequence:
     """One sequence's share of a step: ``rows`` new tokens at ``position ..``.
 
     The tail holds ``tail_tokens`` tokens before the step, in ``tail_pages`` (which have room for the new
-    ones); its tokens stand directly before the new ones.
+    ones); its tokens stand directly before the new ones. Where every layer has a window, chunks that no row sees
+    any more may be left out, and pages of the tail may be others'.
     """
 
     chunks: tuple[PlacedChunk, ...]
@@ -50,23 +81,33 @@ class StepSequence:
 
 @dataclass(frozen=True)
 class ChunkRead:
-    """One pass over a chunk. ``rows[i]`` is turned back by ``offsets[i]`` and yields partial result ``places[i]``."""
+    """One pass over a chunk. ``rows[i]`` is turned back by ``offsets[i]`` and yields partial result ``places[i]``.
+
+    To that row the chunk begins at position ``starts[i]``, and it sees the chunk's tokens from ``firsts[i]`` on (empty:
+    all of them, for every row).
+    """
 
     first_slot: int
     tokens: int
     rows: tuple[int, ...]
     offsets: tuple[int, ...]
     places: tuple[int, ...]
+    starts: tuple[int, ...]
+    firsts: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
 class Tail:
-    """Rows ``first_row .. first_row + rows - 1`` attend causally to ``tokens_before`` + their own tokens."""
+    """Rows ``first_row .. first_row + rows - 1`` attend causally to ``tokens_before`` + their own tokens.
+
+    Row i of them sees the tail's tokens from ``first[i]`` on (empty: all, every row).
+    """
 
     first_row: int
     rows: int
     pages: tuple[int, ...]
     tokens_before: int
+    first: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -100,9 +141,23 @@ class CascadePlan:
 
     @property
     def tokens_read(self) -> int:
-        """KV tokens that the step reads: each read once, each tail once."""
-        shared = sum(read.tokens for read in self.reads)
-        return shared + sum(t.tokens_before + t.rows for t in self.tails)
+        """KV tokens that the step reads: each read once, each tail once, from the first that one of its rows sees."""
+        shared = sum(read.tokens - min(read.firsts, default=0) for read in self.reads)
+        return shared + sum(t.tokens_before + t.rows - min(t.first, default=0) for t in self.tails)
+
+    def seen_through(self, window: Window | None) -> CascadePlan:
+        """The plan that a layer with ``window`` computes: without what its rows do not see.
+
+        Pairs that see nothing of a chunk are gone, and reads and levels without pairs; the others have their first
+        tokens where one is above 0. Places stay what they are. The same object where every row sees everything.
+        """
+        seen = [0] if window is None else [window.first(position) for position in self.positions]
+        if not any(seen):
+            return self
+        levels = tuple(tuple(kept for read in level if (kept := _seen_read(read, seen))) for level in self.levels)
+        # The same levels are the same object: what is made of them for a step may be kept for the next.
+        levels = self.levels if levels == self.levels else tuple(level for level in levels if level)
+        return replace(self, levels=levels, tails=tuple(_seen_tail(tail, seen, self.positions) for tail in self.tails))
 
     def level_of(self, first_slot: int, row: int) -> int:
         """The level in which ``row`` reads the chunk at ``first_slot``; the tails' level if it reads none there."""
@@ -113,7 +168,31 @@ class CascadePlan:
 
 
 Levels = tuple[tuple[ChunkRead, ...], ...]
-_Pairs = tuple[list[int], list[int], list[int]]  # of one chunk: rows, offsets, places
+_Pairs = tuple[list[int], list[int], list[int], list[int]]  # of one chunk: rows, offsets, places, starts
+
+
+def _seen_read(read: ChunkRead, seen: Sequence[int]) -> ChunkRead | None:
+    """What the rows, which see the positions from ``seen[row]`` on, read of a chunk; None if nothing."""
+    firsts = [seen[row] - start for row, start in zip(read.rows, read.starts, strict=True)]
+    if max(firsts) <= 0:
+        return read
+    if max(firsts) < read.tokens:
+        return replace(read, firsts=tuple([max(first, 0) for first in firsts]))
+    kept = [i for i, first in enumerate(firsts) if first < read.tokens]
+    if not kept:
+        return None
+    of = [tuple([values[i] for i in kept]) for values in (read.rows, read.offsets, read.places, read.starts)]
+    own = tuple([max(firsts[i], 0) for i in kept])
+    return ChunkRead(read.first_slot, read.tokens, *of, own if any(own) else ())
+
+
+def _seen_tail(tail: Tail, seen: Sequence[int], positions: Sequence[int]) -> Tail:
+    start = positions[tail.first_row] - tail.tokens_before
+    last = seen[tail.first_row + tail.rows - 1] - start  # rows of one tail see ever later positions
+    if last <= 0:
+        return tail
+    rows = range(tail.first_row, tail.first_row + tail.rows)
+    return replace(tail, first=tuple([max(seen[row] - start, 0) for row in rows]))
 
 
 def plan_levels(sequences: Sequence[StepSequence], *, max_cascade_levels: int) -> Levels:
@@ -128,7 +207,7 @@ def plan_levels(sequences: Sequence[StepSequence], *, max_cascade_levels: int) -
         raise ValueError(f"max_cascade_levels: {max_cascade_levels} must be at least 1 (the tails)")
     readers = _readers(sequences)
     ranks = _ranks(readers)
-    shared: dict[tuple[int, int], _Pairs] = defaultdict(lambda: ([], [], []))
+    shared: dict[tuple[int, int], _Pairs] = defaultdict(lambda: ([], [], [], []))
     levels_of: dict[tuple[int, int], int] = {}
     folded: list[tuple[int, ChunkRead]] = []
     first_row = 0
@@ -141,12 +220,14 @@ def plan_levels(sequences: Sequence[StepSequence], *, max_cascade_levels: int) -
             place = (chunk.first_slot, chunk.tokens)
             level = level_of.get(place)
             if level is None:
-                folded.append((deepest, ChunkRead(*place, tuple(rows), (chunk.offset,) * count, (index,) * count)))
+                same = ((chunk.offset,) * count, (index,) * count, (chunk.start,) * count)
+                folded.append((deepest, ChunkRead(*place, tuple(rows), *same)))
                 continue
-            of_rows, of_offsets, of_places = shared[place]
+            of_rows, of_offsets, of_places, of_starts = shared[place]
             of_rows += rows
             of_offsets += [chunk.offset] * count
             of_places += [index] * count
+            of_starts += [chunk.start] * count
             levels_of[place] = max(level, levels_of.get(place, 0))
         first_row += count
     reads = [(levels_of[place], ChunkRead(*place, *map(tuple, pairs))) for place, pairs in shared.items()] + folded

@@ -19,7 +19,7 @@ from engine.block_mask import MaskedSequence, masked_sequence
 from engine.kv.pool import PagedKVPool
 from engine.kv.resident import ResidentChunks
 from engine.model.borrowed import BorrowedModel
-from engine.plan import PlacedChunk, StepSequence
+from engine.plan import PlacedChunk, StepSequence, behind_each_other
 from engine.reuse import ReuseMode, key_composition
 from engine.run.pieces import prefill_chunk, prefill_tail
 from engine.run.protocol import Runner, StepRows, WatchableRunner
@@ -111,15 +111,15 @@ def our_logits(
 
 def _place(runner: Runner, residents: ResidentChunks, prompt: CheckPrompt, mode: ReuseMode) -> tuple[PlacedChunk, ...]:
     """The prompt's chunks in the pool, computed where they are not there yet."""
-    placed: list[PlacedChunk] = []
+    placed: list[tuple[int, int, int]] = []
     for chunk in key_composition(ModelIdentity("self-check"), prompt.chunks, mode):
         resident = residents.find(chunk.key) or residents.reserve(chunk.key, len(chunk.token_ids))
         if not resident.ready:
-            context = [PlacedChunk(placed[i].first_slot, placed[i].tokens, 0) for i in chunk.context]
+            context = behind_each_other((*placed[i][:2], 0) for i in chunk.context)
             prefill_chunk(runner, chunk.token_ids, context, resident.run)
             resident.ready = True
-        placed.append(PlacedChunk(resident.first_slot(PAGE_SIZE), len(chunk.token_ids), chunk.offset))
-    return tuple(placed)
+        placed.append((resident.first_slot(PAGE_SIZE), len(chunk.token_ids), chunk.offset))
+    return behind_each_other(placed)
 
 
 def eager_logits(borrowed: BorrowedModel, modes: Sequence[ReuseMode], prompts: Prompts, limit: int) -> list[Tensor]:

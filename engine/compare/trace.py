@@ -20,7 +20,7 @@ from engine.block_mask import masked_sequence
 from engine.kv.pages import PageRun
 from engine.kv.pool import PagedKVPool
 from engine.kv.resident import ResidentChunk, ResidentChunks
-from engine.plan import PlacedChunk
+from engine.plan import behind_each_other
 from engine.reuse import KeyedChunk, ReuseMode, key_composition
 from engine.run.pieces import cuts, prefill_chunk, prefill_tail
 from engine.run.protocol import WatchableRunner
@@ -117,7 +117,7 @@ def trace_engine(
     held: list[_Held] = []
     for chunk in keyed:
         held.append(_hold(chunk, held, residents, runner, hidden, load))
-    placed = [PlacedChunk(h.resident.first_slot(PAGE_SIZE), h.resident.tokens, h.keyed.offset) for h in held]
+    placed = behind_each_other((h.resident.first_slot(PAGE_SIZE), h.resident.tokens, h.keyed.offset) for h in held)
     tail = pool.allocate_pages(pool.pages_for(len(query))) or []
     with runner.watching_layers(hidden.note):
         logits = prefill_tail(runner, query, placed, tail, start=sum(map(len, chunks)))
@@ -160,7 +160,8 @@ def _hold(
     missing = "" if load is None else load(keyed.key, keyed.token_ids, residents.pool, resident.run)
     if load is not None and not missing:
         return _Held(keyed, resident, hidden.take([len(keyed.token_ids)]), STORED)
-    context = [PlacedChunk(held[i].resident.first_slot(PAGE_SIZE), held[i].resident.tokens, 0) for i in keyed.context]
+    seen = (held[i].resident for i in keyed.context)
+    context = behind_each_other((each.first_slot(PAGE_SIZE), each.tokens, 0) for each in seen)
     with runner.watching_layers(hidden.note):
         prefill_chunk(runner, keyed.token_ids, context, resident.run)
     states = hidden.take([cut.rows for cut in cuts(runner, context, len(keyed.token_ids), chunk=True)])

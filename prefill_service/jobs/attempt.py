@@ -23,7 +23,7 @@ from chunk_store.store import Busy, Publication, Stored
 from chunk_store.tenant import NO_LIMITS
 from engine.kv.resident import ResidentChunk
 from engine.kv.source import KVSource
-from engine.plan import PlacedChunk
+from engine.plan import behind_each_other
 from engine.run.pieces import prefill_chunk
 from prefill_service.jobs.progress import JobCancelled, JobProgress
 from prefill_service.jobs.resolver import PrefillJob
@@ -258,7 +258,7 @@ class Attempt:
         self.held[index] = chunk
         page_size = self.residents.pool.page_size
         behind = [self.held[i] for i in keyed.context]  # places as they are after making room
-        context = [PlacedChunk(c.first_slot(page_size), c.tokens, 0) for c in behind]
+        context = behind_each_other((c.first_slot(page_size), c.tokens, 0) for c in behind)
         log.debug("computing %d tokens behind %d chunks", len(keyed.token_ids), len(context))
         with self.progress.timer.stage("prefill"):
             prefill_chunk(self.computer.runner, keyed.token_ids, context, chunk.run)

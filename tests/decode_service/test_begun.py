@@ -43,7 +43,7 @@ def begun(*rows: Rows) -> tuple[Begun, list[StepRows]]:
 def test_a_row_that_decodes_takes_the_token_that_was_drawn_in_its_slot() -> None:
     one = sequence("one", 3)
     step, (row,) = begun(Rows(one, 4, 1))
-    assert row == StepRows(StepSequence((PlacedChunk(8, 5, 0),), (9, 8), 4, 1, 9), (~3,), Draw(3, 2, 10))
+    assert row == StepRows(StepSequence((PlacedChunk(8, 5, 0, 0),), (9, 8), 4, 1, 9), (~3,), Draw(3, 2, 10))
     assert step.decodes and step.tokens_flat == 10
 
 

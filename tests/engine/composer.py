@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +10,7 @@ import torch
 
 from engine.kv.pool import PagedKVPool
 from engine.kv.resident import ResidentChunk, ResidentChunks
-from engine.plan import PlacedChunk, StepSequence
+from engine.plan import PlacedChunk, StepSequence, behind_each_other
 from engine.reuse import ReuseMode, key_composition
 from engine.run.pieces import prefill_chunk, prefill_tail
 from engine.run.protocol import StepRows
@@ -57,15 +57,16 @@ class Composer:
             resident = self.residents.acquire(chunk.key)
             if resident is None:
                 resident = self.residents.reserve(chunk.key, len(chunk.token_ids))
-                context = [self._at(held[i], 0) for i in chunk.context]
+                context = self._placed((held[i], 0) for i in chunk.context)
                 prefill_chunk(self.runner, chunk.token_ids, context, resident.run)
                 resident.ready = True
                 self.computed += len(chunk.token_ids)
             held.append(resident)
-        return held, tuple(self._at(r, k.offset) for r, k in zip(held, keyed, strict=True))
+        return held, self._placed(zip(held, (k.offset for k in keyed), strict=True))
 
-    def _at(self, chunk: ResidentChunk, offset: int) -> PlacedChunk:
-        return PlacedChunk(chunk.first_slot(self.pool.page_size), chunk.tokens, offset)
+    def _placed(self, chunks: Iterable[tuple[ResidentChunk, int]]) -> tuple[PlacedChunk, ...]:
+        size = self.pool.page_size
+        return behind_each_other((chunk.first_slot(size), chunk.tokens, offset) for chunk, offset in chunks)
 
     def generate(self, requests: Sequence[Request], count: int) -> list[tuple[list[int], torch.Tensor]]:
         """Decodes all requests as one batch; greedy tokens and logits (count, vocabulary) of each."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from engine.plan import CascadePlan, PlacedChunk, StepSequence, plan_levels, plan_step
+from engine.plan import CascadePlan, StepSequence, behind_each_other, plan_levels, plan_step
 
 PAGE = 16
 CHUNK_TOKENS = (1, 15, 16, 17, 100, 1000, 2500, 5000)
@@ -50,7 +50,7 @@ def random_sequences(
     sequences = []
     for _ in range(count):
         wanted = rng.choices(places, k=rng.randint(0, 4)) if rng.random() < 0.5 else places[-1:] + places[:1]
-        chunks = tuple(PlacedChunk(slot, tokens, rng.choice((0, 0, 7, 480))) for slot, tokens in wanted)
+        chunks = behind_each_other((slot, tokens, rng.choice((0, 0, 7, 480))) for slot, tokens in wanted)
         new = rng.choice(rows)
         before = rng.randint(0, 300 - new)
         own = tuple(free.pop() for _ in range(-(-(before + new) // PAGE)))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from engine.plan import PlacedChunk, StepSequence, plan_levels, plan_step
+from engine.plan import StepSequence, plan_levels, plan_step, behind_each_other
 
 pytestmark = pytest.mark.gpu
 
@@ -39,7 +39,7 @@ def test_attention_of_a_piece_over_chunks() -> None:
     torch.manual_seed(0)
     pages = 400
     keys, values = (torch.randn(pages * PAGE, KV_HEADS, DIM, device="cuda", dtype=torch.bfloat16) for _ in range(2))
-    chunks = (PlacedChunk(0, 1500, 0), PlacedChunk(100 * PAGE, 700, 0), PlacedChunk(150 * PAGE, 33, 0))
+    chunks = behind_each_other(((0, 1500, 0), (100 * PAGE, 700, 0), (150 * PAGE, 33, 0)))
     sequence = StepSequence(chunks, tuple(range(200, 300)), 0, ROWS, 2233)
     plan = plan_step([sequence], plan_levels([sequence], max_cascade_levels=1), page_size=PAGE)
     step = prepare_piece(plan, PAGE, torch.device("cuda"))

@@ -79,7 +79,7 @@ class LongPieces:
         for rows in (pool.page_size, pool.page_size - 1):  # Triton compiles apart what is a multiple of 16
             rows = min(rows, self._rows)
             for chunks in (1, 3):
-                context = (PlacedChunk(pool.scratch_page * pool.page_size, rows, 0),) * chunks
+                context = (PlacedChunk(pool.scratch_page * pool.page_size, rows, 0, 0),) * chunks
                 sequence = StepSequence(context, (pool.scratch_page,), 0, rows, 0)
                 plan = plan_step([sequence], plan_levels([sequence], max_cascade_levels=1), page_size=pool.page_size)
                 self.launch(plan, [0] * rows)

@@ -25,6 +25,6 @@ def prefilling_plans(rows: int, page: int, page_size: int) -> list[CascadePlan]:
 def with_reads(plan: CascadePlan, slot: int) -> list[CascadePlan]:
     """The plan without chunks, with one that a row reads, and with a long one, at ``slot``, that every row reads."""
     rows = len(plan.slots)
-    alone = ChunkRead(slot, 1, (0,), (0,), (0,))
-    shared = ChunkRead(slot, 4 * rows, tuple(range(rows)), (0,) * rows, (0,) * rows)
+    alone = ChunkRead(slot, 1, (0,), (0,), (0,), (0,))
+    shared = ChunkRead(slot, 4 * rows, tuple(range(rows)), *((0,) * rows,) * 3)
     return [replace(plan, levels=levels) for levels in ((), ((alone,),), ((shared,),))]

@@ -108,7 +108,7 @@ def test_once_prepared_no_traffic_captures_anything(
     monkeypatch.setattr(runner._pieces, "prepare", lambda: None)
     runner.prepare()
     captured = runner.steps.graphs
-    chunks = [PlacedChunk(16 * first, tokens, 0) for first, tokens in ((0, 100), (10, 3000), (300, 20_000))]
+    chunks = [PlacedChunk(16 * first, tokens, 0, 0) for first, tokens in ((0, 100), (10, 3000), (300, 20_000))]
     for _ in range(150):
         room, batch = runner.room(decoding=True), []
         drawing = rng.randint(0, runner.slots)
@@ -147,7 +147,7 @@ def test_what_a_step_brings_to_the_device(weights: FusedWeights, graphs: Graphs)
     runner = runner_of(weights, slots=4, rows_max=16)
     for slot in range(4):
         runner.open(slot, GREEDY)
-    chunk = PlacedChunk(32, 50, 0)
+    chunk = PlacedChunk(32, 50, 0, 0)
     batch = [
         rows_of(runner, 0, 3, chunks=(chunk,), before=20),
         StepRows(rows_of(runner, 1, 1, before=40).sequence, (~2,), Draw(2, 5, 41)),
@@ -212,7 +212,7 @@ def test_lists_that_a_step_outgrows_are_made_larger(weights: FusedWeights, graph
     small = StepLimits(pairs=40, partials=40)
     runner = runner_of(weights, slots=16, rows_max=16, limits=small)
     room = runner.room(decoding=False)
-    chunks = tuple(PlacedChunk(16 * i, 16, 0) for i in range(9))
+    chunks = tuple(PlacedChunk(16 * i, 16, 0, 16 * i) for i in range(9))
     assert room.take([16] * 9, 0, 16) == 2, "10 partial results a row of 40, less one for each row of padding"
     runner.begin([rows_of(runner, slot, 1, chunks=chunks) for slot in range(16)])
     assert runner.steps.limits == StepLimits(pairs=160, partials=160)
@@ -238,7 +238,7 @@ def test_what_no_step_can_be_is_refused_before_anything_is_launched(weights: Fus
     with pytest.raises(ValueError, match="nothing is drawn"):
         runner.begin([StepRows(one.sequence, (1,), Draw(0, 0, 1), alone=True)])
     with pytest.raises(ValueError, match="computed places"):
-        moved = rows_of(runner, 0, 1, chunks=(PlacedChunk(0, 16, 3),))
+        moved = rows_of(runner, 0, 1, chunks=(PlacedChunk(0, 16, 3, 3),))
         runner.begin([StepRows(moved.sequence, (1,), alone=True)])
     with pytest.raises(ValueError, match="slots: 2000 are more than the 1024 rows"):
         runner_of(weights, slots=2000)

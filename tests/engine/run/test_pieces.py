@@ -15,7 +15,7 @@ from engine.run.protocol import StepRows
 from engine.run.room import StepRoom
 from engine.sampling.params import Draw, SamplingRequest
 
-CONTEXT = (PlacedChunk(0, 5, 0), PlacedChunk(8, 3, 0))
+CONTEXT = (PlacedChunk(0, 5, 0, 0), PlacedChunk(8, 3, 0, 5))
 
 
 class Runner:
@@ -83,4 +83,4 @@ def test_nothing_is_no_tail_and_moved_context_is_none() -> None:
     with pytest.raises(ValueError, match="token_ids: at least one"):
         prefill_tail(runner(4), (), CONTEXT, [1], start=0)
     with pytest.raises(ValueError, match=r"context: .* at their computed places"):
-        chunk_rows((1,), Cut(0, 1, True), (PlacedChunk(0, 5, -2),), PageRun(0, 1))
+        chunk_rows((1,), Cut(0, 1, True), (PlacedChunk(0, 5, -2, 0),), PageRun(0, 1))

@@ -30,7 +30,7 @@ def test_plans_are_padded_to_the_next_bucket_on_the_scratch_page() -> None:
 
 
 def test_levels_are_planned_anew_when_a_composition_or_a_number_of_rows_changes() -> None:
-    chunk, moved = PlacedChunk(0, 4, 0), PlacedChunk(4, 4, 0)
+    chunk, moved = PlacedChunk(0, 4, 0, 0), PlacedChunk(4, 4, 0, 0)
     planner = StepPlanner(POOL, 3)
     with mock.patch.object(planning, "plan_levels", wraps=plan_levels) as planned:
         for at in range(3):
@@ -45,7 +45,7 @@ def test_levels_are_planned_anew_when_a_composition_or_a_number_of_rows_changes(
 
 
 def test_a_piece_stands_alone() -> None:
-    chunks = (PlacedChunk(0, 4, 0), PlacedChunk(4, 3, 2))
+    chunks = (PlacedChunk(0, 4, 0, 0), PlacedChunk(4, 3, 2, 4))
     piece = StepRows(StepSequence(chunks, (6,), 1, 3, 20), [1, 2, 3], alone=True)
     plan = StepPlanner(POOL, 3).plan([piece], piece_tokens=8)
     assert (tuple(plan.positions), tuple(plan.slots), plan.partials) == ((20, 21, 22), (25, 26, 27), 3)

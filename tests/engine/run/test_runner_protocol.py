@@ -53,7 +53,7 @@ class Batch:
         run = pool.allocate_run(len(DOCUMENT))
         assert run is not None
         prefill_chunk(runner, DOCUMENT, (), run)
-        self.chunks = (PlacedChunk(run.first * pool.page_size, len(DOCUMENT), 0),)
+        self.chunks = (PlacedChunk(run.first * pool.page_size, len(DOCUMENT), 0, 0),)
         self.tails = [tuple(pool.allocate_pages(2) or ()) for _ in range(ROWS)]
         self.first = []
         for row, pages in enumerate(self.tails):
@@ -250,7 +250,7 @@ def test_context_that_was_moved_computes_no_chunk(make: Make) -> None:
     run = runner.pool.allocate_run(4)
     assert run is not None
     with pytest.raises(ValueError, match="computed places"):
-        prefill_chunk(runner, [1, 2], [PlacedChunk(64, 2, 3)], run)
+        prefill_chunk(runner, [1, 2], [PlacedChunk(64, 2, 3, 3)], run)
 
 
 def test_every_layer_is_seen_while_it_is_watched(make: Make) -> None:
