@@ -181,9 +181,11 @@ def _seen_read(read: ChunkRead, seen: Sequence[int]) -> ChunkRead | None:
     kept = [i for i, first in enumerate(firsts) if first < read.tokens]
     if not kept:
         return None
-    of = [tuple([values[i] for i in kept]) for values in (read.rows, read.offsets, read.places, read.starts)]
+    rows, offsets, places, starts = (
+        tuple([values[i] for i in kept]) for values in (read.rows, read.offsets, read.places, read.starts)
+    )
     own = tuple([max(firsts[i], 0) for i in kept])
-    return ChunkRead(read.first_slot, read.tokens, *of, own if any(own) else ())
+    return ChunkRead(read.first_slot, read.tokens, rows, offsets, places, starts, own if any(own) else ())
 
 
 def _seen_tail(tail: Tail, seen: Sequence[int], positions: Sequence[int]) -> Tail:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from engine.plan import StepSequence, plan_levels, plan_step, behind_each_other
+from engine.plan import StepSequence, behind_each_other, plan_levels, plan_step
 
 pytestmark = pytest.mark.gpu
 
