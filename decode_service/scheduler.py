@@ -166,6 +166,11 @@ class Scheduler:
         running = self._admitted[State.PREFILLING] or self._admitted[State.DECODING]
         return bool(running or self._line_moved or self._next.computing(self._admitted))
 
+    @property
+    def tail_tokens_max(self) -> int:
+        """Tokens that a tail can have."""
+        return self._tails.pages * self._page_size
+
     def check_size(self, sequence: Sequence) -> None:
         """Raises ``Unsupported`` if the pool could never hold the sequence. May be called from any thread."""
         self._admission.check_size(sequence)

@@ -172,6 +172,11 @@ class DecodeWorker:
         """Ends one answer alone, as ``end`` does with all that bear a request's id."""
         self._inbox.put(lambda: self.scheduler.finish(sequence, reason, time.monotonic_ns()))
 
+    @property
+    def tail_tokens_max(self) -> int:
+        """Tokens that a query and its answer can have in the pool, if nobody else has any."""
+        return self.scheduler.tail_tokens_max
+
     def check_size(self, sequence: Sequence) -> None:
         """Raises ``Unsupported`` if the pool could never hold the sequence."""
         self.scheduler.check_size(sequence)

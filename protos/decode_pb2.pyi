@@ -253,7 +253,7 @@ class SamplingParams(_message.Message):
     repetition_penalty: _builtins.float
     """above 0, at most 100, of tokens in prompt and answer; default 1: none"""
     max_tokens: _builtins.int
-    """default 128"""
+    """default 128, of a chat as many as there is room for"""
     min_tokens: _builtins.int
     """no end token and no stop token is drawn before"""
     ignore_eos: _builtins.bool

@@ -42,7 +42,7 @@ class SamplingOptions(TypedDict, total=False):
 
 def sampling_params(
     *,
-    max_tokens: int = 128,
+    max_tokens: int | None = None,
     stop: Sequence[str] = (),
     stop_token_ids: Sequence[int] = (),
     logit_bias: Mapping[int, float] | None = None,

@@ -293,9 +293,11 @@ class DecodeService(decode_pb2_grpc.DecodeServiceServicer):
     ) -> tuple[Composition, SamplingRequest]:
         """The composition with how its answer is drawn. Raises ``RequestError``."""
         served = self.resolver.served
-        max_tokens = answer_tokens(
-            served, composition, messages.max_tokens_in(request.sampling), messages.MAX_TOKENS_DEFAULT
-        )
+        # A chat's answer ends where the model ends it, as far as there is room.
+        usual = messages.MAX_TOKENS_DEFAULT
+        if composition.chat is not None:
+            usual = max(1, self.worker.tail_tokens_max - len(composition.tail))
+        max_tokens = answer_tokens(served, composition, messages.max_tokens_in(request.sampling), usual)
         params = messages.sampling_in(request.sampling, max_tokens, served.vocabulary, served.eos_token_ids)
         check_prompt_logprobs(request.sampling, composition.prompt_tokens)
         stops = frozenset(token for token in params.stops_at(served.eos_token_ids) if token < served.vocabulary)

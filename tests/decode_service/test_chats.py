@@ -64,6 +64,13 @@ def test_a_kept_answer_stands_as_it_was_generated(services: Pair) -> None:
     assert second.kept.query_token_ids == codec.encode("<end><|user|>Two?<end><|assistant|>")
 
 
+def test_an_answer_to_a_chat_ends_where_there_is_no_more_room_unless_it_is_told(services: Pair) -> None:
+    found = services.client.chat([user("Long?")], ignore_eos=True).finish()
+    most = min(services.decode.resolver.served.context_length_max, services.decode.worker.tail_tokens_max)
+    assert found.usage.completion_tokens == most - found.usage.prompt_tokens > 128  # all of it is a query
+    assert services.client.generate(["Long?"], ignore_eos=True).finish().usage.completion_tokens == 128
+
+
 def test_an_edited_answer_is_rendered(services: Pair) -> None:
     first = ask(services.client, [user("Three?")], keep=True)
     found = ask(services.client, [user("Three?"), assistant(first.text + "."), user("Four?")])

@@ -48,7 +48,7 @@ def test_defaults_are_explicit_where_the_contract_names_them_and_unset_elsewhere
     request = generate_request(["q"])
     assert request.reuse_mode == chunks_pb2.REUSE_MODE_EXACT
     assert request.cache_use == decode_pb2.CACHE_USE_SHARED
-    assert request.sampling.max_tokens == 128
+    assert not request.sampling.HasField("max_tokens")
     for name in ("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "min_tokens", "seed"):
         assert not request.sampling.HasField(name)
 

@@ -44,7 +44,7 @@ def test_every_option_arrives() -> None:
 
 
 def test_what_is_left_out_is_not_sent() -> None:
-    assert sampling_params() == decode_pb2.SamplingParams(max_tokens=128)
+    assert sampling_params() == decode_pb2.SamplingParams()
     assert sampling_params(temperature=None, n=1, prompt_logprobs=None) == sampling_params()
     assert list(sampling_params(stop="end").stop) == ["end"]
 
