@@ -63,19 +63,20 @@ class WatchedAttention:
         self._compare(step.plan, out, exact, rounded)
         return out
 
-    def after(self, plan: CascadePlan, layer: int, q: Tensor, out: Tensor, scaling: float) -> None:
+    def after(self, plan: CascadePlan, layer: int, q: Tensor, out: Tensor, scores: Scores, turned: bool) -> None:
         """K and V of the new tokens are in the pool."""
-        rotation, turned = self._rotations[layer], q.float()
-        if rotation is not None:
-            turned = rotation.turn_back(turned, *rotation.whole_table(-torch.tensor(plan.positions), q.device))
+        rotation, at_position = self._rotations[layer], q.float()
+        if rotation is not None and not turned:
+            table = rotation.whole_table(-torch.tensor(plan.positions), q.device)
+            at_position = rotation.turn_back(at_position, *table)
         results = []
-        for attention, queries in ((self._exact, turned), (self._rounded, turned.to(q.dtype))):
+        for attention, queries in ((self._exact, at_position), (self._rounded, at_position.to(q.dtype))):
             keys, values = attention.pool.keys[layer], attention.pool.values[layer]
             keys.copy_(self._pool.keys[layer])
             values.copy_(self._pool.values[layer])
             step = attention.prepare(plan)
             new = step.slots
-            results.append(attention.attend(step, layer, queries, keys[new], values[new], Scores(scaling)))
+            results.append(attention.attend(step, layer, queries, keys[new], values[new], scores))
         self._compare(plan, out, *results)
 
     def _compare(self, plan: CascadePlan, out: Tensor, exact: Tensor, rounded: Tensor) -> None:

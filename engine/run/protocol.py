@@ -20,7 +20,7 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-from engine.attention import Attention
+from engine.attention import Attention, Scores
 from engine.kv.pool import PagedKVPool
 from engine.plan import CascadePlan, StepSequence
 from engine.run.room import StepRoom
@@ -153,8 +153,11 @@ class AttentionWatch(Protocol):
         """What a runner with a backend calls in its place."""
         ...
 
-    def after(self, plan: CascadePlan, layer: int, q: Tensor, out: Tensor, scaling: float) -> None:
-        """Called by a runner without a backend: ``q`` before rotation and ``out`` (rows, heads, dim)."""
+    def after(self, plan: CascadePlan, layer: int, q: Tensor, out: Tensor, scores: Scores, turned: bool) -> None:
+        """Called by a runner without a backend: ``q`` and ``out`` (rows, heads, dim).
+
+        ``turned``: queries stand at their positions; otherwise they are as before rotation.
+        """
         ...
 
 

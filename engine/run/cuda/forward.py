@@ -12,16 +12,15 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from engine.attention import Scores
 from engine.kv.pool import PagedKVPool
 from engine.run.cuda.cascade.tuning import RotationTable
+from engine.run.cuda.packed import Attend, AttentionCall
 from engine.run.cuda.prefill_attention import group_of, launch_options
 from engine.run.cuda.products import product
 from engine.run.cuda.weights import FusedWeights, LayerWeights
 
 GATE_BLOCK = 1024
-
-# layer, raw queries (rows, heads, dim; rows strided), turned queries (rows, heads, dim), out (rows, heads, dim)
-Attend = Callable[[int, Tensor, Tensor, Tensor], None]
 
 
 @dataclass(frozen=True)
@@ -88,6 +87,9 @@ class FusedForward:
     Every kernel and every product works row by row: what a row gives does not depend on the rows beside it.
     """
 
+    name = "fused-4"
+    piece_refusal = ""
+
     def __init__(self, weights: FusedWeights, pool: PagedKVPool, *, positions: int) -> None:
         self.weights = weights
         self.pool = pool
@@ -96,6 +98,24 @@ class FusedForward:
         self.overlap = launch_options(pool.device)
         # Called with what each layer but the last hands on; not in a graph.
         self.watch: Callable[[int, Tensor], None] | None = None
+        self._call = AttentionCall(Scores(weights.scaling), self.table, turned=False)
+
+    @property
+    def heads(self) -> int:
+        return self.weights.heads
+
+    @property
+    def vocabulary(self) -> int:
+        return self.weights.vocabulary
+
+    def call(self, layer: int) -> AttentionCall:
+        return self._call
+
+    def inputs(self, rows: int) -> Buffers:
+        return Buffers.of(self.weights, rows)
+
+    def outputs(self, rows: Tensor) -> DrawnRows:
+        return DrawnRows.of(self.weights, rows)
 
     def layers(self, b: Buffers, last: Tensor, attend: Attend, *, turn: bool, drawn: Iterable[DrawnRows]) -> None:
         """All layers over the rows of ``b``, as many as its sources; K and V go to the slots.

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from engine.plan import CascadePlan, PlacedChunk, StepSequence, plan_levels, plan_step
-from engine.run.cuda.forward import Buffers, DrawnRows, FusedForward
 from engine.run.cuda.inputs import InputRing
+from engine.run.cuda.packed import Forward
 from engine.run.cuda.prefill_attention import attend_piece, prepare_piece
 from engine.run.cuda.steps import CallWatch
 from engine.sampling.params import Scored
@@ -26,14 +27,14 @@ class LongPieces:
     ``last`` is where sources that name a slot look. Buffers of that many rows are made with the first piece.
     """
 
-    def __init__(self, forward: FusedForward, last: Tensor, *, rows: int) -> None:
+    def __init__(self, forward: Forward[Any, Any], last: Tensor, *, rows: int) -> None:
         self.forward = forward
         self.watch: CallWatch | None = None
         self._last = last
         self._rows = rows
-        self._buffers: Buffers | None = None
+        self._inputs: Any = None
         self._ring: InputRing | None = None
-        self._drawn: DrawnRows | None = None  # made with the first that is scored
+        self._drawn: Any = None  # made with the first that is scored
 
     def launch(self, plan: CascadePlan, sources: Sequence[int], scored: Scored | None = None) -> list[PendingScores]:
         """Begins to compute the keys and values of a plan of one sequence, and what is ``scored`` of its rows.
@@ -42,29 +43,29 @@ class LongPieces:
         """
         if any(any(read.offsets) for read in plan.reads):
             raise ValueError("begin: the context of a piece that runs alone stands at its computed places")
-        buffers, ring = self._made()
+        inputs, ring = self._made()
         forward, pool = self.forward, self.forward.pool
-        scaling = forward.weights.scaling
         step = prepare_piece(plan, pool.page_size, pool.device)
         ring.send(sources, plan.positions, plan.slots)
 
         def attend(layer: int, q: Tensor, turned: Tensor, out: Tensor) -> None:
-            attend_piece(step, lambda offset: turned, pool.keys[layer], pool.values[layer], scaling, out)
+            call = forward.call(layer)
+            attend_piece(step, lambda offset: turned, pool.keys[layer], pool.values[layer], call.scores.scaling, out)
             if self.watch is not None:
-                self.watch(plan, layer, q, out, scaling)
+                self.watch(plan, layer, q, out, call.scores, call.turned)
 
         scores: list[PendingScores] = []
         heads = [] if scored is None else self._heads(len(sources), scored, scores)
-        forward.layers(buffers.first(len(sources)), self._last, attend, turn=True, drawn=heads)
+        forward.layers(inputs.first(len(sources)), self._last, attend, turn=True, drawn=heads)
         return scores
 
-    def _heads(self, rows: int, scored: Scored, scores: list[PendingScores]) -> Iterator[DrawnRows]:
+    def _heads(self, rows: int, scored: Scored, scores: list[PendingScores]) -> Iterator[Any]:
         """What is scored of a piece's rows, some at a time; ``scores`` takes what comes of them when the next are asked
         for."""
         device = self.forward.pool.device
         if self._drawn is None:
             index = torch.zeros(min(self._rows, ROWS_AT_ONCE), dtype=torch.int32, device=device)
-            self._drawn = DrawnRows.of(self.forward.weights, index)
+            self._drawn = self.forward.outputs(index)
         drawn = self._drawn.first(min(rows, len(self._drawn.rows)))
         size = len(drawn.rows)
         for some, wanted in scored.blocks(size):  # always as many rows: the rest are the first row again
@@ -84,12 +85,11 @@ class LongPieces:
                 plan = plan_step([sequence], plan_levels([sequence], max_cascade_levels=1), page_size=pool.page_size)
                 self.launch(plan, [0] * rows)
 
-    def _made(self) -> tuple[Buffers, InputRing]:
-        if self._buffers is None or self._ring is None:
-            weights = self.forward.weights
-            inputs = torch.zeros(3, self._rows, dtype=torch.int32, device=self.forward.pool.device)
-            sources, positions, slots = inputs
-            made = Buffers.of(weights, self._rows)
-            self._buffers = replace(made, sources=sources, positions=positions, slots=slots)
-            self._ring = InputRing(inputs)
-        return self._buffers, self._ring
+    def _made(self) -> tuple[Any, InputRing]:
+        if self._inputs is None or self._ring is None:
+            given = torch.zeros(3, self._rows, dtype=torch.int32, device=self.forward.pool.device)
+            sources, positions, slots = given
+            made = self.forward.inputs(self._rows)
+            self._inputs = replace(made, sources=sources, positions=positions, slots=slots)
+            self._ring = InputRing(given)
+        return self._inputs, self._ring

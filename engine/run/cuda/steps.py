@@ -15,19 +15,21 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from engine.attention import Scores
 from engine.plan import CascadePlan
 from engine.run.cuda.captured import GraphMaker
-from engine.run.cuda.cascade.launch import CascadeWork
-from engine.run.cuda.cascade.tuning import AttentionShape, Tuning
+from engine.run.cuda.cascade.tuning import Tuning
 from engine.run.cuda.cascade.work import Limits, SplitRule, WorkTooLarge
+from engine.run.cuda.cascade.works import LayerWorks
 from engine.run.cuda.drawing import Drawing
-from engine.run.cuda.forward import Buffers, DrawnRows, FusedForward
 from engine.run.cuda.inputs import Ints, LineShape
 from engine.run.cuda.launched import LaunchedStep
+from engine.run.cuda.packed import Forward
 from engine.run.cuda.sampling.launch import Kind
 from engine.run.cuda.sampling.slots import DeviceSlots, PendingDraws
 from engine.run.cuda.usual import prefilling_plans, scratch_plan, with_reads
@@ -36,8 +38,8 @@ from engine.sampling.params import Draw, Scored
 from engine.sampling.scoring import PendingScores, begin_scoring
 from engine.sampling.shaping import Bits
 
-# plan, layer, queries (rows, heads, dim) before rotation, attention (rows, heads, dim), scaling
-CallWatch = Callable[[CascadePlan, int, Tensor, Tensor, float], None]
+# plan, layer, queries (rows, heads, dim), attention (rows, heads, dim), scores, whether queries are turned already
+CallWatch = Callable[[CascadePlan, int, Tensor, Tensor, Scores, bool], None]
 Classes = tuple[int, ...]
 SILENT_ROWS = 128  # from here on a step that draws nothing is worth a graph that ends without a head
 
@@ -63,7 +65,7 @@ class Steps:
 
     def __init__(
         self,
-        forward: FusedForward,
+        forward: Forward[Any, Any],
         sampling: DeviceSlots,
         *,
         buckets: tuple[int, ...],
@@ -77,11 +79,11 @@ class Steps:
         self.limits = limits or StepLimits.of_rows(self.rows)
         self._tuning = tuning
         self._sampling = sampling
-        device, weights = forward.pool.device, forward.weights
+        device = forward.pool.device
         self._shape = LineShape(self.rows, draws, sampling.scratch)
         self._line = self._shape.idle()
-        self._buffers = Buffers.of(weights, self.rows)
-        self._drawn = DrawnRows.of(weights, torch.zeros(draws, dtype=torch.int32, device=device))
+        self._inputs = forward.inputs(self.rows)
+        self._drawn = forward.outputs(torch.zeros(draws, dtype=torch.int32, device=device))
         self._work = self._make_work()
         self._graphs = GraphMaker(device) if graphs else None
         self._drawing = Drawing(sampling, self._drawn.logits, self._graphs, partial(self._idle, 1))
@@ -168,7 +170,7 @@ class Steps:
     def first_launches(self) -> list[Callable[[], None]]:
         """What compiles the kernels of all steps, in any order: attention, a step, drawing."""
         classes = self._idle(1)
-        each = [partial(self._attend_first, (index,)) for index in range(len(self._work.tuning.classes))]
+        each = [partial(self._attend_first, number) for number in self._work.every_class]
         return [*each, partial(self._forward, 1, 1, classes), *self._drawing.first_launches()]
 
     def prepare(self) -> None:
@@ -191,14 +193,12 @@ class Steps:
             self._drawing.prepare(draws)
 
     # -- inside -------------------------------------------------------------------------------------
-    def _attend_first(self, classes: Classes) -> None:
-        """Attention of the first layer over whatever lists there are."""
-        forward, pool = self.forward, self.forward.pool
-        b, w = self._buffers.first(1), forward.weights
-        q, out = b.qkv.view(1, -1, w.head_dim)[:, : w.heads], b.attended.view(1, w.heads, w.head_dim)
-        self._work.launch(
-            pool.keys[0], pool.values[0], q, out, scaling=w.scaling, rotation=forward.table, classes=classes
-        )
+    def _attend_first(self, number: int) -> None:
+        """Attention of one class over whatever lists there are."""
+        pool, layer = self.forward.pool, self._work.layer_of(number)
+        keys, values = pool.keys[layer], pool.values[layer]
+        q, out = (torch.zeros(1, self.forward.heads, x.shape[2], dtype=x.dtype, device=x.device) for x in (keys, values))
+        self._work.launch(layer, q, out, **self.forward.call(layer).options, classes=(number,))
 
     def _draws_of(self, rows: int) -> int:
         """Behind how many rows a step of ``rows`` rows can draw."""
@@ -241,19 +241,19 @@ class Steps:
             self._graphs.forget()
         self._work = self._make_work()
 
-    def _make_work(self) -> CascadeWork:
-        w, pool, size = self.forward.weights, self.forward.pool, self.limits
-        shape = AttentionShape(w.heads, w.kv_heads, w.head_dim, w.embedding.dtype, pool.page_size)
+    def _make_work(self) -> LayerWorks:
+        forward, pool, size = self.forward, self.forward.pool, self.limits
         # A tail's pages are its own, so all tails together have no more than the pool; padding has one page a row.
         limits = Limits(
             rows=self.rows, pairs=size.pairs, items=max(8192, size.partials), pages=pool.pages + self.rows,
             partials=size.partials, line=self._shape.ints,
         )  # fmt: skip
-        work = CascadeWork(shape, pool.device, limits, self._tuning)
+        windows = [None] * len(pool.keys)
+        work = LayerWorks(pool, windows, heads=forward.heads, limits=limits, tuning=self._tuning)
         draws, drawn, sources, positions, slots = self._shape.parts(work.line)
         self._sampling.draws_in(draws)
         self._drawn = replace(self._drawn, rows=drawn)
-        self._buffers = replace(self._buffers, sources=sources, positions=positions, slots=slots)
+        self._inputs = replace(self._inputs, sources=sources, positions=positions, slots=slots)
         return work
 
     def _captured_step(self, rows: int, count: int, classes: Classes) -> tuple[int, Classes]:
@@ -289,16 +289,16 @@ class Steps:
         return scratch_plan(rows, self.forward.pool.scratch_page, self.forward.pool.page_size)
 
     def _forward(self, rows: int, count: int, classes: Classes) -> None:
-        forward, work, pool = self.forward, self._work, self.forward.pool
+        forward, work = self.forward, self._work
 
         def attend(layer: int, q: Tensor, turned: Tensor, out: Tensor) -> None:
-            keys, values, scaling = pool.keys[layer], pool.values[layer], forward.weights.scaling
-            work.launch(keys, values, q, out, scaling=scaling, rotation=forward.table, classes=classes)
+            call = forward.call(layer)
+            work.launch(layer, q, out, **call.options, classes=classes)
             if self.watch is not None and self._plan is not None:
-                self.watch(self._plan, layer, q, out, scaling)
+                self.watch(self._plan, layer, q, out, call.scores, call.turned)
 
         drawn = [self._drawn.first(count)] if count else []
-        forward.layers(self._buffers.first(rows), self._sampling.last, attend, turn=False, drawn=drawn)
+        forward.layers(self._inputs.first(rows), self._sampling.last, attend, turn=False, drawn=drawn)
 
     def _capture(self, rows: int, count: int, classes: Classes) -> None:
         """On the scratch page."""
