@@ -13,8 +13,9 @@ from engine.check.rows import RowBits, check_rows
 from engine.kv.pool import PagedKVPool
 from engine.model.borrowed import BorrowedModel
 from engine.model.probe import Findings, examine
+from engine.run.cuda.forward import FusedForward
 from engine.run.cuda.products import use_stable_products
-from engine.run.cuda.runner import FusedRunner
+from engine.run.cuda.runner import PackedRunner
 from engine.run.cuda.weights import merge_weights
 
 SHAPE = {
@@ -41,7 +42,7 @@ class Engine:
     borrowed: BorrowedModel
     findings: Findings
     pool: PagedKVPool
-    runner: FusedRunner
+    runner: PackedRunner
     identity: ModelIdentity
     seconds: dict[str, float]
     row_bits: RowBits
@@ -92,7 +93,7 @@ def make_engine(*, pool_tokens: int, chunk_share: float = 0.8, piece_tokens: int
     for tensor in (*pool.keys, *pool.values):
         tensor.normal_()
     at = timed("pool", at)
-    runner = FusedRunner(weights, pool, positions=findings.context_length_max, piece_tokens=piece_tokens)
+    runner = PackedRunner(FusedForward(weights, pool, positions=findings.context_length_max), piece_tokens=piece_tokens)
     runner.prepare()
     timed("compile and capture", at)
     return Engine(borrowed, findings, pool, runner, ModelIdentity("bench"), seconds, row_bits)

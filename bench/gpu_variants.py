@@ -15,14 +15,13 @@ from bench.gpu import ALONE, SHARED, TREE
 from bench.gpu_model import Engine, make_engine
 from bench.gpu_workloads import cold_ms, decode_ms, stored_ms, warm_ms
 from engine.run.cuda.cascade.tuning import Tuning
-from engine.run.cuda.runner import FusedRunner
+from engine.run.cuda.runner import PackedRunner
 
 
 def variant(engine: Engine, *, tuning: Tuning | None = None, piece_tokens: int = 8192) -> Engine:
     """The same model and pool under another runner."""
     old = engine.runner
-    positions = engine.findings.context_length_max
-    runner = FusedRunner(old.weights, engine.pool, positions=positions, piece_tokens=piece_tokens, tuning=tuning)
+    runner = PackedRunner(old.forward, piece_tokens=piece_tokens, tuning=tuning)
     return replace(engine, runner=runner)
 
 

@@ -21,7 +21,7 @@ from chunk_store.store import Busy, ChunkStore, Stored
 from engine.kv.host_tier import HostTier
 from engine.kv.pages import PageRun
 from engine.plan import PlacedChunk, StepSequence, behind_each_other
-from engine.run.cuda.runner import LONG, FusedRunner
+from engine.run.cuda.runner import LONG, PackedRunner
 from engine.run.pieces import GREEDY, prefill_chunk, prefill_tail
 from engine.run.protocol import StepRows
 from engine.sampling.params import Draw
@@ -123,8 +123,7 @@ def packed_ms(engine: Engine, rows: int, *, tokens: int = LONG) -> float:
     """Milliseconds of a chunk of ``tokens`` tokens that is nowhere yet, in packed steps of ``rows`` rows."""
     runner = engine.runner
     if runner.steps.rows != rows:
-        positions = engine.findings.context_length_max
-        runner = FusedRunner(runner.weights, engine.pool, positions=positions, rows_max=rows, slots=1)
+        runner = PackedRunner(runner.forward, rows_max=rows, slots=1)
     ids, run = random_tokens(tokens, 1), engine.pool.allocate_run(tokens)
     assert run is not None and not runner.alone(tokens, chunk=True)
 

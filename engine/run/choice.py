@@ -2,7 +2,7 @@
 
 device   model                                         runner         attention
 cpu      any                                           EagerRunner    TorchAttention
-cuda     plain decoder (``fused_refusal``)             FusedRunner    its own kernels
+cuda     plain decoder (``fused_refusal``)             PackedRunner   its own kernels
 cuda     others with plain heads (``cascade_refusal``) EagerRunner    CudaAttention
 cuda     the rest                                      EagerRunner    TorchAttention
 """
@@ -20,7 +20,8 @@ from engine.model.borrowed import BorrowedModel
 from engine.model.probe import Findings
 from engine.run.cuda.attention import CudaAttention, cascade_refusal
 from engine.run.cuda.cascade.attention import AttentionUnavailable
-from engine.run.cuda.runner import SLOTS, FusedRunner
+from engine.run.cuda.forward import FusedForward
+from engine.run.cuda.runner import SLOTS, PackedRunner
 from engine.run.cuda.sampling.waited import WaitedSlots
 from engine.run.cuda.weights import FusedWeights, fused_refusal, merge_weights
 from engine.run.eager.attention import TorchAttention
@@ -32,7 +33,7 @@ CUDA_PAGE_SIZES = (16, 32, 64)  # a page is one copy of the bulk copy engine, a 
 
 
 def choose_weights(borrowed: BorrowedModel, findings: Findings) -> FusedWeights | None:
-    """The model's weights merged in place, if ``FusedRunner`` is what runs it; else None and nothing is changed.
+    """The model's weights merged in place, if ``PackedRunner`` is what runs it; else None and nothing is changed.
 
     Raises ``AttentionUnavailable`` on CUDA without Triton.
     """
@@ -49,7 +50,7 @@ def numerics_name(borrowed: BorrowedModel, findings: Findings, weights: FusedWei
     """What computes, for the model identity: another way of computing rounds otherwise."""
     if not _cascades(borrowed, findings):
         return TorchAttention.name
-    return CudaAttention.name if weights is None else f"{FusedRunner.name} {CudaAttention.name}"
+    return CudaAttention.name if weights is None else f"{FusedForward.name} {CudaAttention.name}"
 
 
 def make_runner(
@@ -65,7 +66,7 @@ def make_runner(
 ) -> WatchableRunner:
     """The runner of a model over ``pool``; ``weights`` are what ``choose_weights`` gave.
 
-    A ``FusedRunner`` takes ``slots``, an ``EagerRunner`` ``decode_buckets``, the largest of which is the number of its
+    A ``PackedRunner`` takes ``slots``, an ``EagerRunner`` ``decode_buckets``, the largest of which is the number of its
     slots, and ``row_multiple``; ``options`` are for either. Raises ``ValueError`` for pages that CUDA cannot read.
     """
     with current(pool.device):
@@ -78,7 +79,7 @@ def make_runner(
             )
         _check_pages(pool)
         positions = findings.context_length_max
-        return FusedRunner(weights, pool, positions=positions, slots=slots, **options)
+        return PackedRunner(FusedForward(weights, pool, positions=positions), slots=slots, **options)
 
 
 def make_attention(pool: PagedKVPool, borrowed: BorrowedModel, findings: Findings) -> Attention[Any]:

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from engine.plan import PlacedChunk, StepSequence
-from engine.run.cuda.runner import FusedRunner
+from engine.run.cuda.runner import PackedRunner
 from engine.run.cuda.steps import StepLimits
 from engine.run.pieces import GREEDY
 from engine.run.protocol import PendingStep, StepRows
@@ -29,7 +29,7 @@ def test_outgrown_lists_are_replaced_and_the_bits_stay() -> None:
     usual = Composer(model, pages=1024)
     small = Composer(model, pages=1024, slots=8, rows_max=8, limits=SMALL)
     runner = small.runner
-    assert isinstance(runner, FusedRunner)
+    assert isinstance(runner, PackedRunner)
     for (ids, logits), (small_ids, small_logits) in zip(
         usual.generate(requests(), 5), small.generate(requests(), 5), strict=True
     ):
@@ -42,7 +42,7 @@ def test_slices_stay_within_the_lists() -> None:
     """What decode rows leave is for slices, of which nothing grows."""
     composer = Composer(served("qwen3-ratio4-128"), pages=1024, slots=8, rows_max=8, limits=SMALL)
     runner = composer.runner
-    assert isinstance(runner, FusedRunner)
+    assert isinstance(runner, PackedRunner)
     composer.hold([tokens(seed, 100) for seed in range(4)], "exact")
     assert runner.steps.limits == SMALL
 
@@ -50,7 +50,7 @@ def test_slices_stay_within_the_lists() -> None:
 def test_tokens_in_flight_survive_a_growth() -> None:
     composer = Composer(served("qwen3-ratio4-128"), pages=1024, slots=8, rows_max=8, limits=SMALL)
     runner = composer.runner
-    assert isinstance(runner, FusedRunner)
+    assert isinstance(runner, PackedRunner)
     chunks = [tokens(seed, 40) for seed in range(30)]
     _, placed = composer.hold(chunks, "independent")
     pages = tuple(composer.pool.allocate_pages(2) or ())

@@ -7,7 +7,7 @@ import torch
 from transformers import PreTrainedModel
 
 from engine.model.borrowed import BorrowedModel
-from engine.run.cuda.runner import FusedRunner
+from engine.run.cuda.runner import PackedRunner
 from engine.served import serve
 from tests import oracle
 from tests.architectures import build_named
@@ -43,7 +43,7 @@ def test_logits_are_as_near_to_fp32_as_eager_attention(name: str, mode: str) -> 
     exact, rounded = twins(name)
     batch = requests(mode)
     composer = Composer(served(name), pages=256)
-    assert isinstance(composer.runner, FusedRunner) is (name in FUSED)
+    assert isinstance(composer.runner, PackedRunner) is (name in FUSED)
     for request, (ids, logits) in zip(batch, composer.generate(batch, 3), strict=True):
         wanted = expected(exact, request, ids)
         ours = (logits.cpu() - wanted).square().mean().sqrt()

@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from engine.run.cuda.runner import FusedRunner
+from engine.run.cuda.runner import PackedRunner
 from engine.run.pieces import GREEDY, prefill_chunk
 from engine.served import ServedModel
 from tests.engine.composer import Composer
@@ -191,7 +191,7 @@ def test_steps_that_nothing_was_prepared_for_are_not_met() -> None:
     """After ``prepare`` no step captures, and beginning one synchronises with nothing."""
     pack = Packing(Composer(served(NAMES[0]), pages=1024))
     runner = pack.runner
-    assert isinstance(runner, FusedRunner)
+    assert isinstance(runner, PackedRunner)
     runner.prepare()
     for slot in range(runner.slots):
         runner.open(slot, GREEDY)

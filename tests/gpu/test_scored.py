@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from engine.model.borrowed import BorrowedModel
-from engine.run.cuda.runner import FusedRunner
+from engine.run.cuda.runner import PackedRunner
 from engine.run.pieces import chunk_rows, cuts
 from engine.run.protocol import StepRows
 from engine.run.room import StepRoom
@@ -47,7 +47,7 @@ def test_a_chunks_rows(long_chunk: int) -> None:
     model = served(NAME, piece_tokens=256)
     composer = Composer(model, pages=512)
     runner = composer.runner
-    assert isinstance(runner, FusedRunner)
+    assert isinstance(runner, PackedRunner)
     runner._long_chunk = long_chunk
     prompt, found = tokens(3, LENGTH), list[Choice]()
     run = runner.pool.allocate_run(LENGTH)

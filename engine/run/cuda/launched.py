@@ -37,11 +37,16 @@ class LaunchedStep:
         self._draws = draws
         self._held = held
         self._logits = logits
-        self._scores = scores
+        self.pending_scores = scores
         self._done: Any = None
         if draws is None and held is None and device.type == "cuda":  # those that draw have an event of their own
             self._done = torch.cuda.Event()  # type: ignore[no-untyped-call]
             self._done.record()
+
+    def told(self, plan: CascadePlan, scores: Sequence[PendingScores]) -> LaunchedStep:
+        """This step as the end of a piece of its own, which has that plan and those scores."""
+        self.plan, self.pending_scores = plan, scores
+        return self
 
     def draw(self, bitmasks: Bits) -> None:
         if self._held is None:
@@ -57,7 +62,7 @@ class LaunchedStep:
         return [] if self._draws is None else self._draws.wait()
 
     def scores(self) -> list[Choice]:
-        return [choice for each in self._scores for choice in each.wait()]
+        return [choice for each in self.pending_scores for choice in each.wait()]
 
     def logits(self) -> Tensor:
         return self._logits()

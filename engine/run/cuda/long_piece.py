@@ -7,12 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from engine.plan import CascadePlan, PlacedChunk, StepSequence, plan_levels, plan_step
+from engine.run.cuda.cascade.tuning import RotationTable
 from engine.run.cuda.inputs import InputRing
 from engine.run.cuda.packed import Forward
 from engine.run.cuda.prefill_attention import attend_piece, prepare_piece
@@ -39,9 +41,10 @@ class LongPieces:
     def launch(self, plan: CascadePlan, sources: Sequence[int], scored: Scored | None = None) -> list[PendingScores]:
         """Begins to compute the keys and values of a plan of one sequence, and what is ``scored`` of its rows.
 
-        Raises ``ValueError`` for moved context.
+        Raises ``ValueError`` for moved context that the forward's queries cannot be turned back to.
         """
-        if any(any(read.offsets) for read in plan.reads):
+        moved = any(any(read.offsets) for read in plan.reads)
+        if moved and not self.forward.call(0).turned:
             raise ValueError("begin: the context of a piece that runs alone stands at its computed places")
         inputs, ring = self._made()
         forward, pool = self.forward, self.forward.pool
@@ -50,7 +53,8 @@ class LongPieces:
 
         def attend(layer: int, q: Tensor, turned: Tensor, out: Tensor) -> None:
             call = forward.call(layer)
-            attend_piece(step, lambda offset: turned, pool.keys[layer], pool.values[layer], call.scores.scaling, out)
+            queries = partial(_turned_back, turned, call.rotation)
+            attend_piece(step, queries, pool.keys[layer], pool.values[layer], call.scores.scaling, out)
             if self.watch is not None:
                 self.watch(plan, layer, q, out, call.scores, call.turned)
 
@@ -93,3 +97,13 @@ class LongPieces:
             self._inputs = replace(made, sources=sources, positions=positions, slots=slots)
             self._ring = InputRing(given)
         return self._inputs, self._ring
+
+
+def _turned_back(q: Tensor, table: RotationTable | None, offset: int) -> Tensor:
+    """Queries (rows, heads, dim) that stand at their positions, turned back by ``offset``, in fp32."""
+    if offset == 0 or table is None:
+        return q
+    cos, sin = table.cos[offset], table.sin[offset]
+    pairs = cos.shape[0]
+    a, b, rest = q[..., :pairs].float(), q[..., pairs : 2 * pairs].float(), q[..., 2 * pairs :]
+    return torch.cat(((a * cos + b * sin).to(q.dtype), (b * cos - a * sin).to(q.dtype), rest), dim=-1)

@@ -109,9 +109,7 @@ class Forward(Protocol[InputsT, OutputsT]):
         """Made for as many rows as the index ``rows`` (draws,) int32 has."""
         ...
 
-    def layers(
-        self, b: InputsT, last: Tensor, attend: Attend, *, turn: bool, drawn: Iterable[OutputsT]
-    ) -> None:
+    def layers(self, b: InputsT, last: Tensor, attend: Attend, *, turn: bool, drawn: Iterable[OutputsT]) -> None:
         """All layers over the rows of ``b``, as many as its sources; K and V go to the slots.
 
         ``last`` (slots,) int32 holds the tokens that negative sources name. ``attend`` is called with turned queries if

@@ -29,7 +29,7 @@ from engine.run.cuda.cascade.works import LayerWorks
 from engine.run.cuda.drawing import Drawing
 from engine.run.cuda.inputs import Ints, LineShape
 from engine.run.cuda.launched import LaunchedStep
-from engine.run.cuda.packed import Forward
+from engine.run.cuda.packed import Forward, RowInputs, RowOutputs
 from engine.run.cuda.sampling.launch import Kind
 from engine.run.cuda.sampling.slots import DeviceSlots, PendingDraws
 from engine.run.cuda.usual import prefilling_plans, scratch_plan, with_reads
@@ -82,8 +82,8 @@ class Steps:
         device = forward.pool.device
         self._shape = LineShape(self.rows, draws, sampling.scratch)
         self._line = self._shape.idle()
-        self._inputs = forward.inputs(self.rows)
-        self._drawn = forward.outputs(torch.zeros(draws, dtype=torch.int32, device=device))
+        self._inputs: RowInputs = forward.inputs(self.rows)
+        self._drawn: RowOutputs = forward.outputs(torch.zeros(draws, dtype=torch.int32, device=device))
         self._work = self._make_work()
         self._graphs = GraphMaker(device) if graphs else None
         self._drawing = Drawing(sampling, self._drawn.logits, self._graphs, partial(self._idle, 1))
@@ -197,7 +197,9 @@ class Steps:
         """Attention of one class over whatever lists there are."""
         pool, layer = self.forward.pool, self._work.layer_of(number)
         keys, values = pool.keys[layer], pool.values[layer]
-        q, out = (torch.zeros(1, self.forward.heads, x.shape[2], dtype=x.dtype, device=x.device) for x in (keys, values))
+        q, out = (
+            torch.zeros(1, self.forward.heads, x.shape[2], dtype=x.dtype, device=x.device) for x in (keys, values)
+        )
         self._work.launch(layer, q, out, **self.forward.call(layer).options, classes=(number,))
 
     def _draws_of(self, rows: int) -> int:

@@ -21,9 +21,9 @@ from engine.run.cuda import steps as steps_module
 from engine.run.cuda.buckets import buckets_up_to, draw_rows
 from engine.run.cuda.captured import compile_kernels
 from engine.run.cuda.cascade.tuning import Tuning
-from engine.run.cuda.forward import DrawnRows
+from engine.run.cuda.forward import DrawnRows, FusedForward
 from engine.run.cuda.inputs import LineShape, PinnedRing
-from engine.run.cuda.runner import FusedRunner
+from engine.run.cuda.runner import PackedRunner
 from engine.run.cuda.sampling.slots import UNREAD
 from engine.run.cuda.steps import StepLimits
 from engine.run.cuda.weights import FusedWeights, merge_weights
@@ -75,14 +75,14 @@ def graphs(monkeypatch: pytest.MonkeyPatch) -> Graphs:
     return made
 
 
-def runner_of(weights: FusedWeights, **options: Any) -> FusedRunner:
+def runner_of(weights: FusedWeights, **options: Any) -> PackedRunner:
     layer = LayerLayout(weights.kv_heads, weights.head_dim, weights.head_dim)
     pool = PagedKVPool(KVLayout("bfloat16", (layer,)), pages=5000, chunk_pages=2000, page_size=16)
-    return FusedRunner(weights, pool, positions=POSITIONS, tuning=Tuning(), **options)
+    return PackedRunner(FusedForward(weights, pool, positions=POSITIONS), tuning=Tuning(), **options)
 
 
 def rows_of(
-    runner: FusedRunner, at: int, count: int, *, chunks: tuple[PlacedChunk, ...] = (), before: int = 0, slot: int = -1
+    runner: PackedRunner, at: int, count: int, *, chunks: tuple[PlacedChunk, ...] = (), before: int = 0, slot: int = -1
 ) -> StepRows:
     """Rows of a sequence whose pages are the ``at``-th 60; they draw in ``slot`` unless it is -1."""
     pages = tuple(range(2000 + 60 * at, 2060 + 60 * at))

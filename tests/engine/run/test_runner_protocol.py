@@ -12,7 +12,7 @@ import torch
 from engine.kv.pool import PagedKVPool
 from engine.model.borrowed import BorrowedModel
 from engine.plan import PlacedChunk, StepSequence
-from engine.run.cuda.runner import FusedRunner
+from engine.run.cuda.runner import PackedRunner
 from engine.run.eager.runner import EagerRunner
 from engine.run.pieces import GREEDY, chunk_rows, cuts, prefill_chunk, prefill_tail, tail_rows
 from engine.run.protocol import PendingStep, StepRows, WatchableRunner
@@ -40,7 +40,7 @@ def make(request: pytest.FixtureRequest) -> Make:
         pool = PagedKVPool(served.layout, pages=40, chunk_pages=20, page_size=16, device=served.borrowed.device)
         return served.make_runner(pool, decode_buckets=(4, 8))
 
-    assert isinstance(made(), {"eager": EagerRunner, "fused": FusedRunner}[request.param])
+    assert isinstance(made(), {"eager": EagerRunner, "fused": PackedRunner}[request.param])
     return made
 
 
@@ -172,7 +172,7 @@ def test_tokens_are_scored_behind_the_rows_that_are_asked(make: Make) -> None:
     wanted = ((0, 2), (1, 3), (1, 9), (2, 4), (4, 6), (5, 7))
     scored = replace(plain, scored=Scored(wanted, top=2))
     step = runner.begin([scored])
-    scores, runner_is_fused = step.scores(), isinstance(runner, FusedRunner)
+    scores, runner_is_fused = step.scores(), isinstance(runner, PackedRunner)
     assert ids(step) == expected and [score.token_id for score in scores] == [token for _, token in wanted]
     for (row, token), score in zip(wanted, scores, strict=True):
         assert score.logprob == pytest.approx(float(each[row][token]), abs=1e-4)
@@ -189,12 +189,12 @@ def test_tokens_are_scored_behind_the_rows_that_are_asked(make: Make) -> None:
 def test_many_rows_are_scored_some_at_a_time(make: Make) -> None:
     """More rows than are looked at once; only pieces that run alone have them."""
     runner = make()
-    assert isinstance(runner, EagerRunner | FusedRunner)
+    assert isinstance(runner, EagerRunner | PackedRunner)
     tokens = [(7 * at) % 200 for at in range(150)]
     wide = runner.piece_tokens
     runner.piece_tokens = 150
     try:
-        if isinstance(runner, FusedRunner):
+        if isinstance(runner, PackedRunner):
             pytest.skip("chunks of this length go into packed steps; see tests/gpu/test_scored.py")
         run = runner.pool.allocate_run(150)
         assert run is not None
@@ -255,7 +255,7 @@ def test_context_that_was_moved_computes_no_chunk(make: Make) -> None:
 
 def test_every_layer_is_seen_while_it_is_watched(make: Make) -> None:
     runner, seen = make(), set[int]()
-    if isinstance(runner, FusedRunner):
+    if isinstance(runner, PackedRunner):
         pytest.skip("captured steps call nothing; tests/gpu/test_divergence.py watches those that are not")
     with runner.watching_layers(lambda layer, hidden: seen.add(layer)):
         prefill_tail(runner, [1, 2, 3], (), runner.pool.allocate_pages(1) or [], start=0)
