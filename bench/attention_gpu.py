@@ -22,6 +22,7 @@ from torch import Tensor
 
 from bench.attention_reference import reference
 from chunk_store.layout import KVLayout, LayerLayout
+from engine.attention import Scores
 from engine.kv.pool import PagedKVPool
 from engine.model.rotary import Rotation
 from engine.plan import CascadePlan, StepSequence, behind_each_other, plan_levels, plan_step
@@ -164,18 +165,18 @@ def copy_bandwidth() -> float:
 
 def flashinfer_run(case: Case, plan: CascadePlan, layers: Layers) -> Callable[[int], None]:
     """A function of a layer that runs FlashInfer's composition, the queries of pairs gathered but not turned."""
-    from engine.run.cuda.flashinfer import FlashInferAttention
+    from engine.run.cuda.flashinfer.attention import FlashInferAttention
 
     layout = KVLayout("bfloat16", (LayerLayout(KV_HEADS, HEAD_DIM, HEAD_DIM),) * len(layers.keys))
     pool = PagedKVPool(layout, pages=1, chunk_pages=1, page_size=PAGE_SIZE, device="cuda")
     pool.keys, pool.values = layers.keys, layers.values
-    attention = FlashInferAttention(pool, [None] * len(layers.keys), heads=HEADS)
-    step = attention.prepare(plan)
-    q_pairs = layers.q.index_select(0, step.pair_rows)
+    attention = FlashInferAttention(pool, [None] * len(layers.keys))
+    seen, calls = attention.planned(attention.prepare(plan), 0, layers.q, Scores(HEAD_DIM**-0.5))
+    queries = attention.queries(seen, 0, layers.q)
     out = torch.full_like(layers.q, float("nan"))
 
     def run(layer: int) -> None:
-        attention.run(step, layer, layers.q, q_pairs, out)
+        attention.run(seen, calls, layer, queries, out)
 
     run.out = out  # type: ignore[attr-defined]
     return run

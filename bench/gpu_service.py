@@ -34,6 +34,7 @@ from decode_service.prompt.resolver import Resolver
 from decode_service.worker import DecodeWorker
 from engine.kv.resident import ResidentChunks
 from engine.reuse import ReuseMode, key_composition
+from engine.run.choice import decide
 from engine.served import ServedModel
 from serving.rpc.access import Access
 from text.codec import TextCodec
@@ -56,7 +57,8 @@ class _NothingMissing:
 def make_service(engine: Engine, store: ChunkStore) -> DecodeService:
     """The decode service over an engine that is there already."""
     refusals = dict.fromkeys(ReuseMode, "")
-    served = ServedModel(engine.borrowed, engine.findings, engine.identity, refusals, engine.runner.piece_tokens)
+    pieces, decision = engine.runner.piece_tokens, decide(engine.borrowed, engine.findings)
+    served = ServedModel(engine.borrowed, engine.findings, engine.identity, refusals, pieces, decision)
     metrics = DecodeMetrics(CollectorRegistry(), model_name="bench", token_nbytes=served.layout.nbytes(1))
     source = KVFetcher(store, _NothingMissing(), engine.identity, lambda composition: None)
     residents = ResidentChunks(engine.pool)

@@ -29,6 +29,7 @@ from engine.model.borrowed import BorrowedModel
 from engine.model.probe import examine
 from engine.plan import CascadePlan, ChunkRead, plan_step
 from engine.run import planning
+from engine.run.choice import decide_and_try
 from engine.run.cuda.cascade.launch import CascadeWork
 from engine.run.eager import attention as torch_attention
 from engine.run.eager.attention import TorchAttention
@@ -129,8 +130,9 @@ def row(borrowed: BorrowedModel, fault: str) -> tuple[float, float, float]:
         findings = examine(borrowed)
         layers = borrowed.decoder_layers()
         structure = check_structure(borrowed, findings)
-        weights, _ = checked_weights(borrowed, structure.findings)
-        make_runner = check_runners(borrowed, structure.findings, weights)
+        decision = decide_and_try(borrowed, structure.findings)
+        weights, _ = checked_weights(borrowed, structure.findings, decision)
+        make_runner = check_runners(borrowed, structure.findings, weights, decision.attention)
         checks = measure(borrowed, structure, make_runner, layers).values()
     parts = [[getattr(check, part) for check in checks] for part in ("structure", "rounding", "kernels")]
     structure_error, rounding, kernels = (

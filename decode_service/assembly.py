@@ -145,7 +145,7 @@ def assemble(
         parts.access,
         parts.metrics.registry,
         model_name=parts.loaded.model_name,
-        same_bits=same_bits(options, served.row_bits),
+        same_bits=same_bits(options, served.row_bits, served.decision.attention),
         request_timeout_s=options.request_timeout_s,
         close=end,
         claim_turn=claim_turn,

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from decode_service.options import DecodeOptions
 from engine.check.rows import RowBits
+from engine.run.backends import FLASHINFER
 from serving.process.same_bits import SameBits
 
 FEW_ROWS = "few requests are decoded by other kernels than many, so that last bits can differ; --strict prevents it"
 THREADS = "a product of few rows is cut among {} threads; --threads 1 and --strict prevent it"
 STRICT = "--strict: every decode step is padded to {} rows"
+SPLITS = "FlashInfer splits keys by what else is in a step, so that last bits can differ, whatever --strict does"
 NEEDLESS = "--strict has nothing to add"
 
 
@@ -17,8 +19,13 @@ def needs_one_size(options: DecodeOptions, row_bits: RowBits | None) -> bool:
     return options.strict and (row_bits is None or not row_bits.equal)
 
 
-def same_bits(options: DecodeOptions, row_bits: RowBits | None) -> SameBits:
-    """What holds for this service; ``row_bits`` is what was found out about the model's products, None if nothing."""
+def same_bits(options: DecodeOptions, row_bits: RowBits | None, attention: str) -> SameBits:
+    """What holds for this service over an ``attention`` backend.
+
+    ``row_bits`` is what was found out about the model's products, None if nothing.
+    """
+    if attention == FLASHINFER:
+        return SameBits(False, SPLITS)
     if row_bits is not None:
         needless = [NEEDLESS] if options.strict and row_bits.equal else []
         return SameBits(row_bits.equal, "; ".join([row_bits.reason, *needless]))

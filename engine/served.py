@@ -19,7 +19,8 @@ from engine.model.identity import model_identity, numerics, weights_digest
 from engine.model.limits import ContextLimit
 from engine.model.probe import Findings, examine
 from engine.reuse import ReuseMode
-from engine.run.choice import choose_weights, make_runner, numerics_name
+from engine.run.backends import AUTO, Decision
+from engine.run.choice import choose_weights, decide_and_try, make_runner, numerics_name
 from engine.run.cuda.products import settings, use_stable_products
 from engine.run.cuda.steps import StepLimits
 from engine.run.cuda.weights import FusedWeights
@@ -34,7 +35,7 @@ class ServedModel:
 
     ``checks[mode]`` is what the start check measured; ``refusals[mode]`` is "" for a mode that holds, otherwise
     why it is not offered. ``row_bits`` is what was found out about the products of the merged weights, None where
-    there are none: then nothing is promised about steps of different numbers of rows.
+    there are none: then nothing is promised about steps of different numbers of rows. ``decision`` is what runs it.
     """
 
     borrowed: BorrowedModel
@@ -42,6 +43,7 @@ class ServedModel:
     identity: ModelIdentity
     refusals: dict[ReuseMode, str]
     piece_tokens: int
+    decision: Decision
     weights: FusedWeights | None = None  # merged, where ``run.choice`` found that the model can have them
     checks: dict[ReuseMode, ModeCheck] = field(default_factory=dict)
     row_bits: RowBits | None = None
@@ -78,58 +80,66 @@ class ServedModel:
         """A runner over ``pool`` with this model's piece size; ``options`` as in ``run.choice.make_runner``."""
         if self.row_bits is not None and not self.row_bits.equal:
             options.setdefault("row_buckets", self.row_bits.buckets)
-        return make_runner(pool, self.borrowed, self.findings, self.weights, piece_tokens=self.piece_tokens, **options)
+        options |= {"piece_tokens": self.piece_tokens, "attention": self.decision.attention}
+        return make_runner(pool, self.borrowed, self.findings, self.weights, **options)
 
 
-def serve(borrowed: BorrowedModel, *, piece_tokens: int = 512) -> ServedModel:
+def serve(borrowed: BorrowedModel, *, piece_tokens: int = 512, attention: str = AUTO) -> ServedModel:
     """Examines, names and checks a model; on CUDA its weights are merged where its family allows.
 
-    Raises ``ModelRefused`` with the reason if it cannot be exact, ``AttentionUnavailable`` on CUDA without Triton.
+    ``attention`` is one of ``engine.run.backends.ATTENTIONS``. Raises ``ModelRefused`` with the reason if the model
+    cannot be exact, ``AttentionRefused`` for a backend that cannot serve it, and on CUDA without Triton.
     """
     with current(borrowed.device):
-        return _serve(borrowed, piece_tokens)
+        return _serve(borrowed, piece_tokens, attention)
 
 
-def check_runners(borrowed: BorrowedModel, findings: Findings, weights: FusedWeights | None) -> RunnerFactory:
+def check_runners(
+    borrowed: BorrowedModel, findings: Findings, weights: FusedWeights | None, attention: str = AUTO
+) -> RunnerFactory:
     """Small runners of the kind that will serve the model, to check with."""
-    small: dict[str, Any] = {}
+    small: dict[str, Any] = {"attention": attention}
     if weights is not None:
         # One of the check's chunks is long enough for pieces of its own, so both ways of computing them are checked.
         limits = StepLimits(pairs=256, partials=512)
-        small = {"slots": 2, "rows_max": 8, "long_chunk": CHECK_LONG_CHUNK, "limits": limits, "graphs": False}
+        small |= {"slots": 2, "rows_max": 8, "long_chunk": CHECK_LONG_CHUNK, "limits": limits, "graphs": False}
     return lambda pool: make_runner(pool, borrowed, findings, weights, piece_tokens=PIECE_TOKENS, **small)
 
 
-def _serve(borrowed: BorrowedModel, piece_tokens: int) -> ServedModel:
+def _serve(borrowed: BorrowedModel, piece_tokens: int, attention: str) -> ServedModel:
     use_stable_products_on(borrowed.device)
     found = examine(borrowed)
     layers = borrowed.decoder_layers()
     structure = check_structure(borrowed, found)
     findings = structure.findings
-    weights, row_bits = checked_weights(borrowed, findings)
-    checks = check_modes(borrowed, structure, check_runners(borrowed, findings, weights), layers)
+    decision = decide_and_try(borrowed, findings, attention)
+    weights, row_bits = checked_weights(borrowed, findings, decision)
+    checks = check_modes(borrowed, structure, check_runners(borrowed, findings, weights, decision.attention), layers)
     if borrowed.device.type == "cuda":
         torch.cuda.empty_cache()  # the pool is sized by what is free
     refusals = {mode: check.refusal for mode, check in checks.items()}
-    identity = _identity(borrowed, findings, weights, row_bits, piece_tokens)
-    return ServedModel(borrowed, findings, identity, refusals, piece_tokens, weights, checks, row_bits)
+    identity = _identity(borrowed, findings, decision, row_bits, piece_tokens)
+    return ServedModel(borrowed, findings, identity, refusals, piece_tokens, decision, weights, checks, row_bits)
 
 
-def look_into(borrowed: BorrowedModel, *, piece_tokens: int = 512) -> ServedModel:
+def look_into(borrowed: BorrowedModel, *, piece_tokens: int = 512, attention: str = AUTO) -> ServedModel:
     """A model as ``serve`` names it, not checked: to see where one that is refused goes wrong, never to serve it.
 
     Raises as ``serve`` if its attention cannot be replaced at all.
     """
     use_stable_products_on(borrowed.device)
     findings = examine(borrowed)
-    weights, row_bits = checked_weights(borrowed, findings)
-    identity = _identity(borrowed, findings, weights, row_bits, piece_tokens)
-    return ServedModel(borrowed, findings, identity, {}, piece_tokens, weights, row_bits=row_bits)
+    decision = decide_and_try(borrowed, findings, attention)
+    weights, row_bits = checked_weights(borrowed, findings, decision)
+    identity = _identity(borrowed, findings, decision, row_bits, piece_tokens)
+    return ServedModel(borrowed, findings, identity, {}, piece_tokens, decision, weights, row_bits=row_bits)
 
 
-def checked_weights(borrowed: BorrowedModel, findings: Findings) -> tuple[FusedWeights | None, RowBits | None]:
+def checked_weights(
+    borrowed: BorrowedModel, findings: Findings, decision: Decision
+) -> tuple[FusedWeights | None, RowBits | None]:
     """The merged weights, if the model has some, to be multiplied as the check of their rows found."""
-    weights = choose_weights(borrowed, findings)
+    weights = choose_weights(borrowed, findings, decision)
     if weights is None:
         return None, None
     row_bits = check_rows(weights)
@@ -145,11 +155,11 @@ def use_stable_products_on(device: torch.device) -> None:
 def _identity(
     borrowed: BorrowedModel,
     findings: Findings,
-    weights: FusedWeights | None,
+    decision: Decision,
     row_bits: RowBits | None,
     piece_tokens: int,
 ) -> ModelIdentity:
-    computed = [numerics_name(borrowed, findings, weights)]
+    computed = [numerics_name(decision)]
     if borrowed.device.type == "cuda":
         computed.append(settings())
     if row_bits is not None:

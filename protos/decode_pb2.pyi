@@ -1213,6 +1213,8 @@ class GetLoadsResponse(_message.Message):
     STEPS_FIELD_NUMBER: _builtins.int
     STEP_BYTES_READ_FIELD_NUMBER: _builtins.int
     STEP_BYTES_FLAT_FIELD_NUMBER: _builtins.int
+    ATTENTION_FIELD_NUMBER: _builtins.int
+    ATTENTION_REASON_FIELD_NUMBER: _builtins.int
     running: _builtins.int
     waiting: _builtins.int
     waiting_max: _builtins.int
@@ -1246,6 +1248,10 @@ class GetLoadsResponse(_message.Message):
     """KV bytes that these steps read"""
     step_bytes_flat: _builtins.int
     """and would have read without sharing"""
+    attention: _builtins.str
+    """the attention kernels: "cascade", "flashinfer" or "torch" """
+    attention_reason: _builtins.str
+    """why these"""
     @_builtins.property
     def modes(self) -> _containers.RepeatedCompositeFieldContainer[Global___ModeSupport]: ...
     def __init__(
@@ -1275,10 +1281,12 @@ class GetLoadsResponse(_message.Message):
         steps: _builtins.int = ...,
         step_bytes_read: _builtins.int = ...,
         step_bytes_flat: _builtins.int = ...,
+        attention: _builtins.str = ...,
+        attention_reason: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch_max", b"batch_max", "chunks_resident", b"chunks_resident", "context_length_declared", b"context_length_declared", "context_length_max", b"context_length_max", "context_length_reason", b"context_length_reason", "dtype", b"dtype", "dtype_reason", b"dtype_reason", "model_identity", b"model_identity", "model_name", b"model_name", "modes", b"modes", "page_size", b"page_size", "pages_chunks", b"pages_chunks", "pages_free", b"pages_free", "pages_tails", b"pages_tails", "pages_total", b"pages_total", "running", b"running", "same_bits", b"same_bits", "same_bits_reason", b"same_bits_reason", "step_bytes_flat", b"step_bytes_flat", "step_bytes_read", b"step_bytes_read", "steps", b"steps", "tokenizer_identity", b"tokenizer_identity", "waiting", b"waiting", "waiting_max", b"waiting_max"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attention", b"attention", "attention_reason", b"attention_reason", "batch_max", b"batch_max", "chunks_resident", b"chunks_resident", "context_length_declared", b"context_length_declared", "context_length_max", b"context_length_max", "context_length_reason", b"context_length_reason", "dtype", b"dtype", "dtype_reason", b"dtype_reason", "model_identity", b"model_identity", "model_name", b"model_name", "modes", b"modes", "page_size", b"page_size", "pages_chunks", b"pages_chunks", "pages_free", b"pages_free", "pages_tails", b"pages_tails", "pages_total", b"pages_total", "running", b"running", "same_bits", b"same_bits", "same_bits_reason", b"same_bits_reason", "step_bytes_flat", b"step_bytes_flat", "step_bytes_read", b"step_bytes_read", "steps", b"steps", "tokenizer_identity", b"tokenizer_identity", "waiting", b"waiting", "waiting_max", b"waiting_max"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

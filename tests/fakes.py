@@ -24,6 +24,7 @@ from engine.kv.pool import PagedKVPool
 from engine.model.limits import ContextLimit
 from engine.plan import CascadePlan, PlacedChunk, StepSequence, plan_levels, plan_step
 from engine.reuse import ReuseMode
+from engine.run.backends import TORCH, Decision
 from engine.run.planning import check_batch
 from engine.run.protocol import StepRows
 from engine.run.room import StepRoom
@@ -55,6 +56,7 @@ class FakeServed:
     eos_token_ids: frozenset[int] = frozenset({END})
     borrowed: Any = field(default_factory=lambda: SimpleNamespace(name="tiny", dtype_name="float32", dtype_reason=""))
     row_bits: RowBits | None = None
+    decision: Decision = field(default_factory=lambda: Decision("eager", TORCH, "the device is cpu"))
 
     def limit(self, mode: ReuseMode = ReuseMode.EXACT) -> ContextLimit:
         return ContextLimit(self.context_length_max, self.context_length_max, "")

@@ -381,6 +381,8 @@ class Loads:
     modes: tuple[ModeSupport, ...] = field(default=())
     dtype: str = ""
     dtype_reason: str = ""
+    attention: str = ""
+    attention_reason: str = ""
     same_bits: bool = False
     same_bits_reason: str = ""
     tokenizer_identity: str = ""

@@ -386,6 +386,8 @@ class DecodeService(decode_pb2_grpc.DecodeServiceServicer):
             context_length_max=served.context_length_max,
             dtype=served.borrowed.dtype_name,
             dtype_reason=served.borrowed.dtype_reason,
+            attention=served.decision.attention,
+            attention_reason=served.decision.reason,
             context_length_declared=served.limit().declared,
             context_length_reason=served.limit().because,
             same_bits=self.same_bits.always,

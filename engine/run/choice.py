@@ -1,25 +1,44 @@
 """The one place that chooses what runs a model, by looking at its device and at what was found out about it.
 
-device   model                                         runner         attention
-cpu      any                                           EagerRunner    TorchAttention
-cuda     plain decoder (``fused_refusal``)             PackedRunner   its own kernels
-cuda     others with plain heads (``cascade_refusal``) EagerRunner    CudaAttention
-cuda     the rest                                      EagerRunner    TorchAttention
+device   model                                                     runner        attention
+cpu      any                                                       EagerRunner   torch
+cuda     plain decoder (``fused_refusal``)                         PackedRunner  cascade: on compute capability 9 the
+                                                                                 stream kernel, elsewhere portable tiles
+cuda     others, on compute capability 9 (``cascade_refusal``)     EagerRunner   cascade
+cuda     others (``flashinfer_refusal``)                           EagerRunner   flashinfer, if it is installed
+cuda     others                                                    EagerRunner   cascade if it can, else torch
+
+That is ``auto``; a backend that is asked for is taken or refused. FlashInfer and torch run in the EagerRunner.
 """
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
+
+import torch
 
 from engine.attention import Attention
 from engine.device import current
 from engine.kv.pool import PagedKVPool
 from engine.model.borrowed import BorrowedModel
 from engine.model.probe import Findings
+from engine.run.backends import (
+    ATTENTIONS,
+    AUTO,
+    CASCADE,
+    CPU,
+    FLASHINFER,
+    TORCH,
+    AttentionRefused,
+    Decision,
+    DeviceFacts,
+)
 from engine.run.cuda.attention import CudaAttention, cascade_refusal
-from engine.run.cuda.cascade.attention import AttentionUnavailable
+from engine.run.cuda.flashinfer.attention import FlashInferAttention
+from engine.run.cuda.flashinfer.refusal import build_refusal, device_refusal, flashinfer_refusal
 from engine.run.cuda.forward import FusedForward
 from engine.run.cuda.runner import SLOTS, PackedRunner
 from engine.run.cuda.sampling.waited import WaitedSlots
@@ -30,27 +49,84 @@ from engine.run.planning import DECODE_BUCKETS
 from engine.run.protocol import WatchableRunner
 
 CUDA_PAGE_SIZES = (16, 32, 64)  # a page is one copy of the bulk copy engine, a block of 64 tokens whole pages
+FUSED, EAGER = "fused", "eager"
 
 
-def choose_weights(borrowed: BorrowedModel, findings: Findings) -> FusedWeights | None:
-    """The model's weights merged in place, if ``PackedRunner`` is what runs it; else None and nothing is changed.
+def device_facts(device: torch.device) -> DeviceFacts:
+    """What decides, of a device that is there. Raises ``AttentionRefused`` on CUDA without Triton."""
+    if device.type != "cuda":
+        return CPU
+    if importlib.util.find_spec("triton") is None:
+        raise AttentionRefused("device cuda needs Triton: pip install 'cairn[gpu]'")
+    hopper = torch.cuda.get_device_capability(device)[0] == 9
+    return DeviceFacts(cuda=True, hopper=hopper, flashinfer=device_refusal(device))
 
-    Raises ``AttentionUnavailable`` on CUDA without Triton.
+
+def decide(
+    borrowed: BorrowedModel, findings: Findings, asked: str = AUTO, device: DeviceFacts | None = None
+) -> Decision:
+    """What runs the model on ``device``, without trying it; None is the device that the model is on.
+
+    Raises ``AttentionRefused`` for a backend that is asked for and cannot serve the model there, with the reason.
     """
-    if borrowed.device.type != "cuda":
-        return None
-    try:
-        import triton  # noqa: F401
-    except ImportError as error:
-        raise AttentionUnavailable("device cuda needs Triton: pip install 'cairn[gpu]'") from error
-    return None if fused_refusal(borrowed, findings) else merge_weights(borrowed, findings)
+    if asked not in ATTENTIONS:
+        raise AttentionRefused(f"attention: {asked!r} is none of {', '.join(ATTENTIONS)}")
+    facts = device_facts(borrowed.device) if device is None else device
+    if not facts.cuda:
+        if asked in (CASCADE, FLASHINFER):
+            raise _refused(asked, borrowed, "its kernels run on a GPU, and the device is cpu", TORCH)
+        return Decision(EAGER, TORCH, "the device is cpu")
+    heads = heads_of(borrowed)
+    own = cascade_refusal(findings, heads)
+    theirs = facts.flashinfer or flashinfer_refusal(findings, heads)
+    if asked != AUTO:
+        refusal = {CASCADE: own, FLASHINFER: theirs}.get(asked, "")
+        if refusal:
+            raise _refused(asked, borrowed, refusal, *([CASCADE] if asked == FLASHINFER and not own else []), TORCH)
+        runner = _steps(borrowed, findings) if asked == CASCADE else EAGER
+        return Decision(runner, asked, f"--attention {asked}")
+    steps = _steps(borrowed, findings)
+    if not own and facts.hopper:
+        return Decision(steps, CASCADE, "our kernels take the model, and are written for compute capability 9")
+    if not own and steps != EAGER:
+        return Decision(steps, CASCADE, "our portable kernels run in captured steps, which FlashInfer does not")
+    if not theirs:
+        return Decision(EAGER, FLASHINFER, f"our kernels do not: {own or 'the device is not of compute capability 9'}")
+    if not own:
+        return Decision(steps, CASCADE, f"our portable kernels; FlashInfer does not: {theirs}")
+    return Decision(EAGER, TORCH, f"our kernels do not: {own}; FlashInfer does not: {theirs}")
 
 
-def numerics_name(borrowed: BorrowedModel, findings: Findings, weights: FusedWeights | None) -> str:
+def decide_and_try(borrowed: BorrowedModel, findings: Findings, asked: str = AUTO) -> Decision:
+    """``decide`` for the device that the model is on, where FlashInfer's kernels must have been built to be chosen."""
+    facts = device_facts(borrowed.device)
+    decision = decide(borrowed, findings, asked, facts)
+    if decision.attention != FLASHINFER:
+        return decision
+    failed = build_refusal(findings, heads_of(borrowed), borrowed.device)
+    return decide(borrowed, findings, asked, DeviceFacts(True, facts.hopper, failed)) if failed else decision
+
+
+def _refused(asked: str, borrowed: BorrowedModel, reason: str, *others: str) -> AttentionRefused:
+    remedy = " or ".join(f"--attention {each}" for each in (AUTO, *others))
+    return AttentionRefused(f"attention: {asked} cannot serve model {borrowed.name}: {reason}; give {remedy}")
+
+
+def _steps(borrowed: BorrowedModel, findings: Findings) -> str:
+    """The runner of a model over the cascade kernels."""
+    return EAGER if fused_refusal(borrowed, findings) else FUSED
+
+
+def choose_weights(borrowed: BorrowedModel, findings: Findings, decision: Decision) -> FusedWeights | None:
+    """The model's weights merged in place, if ``PackedRunner`` is what runs it; else None and nothing is changed."""
+    return merge_weights(borrowed, findings) if decision.runner == FUSED else None
+
+
+def numerics_name(decision: Decision) -> str:
     """What computes, for the model identity: another way of computing rounds otherwise."""
-    if not _cascades(borrowed, findings):
-        return TorchAttention.name
-    return CudaAttention.name if weights is None else f"{FusedForward.name} {CudaAttention.name}"
+    names = {CASCADE: CudaAttention.name, TORCH: TorchAttention.name}
+    name = FlashInferAttention.full_name() if decision.attention == FLASHINFER else names[decision.attention]
+    return f"{FusedForward.name} {name}" if decision.runner == FUSED else name
 
 
 def make_runner(
@@ -59,42 +135,46 @@ def make_runner(
     findings: Findings,
     weights: FusedWeights | None,
     *,
+    attention: str = AUTO,
     slots: int = SLOTS,
     decode_buckets: Sequence[int] = DECODE_BUCKETS,
     row_multiple: int = 4,
     **options: Any,
 ) -> WatchableRunner:
-    """The runner of a model over ``pool``; ``weights`` are what ``choose_weights`` gave.
+    """The runner of a model over ``pool``; ``weights`` are what ``choose_weights`` gave, ``attention`` what was chosen.
 
     A ``PackedRunner`` takes ``slots``, an ``EagerRunner`` ``decode_buckets``, the largest of which is the number of its
     slots, and ``row_multiple``; ``options`` are for either. Raises ``ValueError`` for pages that CUDA cannot read.
     """
     with current(pool.device):
         if weights is None:
-            attention = make_attention(pool, borrowed, findings)
+            made = make_attention(pool, borrowed, findings, attention)
             if pool.device.type == "cuda":
                 options["make_slots"] = partial(WaitedSlots, device=pool.device)
             return EagerRunner(
-                borrowed, pool, attention, decode_buckets=decode_buckets, row_multiple=row_multiple, **options
+                borrowed, pool, made, decode_buckets=decode_buckets, row_multiple=row_multiple, **options
             )
         _check_pages(pool)
         positions = findings.context_length_max
         return PackedRunner(FusedForward(weights, pool, positions=positions), slots=slots, **options)
 
 
-def make_attention(pool: PagedKVPool, borrowed: BorrowedModel, findings: Findings) -> Attention[Any]:
+def make_attention(
+    pool: PagedKVPool, borrowed: BorrowedModel, findings: Findings, attention: str = AUTO
+) -> Attention[Any]:
     """The attention backend of an ``EagerRunner``. Raises ``ValueError`` for pages it cannot read."""
-    if not _cascades(borrowed, findings):
+    if attention == AUTO:
+        attention = decide(borrowed, findings).attention
+    if attention == TORCH:
         return TorchAttention(pool, findings.rotations, deferred=findings.deferred)
+    if attention == FLASHINFER:
+        return FlashInferAttention(pool, findings.rotations)
     _check_pages(pool)
-    return CudaAttention(pool, findings.rotations, heads=_heads(borrowed), positions=findings.context_length_max)
+    return CudaAttention(pool, findings.rotations, heads=heads_of(borrowed), positions=findings.context_length_max)
 
 
-def _cascades(borrowed: BorrowedModel, findings: Findings) -> bool:
-    return borrowed.device.type == "cuda" and not cascade_refusal(findings, _heads(borrowed))
-
-
-def _heads(borrowed: BorrowedModel) -> int:
+def heads_of(borrowed: BorrowedModel) -> int:
+    """Query heads of a layer."""
     return int(borrowed.config.get_text_config().num_attention_heads)
 
 

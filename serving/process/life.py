@@ -2,7 +2,8 @@
 
 A process may serve several services over one loaded model, each at a port of its own, with health and metrics of its
 own. A ready line for each is all there is on stdout: ``{"event":"ready","service":...,"port":...,"metrics_port":...,
-"dtype":...,"dtype_reason":...,"same_bits":...,"same_bits_reason":...,"seconds":{...}}``. SIGTERM and SIGINT drain; a
+"dtype":...,"dtype_reason":...,"attention":...,"attention_reason":...,"same_bits":...,"same_bits_reason":...,
+"seconds":{...}}``. SIGTERM and SIGINT drain; a
 second one ends the draining at once.
 """
 
@@ -176,6 +177,8 @@ def announce(name: str, port: int, metrics_port: int, loaded: Loaded, same_bits:
         "metrics_port": metrics_port,
         "dtype": borrowed.dtype_name,
         "dtype_reason": borrowed.dtype_reason,
+        "attention": loaded.served.decision.attention,
+        "attention_reason": loaded.served.decision.reason,
         "same_bits": same_bits.always,
         "same_bits_reason": same_bits.reason,
         "seconds": {**loaded.startup.seconds, "total": seconds},

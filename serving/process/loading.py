@@ -49,7 +49,9 @@ def load(options: ServiceOptions) -> Loaded:
         )
     log.info("%s is served in %s: %s", borrowed.name, borrowed.dtype_name, borrowed.dtype_reason)
     with startup.stage("check", f"checking {borrowed.dtype_name} weights: every reuse mode against the model itself"):
-        served = serve(borrowed, piece_tokens=options.piece_tokens)
+        served = serve(borrowed, piece_tokens=options.piece_tokens, attention=options.attention)
+    decision = served.decision
+    log.info("attention: %s in the %s runner: %s", decision.attention, decision.runner, decision.reason)
     if served.row_bits is not None:
         log.log(logging.INFO if served.row_bits.equal else logging.WARNING, "products: %s", served.row_bits.reason)
     for line in restrictions(served):

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from chunk_store.password import password_in
+from engine.run.backends import ATTENTIONS, AUTO
 from serving.process.logs import FORMATS, LEVELS
 from serving.process.settings import (
     COUNT,
@@ -74,6 +75,11 @@ class ModelOptions(StoreOptions):
     model: str = setting(text("PATH_OR_ID"), "a model directory or hub id")
     device: str = setting(Kind("DEVICE", _device), "cpu, cuda or cuda:N", default="cpu", apart=True)
     dtype: str = setting(choice(*DTYPES), "of weights and KV", default="auto")
+    attention: str = setting(
+        choice(*ATTENTIONS),
+        "the attention kernels: our own, FlashInfer's or torch's; part of the KV's identity",
+        default=AUTO,
+    )
     threads: int = setting(COUNT, "compute threads", default=1)
     prefill_tokens_max: int | None = setting(
         COUNT,

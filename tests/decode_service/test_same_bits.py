@@ -11,6 +11,7 @@ import pytest
 from decode_service.options import DecodeOptions
 from decode_service.same_bits import needs_one_size, same_bits
 from engine.check.rows import ProductRows, RowBits
+from engine.run.backends import CASCADE, FLASHINFER, TORCH
 from engine.run.cuda.products import Way
 from tests.decode_service.models import loaded
 from tests.decode_service.pair import pair
@@ -37,9 +38,15 @@ def options(**given: Any) -> DecodeOptions:
     ({"device": "cuda", "strict": True}, UNEQUAL, False, True, "a row of o depends on its place"),
 ])  # fmt: skip
 def test_what_is_said(given: dict[str, Any], found: RowBits | None, always: bool, one_size: bool, words: str) -> None:
-    said = same_bits(options(**given), found)
+    said = same_bits(options(**given), found, TORCH if found is None else CASCADE)
     assert said.always == always and words in said.reason
     assert needs_one_size(options(**given), found) == one_size
+
+
+@pytest.mark.parametrize("strict", [False, True])
+def test_nothing_is_promised_over_flashinfer(strict: bool) -> None:
+    said = same_bits(options(device="cuda", strict=strict), None, FLASHINFER)
+    assert not said.always and "FlashInfer splits keys" in said.reason
 
 
 def test_clients_are_told(folder: Path, tmp_path: Path) -> None:

@@ -191,23 +191,3 @@ def test_the_protocol_stores_new_tokens_and_attends() -> None:
     standing = turned(setting.q, torch.tensor(plan.positions, device="cuda"), 128).to(setting.q.dtype)
     out = attention.attend(attention.prepare(plan), 0, standing, k, v, Scores(scaling=setting.scaling))
     assert relative_error(out, setting.expected(plan, setting.q)) < 2 * TOLERANCE
-
-
-def test_flashinfer_agrees() -> None:
-    pytest.importorskip("flashinfer")
-    from engine.run.cuda.flashinfer import FlashInferAttention
-
-    sequences = random_sequences(9, 24, rows=(1, 5))
-    setting = Setting(sequences, ratio=4, dim=128)
-    plan = sequences.plan()
-    layout = KVLayout("bfloat16", (LayerLayout(2, 128, 128),))
-    pool = PagedKVPool(layout, pages=1, chunk_pages=1, page_size=PAGE, device="cuda")
-    # FlashInfer multiplies the slots behind a ragged end by zero: they must be finite.
-    pool.keys, pool.values = [setting.keys.nan_to_num()], [setting.values.nan_to_num()]
-    slots = torch.tensor(plan.slots, device="cuda")
-    rotation = Rotation(frequencies(128), False, 0)
-    attention = FlashInferAttention(pool, [rotation], heads=8)
-    standing = turned(setting.q, torch.tensor(plan.positions, device="cuda"), 128).to(setting.q.dtype)
-    k, v = setting.keys[slots], setting.values[slots]
-    out = attention.attend(attention.prepare(plan), 0, standing, k, v, Scores(scaling=setting.scaling))
-    assert relative_error(out, setting.expected(plan, setting.q)) < 2 * TOLERANCE

@@ -18,6 +18,7 @@ from decode_service.options import DecodeOptions
 from decode_service.same_bits import same_bits
 from engine.check.rows import BLOCK, LAST_BLOCK, RowBits, check_rows
 from engine.model.borrowed import BorrowedModel
+from engine.run.backends import CASCADE
 from engine.run.cuda import products
 from engine.run.cuda.products import AS_THEY_COME, BUCKETS, ENVIRONMENT, PLAIN, Way
 from engine.run.cuda.weights import FusedWeights, LayerWeights
@@ -164,7 +165,7 @@ def test_a_product_whose_rows_depend_on_their_place_is_said(monkeypatch: pytest.
     bits = model.row_bits
     assert isinstance(bits, RowBits) and not bits.equal
     assert bits.buckets == tuple(size for size in BUCKETS if size >= LAST_BLOCK), "one way for every usual step"
-    said = same_bits(DecodeOptions(model="m", store="file:///s", prefill="127.0.0.1:1", device="cuda"), bits)
+    said = same_bits(DecodeOptions(model="m", store="file:///s", prefill="127.0.0.1:1", device="cuda"), bits, CASCADE)
     assert not said.always and said.reason.startswith("a row of down depends on its place")
     alone, among = answers(model, 5)
     assert alone.shape == among.shape and bool(alone.isfinite().all()), "it serves all the same"

@@ -93,7 +93,7 @@ def _load(options: ModelOptions) -> tuple[ServedModel, TextCodec]:
     torch.set_num_threads(options.threads)
     codec = TextCodec.load(options.model)
     borrowed = BorrowedModel.load(options.model, dtype=options.dtype, device=options.device)
-    return look_into(borrowed, piece_tokens=options.piece_tokens), codec
+    return look_into(borrowed, piece_tokens=options.piece_tokens, attention=options.attention), codec
 
 
 def _segments(

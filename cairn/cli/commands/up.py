@@ -140,7 +140,7 @@ async def _until_asked(
     if not ready.done():
         ready.cancel()
         return ""
-    if other := _dtypes_differ(ready.result()):
+    if other := _differ(ready.result()):
         return other
     _say_ready(terminal, commands, ready.result(), time.monotonic() - started)
     died = asyncio.create_task(processes.first_exit())
@@ -165,7 +165,8 @@ def _say_ready(
                 "address": place.address,
                 "url": f"http{'s' if place.tls_ca else ''}://{place.address}/v1",
             }
-    served = {name: events[there[0].name].get(name, "") for name in ("dtype", "dtype_reason")}
+    names = ("dtype", "dtype_reason", "attention", "attention_reason")
+    served = {name: events[there[0].name].get(name, "") for name in names}
     answers = events[there[-1].name]
     served |= {name: answers[name] for name in ("same_bits", "same_bits_reason") if name in answers}
     if terminal.as_json:
@@ -175,6 +176,8 @@ def _say_ready(
         f"Ready in {seconds:.1f} s{_words_for(served)}. "
         + " ".join(f"{name} {_where(place)}" for name, place in places.items())
     )
+    if served["attention"]:
+        terminal.note(f"Attention is {served['attention']}'s: {served['attention_reason']}", "dim")
     if "same_bits" in served:
         kept = "the same in every batch" if served["same_bits"] else "not promised to be the same in every batch"
         terminal.note(f"Bits of answers are {kept}: {served['same_bits_reason']}", "dim")
@@ -188,13 +191,14 @@ def _words_for(served: dict[str, Any]) -> str:
     return f" in {served['dtype']} ({served['dtype_reason']})" if served["dtype"] else ""
 
 
-def _dtypes_differ(events: dict[str, dict[str, Any]]) -> str:
-    """Why the services cannot work together, if each chose a dtype of its own; otherwise ""."""
-    chosen = {name: event.get("dtype", "") for name, event in events.items() if name != GATEWAY}
-    if len(set(chosen.values())) < 2:
-        return ""
-    said = ", ".join(f"{name} {dtype}" for name, dtype in chosen.items())
-    return f"the services chose different dtypes ({said}); give --dtype"
+def _differ(events: dict[str, dict[str, Any]]) -> str:
+    """Why the services cannot work together, if each chose a dtype or attention of its own; otherwise ""."""
+    for setting, words in (("dtype", "dtypes"), ("attention", "attention kernels")):
+        chosen = {name: event.get(setting, "") for name, event in events.items() if name != GATEWAY}
+        if len(set(chosen.values())) > 1:
+            said = ", ".join(f"{name} {what}" for name, what in chosen.items())
+            return f"the services chose different {words} ({said}); give --{setting}"
+    return ""
 
 
 def _metrics_url(place: Place, event: dict[str, Any]) -> str:

@@ -12,6 +12,7 @@ from torch import Tensor
 from engine.check.rows import BLOCK, LAST_BLOCK, ROWS_CHECKED, RowBits, check_rows
 from engine.model.borrowed import BorrowedModel
 from engine.model.probe import Findings, examine
+from engine.run.backends import Decision
 from engine.run.cuda import products
 from engine.run.cuda.products import BUCKETS, PLAIN, Way
 from engine.run.cuda.weights import FusedWeights, merge_weights
@@ -126,7 +127,7 @@ def test_what_is_served_is_computed_and_named_by_what_was_found(
     heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "hidden_size": 64}
     model = build("qwen2", {**heads, "intermediate_size": DOWN, "num_hidden_layers": 2}).bfloat16()
 
-    def merged(borrowed: BorrowedModel, findings: Findings) -> FusedWeights:
+    def merged(borrowed: BorrowedModel, findings: Findings, _: Decision) -> FusedWeights:
         return merge_weights(borrowed, replace(findings, deferred=False))
 
     monkeypatch.setattr("engine.served.choose_weights", merged)

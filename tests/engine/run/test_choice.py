@@ -14,7 +14,8 @@ from chunk_store.layout import LayerLayout
 from engine.kv.pool import PagedKVPool
 from engine.model.borrowed import BorrowedModel
 from engine.model.probe import Findings, examine
-from engine.run.choice import choose_weights, make_runner, numerics_name
+from engine.run.backends import CPU, AttentionRefused, Decision, DeviceFacts
+from engine.run.choice import choose_weights, decide, decide_and_try, make_runner, numerics_name
 from engine.run.cuda.attention import cascade_refusal
 from engine.run.cuda.weights import fused_refusal, merge_weights
 from engine.run.eager.attention import TorchAttention
@@ -47,22 +48,93 @@ def rotated(**change: Any) -> Change:
 def test_on_the_cpu_every_model_runs_its_own_code(plain: tuple[BorrowedModel, Findings]) -> None:
     borrowed, findings = plain
     places = [parameter.data_ptr() for parameter in borrowed.module.parameters()]
-    assert choose_weights(borrowed, findings) is None
+    decision = decide(borrowed, findings)
+    assert decision == Decision("eager", "torch", "the device is cpu")
+    assert choose_weights(borrowed, findings, decision) is None
     assert [parameter.data_ptr() for parameter in borrowed.module.parameters()] == places, "nothing was merged"
     pool = PagedKVPool(findings.layout, pages=4, chunk_pages=2, page_size=5)
     runner = make_runner(pool, borrowed, findings, None, piece_tokens=7, row_multiple=2)
     assert isinstance(runner, EagerRunner) and isinstance(runner.attention, TorchAttention)
     assert (runner.piece_tokens, runner.row_multiple, runner.runs_ahead) == (7, 2, False)
-    assert numerics_name(borrowed, findings, None) == TorchAttention.name == "torch-2"
+    assert numerics_name(decision) == TorchAttention.name == "torch-2"
 
 
-def test_names_of_what_computes_on_a_device(plain: tuple[BorrowedModel, Findings]) -> None:
+HOPPER = DeviceFacts(cuda=True)
+WITHOUT = DeviceFacts(cuda=True, flashinfer="FlashInfer is not installed")
+OTHER = DeviceFacts(cuda=True, hopper=False)
+OTHER_WITHOUT = DeviceFacts(cuda=True, hopper=False, flashinfer="FlashInfer is not installed")
+
+
+def as_it_is(findings: Findings) -> Findings:
+    return findings
+
+
+def other_family(findings: Findings) -> Findings:
+    return replace(findings, rotation_refusal="unknown")  # the fused layers do not take it, the kernels do
+
+
+@pytest.mark.parametrize(("device", "change", "asked", "runner", "attention", "words"), [
+    (HOPPER, as_it_is, "auto", "fused", "cascade", "written for compute capability 9"),
+    (HOPPER, other_family, "auto", "eager", "cascade", "written for compute capability 9"),
+    (OTHER, as_it_is, "auto", "fused", "cascade", "portable kernels run in captured steps"),
+    (OTHER, other_family, "auto", "eager", "flashinfer", "not of compute capability 9"),
+    (OTHER_WITHOUT, other_family, "auto", "eager", "cascade", "FlashInfer does not: FlashInfer is not installed"),
+    (HOPPER, layout_of(dtype="float32"), "auto", "eager", "torch", "FlashInfer does not: its kernels take bfloat16"),
+    (HOPPER, as_it_is, "torch", "eager", "torch", "--attention torch"),
+    (HOPPER, layout_of(dtype="float32"), "torch", "eager", "torch", "--attention torch"),
+    (HOPPER, as_it_is, "flashinfer", "eager", "flashinfer", "--attention flashinfer"),
+    (OTHER, as_it_is, "cascade", "fused", "cascade", "--attention cascade"),
+    (OTHER, other_family, "cascade", "eager", "cascade", "--attention cascade"),
+    (CPU, as_it_is, "torch", "eager", "torch", "the device is cpu"),
+])  # fmt: skip
+def test_what_runs_a_model(
+    plain: tuple[BorrowedModel, Findings],
+    device: DeviceFacts, change: Change, asked: str, runner: str, attention: str, words: str,
+) -> None:  # fmt: skip
     borrowed, findings = plain
-    there: Any = SimpleNamespace(device=torch.device("cuda"), config=borrowed.config)
-    weights: Any = object()
-    assert numerics_name(there, findings, weights) == "fused-4 cuda-1"
-    assert numerics_name(there, findings, None) == "cuda-1"
-    assert numerics_name(there, layout_of(dtype="float32")(findings), None) == "torch-2"
+    found = decide(borrowed, change(findings), asked, device)
+    assert (found.runner, found.attention) == (runner, attention) and words in found.reason
+
+
+@pytest.mark.parametrize(("device", "change", "asked", "words"), [
+    (CPU, as_it_is, "cascade", "its kernels run on a GPU, and the device is cpu; give --attention auto"),
+    (CPU, as_it_is, "flashinfer", "its kernels run on a GPU, and the device is cpu; give --attention auto"),
+    (WITHOUT, as_it_is, "flashinfer", "FlashInfer is not installed; give --attention auto or --attention cascade"),
+    (HOPPER, layout_of(dtype="float32"), "flashinfer", "bfloat16 and float16, and the model is served in float32"),
+    (HOPPER, layout_of(LayerLayout(2, 576, 512)), "flashinfer", "head widths 576 and 512"),
+    (HOPPER, layout_of(LayerLayout(3, 16, 16)), "flashinfer", "4 heads are not a multiple of 3"),
+    (HOPPER, layout_of(dtype="float32"), "cascade", "dtype float32; give --attention auto or --attention torch"),
+    (HOPPER, as_it_is, "sdpa", "attention: 'sdpa' is none of auto, cascade, flashinfer, torch"),
+])  # fmt: skip
+def test_what_cannot_be_is_refused_with_the_remedy(
+    plain: tuple[BorrowedModel, Findings], device: DeviceFacts, change: Change, asked: str, words: str
+) -> None:
+    borrowed, findings = plain
+    with pytest.raises(AttentionRefused) as refused:
+        decide(borrowed, change(findings), asked, device)
+    assert str(refused.value).startswith("attention: ") and words in str(refused.value)
+
+
+def test_kernels_that_cannot_be_built_are_not_chosen(
+    plain: tuple[BorrowedModel, Findings], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    borrowed, findings = plain[0], other_family(plain[1])
+    there: Any = SimpleNamespace(device=torch.device("cuda"), config=borrowed.config, name="tiny")
+    monkeypatch.setattr("engine.run.choice.device_facts", lambda _: OTHER)
+    monkeypatch.setattr("engine.run.choice.build_refusal", lambda *_: "its kernels cannot be built: no nvcc")
+    found = decide_and_try(there, findings)
+    assert found.attention == "cascade" and "no nvcc" in found.reason
+    with pytest.raises(AttentionRefused, match="no nvcc; give --attention auto or --attention cascade"):
+        decide_and_try(there, findings, "flashinfer")
+    monkeypatch.setattr("engine.run.choice.build_refusal", lambda *_: "")
+    assert decide_and_try(there, findings).attention == "flashinfer"
+
+
+def test_names_of_what_computes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.metadata.version", {"flashinfer-python": "0.6.13"}.__getitem__)
+    pairs = (("fused", "cascade"), ("eager", "cascade"), ("eager", "flashinfer"), ("eager", "torch"))
+    names = {numerics_name(Decision(*pair, "")) for pair in pairs}
+    assert names == {"fused-4 cuda-1", "cuda-1", "flashinfer-2 0.6.13", "torch-2"}
 
 
 @pytest.mark.parametrize(

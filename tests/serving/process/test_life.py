@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 from chunk_store.errors import StoreUnavailable
+from engine.run.backends import Decision
 from serving.process import life
 from serving.process.options import ServiceOptions
 from serving.process.same_bits import SameBits
@@ -85,8 +86,9 @@ def test_a_service_hands_the_interpreter_over_sooner_than_a_step_takes(monkeypat
 
 def test_the_ready_line_is_one_json_object(capsys: pytest.CaptureFixture[str]) -> None:
     borrowed = SimpleNamespace(dtype_name="float32", dtype_reason="because")
+    decision = Decision("eager", "torch", "the device is cpu")
     loaded: Any = SimpleNamespace(
-        served=SimpleNamespace(borrowed=borrowed), startup=SimpleNamespace(seconds={"load": 1.5})
+        served=SimpleNamespace(borrowed=borrowed, decision=decision), startup=SimpleNamespace(seconds={"load": 1.5})
     )
     life.announce("decode", 7, 8, loaded, SameBits(True, "one size"), 2.5)
     out = capsys.readouterr().out
@@ -98,6 +100,8 @@ def test_the_ready_line_is_one_json_object(capsys: pytest.CaptureFixture[str]) -
         "metrics_port": 8,
         "dtype": "float32",
         "dtype_reason": "because",
+        "attention": "torch",
+        "attention_reason": "the device is cpu",
         "same_bits": True,
         "same_bits_reason": "one size",
         "seconds": {"load": 1.5, "total": 2.5},

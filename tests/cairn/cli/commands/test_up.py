@@ -267,6 +267,6 @@ def test_a_mistyped_model_path_fails_before_anything_starts(up, tmp_path, word):
 
 
 def test_services_that_chose_different_dtypes_are_not_kept():
-    assert not up_command._dtypes_differ({"prefill": {"dtype": "float32"}, "decode": {"dtype": "float32"}})
-    words = up_command._dtypes_differ({"prefill": {"dtype": "float32"}, "decode": {"dtype": "bfloat16"}})
+    assert not up_command._differ({"prefill": {"dtype": "float32"}, "decode": {"dtype": "float32"}})
+    words = up_command._differ({"prefill": {"dtype": "float32"}, "decode": {"dtype": "bfloat16"}})
     assert words == "the services chose different dtypes (prefill float32, decode bfloat16); give --dtype"

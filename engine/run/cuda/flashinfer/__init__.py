@@ -1,0 +1,1 @@
+"""FlashInfer's kernels as an attention backend: an optional dependency."""
