@@ -1,0 +1,116 @@
+"""Launches a layer of experts over rows: scores, selection, both grouped products, and the sum of each row's results.
+
+Nothing is read back, so it may be captured: numbers of tiles are bounds, and the kernels end early behind the last.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from engine.run.cuda.experts.layer import BLOCK_ROWS, SPAN, ExpertBuffers, Experts
+from engine.run.cuda.experts.tiles import Tile, Tiles, most_tiles, tiles_of
+from engine.run.cuda.products import ROWS_MAX
+
+SCORES_DEPTH = 128
+SUM_BLOCK = 1024
+
+
+def run_experts(
+    layer: Experts,
+    x: Tensor,
+    out: Tensor,
+    buffers: ExpertBuffers,
+    *,
+    overlap: dict[str, bool],
+    tiles: Tiles | None = None,
+) -> None:
+    """out (rows, hidden) = what the experts of each row of x (rows, hidden) make of it; ``tiles``: other than usual."""
+    route(layer, x, buffers, overlap=overlap)
+    multiply(layer, x, buffers, tiles or tiles_of(x.shape[0]), overlap=overlap)
+    add_up(layer, out, buffers, overlap=overlap)
+
+
+def route(layer: Experts, x: Tensor, b: ExpertBuffers, *, overlap: dict[str, bool]) -> None:
+    """The experts and shares of each row, and its pairs sorted by expert."""
+    from engine.run.cuda.experts import routing
+
+    rows, count, block = x.shape[0], layer.count, layer.block
+    # A piece of its own has bits of its own: there the width is not cut, which would only cost memory.
+    parts, span = (layer.parts, SPAN) if rows <= ROWS_MAX else (1, layer.parts * SPAN)
+    few = rows <= 16
+    columns = 16 if rows <= 128 else 64
+    routing.scores[(-(-rows // columns), parts)](
+        x, layer.router, b.parts, rows,
+        WIDTH=layer.hidden, SPAN=span, EXPERTS=count, BLOCK_E=block, BLOCK_R=columns, BLOCK_K=SCORES_DEPTH,
+        num_warps=4, num_stages=2, **overlap,
+    )  # fmt: skip
+    size = 16 if few else BLOCK_ROWS
+    blocks = -(-rows // size)
+    routing.select[(blocks,)](
+        b.parts, layer.router, b.shares, b.experts, b.starts, b.order, b.marks, b.counts, rows,
+        PARTS=parts, EXPERTS=count, BLOCK_E=block, BLOCK_R=size, TOP=layer.top, NORMED=layer.normed,
+        ROUNDED=layer.rounded, ALONE=blocks == 1, num_warps=4 if few else 8, **overlap,
+    )  # fmt: skip
+    if blocks > 1:
+        routing.place[(blocks,)](
+            b.marks, b.counts, b.starts, b.order, rows,
+            EXPERTS=count, BLOCK_E=block, BLOCK_R=size, TOP=layer.top, AT_ONCE=16, num_warps=8, **overlap,
+        )  # fmt: skip
+
+
+def multiply(layer: Experts, x: Tensor, b: ExpertBuffers, tiles: Tiles, *, overlap: dict[str, bool]) -> None:
+    """Both products of every pair, into ``b.results``."""
+    gate_up(layer, x, b, tiles.gate_up, overlap=overlap)
+    down(layer, x.shape[0], b, tiles.down, overlap=overlap)
+
+
+def gate_up(layer: Experts, x: Tensor, b: ExpertBuffers, tile: Tile, *, overlap: dict[str, bool]) -> None:
+    """silu(gate) * up of every pair, into ``b.inner``."""
+    from engine.run.cuda.experts import products
+
+    products.gate_up[(-(-layer.inner // tile.features), _tiles(layer, x.shape[0], tile))](
+        x, _blocks(layer.gate_up.view(-1, layer.hidden), tile.features, tile.depth), b.order, b.starts, b.inner,
+        TOP=layer.top, **_constants(layer, tile), **overlap,
+    )  # fmt: skip
+
+
+def down(layer: Experts, rows: int, b: ExpertBuffers, tile: Tile, *, overlap: dict[str, bool]) -> None:
+    """The second product of every pair of ``rows`` rows, into ``b.results``."""
+    from engine.run.cuda.experts import products
+
+    products.down[(-(-layer.hidden // tile.features), _tiles(layer, rows, tile))](
+        _blocks(b.inner, tile.pairs, tile.depth),
+        _blocks(layer.down.view(-1, layer.inner), tile.features, tile.depth),
+        b.order, b.starts, b.results, **_constants(layer, tile), **overlap,
+    )  # fmt: skip
+
+
+def add_up(layer: Experts, out: Tensor, b: ExpertBuffers, *, overlap: dict[str, bool]) -> None:
+    """out (rows, hidden) = each row's results times their shares, added."""
+    from engine.run.cuda.experts import products
+
+    products.combine[(out.shape[0], -(-layer.hidden // SUM_BLOCK))](
+        b.results, b.shares, out,
+        WIDTH=layer.hidden, BLOCK=SUM_BLOCK, TOP=layer.top, ROUNDED=layer.rounded, num_warps=4, **overlap,
+    )  # fmt: skip
+
+
+def _tiles(layer: Experts, rows: int, tile: Tile) -> int:
+    return most_tiles(rows, layer.top, layer.count, tile.pairs)
+
+
+def _constants(layer: Experts, tile: Tile) -> dict[str, Any]:
+    return {
+        "WIDTH": layer.hidden, "INNER": layer.inner, "EXPERTS": layer.count, "BLOCK_E": layer.block,
+        "BLOCK_M": tile.features, "BLOCK_N": tile.pairs, "BLOCK_K": tile.depth, "STAGES": tile.stages,
+        "num_warps": tile.warps,
+    }  # fmt: skip
+
+
+def _blocks(matrix: Tensor, rows: int, columns: int) -> Any:
+    """The matrix for the copy engine, block by block; what a block has beyond its ends reads as zeros."""
+    from triton.tools.tensor_descriptor import TensorDescriptor
+
+    return TensorDescriptor.from_tensor(matrix, [rows, columns])

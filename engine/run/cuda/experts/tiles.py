@@ -1,0 +1,50 @@
+"""By which tiles the products of experts are computed, by the number of rows: measured on an H200 (bench.moe_tiles)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from engine.run.cuda.products import ROWS_MAX
+
+
+@dataclass(frozen=True)
+class Tile:
+    """``features`` x ``pairs``, ``depth`` along K at a time; loads are ``stages`` ahead.
+
+    A tile of ``gate_up`` has as many features of each of the two. Fewer than 64 features, or other than 4 or 8 warps,
+    would be another kind of matrix instruction.
+    """
+
+    features: int
+    pairs: int
+    depth: int
+    stages: int
+    warps: int
+
+
+@dataclass(frozen=True)
+class Tiles:
+    """The tiles of both products for steps of up to ``rows`` rows."""
+
+    rows: int
+    gate_up: Tile
+    down: Tile
+
+
+STEPS = (
+    Tiles(128, Tile(64, 16, 128, 4, 4), Tile(64, 16, 128, 4, 4)),
+    Tiles(512, Tile(64, 32, 128, 3, 4), Tile(64, 32, 128, 4, 4)),
+    Tiles(ROWS_MAX, Tile(64, 64, 64, 4, 4), Tile(128, 64, 64, 4, 4)),
+)
+PIECES = Tiles(1 << 30, Tile(64, 128, 64, 4, 4), Tile(128, 128, 64, 4, 4))
+
+
+def tiles_of(rows: int) -> Tiles:
+    """Those of a step, or of a long piece, of so many rows."""
+    return next((tiles for tiles in STEPS if rows <= tiles.rows), PIECES)
+
+
+def most_tiles(rows: int, top: int, experts: int, pairs: int) -> int:
+    """More tiles of so many pairs than ``rows`` rows never need, however they are spread over the experts."""
+    total = rows * top
+    return min(total, total // pairs + min(total, experts))
