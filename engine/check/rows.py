@@ -12,8 +12,10 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from engine.check.expert_rows import rows_that_differ
+from engine.run.cuda.experts.layer import NAME, Experts
 from engine.run.cuda.products import BUCKETS, PLAIN, ROWS_MAX, Way, Ways, product
-from engine.run.cuda.weights import FusedWeights
+from engine.run.cuda.weights import FusedWeights, Mlp
 
 # Beside the buckets some numbers between them: rows that are sampled are no bucket's number.
 ROWS_CHECKED = tuple(sorted({*BUCKETS, 2, 3, 4, 5, 24, 48, 63, 65, 96, 127, 192}))
@@ -65,7 +67,7 @@ class RowBits:
 
     @property
     def ways(self) -> Ways:
-        return Ways(**{one.name: one.way for one in self.products})
+        return Ways(**{one.name: one.way for one in self.products if one.name in Ways.__dataclass_fields__})
 
     @property
     def reason(self) -> str:
@@ -81,7 +83,8 @@ class RowBits:
     def numerics(self) -> str:
         """For the model identity."""
         ways = [f"{one.name} {one.way.least}-{one.way.most or ''}" for one in self.products if one.way != PLAIN]
-        return " ".join(["rows equal" if self.equal else f"rows {self.buckets[0]}", *ways])
+        kernels = [NAME for one in self.products if one.name == "experts"]
+        return " ".join(["rows equal" if self.equal else f"rows {self.buckets[0]}", *ways, *kernels])
 
 
 @dataclass(frozen=True)
@@ -97,7 +100,19 @@ class _Product:
 def check_rows(weights: FusedWeights) -> RowBits:
     """Checks every product and pins those that need it. Some 600 products: a fraction of a second for 8B weights."""
     order = torch.randperm(ROWS_MAX, generator=torch.Generator().manual_seed(0)).to(weights.embedding.device)
-    return RowBits(tuple(_pinned(one, order) for one in _products(weights)))
+    return RowBits((*(_pinned(one, order) for one in _products(weights)), *_experts(weights, order)))
+
+
+def _experts(weights: FusedWeights, order: Tensor) -> Iterator[ProductRows]:
+    """The experts of the first and of the last layer that has some. They are computed in one way alone."""
+    layers = [layer for layer in weights.layers if isinstance(layer.mlp, Experts)]
+    if layers:
+        still: set[int] = set()
+        for layer in {id(layer): layer for layer in (layers[0], layers[-1])}.values():
+            assert isinstance(layer.mlp, Experts)
+            still.update(rows_that_differ(layer.mlp, _normed(weights, layer.post_norm), order, ROWS_CHECKED))
+        differs_at = tuple(sorted(still))
+        yield ProductRows("experts", differs_at, PLAIN, differs_at)
 
 
 def _pinned(one: _Product, order: Tensor) -> ProductRows:
@@ -160,13 +175,20 @@ def _products(weights: FusedWeights) -> Iterator[_Product]:
     def draw(width: int) -> Tensor:
         return torch.randn(ROWS_MAX, width, generator=generator, device=like.device)
 
-    def normed(norm: Tensor) -> Tensor:
-        return (draw(weights.hidden) * norm.float()).to(like.dtype)
-
     attended = (0.5 * draw(first.o.shape[1])).to(like.dtype)
-    gated = (torch.nn.functional.silu(draw(weights.mlp)) * draw(weights.mlp)).to(like.dtype)
-    yield _Product("qkv", tuple((layer.qkv, layer.qkv_bias) for layer in ends), normed(first.input_norm))
+    yield _Product("qkv", tuple((layer.qkv, layer.qkv_bias) for layer in ends), _normed(weights, first.input_norm))
     yield _Product("o", tuple((layer.o, None) for layer in ends), attended)
-    yield _Product("gate_up", tuple((layer.gate_up, None) for layer in ends), normed(first.post_norm))
-    yield _Product("down", tuple((layer.down, None) for layer in ends), gated)
-    yield _Product("head", ((weights.head, None),), normed(weights.final_norm))
+    dense = [(layer.mlp, layer.post_norm) for layer in weights.layers if isinstance(layer.mlp, Mlp)]
+    if dense:
+        mlps = (dense[0][0], dense[-1][0])
+        gated = (torch.nn.functional.silu(draw(weights.mlp)) * draw(weights.mlp)).to(like.dtype)
+        yield _Product("gate_up", tuple((mlp.gate_up, None) for mlp in mlps), _normed(weights, dense[0][1]))
+        yield _Product("down", tuple((mlp.down, None) for mlp in mlps), gated)
+    yield _Product("head", ((weights.head, None),), _normed(weights, weights.final_norm))
+
+
+def _normed(weights: FusedWeights, norm: Tensor) -> Tensor:
+    """Rows as they come out of that norm: (ROWS_MAX, hidden); seeded."""
+    generator = torch.Generator(norm.device).manual_seed(1)
+    rows = torch.randn(ROWS_MAX, weights.hidden, generator=generator, device=norm.device)
+    return (rows * norm.float()).to(weights.embedding.dtype)

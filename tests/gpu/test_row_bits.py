@@ -21,7 +21,7 @@ from engine.model.borrowed import BorrowedModel
 from engine.run.backends import CASCADE
 from engine.run.cuda import products
 from engine.run.cuda.products import AS_THEY_COME, BUCKETS, ENVIRONMENT, PLAIN, Way
-from engine.run.cuda.weights import FusedWeights, LayerWeights
+from engine.run.cuda.weights import FusedWeights, LayerWeights, Mlp
 from engine.served import ServedModel, serve
 from tests.engine.composer import Composer, Request
 from tests.gpu.engine_models import FUSED, served, tokens, twins
@@ -53,7 +53,7 @@ def weights_of(shape: str, dtype: torch.dtype) -> FusedWeights:
         return LayerWeights(
             input_norm=1 + matrix(hidden), qkv=matrix(qkv, hidden), qkv_bias=matrix(qkv) if biased else None,
             q_norm=None, k_norm=None, o=matrix(hidden, heads * dim), post_norm=1 + matrix(hidden),
-            gate_up=matrix(2 * mlp, hidden), down=matrix(hidden, mlp),
+            mlp=Mlp(matrix(2 * mlp, hidden), matrix(hidden, mlp)),
         )  # fmt: skip
 
     unused: Any = None

@@ -15,6 +15,8 @@ from torch import Tensor
 from engine.attention import Scores
 from engine.kv.pool import PagedKVPool
 from engine.run.cuda.cascade.tuning import RotationTable
+from engine.run.cuda.experts.launch import run_experts
+from engine.run.cuda.experts.layer import ExpertBuffers, Experts
 from engine.run.cuda.packed import Attend, AttentionCall
 from engine.run.cuda.prefill_attention import group_of, launch_options
 from engine.run.cuda.products import product
@@ -38,6 +40,7 @@ class Buffers:
     attended: Tensor
     gate_up: Tensor  # (rows, 2 * mlp)
     gated: Tensor  # (rows, mlp)
+    experts: ExpertBuffers | None  # where layers have some; whole, whatever rows are looked at
 
     @classmethod
     def of(cls, weights: FusedWeights, rows: int) -> Buffers:
@@ -46,15 +49,16 @@ class Buffers:
 
         ints = torch.zeros(3, rows, dtype=torch.int32, device=weights.embedding.device)
         heads, kv = weights.heads * weights.head_dim, weights.kv_heads * weights.head_dim
-        hidden, mlp = weights.hidden, weights.mlp
+        hidden, mlp, experts = weights.hidden, weights.mlp, weights.experts
         return cls(
             ints[0], ints[1], ints[2], make(hidden), make(hidden), make(hidden), make(heads + 2 * kv), make(heads),
-            make(heads), make(2 * mlp), make(mlp),
+            make(heads), make(2 * mlp), make(mlp), None if experts is None else ExpertBuffers.of(experts, rows),
         )  # fmt: skip
 
     def first(self, rows: int) -> Buffers:
         """Views of the first ``rows`` rows."""
-        return Buffers(*(getattr(self, name)[:rows] for name in self.__dataclass_fields__))
+        names = [name for name in self.__dataclass_fields__ if name != "experts"]
+        return Buffers(**{name: getattr(self, name)[:rows] for name in names}, experts=self.experts)
 
 
 @dataclass(frozen=True)
@@ -185,17 +189,21 @@ class FusedForward:
         )  # fmt: skip
 
     def _rest(self, b: Buffers, layer: LayerWeights) -> None:
-        """Output projection and MLP; the MLP's result stays in ``delta`` for the next norm to add."""
+        """Output projection, then MLP or experts, whose result stays in ``delta`` for the next norm to add."""
         from engine.run.cuda import kernels
 
-        ways = self.weights.ways
+        ways, mlp = self.weights.ways, layer.mlp
         product(b.attended, layer.o, b.delta, way=ways.o)
         self.norm(b, layer.post_norm, add=True)
-        product(b.normed, layer.gate_up, b.gate_up, way=ways.gate_up)
-        mlp = self.weights.mlp
-        grid = (b.residual.shape[0], -(-mlp // GATE_BLOCK))
-        kernels.gate[grid](b.gate_up, b.gated, WIDTH=mlp, BLOCK=GATE_BLOCK, num_warps=4, **self.overlap)
-        product(b.gated, layer.down, b.delta, way=ways.down)
+        if isinstance(mlp, Experts):
+            assert b.experts is not None
+            run_experts(mlp, b.normed, b.delta, b.experts, overlap=self.overlap)
+            return
+        product(b.normed, mlp.gate_up, b.gate_up, way=ways.gate_up)
+        width = mlp.down.shape[1]
+        grid = (b.residual.shape[0], -(-width // GATE_BLOCK))
+        kernels.gate[grid](b.gate_up, b.gated, WIDTH=width, BLOCK=GATE_BLOCK, num_warps=4, **self.overlap)
+        product(b.gated, mlp.down, b.delta, way=ways.down)
 
     def norm(self, b: Buffers, weight: Tensor, *, add: bool) -> None:
         from engine.run.cuda import kernels

@@ -2,9 +2,10 @@
 
     q_proj | k_proj | v_proj  ->  one (q + k + v, hidden)        gate_proj | up_proj  ->  one (2 * mlp, hidden)
 
-The module's own parameters become views of the merged storage, so nothing is kept twice and the module still works
-(its eager attention is what the self-check compares with). ``fused_refusal`` is the explicit list of what a model
-must be; anything else runs through transformers' modelling code.
+Those of experts lie together as transformers keeps them, and are used in place. The module's own parameters become
+views of the merged storage, so nothing is kept twice and the module still works (its eager attention is what the
+self-check compares with). ``fused_refusal`` is the explicit list of what a model must be; anything else runs through
+transformers' modelling code.
 """
 
 from __future__ import annotations
@@ -18,11 +19,21 @@ from torch import Tensor, nn
 from engine.model.borrowed import BorrowedModel
 from engine.model.probe import Findings
 from engine.model.rotary import Rotation
+from engine.run.cuda.experts.layer import Experts, experts_refusal
 from engine.run.cuda.products import AS_THEY_COME, Ways
 
-FAMILIES = ("qwen3", "qwen2", "llama", "mistral")
+FAMILIES = ("qwen3", "qwen2", "llama", "mistral", "qwen3_moe", "mixtral")
+ROUNDED_SHARES = ("qwen3_moe",)  # families that round what an expert's result is multiplied with to their own dtype
 HEAD_MULTIPLE = 16  # rows
 HEAD_DIMS = (16, 32, 64, 128, 256)
+
+
+@dataclass(frozen=True)
+class Mlp:
+    """``gate_up`` (2 * width, hidden), the gate first; ``down`` (hidden, width)."""
+
+    gate_up: Tensor
+    down: Tensor
 
 
 @dataclass(frozen=True)
@@ -36,8 +47,7 @@ class LayerWeights:
     k_norm: Tensor | None
     o: Tensor
     post_norm: Tensor
-    gate_up: Tensor
-    down: Tensor
+    mlp: Mlp | Experts
 
 
 @dataclass(frozen=True)
@@ -63,7 +73,13 @@ class FusedWeights:
 
     @property
     def mlp(self) -> int:
-        return self.layers[0].down.shape[1]
+        """The width of layers without experts; 0 if there are none."""
+        return max((layer.mlp.down.shape[1] for layer in self.layers if isinstance(layer.mlp, Mlp)), default=0)
+
+    @property
+    def experts(self) -> Experts | None:
+        """Of the first layer that has some; other layers have experts of the same widths, or none."""
+        return next((layer.mlp for layer in self.layers if isinstance(layer.mlp, Experts)), None)
 
     @property
     def vocabulary(self) -> int:
@@ -93,10 +109,26 @@ def fused_refusal(borrowed: BorrowedModel, findings: Findings) -> str:
     inner: Any = borrowed.module.model
     if float(getattr(inner.rotary_emb, "attention_scaling", 1.0)) != 1.0:
         return "rotary tables with a scaling factor"
-    biased = (inner.layers[0].self_attn.o_proj, inner.layers[0].mlp.down_proj, borrowed.module.lm_head)
+    biased = [*(layer.self_attn.o_proj for layer in inner.layers), borrowed.module.lm_head]
+    biased += [layer.mlp.down_proj for layer in inner.layers if not hasattr(layer.mlp, "experts")]
     if any(getattr(linear, "bias", None) is not None for linear in biased):
         return "biases outside of q, k and v"
-    return ""
+    return next((why for layer in inner.layers if (why := _experts_refusal(layer.mlp))), "")
+
+
+def _experts_refusal(mlp: Any) -> str:
+    """Why the experts of a layer, if it has some, cannot be computed; "" if they can."""
+    experts = getattr(mlp, "experts", None)
+    if experts is None:
+        return ""
+    gate_up, down = (getattr(experts, name, None) for name in ("gate_up_proj", "down_proj"))
+    for stacked in (gate_up, down):
+        if not isinstance(stacked, Tensor) or stacked.dim() != 3 or not stacked.is_contiguous():
+            return "experts that are not stacked in one tensor"
+    assert gate_up is not None and down is not None
+    if gate_up.dtype != mlp.gate.weight.dtype or gate_up.shape[1] != 2 * down.shape[2]:
+        return "experts of another form than gate, up and down"
+    return experts_refusal(gate_up.shape[0], int(mlp.gate.top_k), gate_up.shape[2], down.shape[2])
 
 
 @torch.no_grad()
@@ -108,7 +140,8 @@ def merge_weights(borrowed: BorrowedModel, findings: Findings) -> FusedWeights:
     module: Any = borrowed.module
     layer, rotation = findings.layout.layers[0], findings.rotations[0]
     assert rotation is not None
-    layers = tuple(_layer(inner) for inner in module.model.layers)
+    rounded = borrowed.config.model_type in ROUNDED_SHARES
+    layers = tuple(_layer(inner, rounded) for inner in module.model.layers)
     head = _padded(module.lm_head.weight.detach())
     return FusedWeights(
         embedding=module.model.embed_tokens.weight.detach(),
@@ -125,8 +158,8 @@ def merge_weights(borrowed: BorrowedModel, findings: Findings) -> FusedWeights:
     )
 
 
-def _layer(layer: Any) -> LayerWeights:
-    attention, mlp = layer.self_attn, layer.mlp
+def _layer(layer: Any, rounded: bool) -> LayerWeights:
+    attention = layer.self_attn
     projections = (attention.q_proj, attention.k_proj, attention.v_proj)
     q_norm, k_norm = getattr(attention, "q_norm", None), getattr(attention, "k_norm", None)
     return LayerWeights(
@@ -137,8 +170,22 @@ def _layer(layer: Any) -> LayerWeights:
         k_norm=None if k_norm is None else k_norm.weight.detach(),
         o=attention.o_proj.weight.detach(),
         post_norm=layer.post_attention_layernorm.weight.detach(),
-        gate_up=_merged([mlp.gate_proj.weight, mlp.up_proj.weight]),
-        down=mlp.down_proj.weight.detach(),
+        mlp=_experts(layer.mlp, rounded) if hasattr(layer.mlp, "experts") else _mlp(layer.mlp),
+    )
+
+
+def _mlp(mlp: Any) -> Mlp:
+    return Mlp(_merged([mlp.gate_proj.weight, mlp.up_proj.weight]), mlp.down_proj.weight.detach())
+
+
+def _experts(mlp: Any, rounded: bool) -> Experts:
+    return Experts(
+        router=mlp.gate.weight.detach(),
+        gate_up=mlp.experts.gate_up_proj.detach(),
+        down=mlp.experts.down_proj.detach(),
+        top=int(mlp.gate.top_k),
+        normed=bool(getattr(mlp.gate, "norm_topk_prob", True)),  # Mixtral has no choice
+        rounded=rounded,
     )
 
 

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from engine.run.cuda.products import ROWS_MAX
 
+NAME = "experts-1"  # of what computes them, for the model identity
 BLOCK_ROWS = 64  # of a program that selects experts
 SPAN = 256  # of the hidden width, which one program multiplies with the router in a step
 
