@@ -1,7 +1,7 @@
 """Attention over a cascade plan: one protocol, one implementation a device.
 
-An implementation is prepared once a step (index tensors, rotation tables) and called once a layer. It writes
-the step's new K and V into the pool, then attends.
+An implementation knows how its layers turn and their windows (``Findings``), is prepared once a step (index tensors,
+rotation tables) and called once a layer. It writes the step's new K and V into the pool, then attends.
 """
 
 from __future__ import annotations
@@ -21,14 +21,12 @@ class Scores:
     """How one attention call turns dot products into weights.
 
     ``scaling`` multiplies the dot products; ``softcap`` c replaces a score s by ``c * tanh(s / c)``;
-    ``sinks`` (heads,) fp32 are scores of a key without value that joins every row's softmax. ``window`` is
-    what the model calls its sliding window; contexts are kept short enough that it never hides a key.
+    ``sinks`` (heads,) fp32 are scores of a key without value that joins every row's softmax.
     """
 
     scaling: float
     softcap: float | None = None
     sinks: Tensor | None = None
-    window: int | None = None
 
 
 class Attention(Protocol[StepT]):

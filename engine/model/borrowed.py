@@ -10,6 +10,8 @@ import inspect
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -21,14 +23,22 @@ from transformers.modeling_utils import AttentionInterface
 from engine.attention import Scores
 from engine.kv.pool import TORCH_DTYPES
 from engine.model.dtype import choose_dtype
+from engine.model.masks import MaskFunction, additive, masks_of_eager
 from engine.model.rotary import rotary_modules
 
 # Called once a layer, in order: layer, q (rows, heads, k_dim), k and v (rows, kv_heads, dim), scores; returns
 # (rows, heads, v_dim).
 AttendFunction = Callable[[int, Tensor, Tensor, Tensor, Scores], Tensor]
 
-# (batch, head, query, key) -> whether that query may attend to that key; over tensors of indices
-MaskFunction = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
+
+@dataclass(frozen=True)
+class LayerMask:
+    """What hides tokens in one layer: the model's mask function, None if it makes none, and what the layer calls its
+    sliding window, which kernels that make no mask would go by."""
+
+    function: MaskFunction | None
+    sliding_window: int | None
+
 
 Blocks = Sequence[tuple[Tensor, Callable[[Tensor], None]]]  # rows of a forward, and who is given their logits
 
@@ -158,21 +168,25 @@ class BorrowedModel:
     ) -> Tensor:
         """The model's own eager attention under an explicit mask: the oracle.
 
-        ``allowed`` (rows, rows) bool; without ``positions`` and ``allowed`` the model chooses both. An empty
-        ``cache`` of transformers' takes K and V. Returns logits (rows, vocabulary) fp32, of ``logit_rows`` or of all.
+        ``allowed`` (rows, rows) bool, less what the layers' own mask functions hide at ``positions``; without both the
+        model chooses both. An empty ``cache`` of transformers' takes K and V. Returns logits (rows, vocabulary) fp32,
+        of ``logit_rows`` or of all.
         """
         self.module.set_attn_implementation("eager")  # type: ignore[operator]
         given: dict[str, Tensor] = {} if positions is None else {"position_ids": positions[None]}
         kept = logit_rows is not None and self._takes_rows
         if kept:
             given["logits_to_keep"] = logit_rows  # type: ignore[assignment]
-        if allowed is not None:
-            dtype = TORCH_DTYPES[self.dtype_name]
-            mask = torch.zeros(allowed.shape, dtype=dtype, device=self.device).masked_fill_(
-                ~allowed.to(self.device), torch.finfo(dtype).min
-            )
-            given["attention_mask"] = mask[None, None]
-        output = self.module(input_ids=token_ids[None], past_key_values=cache, use_cache=cache is not None, **given)
+        run = partial(self.module, input_ids=token_ids[None], past_key_values=cache, use_cache=cache is not None)
+        if allowed is None or positions is None:
+            output = run(**given)
+        else:
+            dtype, allowed = TORCH_DTYPES[self.dtype_name], allowed.to(self.device)
+            with masks_of_eager(allowed, positions, dtype) as asked:
+                # Ones: rows that stand at any positions are then no packed sequences to the model.
+                output = run(**given, attention_mask=torch.ones_like(token_ids[None]))
+            if not asked:  # modelling code that makes its masks itself
+                output = run(**given, attention_mask=additive(allowed, dtype))
         logits: Tensor = output.logits[0]
         return (logits if kept or logit_rows is None else logits[logit_rows]).float()
 
@@ -197,23 +211,41 @@ class BorrowedModel:
             yield
 
     @torch.inference_mode()
-    def masks(self) -> list[MaskFunction]:
-        """What the model would hide besides later tokens: the mask functions that it makes for a plain forward.
+    def layer_masks(self) -> list[LayerMask]:
+        """What each layer would hide besides later tokens: the mask functions that the model makes for a plain forward.
 
-        They take indices of any length, so they can be asked about contexts that nobody runs.
+        They take indices of any length, so they can be asked about contexts that nobody runs. Which one is a layer's is
+        known by the mask that its attention is given. Raises ``ModelRefused`` if that is none of those.
         """
-        made: list[MaskFunction] = []
+        made: list[tuple[Tensor, MaskFunction]] = []
+        masks: list[LayerMask] = []
 
-        def record(**arguments: Any) -> None:
-            made.append(arguments["mask_function"])
+        def make(*, mask_function: MaskFunction, **arguments: Any) -> Tensor:
+            made.append((torch.ones(1, 1, 1, 1, dtype=torch.bool, device=self.device), mask_function))
+            return made[-1][0]
+
+        def attend(
+            module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any, **options: Any
+        ) -> tuple[Tensor, None]:
+            functions = [function for mask, function in made if _same_memory(mask, attention_mask)]
+            if attention_mask is not None and not functions:
+                raise self._refuses_masks(module)
+            masks.append(LayerMask(functions[0] if functions else None, options.get("sliding_window")))
+            return _values_alone(query, value), None
 
         name = f"{self._interface}_masks"
-        AttentionInterface.register(name, _values_alone)
-        AttentionMaskInterface.register(name, record)
+        AttentionInterface.register(name, attend)
+        AttentionMaskInterface.register(name, make)
         self.module.set_attn_implementation(name)  # type: ignore[operator]
         ids = torch.zeros(1, 1, dtype=torch.int64, device=self.device)
         self.module(input_ids=ids, position_ids=torch.zeros_like(ids), use_cache=False)
-        return made
+        return masks
+
+    def _refuses_masks(self, module: nn.Module) -> ModelRefused:
+        return ModelRefused(
+            f"model {self.name} cannot be served exactly: {type(module).__name__} makes an attention mask of its "
+            "own, which may hide or weigh any token"
+        )
 
     def _attention(
         self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any, **options: Any
@@ -222,17 +254,13 @@ class BorrowedModel:
         if self._attend is None:
             raise RuntimeError("attention called outside of BorrowedModel.forward")
         if attention_mask is not None:
-            raise ModelRefused(
-                f"model {self.name} cannot be served exactly: {type(module).__name__} makes an attention mask of its "
-                "own, which may hide or weigh any token"
-            )
+            raise self._refuses_masks(module)
         self.attention_modules.append(module)
         scaling = options.get("scaling")
         scores = Scores(
             scaling=query.shape[-1] ** -0.5 if scaling is None else float(scaling),
             softcap=options.get("softcap"),
             sinks=None if options.get("s_aux") is None else options["s_aux"].float().reshape(-1),
-            window=options.get("sliding_window"),
         )
         q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
         out = self._attend(self._calls, q, k, v, scores)
@@ -249,11 +277,14 @@ def _hold(layers: nn.ModuleList, attention: list[nn.Module]) -> bool:
     return all(any(part is inner for inner in layer.modules()) for layer, part in zip(layers, attention, strict=True))
 
 
-def _values_alone(
-    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any, **options: Any
-) -> tuple[Tensor, None]:
-    """Attention of each token to itself alone, in transformers' interface."""
-    return value.repeat_interleave(query.shape[1] // value.shape[1], dim=1).transpose(1, 2), None
+def _values_alone(query: Tensor, value: Tensor) -> Tensor:
+    """Attention of each token to itself alone, (1, rows, heads, dim)."""
+    return value.repeat_interleave(query.shape[1] // value.shape[1], dim=1).transpose(1, 2)
+
+
+def _same_memory(mask: Tensor, given: Any) -> bool:
+    """Whether what an attention was given is that mask, or a part of it."""
+    return isinstance(given, Tensor) and given.untyped_storage().data_ptr() == mask.untyped_storage().data_ptr()
 
 
 def _no_rotation(module: nn.Module, arguments: Any, output: Any) -> Any:

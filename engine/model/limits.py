@@ -1,4 +1,4 @@
-"""How long a context may be, and why not longer: the configuration's limit, windows, frequencies that change.
+"""How long a context may be, and why not longer: the configuration's limit, frequencies that change.
 
 A cap is said aloud wherever a user can meet it: when a service starts, in ``GetLoads``, in the error for a request
 that is too long.
@@ -9,10 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
-
-import torch
-
-from engine.model.borrowed import MaskFunction, ModelRefused
 
 TABLES_THAT_CHANGE = {  # rope type -> what happens beyond the length it was made for
     "dynamic": "dynamic NTK scaling turns every key anew with the length of the prompt",
@@ -46,55 +42,11 @@ def declared_limit(text_config: Any) -> ContextLimit:
     limit = ContextLimit(declared, declared)
     for kind, length in _changing_ropes(text_config, limit.declared):
         limit = limit.capped(length, f"beyond {length} tokens {TABLES_THAT_CHANGE[kind]}")
-    chunk = getattr(text_config, "attention_chunk_size", None)
-    if chunk:
-        limit = limit.capped(int(chunk), f"layers attend within chunks of {chunk} tokens (attention_chunk_size)")
     floor = getattr(text_config, "floor_scale", None)
     if floor and getattr(text_config, "attn_temperature_tuning", False):
         # Scaled by the row's number in the forward, which is its position in no forward of ours.
         limit = limit.capped(int(floor) - 1, f"layers without rotation scale queries from position {floor} on")
     return limit
-
-
-def cap_by_windows(limit: ContextLimit, windows: Iterable[int | None]) -> ContextLimit:
-    """``limit`` with the sliding windows that layers were seen to ask for."""
-    seen = list(windows)
-    sizes = [window for window in seen if window]
-    if not sizes:
-        return limit
-    least = min(sizes)
-    return limit.capped(least, f"{len(sizes)} of {len(seen)} layers have a sliding window of {least} tokens")
-
-
-def cap_by_masks(limit: ContextLimit, masks: Iterable[MaskFunction], name: str, device: torch.device) -> ContextLimit:
-    """``limit`` cut where a mask that the model builds first hides an earlier token.
-
-    Raises ``ModelRefused`` for a mask that shows a later token.
-    """
-    for mask in masks:
-        queries = torch.arange(limit.tokens, device=device)
-        hidden = ~_evaluate(mask, queries, torch.zeros_like(queries))
-        if bool(hidden.any()):
-            at = int(hidden.int().argmax())
-            limit = limit.capped(at, f"a mask of the model hides tokens that are {at} or more back")
-        points = torch.tensor(spread(limit.tokens - 1), device=device)
-        grid = torch.cartesian_prod(points, points)
-        allowed = _evaluate(mask, grid[:, 0], grid[:, 1])
-        later = grid[:, 1] > grid[:, 0]
-        if bool((allowed & later).any()):
-            raise ModelRefused(
-                f"model {name} cannot be served exactly: its attention is not causal (a mask shows later tokens)"
-            )
-        wrong = grid[~allowed & ~later]
-        if len(wrong):
-            at = int(wrong[:, 0].min())
-            limit = limit.capped(at, f"a mask of the model hides tokens from position {at} on")
-    return limit
-
-
-def _evaluate(mask: MaskFunction, queries: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
-    zero = torch.zeros((), dtype=torch.int64, device=queries.device)
-    return torch.as_tensor(mask(zero, zero, queries, keys)).expand(queries.shape).bool()
 
 
 def spread(last: int, near: Iterable[int] = ()) -> list[int]:

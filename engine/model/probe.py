@@ -1,4 +1,4 @@
-"""Finding out what a model does by watching it: KV geometry, rotation of each layer, limits.
+"""Finding out what a model does by watching it: KV geometry, rotation and window of each layer, limits.
 
 A single token attends to nothing but itself, so its hidden states do not depend on its position, and what
 differs between two positions in a layer's queries and keys is exactly what the layer does with positions.
@@ -14,8 +14,10 @@ from torch import Tensor
 from chunk_store.layout import DTYPE_BYTES, KVLayout, LayerLayout
 from engine.attention import Scores
 from engine.model.borrowed import BorrowedModel, ModelRefused
-from engine.model.limits import ContextLimit, cap_by_masks, cap_by_windows, declared_limit
+from engine.model.limits import ContextLimit, declared_limit
 from engine.model.rotary import Rotation, RotationUnknown, fit_rotation, frequency_tables
+from engine.model.windows import cap_by_blocks, find_windows
+from engine.plan import Window
 
 PROBE_POSITIONS = (1, 2, 5, 33, 117)
 ROTATION_TOLERANCE = {"float32": 2e-4, "bfloat16": 3e-2, "float16": 4e-3}
@@ -36,7 +38,8 @@ class LayerCall:
 class Findings:
     """What a model was seen to do. ``rotation_refusal`` is "" if every layer's rotation is known.
 
-    ``deferred``: the model's own rotation was taken out; whoever attends turns queries and keys.
+    ``windows`` by layer say what a token sees there, None that it sees everything before it. ``deferred``: the model's
+    own rotation was taken out; whoever attends turns queries and keys.
     """
 
     layout: KVLayout
@@ -45,6 +48,7 @@ class Findings:
     limit: ContextLimit
     moved_limit: ContextLimit  # of contexts in which chunks stand elsewhere than they were computed
     deferred: bool
+    windows: tuple[Window | None, ...]
 
     @property
     def context_length_max(self) -> int:
@@ -60,15 +64,16 @@ def examine(borrowed: BorrowedModel) -> Findings:
     layout = KVLayout(
         borrowed.dtype_name, tuple(LayerLayout(call.k.shape[0], call.k.shape[1], call.v_dim) for call in base)
     )
-    limit = cap_by_windows(limit, (call.scores.window for call in base))
-    limit = cap_by_masks(limit, borrowed.masks(), borrowed.name, borrowed.device)
+    windows = find_windows(borrowed.layer_masks(), limit, borrowed.name, borrowed.device)
+    limit = windows.limit
     if limit.tokens < CONTEXT_LEAST:
         raise ModelRefused(f"model {borrowed.name}: a context of {limit} is too short to be served")
     rotations, refusal = _rotations(borrowed, base, limit.tokens)
     # Turned once more by us, a query would be rounded twice: nothing in float32, but not in a shorter dtype.
     wanted = borrowed.dtype_name != "float32" and borrowed.device.type == "cpu" and not refusal
     deferred = wanted and _defer(borrowed, base, rotations, limit.tokens)
-    return Findings(layout, rotations, refusal, limit, limit, deferred)
+    moved = cap_by_blocks(limit, windows.layers)
+    return Findings(layout, rotations, refusal, limit, moved, deferred, windows.layers)
 
 
 def _first_look(borrowed: BorrowedModel) -> list[LayerCall]:
