@@ -1,13 +1,19 @@
 """The oracle: transformers' own eager attention with an explicit mask and explicit positions.
 
 Nothing here imports our packages. For a composition of chunks and a query under a mode it lays out what the
-mode means, as plain rows: which token, at which position, seeing which rows.
+mode means, as plain rows: which token, at which position, seeing which rows. What windows and blocks hide besides
+is asked of the mask functions that the model's own code makes for each of its layers, at the rows' positions.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
 import torch
 from transformers import PreTrainedModel
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 
 
 def rows_of(chunks: list[list[int]], query: list[int], mode: str) -> tuple[list[int], list[int], torch.Tensor]:
@@ -59,12 +65,38 @@ def logits(model: PreTrainedModel, chunks: list[list[int]], query: list[int], mo
     tokens, positions, allowed = rows_of(chunks, query, mode)
     before = model.config._attn_implementation
     model.set_attn_implementation("eager")
-    mask = torch.zeros(allowed.shape).masked_fill_(~allowed, torch.finfo(torch.float32).min)[None, None]
-    output = model(
-        input_ids=torch.tensor([tokens]), position_ids=torch.tensor([positions]), attention_mask=mask, use_cache=False
-    )
+    ids, places = torch.tensor([tokens]), torch.tensor([positions])
+    with seen_by_layers(allowed, places[0]) as asked:
+        output = model(input_ids=ids, position_ids=places, attention_mask=torch.ones_like(ids), use_cache=False)
+    if not asked:  # modelling code that makes its masks itself, none of which has windows
+        mask = hidden(allowed)
+        output = model(input_ids=ids, position_ids=places, attention_mask=mask, use_cache=False)
     model.set_attn_implementation(before)
     return output.logits[0, -len(query) :].float()
+
+
+def hidden(allowed: torch.Tensor) -> torch.Tensor:
+    return torch.zeros(allowed.shape).masked_fill_(~allowed, torch.finfo(torch.float32).min)[None, None]
+
+
+@contextmanager
+def seen_by_layers(allowed: torch.Tensor, positions: torch.Tensor) -> Iterator[list[Callable[..., Any]]]:
+    """Eager attention under ``allowed`` and, of each layer, what its mask function shows at ``positions``.
+
+    The ones that are given as mask keep the library from taking rows that stand apart for packed sequences.
+    """
+    asked: list[Callable[..., Any]] = []
+
+    def make(*, mask_function: Callable[..., Any], **arguments: Any) -> torch.Tensor:
+        asked.append(mask_function)
+        first = torch.tensor(0)
+        return hidden(allowed & mask_function(first, first, positions[:, None], positions[None, :]))
+
+    ALL_MASK_ATTENTION_FUNCTIONS["eager"] = make
+    try:
+        yield asked
+    finally:
+        del ALL_MASK_ATTENTION_FUNCTIONS["eager"]
 
 
 def greedy(

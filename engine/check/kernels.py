@@ -45,8 +45,8 @@ class WatchedAttention:
         self._attention: Attention[Any]
         self._pool = pool
         self._rotations = findings.rotations
-        self._exact = TorchAttention(_twin(pool, "float32"), findings.rotations)
-        self._rounded = TorchAttention(_twin(pool, pool.layout.dtype), findings.rotations)
+        self._exact = TorchAttention(_twin(pool, "float32"), findings.rotations, findings.windows)
+        self._rounded = TorchAttention(_twin(pool, pool.layout.dtype), findings.rotations, findings.windows)
 
     def around(self, attention: Attention[Any]) -> WatchedAttention:
         self.name, self._attention = attention.name, attention

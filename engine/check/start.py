@@ -36,6 +36,7 @@ from engine.kv.pool import PagedKVPool
 from engine.model.borrowed import BorrowedModel, ModelRefused
 from engine.model.isolation import MOVED_MAX, MOVED_MAX_DEEP, cap_by_rows, check_isolation, moved_limit
 from engine.model.probe import CONTEXT_LEAST, Findings
+from engine.model.windows import cap_by_blocks
 from engine.reuse import ReuseMode
 from engine.run.eager.attention import TorchAttention
 from engine.run.eager.runner import EagerRunner
@@ -81,10 +82,10 @@ def check_structure(borrowed: BorrowedModel, findings: Findings) -> Structure:
         findings = _with_limits(borrowed, findings, cap_rows=rows)
         prompts = check_prompts(_vocabulary(borrowed), findings.moved_limit.tokens)
         modes = modes_to_check(findings)
-        rotations = findings.rotations[:layers]
+        rotations, windows = findings.rotations[:layers], findings.windows[:layers]
 
         def make_runner(pool: PagedKVPool) -> EagerRunner:
-            return EagerRunner(borrowed, pool, TorchAttention(pool, rotations), piece_tokens=PIECE_TOKENS)
+            return EagerRunner(borrowed, pool, TorchAttention(pool, rotations, windows), piece_tokens=PIECE_TOKENS)
 
         layout = KVLayout("float32", findings.layout.layers[:layers])
         eager = eager_logits(borrowed, modes, prompts, findings.limit.tokens)
@@ -105,7 +106,7 @@ def _with_limits(borrowed: BorrowedModel, findings: Findings, *, cap_rows: int) 
     limit = cap_by_rows(borrowed, findings.limit, cap_rows)
     if findings.rotation_refusal:
         return replace(findings, limit=limit, moved_limit=limit)
-    moved = moved_limit(borrowed, limit, findings.rotations)
+    moved = cap_by_blocks(moved_limit(borrowed, limit, findings.rotations), findings.windows)
     if moved.tokens < CONTEXT_LEAST:  # a rotation that held to the served dtype's precision only
         return replace(findings, limit=limit, moved_limit=limit, rotation_refusal=moved.because)
     return replace(findings, limit=limit, moved_limit=moved)
@@ -119,7 +120,8 @@ def _few_layers(borrowed: BorrowedModel, findings: Findings) -> Iterator[int]:
         yield len(findings.layout.layers)
         return
     rotations = [id(rotation) for rotation in findings.rotations]
-    count = layers_of_every_kind(layers, list(zip(findings.layout.layers, rotations, strict=True)))
+    kinds = zip(findings.layout.layers, rotations, findings.windows, strict=True)
+    count = layers_of_every_kind(layers, list(kinds))
     with first_layers(layers, count):
         yield count
 

@@ -14,7 +14,10 @@ TABLES_THAT_CHANGE = {  # rope type -> what happens beyond the length it was mad
     "dynamic": "dynamic NTK scaling turns every key anew with the length of the prompt",
     "longrope": "longrope takes other frequencies for every key of a longer prompt",
 }
-LENGTH_NAMES = ("max_position_embeddings", "n_positions", "max_sequence_length", "seq_length")
+LENGTH_NAMES = (
+    *("max_position_embeddings", "n_positions", "max_sequence_length", "seq_length", "max_seq_len"),
+    "max_target_positions",
+)
 UNNAMED_LENGTH = 2**20
 
 

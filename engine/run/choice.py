@@ -166,9 +166,9 @@ def make_attention(
     if attention == AUTO:
         attention = decide(borrowed, findings).attention
     if attention == TORCH:
-        return TorchAttention(pool, findings.rotations, deferred=findings.deferred)
+        return TorchAttention(pool, findings.rotations, findings.windows, deferred=findings.deferred)
     if attention == FLASHINFER:
-        return FlashInferAttention(pool, findings.rotations)
+        return FlashInferAttention(pool, findings.rotations, findings.windows)
     _check_pages(pool)
     return CudaAttention(pool, findings.rotations, heads=heads_of(borrowed), positions=findings.context_length_max)
 

@@ -87,11 +87,6 @@ def test_a_model_whose_attention_sees_more_than_the_mask_is_refused() -> None:
         serve(BorrowedModel(model, name="leaking"))
 
 
-def test_a_sliding_window_limits_the_context() -> None:
-    model = build("mistral", {"num_attention_heads": 4, "num_key_value_heads": 2, "sliding_window": 100})
-    assert serve(BorrowedModel(model, name="windowed")).context_length_max == 100
-
-
 def test_yarn_is_turned_by_its_own_table_once() -> None:
     rotation = served("llama-yarn").findings.rotations[0]
     assert rotation is not None

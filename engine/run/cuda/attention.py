@@ -42,6 +42,8 @@ def cascade_refusal(findings: Findings, heads: int) -> str:
         return f"{heads} heads of {layer.k_dim} and {layer.v_dim} over {layer.kv_heads} KV heads"
     if any(r is not None and (r.interleaved or r.first_dim) for r in findings.rotations):
         return "a rotation of neighbouring or of the last dimensions"
+    if any(findings.windows):
+        return "layers with a window"
     return ""
 
 
@@ -69,7 +71,7 @@ class CudaAttention:
         self._heads = heads
         self._positions = positions
         self._cascade: CascadeAttention | None = None
-        self._torch = TorchAttention(pool, rotations)
+        self._torch = TorchAttention(pool, rotations, (None,) * len(rotations))
 
     def _kernels(self) -> CascadeAttention:
         if self._cascade is None:  # its buffers are hundreds of megabytes

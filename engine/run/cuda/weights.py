@@ -95,6 +95,8 @@ def fused_refusal(borrowed: BorrowedModel, findings: Findings) -> str:
         return f"dtype {findings.layout.dtype}"
     if findings.rotation_refusal:
         return findings.rotation_refusal
+    if any(findings.windows):
+        return "layers with a window"
     layers = set(findings.layout.layers)
     rotations = {id(rotation): rotation for rotation in findings.rotations}
     if len(layers) != 1 or len(rotations) != 1:

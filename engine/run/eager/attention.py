@@ -3,8 +3,8 @@
 A chunk is read as a view of the pool, once for all rows that share it, with the group of query heads and
 the rows folded into one dimension. Decode tails of similar length are gathered through their block tables
 into one padded call. Every row's result is the same sum whatever else is in the step: a chunk is one partial,
-and how far a tail is padded depends on its own length only. Where a window hides a part's beginning, reading begins at a
-place that follows from the row's position alone, and rows that begin at one place read together.
+and how far a tail is padded depends on its own length only. Where a window hides a part's beginning, reading begins
+at a place that follows from the row's position alone, and rows that begin at one place read together.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from engine.run.eager.step import (
     LongTail,
     Read,
     SeenStep,
+    Tables,
     TailClass,
     TorchStep,
     alignment,
@@ -38,8 +39,8 @@ Partial = tuple[Tensor, Tensor]  # out (rows, heads, v_dim) in q's dtype, lse (r
 
 
 class TorchAttention:
-    """Attention over ``pool``; ``rotations[layer]`` tells how that layer turns, None that it does not, ``windows[layer]``
-    what its rows see, None that they see everything before them.
+    """Attention over ``pool``. ``rotations[layer]`` tells how that layer turns, None that it does not, and
+    ``windows[layer]`` what its rows see, None that they see everything before them.
 
     ``deferred``: queries and keys come unturned, and are turned here, to each place once.
     """
@@ -62,17 +63,19 @@ class TorchAttention:
         self._prepared: dict[Window | None, tuple[Levels, int, int, tuple[Read, ...]]] = {}
 
     def prepare(self, plan: CascadePlan, *, row_multiple: int = 1) -> TorchStep:
-        device, own, positions = self.pool.device, {}, None
+        device, positions = self.pool.device, None
+        own: Tables = {}
         if self.deferred:
             positions = torch.tensor(plan.positions)
             own = {id(rotation): rotation.whole_table(-positions, device) for rotation in self._distinct}
         through: dict[Window | None, SeenStep] = {}
-        made: dict[int, SeenStep] = {}
+        whole: SeenStep | None = None
         for window in dict.fromkeys(self.windows):
             seen = plan.seen_through(window)
-            if id(seen) not in made:  # all windows that hide nothing in this step are one
-                made[id(seen)] = self._see(seen, window, row_multiple, positions)
-            through[window] = made[id(seen)]
+            if seen is not plan:
+                through[window] = self._see(seen, window, row_multiple, positions)
+            else:  # all windows that hide nothing in this step are one
+                whole = through[window] = whole or self._see(plan, None, row_multiple, positions)
         return TorchStep(len(plan.slots), torch.tensor(plan.slots, device=device), own, through)
 
     def _see(self, plan: CascadePlan, window: Window | None, row_multiple: int, positions: Tensor | None) -> SeenStep:

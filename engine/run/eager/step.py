@@ -52,9 +52,9 @@ class TailClass:
 class LongTail:
     """The tail of a sequence with several new rows, from the first token on that one of them sees.
 
-    ``slots`` (tokens,), or None: a run from ``first_slot``. ``tokens_before`` of them were there before the step, and the
-    first ``seers`` rows see some of these, as ``mask`` (1, 1, seers, tokens_before) says; None: all see all. ``own_mask``
-    (1, 1, rows, rows) is what a window hides of the new ones; None: nothing.
+    ``slots`` (tokens,), or None: a run from ``first_slot``. ``tokens_before`` of them were there before the step, and
+    the first ``seers`` rows see some of these, as ``mask`` (1, 1, seers, tokens_before) says; None: all see all.
+    ``own_mask`` (1, 1, rows, rows) is what a window and causality hide of the new ones; None: causality alone.
     """
 
     first_row: int

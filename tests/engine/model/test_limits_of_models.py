@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
 
 from engine.model.borrowed import BorrowedModel, ModelRefused
+from engine.plan import Window
 from engine.reuse import ReuseMode
 from engine.served import ServedModel, serve
 from serving.process.loading import restrictions
@@ -27,20 +29,6 @@ def served(kind: str, **settings: Any) -> ServedModel:
 
 
 CAPPED = {
-    "a window of every layer": ("mistral", {"sliding_window": 100}, 100, "3 of 3 layers have a sliding window of 100"),
-    "a window of some layers": ("gemma3_text", {"sliding_window": 70}, 70, "layers have a sliding window of 70 tokens"),
-    "sinks and windows": (
-        "gpt_oss",
-        {"num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": 128},
-        128,
-        "2 of 3 layers have a sliding window of 128 tokens",
-    ),
-    "chunked attention, scaled queries": (
-        "llama4_text",
-        {"num_local_experts": 2, "attention_chunk_size": 96, "floor_scale": 300, "intermediate_size_mlp": 96},
-        96,
-        "chunks of 96 tokens",
-    ),
     "scaled queries": (
         "llama4_text",
         {"num_local_experts": 2, "attention_chunk_size": 512, "floor_scale": 80, "intermediate_size_mlp": 96},
@@ -86,15 +74,43 @@ def test_a_mask_of_the_models_own_is_refused() -> None:
         served("doge", keep_window_size=64)
 
 
-def test_a_mask_that_hides_what_no_layer_names_caps_the_context() -> None:
-    """A window that is in the mask alone: the attention call names none."""
+def test_blocks_limit_contexts_whose_chunks_move() -> None:
+    settings = {"num_local_experts": 2, "attention_chunk_size": 96, "intermediate_size_mlp": 96}
+    model = served("llama4_text", **settings, attn_temperature_tuning=False, num_hidden_layers=4)
+    assert model.limit().tokens == 512 and not model.limit().because
+    moved = model.limit(ReuseMode.INDEPENDENT)
+    assert moved.tokens == 96 and "layers attend within blocks of 96 tokens" in moved.because
+    assert model.refusals == dict.fromkeys(ReuseMode, "")
+    assert any("limited to 96 of 512 tokens" in said for said in restrictions(model))
+
+
+@pytest.mark.parametrize("mode", ["anchored", "independent"])
+def test_moved_chunks_are_right_up_to_the_end_of_the_first_block(mode: str) -> None:
+    settings = {"num_local_experts": 2, "attention_chunk_size": 64, "intermediate_size_mlp": 96, "num_hidden_layers": 4}
+    module = build("llama4_text", HEADS | settings | {"attn_temperature_tuning": False})
+    model = serve(BorrowedModel(module, name="llama4"), piece_tokens=64)
+    chunks, query = [tokens(1, 20), tokens(2, 17), tokens(3, 15)], tokens(4, 10)
+    ids, logits = Composer(model).generate([(chunks, query, mode)], 3)[0]
+    expected, expected_logits = oracle.greedy(module, chunks, query, mode, 3)
+    assert ids == expected
+    torch.testing.assert_close(logits, expected_logits, atol=2e-4, rtol=1e-4)
+
+
+def test_a_window_that_is_in_the_mask_alone_is_found() -> None:
+    """The attention call names none."""
     model = build("mistral", HEADS | {"sliding_window": 90})
     for layer in model.model.layers:
-        attend = layer.self_attn.forward
         layer.self_attn.config = _WithoutWindow(layer.self_attn.config)
-        assert attend is not None
-    found = serve(BorrowedModel(model, name="masked")).limit()
-    assert (found.tokens, "a mask of the model hides tokens" in found.because) == (90, True)
+    served = serve(BorrowedModel(model, name="masked"))
+    assert served.findings.windows == (Window(90),) * 3 and served.limit().tokens == 512
+
+
+def test_a_window_that_a_layer_names_and_no_mask_has_caps_the_context() -> None:
+    model = build("llama", HEADS)
+    for layer in model.model.layers:
+        layer.self_attn.forward = partial(layer.self_attn.forward, sliding_window=90)
+    found = serve(BorrowedModel(model, name="named")).limit()
+    assert (found.tokens, "asks for a sliding window of 90 tokens" in found.because) == (90, True)
 
 
 class _WithoutWindow:
@@ -120,5 +136,5 @@ def test_a_short_context_is_checked_and_served(which: str, limit: int) -> None:
 
 
 def test_a_context_too_short_to_check_is_refused_with_the_reason() -> None:
-    with pytest.raises(ModelRefused, match=r"a context of 3 of 512 tokens.*sliding window of 3.*too short"):
-        served("mistral", sliding_window=3)
+    with pytest.raises(ModelRefused, match=r"a context of 3 tokens is too short"):
+        served("mistral", max_position_embeddings=3)

@@ -74,7 +74,8 @@ class FlashInferStep:
 
 
 class FlashInferAttention:
-    """Attention over ``pool``; ``rotations[layer]`` tells how that layer turns, None that it does not.
+    """Attention over ``pool``; ``rotations[layer]`` tells how that layer turns, None that it does not, and
+    ``windows[layer]`` what its rows see, None that they see everything before them (as all do without ``windows``).
 
     One step at a time: planning the next replaces what ``attend`` reads. ``library`` is what has FlashInfer's wrappers,
     FlashInfer unless told otherwise; raises ``AttentionRefused`` where it cannot be imported.
@@ -82,9 +83,17 @@ class FlashInferAttention:
 
     name = "flashinfer-2"
 
-    def __init__(self, pool: PagedKVPool, rotations: Sequence[Rotation | None], *, library: Any = None) -> None:
+    def __init__(
+        self,
+        pool: PagedKVPool,
+        rotations: Sequence[Rotation | None],
+        windows: Sequence[Window | None] | None = None,
+        *,
+        library: Any = None,
+    ) -> None:
         self.pool = pool
         self.rotations = rotations
+        self.windows = (None,) * len(rotations) if windows is None else windows
         self._library = _flashinfer() if library is None else library
         self._workspace = Workspace(pool.device)
         self._calls: dict[tuple[Hashable, ...], Call] = {}
@@ -112,7 +121,7 @@ class FlashInferAttention:
     def planned(self, step: FlashInferStep, layer: int, q: Tensor, scores: Scores) -> tuple[Seen, list[list[Call]]]:
         """The lists of what this layer's rows see, and the calls over them, by batch."""
         kind = Kind.of(q, self.pool.keys[layer], self.pool.values[layer], scores)
-        window = scores.window if isinstance(scores.window, Window) else None
+        window = self.windows[layer]
         rows_max = max(1, PARTIALS_NBYTES_MAX // (kind.heads * sum(kind.widths) * q.element_size()))
         key = window, kind.paged, rows_max
         seen = step.seen.get(key)

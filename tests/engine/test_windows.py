@@ -1,0 +1,122 @@
+"""Models whose layers have windows, at contexts several windows long: equal to eager attention in every mode.
+
+The oracle asks the models' own mask functions what each layer hides (``tests/oracle.py``).
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from engine.model.borrowed import BorrowedModel
+from engine.plan import Window
+from engine.reuse import ReuseMode
+from engine.served import ServedModel, serve
+from tests import oracle
+from tests.architectures import build
+from tests.engine.composer import Composer, Request
+
+W = 20
+HEADS: dict[str, Any] = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16}
+ALTERNATING = ["sliding_attention", "full_attention", "sliding_attention"]
+SLIDING, BLOCKS = Window(W), Window(W, chunked=True)
+
+# name -> (model type, configuration, windows that are to be found)
+MODELS: dict[str, tuple[str, dict[str, Any], tuple[Window | None, ...]]] = {
+    "mistral": ("mistral", HEADS | {"sliding_window": W}, (SLIDING,) * 3),
+    "mistral-32": ("mistral", HEADS | {"sliding_window": 32}, (Window(32),) * 3),
+    "mistral-of-1": ("mistral", HEADS | {"sliding_window": 1}, (Window(1),) * 3),
+    "mixtral": ("mixtral", HEADS | {"sliding_window": W}, (SLIDING,) * 3),
+    "gemma2": ("gemma2", HEADS | {"sliding_window": W}, (SLIDING, None, SLIDING)),
+    "gemma3": ("gemma3_text", HEADS | {"sliding_window": W, "layer_types": ALTERNATING}, (SLIDING, None, SLIDING)),
+    "gpt-oss": (
+        "gpt_oss",
+        HEADS | {"num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": W},
+        (SLIDING, None, SLIDING),
+    ),
+    "exaone4": ("exaone4", HEADS | {"sliding_window": W, "layer_types": ALTERNATING}, (SLIDING, None, SLIDING)),
+    "cohere2": ("cohere2", HEADS | {"sliding_window": W, "layer_types": ALTERNATING}, (SLIDING, None, SLIDING)),
+    "qwen2-from-layer-1": (
+        "qwen2",
+        {"num_attention_heads": 4, "num_key_value_heads": 2}
+        | {"use_sliding_window": True, "sliding_window": W, "max_window_layers": 1},
+        (None, SLIDING, SLIDING),
+    ),
+    "phi3": ("phi3", {"num_attention_heads": 4, "num_key_value_heads": 2, "sliding_window": W}, (SLIDING,) * 3),
+    "starcoder2": ("starcoder2", HEADS | {"sliding_window": W}, (SLIDING,) * 3),
+    "ministral": ("ministral", HEADS | {"sliding_window": W, "layer_types": ALTERNATING}, (SLIDING, None, SLIDING)),
+    "olmo3": ("olmo3", HEADS | {"sliding_window": W, "layer_types": ALTERNATING}, (SLIDING, None, SLIDING)),
+    "llama4": (
+        "llama4_text",
+        HEADS
+        | {"attention_chunk_size": W, "num_local_experts": 2, "intermediate_size_mlp": 96}
+        | {"attn_temperature_tuning": False, "num_hidden_layers": 4},
+        (BLOCKS, BLOCKS, BLOCKS, None),
+    ),
+}
+MOVING = [name for name in MODELS if name != "llama4"]
+LENGTHS = st.sampled_from([1, 2, 7, 16, 19, 20, 21, 33, 47])
+
+
+@functools.cache
+def model(name: str) -> Any:
+    return build(*MODELS[name][:2])
+
+
+@functools.cache
+def served(name: str) -> ServedModel:
+    return serve(BorrowedModel(model(name), name=name), piece_tokens=24)
+
+
+def tokens(seed: int, count: int) -> list[int]:
+    return torch.randint(0, 211, (count,), generator=torch.Generator().manual_seed(seed)).tolist()
+
+
+def agree(name: str, batch: list[Request], count: int) -> None:
+    composer = Composer(served(name), pages=512, page_size=8)
+    for (chunks, query, mode), (ids, logits) in zip(batch, composer.generate(batch, count), strict=True):
+        expected, expected_logits = oracle.greedy(model(name), chunks, query, mode, count)
+        assert ids == expected, (name, mode, [len(c) for c in chunks], len(query))
+        torch.testing.assert_close(logits, expected_logits, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_windows_are_found_and_cap_nothing(name: str) -> None:
+    findings = served(name).findings
+    assert findings.windows == MODELS[name][2]
+    assert findings.limit.tokens == findings.limit.declared == 512 and not findings.limit.because
+    assert not served(name).refusals[ReuseMode.EXACT]
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_exact_far_beyond_the_window(name: str) -> None:
+    """A chunk that begins before the window and ends in it, chunks out of it, a query and an answer longer than it."""
+    chunks = [tokens(1, 50), tokens(2, 1), tokens(3, 17), tokens(4, 60)]
+    agree(name, [(chunks, tokens(5, 45), "exact")], 25)
+
+
+@pytest.mark.parametrize("name", MOVING)
+@pytest.mark.parametrize("mode", ["anchored", "independent"])
+def test_chunks_that_are_moved_behind_a_window(name: str, mode: str) -> None:
+    chunks = [tokens(1, 9), tokens(2, 41), tokens(3, 12), tokens(2, 41), tokens(4, 5)]
+    agree(name, [(chunks, tokens(5, 7), mode)], 6)
+
+
+@st.composite
+def compositions(draw: st.DrawFn, modes: tuple[str, ...]) -> Request:
+    library = [tokens(seed, draw(LENGTHS)) for seed in range(draw(st.integers(1, 4)))]
+    picks = draw(st.lists(st.integers(0, len(library) - 1), min_size=0, max_size=6))
+    return [library[i] for i in picks], tokens(99, draw(LENGTHS)), draw(st.sampled_from(modes))
+
+
+@pytest.mark.parametrize("name", MODELS)
+@settings(max_examples=8, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+@given(data=st.data())
+def test_random_compositions_in_mixed_batches(name: str, data: st.DataObject) -> None:
+    modes = ("exact", "anchored", "independent") if name in MOVING else ("exact",)
+    agree(name, data.draw(st.lists(compositions(modes), min_size=1, max_size=5)), 3)
