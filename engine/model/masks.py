@@ -17,8 +17,7 @@ MaskFunction = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 def evaluate(mask: MaskFunction, queries: Tensor, keys: Tensor) -> Tensor:
     """Whether ``queries`` may attend to ``keys`` (int64 of any shapes that go together), bool."""
     zero = torch.zeros((), dtype=torch.int64, device=queries.device)
-    queries, keys = torch.broadcast_tensors(queries, keys)
-    return torch.as_tensor(mask(zero, zero, queries, keys)).expand(queries.shape).bool()
+    return torch.as_tensor(mask(zero, zero, queries, keys)).expand((queries + keys).shape).bool()
 
 
 def additive(allowed: Tensor, dtype: torch.dtype) -> Tensor:
