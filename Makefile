@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PIP := $(BIN)/pip --quiet --disable-pip-version-check
 TORCH := torch==2.13.0
-EXTRAS := server,http,load,dev,redis,mooncake
+EXTRAS := server,http,load,dev,redis,mooncake,quantized,lora
 LOCK := requirements.lock
 VERSIONS ?= 3.11 3.12 3.13
 

@@ -19,7 +19,16 @@ from packaging.utils import canonicalize_name
 ROOT = Path(__file__).parent.parent
 ROOMS = ("chunk_store", "text", "engine", "serving", "prefill_service", "decode_service", "cairn", "gateway")
 PACKAGES = (*ROOMS, "bench", "models")
-LOCKED = ("server", "http", "load", "dev", "redis", "mooncake")  # the extras that `make env` installs
+LOCKED = (
+    "server",
+    "http",
+    "load",
+    "dev",
+    "redis",
+    "mooncake",
+    "quantized",
+    "lora",
+)  # the extras that `make env` installs
 SOURCES = [path for package in PACKAGES for path in sorted((ROOT / package).rglob("*.py"))]
 
 

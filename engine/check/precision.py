@@ -17,7 +17,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from engine.kv.pool import TORCH_DTYPES
 from engine.model.borrowed import BorrowedModel
+from engine.model.quantized import activations_as_they_are, is_opaque, opaque_in_float32
 
 GAIN = 1.2  # rms of a redrawn matrix's product with a vector of rms 1: scores then differ by about 1.4
 DRAWN = 1_048_573  # normal numbers, repeated; a prime, so that no two rows of a matrix are equal
@@ -69,7 +71,9 @@ def redrawn(borrowed: BorrowedModel) -> Iterator[None]:
         scale = GAIN / math.sqrt(max(tensor.shape[-2:]) if tensor.shape[0] != vocabulary else tensor.shape[-1])
         return _filled(source, tensor.shape).mul_(scale)
 
-    with _exchanged([borrowed.module], draw):
+    module, dtype = borrowed.module, TORCH_DTYPES[borrowed.dtype_name]
+    # Rounded activations jump where a last bit does, which would hide what is looked for.
+    with activations_as_they_are(module), opaque_in_float32(module, dtype, draw), _exchanged([module], draw):
         yield
 
 
@@ -85,6 +89,8 @@ def upcast(borrowed: BorrowedModel, layers: nn.ModuleList | None) -> Iterator[No
         inner = [] if layers is None else list(layers)
         held = {id(part) for layer in inner for part in layer.modules()}
         outside = [module for module in borrowed.module.modules() if id(module) not in held]
+        dtype = TORCH_DTYPES[borrowed.dtype_name]
+        ends.enter_context(opaque_in_float32(borrowed.module, dtype, lambda weight: weight))
         ends.enter_context(_exchanged(outside, Tensor.float, recurse=False))
         running: list[ExitStack] = []
 
@@ -108,14 +114,20 @@ def upcast(borrowed: BorrowedModel, layers: nn.ModuleList | None) -> Iterator[No
 
 @contextmanager
 def _exchanged(modules: list[nn.Module], make: Callable[[Tensor], Tensor], *, recurse: bool = True) -> Iterator[None]:
-    """Floating parameters are replaced by what ``make`` gives for them, buffers by themselves in float32."""
+    """Floating parameters are replaced by what ``make`` gives for them, buffers by themselves in float32.
+
+    Those of opaque linear layers stay what they are.
+    """
     kept: list[tuple[Tensor, Tensor]] = []
     seen: set[int] = set()
+    parts = [part for module in modules for part in (module.modules() if recurse else [module])]
     try:
-        for module in modules:
+        for part in parts:
+            if is_opaque(part):
+                continue
             tensors: list[tuple[Tensor, Callable[[Tensor], Tensor]]] = []
-            tensors += ((parameter, make) for parameter in module.parameters(recurse))
-            tensors += ((buffer, Tensor.float) for buffer in module.buffers(recurse))
+            tensors += ((parameter, make) for parameter in part.parameters(recurse=False))
+            tensors += ((buffer, Tensor.float) for buffer in part.buffers(recurse=False))
             for tensor, function in tensors:
                 if tensor.is_floating_point() and id(tensor) not in seen:
                     seen.add(id(tensor))

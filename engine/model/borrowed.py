@@ -16,14 +16,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.masking_utils import AttentionMaskInterface
 from transformers.modeling_utils import AttentionInterface
 
 from engine.attention import Scores
 from engine.kv.pool import TORCH_DTYPES
-from engine.model.dtype import choose_dtype
+from engine.model.checkpoint import dtype_name, load_checkpoint
 from engine.model.masks import MaskFunction, additive, masks_of_eager
+from engine.model.quantized import Quantization
 from engine.model.rotary import rotary_modules
 
 # Called once a layer, in order: layer, q (rows, heads, k_dim), k and v (rows, kv_heads, dim), scores; returns
@@ -55,11 +55,23 @@ class BorrowedModel:
     ``forward`` is not re-entrant: one thread launches device work.
     """
 
-    def __init__(self, module: nn.Module, *, name: str, dtype_reason: str = "") -> None:
-        """``dtype_reason`` says why the weights have the dtype that they have."""
+    def __init__(
+        self,
+        module: nn.Module,
+        *,
+        name: str,
+        dtype_reason: str = "",
+        quantization: Quantization | None = None,
+        notes: Sequence[str] = (),
+    ) -> None:
+        """``dtype_reason`` says why the weights have the dtype that they have, ``quantization`` how the checkpoint had
+        them, ``notes`` what else its operator should know.
+        """
         self.module = module.eval()
         self.name = name
         self.dtype_reason = dtype_reason
+        self.quantization = quantization
+        self.notes = tuple(notes)
         self.config: Any = module.config
         self._attend: AttendFunction | None = None
         self._calls = 0
@@ -76,22 +88,19 @@ class BorrowedModel:
     def load(cls, path_or_id: str, *, dtype: str = "auto", device: str = "cpu", name: str = "") -> BorrowedModel:
         """Loads weights from a directory or hub id. ``dtype``: float32, bfloat16, float16, or auto (``choose_dtype``).
 
-        Raises ``ModelRefused`` if there is no causal model at the path.
+        Raises ``ModelRefused`` if there is no causal model at the path, or not all of its weights.
         """
         try:
-            config = AutoConfig.from_pretrained(path_or_id)
-            module = AutoModelForCausalLM.from_pretrained(
-                path_or_id, config=config, dtype=TORCH_DTYPES.get(dtype, "auto")
-            )
+            found = load_checkpoint(path_or_id, dtype=dtype, device=device)
         except (OSError, ValueError, KeyError) as error:
             raise ModelRefused(f"model {path_or_id!r} cannot be loaded: {error}") from error
-        reason = "asked for"
-        if dtype == "auto":
-            choice = choose_dtype(dtype_name(module), module.num_parameters(), device)
-            reason = choice.reason
-            if choice.dtype != dtype_name(module):
-                module = module.to(TORCH_DTYPES[choice.dtype])
-        return cls(module.to(device), name=name or path_or_id.rstrip("/").rsplit("/", 1)[-1], dtype_reason=reason)
+        return cls(
+            found.module,
+            name=name or path_or_id.rstrip("/").rsplit("/", 1)[-1],
+            dtype_reason=found.dtype_reason,
+            quantization=found.quantization,
+            notes=found.notes,
+        )
 
     @property
     def device(self) -> torch.device:
@@ -266,11 +275,6 @@ class BorrowedModel:
         out = self._attend(self._calls, q, k, v, scores)
         self._calls += 1
         return out[None], None
-
-
-def dtype_name(module: nn.Module) -> str:
-    """The dtype of a module's weights by its short name, for example "bfloat16"."""
-    return str(next(p.dtype for p in module.parameters() if p.is_floating_point())).removeprefix("torch.")
 
 
 def _hold(layers: nn.ModuleList, attention: list[nn.Module]) -> bool:

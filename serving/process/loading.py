@@ -48,6 +48,10 @@ def load(options: ServiceOptions) -> Loaded:
             options.model, dtype=options.dtype, device=options.device, name=options.model_name
         )
     log.info("%s is served in %s: %s", borrowed.name, borrowed.dtype_name, borrowed.dtype_reason)
+    for note in borrowed.notes:
+        log.warning("model %s: %s", borrowed.name, note)
+    if borrowed.quantization is not None:
+        log.info("model %s is quantised: %s", borrowed.name, borrowed.quantization)
     with startup.stage("check", f"checking {borrowed.dtype_name} weights: every reuse mode against the model itself"):
         served = serve(borrowed, piece_tokens=options.piece_tokens, attention=options.attention)
     decision = served.decision

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from engine.model.borrowed import BorrowedModel
 from engine.model.probe import Findings
+from engine.model.quantized import is_opaque, is_plain
 from engine.model.rotary import Rotation
 from engine.run.cuda.experts.layer import Experts, experts_refusal
 from engine.run.cuda.products import AS_THEY_COME, Ways
@@ -109,6 +110,9 @@ def fused_refusal(borrowed: BorrowedModel, findings: Findings) -> str:
     if getattr(config, "hidden_act", "") != "silu":
         return f"activation {getattr(config, 'hidden_act', None)!r}"
     inner: Any = borrowed.module.model
+    # Quantised ones that were not unpacked, or that round what they are given.
+    if not all(is_plain(part) for part in inner.modules() if isinstance(part, nn.Linear) or is_opaque(part)):
+        return "linear layers that do more than multiply"
     if float(getattr(inner.rotary_emb, "attention_scaling", 1.0)) != 1.0:
         return "rotary tables with a scaling factor"
     biased = [*(layer.self_attn.o_proj for layer in inner.layers), borrowed.module.lm_head]

@@ -1,0 +1,124 @@
+"""Small quantised checkpoints, made by the libraries that make large ones, or by hand in their formats."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from compressed_tensors.compressors import ModelCompressor
+from compressed_tensors.quantization import (
+    QuantizationArgs,
+    QuantizationConfig,
+    QuantizationScheme,
+    QuantizationStatus,
+    apply_quantization_config,
+)
+from compressed_tensors.quantization.utils import calculate_qparams
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from tests.architectures import ARCHITECTURES, build
+from tests.tokenizer_for_tests import VOCABULARY, byte_level_tokenizer
+
+GROUP = 32
+# name -> weights and activations as compressed-tensors has them
+SCHEMES: dict[str, tuple[dict[str, Any], dict[str, Any] | None]] = {
+    "w4a16": ({"num_bits": 4, "strategy": "group", "group_size": GROUP}, None),
+    "w4a16-asymmetric": ({"num_bits": 4, "strategy": "group", "group_size": GROUP, "symmetric": False}, None),
+    "w8a16": ({"num_bits": 8, "strategy": "channel"}, None),
+    "fp8-dynamic": (
+        {"num_bits": 8, "type": "float", "strategy": "channel"},
+        {"num_bits": 8, "type": "float", "strategy": "token", "dynamic": True},
+    ),
+    "fp8-static": (
+        {"num_bits": 8, "type": "float", "strategy": "tensor"},
+        {"num_bits": 8, "type": "float", "strategy": "tensor"},
+    ),
+    "fp8-block": (
+        {"num_bits": 8, "type": "float", "strategy": "block", "block_structure": [GROUP, GROUP]},
+        {"num_bits": 8, "type": "float", "strategy": "group", "group_size": GROUP, "dynamic": True},
+    ),
+    "int8": ({"num_bits": 8, "strategy": "channel"}, {"num_bits": 8, "strategy": "token", "dynamic": True}),
+}
+_TOKENS = {"vocab_size": VOCABULARY, "bos_token_id": None, "eos_token_id": 1, "pad_token_id": 0}
+
+
+def plain_model(name: str, *, seed: int = 0, **config: Any) -> PreTrainedModel:
+    """A random model of ``tests.architectures`` in bfloat16."""
+    model_type, settings = ARCHITECTURES[name]
+    return build(model_type, {**settings, **_TOKENS, **config}, seed=seed).to(torch.bfloat16)
+
+
+def compressed_dir(path: Path, scheme: str, name: str = "llama-ratio1", *, seed: int = 0, **config: Any) -> Path:
+    """A checkpoint that compressed-tensors made of a random model, with a tokenizer."""
+    weights, activations = SCHEMES[scheme]
+    model = plain_model(name, seed=seed, **config)
+    group = QuantizationScheme(
+        targets=["Linear"],
+        weights=QuantizationArgs(**weights),
+        input_activations=None if activations is None else QuantizationArgs(**activations),
+    )
+    apply_quantization_config(
+        model, QuantizationConfig(config_groups={"group_0": group}, ignore=["lm_head"]), show_progress=False
+    )
+    for module in model.modules():
+        if getattr(module, "quantization_scheme", None) is not None:
+            _calibrate(module)
+    compressor = ModelCompressor.from_pretrained_model(model)
+    compressor.compress_model(model)
+    model.save_pretrained(path)
+    compressor.update_config(str(path))
+    byte_level_tokenizer().save_pretrained(path)
+    return path
+
+
+def _calibrate(linear: Any) -> None:
+    """Scales by the least and the largest weight; activations of at most 8."""
+    args, weight = linear.quantization_scheme.weights, linear.weight.data
+    if args.strategy == "group":
+        parts = weight.unflatten(-1, (-1, args.group_size))
+        least, most = parts.amin(-1), parts.amax(-1)
+    elif args.strategy == "block":
+        parts = weight.unflatten(0, (-1, GROUP)).unflatten(2, (-1, GROUP))
+        least, most = parts.amin((1, 3)), parts.amax((1, 3))
+    elif args.strategy == "channel":
+        least, most = weight.amin(-1, keepdim=True), weight.amax(-1, keepdim=True)
+    else:
+        least, most = weight.min().reshape(1), weight.max().reshape(1)
+    scale, zero = calculate_qparams(least, most, args)
+    linear.weight_scale.data.copy_(scale)
+    if hasattr(linear, "weight_zero_point"):
+        linear.weight_zero_point.data.copy_(zero)
+    if hasattr(linear, "input_scale"):
+        linear.input_scale.data.fill_(8 / 448)
+    linear.quantization_status = QuantizationStatus.FROZEN
+
+
+def fp8_blocks_dir(path: Path, name: str = "llama-ratio1", *, seed: int = 0, **config: Any) -> Path:
+    """A checkpoint as DeepSeek's are: float8 weights and a scale for each block of them."""
+    model = plain_model(name, seed=seed, **config)
+    linears = {n for n, m in model.named_modules() if isinstance(m, nn.Linear) and n != "lm_head"}
+    model.save_pretrained(path)
+    byte_level_tokenizer().save_pretrained(path)
+    tensors = load_file(path / "model.safetensors")
+    for linear in linears:
+        blocks, scales = _fp8_blocks(tensors[f"{linear}.weight"].float())
+        tensors |= {f"{linear}.weight": blocks, f"{linear}.weight_scale_inv": scales}
+    save_file(tensors, path / "model.safetensors", metadata={"format": "pt"})
+    say(path, quant_method="fp8", activation_scheme="dynamic", weight_block_size=[GROUP, GROUP])
+    return path
+
+
+def _fp8_blocks(weight: Tensor) -> tuple[Tensor, Tensor]:
+    parts = weight.unflatten(0, (-1, GROUP)).unflatten(2, (-1, GROUP))
+    scales = parts.abs().amax((1, 3)) / 448
+    return (parts / scales[:, None, :, None]).flatten(2).flatten(0, 1).to(torch.float8_e4m3fn), scales
+
+
+def say(path: Path, **quantization: Any) -> None:
+    """Puts a ``quantization_config`` into a checkpoint's config.json."""
+    config = json.loads((path / "config.json").read_text())
+    (path / "config.json").write_text(json.dumps({**config, "quantization_config": quantization}))
