@@ -1,0 +1,83 @@
+"""FlashInferAttention without a card: what it asks FlashInfer for, computed in torch, and the merge, interpreted."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from chunk_store.layout import LayerLayout
+from engine.plan import Window, plan_levels, plan_step
+from engine.run.cuda.flashinfer import attention as backend
+from engine.run.cuda.flashinfer.calls import kernel_widths
+from engine.run.cuda.flashinfer.lists import Requests, requests_of
+from tests.engine.run import flashinfer_stand_in as stand_in
+
+ROOT = Path(__file__).parent.parent.parent.parent
+
+
+@pytest.mark.parametrize("first", range(0, 60, 10))
+def test_random_steps_agree_with_float64(first: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Any window, width, cap, sinks and number of batches; oracles are made from sequences, not from plans."""
+    monkeypatch.setattr(backend, "_merge", stand_in.merge)
+    for number in range(first, first + 10):
+        stand_in.run(number)
+
+
+def test_the_merge_kernel_agrees_too() -> None:
+    pytest.importorskip("triton")
+    words = [sys.executable, "-m", "tests.engine.run.flashinfer_stand_in", "0", "6"]
+    environment = {**os.environ, "TRITON_INTERPRET": "1"}
+    ended = subprocess.run(words, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240)
+    assert ended.returncode == 0 and ended.stdout.endswith("agree\n"), ended.stderr
+
+
+def requests(rows: int, position: int, window: Window | None, *, offset: int = 0) -> Requests:
+    """Of one sequence: a chunk of 40 tokens in pages 0 .., and a tail in pages 20 .. of 4 tokens."""
+    from engine.plan import PlacedChunk, StepSequence
+
+    pages = tuple(range(20, 20 + -(-(rows + position - 40) // 4)))
+    sequence = StepSequence((PlacedChunk(0, 40, offset, 0),), pages, position - 40, rows, position)
+    plan = plan_step([sequence], plan_levels([sequence], max_cascade_levels=1), page_size=4)
+    return requests_of(plan.seen_through(window), 4)
+
+
+def test_a_piece_over_what_stands_where_it_was_computed_is_one_request() -> None:
+    found = requests(7, 45, None)
+    assert (len(found.whole), len(found.causal), found.unit) == (0, 1, 1)
+    assert found.causal[0].tokens == 52
+
+
+def test_moved_chunks_and_single_rows_are_requests_of_pages() -> None:
+    for found in (requests(7, 45, None, offset=3), requests(1, 45, None)):
+        assert (len(found.whole), len(found.causal), found.unit) == (1, 1, 4)
+
+
+def test_a_window_costs_no_more_than_it_shows() -> None:
+    """Keys that requests read, by rows: a band of rows times the window, not the square of the context."""
+    for window in (Window(16), Window(16, chunked=True)):
+        found = requests(400, 40, window)
+        read = sum(len(each.rows) * each.tokens for each in (*found.whole, *found.causal))
+        assert read <= 400 * 2 * 16 and len(found.whole) + len(found.causal) <= 2 * 400 // 16 + 2
+    before = requests(400, 1000, Window(16))
+    assert not before.whole and all(min(each.pages) >= 80 for each in before.causal), "the chunk is out of sight"
+
+
+@pytest.mark.parametrize(("layer", "widths"), [
+    (LayerLayout(2, 64, 64), (64, 64)),
+    (LayerLayout(2, 16, 16), (64, 64)),
+    (LayerLayout(2, 80, 80), (128, 128)),
+    (LayerLayout(2, 192, 128), (192, 128)),
+    (LayerLayout(2, 256, 256), (256, 256)),
+    (LayerLayout(2, 96, 72), (128, 128)),
+])  # fmt: skip
+def test_other_widths_are_padded_to_what_there_is(layer: LayerLayout, widths: tuple[int, int]) -> None:
+    assert kernel_widths(layer.k_dim, layer.v_dim) == widths
+
+
+def test_wider_heads_are_refused() -> None:
+    with pytest.raises(ValueError, match="head widths 576 and 512: FlashInfer has kernels up to 256"):
+        kernel_widths(576, 512)
