@@ -19,6 +19,7 @@ import torch
 # name -> backend, dtype, widths of K and V, soft cap
 MODULES: dict[str, tuple[str, torch.dtype, int, int, bool]] = {
     "128": ("fa2", torch.bfloat16, 128, 128, False),
+    "128cap": ("fa2", torch.bfloat16, 128, 128, True),
     "64": ("fa2", torch.bfloat16, 64, 64, False),
     "64cap": ("fa2", torch.bfloat16, 64, 64, True),
     "fa3": ("fa3", torch.bfloat16, 128, 128, False),

@@ -68,7 +68,8 @@ class BatchPrefillWithPagedKVCacheWrapper(_Wrapper):
             tokens = (len(used) - 1) * told["page_size"] + told["last"][at]
             return plane[used].flatten(0, 1)[:tokens]
 
-        self._run(q, *([keys_of(plane, at) for at in requests] for plane in cache), out, lse)
+        keys, values = ([keys_of(plane, at) for at in requests] for plane in cache)
+        self._run(q, keys, values, out, lse)
 
 
 class BatchPrefillWithRaggedKVCacheWrapper(_Wrapper):
@@ -79,8 +80,8 @@ class BatchPrefillWithRaggedKVCacheWrapper(_Wrapper):
         starts = self.told["starts"]
         assert (q.shape[-1], v.shape[-1]) == (self.told["head_dim_qk"], self.told["head_dim_vo"])
         assert len(k) == starts[-1] and return_lse
-        pieces = ([x[a:b] for a, b in pairwise(starts)] for x in (k, v))
-        self._run(q, *pieces, out, lse)
+        keys, values = ([x[a:b] for a, b in pairwise(starts)] for x in (k, v))
+        self._run(q, keys, values, out, lse)
 
 
 LIBRARY = SimpleNamespace(
