@@ -18,6 +18,7 @@ from decode_service.sequence import Sequence
 from decode_service.tails import Tails
 from engine.kv.resident import PoolFull, ResidentChunk, ResidentChunks
 from engine.kv.source import KVSource
+from engine.sight import EVERYTHING, Sight
 from serving.errors import Unsupported
 
 
@@ -57,7 +58,9 @@ class Fill:
 class Admission:
     """Acquires and releases what sequences hold."""
 
-    def __init__(self, residents: ResidentChunks, room: FillRoom, tails: Tails) -> None:
+    def __init__(self, residents: ResidentChunks, room: FillRoom, tails: Tails, sight: Sight = EVERYTHING) -> None:
+        """``sight``: what rows can see."""
+        self._sight = sight
         self._residents = residents
         self._room = room
         self._tails = tails
@@ -80,7 +83,7 @@ class Admission:
                 "(raise kv-pages or chunk-page-ratio)",
                 field="segments",
             )
-        tail_pages, most = self._pool.pages_for(sequence.tail_tokens_max), self._tails.pages
+        tail_pages, most = self._tails.most(sequence), self._tails.pages
         if tail_pages > most:
             raise Unsupported(
                 f"query and answer need {tail_pages} pages of the KV pool; at most {most} hold tails (lower "
@@ -114,7 +117,7 @@ class Admission:
         """What the sequence would take of the room to fill in; None if its KV is here, or is computed with it."""
         if sequence.bypass:
             return None
-        found = {chunk: self._residents.find(chunk.key) for chunk in sequence.composition.chunks}
+        found = {chunk: self._residents.find(chunk.key) for chunk in sequence.chunks_held}
         absent = [chunk for chunk, resident in found.items() if resident is None]
         joins = any(resident is not None and not resident.ready for resident in found.values())
         if not absent and not joins:
@@ -136,7 +139,7 @@ class Admission:
 
     def _hold_chunks(self, sequence: Sequence) -> Fill | None:
         """Holds the chunks that are here before it makes room for the others, lest one makes room for another."""
-        chunks = sequence.composition.chunks
+        chunks = sequence.chunks_held
         for chunk in chunks:
             chunk.computed = None
             sequence.note_outcome(chunk, ChunkOutcome(KVSource.COMPUTED if sequence.bypass else KVSource.DEVICE))
@@ -187,10 +190,25 @@ class Admission:
         self._tails.release(sequence)
         self._let_go(sequence)
 
+    def let_unseen_go(self, sequence: Sequence) -> None:
+        """Rows of a tail were launched: chunks that no later one sees may go. Harmless where none are left."""
+        if not self._sight.is_limited:
+            return
+        first, composition = self._sight.first(sequence.next_position), sequence.composition
+        while sequence.chunks_gone < len(composition.chunks):
+            chunk, start = composition.chunks[sequence.chunks_gone], composition.starts[sequence.chunks_gone]
+            if start + chunk.visible > first:
+                return
+            sequence.chunks_gone += 1
+            self._let_chunk_go(chunk, bypass=sequence.bypass)
+
     def _let_go(self, sequence: Sequence) -> None:
         for chunk in sequence.composition.chunks:
-            resident, chunk.resident = chunk.resident, None
-            if resident is not None:
-                self._residents.release(resident)
-                if sequence.bypass:
-                    self._residents.evict(resident.key)
+            self._let_chunk_go(chunk, bypass=sequence.bypass)
+
+    def _let_chunk_go(self, chunk: RequestChunk, *, bypass: bool) -> None:
+        resident, chunk.resident = chunk.resident, None
+        if resident is not None:
+            self._residents.release(resident)
+            if bypass:
+                self._residents.evict(resident.key)

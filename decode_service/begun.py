@@ -64,9 +64,10 @@ def begin(runner: Runner, rows: Items[Rows], residents: ResidentChunks) -> Begun
             places.append((scores, wanted))
     begun = Begun(rows, runner.begin(batch), sum(_tokens_seen(each.sequence) for each in batch), places)
     for each in rows:
-        if each.also:
+        left = len(each.sequence.composition.tail) - each.copied_from * residents.pool.page_size
+        if each.also and left:
             tails = [other.tail_pages for other in each.also]
-            residents.pool.share_tail(each.sequence.tail_pages, tails, len(each.sequence.composition.tail))
+            residents.pool.share_tail(each.sequence.tail_pages[each.copied_from :], tails, left)
     return begun
 
 

@@ -44,4 +44,4 @@ def who_gives_way(running: Iterable[Sequence]) -> Sequence:
 
 def _weight(mine: list[Sequence]) -> tuple[int, int]:
     """Pages of all but the first; among equals the tenant whose last came last."""
-    return sum(len(sequence.tail_pages) for sequence in mine[1:]), mine[-1].clock.submitted
+    return sum(len(sequence.own_pages) for sequence in mine[1:]), mine[-1].clock.submitted

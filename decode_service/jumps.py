@@ -11,18 +11,14 @@ asked for, nor where penalties count the tokens that are drawn.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from collections.abc import Sequence as Items
 from dataclasses import replace
 
 from decode_service.sequence import Sequence
-from decode_service.step_plan import Forwards, Rows
+from decode_service.step_plan import Forwards, PagesFor, Rows
 from engine.run.room import StepRoom
 
 JUMP_MAX = 64  # tokens of one answer in one step
-
-
-PagesFor = Callable[[Sequence, int], int]
 
 
 def with_forced(rows: Items[Rows], forwards: Forwards, room: StepRoom, pages_for: PagesFor) -> list[Rows]:

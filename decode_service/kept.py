@@ -76,7 +76,7 @@ def leave(residents: ResidentChunks, sequence: Sequence) -> None:
     keep, composition = sequence.keep, sequence.composition
     if keep is None or keep.forgotten or not sequence.generated or composition.query is None:
         return
-    if not sequence.tail_pages:  # it had given them up: the turn is computed as a chunk, with the bits of one
+    if sequence.pages_gone or not sequence.tail_pages:  # given back, or up: the turn is computed as a chunk, as such
         return
     tokens = min(sequence.tail_tokens, len(composition.tail) + len(sequence.generated))
     if not keep.copies(tokens):

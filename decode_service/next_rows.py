@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from collections.abc import Sequence as Items
 
 from decode_service.answers import who_computes, with_others
-from decode_service.jumps import PagesFor, with_forced
+from decode_service.jumps import with_forced
 from decode_service.line import Turns, cost_in_rows
 from decode_service.sequence import Sequence, State
-from decode_service.step_plan import Forwards, Rows, can_compute, next_again, next_pieces, next_slices
+from decode_service.step_plan import Forwards, PagesFor, Rows, can_compute, next_again, next_pieces, next_slices
 from serving.tenancy.places import Rotation
 
 Admitted = Mapping[State, Items[Sequence]]
@@ -75,5 +75,5 @@ class NextRows:
         for each in decodes:
             room.grant(each.context, each.first)
         drawing = len(admitted[State.PREFILLING]) + len(admitted[State.DECODING])
-        slices = next_slices(prefilling, self._forwards, room, drawing)
+        slices = next_slices(prefilling, self._forwards, room, drawing, self._room_for)
         return [*with_forced(decodes, self._forwards, room, self._room_for), *slices]

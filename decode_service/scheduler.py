@@ -28,6 +28,7 @@ A request for chunks alone ends when they are in the pool, and never leaves ``lo
 from __future__ import annotations
 
 from collections import deque
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from decode_service import kept
@@ -50,6 +51,7 @@ from decode_service.starts import Starts, not_started
 from decode_service.step_plan import Forwards, Rows, StepPlan
 from decode_service.tails import Tails
 from engine.kv.pages import PageTable
+from engine.sight import EVERYTHING, Sight
 from serving.errors import InvalidRequest
 from text.grammar import GrammarFailed
 
@@ -84,7 +86,7 @@ def grammar_failed(error: GrammarFailed) -> RequestError:
 
 def has_its_kv(sequence: Sequence) -> bool:
     """Whether all KV is there but what bypasses the caches."""
-    return sequence.bypass or all(chunk.held.ready for chunk in sequence.composition.chunks)
+    return sequence.bypass or all(chunk.held.ready for chunk in sequence.chunks_held)
 
 
 def awaits_token(sequence: Sequence) -> bool:
@@ -107,7 +109,7 @@ def note_filled(sequence: Sequence, now: int) -> None:
 class Scheduler:
     """Requests from ``submit`` to their last event.
 
-    ``places`` counts who waits and runs, by tenant; ``forwards`` says what a step can take.
+    ``places`` counts who waits and runs, by tenant; ``forwards`` says what a step can take, ``sight`` what rows see.
     """
 
     def __init__(
@@ -119,6 +121,7 @@ class Scheduler:
         eos_token_ids: frozenset[int],
         batch_max: int,
         aside: PageTable | None = None,
+        sight: Sight = EVERYTHING,
     ) -> None:
         """``aside``: of host memory, where tails are kept that gave up their pages."""
         pool = residents.pool
@@ -128,8 +131,9 @@ class Scheduler:
         self._page_size = pool.page_size
         self._room = FillRoom(batch_max, chunk_pages=pool.chunk_pages, tail_pages=pool.pages - pool.chunk_pages)
         self._residents = residents
-        self._tails = Tails(pool, aside or PageTable(pages=0, chunk_pages=0, page_size=pool.page_size))
-        self._admission = Admission(residents, self._room, self._tails)
+        aside = aside or PageTable(pages=0, chunk_pages=0, page_size=pool.page_size)
+        self._tails = Tails(pool, aside, sight, piece_tokens=forwards.piece_tokens)
+        self._admission = Admission(residents, self._room, self._tails, sight)
         self._line = Line(self._may_enter)
         self._starts = Starts()
         self._line_moved = False  # whether somebody may fit who did not before
@@ -235,13 +239,21 @@ class Scheduler:
             if each.chunk is not None:
                 self._computed(each.sequence, each.chunk, each.count)
             else:
+                if plan is not None and each.decodes and each.sequence.tail_level is None:
+                    each.sequence.note_levels(plan, row, self._page_size)
                 each.sequence.tail_tokens += each.count
                 for other in each.also:
                     other.tail_tokens = each.sequence.tail_tokens
+                    self._tails.begin_behind(other, each.copied_from)
                 self._note_known(each.sequence)
-                if plan is not None and each.decodes and each.sequence.tail_level is None:
-                    each.sequence.note_levels(plan, row, self._page_size)
+                self._let_unseen_go(each.sequence, *each.also)
             row += each.count
+
+    def _let_unseen_go(self, *sequences: Sequence) -> None:
+        """What no row to come sees is others'."""
+        for sequence in sequences:
+            self._tails.give_back(sequence)
+            self._admission.let_unseen_go(sequence)
 
     def token(self, sequence: Sequence, choice: Choice, now: int) -> None:
         """A request's next token was drawn; the first one makes it decode. It may have given up its pages since."""
@@ -317,17 +329,21 @@ class Scheduler:
             self._end(late, Failed(not_started()), now)
         self._grow()
         admitted = self._admit(now)
-        rows = self._next.rows(self._admitted)
+        rows = [self._copying(each) if each.also else each for each in self._next.rows(self._admitted)]
         opened, self._opened = self._opened, []
         for fill in self._loads:
             fill.note_abandoned()
         evicted, moves = self._admission.take_evicted(), self._tails.take_moves()
         return StepPlan(tuple(admitted), evicted, moves, tuple(opened), tuple(rows))
 
+    def _copying(self, rows: Rows) -> Rows:
+        """Rows with others behind them, who have the tail's pages from the first on that their own rows see."""
+        return replace(rows, copied_from=self._tails.pages_unseen(rows.sequence, rows.first + rows.count))
+
     def _grow(self) -> None:
-        """Pages for the next rows of all who decode, in the order of their right to them."""
+        """Pages for the next rows of all who run, in the order of their right to them."""
         for sequence in sorted(filter(self._lacks_pages, self._running), key=rank):
-            while sequence.slot >= 0 and not self._tails.grow(sequence, sequence.tail_tokens + 1):
+            while sequence.slot >= 0 and not self._tails.grow(sequence, self._tails.wanted(sequence)):
                 self._give_way(who_gives_way(self._running), GaveWay.GROWTH)
 
     @property
@@ -335,7 +351,7 @@ class Scheduler:
         return [*self._admitted[State.DECODING], *self._admitted[State.PREFILLING]]
 
     def _lacks_pages(self, sequence: Sequence) -> bool:
-        return sequence.may_draw_more and not self._tails.has_room(sequence, sequence.tail_tokens + 1)
+        return not self._tails.has_room(sequence, self._tails.wanted(sequence))
 
     def _give_way(self, sequence: Sequence, why: GaveWay) -> None:
         """Somebody who runs gives up all that it holds of the pool, and waits where it stood."""

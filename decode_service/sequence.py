@@ -9,11 +9,12 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
+from itertools import islice
 from typing import TYPE_CHECKING
 
 from chunk_store.tenant import DEFAULT_TENANT, Tenant
 from decode_service.prompt.composition import Composition
-from engine.plan import CascadePlan, PlacedChunk, behind_each_other
+from engine.plan import CascadePlan, PlacedChunk
 from engine.sampling.params import Choice, SamplingParams, SamplingRequest
 from serving.errors import RequestError
 from serving.trace.stages import StageClock
@@ -104,7 +105,9 @@ class Sequence:
     fill: Fill | None = None  # what its admission brings into the pool
     slot: int = -1  # of the runner's, in which its tokens are drawn; from PREFILLING to its end
     tail_pages: tuple[int, ...] = ()
-    tail_tokens: int = 0  # in the pool
+    pages_gone: int = 0  # the first ones of these, that no row to come sees: the pool's scratch page stands for them
+    chunks_gone: int = 0  # its first chunks, that no row to come sees: it holds them no more
+    tail_tokens: int = 0  # in the pool, or gone
     generated: list[int] = field(default_factory=list)
     cold: bool = False  # its KV was not in the store when it was looked for
     passed: int = 0  # how often another request was admitted before it
@@ -118,7 +121,7 @@ class Sequence:
     resumed: int = 0  # tokens of the answer that were there when it went on; they are known, and not drawn again
     awaited: int = 0  # tokens of the answer that must have been read before it may go on
     aside: PageRun | None = None  # of host memory, where its tail is meanwhile
-    _placed: tuple[int, tuple[PlacedChunk, ...]] = (-1, ())
+    _placed: tuple[tuple[int, int], tuple[PlacedChunk, ...]] = ((-1, 0), ())
 
     @property
     def for_chunks(self) -> bool:
@@ -137,6 +140,21 @@ class Sequence:
     @property
     def done(self) -> bool:
         return self.state is State.ENDED
+
+    @property
+    def own_pages(self) -> tuple[int, ...]:
+        """The pages that its tail has."""
+        return self.tail_pages[self.pages_gone :]
+
+    @property
+    def chunks_held(self) -> tuple[RequestChunk, ...]:
+        """The chunks that it needs, and holds while it is admitted."""
+        return self.composition.chunks[self.chunks_gone :]
+
+    @property
+    def next_position(self) -> int:
+        """Where the next row of its tail stands: no earlier one comes before its pages are given up."""
+        return self.composition.tail_start + self.tail_tokens
 
     @property
     def known_tokens(self) -> int:
@@ -159,9 +177,10 @@ class Sequence:
         """Its pages, its place and its chunks are others' now; ``aside``: its tail's bytes are kept."""
         self.preemptions += 1
         self.awaited = max(self.drawn, len(self.generated)) if self.tail_tokens >= self.known_tokens else self.awaited
-        self.tail_tokens = self.tail_tokens if aside else 0
+        if not aside:
+            self.tail_tokens = self.pages_gone = self.chunks_gone = 0
         self.slot = -1
-        self._placed = -1, ()
+        self._placed = (-1, 0), ()
 
     def go_on(self) -> None:
         """It has pages and a place, for the first time or again: what was generated is known now."""
@@ -200,17 +219,25 @@ class Sequence:
         return len(self.composition.tail) + self.params.max_tokens - (self.keep is None)
 
     def placed(self, page_size: int, moves: int) -> tuple[PlacedChunk, ...]:
-        """The chunks as a plan needs them; built anew only after runs have moved (``moves`` changed)."""
-        if self._placed[0] != moves:
-            chunks = (chunk for chunk in self.composition.chunks if chunk.visible)
-            places = ((c.held.first_slot(page_size), c.visible, c.offset) for c in chunks)
-            self._placed = moves, behind_each_other(places)
+        """The chunks that its rows may see, as a plan needs them; built anew only after runs have moved (``moves``
+        changed), or after some have gone."""
+        made_of = moves, self.chunks_gone
+        if self._placed[0] != made_of:
+            held = zip(self.composition.starts, self.composition.chunks, strict=True)
+            places = (
+                PlacedChunk(chunk.held.first_slot(page_size), chunk.visible, chunk.offset, start)
+                for start, chunk in islice(held, self.chunks_gone, None)
+                if chunk.visible
+            )
+            self._placed = made_of, tuple(places)
         return self._placed[1]
 
     def note_levels(self, plan: CascadePlan, row: int, page_size: int) -> None:
         """At its first decode step a sequence learns in which level each chunk is read."""
         self.tail_level = len(plan.levels)
         for chunk in self.composition.chunks:
+            chunk.level = self.tail_level
+        for chunk in self.chunks_held:
             chunk.level = plan.level_of(chunk.held.first_slot(page_size), row)
 
 

@@ -7,7 +7,7 @@ and of chunks that are computed here. Which kind a chunk or a tail is, the runne
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -18,6 +18,8 @@ from decode_service.prompt.request_chunk import RequestChunk
 from decode_service.sequence import Sequence, State
 from decode_service.tails import TailMove
 from engine.run.room import StepRoom
+
+PagesFor = Callable[[Sequence, int], int]
 
 
 class Forwards(Protocol):
@@ -39,7 +41,8 @@ class Rows:
     """One request's rows of a step: ``count`` tokens from ``first`` on, of its tail or of a chunk computed here.
 
     ``forced``: of a row that decodes, the tokens of those behind the first (see ``jumps.py``).
-    ``also``: other answers to the same prompt, whose tails and first tokens come of these rows (see ``answers.py``).
+    ``also``: other answers to the same prompt, whose tails and first tokens come of these rows (see ``answers.py``);
+    their tails have the pages of this one from ``copied_from`` on.
     """
 
     sequence: Sequence
@@ -49,6 +52,7 @@ class Rows:
     alone: bool = False
     also: tuple[Sequence, ...] = ()
     forced: tuple[int, ...] = ()
+    copied_from: int = 0
 
     @property
     def decodes(self) -> bool:
@@ -74,7 +78,7 @@ class Rows:
         chunks = self.sequence.composition.chunks
         if self.chunk is not None:
             return [len(chunks[index].token_ids) for index in self.chunk.context]
-        return [chunk.visible for chunk in chunks if chunk.visible]
+        return [chunk.visible for chunk in self.sequence.chunks_held if chunk.visible]
 
 
 @dataclass(frozen=True)
@@ -129,12 +133,23 @@ def next_pieces(sequences: Iterable[Sequence], forwards: Forwards) -> list[Rows]
     return pieces
 
 
-def next_slices(sequences: Iterable[Sequence], forwards: Forwards, room: StepRoom, drawing: int = 0) -> list[Rows]:
+def _as_many(_: Sequence, tokens: int) -> int:
+    return tokens
+
+
+def next_slices(
+    sequences: Iterable[Sequence],
+    forwards: Forwards,
+    room: StepRoom,
+    drawing: int = 0,
+    pages_for: PagesFor = _as_many,
+) -> list[Rows]:
     """What shares a step, in the order of its requests, as far as there is room.
 
     What stands behind a chunk finds its KV in the pool once that was launched: it comes a step later. ``drawing``: how
     many have a slot. Rows that are scored take the places of rows that draw, of which there are as many as slots: one
-    that its own request has, and of those that nobody has as many as are left.
+    that its own request has, and of those that nobody has as many as are left. ``pages_for``: how many tokens a tail
+    may have, of so many that it is to have.
     """
     slices: list[Rows] = []
     spare = forwards.slots - drawing
@@ -143,10 +158,13 @@ def next_slices(sequences: Iterable[Sequence], forwards: Forwards, room: StepRoo
             if _is_alone(rows, forwards) or not _has_its_context(rows):
                 continue
             most = rows.count if sequence.scores is None else min(rows.count, 1 + spare)
+            most = min(most, room.rows)
+            if rows.chunk is None:
+                most = pages_for(sequence, rows.first + most) - rows.first
             count = room.take(rows.context, rows.first, most)
             if count:
                 slices.append(Rows(sequence, rows.first, count, rows.chunk))
-            if count < most:
+            if count < most or not room.rows:
                 return slices  # whoever comes later waits, however little it asks for
             if sequence.scores is not None:
                 spare -= count - 1

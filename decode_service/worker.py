@@ -48,6 +48,7 @@ from engine.kv.resident import ResidentChunks
 from engine.kv.tails_aside import TailsAside
 from engine.run.protocol import Runner
 from engine.sampling.params import Choice
+from engine.sight import EVERYTHING, Sight
 from serving.errors import InternalFault, InvalidRequest, Overloaded, RequestError, Unavailable
 from serving.tenancy.places import PlacesFull, TenantPlaces
 from serving.tenancy.quotas import TenantQuotas
@@ -77,13 +78,14 @@ class DecodeWorker:
         quotas: TenantQuotas | None = None,
         host_nbytes: int = 0,
         aside_nbytes: int = 0,
+        sight: Sight = EVERYTHING,
         on_failure: Callable[[], None] = lambda: None,
     ) -> None:
         """``on_failure`` is called from the device thread when it ends because of a fault.
 
         ``host_nbytes`` of pinned host memory keep KV that was loaded to a device, ``aside_nbytes`` tails that gave up
-        their pages. Raises ``ValueError`` for a larger
-        ``batch_max`` than the runner has slots to draw in.
+        their pages. ``sight``: what the model's rows see. Raises ``ValueError`` for a larger ``batch_max`` than the
+        runner has slots to draw in.
         """
         if batch_max > runner.slots:
             raise ValueError(f"batch-max: {batch_max} requests need as many slots, the runner has {runner.slots}")
@@ -101,6 +103,7 @@ class DecodeWorker:
             eos_token_ids=eos_token_ids,
             batch_max=batch_max,
             aside=self._aside.table,
+            sight=sight,
         )
         self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         memory = PoolMemory(residents.pool, host_nbytes=host_nbytes)

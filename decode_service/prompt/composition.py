@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
+from itertools import accumulate
 from typing import TYPE_CHECKING
 
 from chunk_store.key import ChunkId, ChunkKey, ChunkType, chunk_key
@@ -65,6 +66,11 @@ class Composition:
     def again(self) -> Composition:
         """The same prompt for another sequence, which has its own account of the chunks."""
         return replace(self, chunks=tuple(replace(chunk) for chunk in self.chunks))
+
+    @cached_property
+    def starts(self) -> tuple[int, ...]:
+        """The global position of each chunk's first token."""
+        return tuple(accumulate((len(chunk.token_ids) for chunk in self.chunks[:-1]), initial=0))[: len(self.chunks)]
 
     @property
     def tail_start(self) -> int:

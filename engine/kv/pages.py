@@ -43,6 +43,11 @@ class PageTable:
         self._free_tail_pages = list(range(pages - 1, chunk_pages - 1, -1))
         self._runs: dict[int, PageRun] = {}
 
+    @property
+    def scratch_page(self) -> int:
+        """The page that belongs to nobody: rows that pad a batch write there, and no row sees what is in it."""
+        return self.pages
+
     def pages_for(self, tokens: int) -> int:
         """Pages that ``tokens`` tokens take."""
         return -(-tokens // self.page_size)

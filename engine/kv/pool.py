@@ -69,11 +69,6 @@ class PagedKVPool(PageTable):
         """The memory of all slots: keys of every layer, then values."""
         return (*self.keys, *self.values)
 
-    @property
-    def scratch_page(self) -> int:
-        """The page that belongs to nobody; rows that pad a batch write there."""
-        return self.pages
-
     def move_run(self, run: PageRun, first: int) -> PageRun:
         """Moves a run with its bytes."""
         moved = super().move_run(run, first)
