@@ -56,6 +56,10 @@ class DecodeMetrics:
         self._unpublished = counter("unpublished_chunks", "Chunks computed here that the store did not take", "reason")
         self._kept = counter("kept_turns", "Turns that were to be kept, by what became of their KV", "outcome")
         self._gave_way = counter("preemptions", "Requests that gave up their pages and wait to go on", "reason")
+        self._gave_back = counter(
+            "kv_pages_given_back",
+            "Pages that an answer gave back while it went on, because no layer sees them any more",
+        )
         self._generated = counter("generation_tokens", "Tokens generated")
         self._success = counter("request_success", "Answers by how they ended", "finished_reason")
         self._failures = counter("request_failure", "Admitted requests that ended with an error", "code")
@@ -94,7 +98,7 @@ class DecodeMetrics:
             for value in values:
                 counter.labels(self._model, str(value))
         plain: tuple[Counter | Histogram, ...] = (
-            *(self._prompt_tokens, self._generated, self._bytes_read, self._bytes_flat, self._steps),
+            *(self._prompt_tokens, self._generated, self._bytes_read, self._bytes_flat, self._steps, self._gave_back),
             *(self._ttft, self._e2e, self._queue, self._prefill, self._decode),
             *(self._prompt_length, self._answer_length, self._batch),
         )
@@ -144,6 +148,11 @@ class DecodeMetrics:
     def gave_way(self, why: GaveWay) -> None:
         """A request gave up its pages."""
         self._gave_way.labels(self._model, why.value).inc()
+
+    def gave_back(self, pages: int) -> None:
+        """Answers gave pages back and went on."""
+        if pages:
+            self._gave_back.labels(self._model).inc(pages)
 
     def kept(self, kv: KeptKV, why: NotKept | None) -> None:
         """A request that keeps its turn has ended; ``why`` it is not registered, or its KV not kept."""

@@ -334,7 +334,8 @@ class Scheduler:
         for fill in self._loads:
             fill.note_abandoned()
         evicted, moves = self._admission.take_evicted(), self._tails.take_moves()
-        return StepPlan(tuple(admitted), evicted, moves, tuple(opened), tuple(rows))
+        given_back = self._tails.take_given_back()
+        return StepPlan(tuple(admitted), evicted, moves, tuple(opened), tuple(rows), given_back)
 
     def _copying(self, rows: Rows) -> Rows:
         """Rows with others behind them, who have the tail's pages from the first on that their own rows see."""

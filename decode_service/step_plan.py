@@ -86,6 +86,7 @@ class StepPlan:
     """What happens next: requests that came in with their pages, chunks that left for them, and the rows to run.
 
     ``moves`` of tails come first, in their order. ``opened`` are the requests that were given a sampling slot.
+    ``given_back``: pages that tails have left behind since the last plan.
     """
 
     admitted: tuple[Fill, ...]
@@ -93,6 +94,7 @@ class StepPlan:
     moves: tuple[TailMove, ...]
     opened: tuple[Sequence, ...]
     rows: tuple[Rows, ...]
+    given_back: int = 0
 
     @property
     def loads(self) -> list[Fill]:

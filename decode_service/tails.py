@@ -43,7 +43,7 @@ class Tails:
         self._pool = pool
         self._sight = sight
         self._piece_tokens = piece_tokens
-        self.given_back = 0  # pages that were, since the beginning, while their tails went on
+        self._given_back = 0
         self._aside = aside
         self._promised: dict[Sequence, int] = {}
         self._running: dict[Sequence, int] = {}  # and the pages that each will have at most
@@ -145,9 +145,14 @@ class Tails:
         if gone > sequence.pages_gone:
             pages = sequence.tail_pages[sequence.pages_gone : gone]
             self._pool.release_pages(pages)
-            self.given_back += len(pages)
+            self._given_back += len(pages)
             sequence.tail_pages = (*self._gone(gone), *sequence.tail_pages[gone:])
             sequence.pages_gone = gone
+
+    def take_given_back(self) -> int:
+        """Pages that were given back since the last time, while their tails went on."""
+        pages, self._given_back = self._given_back, 0
+        return pages
 
     def begin_behind(self, sequence: Sequence, gone: int) -> None:
         """A tail begins with a copy of another one, without its first ``gone`` pages."""

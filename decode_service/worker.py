@@ -235,6 +235,7 @@ class DecodeWorker:
     def _start(self, plan: StepPlan) -> None:
         if plan.evicted:
             log.debug("%d chunks left the pool", len(plan.evicted))
+        self.metrics.gave_back(plan.given_back)
         for sequence, why in self.scheduler.take_gave_way():
             self.metrics.gave_way(why)
             request_log.gave_way(sequence, why)

@@ -26,6 +26,7 @@ from engine.kv.source import KVSource
 from engine.reuse import ReuseMode
 from engine.run.room import StepRoom
 from engine.sampling.params import Choice, SamplingParams, SamplingRequest
+from engine.sight import EVERYTHING, Sight
 from serving.errors import Unavailable
 from serving.tenancy.places import TenantPlaces
 from serving.tenancy.quotas import NO_QUOTAS, Quotas, TenantQuotas
@@ -111,6 +112,7 @@ class Scheduled:
         quotas: Quotas = NO_QUOTAS,
         forwards: Forwards | None = None,
         aside_pages: int = 0,
+        sight: Sight = EVERYTHING,
     ) -> None:
         self.pool = PageTable(pages=chunk_pages + tail_pages, chunk_pages=chunk_pages, page_size=PAGE)
         self.residents = ResidentChunks(self.pool)  # type: ignore[arg-type]
@@ -121,6 +123,7 @@ class Scheduled:
             eos_token_ids=frozenset({EOS}),
             batch_max=batch_max,
             aside=self.aside,
+            sight=sight,
         )
         self.batch_max = batch_max
         self.loads: list[Fill] = []
@@ -231,13 +234,13 @@ class Scheduled:
         assert all(s.state in (State.WAITING, State.LOADING) for s in self.sequences if s.aside is not None)
         alive = [sequence for sequence in self.sequences if not sequence.done]
         assert sorted(map(id, self.scheduler.everyone)) == sorted(map(id, alive))
-        tails = [page for sequence in self.sequences for page in sequence.tail_pages]
+        tails = [page for sequence in self.sequences for page in sequence.own_pages]
         assert len(tails) == len(set(tails)) == self.pool.count()["tail"]
         held = Counter[int]()
         for sequence in self.sequences:
             admitted = sequence.state in (State.LOADING, State.PREFILLING, State.DECODING)
             chunks = [chunk.resident for chunk in sequence.composition.chunks if chunk.resident is not None]
-            assert len(chunks) == (len(sequence.composition.chunks) if admitted else 0)
+            assert len(chunks) == (len(sequence.chunks_held) if admitted else 0)
             assert bool(sequence.tail_pages) == (sequence.state in (State.PREFILLING, State.DECODING))
             assert len(sequence.tail_pages) * PAGE >= sequence.tail_tokens or not sequence.tail_pages
             held.update(map(id, chunks))
@@ -298,7 +301,7 @@ class Scheduled:
 def check_context(rows: Rows) -> None:
     """What rows attend to is in the pool when they are launched."""
     chunks, bypass = rows.sequence.composition.chunks, rows.sequence.bypass
-    behind = chunks if rows.chunk is None else [chunks[index] for index in rows.chunk.context]
+    behind = rows.sequence.chunks_held if rows.chunk is None else [chunks[index] for index in rows.chunk.context]
     assert all(chunk.held.ready or (bypass and chunk.computed == len(chunk.token_ids)) for chunk in behind)
     assert rows.chunk is None or rows.chunk.computed == rows.first
 

@@ -18,6 +18,7 @@ from decode_service.sequence import Event, Failed, Finished, FinishReason, Seque
 from decode_service.worker import DecodeWorker
 from engine.kv.pool import PagedKVPool
 from engine.kv.resident import ResidentChunks
+from engine.sight import EVERYTHING, Sight
 from serving.errors import InternalFault
 from tests.decode_service.content import EOS, ContentRunner, NothingStored, content_request
 from tests.decode_service.scheduled import request
@@ -30,20 +31,30 @@ class Served:
     """A worker over a ``ContentRunner``, and what it tells each request."""
 
     def __init__(
-        self, *, batch_max: int = 5, pages: int = 96, chunk_pages: int = 40, aside_pages: int = 0, **options: Any
+        self,
+        *,
+        batch_max: int = 5,
+        pages: int = 96,
+        chunk_pages: int = 40,
+        aside_pages: int = 0,
+        sight: Sight = EVERYTHING,
+        runner: type[ContentRunner] = ContentRunner,
+        **options: Any,
     ) -> None:
         pool = PagedKVPool(LAYOUT, pages=pages, chunk_pages=chunk_pages, page_size=4)
-        self.runner = ContentRunner(pool, piece_tokens=8, slots=batch_max, step_rows=12, **options)
+        self.runner = runner(pool, piece_tokens=8, slots=batch_max, step_rows=12, **options)
+        self.sight = sight
         self.registry = CollectorRegistry()
         self.residents = ResidentChunks(pool)
         source: Any = NothingStored()
-        runner: Any = self.runner
+        made: Any = self.runner
         metrics = DecodeMetrics(self.registry, model_name="tiny", token_nbytes=1)
         self.worker = DecodeWorker(
-            *(runner, self.residents, source, metrics),
+            *(made, self.residents, source, metrics),
             eos_token_ids=frozenset({EOS}),
             batch_max=batch_max,
             aside_nbytes=aside_pages * LAYOUT.nbytes(pool.page_size),
+            sight=sight,
         )
         self.told: dict[str, queue.SimpleQueue[list[Event]]] = {}
 
