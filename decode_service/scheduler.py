@@ -173,7 +173,7 @@ class Scheduler:
     @property
     def tail_tokens_max(self) -> int:
         """Tokens that a tail can have."""
-        return self._tails.pages * self._page_size
+        return self._tails.tokens_max
 
     def check_size(self, sequence: Sequence) -> None:
         """Raises ``Unsupported`` if the pool could never hold the sequence. May be called from any thread."""

@@ -6,7 +6,8 @@
     aside      in host memory, the tail of who gave its pages up, while there is room
 
 A tail whose pages go takes them as its prompt is computed, too, so that it never has more than its rows see and one
-step writes, however long it gets. One that is to be kept has all of its pages, if they fit: a chunk is made of them.
+step writes, however long it gets. One that is to be kept has all of its pages as long as they fit: a chunk is made of
+them.
 
 No bytes are moved here: ``take_moves`` says what is to be moved, in the order in which pages changed hands.
 """
@@ -16,6 +17,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from engine.run.room import NO_LIMIT
 from engine.sight import EVERYTHING, Sight
 
 if TYPE_CHECKING:  # a page table is all that is needed, with memory or without
@@ -54,10 +56,15 @@ class Tails:
         """Pages that there are for tails."""
         return self._pool.pages - self._pool.chunk_pages
 
+    @property
+    def tokens_max(self) -> int:
+        """Tokens that a tail can have, if nobody else has any."""
+        return NO_LIMIT if self._sight.is_limited else self.pages * self._pool.page_size
+
     def most(self, sequence: Sequence) -> int:
         """Pages that a tail must be able to have at once, to get as long as it may."""
         whole = self._pool.pages_for(sequence.tail_tokens_max)
-        if not self._may_go(sequence):
+        if not self._sight.is_limited or sequence.for_chunks:
             return whole
         tokens = self._sight.tokens - 1 + self._rows_next(sequence)  # from any token of a page on
         return min(whole, self._pool.pages_for(tokens - 1) + 1)
@@ -66,8 +73,9 @@ class Tails:
         """Whether the first pages of a tail are given back while it goes on."""
         if not self._sight.is_limited or sequence.for_chunks:
             return False
-        kept = sequence.keep is not None and sequence.keep.copies(sequence.tail_tokens_max)
-        return not kept or self._pool.pages_for(sequence.tail_tokens_max) > self.pages
+        if sequence.pages_gone or sequence.keep is None or not sequence.keep.copies(sequence.tail_tokens_max):
+            return True
+        return self._pool.pages_for(max(sequence.tail_tokens_next, sequence.tail_tokens + 1)) > self.pages
 
     def _rows_next(self, sequence: Sequence) -> int:
         """Rows of a tail that one step must have pages for."""

@@ -201,16 +201,17 @@ def test_several_answers_begin_behind_what_they_see_of_a_tail() -> None:
         assert expected[0] == expected[1]
 
 
-def test_a_turn_that_is_kept_keeps_its_pages_as_far_as_there_are_so_many() -> None:
+def test_a_turn_that_is_kept_keeps_its_pages_as_long_as_there_are_so_many() -> None:
     on = Scheduled(chunk_pages=12, tail_pages=12, sight=Sight((Window(8),)), forwards=Forwards(packs=True))
     fits = request("fits", tail=3, max_tokens=30, keep=Keep(lambda tokens: True, forgotten=True))
     long = request("long", tail=3, max_tokens=60, keep=Keep(lambda tokens: True, forgotten=True))
-    other = request("other", tail=3, max_tokens=30, keep=Keep(lambda tokens: False))
+    other = request("other", tail=3, max_tokens=30, keep=Keep(lambda tokens: False, forgotten=True))
     for each in (fits, long, other):
         on.scheduler.check_size(each)
         on.submit(each)
         while not each.done:
             on.step()
             on.check()
-            assert each is not fits or not each.pages_gone
+            keeps = each is fits or (each is long and each.tail_tokens < 12 * PAGE)
+            assert bool(each.pages_gone) == (not keeps and each.tail_tokens >= 8 + PAGE - 1) or each.done
         assert bool(each.pages_gone) == (each is not fits)
