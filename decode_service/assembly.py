@@ -129,6 +129,7 @@ def assemble(
         quotas=parts.quotas,
         host_nbytes=options.host_cache,
         aside_nbytes=options.host_tails,
+        sight=served.sight,
         on_failure=on_failure,
     )
     parts.metrics.watch_worker(worker.occupancy)

@@ -25,6 +25,7 @@ from engine.run.cuda.products import settings, use_stable_products
 from engine.run.cuda.steps import StepLimits
 from engine.run.cuda.weights import FusedWeights
 from engine.run.protocol import WatchableRunner
+from engine.sight import Sight
 
 CHECK_LONG_CHUNK = 16  # of the runner to check with; the check's chunks have up to 18 tokens
 
@@ -60,6 +61,11 @@ class ServedModel:
     def limit(self, mode: ReuseMode = ReuseMode.EXACT) -> ContextLimit:
         """The longest context in a mode, with the reason if it is less than the model's configuration names."""
         return self.findings.limit if mode is ReuseMode.EXACT else self.findings.moved_limit
+
+    @property
+    def sight(self) -> Sight:
+        """What rows can see, in whichever layer."""
+        return Sight.of(self.findings.windows)
 
     @property
     def vocabulary(self) -> int:
