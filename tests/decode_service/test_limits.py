@@ -240,7 +240,7 @@ def test_a_prefill_service_in_another_dtype(folder: Path, tmp_path: Path) -> Non
     prefill, decode = loaded(folder, "prefill", dtype="bfloat16"), loaded(folder, "decode")
     with pair(prefill, decode, tmp_path / "s") as services:
         services.client.prefill(tokens(5, 20))
-        with pytest.raises(cairn.Unsupported, match=r"dtype.* give both a --dtype if auto chose differently"):
+        with pytest.raises(cairn.Unsupported, match=r"dtype.* a --dtype or --attention if auto chose differently"):
             services.generate([tokens(5, 20), [5]])
         loads = services.client.loads()
         assert (loads.dtype, loads.dtype_reason) == ("float32", "the checkpoint's own")

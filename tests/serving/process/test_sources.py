@@ -26,7 +26,10 @@ EACH = [
     for service, options in (("prefill", PrefillOptions), ("decode", DecodeOptions))
     for setting in settings_of(options)
 ]
-OTHER = {"device": "cuda:1", "dtype": "float32", "log_level": "debug", "log_format": "json", "tenant_quota": "jobs=3"}
+OTHER = {
+    **{"device": "cuda:1", "dtype": "float32", "attention": "torch", "tenant_quota": "jobs=3"},
+    **{"log_level": "debug", "log_format": "json"},
+}
 UNITS = {SIZE: "3MiB", SECONDS: "2m", DAYS: "1.5", SHARE: "0.25"}
 
 
