@@ -24,8 +24,10 @@ class MaskedSequence:
     allowed: Tensor
 
 
-def masked_sequence(lengths: Sequence[int], mode: ReuseMode) -> MaskedSequence:
+def masked_sequence(lengths: Sequence[int], mode: ReuseMode, starts: Sequence[int] | None = None) -> MaskedSequence:
     """The plain forward that a mode stands for. ``lengths``: tokens of each chunk and, last, of the query.
+
+    They stand from position 0 on without gaps, or at ``starts`` (not before that), the first at 0.
 
     A chunk attends to its context at the distance at which it was computed. An anchored chunk that stands
     further on therefore sees the first chunk directly before itself: it has a copy of the anchor of its own,
@@ -34,23 +36,24 @@ def masked_sequence(lengths: Sequence[int], mode: ReuseMode) -> MaskedSequence:
         sys            0 .. a-1        anchored doc 1   a ..
         copy of sys    offset ..       anchored doc 2   a + offset ..      (offset = tokens of doc 1)
     """
-    starts = [sum(lengths[:i]) for i in range(len(lengths))]
+    sources = [sum(lengths[:i]) for i in range(len(lengths))]
+    starts = sources if starts is None else starts
     spans: list[tuple[int, int, int]] = []  # first token, tokens, first position
     sees: list[list[int]] = []  # indices into spans
     place: list[int] = []  # span of each chunk
     for index, (start, length) in enumerate(zip(starts, lengths, strict=True)):
         last = index == len(lengths) - 1
         context = range(index) if last else context_indices(mode, index)
-        offset = 0 if last else start - sum(lengths[i] for i in context)
+        offset = 0 if last or mode is ReuseMode.EXACT else start - sum(lengths[i] for i in context)
         seen = [place[i] for i in context]
         if offset and seen:
             seen = []
             for i in context:
-                spans.append((starts[i], lengths[i], starts[i] + offset))
+                spans.append((sources[i], lengths[i], starts[i] + offset))
                 sees.append(list(seen))
                 seen.append(len(spans) - 1)
         place.append(len(spans))
-        spans.append((start, length, start))
+        spans.append((sources[index], length, start))
         sees.append(seen)
     return _lay_out(spans, sees)
 

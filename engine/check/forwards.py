@@ -1,13 +1,14 @@
 """The forwards of the start check: two sequences over shared chunks, ours and the model's own eager attention.
 
 The second sequence has some of the first one's chunks at other places, and both decode in one batch, so that
-compositions, pieces, shared reads, moved chunks, merges and tails are all in it.
+compositions, pieces, shared reads, moved chunks, merges and tails are all in it. Windows that are longer than these
+few tokens are at work in sequences that stand with a gap in them, at positions so far apart.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 from itertools import accumulate
 
 import torch
@@ -19,17 +20,18 @@ from engine.block_mask import MaskedSequence, masked_sequence
 from engine.kv.pool import PagedKVPool
 from engine.kv.resident import ResidentChunks
 from engine.model.borrowed import BorrowedModel
-from engine.plan import PlacedChunk, StepSequence, behind_each_other
+from engine.plan import PlacedChunk, StepSequence, Window
 from engine.reuse import ReuseMode, key_composition
-from engine.run.pieces import prefill_chunk, prefill_tail
+from engine.run.pieces import cuts, prefill_tail, tail_rows
 from engine.run.protocol import Runner, StepRows, WatchableRunner
 from engine.sampling.params import Draw
 
 PIECE_TOKENS = 12  # of the runner to check with
 PAGE_SIZE = 16
 CHUNK_TOKENS = (5, 18, 1, 16, 9)
-CHUNK_TOKENS_FEW = (2, 7, 1, 4)  # where a forward of a large model costs seconds
 QUERY_TOKENS = 8
+CHECK_TOKENS = sum(CHUNK_TOKENS) + QUERY_TOKENS
+CHUNK_TOKENS_FEW = (2, 7, 1, 4)  # where a forward of a large model costs seconds
 STEPS = 6  # of them decoded, one at a time
 
 RunnerFactory = Callable[[PagedKVPool], WatchableRunner]
@@ -37,15 +39,28 @@ RunnerFactory = Callable[[PagedKVPool], WatchableRunner]
 
 @dataclass(frozen=True)
 class CheckPrompt:
-    """A sequence to check: chunks, a query, and how many of the query's tokens are decoded one at a time."""
+    """A sequence to check: chunks, a query, and how many of the query's tokens are decoded one at a time.
+
+    Chunks and query stand at ``starts``; the first chunk at position 0.
+    """
 
     chunks: tuple[tuple[int, ...], ...]
     query: tuple[int, ...]
     steps: int
+    starts: tuple[int, ...]
+
+    @classmethod
+    def of(cls, chunks: tuple[tuple[int, ...], ...], query: tuple[int, ...], steps: int) -> CheckPrompt:
+        """One without gaps."""
+        return cls(chunks, query, steps, (0, *accumulate(map(len, chunks))))
 
     @property
     def start(self) -> int:
-        return sum(map(len, self.chunks))
+        return self.starts[-1]
+
+    @property
+    def lengths(self) -> list[int]:
+        return [*map(len, self.chunks), len(self.query)]
 
     @property
     def tokens(self) -> Tensor:
@@ -74,7 +89,30 @@ def check_prompts(
     chunks = tuple(draw(size) for size in sizes)
     picked = [chunks[i] for i in (0, 3, 1) if i < len(chunks)]
     steps = min(STEPS, query - 1)
-    return CheckPrompt(chunks, draw(query), steps), CheckPrompt(tuple(picked), draw(query), steps)
+    return CheckPrompt.of(chunks, draw(query), steps), CheckPrompt.of(tuple(picked), draw(query), steps)
+
+
+def window_prompts(
+    vocabulary: int, limit: int, windows: Iterable[Window | None], *, seed: int = 20
+) -> list[CheckPrompt]:
+    """For each window whose border prompts without gaps do not reach one that it cuts in a chunk's middle.
+
+    The first rows of its query see a sliding window's last tokens from there on; a block ends there. Windows whose
+    border lies so near to ``limit`` that no prompt fits are left out.
+    """
+    plain, _ = check_prompts(vocabulary, CHECK_TOKENS, seed=seed)
+    prompts = []
+    for window in dict.fromkeys(windows):
+        if window is None:
+            continue
+        anchor, cut, *others = map(len, plain.chunks)
+        first = window.tokens - cut // 2 if window.chunked else anchor
+        rest = first + cut if window.chunked else first + cut // 2 + window.tokens - sum(others)
+        if first < anchor or rest < first + cut or rest + sum(others) + len(plain.query) > limit:
+            continue
+        starts = (0, first, *accumulate(others, initial=rest))
+        prompts.append(replace(plain, starts=starts))
+    return prompts
 
 
 @torch.inference_mode()
@@ -111,15 +149,20 @@ def our_logits(
 
 def _place(runner: Runner, residents: ResidentChunks, prompt: CheckPrompt, mode: ReuseMode) -> tuple[PlacedChunk, ...]:
     """The prompt's chunks in the pool, computed where they are not there yet."""
-    placed: list[tuple[int, int, int]] = []
-    for chunk in key_composition(ModelIdentity("self-check"), prompt.chunks, mode):
+    placed: list[PlacedChunk] = []
+    keyed = key_composition(ModelIdentity("self-check"), prompt.chunks, mode)
+    for chunk, start in zip(keyed, prompt.starts, strict=False):
+        # EXACT computes a chunk where it stands, the modes that move it directly behind its context.
+        computed = start if mode is ReuseMode.EXACT else chunk.computed_start
         resident = residents.find(chunk.key) or residents.reserve(chunk.key, len(chunk.token_ids))
         if not resident.ready:
-            context = behind_each_other((*placed[i][:2], 0) for i in chunk.context)
-            prefill_chunk(runner, chunk.token_ids, context, resident.run)
+            context = [replace(placed[i], offset=0) for i in chunk.context]
+            pages = tuple(range(resident.run.first, resident.run.first + resident.run.pages))
+            for cut in cuts(runner, context, len(chunk.token_ids), chunk=True):
+                runner.begin([tail_rows(chunk.token_ids, cut, context, pages, start=computed)])
             resident.ready = True
-        placed.append((resident.first_slot(PAGE_SIZE), len(chunk.token_ids), chunk.offset))
-    return behind_each_other(placed)
+        placed.append(PlacedChunk(resident.first_slot(PAGE_SIZE), len(chunk.token_ids), start - computed, start))
+    return tuple(placed)
 
 
 def eager_logits(borrowed: BorrowedModel, modes: Sequence[ReuseMode], prompts: Prompts, limit: int) -> list[Tensor]:
@@ -130,7 +173,7 @@ def eager_logits(borrowed: BorrowedModel, modes: Sequence[ReuseMode], prompts: P
     packs: list[list[tuple[CheckPrompt, MaskedSequence]]] = [[]]
     for mode in modes:
         for prompt in prompts:
-            plain = masked_sequence([*map(len, prompt.chunks), len(prompt.query)], mode)
+            plain = masked_sequence(prompt.lengths, mode, prompt.starts)
             if packs[-1] and sum(len(p.source) for _, p in packs[-1]) + len(plain.source) > limit:
                 packs.append([])
             packs[-1].append((prompt, plain))

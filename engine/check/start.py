@@ -11,7 +11,7 @@ A mode that fails is refused for the model, with the reason; a model for which E
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from math import inf
@@ -21,14 +21,17 @@ from torch import Tensor, nn
 
 from chunk_store.layout import KVLayout
 from engine.check.forwards import (
+    CHECK_TOKENS,
     CHUNK_TOKENS,
     CHUNK_TOKENS_FEW,
     PIECE_TOKENS,
+    Prompts,
     RunnerFactory,
     check_prompts,
     eager_logits,
     our_logits,
     plain_logits,
+    window_prompts,
 )
 from engine.check.kernels import KernelWatch
 from engine.check.precision import first_layers, layers_of_every_kind, redrawn, upcast
@@ -47,6 +50,8 @@ KERNEL_MAX = 2.5  # times the rounding of the torch backend in the served dtype,
 # Where routers choose experts, a choice that hangs on a rounding can put a whole prompt off; a fault is in every one.
 PROMPT_SEEDS = (20, 21, 22)
 ROUNDING_NOTE = "rounding to the served dtype changes in those"
+# Beyond, models turn keys by angles whose rounding in float32 a chunk that is moved so far shows.
+MOVED_TOKENS_CHECKED = 10_000
 ROWS_LOOKED_AT = {"cpu": 1024, "cuda": 8192}
 
 
@@ -99,7 +104,26 @@ def check_structure(borrowed: BorrowedModel, findings: Findings) -> Structure:
             mode: deviation(our_logits(layout, borrowed.device, make_runner, mode, prompts), theirs)
             for mode, theirs in zip(modes, eager, strict=True)
         }
+        for mode, some in _at_windows(borrowed, findings):
+            (theirs,) = eager_logits(borrowed, [mode], some, findings.limit.tokens)
+            apart = deviation(our_logits(layout, borrowed.device, make_runner, mode, some), theirs)
+            errors[mode] = apart if apart != apart else max(errors[mode], apart)  # NaN stays
     return Structure(findings, errors)
+
+
+def _at_windows(borrowed: BorrowedModel, findings: Findings) -> Iterator[tuple[ReuseMode, Prompts]]:
+    """Modes and what to check of them besides, where layers have windows: prompts that reach the windows' borders, and
+    for EXACT those that are as long as it may have them."""
+    if not any(findings.windows):
+        return
+    vocabulary, moved = _vocabulary(borrowed), findings.moved_limit.tokens
+    if moved < min(CHECK_TOKENS, findings.limit.tokens):
+        yield ReuseMode.EXACT, check_prompts(vocabulary, findings.limit.tokens)
+    for mode in modes_to_check(findings):
+        exact = mode is ReuseMode.EXACT
+        limit = findings.limit.tokens if exact else min(moved, MOVED_TOKENS_CHECKED)
+        for prompt in window_prompts(vocabulary, limit, findings.windows):
+            yield mode, (prompt,)
 
 
 def _with_limits(borrowed: BorrowedModel, findings: Findings, *, cap_rows: int) -> Findings:
@@ -183,16 +207,43 @@ def _measure_rounding(
         if not modes:
             break
         prompts = check_prompts(_vocabulary(borrowed), findings.moved_limit.tokens, few, seed=seed)
-        eager = eager_logits(borrowed, modes, prompts, findings.limit.tokens)
-        with upcast(borrowed, layers):
-            exact = eager_logits(borrowed, modes, prompts, findings.limit.tokens)
-        for mode, theirs, without in zip(modes, eager, exact, strict=True):
-            watch = KernelWatch(findings)
-            watched = watch.over(make_runner) if borrowed.device.type == "cuda" else make_runner
-            ours = our_logits(findings.layout, borrowed.device, watched, mode, prompts)
-            ratio = rounding_ratio(ours, theirs, without)
-            result[mode] = replace(measured[mode], rounding=ratio, kernels=watch.worst)
+        found = _rounding(borrowed, findings, make_runner, layers, modes, prompts)
+        if borrowed.device.type == "cuda" and ReuseMode.EXACT in modes:  # elsewhere the structure's code computes it
+            for prompt in window_prompts(_vocabulary(borrowed), findings.limit.tokens, findings.windows, seed=seed):
+                more = _rounding(borrowed, findings, make_runner, layers, [ReuseMode.EXACT], (prompt,))
+                found[ReuseMode.EXACT] = _worse(found[ReuseMode.EXACT], more[ReuseMode.EXACT])
+        result |= {m: replace(measured[m], rounding=c.rounding, kernels=c.kernels) for m, c in found.items()}
     return result
+
+
+def _rounding(
+    borrowed: BorrowedModel,
+    findings: Findings,
+    make_runner: RunnerFactory,
+    layers: nn.ModuleList | None,
+    modes: Sequence[ReuseMode],
+    prompts: Prompts,
+) -> dict[ReuseMode, ModeCheck]:
+    """R and the kernels' distance on some prompts."""
+    eager = eager_logits(borrowed, modes, prompts, findings.limit.tokens)
+    with upcast(borrowed, layers):
+        exact = eager_logits(borrowed, modes, prompts, findings.limit.tokens)
+    found: dict[ReuseMode, ModeCheck] = {}
+    for mode, theirs, without in zip(modes, eager, exact, strict=True):
+        watch = KernelWatch(findings)
+        watched = watch.over(make_runner) if borrowed.device.type == "cuda" else make_runner
+        ours = our_logits(findings.layout, borrowed.device, watched, mode, prompts)
+        found[mode] = ModeCheck(rounding=rounding_ratio(ours, theirs, without), kernels=watch.worst)
+    return found
+
+
+def _worse(one: ModeCheck, other: ModeCheck) -> ModeCheck:
+    """The one of two checks that does not hold, or the larger figures of both."""
+    if _refusal(one) or _refusal(other):
+        return one if _refusal(one) else other
+    kernels = [check.kernels for check in (one, other) if check.kernels is not None]
+    roundings = [check.rounding for check in (one, other) if check.rounding is not None]
+    return replace(one, rounding=max(roundings, default=None), kernels=max(kernels, default=None))
 
 
 def deviation(ours: Tensor, theirs: Tensor) -> float:

@@ -48,3 +48,14 @@ def test_each_token_sees_its_context_at_the_distance_of_its_computation(lengths:
 @pytest.mark.parametrize(("mode", "rows"), [(ReuseMode.EXACT, 9), (ReuseMode.INDEPENDENT, 9), (ReuseMode.ANCHORED, 11)])
 def test_an_anchored_chunk_further_on_has_a_copy_of_the_anchor(mode: ReuseMode, rows: int) -> None:
     assert len(masked_sequence([2, 3, 3, 1], mode).source) == rows
+
+
+@pytest.mark.parametrize("mode", ReuseMode)
+def test_parts_may_stand_with_gaps_between_them(mode: ReuseMode) -> None:
+    """A part stands where it is told to; a copy of the anchor directly before each chunk that was moved."""
+    apart = masked_sequence([2, 3, 3, 1], mode, (0, 10, 50, 90))
+    copies = ([8, 9], [48, 49]) if mode is ReuseMode.ANCHORED else ([], [])
+    assert apart.positions.tolist() == [0, 1, *copies[0], 10, 11, 12, *copies[1], 50, 51, 52, 90]
+    seen = apart.allowed[-2].nonzero().flatten()  # by the last token of the last chunk
+    context = {ReuseMode.EXACT: [0, 1, 10, 11, 12], ReuseMode.ANCHORED: [48, 49]}.get(mode, [])
+    assert apart.positions[seen].tolist() == [*context, 50, 51, 52]

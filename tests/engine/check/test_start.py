@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
 
 from bench.start_check import FAULTS, model_of, row
-from engine.check.start import ROUNDING_MAX, STRUCTURE_MAX, rounding_ratio
+from engine.check.start import ROUNDING_MAX, STRUCTURE_MAX, check_structure, rounding_ratio
 from engine.model.borrowed import BorrowedModel, ModelRefused
 from engine.model.isolation import alone
+from engine.model.probe import examine
+from engine.plan import CascadePlan, Window
 from engine.reuse import ReuseMode
 from engine.served import ServedModel, serve
 from tests import oracle
@@ -33,6 +38,52 @@ def test_a_planted_fault_is_found_at_every_scale_of_weights(name: str, scale: fl
         assert structure < STRUCTURE_MAX / 20 and rounding < ROUNDING_MAX
     else:
         assert structure > 5 * STRUCTURE_MAX
+
+
+SOME = {"layer_types": ["sliding_attention", "full_attention", "sliding_attention"]}
+LLAMA4 = {"num_local_experts": 2, "intermediate_size_mlp": 96, "attn_temperature_tuning": False, "num_hidden_layers": 4}
+WINDOWED: dict[str, tuple[str, str, dict[str, Any]]] = {  # model type, the option that is the window, others
+    "every layer": ("mistral", "sliding_window", {}),
+    "some layers": ("gemma3_text", "sliding_window", SOME),
+    "blocks": ("llama4_text", "attention_chunk_size", LLAMA4),
+}
+RIGHT = CascadePlan.seen_through
+
+
+def seen_otherwise(change: Callable[[CascadePlan, Window], CascadePlan]) -> Any:
+    """What layers with windows compute is what ``change`` makes of a plan."""
+
+    def seen_through(plan: CascadePlan, window: Window | None) -> CascadePlan:
+        return plan if window is None else change(plan, window)
+
+    return mock.patch.object(CascadePlan, "seen_through", seen_through)
+
+
+WINDOW_FAULTS: dict[str, Callable[[CascadePlan, Window], CascadePlan]] = {
+    "forgotten": lambda plan, window: plan,
+    "one token longer": lambda plan, window: RIGHT(plan, replace(window, tokens=window.tokens + 1)),
+    "one token shorter": lambda plan, window: RIGHT(plan, replace(window, tokens=window.tokens - 1)),
+    "of the other kind": lambda plan, window: RIGHT(plan, replace(window, chunked=not window.chunked)),
+    "chunks alone": lambda plan, window: replace(RIGHT(plan, window), tails=plan.tails),
+    "tails alone": lambda plan, window: replace(RIGHT(plan, window), levels=plan.levels),
+}
+
+
+@pytest.mark.parametrize("tokens", [4, 40, 8192])
+@pytest.mark.parametrize("name", WINDOWED)
+def test_a_window_is_at_work_in_the_check_whatever_its_size(name: str, tokens: int) -> None:
+    kind, option, others = WINDOWED[name]
+    module = build(kind, HEADS | others | {option: tokens, "max_position_embeddings": 20_000})
+    borrowed = BorrowedModel(module, name=name)
+    findings = examine(borrowed)
+    assert any(findings.windows) and findings.limit.tokens == 20_000
+    errors = check_structure(borrowed, findings).errors
+    assert max(errors.values()) < STRUCTURE_MAX / 2 and errors[ReuseMode.EXACT] < STRUCTURE_MAX / 20
+    for fault, change in WINDOW_FAULTS.items():
+        if fault == "chunks alone" and tokens > 15:
+            continue  # a tail is no longer than the check's query
+        with seen_otherwise(change):
+            assert check_structure(borrowed, findings).errors[ReuseMode.EXACT] > 5 * STRUCTURE_MAX, fault
 
 
 def test_a_deep_model_of_large_weights_is_served() -> None:
