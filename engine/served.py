@@ -9,6 +9,7 @@ import torch
 
 from chunk_store.key import ModelIdentity
 from chunk_store.layout import KVLayout
+from engine.check.borrowed_rows import check_rows_of
 from engine.check.forwards import PIECE_TOKENS, RunnerFactory
 from engine.check.rows import RowBits, check_rows
 from engine.check.start import ModeCheck, check_modes, check_structure
@@ -20,10 +21,10 @@ from engine.model.limits import ContextLimit
 from engine.model.probe import Findings, examine
 from engine.reuse import ReuseMode
 from engine.run.backends import AUTO, Decision
-from engine.run.choice import choose_weights, decide_and_try, make_runner, numerics_name
+from engine.run.choice import Weights, choose_weights, decide_and_try, make_runner, numerics_name
+from engine.run.cuda.borrowed import CapturedModel
 from engine.run.cuda.products import settings, use_stable_products
 from engine.run.cuda.steps import StepLimits
-from engine.run.cuda.weights import FusedWeights
 from engine.run.protocol import WatchableRunner
 from engine.sight import Sight
 
@@ -45,7 +46,9 @@ class ServedModel:
     refusals: dict[ReuseMode, str]
     piece_tokens: int
     decision: Decision
-    weights: FusedWeights | None = None  # merged, where ``run.choice`` found that the model can have them
+    weights: Weights | None = (
+        None  # merged, or the model's own code to be captured, where ``run.choice`` found that the model can have them
+    )
     checks: dict[ReuseMode, ModeCheck] = field(default_factory=dict)
     row_bits: RowBits | None = None
 
@@ -86,6 +89,8 @@ class ServedModel:
         """A runner over ``pool`` with this model's piece size; ``options`` as in ``run.choice.make_runner``."""
         if self.row_bits is not None and not self.row_bits.equal:
             options.setdefault("row_buckets", self.row_bits.buckets)
+            if isinstance(self.weights, CapturedModel):
+                options.setdefault("together", False)
         options |= {"piece_tokens": self.piece_tokens, "attention": self.decision.attention}
         return make_runner(pool, self.borrowed, self.findings, self.weights, **options)
 
@@ -101,7 +106,7 @@ def serve(borrowed: BorrowedModel, *, piece_tokens: int = 512, attention: str = 
 
 
 def check_runners(
-    borrowed: BorrowedModel, findings: Findings, weights: FusedWeights | None, attention: str = AUTO
+    borrowed: BorrowedModel, findings: Findings, weights: Weights | None, attention: str = AUTO
 ) -> RunnerFactory:
     """Small runners of the kind that will serve the model, to check with."""
     small: dict[str, Any] = {"attention": attention}
@@ -143,11 +148,13 @@ def look_into(borrowed: BorrowedModel, *, piece_tokens: int = 512, attention: st
 
 def checked_weights(
     borrowed: BorrowedModel, findings: Findings, decision: Decision
-) -> tuple[FusedWeights | None, RowBits | None]:
-    """The merged weights, if the model has some, to be multiplied as the check of their rows found."""
+) -> tuple[Weights | None, RowBits | None]:
+    """What packed steps run, if the model has them, to be multiplied as the check of rows found."""
     weights = choose_weights(borrowed, findings, decision)
     if weights is None:
         return None, None
+    if isinstance(weights, CapturedModel):
+        return check_rows_of(weights)
     row_bits = check_rows(weights)
     return replace(weights, ways=row_bits.ways), row_bits
 

@@ -88,7 +88,7 @@ class RowBits:
 
 
 @dataclass(frozen=True)
-class _Product:
+class Product:
     """A product's matrices (out, in) with their biases, and rows to multiply: (ROWS_MAX, in)."""
 
     name: str
@@ -100,7 +100,7 @@ class _Product:
 def check_rows(weights: FusedWeights) -> RowBits:
     """Checks every product and pins those that need it. Some 600 products: a fraction of a second for 8B weights."""
     order = torch.randperm(ROWS_MAX, generator=torch.Generator().manual_seed(0)).to(weights.embedding.device)
-    return RowBits((*(_pinned(one, order) for one in _products(weights)), *_experts(weights, order)))
+    return RowBits((*(pinned(one, order) for one in _products(weights)), *_experts(weights, order)))
 
 
 def _experts(weights: FusedWeights, order: Tensor) -> Iterator[ProductRows]:
@@ -115,7 +115,7 @@ def _experts(weights: FusedWeights, order: Tensor) -> Iterator[ProductRows]:
         yield ProductRows("experts", differs_at, PLAIN, differs_at)
 
 
-def _pinned(one: _Product, order: Tensor) -> ProductRows:
+def pinned(one: Product, order: Tensor) -> ProductRows:
     """The first way that holds: as it comes, padded to where the rest begins, in blocks; the last one if none does."""
     found = ProductRows(one.name, _differing(one, order, PLAIN))
     if not found.differs_at:
@@ -129,7 +129,7 @@ def _pinned(one: _Product, order: Tensor) -> ProductRows:
     return found
 
 
-def _differing(one: _Product, order: Tensor, way: Way) -> tuple[int, ...]:
+def _differing(one: Product, order: Tensor, way: Way) -> tuple[int, ...]:
     """With how many rows, of ``ROWS_CHECKED``, some row has other bits than among all rows in their own order.
 
     The rows are the first ones, the last ones, which so stand at other places, and some drawn at random, as many as
@@ -166,7 +166,7 @@ def _multiplied(x: Tensor, weight: Tensor, bias: Tensor | None, way: Way) -> Ten
     return out
 
 
-def _products(weights: FusedWeights) -> Iterator[_Product]:
+def _products(weights: FusedWeights) -> Iterator[Product]:
     """The products, with rows at the scale that the model gives them; seeded."""
     ends = (weights.layers[0], weights.layers[-1])
     like, first = weights.embedding, weights.layers[0]
@@ -176,15 +176,15 @@ def _products(weights: FusedWeights) -> Iterator[_Product]:
         return torch.randn(ROWS_MAX, width, generator=generator, device=like.device)
 
     attended = (0.5 * draw(first.o.shape[1])).to(like.dtype)
-    yield _Product("qkv", tuple((layer.qkv, layer.qkv_bias) for layer in ends), _normed(weights, first.input_norm))
-    yield _Product("o", tuple((layer.o, None) for layer in ends), attended)
+    yield Product("qkv", tuple((layer.qkv, layer.qkv_bias) for layer in ends), _normed(weights, first.input_norm))
+    yield Product("o", tuple((layer.o, None) for layer in ends), attended)
     dense = [(layer.mlp, layer.post_norm) for layer in weights.layers if isinstance(layer.mlp, Mlp)]
     if dense:
         mlps = (dense[0][0], dense[-1][0])
         gated = (torch.nn.functional.silu(draw(weights.mlp)) * draw(weights.mlp)).to(like.dtype)
-        yield _Product("gate_up", tuple((mlp.gate_up, None) for mlp in mlps), _normed(weights, dense[0][1]))
-        yield _Product("down", tuple((mlp.down, None) for mlp in mlps), gated)
-    yield _Product("head", ((weights.head, None),), _normed(weights, weights.final_norm))
+        yield Product("gate_up", tuple((mlp.gate_up, None) for mlp in mlps), _normed(weights, dense[0][1]))
+        yield Product("down", tuple((mlp.down, None) for mlp in mlps), gated)
+    yield Product("head", ((weights.head, None),), _normed(weights, weights.final_norm))
 
 
 def _normed(weights: FusedWeights, norm: Tensor) -> Tensor:

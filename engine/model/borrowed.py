@@ -126,6 +126,19 @@ class BorrowedModel:
         (len(logit_rows), vocabulary) fp32 of the rows named. ``blocks``: more rows, and who is given their logits, one
         block after the other, so that no more than one is held.
         """
+        logits, more = self.forward_rows(token_ids, positions, attend, logit_rows)
+        for rows, take in blocks:
+            take(more(rows).float())
+        return logits.float()
+
+    @torch.inference_mode()
+    def forward_rows(
+        self, token_ids: Tensor, positions: Tensor, attend: AttendFunction, logit_rows: Tensor
+    ) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+        """The same, with logits as the model gives them, and what gives those of more rows, before the next forward.
+
+        Nothing waits for the device unless the model's own code does; no ``logit_rows``: no head.
+        """
         if self.config._attn_implementation != self._interface:
             self.module.set_attn_implementation(self._interface)  # type: ignore[operator]
         self._attend, self._calls = attend, 0
@@ -133,7 +146,7 @@ class BorrowedModel:
         # Only for this forward: outside of it the module is the model as it came.
         hooks = [m.register_forward_hook(_no_rotation) for m in self._rotary] if self.defers_rotation else []
         below: list[Any] = []  # what the model gives that the head is put on
-        if blocks and self._takes_rows:
+        if self._takes_rows and self._headless is not None:
             hooks.append(self._headless.register_forward_hook(lambda module, arguments, out: below.append(out)))
         given = {"input_ids": token_ids[None], "position_ids": positions[None], "use_cache": False, "return_dict": True}
         try:
@@ -143,21 +156,21 @@ class BorrowedModel:
             for hook in hooks:
                 hook.remove()
         logits: Tensor = output.logits[0]
-        for rows, take in blocks:
-            take((self._head(given, below[0], rows) if self._takes_rows else logits[rows]).float())
-        return (logits if self._takes_rows else logits[logit_rows]).float()
+        if self._takes_rows:
+            return logits, lambda rows: self._head(given, below[0], rows)
+        return logits[logit_rows], lambda rows: logits[rows]
 
     @property
-    def _headless(self) -> nn.Module:
-        """The model without its head."""
+    def _headless(self) -> nn.Module | None:
+        """The model without its head; None if the module has none."""
         headless = self.module.base_model
-        assert isinstance(headless, nn.Module) and headless is not self.module
-        return headless
+        return headless if isinstance(headless, nn.Module) and headless is not self.module else None
 
     def _head(self, given: dict[str, Any], below: Any, rows: Tensor) -> Tensor:
         """Logits (len(rows), vocabulary) of a forward's rows by the model's own code, which finds what is ``below`` its
         head as it was: nothing else is computed again."""
         headless = self._headless
+        assert headless is not None
         headless.forward = lambda *arguments, **options: below
         try:
             logits: Tensor = self.module(**given, logits_to_keep=rows).logits[0]

@@ -30,7 +30,7 @@ CPU = DeviceFacts(cuda=False, hopper=False, flashinfer="the device is cpu")
 
 @dataclass(frozen=True)
 class Decision:
-    """What runs a model: the ``runner`` ("fused" or "eager"), the ``attention`` backend, and why that one."""
+    """What runs a model: the ``runner`` ("fused", "captured" or "eager"), the ``attention`` backend, and why."""
 
     runner: str
     attention: str

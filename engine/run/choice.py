@@ -4,6 +4,8 @@ device   model                                                     runner       
 cpu      any                                                       EagerRunner   torch
 cuda     plain decoder (``fused_refusal``)                         PackedRunner  cascade: on compute capability 9 the
                                                                                  stream kernel, elsewhere portable tiles
+cuda     others whose own code a graph can hold                    PackedRunner  cascade
+         (``captured_refusal``, then a trial)
 cuda     others, on compute capability 9 (``cascade_refusal``)     EagerRunner   cascade
 cuda     others (``flashinfer_refusal``)                           EagerRunner   flashinfer, if it is installed
 cuda     others                                                    EagerRunner   cascade if it can, else torch
@@ -37,19 +39,24 @@ from engine.run.backends import (
     DeviceFacts,
 )
 from engine.run.cuda.attention import CudaAttention, cascade_refusal
+from engine.run.cuda.borrowed import BorrowedForward, CapturedModel, captured_refusal
 from engine.run.cuda.flashinfer.attention import FlashInferAttention
 from engine.run.cuda.flashinfer.refusal import build_refusal, device_refusal, flashinfer_refusal
 from engine.run.cuda.forward import FusedForward
+from engine.run.cuda.products import BUCKETS
 from engine.run.cuda.runner import SLOTS, PackedRunner
 from engine.run.cuda.sampling.waited import WaitedSlots
+from engine.run.cuda.trial import capture_failure
 from engine.run.cuda.weights import FusedWeights, fused_refusal, merge_weights
 from engine.run.eager.attention import TorchAttention
 from engine.run.eager.runner import EagerRunner
 from engine.run.planning import DECODE_BUCKETS
 from engine.run.protocol import WatchableRunner
 
+NOT_CAPTURED = "its steps are not captured: "
 CUDA_PAGE_SIZES = (16, 32, 64)  # a page is one copy of the bulk copy engine, a block of 64 tokens whole pages
-FUSED, EAGER = "fused", "eager"
+FUSED, CAPTURED, EAGER = "fused", "captured", "eager"
+Weights = FusedWeights | CapturedModel  # what a ``PackedRunner`` runs
 
 
 def device_facts(device: torch.device) -> DeviceFacts:
@@ -63,10 +70,16 @@ def device_facts(device: torch.device) -> DeviceFacts:
 
 
 def decide(
-    borrowed: BorrowedModel, findings: Findings, asked: str = AUTO, device: DeviceFacts | None = None
+    borrowed: BorrowedModel,
+    findings: Findings,
+    asked: str = AUTO,
+    device: DeviceFacts | None = None,
+    *,
+    uncaptured: str = "",
 ) -> Decision:
     """What runs the model on ``device``, without trying it; None is the device that the model is on.
 
+    ``uncaptured``: why a graph cannot hold the model's own code, where that was tried.
     Raises ``AttentionRefused`` for a backend that is asked for and cannot serve the model there, with the reason.
     """
     if asked not in ATTENTIONS:
@@ -83,28 +96,35 @@ def decide(
         refusal = {CASCADE: own, FLASHINFER: theirs}.get(asked, "")
         if refusal:
             raise _refused(asked, borrowed, refusal, *([CASCADE] if asked == FLASHINFER and not own else []), TORCH)
-        runner = _steps(borrowed, findings) if asked == CASCADE else EAGER
-        return Decision(runner, asked, f"--attention {asked}")
-    steps = _steps(borrowed, findings)
+        runner, why = _steps(borrowed, findings, uncaptured) if asked == CASCADE else (EAGER, "")
+        return Decision(runner, asked, f"--attention {asked}{why}")
+    steps, why = _steps(borrowed, findings, uncaptured)
     if not own and facts.hopper:
-        return Decision(steps, CASCADE, "our kernels take the model, and are written for compute capability 9")
+        return Decision(steps, CASCADE, f"our kernels take the model, and are written for compute capability 9{why}")
     if not own and steps != EAGER:
         return Decision(steps, CASCADE, "our portable kernels run in captured steps, which FlashInfer does not")
     if not theirs:
         return Decision(EAGER, FLASHINFER, f"our kernels do not: {own or 'the device is not of compute capability 9'}")
     if not own:
-        return Decision(steps, CASCADE, f"our portable kernels; FlashInfer does not: {theirs}")
+        return Decision(steps, CASCADE, f"our portable kernels; FlashInfer does not: {theirs}{why}")
     return Decision(EAGER, TORCH, f"our kernels do not: {own}; FlashInfer does not: {theirs}")
 
 
 def decide_and_try(borrowed: BorrowedModel, findings: Findings, asked: str = AUTO) -> Decision:
-    """``decide`` for the device that the model is on, where FlashInfer's kernels must have been built to be chosen."""
+    """``decide`` for the device that the model is on, where what is chosen must also be seen to work.
+
+    FlashInfer's kernels must have been built, and a graph must hold the model's own code if its steps are captured.
+    """
     facts = device_facts(borrowed.device)
-    decision = decide(borrowed, findings, asked, facts)
+    decision, failure = decide(borrowed, findings, asked, facts), ""
+    if decision.runner == CAPTURED:
+        failure = capture_failure(CapturedModel.of(borrowed, findings))
+        decision = decide(borrowed, findings, asked, facts, uncaptured=failure)
     if decision.attention != FLASHINFER:
         return decision
     failed = build_refusal(findings, heads_of(borrowed), borrowed.device)
-    return decide(borrowed, findings, asked, DeviceFacts(True, facts.hopper, failed)) if failed else decision
+    without = DeviceFacts(True, facts.hopper, failed)
+    return decide(borrowed, findings, asked, without, uncaptured=failure) if failed else decision
 
 
 def _refused(asked: str, borrowed: BorrowedModel, reason: str, *others: str) -> AttentionRefused:
@@ -112,13 +132,18 @@ def _refused(asked: str, borrowed: BorrowedModel, reason: str, *others: str) -> 
     return AttentionRefused(f"attention: {asked} cannot serve model {borrowed.name}: {reason}; give {remedy}")
 
 
-def _steps(borrowed: BorrowedModel, findings: Findings) -> str:
-    """The runner of a model over the cascade kernels."""
-    return EAGER if fused_refusal(borrowed, findings) else FUSED
+def _steps(borrowed: BorrowedModel, findings: Findings, uncaptured: str) -> tuple[str, str]:
+    """The runner of a model over the cascade kernels, without trying it; of an eager one also why, in words."""
+    if not fused_refusal(borrowed, findings):
+        return FUSED, ""
+    refusal = uncaptured or captured_refusal(borrowed, findings)
+    return (EAGER, f"; {NOT_CAPTURED}{refusal}") if refusal else (CAPTURED, "")
 
 
-def choose_weights(borrowed: BorrowedModel, findings: Findings, decision: Decision) -> FusedWeights | None:
-    """The model's weights merged in place, if ``PackedRunner`` is what runs it; else None and nothing is changed."""
+def choose_weights(borrowed: BorrowedModel, findings: Findings, decision: Decision) -> Weights | None:
+    """What a ``PackedRunner`` runs, if that is the runner: weights merged in place, or the model's own code."""
+    if decision.runner == CAPTURED:
+        return CapturedModel.of(borrowed, findings)
     return merge_weights(borrowed, findings) if decision.runner == FUSED else None
 
 
@@ -126,14 +151,15 @@ def numerics_name(decision: Decision) -> str:
     """What computes, for the model identity: another way of computing rounds otherwise."""
     names = {CASCADE: CudaAttention.name, TORCH: TorchAttention.name}
     name = FlashInferAttention.full_name() if decision.attention == FLASHINFER else names[decision.attention]
-    return f"{FusedForward.name} {name}" if decision.runner == FUSED else name
+    forwards = {FUSED: FusedForward.name, CAPTURED: BorrowedForward.name}
+    return f"{forwards[decision.runner]} {name}" if decision.runner in forwards else name
 
 
 def make_runner(
     pool: PagedKVPool,
     borrowed: BorrowedModel,
     findings: Findings,
-    weights: FusedWeights | None,
+    weights: Weights | None,
     *,
     attention: str = AUTO,
     slots: int = SLOTS,
@@ -156,7 +182,11 @@ def make_runner(
             )
         _check_pages(pool)
         positions = findings.context_length_max
-        return PackedRunner(FusedForward(weights, pool, positions=positions), slots=slots, **options)
+        if isinstance(weights, FusedWeights):
+            return PackedRunner(FusedForward(weights, pool, positions=positions), slots=slots, **options)
+        if not options.get("together", True) and len(decode_buckets) == 1:  # one size for all that decode
+            options["row_buckets"] = [rows for rows in BUCKETS if rows >= decode_buckets[0]]
+        return PackedRunner(BorrowedForward(weights, pool, positions=positions), slots=slots, **options)
 
 
 def make_attention(

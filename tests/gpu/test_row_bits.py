@@ -91,7 +91,7 @@ def test_rows_of_real_shapes(shape: str, dtype: torch.dtype) -> None:
 def test_rows_of_served_models(name: str) -> None:
     model = served(name)
     assert model.row_bits is not None and model.row_bits.equal, model.row_bits
-    assert model.weights is not None and model.weights.ways == model.row_bits.ways
+    assert isinstance(model.weights, FusedWeights) and model.weights.ways == model.row_bits.ways
     print(json.dumps({"model": name, "found": model.row_bits.reason}))
 
 
@@ -150,7 +150,7 @@ def answers(model: ServedModel, others: int) -> tuple[Tensor, Tensor]:
 @pytest.mark.parametrize(("most", "way"), [(1, Way(least=8)), (48, Way(least=64)), (300, Way(BLOCK, BLOCK))])
 def test_a_product_that_differs_among_few_rows_is_pinned(monkeypatch: pytest.MonkeyPatch, most: int, way: Way) -> None:
     model = planted(monkeypatch, lambda width, library: by_number(width, most, library))
-    assert model.row_bits is not None and model.weights is not None
+    assert model.row_bits is not None and isinstance(model.weights, FusedWeights)
     assert model.row_bits.equal and model.weights.ways.down == way and model.weights.ways.o == PLAIN
     alone, among = answers(model, 55)
     assert torch.equal(alone, among)

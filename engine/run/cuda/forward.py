@@ -109,6 +109,10 @@ class FusedForward:
         return self.weights.heads
 
     @property
+    def windows(self) -> tuple[None, ...]:
+        return (None,) * len(self.weights.layers)
+
+    @property
     def vocabulary(self) -> int:
         return self.weights.vocabulary
 

@@ -6,7 +6,7 @@ that it can be captured. Attention is the caller's: it is called once a layer, a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol, Self, TypeVar
 
@@ -15,6 +15,7 @@ from torch import Tensor
 
 from engine.attention import Scores
 from engine.kv.pool import PagedKVPool
+from engine.plan import Window
 from engine.run.cuda.cascade.tuning import RotationTable
 
 # layer, queries (rows, heads, dim; rows strided), the same turned to their positions, out (rows, heads, dim)
@@ -32,7 +33,9 @@ class AttentionCall:
     @property
     def options(self) -> dict[str, Any]:
         """As ``LayerWorks.launch`` takes them."""
-        return {"scaling": self.scores.scaling, "rotation": self.rotation, "turned": self.turned}
+        more = {"softcap": self.scores.softcap, "sinks": self.scores.sinks}
+        asked = {name: value for name, value in more.items() if value is not None}
+        return {"scaling": self.scores.scaling, "rotation": self.rotation, "turned": self.turned, **asked}
 
 
 class RowInputs(Protocol):
@@ -95,6 +98,11 @@ class Forward(Protocol[InputsT, OutputsT]):
 
     @property
     def vocabulary(self) -> int: ...
+
+    @property
+    def windows(self) -> Sequence[Window | None]:
+        """Of each layer."""
+        ...
 
     @property
     def piece_refusal(self) -> str: ...

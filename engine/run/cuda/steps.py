@@ -250,8 +250,7 @@ class Steps:
             rows=self.rows, pairs=size.pairs, items=max(8192, size.partials), pages=pool.pages + self.rows,
             partials=size.partials, line=self._shape.ints,
         )  # fmt: skip
-        windows = [None] * len(pool.keys)
-        work = LayerWorks(pool, windows, heads=forward.heads, limits=limits, tuning=self._tuning)
+        work = LayerWorks(pool, forward.windows, heads=forward.heads, limits=limits, tuning=self._tuning)
         draws, drawn, sources, positions, slots = self._shape.parts(work.line)
         self._sampling.draws_in(draws)
         self._drawn = replace(self._drawn, rows=drawn)

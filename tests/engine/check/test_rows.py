@@ -135,6 +135,7 @@ def test_what_is_served_is_computed_and_named_by_what_was_found(
     for planted, way in ((few(0), PLAIN), (few(48), Way(least=64)), (few(256), Way(BLOCK, BLOCK))):
         monkeypatch.setattr(products, "multiply", library(planted))
         served = look_into(BorrowedModel(model, name="plain"))
+        assert isinstance(served.weights, FusedWeights)
         assert served.weights.ways.down == served.row_bits.ways.down == way
         identities.add(served.identity)
     assert len(identities) == 3

@@ -17,6 +17,8 @@ from engine.model.probe import Findings, examine
 from engine.run.backends import CPU, AttentionRefused, Decision, DeviceFacts
 from engine.run.choice import choose_weights, decide, decide_and_try, make_runner, numerics_name
 from engine.run.cuda.attention import cascade_refusal
+from engine.run.cuda.borrowed import BorrowedForward, CapturedModel
+from engine.run.cuda.runner import PackedRunner
 from engine.run.cuda.weights import fused_refusal, merge_weights
 from engine.run.eager.attention import TorchAttention
 from engine.run.eager.runner import EagerRunner
@@ -75,16 +77,15 @@ def other_family(findings: Findings) -> Findings:
 
 @pytest.mark.parametrize(("device", "change", "asked", "runner", "attention", "words"), [
     (HOPPER, as_it_is, "auto", "fused", "cascade", "written for compute capability 9"),
-    (HOPPER, other_family, "auto", "eager", "cascade", "written for compute capability 9"),
+    (HOPPER, other_family, "auto", "captured", "cascade", "written for compute capability 9"),
     (OTHER, as_it_is, "auto", "fused", "cascade", "portable kernels run in captured steps"),
-    (OTHER, other_family, "auto", "eager", "flashinfer", "not of compute capability 9"),
-    (OTHER_WITHOUT, other_family, "auto", "eager", "cascade", "FlashInfer does not: FlashInfer is not installed"),
+    (OTHER, other_family, "auto", "captured", "cascade", "portable kernels run in captured steps"),
     (HOPPER, layout_of(dtype="float32"), "auto", "eager", "torch", "FlashInfer does not: its kernels take bfloat16"),
     (HOPPER, as_it_is, "torch", "eager", "torch", "--attention torch"),
     (HOPPER, layout_of(dtype="float32"), "torch", "eager", "torch", "--attention torch"),
     (HOPPER, as_it_is, "flashinfer", "eager", "flashinfer", "--attention flashinfer"),
     (OTHER, as_it_is, "cascade", "fused", "cascade", "--attention cascade"),
-    (OTHER, other_family, "cascade", "eager", "cascade", "--attention cascade"),
+    (OTHER, other_family, "cascade", "captured", "cascade", "--attention cascade"),
     (CPU, as_it_is, "torch", "eager", "torch", "the device is cpu"),
 ])  # fmt: skip
 def test_what_runs_a_model(
@@ -94,6 +95,48 @@ def test_what_runs_a_model(
     borrowed, findings = plain
     found = decide(borrowed, change(findings), asked, device)
     assert (found.runner, found.attention) == (runner, attention) and words in found.reason
+
+
+@pytest.mark.parametrize(("device", "asked", "attention", "words"), [
+    (HOPPER, "auto", "cascade", "written for compute capability 9; its steps are not captured: it waits"),
+    (OTHER, "auto", "flashinfer", "not of compute capability 9"),
+    (OTHER_WITHOUT, "auto", "cascade", "FlashInfer is not installed; its steps are not captured: it waits"),
+    (HOPPER, "cascade", "cascade", "--attention cascade; its steps are not captured: it waits"),
+])  # fmt: skip
+def test_what_no_graph_can_hold_runs_eagerly_and_says_why(
+    plain: tuple[BorrowedModel, Findings], device: DeviceFacts, asked: str, attention: str, words: str
+) -> None:
+    borrowed, findings = plain
+    found = decide(borrowed, other_family(findings), asked, device, uncaptured="it waits")
+    assert (found.runner, found.attention) == ("eager", attention) and words in found.reason
+    fused = decide(borrowed, findings, asked, device, uncaptured="it waits")
+    assert fused.runner == "fused", "which is not the model's own code"
+
+
+def test_what_is_captured_is_tried_first(
+    plain: tuple[BorrowedModel, Findings], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    borrowed, findings = plain[0], other_family(plain[1])
+    tried: list[CapturedModel] = []
+
+    def trial(model: CapturedModel) -> str:
+        tried.append(model)
+        return "" if len(tried) == 1 else "capturing fails"
+
+    monkeypatch.setattr("engine.run.choice.device_facts", lambda _: HOPPER)
+    monkeypatch.setattr("engine.run.choice.capture_failure", trial)
+    taken, refused = decide_and_try(borrowed, findings), decide_and_try(borrowed, findings)
+    assert taken.runner == "captured" and tried[0].borrowed is borrowed
+    assert refused.runner == "eager" and refused.reason.endswith("its steps are not captured: capturing fails")
+    weights = choose_weights(borrowed, findings, taken)
+    assert isinstance(weights, CapturedModel) and choose_weights(borrowed, findings, refused) is None
+    pool = PagedKVPool(findings.layout, pages=40, chunk_pages=20, page_size=16)
+    options: dict[str, Any] = {"slots": 4, "rows_max": 8, "piece_tokens": 7, "graphs": False}
+    runner = make_runner(pool, borrowed, findings, weights, decode_buckets=(8,), together=False, **options)
+    assert isinstance(runner, PackedRunner) and isinstance(runner.forward, BorrowedForward)
+    assert runner.steps.buckets == (8,) and runner.alone(1, chunk=False), "one size, and prompts alone"
+    runner = make_runner(pool, borrowed, findings, weights, decode_buckets=(8,), **options)
+    assert isinstance(runner, PackedRunner) and runner.steps.buckets == (1, 8) and not runner.alone(1, chunk=True)
 
 
 @pytest.mark.parametrize(("device", "change", "asked", "words"), [
@@ -121,6 +164,7 @@ def test_kernels_that_cannot_be_built_are_not_chosen(
     borrowed, findings = plain[0], other_family(plain[1])
     there: Any = SimpleNamespace(device=torch.device("cuda"), config=borrowed.config, name="tiny")
     monkeypatch.setattr("engine.run.choice.device_facts", lambda _: OTHER)
+    monkeypatch.setattr("engine.run.choice.captured_refusal", lambda *_: "it waits")
     monkeypatch.setattr("engine.run.choice.build_refusal", lambda *_: "its kernels cannot be built: no nvcc")
     found = decide_and_try(there, findings)
     assert found.attention == "cascade" and "no nvcc" in found.reason
@@ -132,9 +176,15 @@ def test_kernels_that_cannot_be_built_are_not_chosen(
 
 def test_names_of_what_computes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.metadata.version", {"flashinfer-python": "0.6.13"}.__getitem__)
-    pairs = (("fused", "cascade"), ("eager", "cascade"), ("eager", "flashinfer"), ("eager", "torch"))
+    pairs = (
+        ("fused", "cascade"),
+        ("captured", "cascade"),
+        ("eager", "cascade"),
+        ("eager", "flashinfer"),
+        ("eager", "torch"),
+    )
     names = {numerics_name(Decision(*pair, "")) for pair in pairs}
-    assert names == {"fused-4 cuda-1", "cuda-1", "flashinfer-2 0.6.13", "torch-2"}
+    assert names == {"fused-4 cuda-1", "captured-1 cuda-1", "cuda-1", "flashinfer-2 0.6.13", "torch-2"}
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,64 @@
+"""``python -m tests.engine.run.interpreted_norms``, with TRITON_INTERPRET=1: our kernels of borrowed forwards.
+
+A process of its own, since what Triton's kernels become is settled when Triton is imported. Half precision is float16:
+the interpreter cuts off where bfloat16 is rounded.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from engine.run.cuda import borrowed_kernels
+from engine.run.cuda.norms import FORMS, ULPS, _launched, computed
+
+
+def check_norms() -> None:
+    generator = torch.Generator().manual_seed(0)
+
+    def draw(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator)
+
+    for form in FORMS:
+        for dtype in (torch.float16, torch.float32):
+            for shape, lines, eps in (((1, 5, 48), 1, 1e-6), ((1, 3, 4, 16), 4, 1e-5), ((1, 2, 2000), 1, 1e-2)):
+                x = (draw(*shape) + 0.3).to(dtype)
+                weight = draw(lines, shape[-1]).to(dtype) if lines > 1 else draw(shape[-1]).to(dtype)
+                for given in (x, x.transpose(1, 2) if lines == 1 and len(shape) == 4 else x):
+                    for w in (weight, None):
+                        ours, theirs = _launched(given, w, eps, form), computed(given, w, eps, form)
+                        apart = (ours.float() - theirs.float()).abs()
+                        assert ours.shape == theirs.shape and ours.dtype == dtype
+                        assert bool((apart <= 2 * ULPS[dtype] * theirs.float().abs() + 1e-5).all()), (
+                            form,
+                            dtype,
+                            shape,
+                        )
+                few = _launched(x[:, :1].contiguous(), weight, eps, form)
+                assert torch.equal(few, _launched(x, weight, eps, form)[:, :1]), "a row as it would be alone"
+                wide = draw(*shape[:-1], 2 * shape[-1]).to(dtype)[..., : shape[-1]]  # rows that do not lie together
+                assert torch.equal(_launched(wide, weight, eps, form), _launched(wide.contiguous(), weight, eps, form))
+
+
+def check_store() -> None:
+    for heads, k_dim, v_dim in ((2, 16, 16), (3, 24, 16), (1, 80, 128)):
+        k = torch.randn(5, heads, 2 * k_dim)[..., :k_dim]
+        v = torch.randn(heads, 5, v_dim).transpose(0, 1)
+        slots = torch.tensor([7, 0, 31, 4, 12], dtype=torch.int32)
+        keys, values = torch.zeros(32, heads, k_dim), torch.zeros(32, heads, v_dim)
+        blocks = {name: 1 << (size - 1).bit_length() for name, size in (("K", k_dim), ("V", v_dim), ("HEADS", heads))}
+        borrowed_kernels.store[(5,)](
+            k, k.stride(0), k.stride(1), v, v.stride(0), v.stride(1), slots, keys, values,
+            HEADS=heads, K_DIM=k_dim, V_DIM=v_dim, K_BLOCK=blocks["K"], V_BLOCK=blocks["V"],
+            HEADS_BLOCK=blocks["HEADS"], OVERLAP=False,
+        )  # fmt: skip
+        at = slots.long()
+        assert torch.equal(keys[at], k) and torch.equal(values[at], v)
+        assert int((keys.abs().sum((1, 2)) > 0).sum()) == 5
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    check_norms()
+    check_store()
+    print("alike")
