@@ -17,7 +17,7 @@ from engine.plan import CascadePlan, PlacedChunk, StepSequence, plan_levels, pla
 from engine.run.cuda.cascade.tuning import RotationTable
 from engine.run.cuda.inputs import InputRing
 from engine.run.cuda.packed import Forward
-from engine.run.cuda.prefill_attention import attend_piece, prepare_piece
+from engine.run.cuda.prefill_attention import Block, attend_piece, prepare_piece
 from engine.run.cuda.steps import CallWatch
 from engine.sampling.params import Scored
 from engine.sampling.scoring import ROWS_AT_ONCE, PendingScores, begin_scoring
@@ -26,14 +26,16 @@ from engine.sampling.scoring import ROWS_AT_ONCE, PendingScores, begin_scoring
 class LongPieces:
     """Forwards of at most ``rows`` rows of one chunk, whose context stands where it was computed.
 
-    ``last`` is where sources that name a slot look. Buffers of that many rows are made with the first piece.
+    ``last`` is where sources that name a slot look; ``block`` is what computes a block of keys, torch's kernels unless
+    told otherwise. Buffers of that many rows are made with the first piece.
     """
 
-    def __init__(self, forward: Forward[Any, Any], last: Tensor, *, rows: int) -> None:
+    def __init__(self, forward: Forward[Any, Any], last: Tensor, *, rows: int, block: Block | None = None) -> None:
         self.forward = forward
         self.watch: CallWatch | None = None
         self._last = last
         self._rows = rows
+        self._block = block
         self._inputs: Any = None
         self._ring: InputRing | None = None
         self._drawn: Any = None  # made with the first that is scored
@@ -54,7 +56,7 @@ class LongPieces:
         def attend(layer: int, q: Tensor, turned: Tensor, out: Tensor) -> None:
             call = forward.call(layer)
             queries = partial(_turned_back, turned, call.rotation)
-            attend_piece(step, queries, pool.keys[layer], pool.values[layer], call.scores.scaling, out)
+            attend_piece(step, queries, pool.keys[layer], pool.values[layer], call.scores.scaling, out, self._block)
             if self.watch is not None:
                 self.watch(plan, layer, q, out, call.scores, call.turned)
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -45,8 +46,29 @@ def prepare_piece(plan: CascadePlan, page_size: int, device: torch.device) -> Pi
     return PieceStep(tuple(reads), prepare_long_tail(plan.tails[0], page_size, device))
 
 
+class Block(Protocol):
+    """Attention of one block of keys.
+
+    ``appends``: a causal block may have more keys than rows, of which it sees all before its own. ``into``: where the
+    result may be written, and need not.
+    """
+
+    @property
+    def appends(self) -> bool: ...
+
+    def __call__(
+        self, q: Tensor, k: Tensor, v: Tensor, scaling: float, *, causal: bool, into: Tensor | None = None
+    ) -> Partial: ...
+
+
 def attend_piece(
-    step: PieceStep, queries: Queries, keys: Tensor, values: Tensor, scaling: float, into: Tensor | None = None
+    step: PieceStep,
+    queries: Queries,
+    keys: Tensor,
+    values: Tensor,
+    scaling: float,
+    into: Tensor | None = None,
+    by: Block | None = None,
 ) -> Tensor:
     """Attention of the piece's rows, (rows, heads, dim) contiguous in q's dtype; in ``into`` if given.
 
@@ -59,12 +81,14 @@ def attend_piece(
         k, v = keys[own], values[own]
     else:
         k, v = keys[tail.slots], values[tail.slots]
-    before = tail.tokens_before
-    blocks: list[Callable[[], Partial]] = [lambda: block(q, k[before:], v[before:], scaling, causal=True)]
+    take: Block = LIBRARY if by is None else by
+    before = 0 if take.appends else tail.tokens_before
+    alone = None if before or step.reads else into
+    blocks: list[Callable[[], Partial]] = [lambda: take(q, k[before:], v[before:], scaling, causal=True, into=alone)]
     if before:
-        blocks.append(lambda: block(q, k[:before], v[:before], scaling, causal=False))
+        blocks.append(lambda: take(q, k[:before], v[:before], scaling, causal=False))
     for read in step.reads:
-        blocks.append(lambda read=read: _chunk(read, queries, keys, values, scaling))  # type: ignore[misc]
+        blocks.append(lambda read=read: _chunk(take, read, queries, keys, values, scaling))  # type: ignore[misc]
     out, lse = blocks[0]()
     for index in range(1, len(blocks)):
         other, other_lse = blocks[index]()
@@ -76,9 +100,9 @@ def attend_piece(
     return out if into is None or out is into else into.copy_(out)
 
 
-def _chunk(read: ChunkRead, queries: Queries, keys: Tensor, values: Tensor, scaling: float) -> Partial:
+def _chunk(take: Block, read: ChunkRead, queries: Queries, keys: Tensor, values: Tensor, scaling: float) -> Partial:
     own = slice(read.first_slot, read.first_slot + read.tokens)
-    return block(queries(read.offsets[0]), keys[own], values[own], scaling, causal=False)
+    return take(queries(read.offsets[0]), keys[own], values[own], scaling, causal=False)
 
 
 def takes_cudnn(rows: int, tokens: int) -> bool:
@@ -95,6 +119,20 @@ def block(q: Tensor, k: Tensor, v: Tensor, scaling: float, *, causal: bool) -> P
         result = torch.ops.aten._scaled_dot_product_flash_attention(q4, k4, v4, 0.0, causal, scale=scaling)
     out, lse = result[0], result[1]
     return out[0].transpose(0, 1).contiguous(), lse.reshape(q.shape[1], q.shape[0])
+
+
+class LibraryBlock:
+    """torch's: cuDNN where it takes the shape, else flash attention."""
+
+    appends = False
+
+    def __call__(
+        self, q: Tensor, k: Tensor, v: Tensor, scaling: float, *, causal: bool, into: Tensor | None = None
+    ) -> Partial:
+        return block(q, k, v, scaling, causal=causal)
+
+
+LIBRARY = LibraryBlock()
 
 
 def fold_into(out: Tensor, lse: Tensor, other: Tensor, other_lse: Tensor, merged: Tensor) -> Partial:

@@ -31,6 +31,7 @@ from engine.run.cuda.cascade.tuning import Tuning
 from engine.run.cuda.launched import LaunchedStep
 from engine.run.cuda.long_piece import LongPieces
 from engine.run.cuda.packed import Forward
+from engine.run.cuda.prefill_attention import Block
 from engine.run.cuda.products import BUCKETS
 from engine.run.cuda.sampling.slots import DeviceSlots
 from engine.run.cuda.steps import StepLimits, Steps
@@ -54,8 +55,9 @@ class PackedRunner:
     ``piece_tokens`` is the most rows of a piece of its own, ``slots`` how many sequences draw at once. Packed steps
     have up to ``rows_max`` rows, or as many as slots, padded to one of ``row_buckets``; chunks of more than
     ``long_chunk`` tokens run in pieces, as does every prompt unless rows may run ``together``. What library attention
-    does not know is computed in steps, pieces too, which then have no more rows than a step. Raises ``ValueError`` for
-    more slots than rows.
+    does not know is computed in steps, pieces too, which then have no more rows than a step. ``block`` is what
+    computes a block of a piece's keys, torch's kernels unless told otherwise. Raises ``ValueError`` for more slots than
+    rows.
     """
 
     def __init__(
@@ -72,6 +74,7 @@ class PackedRunner:
         tuning: Tuning | None = None,
         graphs: bool = True,
         together: bool = True,
+        block: Block | None = None,
     ) -> None:
         pool = forward.pool
         self.pool = pool
@@ -89,7 +92,9 @@ class PackedRunner:
             forward, self._sampling, buckets=buckets, draws=draws, limits=limits, tuning=tuning, graphs=graphs
         )
         self.piece_tokens = min(piece_tokens, self.steps.rows) if forward.piece_refusal else piece_tokens
-        self._pieces = None if forward.piece_refusal else LongPieces(forward, self._sampling.last, rows=piece_tokens)
+        self._pieces = (
+            None if forward.piece_refusal else LongPieces(forward, self._sampling.last, rows=piece_tokens, block=block)
+        )
 
     def watch_attention(self, watch: AttentionWatch) -> None:
         if self._graphs:

@@ -94,7 +94,7 @@ class FlashInferAttention:
         self.pool = pool
         self.rotations = rotations
         self.windows = (None,) * len(rotations) if windows is None else windows
-        self._library = _flashinfer() if library is None else library
+        self._library = flashinfer_library() if library is None else library
         self._workspace = Workspace(pool.device)
         self._calls: dict[tuple[Hashable, ...], Call] = {}
 
@@ -193,7 +193,8 @@ class FlashInferAttention:
             )
 
 
-def _flashinfer() -> Any:
+def flashinfer_library() -> Any:
+    """FlashInfer. Raises ``AttentionRefused`` where it cannot be imported."""
     try:
         return importlib.import_module("flashinfer")
     except ImportError as error:
