@@ -15,6 +15,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+SCORES_MAX = 1 << 27  # half a GB in fp32
+
 _flash_cpu = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default
 
 
@@ -46,18 +48,23 @@ def partial_attention(
 def _by_matmul(
     q: Tensor, k: Tensor, v: Tensor, scaling: float, softcap: float | None, causal: bool, mask: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    scores = torch.matmul(q.float(), k.float().transpose(-1, -2)) * scaling
-    if softcap is not None:
-        scores = softcap * torch.tanh(scores / softcap)
-    if causal:
-        rows, keys = scores.shape[-2:]
-        future = torch.ones(rows, keys, dtype=torch.bool, device=q.device).triu(1)
-        scores = scores.masked_fill(future, float("-inf"))
-    if mask is not None:
-        scores = scores + mask.float()
-    lse = torch.logsumexp(scores, dim=-1)
-    out = torch.matmul(torch.exp(scores - lse[..., None]), v.float())
-    return out.to(q.dtype), lse
+    """In fp32, as many rows at once as have ``SCORES_MAX`` scores: the last piece of a long chunk has tens of GB."""
+    k, v = k.float().transpose(-1, -2), v.float()
+    rows, most = q.shape[-2], max(1, SCORES_MAX // max(1, q.shape[0] * q.shape[1] * k.shape[-1]))
+    outs, lses = [], []
+    for first in range(0, rows, most):
+        scores = torch.matmul(q[..., first : first + most, :].float(), k) * scaling
+        if softcap is not None:
+            scores = softcap * torch.tanh(scores / softcap)
+        if causal:
+            future = torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).triu(1 + first)
+            scores = scores.masked_fill(future, float("-inf"))
+        if mask is not None:
+            scores = scores + (mask if mask.shape[-2] == 1 else mask[..., first : first + most, :]).float()
+        lse = torch.logsumexp(scores, dim=-1)
+        outs.append(torch.matmul(torch.exp(scores - lse[..., None]), v).to(q.dtype))
+        lses.append(lse)
+    return (outs[0], lses[0]) if len(outs) == 1 else (torch.cat(outs, -2), torch.cat(lses, -1))
 
 
 def merge(outs: Sequence[Tensor], lses: Sequence[Tensor], sinks: Tensor | None = None) -> Tensor:

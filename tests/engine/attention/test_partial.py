@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -46,6 +48,27 @@ def test_a_mask_is_added_to_the_scores() -> None:
     short, short_lse = partial_attention(q, k[:, :, :4], v[:, :, :4], scaling=0.3)
     torch.testing.assert_close(out, short, atol=1e-6, rtol=1e-6)
     torch.testing.assert_close(lse, short_lse, atol=1e-6, rtol=1e-6)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("mask_rows", [0, 1, 23])
+def test_many_rows_are_computed_some_at_a_time(causal: bool, mask_rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    q, k, v = drawn(5, 23, 23)
+    mask = torch.randn(1, 1, mask_rows, 23) if mask_rows else None
+    asked: Any = {"scaling": 0.3, "softcap": 5.0, "causal": causal, "mask": mask}
+    whole = partial_attention(q, k, v, **asked)
+    sizes: list[int] = []
+    matmul = torch.matmul
+
+    def counted(a: Tensor, b: Tensor) -> Tensor:
+        sizes.append(a.shape[-2])
+        return matmul(a, b)
+
+    monkeypatch.setattr(torch, "matmul", counted)
+    monkeypatch.setattr("engine.attention.partial.SCORES_MAX", 7 * HEADS * 23)
+    for result, wanted in zip(partial_attention(q, k, v, **asked), whole, strict=True):
+        torch.testing.assert_close(result, wanted, atol=1e-6, rtol=1e-6)
+    assert sizes == [7, 7, 7, 7, 7, 7, 2, 2]
 
 
 @settings(max_examples=40, deadline=None)
