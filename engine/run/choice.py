@@ -200,7 +200,8 @@ def make_attention(
     if attention == FLASHINFER:
         return FlashInferAttention(pool, findings.rotations, findings.windows)
     _check_pages(pool)
-    return CudaAttention(pool, findings.rotations, heads=heads_of(borrowed), positions=findings.context_length_max)
+    heads, positions = heads_of(borrowed), findings.context_length_max
+    return CudaAttention(pool, findings.rotations, findings.windows, heads=heads, positions=positions)
 
 
 def heads_of(borrowed: BorrowedModel) -> int:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from engine.plan import CascadePlan, StepSequence, plan_levels, plan_step
+from engine.plan import CascadePlan, StepSequence, Window, plan_levels, plan_step
 from engine.run.cuda.cascade.work import (
     AT_COUNTS,
     AT_ITEMS,
@@ -33,12 +34,13 @@ LIMITS = Limits(rows=512, pairs=4096, items=8192, pages=8192, partials=16384)
 SHAPE = ListShape(RATIO, ((64, 1), (128, 2)), ((64, 1),), ((64, 0),), SplitRule(), LIMITS)
 
 
-def buffer_of(plan: CascadePlan) -> Ints:
-    """The device buffer as ``CascadeWork`` fills it."""
-    shared = shared_lists(plan.levels, len(plan.slots), SHAPE)
+def buffer_of(plan: CascadePlan, limits: Limits = LIMITS) -> Ints:
+    """The device buffer as ``CascadeWork`` fills it, with the dynamic part where ``LIMITS`` have it."""
+    shape = replace(SHAPE, limits=limits)
+    shared = shared_lists(plan.levels, len(plan.slots), shape)
     buffer = np.full(LIMITS.static_ints + LIMITS.dynamic_ints, -(2**30), np.int32)
     buffer[: len(shared.blob)] = shared.blob
-    tails = tail_lists(plan, shared, SHAPE, PAGE)
+    tails = tail_lists(plan, shared, shape, PAGE)
     buffer[LIMITS.static_ints : LIMITS.static_ints + len(tails)] = tails
     return buffer
 
@@ -52,40 +54,64 @@ def reads_of(buffer: Ints) -> tuple[Counter[tuple[int, int, int]], dict[int, lis
         for kind in range(CLASSES_MAX):
             first, count = buffer[blob + AT_ITEMS + kind], buffer[blob + AT_COUNTS + kind]
             for at in range(first, first + count * ITEM, ITEM):
-                pairs_at, row0, rows_end, source, begin, full_end, end, split = buffer[at : at + ITEM].tolist()
-                assert begin <= full_end <= end and begin < end
+                pairs_at, row0, rows_end, source, begin, full_end, end, split, full = buffer[at : at + ITEM].tolist()
+                assert begin <= full_end <= end and begin <= full <= end and begin < end
                 height = {0: 64, 1: 64, 2: 128}[kind]
                 for packed in range(row0, min(row0 + height, rows_end)):
-                    row, offset, limit, partial = buffer[pairs_at + packed // RATIO * PAIR :][:PAIR].tolist()
-                    if packed % RATIO == 0 and limit > begin:
+                    row, offset, limit, partial, own = buffer[pairs_at + packed // RATIO * PAIR :][:PAIR].tolist()
+                    assert own <= full or own >= end, "all rows that see some see what is between"
+                    if packed % RATIO == 0 and limit > begin and own < end:
                         partials.setdefault(row, []).append(partial + split)
-                    for token in range(begin, min(end, limit)):
+                    for token in range(max(begin, own), min(end, limit)):
                         page = buffer[pages_at + ~source + token // PAGE] if source < 0 else 0
                         slot = page * PAGE + token % PAGE if source < 0 else source + token
                         seen[row, offset, int(slot)] += 1
     return seen, partials
 
 
-@pytest.mark.parametrize("seed", [0, 1, 2])
-def test_every_packed_row_meets_every_token_once(seed: int) -> None:
-    plan = random_sequences(seed, 12, rows=(1, 1, 3, 40), chunk_tokens=(1, 15, 16, 17, 300)).plan()
-    seen, partials = reads_of(buffer_of(plan))
-    expected: Counter[tuple[int, int, int]] = Counter()
-    for read in plan.reads:
-        for row, offset in zip(read.rows, read.offsets, strict=True):
-            for slot in range(read.first_slot, read.first_slot + read.tokens):
-                expected[row, offset, slot] += RATIO
-    for tail in plan.tails:
-        for i in range(tail.rows):
-            for token in range(tail.tokens_before + i + 1):
-                expected[tail.first_row + i, 0, tail.pages[token // PAGE] * PAGE + token % PAGE] += RATIO
-    assert seen == expected
-    given = [partial for parts in partials.values() for partial in parts]
-    assert len(given) == len(set(given))
+WINDOWS = (None, Window(20), Window(700), Window(5000), Window(256, chunked=True), Window(2048, chunked=True))
 
 
-def test_row_records_name_the_partials_of_the_row() -> None:
-    plan = random_sequences(3, 20, rows=(1, 5)).plan()
+@pytest.mark.parametrize("window", WINDOWS)
+def test_every_packed_row_meets_every_token_that_it_sees_once(window: Window | None) -> None:
+    for seed in range(3):
+        sequences = random_sequences(seed, 12, rows=(1, 1, 3, 40), chunk_tokens=(1, 15, 16, 17, 300, 2500))
+        plan = sequences.plan()
+        seen, partials = reads_of(buffer_of(plan.seen_through(window)))
+        expected: Counter[tuple[int, int, int]] = Counter()
+        row = 0
+        for sequence in sequences.sequences:
+            for own in range(sequence.rows):
+                first = 0 if window is None else window.first(sequence.position + own)
+                for chunk in sequence.chunks:
+                    for token in range(max(0, first - chunk.start), chunk.tokens):
+                        expected[row, chunk.offset, chunk.first_slot + token] += RATIO
+                tail = sequence.position - sequence.tail_tokens
+                for token in range(max(0, first - tail), sequence.tail_tokens + own + 1):
+                    expected[row, 0, sequence.tail_pages[token // PAGE] * PAGE + token % PAGE] += RATIO
+                row += 1
+        assert seen == expected
+        given = [partial for parts in partials.values() for partial in parts]
+        assert len(given) == len(set(given))
+
+
+def test_pages_that_no_row_sees_any_more_are_not_in_the_lists() -> None:
+    """However long a tail is, what a window keeps of it fits buffers that hold the window."""
+    size, window = 100_000, Window(1000)
+    scattered = [page * 7 % 6000 + 1 for page in range(-(-size // PAGE))]
+    for pages in (scattered, list(range(1, len(scattered) + 1))):
+        kept = tuple([0] * (len(pages) - 66) + pages[-66:])  # given back
+        tails = [StepSequence((), kept, size - rows, rows, size - rows) for rows in (1, 30)]
+        for sequences in (tails[:1], tails[1:], tails):
+            plan = plan_step(sequences, plan_levels(sequences, max_cascade_levels=3), page_size=PAGE)
+            seen, _ = reads_of(buffer_of(plan.seen_through(window), replace(LIMITS, pages=150)))
+            assert {slot // PAGE for _, _, slot in seen} <= set(pages[-66:])
+            assert sum(seen.values()) == RATIO * 1000 * sum(sequence.rows for sequence in sequences)
+
+
+@pytest.mark.parametrize("window", WINDOWS)
+def test_row_records_name_the_partials_of_the_row(window: Window | None) -> None:
+    plan = random_sequences(3, 20, rows=(1, 5)).plan().seen_through(window)
     buffer = buffer_of(plan)
     records = buffer[LIMITS.static_ints + HEADER :][: len(plan.slots) * ROW].reshape(-1, ROW).tolist()
     _, partials = reads_of(buffer)

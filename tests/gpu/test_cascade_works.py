@@ -10,9 +10,11 @@ import torch
 
 from chunk_store.layout import KVLayout, LayerLayout
 from engine.kv.pool import PagedKVPool
+from engine.plan import CascadePlan, Window
+from engine.run.cuda.cascade import lists
 from engine.run.cuda.cascade.launch import CascadeWork
 from engine.run.cuda.cascade.tuning import Tuning
-from engine.run.cuda.cascade.work import Limits
+from engine.run.cuda.cascade.work import Ints, Limits, tail_lists
 from engine.run.cuda.cascade.works import LayerWorks
 from tests.gpu.cascade_cases import random_sequences
 
@@ -37,6 +39,36 @@ def test_a_layer_launches_what_the_update_of_its_window_found(monkeypatch: pytes
         works.launch(layer, q, q, scaling=1.0)
         works.launch(layer, q, q, scaling=1.0, classes=classes[:1])
     assert launched == [classes, classes[:1]] * 2
+
+
+def test_each_window_has_lists_of_its_own_and_what_is_alike_is_made_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[CascadePlan] = []
+    launched: list[tuple[bool, tuple[int, ...]]] = []
+
+    def noted(plan: CascadePlan, *args: Any) -> Ints:
+        made.append(plan)
+        return tail_lists(plan, *args)
+
+    def launch(work: CascadeWork, *_: Any, classes: tuple[int, ...], **__: Any) -> None:
+        launched.append((work.windowed, classes))
+
+    monkeypatch.setattr(lists, "tail_lists", noted)
+    monkeypatch.setattr(CascadeWork, "launch", launch)
+    windows = (Window(100), None, Window(100), Window(10**6))
+    works = LayerWorks(pool_of(*[LayerLayout(2, 64, 32)] * 4), windows, heads=8, limits=LIMITS, tuning=Tuning())
+    assert works.windows == (Window(100), None, Window(10**6))
+    assert len({work.partials.out.data_ptr() for work in works.works}) == 1
+    plan = random_sequences(2, 6, rows=(1, 3)).plan()
+    classes = works.update(plan, np.zeros(5, np.int32))
+    assert made == [plan.seen_through(Window(100)), plan], "the window that hides nothing has the lists of none"
+    sent = [work.lists[LIMITS.static_ints :].tolist() for work in works.works]
+    assert sent[1] == sent[2] != sent[0]
+    assert [works.layer_of(number) for number in works.every_class] == [0, 0, 0, 1, 1, 1, 3, 3, 3]
+    q: Any = torch.empty(0)
+    for layer in range(4):
+        works.launch(layer, q, q, scaling=1.0)
+    assert launched[0] == launched[2] and [windowed for windowed, _ in launched] == [True, False, True, True]
+    assert launched[1][1] == launched[3][1] == tuple(number - 8 for number in classes if 8 <= number < 16)
 
 
 def test_layers_that_differ_are_refused() -> None:

@@ -1,8 +1,8 @@
 """CudaAttention: the engine's attention protocol on CUDA for any borrowed model.
 
     steps of few rows                    cascade kernels
-    long pieces of one sequence          library attention, chunk by chunk
-    what neither knows                   the torch backend: fp32, soft caps, sinks, other rotations, uneven heads
+    long pieces of one sequence          library attention, chunk by chunk, where it knows all that a layer asks for
+    the rest                             the torch backend: long pieces with windows that hide, soft caps or sinks
 
 Borrowed models hand over queries that are turned to their position already.
 """
@@ -19,15 +19,15 @@ from engine.attention import Scores
 from engine.kv.pool import PagedKVPool
 from engine.model.probe import Findings
 from engine.model.rotary import Rotation
-from engine.plan import CascadePlan
+from engine.plan import CascadePlan, Window
 from engine.run.cuda.cascade.attention import CascadeAttention, CascadeStep
+from engine.run.cuda.cascade.tuning import WIDTH_MAX
 from engine.run.cuda.cascade.work import Limits, WorkTooLarge
-from engine.run.cuda.prefill_attention import PieceStep, attend_piece, prepare_piece
+from engine.run.cuda.prefill_attention import PieceStep, attend_piece, piece_refusal, prepare_piece
 from engine.run.eager.attention import TorchAttention
 from engine.run.eager.step import TorchStep
 
 CASCADE_ROWS_MAX = 256
-CASCADE_HEAD_DIMS = (16, 32, 64, 128, 256)
 
 
 def cascade_refusal(findings: Findings, heads: int) -> str:
@@ -38,12 +38,9 @@ def cascade_refusal(findings: Findings, heads: int) -> str:
     if len(layers) != 1:
         return "layers that differ"
     (layer,) = layers
-    if layer.k_dim != layer.v_dim or layer.k_dim not in CASCADE_HEAD_DIMS or heads % layer.kv_heads:
+    widths = (layer.k_dim, layer.v_dim)
+    if any(width % 8 or width > WIDTH_MAX for width in widths) or heads % layer.kv_heads:
         return f"{heads} heads of {layer.k_dim} and {layer.v_dim} over {layer.kv_heads} KV heads"
-    if any(r is not None and (r.interleaved or r.first_dim) for r in findings.rotations):
-        return "a rotation of neighbouring or of the last dimensions"
-    if any(findings.windows):
-        return "layers with a window"
     return ""
 
 
@@ -56,29 +53,43 @@ class CudaStep:
     slots: Tensor
     cascade: CascadeStep | None
     piece: PieceStep | None
+    seen: frozenset[Window | None]  # the windows that hide nothing from its rows
     torch: TorchStep | None = None
     tables: dict[tuple[int, int], tuple[Tensor, Tensor]] = field(default_factory=dict)  # rotation, offset -> cos, sin
 
 
 class CudaAttention:
-    """Attention over ``pool`` for layers that ``cascade_refusal`` does not refuse; one prepared step at a time."""
+    """Attention over ``pool`` for layers that ``cascade_refusal`` does not refuse; one prepared step at a time.
 
-    name = "cuda-1"
+    ``windows[layer]`` is what the layer lets rows see, None that it lets them see everything.
+    """
 
-    def __init__(self, pool: PagedKVPool, rotations: Sequence[Rotation | None], *, heads: int, positions: int) -> None:
+    name = "cuda-2"
+
+    def __init__(
+        self,
+        pool: PagedKVPool,
+        rotations: Sequence[Rotation | None],
+        windows: Sequence[Window | None],
+        *,
+        heads: int,
+        positions: int,
+    ) -> None:
         self.pool = pool
         self.rotations = rotations
+        self._windows = tuple(windows)
         self._heads = heads
         self._positions = positions
         self._cascade: CascadeAttention | None = None
-        self._torch = TorchAttention(pool, rotations, (None,) * len(rotations))
+        self._torch = TorchAttention(pool, rotations, windows)
 
     def _kernels(self) -> CascadeAttention:
         if self._cascade is None:  # its buffers are hundreds of megabytes
             limits = Limits(rows=CASCADE_ROWS_MAX, pairs=8192, partials=12288)
             self._cascade = CascadeAttention(
-                self.pool, self.rotations, heads=self._heads, positions=self._positions, limits=limits
-            )
+                self.pool, self.rotations, heads=self._heads, windows=self._windows, positions=self._positions,
+                limits=limits,
+            )  # fmt: skip
         return self._cascade
 
     def prepare(self, plan: CascadePlan, *, row_multiple: int = 1) -> CudaStep:
@@ -92,13 +103,14 @@ class CudaAttention:
                 cascade = None
         if cascade is None and len(plan.tails) == 1:
             piece = prepare_piece(plan, self.pool.page_size, self.pool.device)
-        return CudaStep(plan, row_multiple, slots, cascade, piece)
+        seen = frozenset(window for window in self._windows if plan.seen_through(window) is plan)
+        return CudaStep(plan, row_multiple, slots, cascade, piece, seen)
 
     def attend(self, step: CudaStep, layer: int, q: Tensor, k: Tensor, v: Tensor, scores: Scores) -> Tensor:
-        plain = scores.sinks is None and scores.softcap is None
-        if plain and step.cascade is not None:
+        if step.cascade is not None:
             return self._kernels().attend(step.cascade, layer, q, k, v, scores)
-        if plain and step.piece is not None:
+        hidden = self._windows[layer] if self._windows[layer] not in step.seen else None
+        if step.piece is not None and not piece_refusal(self.pool.layout.layers[layer], (hidden,), (scores,)):
             return self._attend_piece(step, step.piece, layer, q, k, v, scores)
         if step.torch is None:
             step.torch = self._torch.prepare(step.plan, row_multiple=step.row_multiple)

@@ -162,7 +162,7 @@ def gather(
 @triton.jit
 def fold(
     a, a_lse, b, b_lse, out, out_lse, rows,
-    HEADS: tl.constexpr, D: tl.constexpr, GROUP: tl.constexpr, OVERLAP: tl.constexpr,
+    HEADS: tl.constexpr, D: tl.constexpr, BLOCK: tl.constexpr, GROUP: tl.constexpr, OVERLAP: tl.constexpr,
 ):  # fmt: skip
     """Programs (row, GROUP heads): two partial results (rows, HEADS, D) with natural lse (HEADS, rows) into one.
 
@@ -174,14 +174,16 @@ def fold(
         gdc_wait()
     row = tl.program_id(0).to(tl.int64)
     head = tl.program_id(1) * GROUP + tl.arange(0, GROUP)
-    dim = tl.arange(0, D)
+    dim = tl.arange(0, BLOCK)
+    inside = (head >= 0)[:, None] & (dim < D)[None, :]
     at = row * (HEADS * D) + head[:, None] * D + dim[None, :]
     lse_at = head.to(tl.int64) * rows + row
     x, y = tl.load(a_lse + lse_at), tl.load(b_lse + lse_at)
     top = tl.maximum(x, y)
     wx, wy = tl.exp(x - top), tl.exp(y - top)
     total = wx + wy
-    wide_a, wide_b = tl.load(a + at).to(tl.float32), tl.load(b + at).to(tl.float32)
+    wide_a = tl.load(a + at, mask=inside, other=0.0).to(tl.float32)
+    wide_b = tl.load(b + at, mask=inside, other=0.0).to(tl.float32)
     merged = (wide_a * wx[:, None] + wide_b * wy[:, None]) / total[:, None]
-    tl.store(out + at, merged.to(out.dtype.element_ty))
+    tl.store(out + at, merged.to(out.dtype.element_ty), mask=inside)
     tl.store(out_lse + lse_at, top + tl.log(total))

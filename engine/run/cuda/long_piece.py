@@ -55,7 +55,7 @@ class LongPieces:
 
         def attend(layer: int, q: Tensor, turned: Tensor, out: Tensor) -> None:
             call = forward.call(layer)
-            queries = partial(_turned_back, turned, call.rotation)
+            queries = partial(_turned_back, call.rotation, turned)
             attend_piece(step, queries, pool.keys[layer], pool.values[layer], call.scores.scaling, out, self._block)
             if self.watch is not None:
                 self.watch(plan, layer, q, out, call.scores, call.turned)
@@ -101,11 +101,5 @@ class LongPieces:
         return self._inputs, self._ring
 
 
-def _turned_back(q: Tensor, table: RotationTable | None, offset: int) -> Tensor:
-    """Queries (rows, heads, dim) that stand at their positions, turned back by ``offset``, in fp32."""
-    if offset == 0 or table is None:
-        return q
-    cos, sin = table.cos[offset], table.sin[offset]
-    pairs = cos.shape[0]
-    a, b, rest = q[..., :pairs].float(), q[..., pairs : 2 * pairs].float(), q[..., 2 * pairs :]
-    return torch.cat(((a * cos + b * sin).to(q.dtype), (b * cos - a * sin).to(q.dtype), rest), dim=-1)
+def _turned_back(table: RotationTable | None, q: Tensor, offset: int) -> Tensor:
+    return q if offset == 0 or table is None else table.turned_back(q, offset)

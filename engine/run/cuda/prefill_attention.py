@@ -3,6 +3,7 @@
     rows of the piece  x  chunk 0 | chunk 1 | ... | its own earlier tokens      every row sees every key
     rows of the piece  x  the piece itself                                     causal
 
+Library attention knows no windows, soft caps and sinks (``piece_refusal``).
 Keys are views of the pool where slots are neighbours (chunks always; tails that are chunks being computed).
 Results are folded in the order tail, chunk 0, chunk 1, ...; which kernel computes a block depends on the block's
 shape alone. cuDNN plans every shape anew, so it takes blocks of whole 1024s only, and flash attention the rest.
@@ -10,17 +11,22 @@ shape alone. cuDNN plans every shape anew, so it takes blocks of whole 1024s onl
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
-from engine.plan import CascadePlan, ChunkRead
+from chunk_store.layout import LayerLayout
+from engine.attention import Scores
+from engine.plan import CascadePlan, ChunkRead, Window
 from engine.run.eager.step import LongTail, prepare_long_tail
 
 CUDNN_MULTIPLE = 1024  # rows and keys of a block that cuDNN takes are multiples of this
+CUDNN_WIDTH_MAX = 128  # of a head
+WIDTH_MAX = 256  # of a head that flash attention takes
 
 Partial = tuple[Tensor, Tensor]  # out (rows, heads, dim) contiguous, natural-log lse (heads, rows) fp32
 Queries = Callable[[int], Tensor]  # offset -> the queries (rows, heads, dim) of a chunk that stands so much further on
@@ -36,6 +42,19 @@ class PieceStep:
     @property
     def rows(self) -> int:
         return self.tail.rows
+
+
+def piece_refusal(layer: LayerLayout, windows: Iterable[Window | None], scores: Iterable[Scores]) -> str:
+    """Why library attention cannot compute pieces of a model with such layers; "" if it can."""
+    wanted = tuple(scores)
+    if any(window is not None for window in windows):
+        return "sliding windows"
+    if any(each.softcap is not None for each in wanted):
+        return "soft caps"
+    if any(each.sinks is not None for each in wanted):
+        return "attention sinks"
+    widest = max(layer.k_dim, layer.v_dim)
+    return "" if widest <= WIDTH_MAX and widest % 8 == 0 else f"heads of {widest}"
 
 
 def prepare_piece(plan: CascadePlan, page_size: int, device: torch.device) -> PieceStep:
@@ -70,10 +89,10 @@ def attend_piece(
     into: Tensor | None = None,
     by: Block | None = None,
 ) -> Tensor:
-    """Attention of the piece's rows, (rows, heads, dim) contiguous in q's dtype; in ``into`` if given.
+    """Attention of the piece's rows, (rows, heads, v_dim) contiguous in q's dtype; in ``into`` if given.
 
-    ``keys`` and ``values`` (slots, kv_heads, dim) hold the piece's own tokens already. ``queries(0)`` are turned to
-    their positions.
+    ``keys`` and ``values`` (slots, kv_heads, k_dim or v_dim) hold the piece's own tokens already. ``queries(0)`` are
+    turned to their positions.
     """
     tail, q = step.tail, queries(0)
     if tail.slots is None:
@@ -95,7 +114,7 @@ def attend_piece(
         if index < len(blocks) - 1:
             target = torch.empty(out.shape, dtype=torch.float32, device=out.device)
         else:
-            target = torch.empty_like(q) if into is None else into
+            target = torch.empty(out.shape, dtype=q.dtype, device=q.device) if into is None else into
         out, lse = fold_into(out, lse, other, other_lse, target)
     return out if into is None or out is into else into.copy_(out)
 
@@ -105,20 +124,25 @@ def _chunk(take: Block, read: ChunkRead, queries: Queries, keys: Tensor, values:
     return take(queries(read.offsets[0]), keys[own], values[own], scaling, causal=False)
 
 
-def takes_cudnn(rows: int, tokens: int) -> bool:
-    """Whether a block of that shape is cuDNN's."""
-    return rows % CUDNN_MULTIPLE == 0 and tokens % CUDNN_MULTIPLE == 0
+def takes_cudnn(rows: int, tokens: int, width: int = CUDNN_WIDTH_MAX) -> bool:
+    """Whether a block of that shape, over heads of ``width``, is cuDNN's."""
+    return rows % CUDNN_MULTIPLE == 0 and tokens % CUDNN_MULTIPLE == 0 and width <= CUDNN_WIDTH_MAX
 
 
 def block(q: Tensor, k: Tensor, v: Tensor, scaling: float, *, causal: bool) -> Partial:
-    """Attention of q (rows, heads, dim) over k, v (tokens, kv_heads, dim); causal only where rows = tokens."""
+    """Attention of q (rows, heads, k_dim) over k, v (tokens, kv_heads, k_dim or v_dim).
+
+    ``causal`` only where rows = tokens. Where widths differ, the narrower ones are filled up with zeros.
+    """
+    v_dim, widest = v.shape[-1], max(q.shape[-1], v.shape[-1])
+    q, k, v = (x if x.shape[-1] == widest else pad(x, (0, widest - x.shape[-1])) for x in (q, k, v))
     q4, k4, v4 = (x.transpose(0, 1)[None] for x in (q, k, v))
-    if takes_cudnn(q.shape[0], k.shape[0]):
+    if takes_cudnn(q.shape[0], k.shape[0], widest):
         result = torch.ops.aten._scaled_dot_product_cudnn_attention(q4, k4, v4, None, True, 0.0, causal, scale=scaling)
     else:
         result = torch.ops.aten._scaled_dot_product_flash_attention(q4, k4, v4, 0.0, causal, scale=scaling)
     out, lse = result[0], result[1]
-    return out[0].transpose(0, 1).contiguous(), lse.reshape(q.shape[1], q.shape[0])
+    return out[0, ..., :v_dim].transpose(0, 1).contiguous(), lse.reshape(q.shape[1], q.shape[0])
 
 
 class LibraryBlock:
@@ -143,7 +167,8 @@ def fold_into(out: Tensor, lse: Tensor, other: Tensor, other_lse: Tensor, merged
     group = group_of(heads)
     merged_lse = torch.empty_like(lse)
     kernels.fold[(rows, heads // group)](
-        out, lse, other.contiguous(), other_lse, merged, merged_lse, rows, HEADS=heads, D=dim, GROUP=group,
+        out, lse, other.contiguous(), other_lse, merged, merged_lse, rows, HEADS=heads, D=dim,
+        BLOCK=1 << (dim - 1).bit_length(), GROUP=group,
         **launch_options(out.device),
     )  # fmt: skip
     return merged, merged_lse

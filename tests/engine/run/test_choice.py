@@ -184,7 +184,7 @@ def test_names_of_what_computes(monkeypatch: pytest.MonkeyPatch) -> None:
         ("eager", "torch"),
     )
     names = {numerics_name(Decision(*pair, "")) for pair in pairs}
-    assert names == {"fused-4 cuda-1", "captured-1 cuda-1", "cuda-1", "flashinfer-2 0.6.13", "torch-2"}
+    assert names == {"fused-4 cuda-2", "captured-1 cuda-2", "cuda-2", "flashinfer-2 0.6.13", "torch-2"}
 
 
 @pytest.mark.parametrize(
@@ -193,10 +193,12 @@ def test_names_of_what_computes(monkeypatch: pytest.MonkeyPatch) -> None:
         (lambda f: f, "", ""),
         (layout_of(dtype="float32"), "dtype float32", "dtype float32"),
         (layout_of(LayerLayout(2, 16, 16), LayerLayout(1, 16, 16)), "layers that differ", "layers that differ"),
-        (layout_of(LayerLayout(2, 24, 24)), "head widths 24", "heads of 24"),
-        (layout_of(LayerLayout(2, 16, 8)), "head widths 16 and 8", "heads of 16 and 8"),
+        (layout_of(LayerLayout(2, 24, 24)), "head widths 24", ""),
+        (layout_of(LayerLayout(2, 20, 20)), "head widths 20", "heads of 20"),
+        (layout_of(LayerLayout(2, 16, 8)), "head widths 16 and 8", ""),
+        (layout_of(LayerLayout(2, 16, 2048)), "head widths 16 and 2048", "heads of 16 and 2048"),
         (layout_of(LayerLayout(3, 16, 16)), "", "over 3 KV heads"),
-        (rotated(interleaved=True), "a rotation of other", "a rotation of neighbouring"),
+        (rotated(interleaved=True), "a rotation of other", ""),
         (rotated(inv_freq=torch.ones(4)), "a rotation of other", ""),
         (lambda f: replace(f, rotation_refusal="unknown"), "unknown", ""),
     ],

@@ -10,34 +10,54 @@ Everything a launch reads lies in buffers allocated once, so a captured launch r
 from __future__ import annotations
 
 from collections import deque
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from engine.plan import CascadePlan, Levels
-from engine.run.cuda.cascade.tuning import (
-    CHUNKS,
-    LONG_TAILS,
-    PORTABLE,
-    ROW_TAILS,
-    AttentionShape,
-    RotationTable,
-    TileClass,
-    Tuning,
-)
-from engine.run.cuda.cascade.work import AT_COUNTS, Ints, Limits, ListShape, SharedLists, shared_lists, tail_lists
+from engine.plan import CascadePlan
+from engine.run.cuda.cascade.lists import PlanLists
+from engine.run.cuda.cascade.tuning import SHARED_BYTES, AttentionShape, RotationTable, TileClass, Tuning, tuning_for
+from engine.run.cuda.cascade.work import AT_COUNTS, Ints, Limits, SharedLists
 
 LOG2_E = 1.4426950408889634
 STAGING_BUFFERS = 4  # steps whose copies may still be in flight when the next one is prepared
+
+
+@dataclass(frozen=True)
+class Partials:
+    """Memory of partial results: (results, heads, v_dim), and their base-2 log-sum-exp (results, heads) fp32."""
+
+    out: Tensor
+    lse: Tensor
+
+
+@dataclass(frozen=True)
+class _Scores:
+    """How a launch makes scores of queries and keys. ``scale`` and ``squeeze`` as the kernels take them."""
+
+    scale: float
+    squeeze: float
+    softcap: bool
+    rotation: RotationTable | None
+    turn: int
+
+    @classmethod
+    def of(cls, scaling: float, softcap: float | None, rotation: RotationTable | None, turn: int) -> _Scores:
+        if softcap is None:
+            return cls(scaling * LOG2_E, 0.0, False, rotation, turn)
+        return cls(softcap * LOG2_E, 2 * LOG2_E * scaling / softcap, True, rotation, turn)
 
 
 class CascadeWork:
     """Work lists of one step at a time in fixed device buffers, and the launches over them.
 
     One thread, one current stream: ``update`` copies on the stream that is current and ``launch`` launches there.
-    Without ``tuning``, the device decides: ``Tuning()`` on compute capability 9, ``PORTABLE`` elsewhere.
+    Without ``tuning``, device and shape decide (``tuning_for``). ``windowed``: plans are such as layers with a window
+    see, whose rows may have first tokens. ``partials`` and ``plan_lists``: those of another one of the same shape,
+    limits and tuning that launches at other times.
     """
 
     def __init__(
@@ -46,37 +66,38 @@ class CascadeWork:
         device: torch.device | str,
         limits: Limits | None = None,
         tuning: Tuning | None = None,
+        *,
+        windowed: bool = False,
+        partials: Partials | None = None,
+        plan_lists: PlanLists | None = None,
     ) -> None:
         self.shape = shape
+        self.windowed = windowed
         self.device = torch.device(device)
         self._on_cuda = self.device.type == "cuda"
         self.limits = limits or Limits()
-        self.tuning = tuning or self._default_tuning()
-        for tile in self.tuning.classes:
-            if tile.stream and (shape.page_size % 8 or tile.tokens % shape.page_size):
-                raise ValueError(f"page_size: {shape.page_size} is no multiple of 8 that divides {tile.tokens}")
-        self._narrow, self._wide = (self._lists_of(members) for members in (self.tuning.narrow, self.tuning.wide))
+        self.tuning = tuning or tuning_for(shape, *_device_of(self.device))
+        self.tuning.check(shape)
+        self._plan_lists = plan_lists or PlanLists(shape, self.tuning, self.limits)
         self.classes: tuple[int, ...] = ()
         self._static_ints = self.limits.static_ints
         ints = self._static_ints + self.limits.dynamic_ints
         self.lists = torch.zeros(ints, dtype=torch.int32, device=self.device)
-        slots = 2 * self.limits.partials
-        self.partial_out = torch.zeros(
-            slots, shape.heads, shape.head_dim, dtype=self.tuning.partial_dtype, device=self.device
-        )
-        self.partial_lse = torch.zeros(slots, shape.heads, dtype=torch.float32, device=self.device)
+        self.partials = partials or self._make_partials()
         self._staging = deque(_Staging(ints, self._on_cuda) for _ in range(STAGING_BUFFERS))
-        self._shared: tuple[Levels, int, ListShape, SharedLists] | None = None
+        self._shared: SharedLists | None = None  # on the device
         self._processors = torch.cuda.get_device_properties(self.device).multi_processor_count if self._on_cuda else 2
         self._blocks: dict[tuple[int, int, int, bool], Any] = {}
 
-    def _default_tuning(self) -> Tuning:
-        hopper = self._on_cuda and torch.cuda.get_device_capability(self.device)[0] == 9
-        return Tuning() if hopper else PORTABLE
+    def _make_partials(self) -> Partials:
+        slots, shape = 2 * self.limits.partials, self.shape
+        out = torch.zeros(slots, shape.heads, shape.v_dim, dtype=self.tuning.partial_dtype, device=self.device)
+        return Partials(out, torch.zeros(slots, shape.heads, dtype=torch.float32, device=self.device))
 
-    def _lists_of(self, members: tuple[TileClass, ...]) -> ListShape:
-        chunks, row_tails, long_tails = (self.tuning.tiles(members, what) for what in (CHUNKS, ROW_TAILS, LONG_TAILS))
-        return ListShape(self.shape.ratio, chunks, row_tails, long_tails, self.tuning.splits, self.limits)
+    @property
+    def plan_lists(self) -> PlanLists:
+        """Where lists of plans are made, for another one."""
+        return self._plan_lists
 
     @property
     def line(self) -> Tensor:
@@ -92,19 +113,13 @@ class CascadeWork:
         can be replayed if it was captured with these. Returns before the copies are done. Raises ``WorkTooLarge``
         if the plan does not fit ``limits``.
         """
-        rows, last = len(plan.slots), self._shared
-        fresh = last is None or last[0] is not plan.levels or last[1] != rows
-        if fresh:
-            shape = self._wide if self._is_wide(plan) else self._narrow
-            self._shared = last = plan.levels, rows, shape, shared_lists(plan.levels, rows, shape)
-        assert last is not None
-        _, _, shape, shared = last
-        tails = tail_lists(plan, shared, shape, self.shape.page_size)
+        shared, tails = self._plan_lists.of(plan)
         staging = self._staging[0]
         self._staging.rotate(-1)
         staging.wait()
-        if fresh:
+        if shared is not self._shared:
             staging.copy(shared.blob, self.lists, 0)
+            self._shared = shared
         if line is None:
             staging.copy(tails, self.lists, self._static_ints)
         else:
@@ -114,12 +129,6 @@ class CascadeWork:
         items = shared.blob[AT_COUNTS : AT_COUNTS + count] + tails[AT_COUNTS : AT_COUNTS + count]
         self.classes = tuple(index for index in range(count) if items[index])
         return self.classes
-
-    def _is_wide(self, plan: CascadePlan) -> bool:
-        most = self._narrow.chunk_tiles[-1][0] // self.shape.ratio
-        wide = sum(read.tokens for read in plan.reads if len(read.rows) > most)
-        wide += sum(tail.tokens_before + tail.rows for tail in plan.tails if tail.rows > most)
-        return wide >= self.tuning.wide_share * plan.tokens_read
 
     def launch(
         self,
@@ -131,78 +140,100 @@ class CascadeWork:
         scaling: float,
         rotation: RotationTable | None = None,
         turned: bool = False,
+        softcap: float | None = None,
+        sinks: Tensor | None = None,
         classes: tuple[int, ...] | None = None,
     ) -> None:
         """Attention of the updated plan over one layer's pool, into ``out``.
 
-        ``keys`` and ``values`` are (slots, kv_heads, head_dim) contiguous; ``q`` and ``out`` (rows, heads, head_dim),
-        contiguous in the last two dimensions. With ``rotation`` and not ``turned``, q is raw and each pair is turned
-        by its row's position minus the chunk's offset; if ``turned``, q already stands at its position and is turned
-        back by the offset; without ``rotation`` nothing is turned. ``classes``: launch these, not the last update's.
+        ``keys`` and ``values`` are (slots, kv_heads, k_dim or v_dim) contiguous; ``q`` and ``out`` (rows, heads, k_dim
+        or v_dim), contiguous in the last two dimensions. With ``rotation`` and not ``turned``, q is raw and each pair
+        is turned by its row's position minus the chunk's offset; if ``turned``, q already stands at its position and
+        is turned back by the offset; without ``rotation`` nothing is turned. ``softcap`` and ``sinks`` (heads,) fp32
+        are those of ``Scores``. ``classes``: launch these, not the last update's.
         """
         from engine.run.cuda.cascade import kernel
 
         turn = kernel.AS_IS if rotation is None else kernel.BACK if turned else kernel.FORWARD
+        scores = _Scores.of(scaling, softcap, rotation, turn)
         for index in self.classes if classes is None else classes:
             run = self._stream if self.tuning.classes[index].stream else self._attend
-            run(index, keys, values, q, scaling, rotation, turn)
-        self._merge(kernel, out)
+            run(index, keys, values, q, scores)
+        self._merge(kernel, out, sinks)
 
-    def _stream(
-        self, index: int, keys: Tensor, values: Tensor, q: Tensor, scaling: float,
-        rotation: RotationTable | None, turn: int,
-    ) -> None:  # fmt: skip
+    def _stream(self, index: int, keys: Tensor, values: Tensor, q: Tensor, scores: _Scores) -> None:
         from engine.run.cuda.cascade import stream as cascade_stream
 
-        tile, shape, overlap = self.tuning.classes[index], self.shape, self.tuning.overlap
-        cos, sin, turn_pairs = self._table(rotation)
-        sizes = (tile.tokens, shape.page_size)
+        tile = self.tuning.classes[index]
+        both = tuple(zip((keys, values), self.shape.blocks, strict=True))
+        sizes = (tile.tokens, self.shape.page_size)
+        blocks = [self._blocks_of(x, tokens, width, True) for tokens in sizes for x, width in both]
         cascade_stream.stream[(self._processors * tile.programs_per_sm,)](
-            q, q.stride(0), *(self._blocks_of(x, n, True) for n in sizes for x in (keys, values)),
-            self.lists, self._static_ints, index, cos, sin, self.partial_out, self.partial_lse, scaling * LOG2_E,
-            TURN=turn, RATIO=shape.ratio, KV_HEADS=shape.kv_heads, D=shape.head_dim, TURN_PAIRS=turn_pairs,
-            GROUPS=tile.rows // 64, N=tile.tokens, PAGE=shape.page_size, STAGES=tile.stages,
-            OVERLAP=overlap, BACKWARDS=self.tuning.backwards, CAUSAL=tile.causal, num_warps=4,
-            maxnreg=128 if tile.programs_per_sm > 1 else None, **_dependent(overlap),
+            q, q.stride(0), *blocks, self.lists, self._static_ints, index, *self._angles(scores),
+            self.partials.out, self.partials.lse, scores.scale, scores.squeeze, **self._constants(tile, scores),
+            GROUPS=tile.rows // 64, STAGES=tile.stages, BACKWARDS=self.tuning.backwards, CAUSAL=tile.causal,
+            num_warps=4, maxnreg=128 if tile.programs_per_sm > 1 else None,
         )  # fmt: skip
 
-    def _attend(
-        self, index: int, keys: Tensor, values: Tensor, q: Tensor, scaling: float,
-        rotation: RotationTable | None, turn: int,
-    ) -> None:  # fmt: skip
+    def _attend(self, index: int, keys: Tensor, values: Tensor, q: Tensor, scores: _Scores) -> None:
         from engine.run.cuda.cascade import kernel as cascade_kernel
 
-        tile, shape, overlap = self.tuning.classes[index], self.shape, self.tuning.overlap
-        cos, sin, turn_pairs = self._table(rotation)
-        blocks = (self._blocks_of(x, tile.tokens, False) if tile.tensor else x for x in (keys, values))
+        tile = self.tuning.classes[index]
+        both = zip((keys, values), self.shape.blocks, strict=True)
+        blocks = (self._blocks_of(x, tile.tokens, width, False) if tile.tensor else x for x, width in both)
         cascade_kernel.attend[(self._processors * tile.programs_per_sm,)](
-            q, q.stride(0), keys, values, *blocks, keys.stride(0), self.lists, self._static_ints,
-            index, cos, sin, self.partial_out, self.partial_lse, scaling * LOG2_E,
-            TURN=turn, RATIO=shape.ratio, KV_HEADS=shape.kv_heads, D=shape.head_dim, TURN_PAIRS=turn_pairs,
-            M=tile.rows, N=tile.tokens, PAGE=shape.page_size, TENSOR=tile.tensor, SPLIT_LOOP=tile.split_loop,
-            OVERLAP=overlap, num_warps=tile.warps, num_stages=tile.stages, **_dependent(overlap),
+            q, q.stride(0), keys, values, *blocks, keys.stride(0), values.stride(0), self.lists, self._static_ints,
+            index, *self._angles(scores), self.partials.out, self.partials.lse, scores.scale, scores.squeeze,
+            **self._constants(tile, scores), M=tile.rows, TENSOR=tile.tensor, SPLIT_LOOP=tile.split_loop,
+            num_warps=tile.warps, num_stages=tile.stages,
         )  # fmt: skip
 
-    def _table(self, rotation: RotationTable | None) -> tuple[Tensor, Tensor, int]:
-        """cos, sin and how many pairs turn; something to point at where nothing does."""
-        if rotation is None:
-            return self.partial_lse, self.partial_lse, 1
-        return rotation.cos, rotation.sin, rotation.cos.shape[1]
+    def _constants(self, tile: TileClass, scores: _Scores) -> dict[str, Any]:
+        """What both kernels are compiled for."""
+        shape, rotation = self.shape, scores.rotation
+        k_block, v_block = shape.blocks
+        return {
+            "TURN": scores.turn, "RATIO": shape.ratio, "KV_HEADS": shape.kv_heads, "K_DIM": shape.k_dim,
+            "V_DIM": shape.v_dim, "K_BLOCK": k_block, "V_BLOCK": v_block,
+            "FIRST": 0 if rotation is None else rotation.first_dim,
+            "TURN_PAIRS": 1 if rotation is None else rotation.pairs,
+            "INTERLEAVED": rotation is not None and rotation.interleaved,
+            "N": tile.tokens, "PAGE": shape.page_size, "WINDOW": self.windowed, "SOFTCAP": scores.softcap,
+            "OVERLAP": self.tuning.overlap, **_dependent(self.tuning.overlap),
+        }  # fmt: skip
 
-    def _merge(self, kernel: Any, out: Tensor) -> None:
+    def _angles(self, scores: _Scores) -> tuple[Tensor, Tensor]:
+        """cos and sin; something to point at where nothing turns."""
+        rotation = scores.rotation
+        return (self.partials.lse, self.partials.lse) if rotation is None else (rotation.cos, rotation.sin)
+
+    def _merge(self, kernel: Any, out: Tensor, sinks: Tensor | None) -> None:
+        overlap, (_, v_block) = self.tuning.overlap, self.shape.blocks
         kernel.merge[(out.shape[0], self.shape.heads)](
-            self.partial_out, self.partial_lse, self.lists, self._static_ints, self.lists, out, out.stride(0),
-            HEADS=self.shape.heads, D=self.shape.head_dim, PARTS=self.tuning.merge_parts, ORDERED=False,
-            OVERLAP=self.tuning.overlap, num_warps=self.tuning.merge_warps, **_dependent(self.tuning.overlap),
+            self.partials.out, self.partials.lse, self.lists, self._static_ints, out, out.stride(0),
+            self.partials.lse if sinks is None else sinks, HEADS=self.shape.heads, V_DIM=self.shape.v_dim,
+            V_BLOCK=v_block, PARTS=self.tuning.merge_parts, SINKS=sinks is not None,
+            OVERLAP=overlap, num_warps=self.tuning.merge_warps, **_dependent(overlap),
         )  # fmt: skip
 
-    def _blocks_of(self, pool: Tensor, tokens: int, stream: bool) -> Any:
-        """A tensor descriptor of one layer's keys or values in blocks of ``tokens``; made once."""
+    def _blocks_of(self, pool: Tensor, tokens: int, width: int, stream: bool) -> Any:
+        """A tensor descriptor of one layer's keys or values in blocks of (tokens, width); made once."""
         key = (pool.data_ptr(), pool.shape[0], tokens, stream)
         if key not in self._blocks:
-            flat, block = pool.view(pool.shape[0], -1), [tokens, self.shape.head_dim]
+            flat, block = pool.view(pool.shape[0], -1), [tokens, width]
             self._blocks[key] = _streamed(flat, block) if stream else _described(flat, block)
         return self._blocks[key]
+
+
+def _device_of(device: torch.device) -> tuple[bool, int]:
+    """Whether the device has compute capability 9, and how many bytes of shared memory a program can have."""
+    if device.type != "cuda":
+        return False, SHARED_BYTES
+    from triton.runtime import driver
+
+    index = torch.cuda.current_device() if device.index is None else device.index
+    shared = driver.active.utils.get_device_properties(index)["max_shared_mem"]
+    return torch.cuda.get_device_capability(device)[0] == 9, int(shared)
 
 
 def _dependent(overlap: bool) -> dict[str, bool]:

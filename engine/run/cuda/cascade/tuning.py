@@ -39,6 +39,7 @@ class TileClass:
 
 
 DEFAULT_SPLITS = SplitRule()
+WIDTH_MAX = 1024  # of a head
 LONG_TAIL_CLASS = TileClass(64, 64, 4, 3, 2, (LONG_TAILS,), stream=True, causal=True)
 
 
@@ -67,31 +68,81 @@ class Tuning:
         """All classes; an index into it is what the lists know a class by."""
         return tuple(dict.fromkeys(self.narrow + self.wide))
 
+    def check(self, shape: AttentionShape) -> None:
+        """Raises ``ValueError`` for pages and splits that the tiles do not step through."""
+        splits = [tokens for _, tokens in self.splits.chunk] + [self.splits.tail]
+        for tile in self.classes:
+            if tile.stream and (shape.page_size % 8 or tile.tokens % shape.page_size):
+                raise ValueError(f"page_size: {shape.page_size} is no multiple of 8 that divides {tile.tokens}")
+            if any(split % tile.tokens for split in splits):
+                raise ValueError(f"splits: {splits} are no multiples of {tile.tokens} tokens")
+
     def tiles(self, members: tuple[TileClass, ...], what: str) -> Tiles:
         """(rows, class index) of the members that take ``what``, ascending."""
         return tuple(sorted((tile.rows, self.classes.index(tile)) for tile in members if what in tile.takes))
 
 
-_PORTABLE_CLASSES = (TileClass(16, 64, 4, 3, 4, split_loop=False), TileClass(64, 64, 4, 3, 2))
-# For devices without the bulk copy engine, and for Triton's interpreter. Both step alike along a row's tokens.
-PORTABLE = Tuning(narrow=_PORTABLE_CLASSES, wide=_PORTABLE_CLASSES, overlap=False)
+STREAM_WIDTH_MAX = 256  # of a padded head
+SHARED_BYTES = 227 * 1024  # that a program can have on compute capability 9
+
+
+def _portable(*, tokens: int = 64, rows: int = 64, stages: int = 3) -> Tuning:
+    """Classes of the Triton kernel that step alike along a row's tokens."""
+    classes = [TileClass(16, tokens, 4, stages, 4 if tokens == 64 else 1, split_loop=False)]
+    if rows > 16:
+        classes.append(TileClass(rows, tokens, 4, stages, 2 if tokens == 64 else 1))
+    return Tuning(narrow=tuple(classes), wide=tuple(classes), overlap=False)
+
+
+# For devices without the bulk copy engine, and for Triton's interpreter; of widths up to 128.
+PORTABLE = _portable()
+
+
+def tuning_for(shape: AttentionShape, hopper: bool, shared_bytes: int = SHARED_BYTES) -> Tuning:
+    """How a device runs heads of that shape: one with compute capability 9 streams where the widths allow it.
+
+    ``shared_bytes``: the shared memory that a program can have there; it bounds how many blocks are in flight.
+    """
+    k_block, v_block = shape.blocks
+    widest = max(k_block, v_block)
+    if hopper and widest <= STREAM_WIDTH_MAX:
+        return Tuning() if widest <= 128 else _wide_stream(k_block, v_block)
+    size = 64 if widest <= 128 else 32 if widest <= 256 else 16  # rows and tokens of the largest tile
+    stages = (shared_bytes - 2 * size * k_block) // (2 * size * (k_block + v_block))
+    return _portable(tokens=size, rows=size, stages=min(3, max(1, stages)))
+
+
+def _wide_stream(k_block: int, v_block: int) -> Tuning:
+    """Of heads whose outputs, or the blocks in flight, leave room for one program on a processor."""
+
+    def stages(rows: int) -> int:
+        return min(4, (SHARED_BYTES - 1024 - 2 * rows * k_block) // (2 * 64 * (k_block + v_block)))
+
+    long = TileClass(64, 64, 4, stages(64), 1, (LONG_TAILS,), stream=True, causal=True)
+    narrow, wide = (TileClass(rows, 64, 4, stages(rows), 1, (CHUNKS, ROW_TAILS), stream=True) for rows in (64, 128))
+    return Tuning(narrow=(long, narrow), wide=(long, wide))
 
 
 @dataclass(frozen=True)
 class AttentionShape:
-    """Heads and widths of one layer; ``heads`` is a multiple of ``kv_heads``, ``dtype`` of q, K, V and out."""
+    """Heads and widths of one layer; ``heads`` is a multiple of ``kv_heads``, ``dtype`` of q, K, V and out.
+
+    ``head_dim`` is the width of queries and keys, ``v_dim`` that of values if it is another.
+    """
 
     heads: int
     kv_heads: int
     head_dim: int
     dtype: torch.dtype
     page_size: int = 16
+    value_dim: int | None = None
 
     def __post_init__(self) -> None:
         if self.heads % self.kv_heads:
             raise ValueError(f"heads: {self.heads} is not a multiple of kv_heads ({self.kv_heads})")
-        if self.head_dim not in (16, 32, 64, 128, 256):
-            raise ValueError(f"head_dim: {self.head_dim} is not a power of two in 16..256")
+        for name, width in (("head_dim", self.k_dim), ("value_dim", self.v_dim)):
+            if width % 8 or not 8 <= width <= WIDTH_MAX:
+                raise ValueError(f"{name}: {width} is not a multiple of 8 in 8..{WIDTH_MAX}")
         if self.dtype not in (torch.bfloat16, torch.float16):
             raise ValueError(f"dtype: {self.dtype} is neither bfloat16 nor float16")
 
@@ -99,18 +150,44 @@ class AttentionShape:
     def ratio(self) -> int:
         return self.heads // self.kv_heads
 
+    @property
+    def k_dim(self) -> int:
+        return self.head_dim
+
+    @property
+    def v_dim(self) -> int:
+        return self.head_dim if self.value_dim is None else self.value_dim
+
+    @property
+    def blocks(self) -> tuple[int, int]:
+        """The widths of keys and values padded to powers of two, as the kernels hold them."""
+        k_block, v_block = (max(16, 1 << (width - 1).bit_length()) for width in (self.k_dim, self.v_dim))
+        return k_block, v_block
+
 
 @dataclass(frozen=True)
 class RotationTable:
-    """cos and sin of ``position * frequency``, fp32 (positions, pairs); pairs are (i, i + pairs) from dimension 0."""
+    """cos and sin of ``position * frequency``, fp32 (positions, pairs).
+
+    Pairs are (i, i + pairs) from dimension ``first_dim`` on, or neighbours if ``interleaved``.
+    """
 
     cos: Tensor
     sin: Tensor
+    first_dim: int = 0
+    interleaved: bool = False
+
+    @property
+    def pairs(self) -> int:
+        return self.cos.shape[1]
 
     @classmethod
     def of(cls, rotation: Rotation, positions: int, device: torch.device | str) -> RotationTable:
-        """The table for positions 0 .. positions - 1, computed in fp64. Raises ``ValueError`` for other pairings."""
-        if rotation.interleaved or rotation.first_dim != 0:
-            raise ValueError("rotation: the cascade kernel turns halves from dimension 0 on, nothing else")
+        """The table for positions 0 .. positions - 1, computed in fp64."""
         cos, sin = rotation.table(torch.arange(positions), device)
-        return cls(cos[:, 0].contiguous(), sin[:, 0].contiguous())
+        return cls(cos[:, 0].contiguous(), sin[:, 0].contiguous(), rotation.first_dim, rotation.interleaved)
+
+    def turned_back(self, q: Tensor, offset: int) -> Tensor:
+        """Queries (rows, heads, dim) that stand at their positions, turned back by ``offset``, in fp32."""
+        rotation = Rotation(torch.empty(self.pairs), self.interleaved, self.first_dim)
+        return rotation.turn_back(q, self.cos[offset], self.sin[offset])

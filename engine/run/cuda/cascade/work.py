@@ -3,19 +3,21 @@
 A *pair* is a (chunk, row) the plan wants attended; its query heads of one KV head are *packed rows*. An item is
 one pass of a tile of packed rows over one split of one chunk or tail, for every KV head:
 
-    pairs of a chunk   p0          p1          p2          ...        (row, offset, limit, first partial)
+    pairs of a chunk   p0          p1          p2          ...        (row, offset, limit, partial of split 0, first)
     packed rows        0 1 2 3     4 5 6 7     8 9 10 11   ...        heads per KV head: 4
     tiles              |---- tile 0, packed0 = 0 ----|---- tile 1 ...
     splits             | 0 .. 2047 | 2048 .. 4095 | ...               counted from the chunk's own start
     partials of row r  shared: [chunk 0: split 0, 1 ..][chunk 1: ..]  tail: [split 0 ..]
 
 Where a chunk is split depends on its length alone, and a row's partials lie in the order of its composition, so
-who else is in the step changes neither what is summed nor in which order. Two blobs share one int32 buffer:
+who else is in the step changes neither what is summed nor in which order. A row sees the tokens from ``first`` up to
+its ``limit``; it has no partials of splits of which it sees nothing, and items begin at the first token that a row of
+their tile sees. Two blobs share one int32 buffer:
 
     static  [header | items by tile class | pairs]                              while compositions last
     dynamic [header | rows | items by tile class | pairs (the rows) | positions | pages]
 
-    header  0: rows   1 + c: items of class c   9 + c: where they begin   17, 18: where positions and pages begin
+    header  0: rows   1 + c: items of class c   9 + c: where they begin   17, 18: where positions and page 0 are
     rows    of each row: its first shared partial, how many, its tail's first partial, how many
 """
 
@@ -34,8 +36,8 @@ Ints = npt.NDArray[np.int32]
 Tiles = tuple[tuple[int, int], ...]
 
 HEADER = 24  # ints
-ITEM = 8  # ints: pairs at, packed row, packed rows of the group, source, begin, full end, end, split
-PAIR = 4  # ints: row, offset, limit, first partial
+ITEM = 9  # ints: pairs at, packed row, packed rows of the group, source, begin, full end, end, split, full begin
+PAIR = 5  # ints: row, offset, limit, where the partial of split 0 is or would be, first
 ROW = 4  # ints: first shared partial, shared partials, first tail partial, tail partials
 AT_COUNTS, AT_ITEMS, AT_POSITIONS, AT_PAGES = 1, 9, 17, 18
 CLASSES_MAX = 8
@@ -119,8 +121,14 @@ class _Groups:
     source: Ints
     tokens: Ints
     split: Ints
-    visible: Ints  # tokens that the group's first pair sees; each later pair sees ``step`` more
+    visible: Ints  # where what the group's first pair sees ends; each later pair sees ``step`` more
     step: int
+    firsts: Ints | None = None  # the first token that each pair sees, in the order of the blob; None: token 0, all
+
+    @property
+    def pair(self) -> Ints:
+        """The number of each group's first pair among all pairs of the blob."""
+        return self.pair_at // PAIR
 
 
 @dataclass(frozen=True)
@@ -137,12 +145,13 @@ def shared_lists(levels: Levels, rows: int, shape: ListShape) -> SharedLists:
     tokens = np.fromiter((read.tokens for read in reads), np.int32, len(reads))
     count = np.fromiter((len(read.rows) for read in reads), np.int32, len(reads))
     split = shape.splits.chunk_splits(tokens)
-    pairs, row_first = _shared_pairs(reads, rows, count, -(-tokens // split))
+    pairs, row_first = _shared_pairs(reads, rows, count, tokens, split)
     _check("pairs", len(pairs), shape.limits.pairs)
     _check("rows", rows, shape.limits.rows)
     _check("partials", int(row_first[-1]), shape.limits.partials)
     source = np.fromiter((read.first_slot for read in reads), np.int32, len(reads))
-    groups = _Groups(_starts(count)[:-1] * PAIR, count, source, tokens, split, tokens, 0)
+    firsts = pairs[:, 4] if any(read.firsts for read in reads) else None
+    groups = _Groups(_starts(count)[:-1] * PAIR, count, source, tokens, split, tokens, 0, firsts)
     header, items = _items(groups, shape, at=HEADER)
     header[0] = rows
     return SharedLists(np.concatenate((header, items, pairs.reshape(-1))), row_first)
@@ -150,65 +159,114 @@ def shared_lists(levels: Levels, rows: int, shape: ListShape) -> SharedLists:
 
 def tail_lists(plan: CascadePlan, shared: SharedLists, shape: ListShape, page_size: int) -> Ints:
     """The dynamic blob of a plan: its rows, tails, positions and pages. Raises ``WorkTooLarge``."""
-    tails = plan.tails
-    rows = len(plan.slots)
-    numbers = [(tail.first_row, tail.rows, tail.tokens_before, len(tail.pages)) for tail in tails]
-    first, count, before, pages_of = np.ascontiguousarray(np.array(numbers, np.int32).reshape(-1, 4).T)
-    pages = np.fromiter(chain.from_iterable([tail.pages for tail in tails]), np.int32)
-    page_at = _starts(pages_of)
-    split = np.full(len(tails), shape.splits.tail, np.int32)
+    tails, rows, size = plan.tails, len(plan.slots), shape.splits.tail
+    numbers = [(tail.first_row, tail.rows, tail.tokens_before) for tail in tails]
+    first, count, before = np.ascontiguousarray(np.array(numbers, np.int32).reshape(-1, 3).T)
     # Steps that decode, one row a tail, are most of all, and the host's time is short.
     owned = first if len(tails) == rows else _ranges(first, count)
     visible = before + 1 if len(tails) == rows else np.repeat(before, count) + _ranges(np.zeros_like(count), count) + 1
+    firsts = _firsts_of_rows(plan, owned)
     splits_of_row = np.zeros(rows, np.int32)
-    splits_of_row[owned] = -(-visible // shape.splits.tail)
+    splits_of_row[owned] = -(-visible // size)
+    if firsts is not None:
+        splits_of_row -= firsts // size
     row_first = _starts(splits_of_row)
+    pages = _pages_of(plan, None if firsts is None else firsts[first], page_size)
     _check("rows", rows, shape.limits.rows)
-    _check("pages", len(pages), shape.limits.pages)
+    _check("pages", len(pages.pages), shape.limits.pages)
     _check("partials", int(row_first[-1]), shape.limits.partials)
-    pairs = np.zeros((rows, PAIR), np.int32)
-    pairs[:, 0] = np.arange(rows)
-    pairs[owned, 2] = visible
     records = np.empty((rows, ROW), np.int32)
     records[:, 0], records[:, 1] = shared.row_first[:-1], np.diff(shared.row_first)
     records[:, 2], records[:, 3] = row_first[:-1] + shape.limits.partials, splits_of_row
-    pairs[:, 3] = records[:, 2]
+    pairs = np.zeros((rows, PAIR), np.int32)
+    pairs[:, 0], pairs[:, 3] = np.arange(rows), records[:, 2]
+    pairs[owned, 2] = visible
+    if firsts is not None:
+        pairs[:, 3] -= firsts // size
+        pairs[:, 4] = firsts
     at = shape.limits.static_ints + HEADER + rows * ROW
-    source = ~page_at[:-1]
+    source = ~pages.page_0
     if len(tails) < rows:
-        runs = _lie_in_a_row(pages, page_at, before + count, page_size) & (count > 1)
-        source = np.where(runs, pages[page_at[:-1]] * page_size, source).astype(np.int32)
-    groups = _Groups(first * PAIR, count, source, before + count, split, before + 1, 1)
+        run = pages.runs(before + count, page_size)
+        source = np.where((run >= 0) & (count > 1), run, source).astype(np.int32)
+    split = np.full(len(tails), size, np.int32)
+    groups = _Groups(first * PAIR, count, source, before + count, split, before + 1, 1, firsts)
     header, items = _items(groups, shape, at=at)
     header[0] = rows
     header[AT_POSITIONS] = at + len(items) + rows * PAIR
-    header[AT_PAGES] = header[AT_POSITIONS] + rows
+    header[AT_PAGES] = header[AT_POSITIONS] + rows - pages.ahead
     positions = np.array(plan.positions, np.int32)
-    return np.concatenate((header, records.reshape(-1), items, pairs.reshape(-1), positions, pages))
+    return np.concatenate((header, records.reshape(-1), items, pairs.reshape(-1), positions, pages.pages))
 
 
-def _shared_pairs(reads: Sequence[ChunkRead], rows: int, count: Ints, splits: Ints) -> tuple[Ints, Ints]:
+def _shared_pairs(reads: Sequence[ChunkRead], rows: int, count: Ints, tokens: Ints, split: Ints) -> tuple[Ints, Ints]:
     """Pair records (pairs, PAIR), read by read, and where each row's partials begin (rows + 1)."""
     total = int(count.sum())
     pairs = np.zeros((total, PAIR), np.int32)
-    pairs[:, 0] = np.fromiter(chain.from_iterable(read.rows for read in reads), np.int32, total)
-    pairs[:, 1] = np.fromiter(chain.from_iterable(read.offsets for read in reads), np.int32, total)
-    pairs[:, 2] = np.repeat(np.fromiter((read.tokens for read in reads), np.int32, len(reads)), count)
-    place = np.fromiter(chain.from_iterable(read.places for read in reads), np.int32, total)
-    splits_of_pair = np.repeat(splits, count)
+    pairs[:, 0] = np.fromiter(chain.from_iterable([read.rows for read in reads]), np.int32, total)
+    pairs[:, 1] = np.fromiter(chain.from_iterable([read.offsets for read in reads]), np.int32, total)
+    pairs[:, 2] = np.repeat(tokens, count)
+    place = np.fromiter(chain.from_iterable([read.places for read in reads]), np.int32, total)
+    splits_of_pair = np.repeat(-(-tokens // split), count)
+    hidden: Ints | int = 0  # splits before the first one that a pair sees some of
+    if any(read.firsts for read in reads):
+        firsts = [read.firsts or (0,) * len(read.rows) for read in reads]
+        pairs[:, 4] = np.fromiter(chain.from_iterable(firsts), np.int32, total)
+        hidden = pairs[:, 4] // np.repeat(split, count)
+        splits_of_pair = splits_of_pair - hidden
     order = np.lexsort((place, pairs[:, 0]))
     pairs[order, 3] = _starts(splits_of_pair[order])[:-1]
+    pairs[:, 3] -= hidden
     row_splits = np.bincount(pairs[:, 0], weights=splits_of_pair, minlength=rows)
     return pairs, _starts(row_splits.astype(np.int32))
 
 
-def _lie_in_a_row(pages: Ints, page_at: Ints, tokens: Ints, page_size: int) -> npt.NDArray[np.bool_]:
-    """Whether the tokens of each tail, whose pages begin at ``page_at``, have neighbouring slots."""
-    jumps = np.zeros(len(pages) + 1, np.int32)
-    np.cumsum(np.diff(pages) != 1, out=jumps[1:-1])
-    last = page_at[:-1] + (tokens - 1) // page_size
-    lie: npt.NDArray[np.bool_] = jumps[last] == jumps[page_at[:-1]]
-    return lie
+def _firsts_of_rows(plan: CascadePlan, owned: Ints) -> Ints | None:
+    """The first token of its tail that each row sees; None if all see token 0. ``owned``: the tails' rows in order."""
+    if not any([tail.first for tail in plan.tails]):
+        return None
+    firsts = np.zeros(len(plan.slots), np.int32)
+    of_tails = chain.from_iterable([tail.first or (0,) * tail.rows for tail in plan.tails])
+    firsts[owned] = np.fromiter(of_tails, np.int32, len(owned))
+    return firsts
+
+
+@dataclass(frozen=True)
+class _Pages:
+    """The pages of all tails from the first that a row of theirs sees on, in one line.
+
+    ``page_0``: where in it the page of each tail's token 0 is, or would be, ``ahead`` added so that none is negative.
+    """
+
+    pages: Ints
+    begins: Ints  # where in the line those of each tail begin, and the total
+    skipped: Ints | int  # of each tail
+    page_0: Ints
+    ahead: int
+
+    def runs(self, tokens: Ints, page_size: int) -> Ints:
+        """The slot of each tail's token 0, or where it would be; -1 where its ``tokens`` tokens, as far as they are
+        seen, have no neighbouring slots."""
+        jumps = np.zeros(len(self.pages) + 1, np.int32)
+        np.cumsum(np.diff(self.pages) != 1, out=jumps[1:-1])
+        begins = self.begins[:-1]
+        last = begins + (tokens - 1) // page_size - self.skipped
+        return np.where(jumps[last] == jumps[begins], (self.pages[begins] - self.skipped) * page_size, -1)
+
+
+def _pages_of(plan: CascadePlan, firsts: Ints | None, page_size: int) -> _Pages:
+    """``firsts``: the first token of each tail that one of its rows sees; None: token 0 of each."""
+    if firsts is None:
+        seen = [tail.pages for tail in plan.tails]
+        skipped: Ints | int = 0
+    else:
+        skipped = firsts // page_size
+        seen = [tail.pages[skip:] for tail, skip in zip(plan.tails, skipped.tolist(), strict=True)]
+    begins = _starts(np.fromiter(map(len, seen), np.int32, len(seen)))
+    pages = np.fromiter(chain.from_iterable(seen), np.int32, int(begins[-1]))
+    page_0 = begins[:-1] - skipped
+    ahead = max(0, -int(page_0.min(initial=0)))
+    return _Pages(pages, begins, skipped, page_0 + ahead, ahead)
 
 
 def _items(groups: _Groups, shape: ListShape, *, at: int) -> tuple[Ints, Ints]:
@@ -219,9 +277,13 @@ def _items(groups: _Groups, shape: ListShape, *, at: int) -> tuple[Ints, Ints]:
         tallest = np.where(groups.pairs == 1, shape.row_tiles[-1][0], shape.long_tiles[-1][0]).astype(np.int32)
     tile_counts = -(-packed // tallest)
     split_counts = -(-groups.tokens // groups.split)
-    group = np.repeat(np.arange(len(packed)), tile_counts * split_counts)
-    local = _ranges(np.zeros_like(packed), tile_counts * split_counts)
+    hidden = _hidden_splits(groups)
+    units = tile_counts * (split_counts - hidden)
+    group = np.repeat(np.arange(len(packed)), units)
+    local = _ranges(np.zeros_like(packed), units)
     split, tile = local // tile_counts[group], local % tile_counts[group]
+    if groups.firsts is not None:
+        split += hidden[group]
     row0 = tile * tallest[group]
     left = np.minimum(packed[group] - row0, tallest[group])
     first_pair, last_pair = row0 // shape.ratio, (row0 + left - 1) // shape.ratio
@@ -229,12 +291,17 @@ def _items(groups: _Groups, shape: ListShape, *, at: int) -> tuple[Ints, Ints]:
     end = np.minimum(groups.tokens[group], begin + groups.split[group])
     fields = np.empty((len(group), ITEM), np.int32)
     fields[:, 1], fields[:, 2], fields[:, 3] = row0, packed[group], groups.source[group]
-    fields[:, 4], fields[:, 7] = begin, split
+    fields[:, 4], fields[:, 7], fields[:, 8] = begin, split, begin
+    if groups.firsts is not None:
+        least, most = _extremes(groups.firsts, groups.pair[group] + first_pair, groups.pair[group] + last_pair)
+        fields[:, 4] = begin = np.clip(least, begin, end)
+        fields[:, 8] = np.clip(most, begin, end)
     fields[:, 5] = np.clip(groups.visible[group] + groups.step * first_pair, begin, end)
     fields[:, 6] = np.clip(groups.visible[group] + groups.step * last_pair, begin, end)
     kind = _class_of(shape.long_tiles if groups.step else shape.chunk_tiles, left)
     if groups.step:
         kind = np.where(groups.pairs[group] == 1, _class_of(shape.row_tiles, left), kind)
+    if groups.step or groups.firsts is not None:
         seen = fields[:, 6] > begin  # by some row of the tile
         fields, kind, group = fields[seen], kind[seen], group[seen]
     _check("items", len(fields), shape.limits.items)
@@ -245,6 +312,22 @@ def _items(groups: _Groups, shape: ListShape, *, at: int) -> tuple[Ints, Ints]:
     header[AT_COUNTS : AT_COUNTS + CLASSES_MAX] = counts
     header[AT_ITEMS : AT_ITEMS + CLASSES_MAX] = at + _starts(counts)[:-1] * ITEM
     return header, fields[order].reshape(-1)
+
+
+def _hidden_splits(groups: _Groups) -> Ints:
+    """Splits of each group before the first one that one of its pairs sees some of."""
+    if groups.firsts is None or not len(groups.pairs):
+        return np.zeros(len(groups.pairs), np.int32)
+    least, _ = _extremes(groups.firsts, groups.pair, groups.pair + groups.pairs - 1)
+    return least // groups.split
+
+
+def _extremes(values: Ints, first: Ints, last: Ints) -> tuple[Ints, Ints]:
+    """The least and the largest of values[first[i]] .. values[last[i]], each i."""
+    ends = np.empty(2 * len(first), np.intp)
+    ends[::2], ends[1::2] = first, last + 1
+    padded = np.append(values, np.int32(0))
+    return np.minimum.reduceat(padded, ends)[::2], np.maximum.reduceat(padded, ends)[::2]
 
 
 def _class_of(tiles: Tiles, rows: Ints) -> Ints:

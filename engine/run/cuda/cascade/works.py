@@ -8,12 +8,12 @@ One layer runs at a time, so all of them write their partial results into the sa
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 
 from torch import Tensor
 
 from engine.kv.pool import TORCH_DTYPES, PagedKVPool
-from engine.plan import CascadePlan
+from engine.plan import CascadePlan, Window
 from engine.run.cuda.cascade.launch import CascadeWork
 from engine.run.cuda.cascade.tuning import AttentionShape, RotationTable, Tuning
 from engine.run.cuda.cascade.work import CLASSES_MAX, Ints, Limits
@@ -23,13 +23,13 @@ class LayerWorks:
     """Attention over ``pool`` of layers with ``heads`` query heads and ``windows``, one a layer.
 
     ``limits.line`` integers are the caller's own, brought to the device by ``update``. Raises ``ValueError`` for layers
-    that differ in heads or widths.
+    that differ in heads or widths, and for heads the kernels do not take.
     """
 
     def __init__(
         self,
         pool: PagedKVPool,
-        windows: Sequence[Hashable | None],
+        windows: Sequence[Window | None],
         *,
         heads: int,
         limits: Limits | None = None,
@@ -39,15 +39,20 @@ class LayerWorks:
         if len(layers) != 1 or len(windows) != len(pool.layout.layers):
             raise ValueError(f"windows: {len(windows)} for {len(pool.layout.layers)} layers of {len(layers)} forms")
         (layer,) = layers
-        if any(window is not None for window in windows):
-            raise ValueError("windows: the cascade kernels know none")
-        if layer.k_dim != layer.v_dim:
-            raise ValueError(f"layers: {layer} has keys and values that differ in width")
-        shape = AttentionShape(heads, layer.kv_heads, layer.k_dim, TORCH_DTYPES[pool.layout.dtype], pool.page_size)
+        dtype = TORCH_DTYPES[pool.layout.dtype]
+        shape = AttentionShape(heads, layer.kv_heads, layer.k_dim, dtype, pool.page_size, layer.v_dim)
         self.pool = pool
         self.windows = tuple(dict.fromkeys(windows))
         self._work_of = tuple(self.windows.index(window) for window in windows)
-        self.works = [CascadeWork(shape, pool.device, limits, tuning) for _ in self.windows]
+        first = CascadeWork(shape, pool.device, limits, tuning, windowed=self.windows[0] is not None)
+        others = (
+            CascadeWork(
+                shape, pool.device, limits, tuning,
+                windowed=window is not None, partials=first.partials, plan_lists=first.plan_lists,
+            )
+            for window in self.windows[1:]
+        )  # fmt: skip
+        self.works = [first, *others]
         self.classes: tuple[int, ...] = ()
 
     @property
@@ -72,13 +77,13 @@ class LayerWorks:
     def update(self, plan: CascadePlan, line: Ints | None = None) -> tuple[int, ...]:
         """Brings the lists of every window to the device, and ``line`` (limits.line,), the caller's own integers.
 
-        Returns the tile classes that have items, ascending; those of different windows are different numbers. A
-        captured graph can be replayed if it was captured with these, or more. Returns before the copies are done.
-        Raises ``WorkTooLarge`` if the plan does not fit ``limits``.
+        ``plan`` is what a layer without a window computes. Returns the tile classes that have items, ascending; those
+        of different windows are different numbers. A captured graph can be replayed if it was captured with these, or
+        more. Returns before the copies are done. Raises ``WorkTooLarge`` if the plan does not fit ``limits``.
         """
         classes: list[int] = []
-        for index, work in enumerate(self.works):
-            found = work.update(plan, line if index == 0 else None)
+        for index, (window, work) in enumerate(zip(self.windows, self.works, strict=True)):
+            found = work.update(plan.seen_through(window), line if index == 0 else None)
             classes += [CLASSES_MAX * index + number for number in found]
         self.classes = tuple(classes)
         return self.classes
@@ -92,6 +97,8 @@ class LayerWorks:
         scaling: float,
         rotation: RotationTable | None = None,
         turned: bool = False,
+        softcap: float | None = None,
+        sinks: Tensor | None = None,
         classes: Sequence[int] | None = None,
     ) -> None:
         """Attention of the updated plan over one layer, into ``out``; see ``CascadeWork.launch``.
@@ -102,6 +109,6 @@ class LayerWorks:
         wanted = self.classes if classes is None else classes
         own = tuple(number % CLASSES_MAX for number in wanted if number // CLASSES_MAX == index)
         self.works[index].launch(
-            self.pool.keys[layer], self.pool.values[layer], q, out,
-            scaling=scaling, rotation=rotation, turned=turned, classes=own,
+            self.pool.keys[layer], self.pool.values[layer], q, out, scaling=scaling, rotation=rotation, turned=turned,
+            softcap=softcap, sinks=sinks, classes=own,
         )  # fmt: skip

@@ -1,0 +1,58 @@
+"""PlanLists: the work lists of plans for one shape of heads, on the host; what was made last is kept.
+
+Layers with different windows see the same plan as long as nothing is hidden from any of them.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+
+from engine.plan import CascadePlan, Levels
+from engine.run.cuda.cascade.tuning import CHUNKS, LONG_TAILS, ROW_TAILS, AttentionShape, TileClass, Tuning
+from engine.run.cuda.cascade.work import Ints, Limits, ListShape, SharedLists, shared_lists, tail_lists
+
+KEPT = 8  # compositions whose shared lists are kept: as many as a model has windows, and more
+
+
+class PlanLists:
+    """Lists for the classes of ``tuning``; ``limits`` bound them."""
+
+    def __init__(self, shape: AttentionShape, tuning: Tuning, limits: Limits) -> None:
+        self.tuning = tuning
+        self._page_size = shape.page_size
+        self._ratio = shape.ratio
+        self._limits = limits
+        self._narrow, self._wide = (self._shape_of(members) for members in (tuning.narrow, tuning.wide))
+        self._shared: deque[tuple[Levels, int, ListShape, SharedLists]] = deque(maxlen=KEPT)
+        self._last: tuple[CascadePlan, SharedLists, Ints] | None = None
+
+    def of(self, plan: CascadePlan) -> tuple[SharedLists, Ints]:
+        """The static lists, the same object while compositions and row count are the same, and the dynamic blob.
+
+        Raises ``WorkTooLarge``.
+        """
+        if self._last is None or self._last[0] is not plan:
+            shape, shared = self._shared_of(plan)
+            self._last = plan, shared, tail_lists(plan, shared, shape, self._page_size)
+        return self._last[1:]
+
+    def _shared_of(self, plan: CascadePlan) -> tuple[ListShape, SharedLists]:
+        rows = len(plan.slots)
+        for levels, count, shape, shared in self._shared:
+            if levels is plan.levels and count == rows:
+                return shape, shared
+        shape = self._wide if self._is_wide(plan) else self._narrow
+        shared = shared_lists(plan.levels, rows, shape)
+        self._shared.append((plan.levels, rows, shape, shared))
+        return shape, shared
+
+    def _shape_of(self, members: tuple[TileClass, ...]) -> ListShape:
+        chunks, row_tails, long_tails = (self.tuning.tiles(members, what) for what in (CHUNKS, ROW_TAILS, LONG_TAILS))
+        return ListShape(self._ratio, chunks, row_tails, long_tails, self.tuning.splits, self._limits)
+
+    def _is_wide(self, plan: CascadePlan) -> bool:
+        most = self._narrow.chunk_tiles[-1][0] // self._ratio
+        wide = sum(read.tokens - min(read.firsts, default=0) for read in plan.reads if len(read.rows) > most)
+        long = [tail for tail in plan.tails if tail.rows > most]
+        wide += sum(tail.tokens_before + tail.rows - min(tail.first, default=0) for tail in long)
+        return wide >= self.tuning.wide_share * plan.tokens_read
