@@ -52,12 +52,13 @@ def expected(
 ) -> Tensor:
     """Attention in float64 over what each row sees; ``q`` are raw."""
     keys, values = pool.keys[0].double(), pool.values[0].double()
+    rotation = Rotation(frequencies(q.shape[-1]), False, 0)
     outs = []
     for row, position in enumerate(plan.positions):
         slots, offsets = seen_by(sequences, plan, row, window)
         k, v = keys[slots], values[slots]
         angles = {o: torch.tensor([position - o], device="cuda") for o in set(offsets)}
-        x = {o: turned(q[row : row + 1], angle, q.shape[-1])[0] for o, angle in angles.items()}
+        x = {o: turned(q[row : row + 1], angle, rotation)[0] for o, angle in angles.items()}
         queries = torch.stack([x[o] for o in offsets]).view(len(slots), k.shape[1], -1, q.shape[-1])
         s = torch.einsum("nghd,ngd->ghn", queries, k) * scores.scaling
         if scores.softcap:
@@ -86,11 +87,12 @@ def attended(
         plane.normal_()
     rows = len(plan.slots)
     q = torch.randn(rows, kv_heads * ratio, k_dim, device="cuda").to(torch.bfloat16)
-    attention = FlashInferAttention(pool, [Rotation(frequencies(k_dim), False, 0)], windows=[window])
+    rotation = Rotation(frequencies(k_dim), False, 0)
+    attention = FlashInferAttention(pool, [rotation], windows=[window])
     asked = Scores(scaling=k_dim**-0.5, **scores)
     slots = torch.tensor(plan.slots, device="cuda")
     k, v = pool.keys[0][slots], pool.values[0][slots]
-    standing = turned(q, torch.tensor(plan.positions, device="cuda"), k_dim).to(q.dtype)
+    standing = turned(q, torch.tensor(plan.positions, device="cuda"), rotation).to(q.dtype)
     out = attention.attend(attention.prepare(plan), 0, standing, k, v, asked)
     return out, expected(sequences, plan, pool, q, asked, window)
 

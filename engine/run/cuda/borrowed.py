@@ -24,7 +24,7 @@ from engine.run.cuda.attention import cascade_refusal
 from engine.run.cuda.cascade.tuning import RotationTable
 from engine.run.cuda.norms import norm_modules
 from engine.run.cuda.packed import Attend, AttentionCall, PlainInputs, PlainOutputs
-from engine.run.cuda.prefill_attention import launch_options
+from engine.run.cuda.prefill_attention import launch_options, piece_refusal
 from engine.run.cuda.products import Way
 from engine.run.cuda.replaced import (
     Forwards,
@@ -35,8 +35,6 @@ from engine.run.cuda.replaced import (
     rotary_forwards,
     widths_of,
 )
-
-LIBRARY_HEAD_MAX, LIBRARY_HEAD_MULTIPLE = 256, 8  # of torch's flash attention
 
 
 @dataclass(frozen=True)
@@ -93,8 +91,7 @@ class CapturedModel:
 
 def captured_refusal(borrowed: BorrowedModel, findings: Findings) -> str:
     """Why steps of the model's own code are not captured, as far as can be known without trying; "" if they may be."""
-    heads = int(borrowed.config.get_text_config().num_attention_heads)
-    return cascade_refusal(findings, heads) or _scores_refusal(scores for _, scores in _calls(borrowed)[0])
+    return cascade_refusal(findings, int(borrowed.config.get_text_config().num_attention_heads))
 
 
 @torch.inference_mode()
@@ -110,15 +107,6 @@ def _calls(borrowed: BorrowedModel) -> tuple[list[tuple[int, Scores]], Tensor]:
     token = torch.zeros(1, dtype=torch.int64, device=borrowed.device)
     logits, _ = borrowed.forward_rows(token, token, attend, token)
     return calls, logits
-
-
-def _scores_refusal(scores: Iterable[Scores]) -> str:
-    for each in scores:
-        if each.softcap is not None:
-            return "soft caps of attention scores"
-        if each.sinks is not None:
-            return "attention sinks"
-    return ""
 
 
 def own_values(q: Tensor, v: Tensor) -> Tensor:
@@ -147,15 +135,7 @@ class BorrowedForward:
 
     @property
     def piece_refusal(self) -> str:
-        """Library attention has equal heads, and nothing but a scaling."""
-        layers = self.pool.layout.layers
-        if any(layer.k_dim != layer.v_dim or layer.k_dim % LIBRARY_HEAD_MULTIPLE for layer in layers):
-            return "heads of other widths"
-        if max(layer.k_dim for layer in layers) > LIBRARY_HEAD_MAX:
-            return f"heads of more than {LIBRARY_HEAD_MAX}"
-        if any(self.windows):
-            return "layers with a window"
-        return _scores_refusal(call.scores for call in self._calls)
+        return piece_refusal(self.pool.layout.layers[0], self.windows, (call.scores for call in self._calls))
 
     def call(self, layer: int) -> AttentionCall:
         return self._calls[layer]
