@@ -1,18 +1,14 @@
-"""``python -m bench.flashinfer_prefill [--engine]``: long pieces by FlashInfer's fa3 and by torch's library attention.
+"""``python -m bench.flashinfer_prefill``: attention of long pieces by FlashInfer's fa3 and by torch's kernels.
 
-Attention of 8192 rows (32 query heads over 8 KV heads of 128, bf16) over 0 to 24k earlier tokens of their own chunk,
-and over as many in a chunk before it, in ms and TFLOP/s; with ``--engine`` 32k tokens cold through the engine, both
-ways, at the shape of Qwen3-8B. Needs FlashInfer, whose kernels are compiled when first used
-(``python -m bench.flashinfer_build fa3``).
+8192 rows (32 query heads over 8 KV heads of 128, bf16) over 0 to 24k earlier tokens of their own chunk, and over as
+many in a chunk before it, in ms and TFLOP/s. Needs FlashInfer, whose kernels are compiled when first used
+(``python -m bench.flashinfer_build fa3``). Through the engine: ``bench.attention_backends``.
 """
 
 from __future__ import annotations
 
-import argparse
 import statistics
-import traceback
 from collections.abc import Callable
-from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -20,7 +16,6 @@ from torch import Tensor
 from engine.plan import CascadePlan, PlacedChunk, StepSequence, plan_levels, plan_step
 from engine.run.cuda.flashinfer.prefill import FlashInferBlock
 from engine.run.cuda.prefill_attention import LIBRARY, Block, attend_piece, prepare_piece
-from engine.run.cuda.runner import PackedRunner
 
 ROWS, HEADS, KV_HEADS, DIM, PAGE = 8192, 32, 8, 128, 16
 COLD_TOKENS = 32768
@@ -75,27 +70,9 @@ def attention() -> None:
         )
 
 
-def engine() -> None:
-    from bench.gpu_model import make_engine
-    from bench.gpu_workloads import cold_ms
-
-    made = make_engine(pool_tokens=65536)
-    ways: dict[str, Block | None] = {"torch": None, "fa3": FlashInferBlock(made.pool.device)}
-    for name in ("torch", "fa3", "torch", "fa3"):
-        other = replace(made, runner=PackedRunner(made.runner.forward, block=ways[name]))
-        print(f"{COLD_TOKENS} cold + 64, {name}: {cold_ms(other, COLD_TOKENS):.1f} ms", flush=True)
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--engine", action="store_true")
-    given = parser.parse_args()
     with torch.inference_mode():
-        for part in [attention, *([engine] if given.engine else [])]:
-            try:
-                part()
-            except Exception:
-                traceback.print_exc()
+        attention()
 
 
 if __name__ == "__main__":

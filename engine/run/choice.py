@@ -69,6 +69,14 @@ def device_facts(device: torch.device) -> DeviceFacts:
     return DeviceFacts(cuda=True, hopper=hopper, flashinfer=device_refusal(device))
 
 
+def check_device(asked: str, device: torch.device) -> None:
+    """Raises ``AttentionRefused`` for a backend that no model can have on the device, before one is loaded."""
+    facts = device_facts(device)
+    refusal = {FLASHINFER: facts.flashinfer, CASCADE: "" if facts.cuda else "the device is cpu"}.get(asked, "")
+    if refusal:
+        raise AttentionRefused(f"attention: {asked} cannot be used on {device}: {refusal}; give --attention auto")
+
+
 def decide(
     borrowed: BorrowedModel,
     findings: Findings,

@@ -10,6 +10,7 @@ from transformers import AutoConfig
 
 from chunk_store.layout import KVLayout
 from engine.model.borrowed import BorrowedModel
+from engine.run.choice import check_device
 from engine.served import ServedModel, serve
 from serving.process.model_path import check_model
 from serving.process.options import ServiceOptions
@@ -38,6 +39,7 @@ def load(options: ServiceOptions) -> Loaded:
     Raises ``ModelRefused`` (a ``ValueError``) or ``ValueError`` with the reason.
     """
     check_model(options.model)
+    check_device(options.attention, torch.device(options.device))
     torch.set_num_threads(options.threads)
     startup = Startup()
     with startup.stage("tokenizer", f"loading the tokenizer of {options.model}"):

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from chunk_store.password import password_in
-from engine.run.backends import ATTENTIONS, AUTO
+from engine.run.backends import ATTENTIONS, AUTO, CASCADE, FLASHINFER
 from serving.process.logs import FORMATS, LEVELS
 from serving.process.settings import (
     COUNT,
@@ -181,6 +181,9 @@ def check(resolved: Resolved[Service]) -> None:
     for one, other in (("tls_cert", "tls_key"), ("tls_key", "tls_cert")):
         if getattr(options, one) is not None and getattr(options, other) is None:
             raise SettingError(resolved.about(one, "--tls-cert and --tls-key: give both or neither"))
+    if options.device == "cpu" and options.attention in (CASCADE, FLASHINFER):
+        words = f"{options.attention}'s kernels run on a GPU, and --device is cpu; give auto or torch"
+        raise SettingError(resolved.about("attention", words))
     tokens, tls = options.token_file is not None, options.tls is not None
     refusal = exposure_refusal(options.host, tokens=tokens, tls=tls, insecure=options.insecure)
     if refusal:

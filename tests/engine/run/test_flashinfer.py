@@ -6,20 +6,31 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
+import torch
 
-from chunk_store.layout import LayerLayout
-from engine.plan import Window, plan_levels, plan_step
+from chunk_store.layout import KVLayout, LayerLayout
+from engine.kv.pool import PagedKVPool
+from engine.model.borrowed import BorrowedModel
+from engine.model.probe import Findings
+from engine.plan import PlacedChunk, StepSequence, Window, plan_levels, plan_step
 from engine.run.cuda.flashinfer import attention as backend
 from engine.run.cuda.flashinfer.calls import kernel_widths
 from engine.run.cuda.flashinfer.lists import Requests, requests_of
+from engine.run.cuda.flashinfer.refusal import build_refusal
+from engine.served import look_into
+from tests import oracle
+from tests.architectures import ARCHITECTURES, build
+from tests.engine.composer import Composer, Request
 from tests.engine.run import flashinfer_stand_in as stand_in
 
 ROOT = Path(__file__).parent.parent.parent.parent
 
 
-@pytest.mark.parametrize("first", range(0, 60, 10))
+@pytest.mark.parametrize("first", range(0, 40, 10))
 def test_random_steps_agree_with_float64(first: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Any window, width, cap, sinks and number of batches; oracles are made from sequences, not from plans."""
     monkeypatch.setattr(backend, "_merge", stand_in.merge)
@@ -37,8 +48,6 @@ def test_the_merge_kernel_agrees_too() -> None:
 
 def requests(rows: int, position: int, window: Window | None, *, offset: int = 0) -> Requests:
     """Of one sequence: a chunk of 40 tokens in pages 0 .., and a tail in pages 20 .. of 4 tokens."""
-    from engine.plan import PlacedChunk, StepSequence
-
     pages = tuple(range(20, 20 + -(-(rows + position - 40) // 4)))
     sequence = StepSequence((PlacedChunk(0, 40, offset, 0),), pages, position - 40, rows, position)
     plan = plan_step([sequence], plan_levels([sequence], max_cascade_levels=1), page_size=4)
@@ -81,3 +90,50 @@ def test_other_widths_are_padded_to_what_there_is(layer: LayerLayout, widths: tu
 def test_wider_heads_are_refused() -> None:
     with pytest.raises(ValueError, match="head widths 576 and 512: FlashInfer has kernels up to 256"):
         kernel_widths(576, 512)
+
+
+SMALL: dict[str, Any] = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16}
+MODELS: dict[str, tuple[str, dict[str, Any]]] = {
+    "mistral": ("mistral", SMALL | {"sliding_window": 20}),
+    "gemma2": ("gemma2", SMALL | {"sliding_window": 7}),
+    "gpt-oss": ("gpt_oss", SMALL | {"sliding_window": 20, "num_local_experts": 2, "num_experts_per_tok": 1}),
+    "deepseek-v3-mla": ARCHITECTURES["deepseek-v3-mla"],
+    "cohere-interleaved": ARCHITECTURES["cohere-interleaved"],
+}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_models_over_it_equal_eager_attention(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pieces, shared and moved chunks and batches of the engine in float32, against transformers."""
+
+    def made(pool: PagedKVPool, _: object, findings: Findings, attention: str) -> Any:
+        return backend.FlashInferAttention(pool, findings.rotations, findings.windows, library=stand_in.LIBRARY)
+
+    monkeypatch.setattr(backend, "_merge", stand_in.merge)
+    monkeypatch.setattr("engine.run.choice.make_attention", made)
+    model = build(*MODELS[name])
+    composer = Composer(look_into(BorrowedModel(model, name=name), piece_tokens=24), pages=64)
+    chunks = [[5 + (i * 7 + j * 3) % 200 for j in range(n)] for i, n in enumerate((17, 1, 30))]
+    for mode in ("exact", "anchored", "independent"):
+        asked: list[Request] = [(chunks, [9, 8, 7], mode), ([chunks[2], chunks[0]], list(range(40, 75)), mode)]
+        for (given, query, _), (ids, logits) in zip(asked, composer.generate(asked, 3), strict=True):
+            wanted = oracle.logits(model, given, query + ids[:-1], mode)[-3:]
+            torch.testing.assert_close(logits, wanted, atol=1e-3, rtol=1e-3)
+
+
+def test_its_kernels_are_tried_on_one_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backend, "_merge", stand_in.merge)
+    monkeypatch.setattr(backend, "flashinfer_library", lambda: stand_in.LIBRARY)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: None)
+    layout = KVLayout("bfloat16", (LayerLayout(2, 64, 64), LayerLayout(2, 24, 16)))
+    findings: Any = SimpleNamespace(layout=layout)
+    assert build_refusal(findings, 4, torch.device("cpu")) == ""
+
+    def broken() -> Any:
+        raise RuntimeError("ninja: error: nvcc was not found\nand more")
+
+    monkeypatch.setattr(backend, "flashinfer_library", broken)
+    said = build_refusal(findings, 4, torch.device("cpu"))
+    assert said.startswith(
+        "its kernels cannot be built or run: ninja: error: nvcc was not found; install flashinfer-jit-"
+    )

@@ -21,8 +21,21 @@ def test_options(tmp_path: Path) -> None:
     assert parse().tls is None
 
 
-@pytest.mark.parametrize("words", [("--port", "65536"), ("--threads", "0"), ("--tls-cert", "c"), ("--dtype", "int8")])
+@pytest.mark.parametrize(
+    "words",
+    [("--port", "65536"), ("--threads", "0"), ("--tls-cert", "c"), ("--dtype", "int8"), ("--attention", "sdpa")],
+)
 def test_refused_options(words: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         parse(*words)
     assert words[0] in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("attention", ["cascade", "flashinfer"])
+def test_kernels_of_a_gpu_are_refused_on_the_cpu(attention: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        parse("--attention", attention)
+    said = f"--attention: {attention}'s kernels run on a GPU, and --device is cpu; give auto or torch"
+    assert said in capsys.readouterr().err
+    assert parse("--attention", attention, "--device", "cuda").attention == attention
+    assert parse("--attention", "torch").attention == "torch"
