@@ -22,7 +22,17 @@ from serving.process.sources import CONFIG_VARIABLE, Resolved, SettingError, Sou
 # What the decode service is told of the prefill service that it is started with.
 OF_THE_OTHER = ("prefill", "prefill_token", "prefill_token_file", "prefill_tls_ca")
 # What two services can only have in common if they are one process.
-OF_THE_MODEL = ("model", "device", "dtype", "attention", "threads", "prefill_tokens_max", "page_size", "model_name")
+OF_THE_MODEL = (
+    "model",
+    "lora",
+    "device",
+    "dtype",
+    "attention",
+    "threads",
+    "prefill_tokens_max",
+    "page_size",
+    "model_name",
+)
 OF_THE_STORE = ("store", "store_password", "store_password_file")
 IN_COMMON = (*OF_THE_MODEL, *OF_THE_STORE, "log_level", "log_format")
 TOGETHER = "cairn.local.together"

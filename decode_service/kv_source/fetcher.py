@@ -106,8 +106,8 @@ class KVFetcher:
 
 def _other_identity() -> Unsupported:
     return Unsupported(
-        "the prefill service computes under another model identity (weights, dtype, device, attention, "
-        "processor, versions or threads differ)",
+        "the prefill service computes under another model identity (weights, adapter, dtype, device, "
+        "attention, processor, versions or threads differ)",
         remedy=(
             "start both services with the same model and options, and give both a --dtype or --attention if auto "
             "chose differently for them (their ready lines and logs say what and why)"

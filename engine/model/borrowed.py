@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -62,15 +63,17 @@ class BorrowedModel:
         name: str,
         dtype_reason: str = "",
         quantization: Quantization | None = None,
+        adapter: str = "",
         notes: Sequence[str] = (),
     ) -> None:
         """``dtype_reason`` says why the weights have the dtype that they have, ``quantization`` how the checkpoint had
-        them, ``notes`` what else its operator should know.
+        them, ``adapter`` what was merged into them, ``notes`` what else its operator should know.
         """
         self.module = module.eval()
         self.name = name
         self.dtype_reason = dtype_reason
         self.quantization = quantization
+        self.adapter = adapter
         self.notes = tuple(notes)
         self.config: Any = module.config
         self._attend: AttendFunction | None = None
@@ -85,13 +88,16 @@ class BorrowedModel:
         self.attention_modules: list[nn.Module] = []  # of the last forward, by layer
 
     @classmethod
-    def load(cls, path_or_id: str, *, dtype: str = "auto", device: str = "cpu", name: str = "") -> BorrowedModel:
+    def load(
+        cls, path_or_id: str, *, dtype: str = "auto", device: str = "cpu", name: str = "", lora: Path | None = None
+    ) -> BorrowedModel:
         """Loads weights from a directory or hub id. ``dtype``: float32, bfloat16, float16, or auto (``choose_dtype``).
 
-        Raises ``ModelRefused`` if there is no causal model at the path, or not all of its weights.
+        ``lora``: the directory of an adapter that is merged into them. Raises ``ModelRefused`` if there is no causal
+        model at the path, or not all of its weights, or an adapter that does not fit.
         """
         try:
-            found = load_checkpoint(path_or_id, dtype=dtype, device=device)
+            found = load_checkpoint(path_or_id, dtype=dtype, device=device, lora=lora)
         except (OSError, ValueError, KeyError) as error:
             raise ModelRefused(f"model {path_or_id!r} cannot be loaded: {error}") from error
         return cls(
@@ -99,6 +105,7 @@ class BorrowedModel:
             name=name or path_or_id.rstrip("/").rsplit("/", 1)[-1],
             dtype_reason=found.dtype_reason,
             quantization=found.quantization,
+            adapter=found.adapter,
             notes=found.notes,
         )
 

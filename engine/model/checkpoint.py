@@ -7,7 +7,8 @@ checkpoint is loaded as transformers loads it (``quantized.py``), an adapter is 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, CompressedTensorsConf
 
 from engine.kv.pool import TORCH_DTYPES
 from engine.model.dtype import choose_dtype
+from engine.model.lora import check_adapter, merge_adapter
 from engine.model.quantized import PACKED_NAMES, Quantization, is_opaque, quantization_of, quietly, unpack
 
 NAMED = 4  # tensors that a message names
@@ -23,25 +25,38 @@ NAMED = 4  # tensors that a message names
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A module and what was found out while it was loaded; ``notes`` are lines for whoever started it."""
+    """A module and what was found out while it was loaded; ``notes`` are lines for whoever started it.
+
+    ``adapter`` describes what was merged into its weights, "" if nothing was.
+    """
 
     module: nn.Module
     dtype_reason: str
     quantization: Quantization | None = None
+    adapter: str = ""
     notes: tuple[str, ...] = ()
 
 
-def load_checkpoint(path_or_id: str, *, dtype: str, device: str) -> Checkpoint:
-    """The causal model of a directory or hub id, on ``device``. ``dtype`` as in ``BorrowedModel.load``.
+def load_checkpoint(path_or_id: str, *, dtype: str, device: str, lora: Path | None = None) -> Checkpoint:
+    """The causal model of a directory or hub id, on ``device``. ``dtype`` and ``lora`` as in ``BorrowedModel.load``.
 
     Raises ``ValueError``, ``OSError`` or ``KeyError`` if there is none, it is not whole, or it cannot be served.
     """
+    if lora is None:
+        return _load(path_or_id, dtype, device)
+    check_adapter(lora)  # before minutes are spent on weights
+    found = _load(path_or_id, dtype, device)
+    module, described = merge_adapter(found.module, lora)
+    return replace(found, module=module, adapter=described)
+
+
+def _load(path_or_id: str, dtype: str, device: str) -> Checkpoint:
     quantization = quantization_of(AutoConfig.from_pretrained(path_or_id))
     module, notes = _read(path_or_id, dtype, device, quantization)
     if dtype != "auto":
-        return Checkpoint(module.to(device), "asked for", quantization, notes)
+        return Checkpoint(module.to(device), "asked for", quantization, notes=notes)
     if any(is_opaque(part) for part in module.modules()):
-        return Checkpoint(module.to(device), "the checkpoint's own", quantization, notes)
+        return Checkpoint(module.to(device), "the checkpoint's own", quantization, notes=notes)
     choice = choose_dtype(dtype_name(module), sum(p.numel() for p in module.parameters()), device)
     if choice.dtype != dtype_name(module):
         if quantization is None:
@@ -49,7 +64,7 @@ def load_checkpoint(path_or_id: str, *, dtype: str, device: str) -> Checkpoint:
         else:  # its weights are products with scales, which follow from the dtype that they are unpacked in
             del module
             module, notes = _read(path_or_id, choice.dtype, device, quantization)
-    return Checkpoint(module.to(device), choice.reason, quantization, notes)
+    return Checkpoint(module.to(device), choice.reason, quantization, notes=notes)
 
 
 def _read(

@@ -47,11 +47,13 @@ def load(options: ServiceOptions) -> Loaded:
     size = weights_on_disk(options.model)
     with startup.stage("load", f"loading the weights{size and f', {size} on disk'}, to {options.device}"):
         borrowed = BorrowedModel.load(
-            options.model, dtype=options.dtype, device=options.device, name=options.model_name
+            options.model, dtype=options.dtype, device=options.device, name=options.model_name, lora=options.lora
         )
     log.info("%s is served in %s: %s", borrowed.name, borrowed.dtype_name, borrowed.dtype_reason)
     for note in borrowed.notes:
         log.warning("model %s: %s", borrowed.name, note)
+    if borrowed.adapter:
+        log.info("model %s has the adapter %s merged in: %s", borrowed.name, options.lora, borrowed.adapter)
     if borrowed.quantization is not None:
         log.info("model %s is quantised: %s", borrowed.name, borrowed.quantization)
     with startup.stage("check", f"checking {borrowed.dtype_name} weights: every reuse mode against the model itself"):

@@ -80,6 +80,12 @@ class ModelOptions(StoreOptions):
         "the attention kernels: our own, FlashInfer's or torch's; part of the KV's identity",
         default=AUTO,
     )
+    lora: Path | None = setting(
+        Kind("DIR", Path),
+        "a LoRA adapter of peft, merged into the weights at load (docs/weights.md)",
+        default=None,
+        unset="none",
+    )
     threads: int = setting(COUNT, "compute threads", default=1)
     prefill_tokens_max: int | None = setting(
         COUNT,

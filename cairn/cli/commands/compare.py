@@ -92,7 +92,7 @@ def _load(options: ModelOptions) -> tuple[ServedModel, TextCodec]:
     logging.disable_progress_bar()
     torch.set_num_threads(options.threads)
     codec = TextCodec.load(options.model)
-    borrowed = BorrowedModel.load(options.model, dtype=options.dtype, device=options.device)
+    borrowed = BorrowedModel.load(options.model, dtype=options.dtype, device=options.device, lora=options.lora)
     return look_into(borrowed, piece_tokens=options.piece_tokens, attention=options.attention), codec
 
 
