@@ -77,7 +77,8 @@ def test_a_merged_adapter_answers_as_pefts_model_does(tmp_path: Path, base: Path
         )
     assert float((ours - expected).abs().max()) < 1e-4 * float(expected.std())
     assert float((plain - expected).abs().max()) > 0.05 * float(expected.std())
-    tied = borrowed.module.get_output_embeddings().weight is borrowed.module.get_input_embeddings().weight
+    module: Any = borrowed.module
+    tied = module.get_output_embeddings().weight is module.get_input_embeddings().weight
     assert tied == (kind not in ("a head of its own", "the tied head", "the tied embeddings"))
 
 
