@@ -1,9 +1,10 @@
-"""The reference model of the GPU benchmarks: the Qwen3-8B shape with random weights, built on the device."""
+"""The models of the GPU benchmarks, with random weights, built on the device: the Qwen3-8B shape, or another."""
 
 from __future__ import annotations
 
 import time
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
@@ -18,7 +19,7 @@ from engine.run.cuda.products import use_stable_products
 from engine.run.cuda.runner import PackedRunner
 from engine.run.cuda.weights import merge_weights
 
-SHAPE = {
+SHAPE: dict[str, Any] = {
     "vocab_size": 151936,
     "hidden_size": 4096,
     "intermediate_size": 12288,
@@ -48,10 +49,10 @@ class Engine:
     row_bits: RowBits
 
 
-def random_model() -> BorrowedModel:
+def random_model(family: str = "qwen3", shape: dict[str, Any] = SHAPE) -> BorrowedModel:
     """Norms of about one, matrices of deviation 0.02; seeded."""
     use_stable_products()
-    config = AutoConfig.for_model("qwen3", **SHAPE)
+    config = AutoConfig.for_model(family, **shape)
     with torch.device("meta"):
         module = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
     module.to_empty(device="cuda")
@@ -60,10 +61,17 @@ def random_model() -> BorrowedModel:
     with torch.no_grad():
         for parameter in module.parameters():
             parameter.normal_(0.0, 0.02) if parameter.dim() > 1 else parameter.normal_(1.0, 0.02)
-    return BorrowedModel(module, name="qwen3-8b-shape")
+    return BorrowedModel(module, name=f"{family}-shape")
 
 
-def make_engine(*, pool_tokens: int, chunk_share: float = 0.8, piece_tokens: int = 8192) -> Engine:
+def make_engine(
+    *,
+    pool_tokens: int,
+    chunk_share: float = 0.8,
+    piece_tokens: int = 8192,
+    family: str = "qwen3",
+    shape: dict[str, Any] = SHAPE,
+) -> Engine:
     """The model, a pool of ``pool_tokens`` and a prepared runner."""
     seconds: dict[str, float] = {}
 
@@ -77,7 +85,7 @@ def make_engine(*, pool_tokens: int, chunk_share: float = 0.8, piece_tokens: int
     at = time.perf_counter()
     torch.zeros(1, device="cuda")
     at = timed("context", at)
-    borrowed = random_model()
+    borrowed = random_model(family, shape)
     at = timed("weights", at)
     findings = examine(borrowed)
     at = timed("examine", at)

@@ -19,7 +19,7 @@ PRODUCTS = {
     "o": (HEADS * DIM, HIDDEN),
     "gate_up": (HIDDEN, 2 * MLP),
     "down": (MLP, HIDDEN),
-    "head": (HIDDEN, int(SHAPE["vocab_size"])),  # type: ignore[call-overload]
+    "head": (HIDDEN, int(SHAPE["vocab_size"])),
 }
 COPIES_NBYTES = 400_000_000  # enough copies of a weight that none is found in the L2 cache
 
