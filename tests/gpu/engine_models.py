@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import copy
 import functools
+from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import PreTrainedModel
 
-from bench.gpu_model import SHAPE
+from bench.gpu_model import SHAPE, random_model
+from bench.moe import MOE_SHAPE
 from engine.model.borrowed import BorrowedModel
 from engine.served import ServedModel, look_into, serve
 from tests.architectures import build
@@ -16,14 +18,22 @@ from tests.architectures import build
 torch.set_num_threads(1)  # the oracle runs on the CPU, and tests run side by side
 
 # name -> (transformers model type, configuration)
-GEOMETRIES = {
+GEOMETRIES: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen3-ratio4-128": ("qwen3", {"num_attention_heads": 8, "num_key_value_heads": 2, "head_dim": 128}),
     "qwen2-ratio7-64": ("qwen2", {"num_attention_heads": 14, "num_key_value_heads": 2, "hidden_size": 896}),
     "llama-ratio8-64": ("llama", {"num_attention_heads": 8, "num_key_value_heads": 1, "head_dim": 64}),
     "llama-ratio1-64": ("llama", {"num_attention_heads": 4, "num_key_value_heads": 4, "head_dim": 64}),
     "phi3-ratio2-64": ("phi3", {"num_attention_heads": 4, "num_key_value_heads": 2, "hidden_size": 256}),
+    "qwen3moe-ratio4-128": (
+        "qwen3_moe",
+        {
+            **{"num_attention_heads": 8, "num_key_value_heads": 2, "head_dim": 128, "mlp_only_layers": [1]},
+            **{"num_experts": 16, "num_experts_per_tok": 4, "moe_intermediate_size": 72, "norm_topk_prob": True},
+        },
+    ),
+    "mixtral-ratio2-64": ("mixtral", {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 64}),
 }
-FUSED = tuple(GEOMETRIES)[:4]
+FUSED = tuple(name for name in GEOMETRIES if not name.startswith("phi3"))
 
 
 @functools.cache
@@ -56,13 +66,15 @@ def tokens(seed: int, count: int) -> list[int]:
 @functools.cache
 def wide() -> ServedModel:
     """Two layers in the widths of Qwen3-8B, made on the device: products of the real shapes."""
-    config = AutoConfig.for_model("qwen3", **{**SHAPE, "num_hidden_layers": 2, "vocab_size": 4096})
-    with torch.device("meta"):
-        module = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
-    module.to_empty(device="cuda")
-    module.model.rotary_emb = type(module.model.rotary_emb)(config).to("cuda")
-    torch.manual_seed(0)
-    with torch.no_grad():
-        for parameter in module.parameters():
-            parameter.normal_(0.0, 0.02) if parameter.dim() > 1 else parameter.normal_(1.0, 0.02)
-    return look_into(BorrowedModel(module, name="wide"), piece_tokens=8192)
+    return _wide("qwen3", SHAPE)
+
+
+@functools.cache
+def wide_experts() -> ServedModel:
+    """Two layers in the widths of Qwen3-30B-A3B: 128 experts, 8 a token."""
+    return _wide("qwen3_moe", MOE_SHAPE)
+
+
+def _wide(family: str, shape: dict[str, Any]) -> ServedModel:
+    borrowed = random_model(family, {**shape, "num_hidden_layers": 2, "vocab_size": 4096})
+    return look_into(borrowed, piece_tokens=8192)

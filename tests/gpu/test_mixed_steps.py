@@ -13,18 +13,18 @@ from engine.run.cuda.runner import PackedRunner
 from engine.run.pieces import GREEDY, prefill_chunk
 from engine.served import ServedModel
 from tests.engine.composer import Composer
-from tests.gpu.engine_models import FUSED, served, tokens, wide
+from tests.gpu.engine_models import FUSED, served, tokens, wide, wide_experts
 from tests.gpu.packing import Context, Packing, Slice, Tail
 
 pytestmark = pytest.mark.gpu
 
-NAMES = (*FUSED, "wide")
+NAMES = (*FUSED, "wide", "wide-experts")
 LENGTHS = (500, 17, 1100)  # of chunks: within a split, a page and a token, more than a split
 PLACES = (0, 63, 64, 127, -1)
 
 
 def model(name: str) -> ServedModel:
-    return wide() if name == "wide" else served(name)
+    return {"wide": wide, "wide-experts": wide_experts}[name]() if name.startswith("wide") else served(name)
 
 
 @functools.cache
@@ -148,7 +148,7 @@ def test_a_mixed_step_gives_the_same_bits_every_time(name: str) -> None:
     released(pack, tails)
 
 
-@pytest.mark.parametrize("name", [NAMES[0], "wide"])
+@pytest.mark.parametrize("name", [NAMES[0], "wide", "wide-experts"])
 def test_captured_steps_have_the_bits_of_uncaptured_ones(name: str) -> None:
     found: list[list[torch.Tensor]] = []
     for graphs in (True, False):
