@@ -15,8 +15,9 @@ from torch import Tensor
 from engine.attention import Scores
 from engine.kv.pool import PagedKVPool
 from engine.run.cuda.cascade.tuning import RotationTable
-from engine.run.cuda.experts.launch import run_experts
+from engine.run.cuda.experts.launch import add_up, arrive, multiply, route
 from engine.run.cuda.experts.layer import ExpertBuffers, Experts
+from engine.run.cuda.experts.tiles import tiles_of
 from engine.run.cuda.packed import Attend, AttentionCall
 from engine.run.cuda.prefill_attention import group_of, launch_options
 from engine.run.cuda.products import product
@@ -150,7 +151,7 @@ class FusedForward:
             attend(index, q, turned, out)
             self._rest(b, layer)
             if self.watch is not None:
-                self.watch(index, b.residual + b.delta)
+                self.watch(index, self._handed_on(b, layer))
         for number, each in enumerate(drawn):
             if number == 0:
                 attend(index, q, turned, out)
@@ -160,7 +161,7 @@ class FusedForward:
         """What follows the last layer's attention; what other rows need of ``b`` stays."""
         w, b = self.weights, self._gathered(b, drawn)
         self._rest(b, layer)
-        self.norm(b, w.final_norm, add=True)
+        self._arrive(b, layer, w.final_norm)
         product(b.normed, w.head, drawn.scores, way=w.ways.head)
 
     def _gathered(self, b: Buffers, drawn: DrawnRows) -> Buffers:
@@ -181,7 +182,10 @@ class FusedForward:
         from engine.run.cuda import kernels
 
         w, rows = self.weights, b.sources.shape[0]
-        self.norm(b, layer.input_norm, add=index > 0)
+        if index == 0:
+            self.norm(b, layer.input_norm, add=False)
+        else:
+            self._arrive(b, w.layers[index - 1], layer.input_norm)
         product(b.normed, layer.qkv, b.qkv, bias=layer.qkv_bias, way=w.ways.qkv)
         normed = layer.q_norm is not None
         kernels.heads[(rows, (w.heads + 2 * w.kv_heads) // self.group)](
@@ -193,7 +197,7 @@ class FusedForward:
         )  # fmt: skip
 
     def _rest(self, b: Buffers, layer: LayerWeights) -> None:
-        """Output projection, then MLP or experts, whose result stays in ``delta`` for the next norm to add."""
+        """Output projection, then MLP or experts. What they make is added with the next norm (``_arrive``)."""
         from engine.run.cuda import kernels
 
         ways, mlp = self.weights.ways, layer.mlp
@@ -201,13 +205,29 @@ class FusedForward:
         self.norm(b, layer.post_norm, add=True)
         if isinstance(mlp, Experts):
             assert b.experts is not None
-            run_experts(mlp, b.normed, b.delta, b.experts, overlap=self.overlap)
+            route(mlp, b.normed, b.experts, overlap=self.overlap)
+            multiply(mlp, b.normed, b.experts, tiles_of(b.normed.shape[0]), overlap=self.overlap)
             return
         product(b.normed, mlp.gate_up, b.gate_up, way=ways.gate_up)
         width = mlp.down.shape[1]
         grid = (b.residual.shape[0], -(-width // GATE_BLOCK))
         kernels.gate[grid](b.gate_up, b.gated, WIDTH=width, BLOCK=GATE_BLOCK, num_warps=4, **self.overlap)
         product(b.gated, mlp.down, b.delta, way=ways.down)
+
+    def _arrive(self, b: Buffers, layer: LayerWeights, weight: Tensor) -> None:
+        """The norm behind ``layer``, whose MLP or experts are added to the residual stream before."""
+        if isinstance(layer.mlp, Experts):
+            assert b.experts is not None
+            arrive(layer.mlp, b.residual, weight, b.normed, b.experts, self.weights.eps, overlap=self.overlap)
+        else:
+            self.norm(b, weight, add=True)
+
+    def _handed_on(self, b: Buffers, layer: LayerWeights) -> Tensor:
+        """The residual stream with what ``_arrive`` is going to add."""
+        if isinstance(layer.mlp, Experts):
+            assert b.experts is not None
+            add_up(layer.mlp, b.delta, b.experts, overlap=self.overlap)
+        return b.residual + b.delta
 
     def norm(self, b: Buffers, weight: Tensor, *, add: bool) -> None:
         from engine.run.cuda import kernels

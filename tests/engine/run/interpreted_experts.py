@@ -20,7 +20,8 @@ from triton.runtime import interpreter
 
 from engine.model.borrowed import BorrowedModel
 from engine.model.probe import examine
-from engine.run.cuda.experts.launch import run_experts
+from engine.run.cuda import kernels
+from engine.run.cuda.experts.launch import arrive, run_experts
 from engine.run.cuda.experts.layer import ExpertBuffers, Experts
 from engine.run.cuda.experts.tiles import PIECES, STEPS, Tiles
 from engine.run.cuda.weights import Mlp, merge_weights
@@ -115,6 +116,7 @@ def check_layer(case: Case, module: Any, layer: Experts) -> None:
     for inside in (buffers.inner, buffers.results):
         inside.fill_(float("nan"))  # what no pair wrote does not reach a row
     run_experts(layer, x, out, buffers, overlap={"OVERLAP": False}, tiles=case.tiles)
+    check_arrival(layer, out, buffers)
     experts, shares = buffers.experts.view(case.rows, -1), buffers.shares.view(case.rows, -1)
     check_routes(layer, x, experts, shares)
     given = shares.to(x.dtype) if layer.rounded else shares
@@ -122,6 +124,18 @@ def check_layer(case: Case, module: Any, layer: Experts) -> None:
     wide = module.experts.float()(x.float(), experts.long(), shares)
     error, rounding = ((each - wide).abs().max().item() for each in (out.float(), own))
     assert error <= 1.5 * rounding + 2.0**-9 * wide.abs().max().item(), (error, rounding)
+
+
+def check_arrival(layer: Experts, added: Tensor, buffers: ExpertBuffers) -> None:
+    """What is added with the norm behind it is what is added alone, and normed as layers without experts are."""
+    residual, weight = torch.randn(added.shape).to(added.dtype), torch.randn(layer.hidden).to(added.dtype)
+    twin, out, wanted = residual.clone(), torch.empty_like(added), torch.empty_like(added)
+    arrive(layer, residual, weight, out, buffers, 1e-6, overlap={"OVERLAP": False})
+    block = 1 << (layer.hidden - 1).bit_length()
+    kernels.add_norm[(len(added),)](
+        twin, added, weight, wanted, 1e-6, ADD=True, WIDTH=layer.hidden, BLOCK=block, OVERLAP=False
+    )
+    assert torch.equal(residual, twin) and torch.equal(out, wanted)
 
 
 def check(case: Case) -> None:

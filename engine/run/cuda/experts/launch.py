@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from engine.run.cuda.experts.layer import BLOCK_ROWS, SPAN, ExpertBuffers, Experts
+from engine.run.cuda.experts.layer import BLOCKS, PIECE_BLOCK, SPAN, ExpertBuffers, Experts
 from engine.run.cuda.experts.tiles import Tile, Tiles, most_tiles, tiles_of
 from engine.run.cuda.products import ROWS_MAX
 
@@ -39,24 +39,23 @@ def route(layer: Experts, x: Tensor, b: ExpertBuffers, *, overlap: dict[str, boo
     rows, count, block = x.shape[0], layer.count, layer.block
     # A piece of its own has bits of its own: there the width is not cut, which would only cost memory.
     parts, span = (layer.parts, SPAN) if rows <= ROWS_MAX else (1, layer.parts * SPAN)
-    few = rows <= 16
     columns = 16 if rows <= 128 else 64
     routing.scores[(-(-rows // columns), parts)](
         x, layer.router, b.parts, rows,
         WIDTH=layer.hidden, SPAN=span, EXPERTS=count, BLOCK_E=block, BLOCK_R=columns, BLOCK_K=SCORES_DEPTH,
         num_warps=4, num_stages=2, **overlap,
     )  # fmt: skip
-    size = 16 if few else BLOCK_ROWS
-    blocks = -(-rows // size)
+    size = next((size for size in BLOCKS if rows <= size), BLOCKS[-1]) if rows <= ROWS_MAX else PIECE_BLOCK
+    blocks, warps = -(-rows // size), min(8, size)
     routing.select[(blocks,)](
         b.parts, layer.router, b.shares, b.experts, b.starts, b.order, b.marks, b.counts, rows,
         PARTS=parts, EXPERTS=count, BLOCK_E=block, BLOCK_R=size, TOP=layer.top, NORMED=layer.normed,
-        ROUNDED=layer.rounded, ALONE=blocks == 1, num_warps=4 if few else 8, **overlap,
+        ROUNDED=layer.rounded, ALONE=blocks == 1, num_warps=warps, **overlap,
     )  # fmt: skip
     if blocks > 1:
         routing.place[(blocks,)](
             b.marks, b.counts, b.starts, b.order, rows,
-            EXPERTS=count, BLOCK_E=block, BLOCK_R=size, TOP=layer.top, AT_ONCE=16, num_warps=8, **overlap,
+            EXPERTS=count, BLOCK_E=block, BLOCK_R=size, TOP=layer.top, AT_ONCE=64, num_warps=8, **overlap,
         )  # fmt: skip
 
 
@@ -94,6 +93,26 @@ def add_up(layer: Experts, out: Tensor, b: ExpertBuffers, *, overlap: dict[str, 
     products.combine[(out.shape[0], -(-layer.hidden // SUM_BLOCK))](
         b.results, b.shares, out,
         WIDTH=layer.hidden, BLOCK=SUM_BLOCK, TOP=layer.top, ROUNDED=layer.rounded, num_warps=4, **overlap,
+    )  # fmt: skip
+
+
+def arrive(
+    layer: Experts,
+    residual: Tensor,
+    weight: Tensor,
+    out: Tensor,
+    b: ExpertBuffers,
+    eps: float,
+    *,
+    overlap: dict[str, bool],
+) -> None:
+    """``add_up``, added to the residual stream, of which out (rows, hidden) is the RMSNorm with ``weight``."""
+    from engine.run.cuda.experts import products
+
+    products.arrive[(out.shape[0],)](
+        b.results, b.shares, residual, weight, out, eps,
+        WIDTH=layer.hidden, BLOCK=1 << (layer.hidden - 1).bit_length(), TOP=layer.top, ROUNDED=layer.rounded,
+        num_warps=8 if layer.hidden >= 2048 else 4, **overlap,
     )  # fmt: skip
 
 

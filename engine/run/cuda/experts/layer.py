@@ -10,7 +10,8 @@ from torch import Tensor
 from engine.run.cuda.products import ROWS_MAX
 
 NAME = "experts-1"  # of what computes them, for the model identity
-BLOCK_ROWS = 64  # of a program that selects experts
+BLOCKS = (4, 16)  # rows of a program that selects experts
+PIECE_BLOCK = 64  # the same of long pieces
 SPAN = 256  # of the hidden width, which one program multiplies with the router in a step
 
 
@@ -89,7 +90,7 @@ class ExpertBuffers:
         return cls(
             parts=wide(max(layer.parts * min(rows, ROWS_MAX), rows) * layer.block),
             shares=wide(pairs), experts=ints(pairs), starts=ints(layer.count + 1), order=ints(pairs),
-            marks=ints(rows, layer.block), counts=ints(-(-rows // BLOCK_ROWS), layer.block),
+            marks=ints(rows, layer.block), counts=ints(-(-rows // BLOCKS[-1]), layer.block),
             inner=torch.zeros(pairs, layer.inner, dtype=dtype, device=device),
             results=torch.zeros(pairs, layer.hidden, dtype=dtype, device=device),
         )  # fmt: skip

@@ -4,6 +4,7 @@
     gate_up    silu(gate @ x) * (up @ x) of each pair, at the pair's place in the order by expert
     down       down @ that, at the pair
     combine    a row's ``TOP`` results, each times its share, added in ascending order of experts in fp32
+    arrive     the same, added to the residual stream, and RMSNorm of it: combine and then ``kernels.add_norm``
 
 Features stand where the matrix instructions want 64 rows or more, a pair is a column: so every width of tile, 8 pairs
 or 128, is the same kind of instruction on Hopper, and a result is summed along K in one order, sixteen at a time into
@@ -61,10 +62,10 @@ def gate_up(
     ups = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
     for k in tl.range(0, WIDTH, BLOCK_K, num_stages=STAGES):
         dim = k + tl.arange(0, BLOCK_K)
-        if WIDTH % BLOCK_K == 0:
-            a = tl.load(at_x + dim[None, :])
-        else:
-            a = tl.load(at_x + dim[None, :], mask=(dim < WIDTH)[None, :], other=0.0)
+        here = (place < live)[:, None]
+        if WIDTH % BLOCK_K != 0:
+            here = here & (dim < WIDTH)[None, :]
+        a = tl.load(at_x + dim[None, :], mask=here, other=0.0)
         gates = tl.dot(weights.load([at_w, k]), tl.trans(a), gates)
         ups = tl.dot(weights.load([at_w + INNER, k]), tl.trans(a), ups)
     rounded = out.dtype.element_ty
@@ -105,6 +106,20 @@ def down(
 
 
 @triton.jit
+def _added(results, shares, row, dim, WIDTH: tl.constexpr, TOP: tl.constexpr, ROUNDED: tl.constexpr):
+    """A row's results at ``dim`` times their shares, added; fp32."""
+    total = tl.zeros_like(dim).to(tl.float32)
+    for slot in tl.static_range(TOP):
+        pair = row * TOP + slot
+        one = tl.load(results + pair * WIDTH + dim, mask=dim < WIDTH, other=0.0).to(tl.float32)
+        one = one * tl.load(shares + pair)
+        if ROUNDED:
+            one = one.to(results.dtype.element_ty).to(tl.float32)
+        total += one
+    return total
+
+
+@triton.jit
 def combine(
     results, shares, out,
     WIDTH: tl.constexpr, BLOCK: tl.constexpr, TOP: tl.constexpr, ROUNDED: tl.constexpr, OVERLAP: tl.constexpr,
@@ -118,12 +133,29 @@ def combine(
         gdc_wait()
     row = tl.program_id(0).to(tl.int64)
     dim = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    total = tl.zeros((BLOCK,), tl.float32)
-    for slot in tl.static_range(TOP):
-        pair = row * TOP + slot
-        one = tl.load(results + pair * WIDTH + dim, mask=dim < WIDTH, other=0.0).to(tl.float32)
-        one = one * tl.load(shares + pair)
-        if ROUNDED:
-            one = one.to(results.dtype.element_ty).to(tl.float32)
-        total += one
+    total = _added(results, shares, row, dim, WIDTH, TOP, ROUNDED)
     tl.store(out + row * WIDTH + dim, total.to(out.dtype.element_ty), mask=dim < WIDTH)
+
+
+@triton.jit
+def arrive(
+    results, shares, residual, weight, out, eps,
+    WIDTH: tl.constexpr, BLOCK: tl.constexpr, TOP: tl.constexpr, ROUNDED: tl.constexpr, OVERLAP: tl.constexpr,
+):  # fmt: skip
+    """Programs (row,): residual[row] += what ``combine`` gives, then out[row] = RMSNorm(residual[row]) * weight."""
+    if OVERLAP:
+        gdc_launch_dependents()
+        gdc_wait()
+    row = tl.program_id(0).to(tl.int64)
+    dim = tl.arange(0, BLOCK)
+    inside = dim < WIDTH
+    at = residual + row * WIDTH + dim
+    x = tl.load(at, mask=inside, other=0.0)
+    delta = _added(results, shares, row, dim, WIDTH, TOP, ROUNDED).to(x.dtype)
+    x = (x.to(tl.float32) + delta.to(tl.float32)).to(x.dtype)
+    tl.debug_barrier()
+    tl.store(at, x, mask=inside)
+    wide = x.to(tl.float32)
+    scale = tl.rsqrt(tl.sum(wide * wide, 0) / WIDTH + eps)
+    normed = (wide * scale).to(x.dtype).to(tl.float32) * tl.load(weight + dim, mask=inside, other=0.0).to(tl.float32)
+    tl.store(out + row * WIDTH + dim, normed.to(x.dtype), mask=inside)

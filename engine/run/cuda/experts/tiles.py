@@ -32,11 +32,12 @@ class Tiles:
 
 
 STEPS = (
-    Tiles(128, Tile(64, 16, 128, 4, 4), Tile(64, 16, 128, 4, 4)),
-    Tiles(512, Tile(64, 32, 128, 3, 4), Tile(64, 32, 128, 4, 4)),
-    Tiles(ROWS_MAX, Tile(64, 64, 64, 4, 4), Tile(128, 64, 64, 4, 4)),
+    Tiles(8, Tile(64, 16, 128, 4, 4), Tile(64, 16, 128, 4, 4)),
+    Tiles(128, Tile(64, 16, 128, 4, 4), Tile(64, 16, 64, 4, 4)),
+    Tiles(512, Tile(64, 32, 64, 4, 4), Tile(64, 32, 64, 4, 4)),
+    Tiles(ROWS_MAX, Tile(64, 64, 64, 4, 4), Tile(128, 128, 64, 3, 4)),
 )
-PIECES = Tiles(1 << 30, Tile(64, 128, 64, 4, 4), Tile(128, 128, 64, 4, 4))
+PIECES = Tiles(1 << 30, Tile(128, 128, 64, 4, 8), Tile(128, 128, 64, 3, 4))
 
 
 def tiles_of(rows: int) -> Tiles:
