@@ -17,27 +17,33 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from engine.run.cuda.experts.launch import add_up, down, gate_up, route, run_experts
+from engine.run.cuda.experts.launch import add_up, arrive, route, run_experts
 from engine.run.cuda.experts.layer import ExpertBuffers, Experts
-from engine.run.cuda.experts.tiles import Tile, Tiles
+from engine.run.cuda.experts.multiply import down, down_long, gate_up, gate_up_long, list_tiles, multiply_long
+from engine.run.cuda.experts.tiles import PIECES, Tile, Tiles
 from engine.run.cuda.prefill_attention import launch_options
+from engine.run.cuda.products import ROWS_MAX
 
 HIDDEN, INNER, EXPERTS, TOP = 2048, 768, 128, 8
 LAYERS = 6
-FEW = (Tile(64, 16, 128, 3, 4), Tile(64, 16, 128, 4, 4), Tile(64, 16, 64, 4, 4), Tile(64, 16, 64, 6, 4))
-SOME = (Tile(64, 32, 128, 3, 4), Tile(64, 32, 64, 4, 4), Tile(64, 64, 64, 4, 4), Tile(64, 64, 128, 3, 4))
-MANY = (
-    Tile(64, 128, 64, 3, 4), Tile(128, 128, 64, 3, 8), Tile(128, 128, 64, 4, 8), Tile(128, 64, 64, 4, 4),
-    Tile(128, 64, 64, 4, 8),
+Launch = tuple[str, Callable[..., None]]
+ALONE = (
+    Tile(64, 16, 128, 4, 4), Tile(32, 16, 128, 4, 4), Tile(32, 16, 128, 6, 4), Tile(32, 16, 256, 3, 4),
 )  # fmt: skip
-MANY_DOWN = (Tile(128, 128, 64, 3, 4), Tile(128, 128, 64, 4, 8), Tile(128, 256, 64, 3, 8), Tile(256, 128, 64, 3, 8))
+FEW = (Tile(64, 16, 128, 4, 4), Tile(64, 16, 64, 4, 4))
+SOME = (Tile(64, 32, 64, 4, 4), Tile(64, 64, 64, 4, 4), Tile(128, 32, 64, 4, 4), Tile(128, 64, 64, 4, 8))
+MANY = (*SOME[1:], Tile(128, 128, 64, 3, 8))
+PIECES_UP = (Tile(128, 128, 64, 4, 8), Tile(128, 128, 64, 3, 8), Tile(64, 128, 64, 3, 4))
+PIECES_DOWN = (Tile(128, 128, 64, 3, 4), Tile(256, 128, 64, 4, 8), Tile(128, 128, 64, 4, 8), Tile(64, 128, 64, 3, 4))
 BY_ROWS: dict[int, tuple[Sequence[Tile], Sequence[Tile]]] = {
-    1: (FEW, FEW),
-    16: (FEW, FEW),
-    64: (FEW + SOME[:2], FEW + SOME[:2]),
-    256: (FEW[1:2] + SOME, FEW[1:2] + SOME),
-    1024: (SOME[1:] + MANY[:1], SOME[1:] + MANY[:1] + MANY_DOWN[:1]),
-    8192: (MANY, MANY[:1] + MANY_DOWN),
+    1: (ALONE, FEW),
+    4: (ALONE, FEW),
+    16: (ALONE[:2], FEW),
+    64: (ALONE[:2], FEW),
+    256: (SOME, SOME),
+    512: (SOME, SOME),
+    1024: (MANY, (*MANY, Tile(128, 128, 64, 3, 4))),
+    8192: (PIECES_UP[:1], PIECES_DOWN[:1]),
 }
 
 
@@ -90,14 +96,19 @@ def right(layer: Experts, overlap: dict[str, bool]) -> None:
 def same_bits(layer: Experts, overlap: dict[str, bool]) -> None:
     """Rows of 1024 by every tile, and few of them, against the tiles of few rows."""
     x = torch.randn(1024, HIDDEN, device="cuda").bfloat16()
-    b, base = ExpertBuffers.of(layer, 1024), torch.empty_like(x)
-    first = Tiles(1, FEW[1], FEW[1])
+    b, base = ExpertBuffers.of(layer, 1025), torch.empty_like(x)
+    first = Tiles(1, FEW[0], FEW[0])
     run_experts(layer, x, base, b, overlap=overlap, tiles=first)
     for rows in (1, 3, 16, 17, 64, 129, 512):
         out = torch.empty_like(x[:rows])
         picked = torch.randperm(1024, device="cuda")[:rows]
         run_experts(layer, x[picked].contiguous(), out, b, overlap=overlap)
         print(f"bits of {rows} rows are those among 1024:", torch.equal(out, base[picked]), flush=True)
+    route(layer, x, b, overlap=overlap)
+    multiply_long(layer, x, b, PIECES, overlap=overlap)
+    out = torch.empty_like(x)
+    add_up(layer, out, b, overlap=overlap)
+    print("a long piece has the bits of a step:", torch.equal(out, base), flush=True)
     for side, name in enumerate(("gate_up", "down")):
         for tile in dict.fromkeys(itertools.chain(*(sides[side] for sides in BY_ROWS.values()))):
             try:
@@ -132,42 +143,37 @@ def microseconds(launch: Callable[[int], None], *, repeats: int = 8) -> float:
     return start.elapsed_time(end) * 1e3 / repeats / LAYERS
 
 
-def _gate_up(
-    every: list[Experts], x: Tensor, b: ExpertBuffers, tile: Tile, overlap: dict[str, bool], index: int
-) -> None:
-    gate_up(every[index], x, b, tile, overlap=overlap)
-
-
-def _down(every: list[Experts], rows: int, b: ExpertBuffers, tile: Tile, overlap: dict[str, bool], index: int) -> None:
-    down(every[index], rows, b, tile, overlap=overlap)
-
-
 def measure(all_layers: list[Experts], rows: int, overlap: dict[str, bool]) -> None:
     x = torch.randn(rows, HIDDEN, device="cuda").bfloat16()
-    first, out = all_layers[0], torch.empty_like(x)
-    b = ExpertBuffers.of(first, rows)
+    first, out, norm = all_layers[0], torch.empty_like(x), torch.ones(HIDDEN, device="cuda").bfloat16()
+    b, spare = ExpertBuffers.of(first, rows), torch.zeros_like(x)
     route(first, x, b, overlap=overlap)
     hit, pairs = int(b.experts.unique().numel()), rows * TOP
     parts = {
         "route": microseconds(lambda i: route(all_layers[i], x, b, overlap=overlap)),
-        "combine": microseconds(lambda i: add_up(all_layers[i], out, b, overlap=overlap)),
+        "arrive": microseconds(lambda i: arrive(all_layers[i], spare, norm, out, b, 1e-6, overlap=overlap)),
         "whole": microseconds(lambda i: run_experts(all_layers[i], x, out, b, overlap=overlap)),
     }
     print(f"rows {rows}, {hit} experts hit:", {name: round(took, 2) for name, took in parts.items()}, flush=True)
     route(first, x, b, overlap=overlap)
-    for name, tiles in zip(("gate_up", "down"), BY_ROWS[rows], strict=True):
-        matrices = (2 if name == "gate_up" else 1) * HIDDEN * INNER
-        for tile in tiles:
+    ups: list[Launch] = [(f"gate_up {tile}", partial(gate_up, x=x, b=b, tile=tile)) for tile in BY_ROWS[rows][0]]
+    downs: list[Launch] = [(f"down {tile}", partial(down, rows=rows, b=b, tile=tile)) for tile in BY_ROWS[rows][1]]
+    if rows > ROWS_MAX:
+        list_tiles(first, b, 128, overlap=overlap)
+        ups += [(f"gate_up_long {tile}", partial(gate_up_long, x=x, b=b, tile=tile)) for tile in PIECES_UP]
+        downs += [(f"down_long {tile}", partial(down_long, b=b, tile=tile)) for tile in PIECES_DOWN]
+    for matrices, launches in ((2 * HIDDEN * INNER, ups), (HIDDEN * INNER, downs)):
+        for name, launch in launches:
             try:
-                if name == "gate_up":
-                    us = microseconds(partial(_gate_up, all_layers, x, b, tile, overlap))
-                else:
-                    us = microseconds(partial(_down, all_layers, rows, b, tile, overlap))
+                us = microseconds(partial(_on_layer, launch, all_layers, overlap))
                 rates = hit * matrices * 2 / us / 1e6, pairs * matrices * 2 / us / 1e6
-                shape = f"{tile.features:4}x{tile.pairs:4}x{tile.depth:4} stages {tile.stages} warps {tile.warps}"
-                print(f"  {name:8} {shape}: {us:9.2f} us, {rates[0]:6.2f} TB/s, {rates[1]:7.1f} TFLOP/s", flush=True)
+                print(f"  {us:9.2f} us, {rates[0]:6.2f} TB/s, {rates[1]:7.1f} TFLOP/s: {name}", flush=True)
             except Exception as error:
-                print(f"  {name} {tile} failed: {str(error)[:120]}", flush=True)
+                print(f"  {name} failed: {str(error)[:120]}", flush=True)
+
+
+def _on_layer(launch: Callable[..., None], every: list[Experts], overlap: dict[str, bool], index: int) -> None:
+    launch(every[index], overlap=overlap)
 
 
 def main() -> None:

@@ -15,8 +15,8 @@ import torch
 
 from engine.model.borrowed import BorrowedModel
 from engine.model.probe import examine
-from engine.run.cuda.experts.layer import experts_refusal
-from engine.run.cuda.experts.tiles import PIECES, STEPS, most_tiles, tiles_of
+from engine.run.cuda.experts.layer import PIECE_PAIRS_MIN, experts_refusal
+from engine.run.cuda.experts.tiles import FEATURES_MIN, PIECES, STEPS, most_tiles, tiles_of
 from engine.run.cuda.products import ROWS_MAX
 from engine.run.cuda.weights import fused_refusal
 from tests.architectures import build
@@ -24,7 +24,7 @@ from tests.architectures import build
 HEADS = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16}
 
 
-@pytest.mark.parametrize(("first", "last"), [(0, 3), (3, 6), (6, 9)])
+@pytest.mark.parametrize(("first", "last"), [(0, 4), (4, 8), (8, 11)])
 def test_layers_of_experts_are_those_of_transformers(first: int, last: int) -> None:
     pytest.importorskip("triton")
     done = subprocess.run(
@@ -41,8 +41,9 @@ def test_there_are_tiles_for_every_step_and_for_pieces() -> None:
     assert [tiles.rows for tiles in STEPS] == sorted(tiles.rows for tiles in STEPS)
     assert tiles_of(1) == STEPS[0] and tiles_of(ROWS_MAX) == STEPS[-1] and tiles_of(ROWS_MAX + 1) == PIECES
     for tiles in (*STEPS, PIECES):
-        for tile in (tiles.gate_up, tiles.down):
-            assert tile.features % 64 == 0 and tile.warps in (4, 8), "one kind of matrix instruction"
+        for tile, least in ((tiles.gate_up, FEATURES_MIN // 2), (tiles.down, FEATURES_MIN)):
+            assert tile.features % least == 0 and tile.warps in (4, 8), "one kind of matrix instruction"
+    assert PIECES.gate_up.pairs == PIECES.down.pairs >= PIECE_PAIRS_MIN, "one list of tiles, for which there is room"
 
 
 def test_the_bound_of_tiles_holds_however_rows_are_spread() -> None:

@@ -5,12 +5,11 @@ Nothing is read back, so it may be captured: numbers of tiles are bounds, and th
 
 from __future__ import annotations
 
-from typing import Any
-
 from torch import Tensor
 
 from engine.run.cuda.experts.layer import BLOCKS, PIECE_BLOCK, SPAN, ExpertBuffers, Experts
-from engine.run.cuda.experts.tiles import Tile, Tiles, most_tiles, tiles_of
+from engine.run.cuda.experts.multiply import down, gate_up, multiply_long
+from engine.run.cuda.experts.tiles import PIECES, Tiles, tiles_of
 from engine.run.cuda.products import ROWS_MAX
 
 SCORES_DEPTH = 128
@@ -43,7 +42,7 @@ def route(layer: Experts, x: Tensor, b: ExpertBuffers, *, overlap: dict[str, boo
     routing.scores[(-(-rows // columns), parts)](
         x, layer.router, b.parts, rows,
         WIDTH=layer.hidden, SPAN=span, EXPERTS=count, BLOCK_E=block, BLOCK_R=columns, BLOCK_K=SCORES_DEPTH,
-        num_warps=4, num_stages=2, **overlap,
+        num_warps=4, num_stages=3, **overlap,
     )  # fmt: skip
     size = next((size for size in BLOCKS if rows <= size), BLOCKS[-1]) if rows <= ROWS_MAX else PIECE_BLOCK
     blocks, warps = -(-rows // size), min(8, size)
@@ -61,29 +60,11 @@ def route(layer: Experts, x: Tensor, b: ExpertBuffers, *, overlap: dict[str, boo
 
 def multiply(layer: Experts, x: Tensor, b: ExpertBuffers, tiles: Tiles, *, overlap: dict[str, bool]) -> None:
     """Both products of every pair, into ``b.results``."""
-    gate_up(layer, x, b, tiles.gate_up, overlap=overlap)
-    down(layer, x.shape[0], b, tiles.down, overlap=overlap)
-
-
-def gate_up(layer: Experts, x: Tensor, b: ExpertBuffers, tile: Tile, *, overlap: dict[str, bool]) -> None:
-    """silu(gate) * up of every pair, into ``b.inner``."""
-    from engine.run.cuda.experts import products
-
-    products.gate_up[(-(-layer.inner // tile.features), _tiles(layer, x.shape[0], tile))](
-        x, _blocks(layer.gate_up.view(-1, layer.hidden), tile.features, tile.depth), b.order, b.starts, b.inner,
-        TOP=layer.top, **_constants(layer, tile), **overlap,
-    )  # fmt: skip
-
-
-def down(layer: Experts, rows: int, b: ExpertBuffers, tile: Tile, *, overlap: dict[str, bool]) -> None:
-    """The second product of every pair of ``rows`` rows, into ``b.results``."""
-    from engine.run.cuda.experts import products
-
-    products.down[(-(-layer.hidden // tile.features), _tiles(layer, rows, tile))](
-        _blocks(b.inner, tile.pairs, tile.depth),
-        _blocks(layer.down.view(-1, layer.inner), tile.features, tile.depth),
-        b.order, b.starts, b.results, **_constants(layer, tile), **overlap,
-    )  # fmt: skip
+    if tiles is PIECES:
+        multiply_long(layer, x, b, tiles, overlap=overlap)
+    else:
+        gate_up(layer, x, b, tiles.gate_up, overlap=overlap)
+        down(layer, x.shape[0], b, tiles.down, overlap=overlap)
 
 
 def add_up(layer: Experts, out: Tensor, b: ExpertBuffers, *, overlap: dict[str, bool]) -> None:
@@ -114,22 +95,3 @@ def arrive(
         WIDTH=layer.hidden, BLOCK=1 << (layer.hidden - 1).bit_length(), TOP=layer.top, ROUNDED=layer.rounded,
         num_warps=8 if layer.hidden >= 2048 else 4, **overlap,
     )  # fmt: skip
-
-
-def _tiles(layer: Experts, rows: int, tile: Tile) -> int:
-    return most_tiles(rows, layer.top, layer.count, tile.pairs)
-
-
-def _constants(layer: Experts, tile: Tile) -> dict[str, Any]:
-    return {
-        "WIDTH": layer.hidden, "INNER": layer.inner, "EXPERTS": layer.count, "BLOCK_E": layer.block,
-        "BLOCK_M": tile.features, "BLOCK_N": tile.pairs, "BLOCK_K": tile.depth, "STAGES": tile.stages,
-        "num_warps": tile.warps,
-    }  # fmt: skip
-
-
-def _blocks(matrix: Tensor, rows: int, columns: int) -> Any:
-    """The matrix for the copy engine, block by block; what a block has beyond its ends reads as zeros."""
-    from triton.tools.tensor_descriptor import TensorDescriptor
-
-    return TensorDescriptor.from_tensor(matrix, [rows, columns])

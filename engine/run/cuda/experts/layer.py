@@ -11,7 +11,9 @@ from engine.run.cuda.products import ROWS_MAX
 
 NAME = "experts-1"  # of what computes them, for the model identity
 BLOCKS = (4, 16)  # rows of a program that selects experts
-PIECE_BLOCK = 64  # the same of long pieces
+PIECE_BLOCK = 32  # the same of long pieces
+PIECE_PAIRS_MIN = 64  # of a tile of theirs
+TILE_RECORD = 4  # ints of a tile in a list of tiles
 SPAN = 256  # of the hidden width, which one program multiplies with the router in a step
 
 
@@ -73,6 +75,7 @@ class ExpertBuffers:
     starts: Tensor  # int32 (experts + 1,): of each expert's pairs in ``order``
     order: Tensor  # int32 (pairs,): which pair stands where
     marks: Tensor  # int32 (rows, block)
+    tiles: Tensor  # int32 (1 + tiles, TILE_RECORD), of long pieces
     counts: Tensor  # int32 (blocks of rows, block)
     inner: Tensor  # (pairs, inner), by place
     results: Tensor  # (pairs, hidden), by pair
@@ -80,6 +83,8 @@ class ExpertBuffers:
     @classmethod
     def of(cls, layer: Experts, rows: int) -> ExpertBuffers:
         pairs, device, dtype = rows * layer.top, layer.router.device, layer.router.dtype
+
+        listed = 1 + pairs // PIECE_PAIRS_MIN + layer.count if rows > ROWS_MAX else 0
 
         def ints(*size: int) -> Tensor:
             return torch.zeros(*size, dtype=torch.int32, device=device)
@@ -90,7 +95,8 @@ class ExpertBuffers:
         return cls(
             parts=wide(max(layer.parts * min(rows, ROWS_MAX), rows) * layer.block),
             shares=wide(pairs), experts=ints(pairs), starts=ints(layer.count + 1), order=ints(pairs),
-            marks=ints(rows, layer.block), counts=ints(-(-rows // BLOCKS[-1]), layer.block),
+            marks=ints(rows, layer.block),
+            tiles=ints(listed, TILE_RECORD), counts=ints(-(-rows // BLOCKS[-1]), layer.block),
             inner=torch.zeros(pairs, layer.inner, dtype=dtype, device=device),
             results=torch.zeros(pairs, layer.hidden, dtype=dtype, device=device),
         )  # fmt: skip

@@ -2,6 +2,7 @@
 """The products of experts, grouped: tiles of (an expert's features) x (rows that went to it), weights on the long side.
 
     gate_up    silu(gate @ x) * (up @ x) of each pair, at the pair's place in the order by expert
+    narrow     the same for few pairs: half as many features a program, of gate and up in one tile
     down       down @ that, at the pair
     combine    a row's ``TOP`` results, each times its share, added in ascending order of experts in fp32
     arrive     the same, added to the residual stream, and RMSNorm of it: combine and then ``kernels.add_norm``
@@ -72,6 +73,46 @@ def gate_up(
     wide = gates.to(rounded).to(tl.float32)
     activated = (wide / (1.0 + tl.exp(-wide))).to(rounded).to(tl.float32)
     product = (activated * ups.to(rounded).to(tl.float32)).to(rounded)
+    dim = feature + tl.arange(0, BLOCK_M)
+    into = out + (first + place).to(tl.int64)[None, :] * INNER + dim[:, None]
+    tl.store(into, product, mask=(dim < INNER)[:, None] & (place < live)[None, :])
+
+
+@triton.jit
+def narrow(
+    x, weights, order, starts, out,
+    WIDTH: tl.constexpr, INNER: tl.constexpr, TOP: tl.constexpr, EXPERTS: tl.constexpr, BLOCK_E: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, STAGES: tl.constexpr, OVERLAP: tl.constexpr,
+):  # fmt: skip
+    """As ``gate_up``, but weights (EXPERTS * 2 * INNER, WIDTH) are read by their addresses, BLOCK_M of each half."""
+    if OVERLAP:
+        gdc_launch_dependents()
+        gdc_wait()
+    expert, first, live = _tile_of(starts, tl.program_id(1), EXPERTS, BLOCK_E, BLOCK_N)
+    if expert >= EXPERTS:
+        return
+    place = tl.arange(0, BLOCK_N)
+    pair = tl.load(order + first + place, mask=place < live, other=0)
+    at_x = x + (pair // TOP).to(tl.int64)[:, None] * WIDTH
+    both = tl.arange(0, 2 * BLOCK_M)
+    feature = tl.program_id(0) * BLOCK_M
+    known = feature + both % BLOCK_M < INNER
+    at_w = (
+        weights
+        + (expert * (2 * INNER) + feature + both % BLOCK_M + both // BLOCK_M * INNER).to(tl.int64)[:, None] * WIDTH
+    )
+    total = tl.zeros((2 * BLOCK_M, BLOCK_N), tl.float32)
+    for k in tl.range(0, WIDTH, BLOCK_K, num_stages=STAGES):
+        dim = k + tl.arange(0, BLOCK_K)
+        inside = (dim < WIDTH)[None, :]
+        w = tl.load(at_w + dim[None, :], mask=known[:, None] & inside, other=0.0)
+        a = tl.load(at_x + dim[None, :], mask=(place < live)[:, None] & inside, other=0.0)
+        total = tl.dot(w, tl.trans(a), total)
+    rounded = out.dtype.element_ty
+    gates, ups = tl.split(tl.permute(tl.reshape(total.to(rounded), (2, BLOCK_M, BLOCK_N)), (1, 2, 0)))
+    wide = gates.to(tl.float32)
+    activated = (wide / (1.0 + tl.exp(-wide))).to(rounded).to(tl.float32)
+    product = (activated * ups.to(tl.float32)).to(rounded)
     dim = feature + tl.arange(0, BLOCK_M)
     into = out + (first + place).to(tl.int64)[None, :] * INNER + dim[:, None]
     tl.store(into, product, mask=(dim < INNER)[:, None] & (place < live)[None, :])

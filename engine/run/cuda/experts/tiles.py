@@ -6,13 +6,15 @@ from dataclasses import dataclass
 
 from engine.run.cuda.products import ROWS_MAX
 
+FEATURES_MIN = 64  # rows of a matrix instruction
+
 
 @dataclass(frozen=True)
 class Tile:
     """``features`` x ``pairs``, ``depth`` along K at a time; loads are ``stages`` ahead.
 
-    A tile of ``gate_up`` has as many features of each of the two. Fewer than 64 features, or other than 4 or 8 warps,
-    would be another kind of matrix instruction.
+    A tile of ``gate_up`` has as many features of each of the two: with half of ``FEATURES_MIN`` both are one of the
+    instruction's. Fewer, or other than 4 or 8 warps, would be another kind of instruction.
     """
 
     features: int
@@ -32,12 +34,12 @@ class Tiles:
 
 
 STEPS = (
-    Tiles(8, Tile(64, 16, 128, 4, 4), Tile(64, 16, 128, 4, 4)),
+    Tiles(4, Tile(32, 16, 128, 4, 4), Tile(64, 16, 128, 4, 4)),
     Tiles(128, Tile(64, 16, 128, 4, 4), Tile(64, 16, 64, 4, 4)),
     Tiles(512, Tile(64, 32, 64, 4, 4), Tile(64, 32, 64, 4, 4)),
     Tiles(ROWS_MAX, Tile(64, 64, 64, 4, 4), Tile(128, 128, 64, 3, 4)),
 )
-PIECES = Tiles(1 << 30, Tile(128, 128, 64, 4, 8), Tile(128, 128, 64, 3, 4))
+PIECES = Tiles(1 << 30, Tile(128, 128, 64, 4, 8), Tile(256, 128, 64, 4, 8))
 
 
 def tiles_of(rows: int) -> Tiles:

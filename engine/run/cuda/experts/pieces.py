@@ -1,0 +1,118 @@
+# mypy: ignore-errors
+"""The products of experts for long pieces, many pairs an expert: persistent programs over a list of tiles.
+
+    list_tiles    which tiles there are, by expert: (expert, first place, how many places), their number first
+    gate_up_long  as ``products.gate_up``
+    down_long     as ``products.down``
+
+A program goes from tile to tile in one loop, so that what the next reads is under way while the last one is written.
+Importing this needs Triton. ``OVERLAP``: see ``engine.run.cuda.kernels``.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
+
+from engine.run.cuda.experts import layer
+
+RECORD = tl.constexpr(layer.TILE_RECORD)
+
+
+@triton.jit
+def list_tiles(
+    starts, tiles, EXPERTS: tl.constexpr, BLOCK_E: tl.constexpr, BLOCK_N: tl.constexpr, OVERLAP: tl.constexpr
+):
+    """Programs (expert,). tiles int32 (1 + tiles, RECORD): a record of their number, then one each."""
+    if OVERLAP:
+        gdc_launch_dependents()
+        gdc_wait()
+    mine = tl.program_id(0)
+    expert = tl.arange(0, BLOCK_E)
+    known = expert < EXPERTS
+    start = tl.load(starts + expert, mask=known, other=0)
+    count = tl.load(starts + expert + 1, mask=known, other=0) - start
+    needed = tl.cdiv(count, BLOCK_N)
+    before = tl.sum(tl.where(expert < mine, needed, 0), 0)
+    first = tl.sum(tl.where(expert == mine, start, 0), 0)
+    left = tl.sum(tl.where(expert == mine, count, 0), 0)
+    if mine == 0:
+        tl.store(tiles, tl.sum(needed, 0))
+    at = tiles + (1 + before) * RECORD
+    while left > 0:
+        tl.store(at, mine)
+        tl.store(at + 1, first)
+        tl.store(at + 2, tl.minimum(left, BLOCK_N))
+        at += RECORD
+        first += BLOCK_N
+        left -= BLOCK_N
+
+
+@triton.jit
+def gate_up_long(
+    x, weights, order, tiles, out,
+    WIDTH: tl.constexpr, INNER: tl.constexpr, TOP: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr, STAGES: tl.constexpr, PROGRAMS: tl.constexpr, OVERLAP: tl.constexpr,
+):  # fmt: skip
+    """Programs (PROGRAMS,)."""
+    if OVERLAP:
+        gdc_launch_dependents()
+        gdc_wait()
+    SIDE: tl.constexpr = (INNER + BLOCK_M - 1) // BLOCK_M
+    total = tl.load(tiles) * SIDE
+    place = tl.arange(0, BLOCK_N)
+    rounded = out.dtype.element_ty
+    for number in tl.range(tl.program_id(0), total, PROGRAMS, flatten=True):
+        tile = tiles + (1 + number // SIDE) * RECORD
+        expert = tl.load(tile)
+        first = tl.load(tile + 1)
+        live = tl.load(tile + 2)
+        feature = (number % SIDE) * BLOCK_M
+        pair = tl.load(order + first + place, mask=place < live, other=0)
+        at_x = x + (pair // TOP).to(tl.int64)[:, None] * WIDTH
+        at_w = expert * (2 * INNER) + feature
+        gates = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+        ups = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+        for k in tl.range(0, WIDTH, BLOCK_K, num_stages=STAGES):
+            dim = k + tl.arange(0, BLOCK_K)
+            here = (place < live)[:, None]
+            if WIDTH % BLOCK_K != 0:
+                here = here & (dim < WIDTH)[None, :]
+            a = tl.load(at_x + dim[None, :], mask=here, other=0.0)
+            gates = tl.dot(weights.load([at_w, k]), tl.trans(a), gates)
+            ups = tl.dot(weights.load([at_w + INNER, k]), tl.trans(a), ups)
+        wide = gates.to(rounded).to(tl.float32)
+        activated = (wide / (1.0 + tl.exp(-wide))).to(rounded).to(tl.float32)
+        product = (activated * ups.to(rounded).to(tl.float32)).to(rounded)
+        dim = feature + tl.arange(0, BLOCK_M)
+        into = out + (first + place).to(tl.int64)[None, :] * INNER + dim[:, None]
+        tl.store(into, product, mask=(dim < INNER)[:, None] & (place < live)[None, :])
+
+
+@triton.jit
+def down_long(
+    inner, weights, order, tiles, out,
+    WIDTH: tl.constexpr, INNER: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+    STAGES: tl.constexpr, PROGRAMS: tl.constexpr, OVERLAP: tl.constexpr,
+):  # fmt: skip
+    """Programs (PROGRAMS,)."""
+    if OVERLAP:
+        gdc_launch_dependents()
+        gdc_wait()
+    SIDE: tl.constexpr = (WIDTH + BLOCK_M - 1) // BLOCK_M
+    total = tl.load(tiles) * SIDE
+    place = tl.arange(0, BLOCK_N)
+    for number in tl.range(tl.program_id(0), total, PROGRAMS, flatten=True):
+        tile = tiles + (1 + number // SIDE) * RECORD
+        expert = tl.load(tile)
+        first = tl.load(tile + 1)
+        live = tl.load(tile + 2)
+        feature = (number % SIDE) * BLOCK_M
+        added = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+        for k in tl.range(0, INNER, BLOCK_K, num_stages=STAGES):
+            added = tl.dot(weights.load([expert * WIDTH + feature, k]), tl.trans(inner.load([first, k])), added)
+        pair = tl.load(order + first + place, mask=place < live, other=0)
+        dim = feature + tl.arange(0, BLOCK_M)
+        into = out + pair.to(tl.int64)[None, :] * WIDTH + dim[:, None]
+        tl.store(into, added.to(out.dtype.element_ty), mask=(dim < WIDTH)[:, None] & (place < live)[None, :])
