@@ -13,6 +13,8 @@ import re
 import time
 import traceback
 from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,8 @@ from bench.gpu_model import PAGE_SIZE, SHAPE, Engine, make_engine
 from bench.gpu_workloads import Tree, cold_ms, copy_bandwidth, decode_ms, median_ms, random_tokens, warm_ms
 from engine.kv.pages import PageRun
 from engine.plan import StepSequence
+from engine.run.cuda.cascade.tuning import Tuning
+from engine.run.cuda.cascade.work import SplitRule
 from engine.run.cuda.forward import FusedForward
 from engine.run.cuda.runner import PackedRunner
 from engine.run.pieces import GREEDY, prefill_chunk
@@ -38,10 +42,16 @@ OWN, LONG_TOKENS = 1024, 8192
 # batch -> vLLM, goal; ms
 DECODE = {1: (4.12, 3.2), 16: (12.1, 9.0), 64: (32.7, 20.0)}
 FIRST = {"cold": (152.0, 140.0), "warm": (24.0, 8.0)}
+# of kv heads half as many, and a quarter, as the default is made for
+SPLITS = {
+    "512": SplitRule(((0, 512), (2049, 1024), (16384, 2048), (65536, 4096)), 512),
+    "256": SplitRule(((0, 256), (2049, 512), (16384, 1024), (65536, 2048)), 256),
+}
 PARTS = {
-    "scores": "router", "select": "select", "place": "select", "gate_up": "gate_up", "down": "down",
-    "combine": "combine", "add_norm": "norms", "heads": "heads", "attend": "attention", "merge": "attention",
-    "stream": "attention", "fold": "attention", "embed": "other", "gather": "other", "gate": "gate",
+    "scores": "router", "select": "select", "place": "select", "list_tiles": "select", "gate_up": "gate_up",
+    "narrow": "gate_up", "gate_up_long": "gate_up", "down": "down", "down_long": "down", "arrive": "arrive",
+    "add_norm": "norms", "heads": "heads", "attend": "attention", "merge": "attention", "stream": "attention",
+    "fold": "attention", "embed": "other", "gather": "other", "gate": "gate",
 }  # fmt: skip
 
 
@@ -150,9 +160,22 @@ def warm(engine: Engine) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def with_splits(engine: Engine, rule: SplitRule) -> dict[str, Any]:
+    """The same steps with other splits of chunks and tails."""
+    weights = engine.runner.forward.weights  # type: ignore[attr-defined]
+    forward = FusedForward(weights, engine.pool, positions=engine.findings.context_length_max)
+    runner = PackedRunner(
+        forward, tuning=replace(Tuning(), splits=rule), rows_max=64, row_buckets=tuple(DECODE), piece_tokens=8192
+    )
+    other = replace(engine, runner=runner)
+    found = {f"decode {batch}": round(decode_ms(other, Tree(batch, (), OWN))[0], 3) for batch in DECODE}
+    return {**found, "warm": round(warm_ms(other, [LONG_TOKENS], moved=False), 2)}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--json", type=Path, default=Path("moe.json"))
+    parser.add_argument("--splits", action="store_true", help="also with other splits of attention")
     arguments = parser.parse_args()
     began = time.perf_counter()
     bandwidth = copy_bandwidth()
@@ -165,6 +188,8 @@ def main() -> None:
         "first token 8k cold": lambda: cold(engine),
         "first token 8k warm": lambda: warm(engine),
     }
+    if arguments.splits:
+        cases |= {f"splits {name}": partial(with_splits, engine, rule) for name, rule in SPLITS.items()}
     for name, measure in cases.items():
         try:
             found[name] = measure()

@@ -36,6 +36,10 @@ GEOMETRIES: dict[str, tuple[str, dict[str, Any]]] = {
 FUSED = tuple(name for name in GEOMETRIES if not name.startswith("phi3"))
 
 
+def has_experts(name: str) -> bool:
+    return GEOMETRIES[name][0] in ("qwen3_moe", "mixtral")
+
+
 @functools.cache
 def twins(name: str) -> tuple[PreTrainedModel, PreTrainedModel]:
     """A model in fp32 with weights that bf16 holds exactly, and the same in bf16; both on the CPU.

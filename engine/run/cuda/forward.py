@@ -20,7 +20,7 @@ from engine.run.cuda.experts.layer import ExpertBuffers, Experts
 from engine.run.cuda.experts.tiles import tiles_of
 from engine.run.cuda.packed import Attend, AttentionCall
 from engine.run.cuda.prefill_attention import group_of, launch_options
-from engine.run.cuda.products import product
+from engine.run.cuda.products import ROWS_MAX, product
 from engine.run.cuda.weights import FusedWeights, LayerWeights
 
 GATE_BLOCK = 1024
@@ -92,7 +92,7 @@ class FusedForward:
     Every kernel and every product works row by row: what a row gives does not depend on the rows beside it.
     """
 
-    name = "fused-4"
+    name = "fused-5"
     piece_refusal = ""
 
     def __init__(self, weights: FusedWeights, pool: PagedKVPool, *, positions: int) -> None:
@@ -192,8 +192,8 @@ class FusedForward:
             b.qkv, layer.q_norm if normed else layer.input_norm, layer.k_norm if normed else layer.input_norm,
             self.table.cos, self.table.sin, b.positions, b.slots, self.pool.keys[index], self.pool.values[index],
             b.turned, w.eps,
-            NORM=normed, TURN=turn, HEADS=w.heads, KV_HEADS=w.kv_heads, D=w.head_dim, GROUP=self.group, num_warps=4,
-            **self.overlap,
+            NORM=normed, TURN=turn, HEADS=w.heads, KV_HEADS=w.kv_heads, D=w.head_dim, GROUP=self.group,
+            num_warps=4 if rows <= ROWS_MAX else 1, **self.overlap,  # of many small programs more run at once
         )  # fmt: skip
 
     def _rest(self, b: Buffers, layer: LayerWeights) -> None:

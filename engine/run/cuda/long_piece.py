@@ -18,6 +18,7 @@ from engine.run.cuda.cascade.tuning import RotationTable
 from engine.run.cuda.inputs import InputRing
 from engine.run.cuda.packed import Forward
 from engine.run.cuda.prefill_attention import Block, attend_piece, prepare_piece
+from engine.run.cuda.products import ROWS_MAX
 from engine.run.cuda.steps import CallWatch
 from engine.sampling.params import Scored
 from engine.sampling.scoring import ROWS_AT_ONCE, PendingScores, begin_scoring
@@ -83,11 +84,14 @@ class LongPieces:
     def prepare(self) -> None:
         """Compiles the kernels of pieces, on the scratch page: folding results of one chunk and of several."""
         pool = self.forward.pool
-        for rows in (pool.page_size, pool.page_size - 1):  # Triton compiles apart what is a multiple of 16
+        # Triton compiles apart what is a multiple of 16, and more rows than a step has may have kernels of their own.
+        for rows in (pool.page_size, pool.page_size - 1, ROWS_MAX + 1):
             rows = min(rows, self._rows)
             for chunks in (1, 3):
-                context = (PlacedChunk(pool.scratch_page * pool.page_size, rows, 0, 0),) * chunks
-                sequence = StepSequence(context, (pool.scratch_page,), 0, rows, 0)
+                behind = min(rows, pool.page_size)
+                context = (PlacedChunk(pool.scratch_page * pool.page_size, behind, 0, 0),) * chunks
+                pages = (pool.scratch_page,) * -(-rows // pool.page_size)
+                sequence = StepSequence(context, pages, 0, rows, 0)
                 plan = plan_step([sequence], plan_levels([sequence], max_cascade_levels=1), page_size=pool.page_size)
                 self.launch(plan, [0] * rows)
 

@@ -184,7 +184,7 @@ def test_names_of_what_computes(monkeypatch: pytest.MonkeyPatch) -> None:
         ("eager", "torch"),
     )
     names = {numerics_name(Decision(*pair, "")) for pair in pairs}
-    assert names == {"fused-4 cuda-2", "captured-1 cuda-2", "cuda-2", "flashinfer-2 0.6.13", "torch-2"}
+    assert names == {"fused-5 cuda-2", "captured-1 cuda-2", "cuda-2", "flashinfer-2 0.6.13", "torch-2"}
 
 
 @pytest.mark.parametrize(
