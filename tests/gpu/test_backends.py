@@ -74,12 +74,19 @@ def requests(mode: str) -> list[Request]:
 def check_logits(composer: Composer, mode: str, exact: PreTrainedModel, rounded: PreTrainedModel) -> None:
     """Three tokens of three requests in one batch are as near to fp32 as transformers' bf16 attention."""
     batch = requests(mode)
-    for (chunks, query, _), (ids, logits) in zip(batch, composer.generate(batch, 3), strict=True):
-        wanted, eager = (
-            oracle.logits(model, chunks, query + ids[:-1], mode)[-len(ids) :] for model in (exact, rounded)
-        )
-        ours, theirs = ((x.cpu() - wanted).square().mean().sqrt() for x in (logits, eager))
-        assert ours <= SHARE_MAX * theirs, (mode, float(ours), float(theirs))
+    for request, answer in zip(batch, composer.generate(batch, 3), strict=True):
+        check_request(request, answer, exact, rounded)
+
+
+def check_request(
+    request: Request, answer: tuple[list[int], torch.Tensor], exact: PreTrainedModel, rounded: PreTrainedModel
+) -> None:
+    """Logits (tokens, vocabulary) of the tokens that were generated."""
+    (chunks, query, mode), (ids, logits) = request, answer
+    known = query + ids[:-1]
+    wanted, eager = (oracle.logits(model, chunks, known, mode)[-len(ids) :] for model in (exact, rounded))
+    ours, theirs = ((x.cpu() - wanted).square().mean().sqrt() for x in (logits, eager))
+    assert ours <= SHARE_MAX * theirs, (mode, float(ours), float(theirs))
 
 
 @pytest.mark.parametrize("attention", BACKENDS)

@@ -29,21 +29,21 @@ class _Wrapper:
     """One planned call; natural softmax over what each request's rows see, and its base-2 log-sum-exp."""
 
     def __init__(self, workspace: Tensor, layout: str, *, backend: str) -> None:
-        assert layout == "NHD" and backend == "fa2" and workspace.dtype == torch.uint8
+        assert layout == "NHD" and backend in ("fa2", "fa3") and workspace.dtype == torch.uint8
         self.told: dict[str, Any] = {}
 
     def _run(self, q: Tensor, keys: list[Tensor], values: list[Tensor], out: Tensor, lse: Tensor) -> None:
         told, starts = self.told, self.told["rows"].tolist()
         assert len(q) == starts[-1] and len(keys) == len(starts) - 1
-        assert told["max_token_per_sequence"] == max(b - a for a, b in pairwise(starts))
+        assert told.get("max_token_per_sequence") in (None, max(b - a for a, b in pairwise(starts)))
         for at, (k, v) in enumerate(zip(keys, values, strict=True)):
             rows = slice(starts[at], starts[at + 1])
             count, tokens = starts[at + 1] - starts[at], len(k)
             assert tokens >= (count if told["causal"] else 1)
             x = q[rows].double().view(count, k.shape[1], -1, q.shape[-1])
             scores = torch.einsum("rghd,ngd->rghn", x, k.double()) * told["sm_scale"]
-            if told["logits_soft_cap"]:
-                scores = told["logits_soft_cap"] * torch.tanh(scores / told["logits_soft_cap"])
+            if cap := told.get("logits_soft_cap"):
+                scores = cap * torch.tanh(scores / cap)
             if told["causal"]:
                 hidden = torch.ones(count, tokens, dtype=torch.bool).triu(tokens - count + 1)
                 scores = scores.masked_fill(hidden[:, None, None], float("-inf"))
@@ -76,12 +76,16 @@ class BatchPrefillWithRaggedKVCacheWrapper(_Wrapper):
     def plan(self, rows: Tensor, starts: Tensor, heads: int, kv_heads: int, **told: Any) -> None:
         self.told = {**told, "rows": rows, "starts": starts.tolist()}
 
-    def run(self, q: Tensor, k: Tensor, v: Tensor, *, out: Tensor, lse: Tensor, return_lse: bool) -> None:
+    def run(
+        self, q: Tensor, k: Tensor, v: Tensor, *, out: Tensor, lse: Tensor | None = None, return_lse: bool
+    ) -> tuple[Tensor, Tensor]:
         starts = self.told["starts"]
+        lse = q.new_empty(q.shape[:2], dtype=torch.float32) if lse is None else lse
         assert (q.shape[-1], v.shape[-1]) == (self.told["head_dim_qk"], self.told["head_dim_vo"])
         assert len(k) == starts[-1] and return_lse
         keys, values = ([x[a:b] for a, b in pairwise(starts)] for x in (k, v))
         self._run(q, keys, values, out, lse)
+        return out, lse
 
 
 LIBRARY = SimpleNamespace(

@@ -20,7 +20,9 @@ from engine.plan import PlacedChunk, StepSequence, Window, plan_levels, plan_ste
 from engine.run.cuda.flashinfer import attention as backend
 from engine.run.cuda.flashinfer.calls import kernel_widths
 from engine.run.cuda.flashinfer.lists import Requests, requests_of
+from engine.run.cuda.flashinfer.prefill import FlashInferBlock
 from engine.run.cuda.flashinfer.refusal import build_refusal
+from engine.run.cuda.prefill_attention import attend_piece, prepare_piece
 from engine.served import look_into
 from tests import oracle
 from tests.architectures import ARCHITECTURES, build
@@ -137,3 +139,27 @@ def test_its_kernels_are_tried_on_one_row(monkeypatch: pytest.MonkeyPatch) -> No
     assert said.startswith(
         "its kernels cannot be built or run: ninja: error: nvcc was not found; install flashinfer-jit-"
     )
+
+
+@pytest.mark.parametrize("before", [0, 40])
+def test_a_long_piece_is_one_call_over_its_chunk(before: int) -> None:
+    """Its earlier tokens and itself; planned once for every shape."""
+    torch.manual_seed(1)
+    rows, block = 24, FlashInferBlock(torch.device("cpu"), library=stand_in.LIBRARY)
+    q = torch.randn(rows, 4, 128).bfloat16()
+    keys, values = (torch.randn(80, 2, 128).bfloat16() for _ in range(2))
+    for _ in range(2):
+        sequence = StepSequence((), tuple(range(2, 2 + (before + rows) // 8)), before, rows, before)
+        plan = plan_step([sequence], plan_levels([sequence], max_cascade_levels=1), page_size=8)
+        into = torch.empty_like(q)
+        out = attend_piece(prepare_piece(plan, 8, q.device), lambda _: q, keys, values, 0.1, into, block)
+        assert out is into and len(block._planned) == 1
+    k, v = (x[16 : 16 + before + rows].repeat_interleave(2, 1).transpose(0, 1).double() for x in (keys, values))
+    hidden = torch.ones(rows, before + rows, dtype=torch.bool).triu(before + 1)
+    scores = (q.transpose(0, 1).double() @ k.transpose(1, 2) * 0.1).masked_fill(hidden, float("-inf"))
+    wanted = (scores.softmax(-1) @ v).transpose(0, 1)
+    assert float((out.double() - wanted).norm() / wanted.norm()) < 1e-2
+    partial, lse = block(q, keys, values, 0.1, causal=False)
+    assert partial.shape == q.shape and lse.shape == (4, rows)
+    every = q.transpose(0, 1).double() @ keys.repeat_interleave(2, 1).transpose(0, 1).double().transpose(1, 2) * 0.1
+    torch.testing.assert_close(lse.double(), every.logsumexp(-1), atol=1e-4, rtol=1e-4)

@@ -67,9 +67,10 @@ class FlashInferBlock:
                 self._planned.popitem(last=False)
             found = self._library.BatchPrefillWithRaggedKVCacheWrapper(self._workspace, "NHD", backend="fa3")
             starts = (torch.tensor([0, count], dtype=torch.int32) for count in (shape.rows, shape.tokens))
+            widths = {"head_dim_qk": HEAD_DIM, "head_dim_vo": HEAD_DIM}
             found.plan(
-                *starts, shape.heads, shape.kv_heads, HEAD_DIM, causal=shape.causal, sm_scale=shape.scaling,
-                q_data_type=shape.dtype, kv_data_type=shape.dtype,
+                *starts, shape.heads, shape.kv_heads, causal=shape.causal, sm_scale=shape.scaling,
+                q_data_type=shape.dtype, kv_data_type=shape.dtype, **widths,
             )  # fmt: skip
             self._planned[shape] = found
         self._planned.move_to_end(shape)
