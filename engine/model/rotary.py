@@ -14,6 +14,7 @@ Factors that a model folds into cos and sin (YaRN's attention factor) are in bot
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -104,11 +105,11 @@ def fit_rotation(
         width = 2 * table.inv_freq.shape[0]
         if width > dim:
             continue
-        for first_dim in sorted({0, dim - width}):
-            for interleaved in (False, True):
-                rotation = Rotation(table.inv_freq, interleaved, first_dim, table.scale)
-                if _explains(rotation, at_zero, at_positions, tolerance * scale):
-                    return rotation
+        forms = itertools.product(sorted({0, dim - width}), (False, True), (1.0, -1.0))
+        for first_dim, interleaved, sign in forms:  # some turn the other way round
+            rotation = Rotation(sign * table.inv_freq, interleaved, first_dim, table.scale)
+            if _explains(rotation, at_zero, at_positions, tolerance * scale):
+                return rotation
     raise RotationUnknown("its queries and keys at two positions are not rotations of each other by a known table")
 
 

@@ -5,6 +5,7 @@ The oracle asks the models' own mask functions what each layer hides (``tests/or
 
 from __future__ import annotations
 
+import copy
 import functools
 from typing import Any
 
@@ -120,3 +121,65 @@ def compositions(draw: st.DrawFn, modes: tuple[str, ...]) -> Request:
 def test_random_compositions_in_mixed_batches(name: str, data: st.DataObject) -> None:
     modes = ("exact", "anchored", "independent") if name in MOVING else ("exact",)
     agree(name, data.draw(st.lists(compositions(modes), min_size=1, max_size=5)), 3)
+
+
+def test_a_window_of_4096_in_a_longer_context() -> None:
+    """Chunks before, across and in the window, a query of several pieces, and an answer."""
+    heads = {"num_attention_heads": 1, "num_key_value_heads": 1, "head_dim": 16, "num_hidden_layers": 2}
+    module = build("mistral", heads | {"sliding_window": 4096, "max_position_embeddings": 8192})
+    model = serve(BorrowedModel(module, name="mistral"))
+    assert model.findings.windows == (Window(4096),) * 2 and model.context_length_max == 8192
+    chunks, query = [tokens(1, 30), tokens(2, 400), tokens(3, 3200)], tokens(4, 700)
+    ids, logits = Composer(model, pages=600).generate([(chunks, query, "exact")], 2)[0]
+    expected, expected_logits = oracle.greedy(module, chunks, query, "exact", 2)
+    assert ids == expected
+    torch.testing.assert_close(logits, expected_logits, atol=2e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["mistral", "gemma2", "llama4"])
+def test_bits_of_logits_and_of_stored_kv_follow_from_the_prompt(name: str) -> None:
+    """As in ``test_bits.py``: in a crowd, and from four rows on in a smaller one."""
+    crowd: list[Request] = []
+    for index in range(12):
+        own = [tokens(1, 70), tokens(2 + index % 2, 33), tokens(10 + index // 4, 5 + 3 * index)]
+        mode = "exact" if name == "llama4" else ("exact", "independent", "anchored")[index % 3]
+        crowd.append((own, tokens(100 + index, 1 + index * 5), mode))
+    together = Composer(served(name), pages=1024).generate(crowd, 4)
+    fewer = Composer(served(name), pages=1024).generate(crowd[3:8], 4)
+    for (ids, logits), (fewer_ids, fewer_logits) in zip(together[3:8], fewer, strict=True):
+        assert ids == fewer_ids and torch.equal(logits, fewer_logits)
+    strict: Any = {"decode_buckets": (16,), "row_multiple": 16}
+    same = Composer(served(name), pages=1024, **strict).generate(crowd, 4)
+    for at in (0, 7, 11):
+        ids, logits = Composer(served(name), pages=1024, **strict).generate([crowd[at]], 4)[0]
+        assert ids == same[at][0] and torch.equal(logits, same[at][1])
+
+
+def test_chunks_computed_in_a_busy_pool_have_the_same_bytes() -> None:
+    chunks = [tokens(1, 70), tokens(2, 33), tokens(3, 90)]
+
+    def planes(composer: Composer) -> list[list[torch.Tensor]]:
+        held, _ = composer.hold(chunks, "exact")
+        return [[plane.clone() for plane in composer.pool.run_planes(c.run, c.tokens)] for c in held]
+
+    busy = Composer(served("gemma3"), pages=512, page_size=8)
+    busy.generate([([tokens(9, 40)], tokens(8, 30), "exact")] * 4, 3)
+    for mine, theirs in zip(planes(Composer(served("gemma3"), pages=512)), planes(busy), strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(mine, theirs, strict=True))
+
+
+@pytest.mark.parametrize("name", ["mistral", "gemma2", "gpt-oss"])
+@pytest.mark.parametrize("mode", ["exact", "independent"])
+def test_windows_in_bfloat16(name: str, mode: str) -> None:
+    """Queries that are turned by us to where each chunk stands, behind windows: close to float32, which a model without
+    its windows is not."""
+    rounded = copy.deepcopy(model(name)).bfloat16()
+    served = serve(BorrowedModel(rounded, name=name), piece_tokens=24)
+    assert served.refusals == dict.fromkeys(ReuseMode, "")
+    chunks, query = [tokens(seed, 40) for seed in range(4)], tokens(50, 30)
+    _, logits = Composer(served).generate([(chunks, query, mode)], 1)[0]
+    exact = copy.deepcopy(rounded).float()
+    expected = oracle.logits(exact, chunks, query, mode)[-1]
+    exact.config.sliding_window = 500
+    wide = oracle.logits(exact, chunks, query, mode)[-1]
+    assert float((logits[0] - expected).abs().mean()) < 0.3 * float((wide - expected).abs().mean())

@@ -217,6 +217,8 @@ class TorchAttention:
         k = self.pool.keys[layer].index_select(0, tails.slots).view(shape).transpose(1, 2)
         shape = (count, -1, *self.pool.values[layer].shape[1:])
         v = self.pool.values[layer].index_select(0, tails.slots).view(shape).transpose(1, 2)
+        if scores.softcap is not None:  # products of a batch of one would be of other layouts, and sum in other orders
+            k, v = k.contiguous(), v.contiguous()
         kv_heads = k.shape[1]
         grouped = q.reshape(count, kv_heads, heads // kv_heads, width)
         out, lse = partial_attention(grouped, k, v, scaling=scores.scaling, softcap=scores.softcap, mask=tails.mask)

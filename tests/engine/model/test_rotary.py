@@ -85,3 +85,17 @@ def test_yarns_factor_is_applied_once() -> None:
     assert rotation is not None
     assert rotation.scale == pytest.approx(build_named("llama-yarn").model.rotary_emb.attention_scaling)
     assert rotation.scale > 1.0
+
+
+@pytest.mark.parametrize("mode", ["anchored", "independent"])
+def test_a_model_that_turns_the_other_way_round_is_served_in_every_mode(mode: str) -> None:
+    model = build("nanochat", {"num_attention_heads": 4, "num_key_value_heads": 2})
+    served = serve(BorrowedModel(model, name="nanochat"))
+    assert served.refusals == dict.fromkeys(ReuseMode, "")
+    rotation = served.findings.rotations[0]
+    assert rotation is not None and float(rotation.inv_freq.max()) < 0
+    chunks, query = [tokens(1, 17), tokens(2, 30), tokens(3, 5)], tokens(4, 9)
+    ids, logits = Composer(served).generate([(chunks, query, mode)], 3)[0]
+    expected, expected_logits = oracle.greedy(model, chunks, query, mode, 3)
+    assert ids == expected
+    torch.testing.assert_close(logits, expected_logits, atol=1e-4, rtol=1e-4)
