@@ -122,10 +122,10 @@ def test_a_rows_bits_do_not_follow_from_who_else_is_in_the_step(seed: int, score
     together = [attention.attend(prepared, i, q, k, v, SCORES[scores]) for i in range(len(WINDOWS))]
     for row, step in enumerate(steps):
         plan = plan_of([step]).padded(4, scratch, PAGE)
-        mine = [torch.cat((x[row : row + 1], x[6:8], x[7:8])) for x in (q, k, v)]
+        own_q, own_k, own_v = (torch.cat((x[row : row + 1], x[6:8], x[7:8])) for x in (q, k, v))
         prepared = attention.prepare(plan, row_multiple=4)
         for layer in range(len(WINDOWS)):
-            alone = attention.attend(prepared, layer, *mine, SCORES[scores])
+            alone = attention.attend(prepared, layer, own_q, own_k, own_v, SCORES[scores])
             assert torch.equal(alone[0], together[layer][row]), (layer, row)
 
 
