@@ -14,13 +14,13 @@ from tests.architectures import ARCHITECTURES, EXACT_ONLY, build
 from tests.tokenizer_for_tests import VOCABULARY, byte_level_tokenizer
 
 CONTEXT_LENGTH = 2048
-_TOKENS = {"vocab_size": VOCABULARY, "bos_token_id": None, "eos_token_id": 1, "pad_token_id": 0}
+TOKENS_OF_TESTS = {"vocab_size": VOCABULARY, "bos_token_id": None, "eos_token_id": 1, "pad_token_id": 0}
 
 
 def model_dir(path: Path, name: str = "qwen3-ratio2", *, seed: int = 0) -> Path:
     """Saves the architecture ``name`` with the vocabulary of the test tokenizer; weights as in the engine's tests."""
     model_type, settings = {**ARCHITECTURES, **EXACT_ONLY}[name]
-    model = build(model_type, {"max_position_embeddings": CONTEXT_LENGTH, **settings, **_TOKENS}, seed=seed)
+    model = build(model_type, {"max_position_embeddings": CONTEXT_LENGTH, **settings, **TOKENS_OF_TESTS}, seed=seed)
     model.save_pretrained(path)
     byte_level_tokenizer().save_pretrained(path)
     return path
