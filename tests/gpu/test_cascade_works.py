@@ -10,11 +10,11 @@ import torch
 
 from chunk_store.layout import KVLayout, LayerLayout
 from engine.kv.pool import PagedKVPool
-from engine.plan import CascadePlan, Window
+from engine.plan import CascadePlan, StepSequence, Window, behind_each_other, plan_levels, plan_step
 from engine.run.cuda.cascade import lists
 from engine.run.cuda.cascade.launch import CascadeWork
 from engine.run.cuda.cascade.tuning import Tuning
-from engine.run.cuda.cascade.work import Ints, Limits, tail_lists
+from engine.run.cuda.cascade.work import CLASSES_MAX, Ints, Limits, tail_lists
 from engine.run.cuda.cascade.works import LayerWorks
 from tests.gpu.cascade_cases import random_sequences
 
@@ -69,6 +69,16 @@ def test_each_window_has_lists_of_its_own_and_what_is_alike_is_made_once(monkeyp
         works.launch(layer, q, q, scaling=1.0)
     assert launched[0] == launched[2] and [windowed for windowed, _ in launched] == [True, False, True, True]
     assert launched[1][1] == launched[3][1] == tuple(number - 8 for number in classes if 8 <= number < 16)
+
+
+def test_tiles_are_narrow_or_wide_in_all_windows_of_a_step() -> None:
+    """So that there are as many sets of classes, each a graph, with windows as without."""
+    works = LayerWorks(pool_of(*[LayerLayout(2, 64, 64)] * 2), [None, Window(20)], heads=8, tuning=Tuning())
+    for shared, index in ((5000, 2), (0, 1)):  # of Tuning's classes: wide, narrow
+        chunks = behind_each_other([(0, shared, 0)] if shared else [])
+        sequences = [StepSequence(chunks, (400 + row,), 9, 1, shared + 9) for row in range(40)]
+        plan = plan_step(sequences, plan_levels(sequences, max_cascade_levels=3), page_size=16)
+        assert works.update(plan) == (index, CLASSES_MAX + index)
 
 
 def test_layers_that_differ_are_refused() -> None:

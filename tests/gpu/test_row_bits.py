@@ -60,7 +60,7 @@ def weights_of(shape: str, dtype: torch.dtype) -> FusedWeights:
     return FusedWeights(
         embedding=matrix(1, hidden), layers=(layer(), layer()), final_norm=1 + matrix(hidden),
         head=matrix(vocabulary, hidden), eps=1e-6, heads=heads, kv_heads=kv_heads, head_dim=dim, scaling=dim**-0.5,
-        rotation=unused,
+        rotation=unused, windows=(None, None),
     )  # fmt: skip
 
 

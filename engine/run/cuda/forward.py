@@ -14,12 +14,13 @@ from torch import Tensor
 
 from engine.attention import Scores
 from engine.kv.pool import PagedKVPool
+from engine.plan import Window
 from engine.run.cuda.cascade.tuning import RotationTable
 from engine.run.cuda.experts.launch import add_up, arrive, multiply, route
 from engine.run.cuda.experts.layer import ExpertBuffers, Experts
 from engine.run.cuda.experts.tiles import tiles_of
 from engine.run.cuda.packed import Attend, AttentionCall
-from engine.run.cuda.prefill_attention import group_of, launch_options
+from engine.run.cuda.prefill_attention import group_of, launch_options, piece_refusal
 from engine.run.cuda.products import ROWS_MAX, product
 from engine.run.cuda.weights import FusedWeights, LayerWeights
 
@@ -93,7 +94,6 @@ class FusedForward:
     """
 
     name = "fused-5"
-    piece_refusal = ""
 
     def __init__(self, weights: FusedWeights, pool: PagedKVPool, *, positions: int) -> None:
         self.weights = weights
@@ -110,8 +110,12 @@ class FusedForward:
         return self.weights.heads
 
     @property
-    def windows(self) -> tuple[None, ...]:
-        return (None,) * len(self.weights.layers)
+    def windows(self) -> tuple[Window | None, ...]:
+        return self.weights.windows
+
+    @property
+    def piece_refusal(self) -> str:
+        return piece_refusal(self.pool.layout.layers[0], self.windows, ())
 
     @property
     def vocabulary(self) -> int:

@@ -20,6 +20,7 @@ from engine.model.borrowed import BorrowedModel
 from engine.model.probe import Findings
 from engine.model.quantized import is_opaque, is_plain
 from engine.model.rotary import Rotation
+from engine.plan import Window
 from engine.run.cuda.experts.layer import Experts, experts_refusal
 from engine.run.cuda.products import AS_THEY_COME, Ways
 
@@ -53,7 +54,8 @@ class LayerWeights:
 
 @dataclass(frozen=True)
 class FusedWeights:
-    """A whole model. ``eps`` is that of every RMSNorm, ``rotation`` that of every layer, as are ``ways``."""
+    """A whole model. ``eps`` is that of every RMSNorm, ``rotation`` that of every layer, as are ``ways``; ``windows``
+    are by layer, None that it sees everything."""
 
     embedding: Tensor
     layers: tuple[LayerWeights, ...]
@@ -65,6 +67,7 @@ class FusedWeights:
     head_dim: int
     scaling: float
     rotation: Rotation
+    windows: tuple[Window | None, ...]
     ways: Ways = AS_THEY_COME  # in which each product is computed
     head_padding: int = 0  # last rows of the head that are no token's
 
@@ -96,8 +99,6 @@ def fused_refusal(borrowed: BorrowedModel, findings: Findings) -> str:
         return f"dtype {findings.layout.dtype}"
     if findings.rotation_refusal:
         return findings.rotation_refusal
-    if any(findings.windows):
-        return "layers with a window"
     layers = set(findings.layout.layers)
     rotations = {id(rotation): rotation for rotation in findings.rotations}
     if len(layers) != 1 or len(rotations) != 1:
@@ -161,6 +162,7 @@ def merge_weights(borrowed: BorrowedModel, findings: Findings) -> FusedWeights:
         head_dim=layer.k_dim,
         scaling=float(getattr(module.model.layers[0].self_attn, "scaling", layer.k_dim**-0.5)),
         rotation=rotation,
+        windows=findings.windows,
     )
 
 

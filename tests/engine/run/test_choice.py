@@ -14,6 +14,7 @@ from chunk_store.layout import LayerLayout
 from engine.kv.pool import PagedKVPool
 from engine.model.borrowed import BorrowedModel
 from engine.model.probe import Findings, examine
+from engine.plan import Window
 from engine.run.backends import CPU, AttentionRefused, Decision, DeviceFacts
 from engine.run.choice import choose_weights, decide, decide_and_try, make_runner, numerics_name
 from engine.run.cuda.attention import cascade_refusal
@@ -194,6 +195,7 @@ def test_names_of_what_computes(monkeypatch: pytest.MonkeyPatch) -> None:
         (layout_of(dtype="float32"), "dtype float32", "dtype float32"),
         (layout_of(LayerLayout(2, 16, 16), LayerLayout(1, 16, 16)), "layers that differ", "layers that differ"),
         (layout_of(LayerLayout(2, 24, 24)), "head widths 24", ""),
+        (lambda f: replace(f, windows=(Window(7), None)), "", ""),
         (layout_of(LayerLayout(2, 20, 20)), "head widths 20", "heads of 20"),
         (layout_of(LayerLayout(2, 16, 8)), "head widths 16 and 8", ""),
         (layout_of(LayerLayout(2, 16, 2048)), "head widths 16 and 2048", "heads of 16 and 2048"),

@@ -104,16 +104,18 @@ class CascadeWork:
         """Where the caller's own integers are on the device, (limits.line,) int32."""
         return self.lists[self._static_ints - self.limits.line : self._static_ints]
 
-    def update(self, plan: CascadePlan, line: Ints | None = None) -> tuple[int, ...]:
+    def update(
+        self, plan: CascadePlan, line: Ints | None = None, *, whole: CascadePlan | None = None
+    ) -> tuple[int, ...]:
         """Brings the plan's lists to the device; the shared part only if compositions or row count changed.
 
-        With ``line`` (limits.line,) the caller's own integers too.
+        With ``line`` (limits.line,) the caller's own integers too. ``whole``: the plan that this one is seen of.
 
         Returns the tile classes that have items, which ``launch`` launches unless told otherwise: a captured graph
         can be replayed if it was captured with these. Returns before the copies are done. Raises ``WorkTooLarge``
         if the plan does not fit ``limits``.
         """
-        shared, tails = self._plan_lists.of(plan)
+        shared, tails = self._plan_lists.of(plan, whole)
         staging = self._staging[0]
         self._staging.rotate(-1)
         staging.wait()

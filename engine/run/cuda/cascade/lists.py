@@ -24,27 +24,35 @@ class PlanLists:
         self._limits = limits
         self._narrow, self._wide = (self._shape_of(members) for members in (tuning.narrow, tuning.wide))
         self._shared: deque[tuple[Levels, int, ListShape, SharedLists]] = deque(maxlen=KEPT)
+        self._shape: tuple[Levels, int, ListShape] | None = None
         self._last: tuple[CascadePlan, SharedLists, Ints] | None = None
 
-    def of(self, plan: CascadePlan) -> tuple[SharedLists, Ints]:
+    def of(self, plan: CascadePlan, whole: CascadePlan | None = None) -> tuple[SharedLists, Ints]:
         """The static lists, the same object while compositions and row count are the same, and the dynamic blob.
 
-        Raises ``WorkTooLarge``.
+        ``whole``: the plan that this is seen of. Its tiles are narrow or wide, and those of all that is seen of it with
+        them, so that the sets of classes that steps have are few. Raises ``WorkTooLarge``.
         """
         if self._last is None or self._last[0] is not plan:
-            shape, shared = self._shared_of(plan)
+            shape = self._shape_for(plan if whole is None else whole)
+            shared = self._shared_of(plan, shape)
             self._last = plan, shared, tail_lists(plan, shared, shape, self._page_size)
         return self._last[1:]
 
-    def _shared_of(self, plan: CascadePlan) -> tuple[ListShape, SharedLists]:
+    def _shape_for(self, plan: CascadePlan) -> ListShape:
+        rows = len(plan.slots)
+        if self._shape is None or self._shape[0] is not plan.levels or self._shape[1] != rows:
+            self._shape = plan.levels, rows, self._wide if self._is_wide(plan) else self._narrow
+        return self._shape[2]
+
+    def _shared_of(self, plan: CascadePlan, wanted: ListShape) -> SharedLists:
         rows = len(plan.slots)
         for levels, count, shape, shared in self._shared:
-            if levels is plan.levels and count == rows:
-                return shape, shared
-        shape = self._wide if self._is_wide(plan) else self._narrow
-        shared = shared_lists(plan.levels, rows, shape)
-        self._shared.append((plan.levels, rows, shape, shared))
-        return shape, shared
+            if levels is plan.levels and count == rows and shape is wanted:
+                return shared
+        shared = shared_lists(plan.levels, rows, wanted)
+        self._shared.append((plan.levels, rows, wanted, shared))
+        return shared
 
     def _shape_of(self, members: tuple[TileClass, ...]) -> ListShape:
         chunks, row_tails, long_tails = (self.tuning.tiles(members, what) for what in (CHUNKS, ROW_TAILS, LONG_TAILS))

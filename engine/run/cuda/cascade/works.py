@@ -83,7 +83,7 @@ class LayerWorks:
         """
         classes: list[int] = []
         for index, (window, work) in enumerate(zip(self.windows, self.works, strict=True)):
-            found = work.update(plan.seen_through(window), line if index == 0 else None)
+            found = work.update(plan.seen_through(window), line if index == 0 else None, whole=plan)
             classes += [CLASSES_MAX * index + number for number in found]
         self.classes = tuple(classes)
         return self.classes
