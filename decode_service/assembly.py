@@ -146,7 +146,7 @@ def assemble(
         parts.access,
         parts.metrics.registry,
         model_name=parts.loaded.model_name,
-        same_bits=same_bits(options, served.row_bits, served.decision.attention),
+        same_bits=same_bits(options, served.row_bits, served.decision.attention, served.rows_stand_alone),
         request_timeout_s=options.request_timeout_s,
         close=end,
         claim_turn=claim_turn,

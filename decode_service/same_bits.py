@@ -11,6 +11,10 @@ FEW_ROWS = "few requests are decoded by other kernels than many, so that last bi
 THREADS = "a product of few rows is cut among {} threads; --threads 1 and --strict prevent it"
 STRICT = "--strict: every decode step is padded to {} rows"
 SPLITS = "FlashInfer splits keys by what else is in a step, so that last bits can differ, whatever --strict does"
+COMPANY = (
+    "products of experts, or of attention with soft caps, depend on what else is in a step, so that last bits can "
+    "differ, whatever --strict does"
+)
 NEEDLESS = "--strict has nothing to add"
 
 
@@ -19,16 +23,19 @@ def needs_one_size(options: DecodeOptions, row_bits: RowBits | None) -> bool:
     return options.strict and (row_bits is None or not row_bits.equal)
 
 
-def same_bits(options: DecodeOptions, row_bits: RowBits | None, attention: str) -> SameBits:
+def same_bits(options: DecodeOptions, row_bits: RowBits | None, attention: str, rows_stand_alone: bool) -> SameBits:
     """What holds for this service over an ``attention`` backend.
 
-    ``row_bits`` is what was found out about the model's products, None if nothing.
+    ``row_bits`` is what was found out about the model's products, None if nothing; ``rows_stand_alone`` whether a row
+    has the same bits among any others in steps of one number of rows.
     """
     if attention == FLASHINFER:
         return SameBits(False, SPLITS)
     if row_bits is not None:
         needless = [NEEDLESS] if options.strict and row_bits.equal else []
         return SameBits(row_bits.equal, "; ".join([row_bits.reason, *needless]))
+    if not rows_stand_alone:
+        return SameBits(False, COMPANY)
     if not options.strict:
         return SameBits(False, FEW_ROWS)
     if options.device == "cpu" and options.threads > 1:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -10,12 +12,13 @@ import torch
 from chunk_store.key import ModelIdentity
 from chunk_store.layout import KVLayout
 from engine.check.borrowed_rows import check_rows_of
+from engine.check.company import rows_stand_alone
 from engine.check.forwards import PIECE_TOKENS, RunnerFactory
 from engine.check.rows import RowBits, check_rows
 from engine.check.start import ModeCheck, check_modes, check_structure
 from engine.device import current
 from engine.kv.pool import PagedKVPool
-from engine.model.borrowed import BorrowedModel
+from engine.model.borrowed import BorrowedModel, ModelRefused
 from engine.model.identity import model_identity, numerics, weights_digest
 from engine.model.limits import ContextLimit
 from engine.model.probe import Findings, examine
@@ -37,7 +40,8 @@ class ServedModel:
 
     ``checks[mode]`` is what the start check measured; ``refusals[mode]`` is "" for a mode that holds, otherwise
     why it is not offered. ``row_bits`` is what was found out about the products of the merged weights, None where
-    there are none: then nothing is promised about steps of different numbers of rows. ``decision`` is what runs it.
+    there are none: then nothing is promised about steps of different numbers of rows. ``rows_stand_alone``: in steps of
+    one number of rows a row's bits do not depend on the others. ``decision`` is what runs it.
     """
 
     borrowed: BorrowedModel
@@ -51,6 +55,7 @@ class ServedModel:
     )
     checks: dict[ReuseMode, ModeCheck] = field(default_factory=dict)
     row_bits: RowBits | None = None
+    rows_stand_alone: bool = True
 
     @property
     def layout(self) -> KVLayout:
@@ -119,9 +124,10 @@ def check_runners(
 
 def _serve(borrowed: BorrowedModel, piece_tokens: int, attention: str) -> ServedModel:
     use_stable_products_on(borrowed.device)
-    found = examine(borrowed)
-    layers = borrowed.decoder_layers()
-    structure = check_structure(borrowed, found)
+    with _refusing(borrowed):
+        found = examine(borrowed)
+        layers = borrowed.decoder_layers()
+        structure = check_structure(borrowed, found)
     findings = structure.findings
     decision = decide_and_try(borrowed, findings, attention)
     weights, row_bits = checked_weights(borrowed, findings, decision)
@@ -130,7 +136,22 @@ def _serve(borrowed: BorrowedModel, piece_tokens: int, attention: str) -> Served
         torch.cuda.empty_cache()  # the pool is sized by what is free
     refusals = {mode: check.refusal for mode, check in checks.items()}
     identity = _identity(borrowed, findings, decision, row_bits, piece_tokens)
-    return ServedModel(borrowed, findings, identity, refusals, piece_tokens, decision, weights, checks, row_bits)
+    apart = row_bits is not None or rows_stand_alone(borrowed, findings, layers)
+    return ServedModel(borrowed, findings, identity, refusals, piece_tokens, decision, weights, checks, row_bits, apart)
+
+
+@contextmanager
+def _refusing(borrowed: BorrowedModel) -> Iterator[None]:
+    """What modelling code raises in forwards as ours are, for example that it needs a cache, refuses the model."""
+    try:
+        yield
+    except (ModelRefused, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        raise ModelRefused(
+            f"model {borrowed.name} cannot be served: its forward fails on packed rows without a cache "
+            f"({type(error).__name__}: {error})"
+        ) from error
 
 
 def look_into(borrowed: BorrowedModel, *, piece_tokens: int = 512, attention: str = AUTO) -> ServedModel:

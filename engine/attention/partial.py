@@ -34,15 +34,18 @@ def partial_attention(
 
     ``mask`` is added to the scores; broadcastable to (batch, heads, rows, keys), in q's dtype.
     """
-    if softcap is not None or q.device.type != "cpu" or q.dtype == torch.float16:
+    if by_products(q, v.shape[-1], softcap):
         return _by_matmul(q, k, v, scaling, softcap, causal, mask)
     width = v.shape[-1]
     if width < k.shape[-1]:
         v = torch.nn.functional.pad(v, (0, k.shape[-1] - width))
-    elif width > k.shape[-1]:
-        return _by_matmul(q, k, v, scaling, softcap, causal, mask)
     out, lse = _flash_cpu(q, k, v, 0.0, causal, attn_mask=mask, scale=scaling)
     return out[..., :width], lse
+
+
+def by_products(q: Tensor, v_dim: int, softcap: float | None) -> bool:
+    """Whether attention is computed by products over all keys of a batch: a row's bits then depend on the batch."""
+    return softcap is not None or q.device.type != "cpu" or q.dtype == torch.float16 or v_dim > q.shape[-1]
 
 
 def _by_matmul(

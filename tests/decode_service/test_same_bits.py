@@ -38,15 +38,22 @@ def options(**given: Any) -> DecodeOptions:
     ({"device": "cuda", "strict": True}, UNEQUAL, False, True, "a row of o depends on its place"),
 ])  # fmt: skip
 def test_what_is_said(given: dict[str, Any], found: RowBits | None, always: bool, one_size: bool, words: str) -> None:
-    said = same_bits(options(**given), found, TORCH if found is None else CASCADE)
+    said = same_bits(options(**given), found, TORCH if found is None else CASCADE, True)
     assert said.always == always and words in said.reason
     assert needs_one_size(options(**given), found) == one_size
 
 
 @pytest.mark.parametrize("strict", [False, True])
 def test_nothing_is_promised_over_flashinfer(strict: bool) -> None:
-    said = same_bits(options(device="cuda", strict=strict), None, FLASHINFER)
+    said = same_bits(options(device="cuda", strict=strict), None, FLASHINFER, True)
     assert not said.always and "FlashInfer splits keys" in said.reason
+
+
+@pytest.mark.parametrize("strict", [False, True])
+def test_nothing_is_promised_where_rows_depend_on_others(strict: bool) -> None:
+    said = same_bits(options(strict=strict), None, TORCH, False)
+    assert not said.always and "products of experts" in said.reason
+    assert same_bits(options(strict=strict), EQUAL, CASCADE, True).always
 
 
 def test_clients_are_told(folder: Path, tmp_path: Path) -> None:
