@@ -96,10 +96,9 @@ def _compressed(fields: dict[str, Any]) -> Quantization:
     described = " and ".join(dict.fromkeys(weights)) or "no weights"
     # Packed zero points are loaded by the loader that unpacks at once, and by no other; it knows one scheme.
     shifted = [group for group in groups.values() if (group.get("weights") or {}).get("symmetric") is False]
-    at_once = bool(shifted) and len(groups) == 1 and not activations
+    loading = {"dequantize": True} if shifted and len(groups) == 1 and not activations else {}
     rounded = " and ".join(dict.fromkeys(activations))
-    loading = {"dequantize": True} if at_once else {}
-    return Quantization("compressed-tensors", described, rounded, own_dtype=at_once, loading=loading)
+    return Quantization("compressed-tensors", described, rounded, loading=loading)
 
 
 def _rounded(place: str, args: dict[str, Any]) -> str:
