@@ -211,10 +211,12 @@ def attend_item(
             x, keys, values, k_stride, v_stride, lists, pages_at, source, at, begin, end, seen_from, seen_to, head,
             top, total, acc, scale, squeeze, K_DIM, V_DIM, K_BLOCK, V_BLOCK, N, PAGE, WINDOW, SOFTCAP,
         )  # fmt: skip
+    # Behind the mask that the pair's other fields are loaded by: Triton 3.6 does not compile one of another layout.
+    partial = tl.load(pair + 3, mask=live, other=0) + split
     live = live & (limit > begin)  # a row has partial results of the splits that it sees
     if WINDOW:
         live = live & (seen_from < end)
-    into = ((tl.load(pair + 3, mask=live, other=0) + split) * KV_HEADS + head) * RATIO + packed % RATIO
+    into = (partial * KV_HEADS + head) * RATIO + packed % RATIO
     store_partial(partial_out, partial_lse, into, live, top, total, acc, scale, V_DIM, V_BLOCK)
 
 
