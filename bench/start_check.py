@@ -132,7 +132,7 @@ def row(borrowed: BorrowedModel, fault: str) -> tuple[float, float, float]:
         structure = check_structure(borrowed, findings)
         decision = decide_and_try(borrowed, structure.findings)
         weights, _ = checked_weights(borrowed, structure.findings, decision)
-        make_runner = check_runners(borrowed, structure.findings, weights, decision.attention)
+        make_runner = check_runners(borrowed, structure.findings, weights, decision)
         checks = measure(borrowed, structure, make_runner, layers).values()
     parts = [[getattr(check, part) for check in checks] for part in ("structure", "rounding", "kernels")]
     structure_error, rounding, kernels = (

@@ -96,7 +96,11 @@ class ServedModel:
             options.setdefault("row_buckets", self.row_bits.buckets)
             if isinstance(self.weights, CapturedModel):
                 options.setdefault("together", False)
-        options |= {"piece_tokens": self.piece_tokens, "attention": self.decision.attention}
+        options |= {
+            "piece_tokens": self.piece_tokens,
+            "attention": self.decision.attention,
+            "pieces": self.decision.pieces,
+        }
         return make_runner(pool, self.borrowed, self.findings, self.weights, **options)
 
 
@@ -111,15 +115,20 @@ def serve(borrowed: BorrowedModel, *, piece_tokens: int = 512, attention: str = 
 
 
 def check_runners(
-    borrowed: BorrowedModel, findings: Findings, weights: Weights | None, attention: str = AUTO
+    borrowed: BorrowedModel, findings: Findings, weights: Weights | None, decision: Decision
 ) -> RunnerFactory:
     """Small runners of the kind that will serve the model, to check with."""
-    small: dict[str, Any] = {"attention": attention}
+    small: dict[str, Any] = chosen(decision)
     if weights is not None:
         # One of the check's chunks is long enough for pieces of its own, so both ways of computing them are checked.
         limits = StepLimits(pairs=256, partials=512)
         small |= {"slots": 2, "rows_max": 8, "long_chunk": CHECK_LONG_CHUNK, "limits": limits, "graphs": False}
     return lambda pool: make_runner(pool, borrowed, findings, weights, piece_tokens=PIECE_TOKENS, **small)
+
+
+def chosen(decision: Decision) -> dict[str, str]:
+    """The options of a runner that are decided, not given."""
+    return {"attention": decision.attention, "pieces": decision.pieces}
 
 
 def _serve(borrowed: BorrowedModel, piece_tokens: int, attention: str) -> ServedModel:
@@ -131,7 +140,7 @@ def _serve(borrowed: BorrowedModel, piece_tokens: int, attention: str) -> Served
     findings = structure.findings
     decision = decide_and_try(borrowed, findings, attention)
     weights, row_bits = checked_weights(borrowed, findings, decision)
-    checks = check_modes(borrowed, structure, check_runners(borrowed, findings, weights, decision.attention), layers)
+    checks = check_modes(borrowed, structure, check_runners(borrowed, findings, weights, decision), layers)
     if borrowed.device.type == "cuda":
         torch.cuda.empty_cache()  # the pool is sized by what is free
     refusals = {mode: check.refusal for mode, check in checks.items()}

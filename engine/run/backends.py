@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 AUTO, CASCADE, FLASHINFER, TORCH = "auto", "cascade", "flashinfer", "torch"
+FA3 = "fa3"  # FlashInfer's kernels for long pieces on compute capability 9
 ATTENTIONS = (AUTO, CASCADE, FLASHINFER, TORCH)
 
 
@@ -30,8 +31,12 @@ CPU = DeviceFacts(cuda=False, hopper=False, flashinfer="the device is cpu")
 
 @dataclass(frozen=True)
 class Decision:
-    """What runs a model: the ``runner`` ("fused", "captured" or "eager"), the ``attention`` backend, and why."""
+    """What runs a model: the ``runner`` ("fused", "captured" or "eager"), the ``attention`` backend, and why.
+
+    ``pieces``: what computes the attention of long pieces beside captured steps, "" for torch's library attention.
+    """
 
     runner: str
     attention: str
     reason: str
+    pieces: str = ""

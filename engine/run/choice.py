@@ -16,7 +16,9 @@ That is ``auto``; a backend that is asked for is taken or refused. FlashInfer an
 from __future__ import annotations
 
 import importlib.util
+import logging
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -32,6 +34,7 @@ from engine.run.backends import (
     AUTO,
     CASCADE,
     CPU,
+    FA3,
     FLASHINFER,
     TORCH,
     AttentionRefused,
@@ -41,6 +44,7 @@ from engine.run.backends import (
 from engine.run.cuda.attention import CudaAttention, cascade_refusal
 from engine.run.cuda.borrowed import BorrowedForward, CapturedModel, captured_refusal
 from engine.run.cuda.flashinfer.attention import FlashInferAttention
+from engine.run.cuda.flashinfer.prefill import FlashInferBlock, block_failure, block_refusal
 from engine.run.cuda.flashinfer.refusal import build_refusal, device_refusal, flashinfer_refusal
 from engine.run.cuda.forward import FusedForward
 from engine.run.cuda.products import BUCKETS
@@ -53,6 +57,9 @@ from engine.run.eager.runner import EagerRunner
 from engine.run.planning import DECODE_BUCKETS
 from engine.run.protocol import WatchableRunner
 
+log = logging.getLogger(__name__)
+
+BY_FA3 = "; long pieces by FlashInfer's fa3"
 NOT_CAPTURED = "its steps are not captured: "
 CUDA_PAGE_SIZES = (16, 32, 64)  # a page is one copy of the bulk copy engine, a block of 64 tokens whole pages
 FUSED, CAPTURED, EAGER = "fused", "captured", "eager"
@@ -105,10 +112,12 @@ def decide(
         if refusal:
             raise _refused(asked, borrowed, refusal, *([CASCADE] if asked == FLASHINFER and not own else []), TORCH)
         runner, why = _steps(borrowed, findings, uncaptured) if asked == CASCADE else (EAGER, "")
-        return Decision(runner, asked, f"--attention {asked}{why}")
+        found = Decision(runner, asked, f"--attention {asked}{why}")
+        return _with_pieces(found, findings, facts)
     steps, why = _steps(borrowed, findings, uncaptured)
     if not own and facts.hopper:
-        return Decision(steps, CASCADE, f"our kernels take the model, and are written for compute capability 9{why}")
+        found = Decision(steps, CASCADE, f"our kernels take the model, and are written for compute capability 9{why}")
+        return _with_pieces(found, findings, facts)
     if not own and steps != EAGER:
         return Decision(steps, CASCADE, "our portable kernels run in captured steps, which FlashInfer does not")
     if not theirs:
@@ -128,11 +137,23 @@ def decide_and_try(borrowed: BorrowedModel, findings: Findings, asked: str = AUT
     if decision.runner == CAPTURED:
         failure = capture_failure(CapturedModel.of(borrowed, findings))
         decision = decide(borrowed, findings, asked, facts, uncaptured=failure)
+    if decision.pieces and (failed := block_failure(heads_of(borrowed), findings.layout, borrowed.device)):
+        log.warning("long pieces are left to torch's library attention: FlashInfer's fa3: %s", failed)
+        decision = replace(decision, pieces="", reason=decision.reason.removesuffix(BY_FA3))
     if decision.attention != FLASHINFER:
         return decision
     failed = build_refusal(findings, heads_of(borrowed), borrowed.device)
     without = DeviceFacts(True, facts.hopper, failed)
     return decide(borrowed, findings, asked, without, uncaptured=failure) if failed else decision
+
+
+def _with_pieces(decision: Decision, findings: Findings, facts: DeviceFacts) -> Decision:
+    """The decision, with long pieces by FlashInfer's fa3 where that is faster: on compute capability 9."""
+    if decision.runner == EAGER or decision.attention != CASCADE or not facts.hopper or facts.flashinfer:
+        return decision
+    if block_refusal(findings):
+        return decision
+    return replace(decision, pieces=FA3, reason=f"{decision.reason}{BY_FA3}")
 
 
 def _refused(asked: str, borrowed: BorrowedModel, reason: str, *others: str) -> AttentionRefused:
@@ -159,6 +180,7 @@ def numerics_name(decision: Decision) -> str:
     """What computes, for the model identity: another way of computing rounds otherwise."""
     names = {CASCADE: CudaAttention.name, TORCH: TorchAttention.name}
     name = FlashInferAttention.full_name() if decision.attention == FLASHINFER else names[decision.attention]
+    name = f"{name} {FlashInferBlock.full_name()}" if decision.pieces else name
     forwards = {FUSED: FusedForward.name, CAPTURED: BorrowedForward.name}
     return f"{forwards[decision.runner]} {name}" if decision.runner in forwards else name
 
@@ -170,15 +192,17 @@ def make_runner(
     weights: Weights | None,
     *,
     attention: str = AUTO,
+    pieces: str = "",
     slots: int = SLOTS,
     decode_buckets: Sequence[int] = DECODE_BUCKETS,
     row_multiple: int = 4,
     **options: Any,
 ) -> WatchableRunner:
-    """The runner of a model over ``pool``; ``weights`` are what ``choose_weights`` gave, ``attention`` what was chosen.
+    """The runner of a model over ``pool``; ``weights`` are what ``choose_weights`` gave.
 
-    A ``PackedRunner`` takes ``slots``, an ``EagerRunner`` ``decode_buckets``, the largest of which is the number of its
-    slots, and ``row_multiple``; ``options`` are for either. Raises ``ValueError`` for pages that CUDA cannot read.
+    ``attention`` and ``pieces`` are what was decided. A ``PackedRunner`` takes ``slots``, an ``EagerRunner``
+    ``decode_buckets``, the largest of which is the number of its slots, and ``row_multiple``; ``options`` are for
+    either. Raises ``ValueError`` for pages that CUDA cannot read.
     """
     with current(pool.device):
         if weights is None:
@@ -190,6 +214,7 @@ def make_runner(
             )
         _check_pages(pool)
         positions = findings.context_length_max
+        options["block"] = FlashInferBlock(pool.device) if pieces == FA3 else None
         if isinstance(weights, FusedWeights):
             return PackedRunner(FusedForward(weights, pool, positions=positions), slots=slots, **options)
         if not options.get("together", True) and len(decode_buckets) == 1:  # one size for all that decode

@@ -32,6 +32,9 @@ class _Wrapper:
         assert layout == "NHD" and backend in ("fa2", "fa3") and workspace.dtype == torch.uint8
         self.told: dict[str, Any] = {}
 
+    def reset_workspace_buffer(self, workspace: Tensor, lists: Tensor) -> None:
+        assert workspace.dtype == lists.dtype == torch.uint8 and lists.numel() >= 1 << 16
+
     def _run(self, q: Tensor, keys: list[Tensor], values: list[Tensor], out: Tensor, lse: Tensor) -> None:
         told, starts = self.told, self.told["rows"].tolist()
         assert len(q) == starts[-1] and len(keys) == len(starts) - 1

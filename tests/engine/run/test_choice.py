@@ -98,6 +98,41 @@ def test_what_runs_a_model(
     assert (found.runner, found.attention) == (runner, attention) and words in found.reason
 
 
+WIDE = layout_of(LayerLayout(2, 128, 128))
+
+
+@pytest.mark.parametrize(("device", "change", "asked", "pieces"), [
+    (HOPPER, WIDE, "auto", "fa3"),
+    (HOPPER, WIDE, "cascade", "fa3"),
+    (HOPPER, WIDE, "torch", ""),
+    (HOPPER, WIDE, "flashinfer", ""),
+    (WITHOUT, WIDE, "auto", ""),
+    (OTHER, WIDE, "auto", ""),
+    (HOPPER, as_it_is, "auto", ""),
+])  # fmt: skip
+def test_long_pieces_take_fa3_where_it_is_faster(
+    plain: tuple[BorrowedModel, Findings], device: DeviceFacts, change: Change, asked: str, pieces: str
+) -> None:
+    borrowed, findings = plain
+    found = decide(borrowed, change(findings), asked, device)
+    assert found.pieces == pieces and ("long pieces by FlashInfer's fa3" in found.reason) is bool(pieces)
+
+
+def test_fa3_that_cannot_be_built_is_left_out(
+    plain: tuple[BorrowedModel, Findings], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    borrowed, findings = plain[0], WIDE(plain[1])
+    monkeypatch.setattr("engine.run.choice.device_facts", lambda _: HOPPER)
+    monkeypatch.setattr("importlib.metadata.version", {"flashinfer-python": "0.6.13"}.__getitem__)
+    monkeypatch.setattr("engine.run.choice.capture_failure", lambda _: "")
+    monkeypatch.setattr("engine.run.choice.block_failure", lambda *_: "")
+    found = decide_and_try(borrowed, findings)
+    assert found.pieces == "fa3" and numerics_name(found).endswith("cuda-2 fa3 0.6.13")
+    monkeypatch.setattr("engine.run.choice.block_failure", lambda *_: "no nvcc")
+    without = decide_and_try(borrowed, findings)
+    assert without.pieces == "" and "fa3" not in without.reason + numerics_name(without)
+
+
 @pytest.mark.parametrize(("device", "asked", "attention", "words"), [
     (HOPPER, "auto", "cascade", "written for compute capability 9; its steps are not captured: it waits"),
     (OTHER, "auto", "flashinfer", "not of compute capability 9"),

@@ -153,7 +153,7 @@ def test_a_long_piece_is_one_call_over_its_chunk(before: int) -> None:
         plan = plan_step([sequence], plan_levels([sequence], max_cascade_levels=1), page_size=8)
         into = torch.empty_like(q)
         out = attend_piece(prepare_piece(plan, 8, q.device), lambda _: q, keys, values, 0.1, into, block)
-        assert out is into and len(block._planned) == 1
+        assert out is into and len(block._shapes) == 1
     k, v = (x[16 : 16 + before + rows].repeat_interleave(2, 1).transpose(0, 1).double() for x in (keys, values))
     hidden = torch.ones(rows, before + rows, dtype=torch.bool).triu(before + 1)
     scores = (q.transpose(0, 1).double() @ k.transpose(1, 2) * 0.1).masked_fill(hidden, float("-inf"))
