@@ -104,7 +104,7 @@ def run(kind: str) -> None:
     model = timed("looking at modules", lambda: CapturedModel.of(borrowed, findings))
     kinds = sorted({f"{type(module).__name__}" for module in model.forwards})
     print(f"  replaced: {len(model.forwards)} modules, {kinds}", flush=True)
-    print(f"  trial: {timed('trial', lambda: capture_failure(model)) or 'captured'}", flush=True)
+    print(f"  trial: {timed('trial', lambda: capture_failure(borrowed, findings)) or 'captured'}", flush=True)
     found, row_bits = timed("check of rows, captured", lambda: check_rows_of(model))
     print(f"  equal {row_bits.equal}: {row_bits.reason}", flush=True)
     measure("captured", engine, BorrowedForward(found, pool, positions=positions))

@@ -18,8 +18,9 @@ from engine.attention import Scores
 from engine.check.precision import first_layers, layers_of_every_kind
 from engine.check.rows import ROWS_CHECKED, Product, RowBits, pinned
 from engine.run.cuda.borrowed import CapturedModel, own_values
+from engine.run.cuda.joined import Joined
 from engine.run.cuda.products import BUCKETS, PLAIN, ROWS_MAX
-from engine.run.cuda.replaced import linears, whole_of
+from engine.run.cuda.replaced import products, whole_of
 
 FORWARDS = 8  # of so many rows each, at most
 
@@ -68,11 +69,13 @@ def check_rows_of(model: CapturedModel) -> tuple[CapturedModel, WholeRowBits]:
 
 def _products(model: CapturedModel) -> Iterator[Product]:
     """Of every product the first and the last."""
-    for name, members in linears(model.borrowed).items():
-        device, dtype = members[0].weight.device, members[0].weight.dtype
-        generator = torch.Generator(device).manual_seed(0)
-        rows = torch.randn(ROWS_MAX, members[0].in_features, generator=generator, device=device).to(dtype)
-        yield Product(name, tuple(whole_of(module) for module in dict.fromkeys((members[0], members[-1]))), rows)
+    for name, members in products(model.borrowed).items():
+        ends = [members[0], members[-1]] if len(members) > 1 else members
+        matrices = [end.whole() if isinstance(end, Joined) else whole_of(end) for end in ends]
+        weight = matrices[0][0]
+        generator = torch.Generator(weight.device).manual_seed(0)
+        rows = torch.randn(ROWS_MAX, weight.shape[1], generator=generator, device=weight.device).to(weight.dtype)
+        yield Product(name, tuple(matrices), rows)
 
 
 def _apart(model: CapturedModel, order: Tensor) -> tuple[int, ...]:

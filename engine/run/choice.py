@@ -135,7 +135,7 @@ def decide_and_try(borrowed: BorrowedModel, findings: Findings, asked: str = AUT
     facts = device_facts(borrowed.device)
     decision, failure = decide(borrowed, findings, asked, facts), ""
     if decision.runner == CAPTURED:
-        failure = capture_failure(CapturedModel.of(borrowed, findings))
+        failure = capture_failure(borrowed, findings)
         decision = decide(borrowed, findings, asked, facts, uncaptured=failure)
     if decision.pieces and (failed := block_failure(heads_of(borrowed), findings.layout, borrowed.device)):
         log.warning("long pieces are left to torch's library attention: FlashInfer's fa3: %s", failed)

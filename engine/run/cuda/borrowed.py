@@ -22,19 +22,21 @@ from engine.model.borrowed import AttendFunction, BorrowedModel
 from engine.model.probe import Findings
 from engine.run.cuda.attention import cascade_refusal
 from engine.run.cuda.cascade.tuning import RotationTable
+from engine.run.cuda.joined import Forwards
 from engine.run.cuda.norms import norm_modules
 from engine.run.cuda.packed import Attend, AttentionCall, PlainInputs, PlainOutputs
 from engine.run.cuda.prefill_attention import launch_options, piece_refusal
 from engine.run.cuda.products import Way
 from engine.run.cuda.replaced import (
-    Forwards,
-    linear_forwards,
-    linears,
     norm_forwards,
+    product_forwards,
     replaced,
     rotary_forwards,
     widths_of,
 )
+from engine.run.cuda.turning import turn_forwards, watched_turns
+
+POSITIONS = (0, 1, 2, 5, 33, 117)  # of a forward that is looked at
 
 
 @dataclass(frozen=True)
@@ -52,15 +54,18 @@ class CapturedModel:
     @classmethod
     @torch.inference_mode()
     def of(cls, borrowed: BorrowedModel, findings: Findings) -> CapturedModel:
-        """Looks at a forward of one token. Nothing of the module is changed but where odd matrices lie."""
+        """Looks at forwards of a few tokens. Of the module nothing is changed but where matrices lie."""
+        longest = findings.context_length_max
         with widths_of(list(norm_modules(borrowed.module))) as widths:
-            calls, logits = _calls(borrowed)
+            calls, logits = _calls(borrowed, longest)
         dtype = next(borrowed.module.parameters()).dtype
-        forwards = {
-            **norm_forwards(widths, borrowed.device, dtype),
-            **rotary_forwards(borrowed, findings.context_length_max),
-            **linear_forwards(linears(borrowed), {}),
-        }
+        forwards = {**norm_forwards(widths, borrowed.device, dtype), **rotary_forwards(borrowed, longest)}
+        if borrowed.device.type == "cuda":
+            seen = watched_turns(borrowed.attention_modules)
+            with replaced(seen.forwards):
+                _calls(borrowed, longest)
+            forwards |= turn_forwards(seen)
+        forwards |= product_forwards(borrowed, {})
         return cls(
             borrowed,
             findings,
@@ -73,7 +78,7 @@ class CapturedModel:
 
     def multiplied(self, ways: Mapping[str, Way]) -> CapturedModel:
         """The same with products in these ways, by the name of their modules."""
-        return replace(self, forwards={**self.forwards, **linear_forwards(linears(self.borrowed), ways)})
+        return replace(self, forwards={**self.forwards, **product_forwards(self.borrowed, ways)})
 
     def run(
         self, token_ids: Tensor, positions: Tensor, attend: AttendFunction, rows: Tensor
@@ -95,8 +100,8 @@ def captured_refusal(borrowed: BorrowedModel, findings: Findings) -> str:
 
 
 @torch.inference_mode()
-def _calls(borrowed: BorrowedModel) -> tuple[list[tuple[int, Scores]], Tensor]:
-    """Heads and scores of each layer's attention call, and logits (1, vocabulary), of a forward of one token."""
+def _calls(borrowed: BorrowedModel, positions_max: int) -> tuple[list[tuple[int, Scores]], Tensor]:
+    """Heads and scores of each layer's attention call, and logits (1, vocabulary), of a forward of a few tokens."""
     calls: list[tuple[int, Scores]] = []
 
     def attend(layer: int, q: Tensor, k: Tensor, v: Tensor, scores: Scores) -> Tensor:
@@ -104,8 +109,9 @@ def _calls(borrowed: BorrowedModel) -> tuple[list[tuple[int, Scores]], Tensor]:
         calls.append((q.shape[1], replace(scores, sinks=sinks)))
         return own_values(q, v)
 
-    token = torch.zeros(1, dtype=torch.int64, device=borrowed.device)
-    logits, _ = borrowed.forward_rows(token, token, attend, token)
+    positions = torch.tensor(sorted({min(at, positions_max - 1) for at in POSITIONS}), device=borrowed.device)
+    tokens = torch.arange(1, len(positions) + 1, device=borrowed.device)
+    logits, _ = borrowed.forward_rows(tokens, positions, attend, tokens[:1])
     return calls, logits
 
 

@@ -6,7 +6,7 @@ Only while such a forward runs: outside of it the module is the model as it came
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -16,11 +16,11 @@ from torch import Tensor, nn
 
 from engine.model.borrowed import BorrowedModel
 from engine.model.rotary import rotary_modules
+from engine.run.cuda.joined import Forwards, Joined, gated_forwards, joined, joined_forwards, plain_linear
 from engine.run.cuda.norms import eps_of, form_of, norm, weight_of
 from engine.run.cuda.products import Way, product
 from engine.run.cuda.weights import HEAD_MULTIPLE
 
-Forwards = dict[nn.Module, Callable[..., Any]]
 CHANGING = ("dynamic", "longrope")  # rope types that look at positions on the host to choose their frequencies
 
 
@@ -94,19 +94,45 @@ def _same(a: Any, b: Any) -> bool:
     return torch.equal(a, b)
 
 
-def linears(borrowed: BorrowedModel) -> dict[str, list[nn.Linear]]:
-    """Linear modules by what they are called in every layer, "q_proj" for example, in the order of the model."""
+def linears(borrowed: BorrowedModel, without: Container[nn.Module] = ()) -> dict[str, list[nn.Linear]]:
+    """Linear modules by what they are called in every layer, "o_proj" for example, in the order of the model.
+
+    Those ``without`` are left out.
+    """
     found: dict[str, list[nn.Linear]] = {}
     shapes: dict[str, tuple[int, int]] = {}
     for name, module in borrowed.module.named_modules():
-        # One that a quantiser made multiplies in its own way.
-        if type(module) is nn.Linear and "forward" not in vars(module) and module.weight.is_floating_point():
+        if isinstance(module, nn.Linear) and plain_linear(module) and module not in without:
             place = ".".join(part for part in name.split(".")[-2:] if not part.isdigit())
             shape = (module.out_features, module.in_features)
             if shapes.setdefault(place, shape) != shape:  # dense layers among layers of experts, for example
                 place = f"{place} {shape[0]}x{shape[1]}"
             found.setdefault(place, []).append(module)
     return found
+
+
+def products(borrowed: BorrowedModel) -> dict[str, list[nn.Linear | Joined]]:
+    """All products by name, in the order of the model: those that are joined, and the other linear modules."""
+    found: dict[str, list[nn.Linear | Joined]] = {}
+    members: set[nn.Module] = set()
+    for one in joined(borrowed.module):
+        found.setdefault(one.name, []).append(one)
+        members.update(one.members)
+    for name, modules in linears(borrowed, members).items():
+        found[name] = [*modules]
+    return found
+
+
+def product_forwards(borrowed: BorrowedModel, ways: Mapping[str, Way]) -> Forwards:
+    """Products in their ``ways``, by name: joined ones and what is gated between, and those of other linear modules."""
+    together = list(joined(borrowed.module))
+    single = linears(borrowed, {member for one in together for member in one.members})
+    names: dict[nn.Module, str] = {module: name for name, modules in single.items() for module in modules}
+    return {
+        **joined_forwards(together, ways),
+        **gated_forwards(together, ways, names),
+        **linear_forwards(single, ways),
+    }
 
 
 @torch.inference_mode()
@@ -133,6 +159,8 @@ def whole_of(module: nn.Linear) -> tuple[Tensor, Tensor | None]:
     return whole, bias
 
 
+@torch.inference_mode(False)
+@torch.no_grad()
 def _lengthen(module: nn.Linear, missing: int) -> None:
     """Has the module's weight, and whoever is tied to it, lie in memory that goes on with so many rows of zeros."""
     weight, room = module.weight, (module.out_features + missing) * module.in_features

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 
 from engine.kv.pool import PagedKVPool
+from engine.model.borrowed import BorrowedModel
+from engine.model.probe import Findings
 from engine.run.cuda.borrowed import BorrowedForward, CapturedModel
 from engine.run.cuda.captured import GraphMaker
 
@@ -18,12 +20,12 @@ PAGE_SIZE = 16
 
 
 @torch.inference_mode()
-def capture_failure(model: CapturedModel) -> str:
+def capture_failure(borrowed: BorrowedModel, findings: Findings) -> str:
     """Why a graph cannot hold the model's forward; "" if it can, and gives the bits of the forward itself."""
-    device, pages = model.borrowed.device, max(TRIED_ROWS) // PAGE_SIZE
-    pool = PagedKVPool(model.findings.layout, pages=pages, chunk_pages=1, page_size=PAGE_SIZE, device=device)
-    forward = BorrowedForward(model, pool, positions=1)
+    device, pages = borrowed.device, max(TRIED_ROWS) // PAGE_SIZE
+    pool = PagedKVPool(findings.layout, pages=pages, chunk_pages=1, page_size=PAGE_SIZE, device=device)
     try:
+        forward = BorrowedForward(CapturedModel.of(borrowed, findings), pool, positions=1)
         for rows in TRIED_ROWS:
             failure = _failure(forward, GraphMaker(device), rows)
             if failure:

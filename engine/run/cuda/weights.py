@@ -172,8 +172,8 @@ def _layer(layer: Any, rounded: bool) -> LayerWeights:
     q_norm, k_norm = getattr(attention, "q_norm", None), getattr(attention, "k_norm", None)
     return LayerWeights(
         input_norm=layer.input_layernorm.weight.detach(),
-        qkv=_merged([linear.weight for linear in projections]),
-        qkv_bias=None if projections[0].bias is None else _merged([linear.bias for linear in projections]),
+        qkv=merged([linear.weight for linear in projections]),
+        qkv_bias=None if projections[0].bias is None else merged([linear.bias for linear in projections]),
         q_norm=None if q_norm is None else q_norm.weight.detach(),
         k_norm=None if k_norm is None else k_norm.weight.detach(),
         o=attention.o_proj.weight.detach(),
@@ -183,7 +183,7 @@ def _layer(layer: Any, rounded: bool) -> LayerWeights:
 
 
 def _mlp(mlp: Any) -> Mlp:
-    return Mlp(_merged([mlp.gate_proj.weight, mlp.up_proj.weight]), mlp.down_proj.weight.detach())
+    return Mlp(merged([mlp.gate_proj.weight, mlp.up_proj.weight]), mlp.down_proj.weight.detach())
 
 
 def _experts(mlp: Any, rounded: bool) -> Experts:
@@ -206,7 +206,7 @@ def _padded(matrix: Tensor) -> Tensor:
     return nn.functional.pad(matrix, (0, 0, 0, missing)) if missing else matrix
 
 
-def _merged(parameters: list[nn.Parameter]) -> Tensor:
+def merged(parameters: list[nn.Parameter]) -> Tensor:
     """The parameters one below the other in one storage, of which they are views afterwards.
 
     Parameters that already lie so are left as they are, so that merging twice changes nothing.

@@ -153,16 +153,16 @@ def test_what_is_captured_is_tried_first(
     plain: tuple[BorrowedModel, Findings], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     borrowed, findings = plain[0], other_family(plain[1])
-    tried: list[CapturedModel] = []
+    tried: list[BorrowedModel] = []
 
-    def trial(model: CapturedModel) -> str:
+    def trial(model: BorrowedModel, findings: Findings) -> str:
         tried.append(model)
         return "" if len(tried) == 1 else "capturing fails"
 
     monkeypatch.setattr("engine.run.choice.device_facts", lambda _: HOPPER)
     monkeypatch.setattr("engine.run.choice.capture_failure", trial)
     taken, refused = decide_and_try(borrowed, findings), decide_and_try(borrowed, findings)
-    assert taken.runner == "captured" and tried[0].borrowed is borrowed
+    assert taken.runner == "captured" and tried[0] is borrowed
     assert refused.runner == "eager" and refused.reason.endswith("its steps are not captured: capturing fails")
     weights = choose_weights(borrowed, findings, taken)
     assert isinstance(weights, CapturedModel) and choose_weights(borrowed, findings, refused) is None

@@ -21,7 +21,7 @@ LLAMA, WIDE, GEMMA, COHERE = NormForm(rounded=True), NormForm(), NormForm(plus=1
 def test_our_kernels_give_what_torch_gives() -> None:
     pytest.importorskip("triton")
     done = subprocess.run(
-        [sys.executable, "-m", "tests.engine.run.interpreted_norms"],
+        [sys.executable, "-m", "tests.engine.run.interpreted_borrowed"],
         env={**os.environ, "TRITON_INTERPRET": "1"}, capture_output=True, text=True, timeout=600,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]

@@ -1,4 +1,4 @@
-"""``python -m tests.engine.run.interpreted_norms``, with TRITON_INTERPRET=1: our kernels of borrowed forwards.
+"""``python -m tests.engine.run.interpreted_borrowed``, with TRITON_INTERPRET=1: our kernels of borrowed forwards.
 
 A process of its own, since what Triton's kernels become is settled when Triton is imported. Half precision is float16:
 the interpreter cuts off where bfloat16 is rounded.
@@ -8,9 +8,16 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from transformers.models.cohere2 import modeling_cohere2
+from transformers.models.glm import modeling_glm
+from transformers.models.gpt_oss import modeling_gpt_oss
+from transformers.models.phi3 import modeling_phi3
+from transformers.models.qwen3 import modeling_qwen3
 
 from engine.run.cuda import borrowed_kernels
+from engine.run.cuda.joined import launched
 from engine.run.cuda.norms import FORMS, ULPS, _launched, computed
+from engine.run.cuda.turning import TurnForm, form_of, turn
 
 
 def check_norms() -> None:
@@ -57,8 +64,43 @@ def check_store() -> None:
         assert int((keys.abs().sum((1, 2)) > 0).sum()) == 5
 
 
+def check_turns() -> None:
+    """The forms that modelling code has, whole and in part, and the kernel on queries that lie in wider rows."""
+    cases = (
+        (modeling_qwen3, 8, 2, TurnForm(8)),
+        (modeling_gpt_oss, 8, 1, TurnForm(8)),
+        (modeling_phi3, 4, 2, TurnForm(4)),
+        (modeling_cohere2, 8, 2, TurnForm(8, interleaved=True, step=2, wide=True)),
+        (modeling_glm, 4, 2, TurnForm(4, interleaved=True)),
+    )
+    angles = torch.tensor([0.0, 1.0, 2.0, 40.0])[:, None]
+    for file, pairs, repeats, expected in cases:
+        frequencies = angles * torch.logspace(0, -2, pairs)[None]
+        table = frequencies.repeat_interleave(2, -1) if file is modeling_cohere2 else frequencies.repeat(1, repeats)
+        cos, sin = table.cos()[None].half(), table.sin()[None].half()
+        wide = torch.randn(1, 4, 3 + 1, 16).half()
+        q, k = wide[:, :, :3].transpose(1, 2), wide[:, :, 3:].transpose(1, 2)
+        form = form_of(file.apply_rotary_pos_emb, q, k, cos, sin)
+        assert form == expected, (file.__name__, form)
+        for ours, theirs in zip(turn(q, k, cos, sin, form), file.apply_rotary_pos_emb(q, k, cos, sin), strict=True):
+            assert ours.shape == theirs.shape and ours.transpose(1, 2).is_contiguous()
+            torch.testing.assert_close(ours, theirs, atol=1e-3, rtol=1e-3)
+            assert form.wide or torch.equal(ours, theirs), "rounded where modelling code rounds"
+    assert form_of(lambda q, k, cos, sin: (q, 2 * k), q, k, cos, sin) is None
+
+
+def check_gated() -> None:
+    both = 3 * torch.randn(3, 2 * 1500).half()
+    gate, up = both[:, :1500], both[:, 1500:]
+    for tanh in (False, True):
+        activated = torch.nn.functional.gelu(gate, approximate="tanh") if tanh else torch.nn.functional.silu(gate)
+        torch.testing.assert_close(launched(both, 1500, tanh), activated * up, atol=2e-3, rtol=2e-3)
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
     check_norms()
     check_store()
+    check_turns()
+    check_gated()
     print("alike")
