@@ -40,13 +40,43 @@ def has_experts(name: str) -> bool:
     return GEOMETRIES[name][0] in ("qwen3_moe", "mixtral")
 
 
+_PLAIN = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 64, "hidden_size": 256}
+_WINDOW = {"sliding_window": 32}
+_TYPES = {"layer_types": ["sliding_attention", "full_attention", "sliding_attention"]}
+# Of every family that runs its own code in captured steps, with the windows and heads that it is known for.
+CAPTURED: dict[str, tuple[str, dict[str, Any]]] = {
+    "gemma2": ("gemma2", _PLAIN | _WINDOW),
+    "gemma3": ("gemma3_text", _PLAIN | _WINDOW | _TYPES),
+    "phi3": ("phi3", {"num_attention_heads": 4, "num_key_value_heads": 2, "hidden_size": 384}),  # heads of 96
+    "olmo2": ("olmo2", _PLAIN),
+    "granite": ("granite", _PLAIN),
+    "starcoder2": ("starcoder2", _PLAIN | {"sliding_window": None}),
+    "cohere2": ("cohere2", _PLAIN | _WINDOW | _TYPES),
+    "gpt-oss": ("gpt_oss", _PLAIN | _WINDOW | {"num_local_experts": 4, "num_experts_per_tok": 2}),
+    "deepseek-v3": (
+        "deepseek_v3",
+        {
+            **{"num_attention_heads": 4, "num_key_value_heads": 4, "q_lora_rank": 64, "kv_lora_rank": 64},
+            **{"qk_rope_head_dim": 64, "qk_nope_head_dim": 128, "v_head_dim": 128, "n_routed_experts": 4},
+            **{
+                "num_experts_per_tok": 2,
+                "n_group": 1,
+                "topk_group": 1,
+                "moe_intermediate_size": 64,
+                "hidden_size": 256,
+            },
+        },
+    ),
+}
+
+
 @functools.cache
 def twins(name: str) -> tuple[PreTrainedModel, PreTrainedModel]:
     """A model in fp32 with weights that bf16 holds exactly, and the same in bf16; both on the CPU.
 
     Matrices are scaled to the width: in a wide model of large weights bf16 alone moves logits by their deviation.
     """
-    kind, settings = GEOMETRIES[name]
+    kind, settings = {**GEOMETRIES, **CAPTURED}[name]
     model = build(kind, {**settings, "max_position_embeddings": 4096})
     with torch.no_grad():
         for parameter in model.parameters():

@@ -12,7 +12,7 @@ from engine.served import serve
 from tests import oracle
 from tests.architectures import build_named
 from tests.engine.composer import Composer, Request
-from tests.gpu.engine_models import FUSED, GEOMETRIES, has_experts, served, tokens, twins
+from tests.gpu.engine_models import GEOMETRIES, has_experts, served, tokens, twins
 
 pytestmark = pytest.mark.gpu
 
@@ -43,7 +43,7 @@ def test_logits_are_as_near_to_fp32_as_eager_attention(name: str, mode: str) -> 
     exact, rounded = twins(name)
     batch = requests(mode)
     composer = Composer(served(name), pages=256)
-    assert isinstance(composer.runner, PackedRunner) is (name in FUSED)
+    assert isinstance(composer.runner, PackedRunner)
     found = []
     for request, (ids, logits) in zip(batch, composer.generate(batch, 3), strict=True):
         wanted = expected(exact, request, ids)
