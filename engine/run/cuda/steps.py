@@ -332,6 +332,6 @@ class Steps:
         def logits() -> Tensor:
             if self.launched != number:
                 raise RuntimeError("logits: a later step has overwritten them")
-            return self._drawn.logits[:draws].float()
+            return self._drawn.logits[:draws].to(torch.float32, copy=True)
 
         return logits
