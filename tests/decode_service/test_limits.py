@@ -244,6 +244,7 @@ def test_a_prefill_service_in_another_dtype(folder: Path, tmp_path: Path) -> Non
             services.generate([tokens(5, 20), [5]])
         loads = services.client.loads()
         assert (loads.dtype, loads.dtype_reason) == ("float32", "the checkpoint's own")
+        assert (loads.attention, loads.attention_reason) == ("torch", "the device is cpu")
 
 
 def test_salts_keep_tenants_apart(services: Pair) -> None:

@@ -42,8 +42,9 @@ if BEHAVIOUR == "hangs":
     time.sleep(60)
 fakes = FakeServices(args.port)
 places = {"port": args.port, "metrics_port": args.metrics_port}
+attention = {"attention": "torch", "attention_reason": "the device is cpu"}
 bits = {"same_bits": NAME == "decode", "same_bits_reason": f"{NAME} says so"}
-print(json.dumps({"event": "ready", "service": NAME, **places, **bits}), flush=True)
+print(json.dumps({"event": "ready", "service": NAME, **places, **attention, **bits}), flush=True)
 if BEHAVIOUR == "dies":
     time.sleep(0.5)
     os.kill(os.getpid(), signal.SIGKILL)
@@ -121,10 +122,11 @@ def _alive(pid: int) -> bool:
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_ready_then_drained(up, number):
-    process = up("--strict", "--decode-kv-pages", "64", "--threads", "1")
+    process = up("--strict", "--decode-kv-pages", "64", "--threads", "1", "--attention", "torch")
     ready = _event(process)
     assert ready["event"] == "ready"
     assert (ready["same_bits"], ready["same_bits_reason"]) == (True, "decode says so")
+    assert (ready["attention"], ready["attention_reason"]) == ("torch", "the device is cpu")
     prefill, decode = ready["prefill"]["address"], ready["decode"]["address"]
     checked = subprocess.run([sys.executable, "-m", "cairn.cli", "health", prefill, decode], capture_output=True)
     assert checked.returncode == 0
@@ -134,7 +136,7 @@ def test_ready_then_drained(up, number):
     assert json.loads(out) == {"event": "stopped", "reason": "asked", "clean": True}
     assert "prefill | prefill drained" in err and " decode | decode drained" in err
     assert err.index("decode drained") < err.index("prefill drained"), "decode needs prefill while it drains"
-    assert f"--prefill {prefill}" in err and "--kv-pages 64" in err
+    assert f"--prefill {prefill}" in err and "--kv-pages 64" in err and err.count("--attention torch") == 2
     assert '"event"' not in err
     assert not any(_alive(pid) for pid in _pids(err))
 
@@ -270,3 +272,5 @@ def test_services_that_chose_different_dtypes_are_not_kept():
     assert not up_command._differ({"prefill": {"dtype": "float32"}, "decode": {"dtype": "float32"}})
     words = up_command._differ({"prefill": {"dtype": "float32"}, "decode": {"dtype": "bfloat16"}})
     assert words == "the services chose different dtypes (prefill float32, decode bfloat16); give --dtype"
+    words = up_command._differ({"prefill": {"attention": "cascade"}, "decode": {"attention": "flashinfer"}})
+    assert words.endswith("different attention kernels (prefill cascade, decode flashinfer); give --attention")
