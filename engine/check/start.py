@@ -112,10 +112,8 @@ def check_structure(borrowed: BorrowedModel, findings: Findings) -> Structure:
 
 
 def _at_windows(borrowed: BorrowedModel, findings: Findings) -> Iterator[tuple[ReuseMode, Prompts]]:
-    """Modes and what to check of them besides, where layers have windows: prompts that reach the windows' borders, and
-    for EXACT those that are as long as it may have them."""
-    if not any(findings.windows):
-        return
+    """Modes and what to check of them besides: prompts that reach the borders of windows, and for EXACT, where chunks
+    may only move in short contexts, those that are as long as others'."""
     vocabulary, moved = _vocabulary(borrowed), findings.moved_limit.tokens
     if moved < min(CHECK_TOKENS, findings.limit.tokens):
         yield ReuseMode.EXACT, check_prompts(vocabulary, findings.limit.tokens)

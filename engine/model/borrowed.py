@@ -24,6 +24,7 @@ from engine.attention import Scores
 from engine.kv.pool import TORCH_DTYPES
 from engine.model.checkpoint import dtype_name, load_checkpoint
 from engine.model.masks import MaskFunction, additive, masks_of_eager
+from engine.model.numbered import counting_modules, told_positions
 from engine.model.quantized import Quantization
 from engine.model.rotary import rotary_modules
 
@@ -80,6 +81,8 @@ class BorrowedModel:
         self._calls = 0
         self.defers_rotation = False  # if so, queries and keys reach ``attend`` as they are before rotation
         self._rotary = rotary_modules(module)
+        self.counting = counting_modules(module)  # they take a row's number in a forward for its position
+        self.tells_positions = True  # if so, they are told it
         self._takes_rows = "logits_to_keep" in inspect.signature(module.forward).parameters
         # One name a model: the interface has no other way to tell models of one process apart, and some
         # models refuse extra keyword arguments. No mask function bears the name, so no mask is built.
@@ -152,12 +155,14 @@ class BorrowedModel:
         self.attention_modules = []
         # Only for this forward: outside of it the module is the model as it came.
         hooks = [m.register_forward_hook(_no_rotation) for m in self._rotary] if self.defers_rotation else []
+        counting = self.counting if self.tells_positions else []
         below: list[Any] = []  # what the model gives that the head is put on
         if self._takes_rows and self._headless is not None:
             hooks.append(self._headless.register_forward_hook(lambda module, arguments, out: below.append(out)))
         given = {"input_ids": token_ids[None], "position_ids": positions[None], "use_cache": False, "return_dict": True}
         try:
-            output = self.module(**given, **({"logits_to_keep": logit_rows} if self._takes_rows else {}))
+            with told_positions(counting, positions):
+                output = self.module(**given, **({"logits_to_keep": logit_rows} if self._takes_rows else {}))
         finally:
             self._attend = None
             for hook in hooks:
@@ -211,7 +216,8 @@ class BorrowedModel:
             output = run(**given)
         else:
             dtype, allowed = TORCH_DTYPES[self.dtype_name], allowed.to(self.device)
-            with masks_of_eager(allowed, positions, dtype) as asked:
+            counting = self.counting if self.tells_positions else []
+            with told_positions(counting, positions), masks_of_eager(allowed, positions, dtype) as asked:
                 # Ones: rows that stand at any positions are then no packed sequences to the model.
                 output = run(**given, attention_mask=torch.ones_like(token_ids[None]))
             if not asked:  # modelling code that makes its masks itself

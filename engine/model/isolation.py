@@ -15,12 +15,15 @@ from torch import Tensor
 from engine.attention import Scores
 from engine.model.borrowed import BorrowedModel, ModelRefused
 from engine.model.limits import ContextLimit, spread
+from engine.model.numbered import first_scaled, scaled_early
 from engine.model.rotary import Rotation
 
 MOVED_MAX = 1e-4  # of logits, in their standard deviations; in float32 right models move by rounding, 1e-6
 MOVED_MAX_DEEP = 2e-3  # the same in a whole model, whose weights may magnify what rounding changes
 ROW_TOLERANCE = 1e-4  # of queries and keys, relative to the largest element
 ANGLE_ROUNDING = 2.0**-22  # of a position: models compute angles in float32
+ROUNDED_TOLERANCE = 3e-2  # the same in a dtype that rounds what rotations give
+NUMBERED_ROWS = 12
 CHANGED_ROW = 3
 ROWS = 24
 
@@ -58,6 +61,34 @@ def check_isolation(borrowed: BorrowedModel, limit: int, *, most: float) -> None
             f"(a token's logits move by {seen:.2g} standard deviations with a token that it does not attend to), as "
             "state space layers, convolutions and mixtures over a sequence do; a KV store holds no such state"
         )
+
+
+def cap_by_numbers(borrowed: BorrowedModel, limit: ContextLimit) -> ContextLimit:
+    """``limit``, cut where layers scale queries by a row's number in the forward, unless they can be told its position.
+
+    That is looked at where scaling begins after a few tokens: rows that stand in order are what the same rows are in
+    another order.
+    """
+    borrowed.tells_positions = True
+    if not borrowed.counting:
+        return limit
+    order = torch.arange(NUMBERED_ROWS)
+    ids = torch.full((NUMBERED_ROWS,), _token(borrowed))
+    with scaled_early(borrowed.counting):
+        _, turned = alone(borrowed, ids, order.flip(0))
+        borrowed.tells_positions = False
+        _, plain = alone(borrowed, ids, order)
+    tolerance = ROW_TOLERANCE if borrowed.dtype_name == "float32" else ROUNDED_TOLERANCE
+    apart = [
+        float((x.flip(0) - y).abs().max()) > tolerance * float(y.abs().max())
+        for calls in zip(turned, plain, strict=True)
+        for x, y in zip(*calls, strict=True)
+    ]
+    borrowed.tells_positions = not any(apart)
+    if borrowed.tells_positions:
+        return limit
+    first = first_scaled(borrowed.counting) or 0
+    return limit.capped(first, f"layers without rotation scale queries from position {first} on")
 
 
 def cap_by_rows(borrowed: BorrowedModel, limit: ContextLimit, rows_max: int) -> ContextLimit:

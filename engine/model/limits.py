@@ -45,10 +45,6 @@ def declared_limit(text_config: Any) -> ContextLimit:
     limit = ContextLimit(declared, declared)
     for kind, length in _changing_ropes(text_config, limit.declared):
         limit = limit.capped(length, f"beyond {length} tokens {TABLES_THAT_CHANGE[kind]}")
-    floor = getattr(text_config, "floor_scale", None)
-    if floor and getattr(text_config, "attn_temperature_tuning", False):
-        # Scaled by the row's number in the forward, which is its position in no forward of ours.
-        limit = limit.capped(int(floor) - 1, f"layers without rotation scale queries from position {floor} on")
     return limit
 
 

@@ -14,7 +14,9 @@ from torch import Tensor
 from chunk_store.layout import DTYPE_BYTES, KVLayout, LayerLayout
 from engine.attention import Scores
 from engine.model.borrowed import BorrowedModel, ModelRefused
+from engine.model.isolation import cap_by_numbers
 from engine.model.limits import ContextLimit, declared_limit
+from engine.model.numbered import first_scaled
 from engine.model.rotary import Rotation, RotationUnknown, fit_rotation, frequency_tables
 from engine.model.windows import cap_by_blocks, find_windows
 from engine.plan import Window
@@ -65,13 +67,15 @@ def examine(borrowed: BorrowedModel) -> Findings:
         borrowed.dtype_name, tuple(LayerLayout(call.k.shape[0], call.k.shape[1], call.v_dim) for call in base)
     )
     windows = find_windows(borrowed.layer_masks(), limit, borrowed.name, borrowed.device)
-    limit = windows.limit
+    limit = cap_by_numbers(borrowed, windows.limit)
     if limit.tokens < CONTEXT_LEAST:
         raise ModelRefused(f"model {borrowed.name}: a context of {limit} is too short to be served")
-    rotations, refusal = _rotations(borrowed, base, limit.tokens)
+    # Where queries are scaled by their position too, rotations are looked for before that begins.
+    plain = min(limit.tokens, first_scaled(borrowed.counting) or limit.tokens)
+    rotations, refusal = _rotations(borrowed, base, plain)
     # Turned once more by us, a query would be rounded twice: nothing in float32, but not in a shorter dtype.
     wanted = borrowed.dtype_name != "float32" and borrowed.device.type == "cpu" and not refusal
-    deferred = wanted and _defer(borrowed, base, rotations, limit.tokens)
+    deferred = wanted and _defer(borrowed, base, rotations, plain)
     moved = cap_by_blocks(limit, windows.layers)
     return Findings(layout, rotations, refusal, limit, moved, deferred, windows.layers)
 

@@ -59,8 +59,15 @@ MODELS: dict[str, tuple[str, dict[str, Any], tuple[Window | None, ...]]] = {
         | {"attn_temperature_tuning": False, "num_hidden_layers": 4},
         (BLOCKS, BLOCKS, BLOCKS, None),
     ),
+    "llama4-scaled": (
+        "llama4_text",
+        HEADS
+        | {"attention_chunk_size": W, "num_local_experts": 2, "intermediate_size_mlp": 96}
+        | {"floor_scale": 33, "num_hidden_layers": 4},
+        (BLOCKS, BLOCKS, BLOCKS, None),
+    ),
 }
-MOVING = [name for name in MODELS if name != "llama4"]
+MOVING = [name for name in MODELS if not name.startswith("llama4")]
 LENGTHS = st.sampled_from([1, 2, 7, 16, 19, 20, 21, 33, 47])
 
 

@@ -24,8 +24,7 @@ YARN = {"rope_type": "yarn", "original_max_position_embeddings": 64}
         ({"n_positions": 512, "rope_parameters": {"a": YARN, "b": YARN | {"rope_type": "dynamic"}}}, 64, "dynamic NTK"),
         ({"n_positions": 512, "attention_chunk_size": 128, "sliding_window": 32}, 512, ""),
         ({"max_target_positions": 448}, 448, ""),
-        ({"n_positions": 512, "floor_scale": 100, "attn_temperature_tuning": True}, 99, "from position 100 on"),
-        ({"n_positions": 512, "floor_scale": 100, "attn_temperature_tuning": False}, 512, ""),
+        ({"n_positions": 512, "floor_scale": 100, "attn_temperature_tuning": True}, 512, ""),
     ],
 )
 def test_what_a_configuration_names(config: dict[str, Any], tokens: int, words: str) -> None:

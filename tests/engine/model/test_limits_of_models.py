@@ -28,23 +28,41 @@ def served(kind: str, **settings: Any) -> ServedModel:
     return serve(BorrowedModel(build(kind, HEADS | settings), name=kind), piece_tokens=64)
 
 
-CAPPED = {
-    "scaled queries": (
-        "llama4_text",
-        {"num_local_experts": 2, "attention_chunk_size": 512, "floor_scale": 80, "intermediate_size_mlp": 96},
-        79,
-        "scale queries from position 80",
-    ),
-}
+LLAMA4 = {"num_local_experts": 2, "intermediate_size_mlp": 96, "num_hidden_layers": 4, "floor_scale": 80}
 
 
-@pytest.mark.parametrize("name", CAPPED)
-def test_a_cap_is_said_with_its_reason(name: str) -> None:
-    kind, settings, tokens_max, because = CAPPED[name]
-    model = served(kind, **settings)
-    assert model.context_length_max == tokens_max
-    assert (model.limit().declared, because in model.limit().because) == (512, True), model.limit()
-    assert f"limited to {tokens_max} of 512 tokens, because" in restrictions(model)[0]
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_queries_scaled_by_a_rows_number_are_scaled_by_its_position(dtype: torch.dtype) -> None:
+    """Llama 4 counts rows of a forward, which ours are not numbered by."""
+    module = build("llama4_text", HEADS | LLAMA4 | {"attention_chunk_size": 512}).to(dtype)
+    model = serve(BorrowedModel(module, name="llama4"), piece_tokens=64)
+    assert model.limit().tokens == 512 and not model.limit().because
+    moved = model.limit(ReuseMode.INDEPENDENT)
+    assert moved.tokens == 79 and "from position 79 on queries are scaled by their position" in moved.because
+    assert any("limited to 79 of 512 tokens" in said for said in restrictions(model))
+    if dtype is torch.float32:
+        long: Any = ([tokens(1, 90), tokens(2, 41), tokens(3, 120)], tokens(4, 100), "exact")
+        short: Any = ([tokens(1, 20), tokens(2, 9)], tokens(3, 7), "anchored")
+        requests = [long, short, ([], tokens(5, 170), "exact")]
+        answers = Composer(model).generate(requests, 4)
+        for (chunks, query, mode), (ids, logits) in zip(requests, answers, strict=True):
+            expected, expected_logits = oracle.greedy(module, chunks, query, mode, 4)
+            assert ids == expected
+            torch.testing.assert_close(logits, expected_logits, atol=2e-4, rtol=1e-4)
+
+
+def test_a_cap_is_said_with_its_reason_where_rows_cannot_be_told_their_positions() -> None:
+    module = build("llama4_text", HEADS | LLAMA4)
+    for layer in module.model.layers:
+        inner = layer.self_attn.forward
+        layer.self_attn.forward = partial(_without_cache, inner)
+    model = serve(BorrowedModel(module, name="llama4"))
+    assert model.limit().declared == 512 and model.context_length_max == 79
+    assert "limited to 79 of 512 tokens, because layers without rotation scale queries" in restrictions(model)[0]
+
+
+def _without_cache(inner: Any, *arguments: Any, past_key_values: Any = None, **options: Any) -> Any:
+    return inner(*arguments, **options)
 
 
 def test_longrope_is_capped_where_its_frequencies_change_and_says_so() -> None:
@@ -75,8 +93,7 @@ def test_a_mask_of_the_models_own_is_refused() -> None:
 
 
 def test_blocks_limit_contexts_whose_chunks_move() -> None:
-    settings = {"num_local_experts": 2, "attention_chunk_size": 96, "intermediate_size_mlp": 96}
-    model = served("llama4_text", **settings, attn_temperature_tuning=False, num_hidden_layers=4)
+    model = served("llama4_text", **LLAMA4 | {"attention_chunk_size": 96, "attn_temperature_tuning": False})
     assert model.limit().tokens == 512 and not model.limit().because
     moved = model.limit(ReuseMode.INDEPENDENT)
     assert moved.tokens == 96 and "layers attend within blocks of 96 tokens" in moved.because
@@ -86,8 +103,7 @@ def test_blocks_limit_contexts_whose_chunks_move() -> None:
 
 @pytest.mark.parametrize("mode", ["anchored", "independent"])
 def test_moved_chunks_are_right_up_to_the_end_of_the_first_block(mode: str) -> None:
-    settings = {"num_local_experts": 2, "attention_chunk_size": 64, "intermediate_size_mlp": 96, "num_hidden_layers": 4}
-    module = build("llama4_text", HEADS | settings | {"attn_temperature_tuning": False})
+    module = build("llama4_text", HEADS | LLAMA4 | {"attention_chunk_size": 64, "attn_temperature_tuning": False})
     model = serve(BorrowedModel(module, name="llama4"), piece_tokens=64)
     chunks, query = [tokens(1, 20), tokens(2, 17), tokens(3, 15)], tokens(4, 10)
     ids, logits = Composer(model).generate([(chunks, query, mode)], 3)[0]
