@@ -6,8 +6,9 @@ everything, everything is kept.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 from engine.plan import Window
 
@@ -36,6 +37,13 @@ class Sight:
     def first(self, position: int) -> int:
         """The first position that a row at ``position``, or one behind it, sees in some layer."""
         return min((window.first(position) for window in self.windows), default=0)
+
+    def unseen(self, lengths: Sequence[int]) -> int:
+        """How many of the first chunks of these lengths, which stand from 0 on, no row behind all of them sees."""
+        if not self.windows:
+            return 0
+        first = self.first(sum(lengths))
+        return sum(end <= first for end in accumulate(lengths))
 
 
 EVERYTHING = Sight()

@@ -30,6 +30,7 @@ from engine.run.protocol import StepRows
 from engine.run.room import StepRoom
 from engine.sampling.params import Choice, SamplingRequest
 from engine.sampling.shaping import Bits
+from engine.sight import EVERYTHING, Sight
 from tests.tokenizer_for_tests import VOCABULARY, byte_level_tokenizer
 from text.codec import TextCodec
 
@@ -57,6 +58,7 @@ class FakeServed:
     borrowed: Any = field(default_factory=lambda: SimpleNamespace(name="tiny", dtype_name="float32", dtype_reason=""))
     row_bits: RowBits | None = None
     decision: Decision = field(default_factory=lambda: Decision("eager", TORCH, "the device is cpu"))
+    sight: Sight = EVERYTHING
 
     def limit(self, mode: ReuseMode = ReuseMode.EXACT) -> ContextLimit:
         return ContextLimit(self.context_length_max, self.context_length_max, "")

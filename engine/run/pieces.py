@@ -36,22 +36,27 @@ def cuts(runner: Runner, context: Sequence[PlacedChunk], tokens: int, *, chunk: 
         first += rows
 
 
-def prefill_chunk(runner: Runner, token_ids: Sequence[int], context: Sequence[PlacedChunk], run: PageRun) -> None:
-    """Computes a chunk's KV into ``run``; its tokens stand behind ``context`` and attend to it.
+def prefill_chunk(
+    runner: Runner, token_ids: Sequence[int], context: Sequence[PlacedChunk], run: PageRun, start: int | None = None
+) -> None:
+    """Computes a chunk's KV into ``run``; its tokens stand behind ``context`` and attend to it, or from ``start`` on,
+    where the first chunks of the context are left out because none of its rows sees them.
 
     In every reuse mode the context of a chunk stands where it was computed: all offsets are 0.
     """
     for cut in cuts(runner, context, len(token_ids), chunk=True):
-        runner.begin([chunk_rows(token_ids, cut, context, run)])
+        runner.begin([chunk_rows(token_ids, cut, context, run, start)])
 
 
-def chunk_rows(token_ids: Sequence[int], cut: Cut, context: Sequence[PlacedChunk], run: PageRun) -> StepRows:
-    """A cut of a chunk that is computed into ``run``. Raises ``ValueError`` for moved context."""
+def chunk_rows(
+    token_ids: Sequence[int], cut: Cut, context: Sequence[PlacedChunk], run: PageRun, start: int | None = None
+) -> StepRows:
+    """A cut of a chunk that is computed into ``run``; ``start`` as above. Raises ``ValueError`` for moved context."""
     if any(chunk.offset for chunk in context):
         raise ValueError("context: chunks that a chunk is computed under stand at their computed places")
     pages = tuple(range(run.first, run.first + run.pages))
-    start = sum(chunk.tokens for chunk in context)
-    return tail_rows(token_ids, cut, context, pages, start=start)
+    behind = sum(chunk.tokens for chunk in context)
+    return tail_rows(token_ids, cut, context, pages, start=behind if start is None else start)
 
 
 def prefill_tail(

@@ -1,6 +1,6 @@
 """One attempt at a job, in the thread that launches device work. For each chunk that the job needs, in order:
 
-    stored? ── yes ── needed as context of a missing one? ── have it read into the pool (bad: as if it were missing)
+    stored? ── yes ── seen, as context, by a missing one? ── have it read into the pool (bad: as if it were missing)
        └─ no ── on its way into the store from here? ── yes ── use it where it is
                    └─ no ── room in the queue? ── claim ── resident? else compute ── hand to the publisher
 
@@ -23,10 +23,10 @@ from chunk_store.store import Busy, Publication, Stored
 from chunk_store.tenant import NO_LIMITS
 from engine.kv.resident import ResidentChunk
 from engine.kv.source import KVSource
-from engine.plan import behind_each_other
+from engine.plan import PlacedChunk
 from engine.run.pieces import prefill_chunk
 from prefill_service.jobs.progress import JobCancelled, JobProgress
-from prefill_service.jobs.resolver import PrefillJob
+from prefill_service.jobs.resolver import PrefillJob, seen_context
 from serving.publishing.publisher import Publishing
 from serving.publishing.room import Place
 from serving.store.heartbeat import TTL_S
@@ -84,20 +84,20 @@ class Attempt:
         self.progress = progress
         self.places = places
         self.held: dict[int, ResidentChunk] = {}
-        self.as_context: set[int] = set()  # what a missing chunk attends to: it must be resident
+        self.as_context: dict[int, int] = {}  # what a missing chunk sees: it must be resident; by whom it is seen last
         self.claimed: Publication | None = None  # while its chunk is computed
         self.worked = False  # whether it has got on: only then others go first
 
     def run(self, missing: Collection[int]) -> Wait | None:
         """None when nothing is left to do, else what has to be waited for, when all is done that need not wait."""
-        self.as_context = {index for chunk in missing for index in self.job.chunks[chunk].context}
+        self.as_context = {index: chunk for chunk in sorted(missing) for index in self._seen(chunk)}
         if absent := self._absent(missing):
             return LoadOf(absent)
         last, busy, held_up = max(missing, default=-1), None, set[int]()
         for index in self.job.needed:
             if self.progress.cancelled.is_set():
                 raise JobCancelled
-            if held_up and not held_up.isdisjoint(self.job.chunks[index].context):
+            if held_up and not held_up.isdisjoint(self._seen(index)):
                 held_up.add(index)
                 continue
             if index not in missing and (index not in self.as_context or self._bring(index)):
@@ -136,7 +136,7 @@ class Attempt:
 
     def _absent(self, missing: Collection[int]) -> tuple[int, ...]:
         """Stored chunks that others need resident and that are not; those that are readable."""
-        wanted = self.as_context.difference(missing, self.progress.unreadable)
+        wanted = self.as_context.keys() - set(missing) - self.progress.unreadable
         return tuple(index for index in sorted(wanted) if not self._hold(index))
 
     def _provide(self, index: int) -> Wait | None:
@@ -218,8 +218,8 @@ class Attempt:
     def _hand_on(self, index: int, publishing: Publishing) -> None:
         """A chunk's way into the store is the publisher's, which holds it as long as it must."""
         self.progress.handed_on(index, publishing)
-        if index not in self.as_context and index in self.held:
-            self.residents.release(self.held.pop(index))
+        for done in [each for each in self.held if each <= index and self.as_context.get(each, index) <= index]:
+            self.residents.release(self.held.pop(done))
 
     def _lend(self, index: int) -> None:
         """Lends a chunk that is here to who asked for it, once."""
@@ -240,6 +240,10 @@ class Attempt:
             salt_digest=self.job.owner(index),
         )
 
+    def _seen(self, index: int) -> tuple[int, ...]:
+        """The context that a chunk's rows see: what is out of their sight need not be resident."""
+        return seen_context(self.job.chunks, index, self.computer.served.sight)
+
     def _hold(self, index: int) -> bool:
         """Holds a chunk that is resident; False if it is not."""
         if index in self.held:
@@ -257,10 +261,13 @@ class Attempt:
         chunk = self.residents.reserve(keyed.key, len(keyed.token_ids))
         self.held[index] = chunk
         page_size = self.residents.pool.page_size
-        behind = [self.held[i] for i in keyed.context]  # places as they are after making room
-        context = behind_each_other((c.first_slot(page_size), c.tokens, 0) for c in behind)
+        context: list[PlacedChunk] = []
+        start = keyed.computed_start
+        for there in reversed([self.held[i] for i in self._seen(index)]):  # places as they are after making room
+            start -= there.tokens
+            context.insert(0, PlacedChunk(there.first_slot(page_size), there.tokens, 0, start))
         log.debug("computing %d tokens behind %d chunks", len(keyed.token_ids), len(context))
         with self.progress.timer.stage("prefill"):
-            prefill_chunk(self.computer.runner, keyed.token_ids, context, chunk.run)
+            prefill_chunk(self.computer.runner, keyed.token_ids, context, chunk.run, keyed.computed_start)
         chunk.ready = True
         self.progress.note(index, KVSource.COMPUTED)

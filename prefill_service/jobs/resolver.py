@@ -18,6 +18,7 @@ from chunk_store.tenant import SHARED_TENANT, Tenant, TenantLimits, tenant_of, v
 from engine.kv.pool import PagedKVPool
 from engine.reuse import KeyedChunk, ReuseMode, key_composition
 from engine.served import ServedModel
+from engine.sight import Sight
 from serving.errors import InvalidRequest, PermissionDenied, RequestError, Unsupported
 from serving.resolving import check_mode, check_vocabulary, readable, unknown_chunk
 from serving.tenancy.quotas import TenantQuotas
@@ -140,12 +141,12 @@ class Resolver:
         shared = [chunk.tenant == SHARED_TENANT for chunk in (*context, record)]
         keyed = key_composition(self.served.identity, chunks, request.mode, request.salt, shared)
         wanted = len(keyed) - 1
-        self._check_pool(keyed, wanted)
+        needed = (*keyed[wanted].context, wanted)
+        self._check_pool(keyed, (wanted,), needed)
         limits = self.quotas.of(request.tenant).limits
         with timer.stage("lookup"):
             added = self._put(request, record, known, limits)
         ids = (*(chunk.chunk_id for chunk in context), record.chunk_id)
-        needed = (*keyed[wanted].context, wanted)
         return PrefillJob(ids, tuple(keyed), (wanted,), needed, request.tenant, limits, added, durable=request.durable)
 
     def compose(self, request: CompositionRequest, timer: StageTimer) -> PrefillJob:
@@ -159,9 +160,8 @@ class Resolver:
         self._check_length([len(token_ids) for token_ids in chunks], request.mode, "chunk_ids")
         shared = [record.tenant == SHARED_TENANT for record in records]
         keyed = key_composition(self.served.identity, chunks, request.mode, request.salt, shared)
-        for index in request.wanted:
-            self._check_pool(keyed, index)
         needed = sorted({each for index in request.wanted for each in (*keyed[index].context, index)})
+        self._check_pool(keyed, request.wanted, needed)
         limits = self.quotas.of(request.tenant).limits
         ids = tuple(record.chunk_id for record in records)
         return PrefillJob(
@@ -223,16 +223,21 @@ class Resolver:
                 remedy="shorten or leave out a chunk",
             )
 
-    def _check_pool(self, chunks: Sequence[KeyedChunk], index: int) -> None:
-        """A chunk and all that it attends to have to be in the pool at once."""
-        lengths = [len(chunks[i].token_ids) for i in (*chunks[index].context, index)]
-        pages = sum(self.pool.pages_for(length) for length in lengths)
-        if pages > self.pool.chunk_pages:
-            raise Unsupported(
-                f"chunk of {lengths[-1]} tokens with {sum(lengths[:-1])} tokens of context needs {pages} pages of "
-                f"{self.pool.page_size} tokens, the pool has {self.pool.chunk_pages}",
-                remedy="raise --kv-pages",
-            )
+    def _check_pool(self, chunks: Sequence[KeyedChunk], wanted: Sequence[int], needed: Sequence[int]) -> None:
+        """A chunk and all that its rows see have to be in the pool at once.
+
+        Where they see everything, one that is wanted sees more than any that it attends to.
+        """
+        sight = self.served.sight
+        for index in needed if sight.is_limited else wanted:
+            lengths = [len(chunks[i].token_ids) for i in (*seen_context(chunks, index, sight), index)]
+            pages = sum(self.pool.pages_for(length) for length in lengths)
+            if pages > self.pool.chunk_pages:
+                raise Unsupported(
+                    f"chunk of {lengths[-1]} tokens with {sum(lengths[:-1])} tokens of context needs {pages} pages of "
+                    f"{self.pool.page_size} tokens, the pool has {self.pool.chunk_pages}",
+                    remedy="raise --kv-pages",
+                )
 
     def _put(self, request: ChunkRequest, record: ChunkRecord, known: bool, limits: TenantLimits) -> bool:
         """Writes what the request says about the chunk; True if it was new.
@@ -251,6 +256,12 @@ class Resolver:
             transient=False,
         )
         return self.store.put_records([wanted], limits=limits)[0]
+
+
+def seen_context(chunks: Sequence[KeyedChunk], index: int, sight: Sight) -> tuple[int, ...]:
+    """The chunks of a chunk's context that its rows can see."""
+    context = chunks[index].context
+    return context[sight.unseen([len(chunks[each].token_ids) for each in context]) :] if sight.is_limited else context
 
 
 def not_yours(field: str, name: str) -> RequestError:

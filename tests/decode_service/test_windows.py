@@ -17,7 +17,7 @@ from tests.decode_service.models import CONTEXT_LENGTH, oracle_model, tokens
 from tests.decode_service.packing import packing
 from tests.decode_service.pair import Pair, pair
 from tests.decode_service.test_answers import answers
-from tests.decode_service.test_bits import answer, crowd, kv_digests, sources
+from tests.decode_service.test_bits import answer, crowd, kv_digests, sources, stored_files
 from tests.decode_service.windowed import ALL_WINDOWS, MODELS, WINDOW, both, keep_everything, windowed_dir
 
 PAGE = 8
@@ -169,4 +169,26 @@ def test_whatever_is_asked_of_a_tail_is_as_if_all_was_kept(
                 turn = [*parts[1], *result.token_ids]
                 fresh = services.generate([parts[0], turn, tokens(7, 3)], 8, cache="bypass")
                 assert again.token_ids == fresh.token_ids
+        services.check_idle()
+
+
+def test_a_long_context_is_computed_by_who_can_hold_little_of_it(
+    folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A prefill service with room for 192 tokens, and a context of 480: its chunks have the same bytes."""
+    models, parts = both(folders["mistral"]), [*(tokens(20 + index, 40) for index in range(12)), QUERY]
+    with monkeypatch.context() as patched:
+        keep_everything(patched)
+        with pair(*models, tmp_path / "all", page_size=PAGE) as all_kept:
+            expected = all_kept.generate(parts, 20, logprobs=True)
+            all_kept.check_idle()
+    with pair(*models, tmp_path / "some", page_size=PAGE, of_prefill={"kv_pages": 24}) as services:
+        assert answer(services.generate(parts, 20, logprobs=True)) == answer(expected)
+        services.check_idle()
+    assert stored_files(tmp_path / "some") == stored_files(tmp_path / "all")
+    with pair(*models, tmp_path / "some", page_size=PAGE, of_prefill={"kv_pages": 24}) as services:
+        longer = services.generate([*parts[:-1], tokens(40, 40), QUERY], 20, logprobs=True)
+        assert sources(longer) == ["store"] * 12 + ["computed"] * 2
+        bypass = services.generate([*parts[:-1], tokens(40, 40), QUERY], 20, logprobs=True, cache="bypass")
+        assert answer(longer) == answer(bypass)
         services.check_idle()

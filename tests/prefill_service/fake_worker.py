@@ -18,6 +18,7 @@ from chunk_store.open import open_store
 from chunk_store.publication import SharedPublication
 from engine.kv.resident import ResidentChunks
 from engine.reuse import ReuseMode
+from engine.sight import EVERYTHING, Sight
 from prefill_service.jobs.attempt import LoadOf, Wait
 from prefill_service.jobs.own_pool import OwnPool
 from prefill_service.jobs.progress import JobProgress
@@ -32,8 +33,8 @@ from tests.fakes import FakeRunner, FakeServed, codec, small_pool
 class FakeWorker:
     """A computer over a store; two of them on one root are two workers."""
 
-    def __init__(self, root: Path, *, room: int | None = None) -> None:
-        served, pool = FakeServed(), small_pool()
+    def __init__(self, root: Path, *, room: int | None = None, sight: Sight = EVERYTHING) -> None:
+        served, pool = FakeServed(sight=sight), small_pool()
         self.store = open_store(f"file://{root}")
         self.resolver = Resolver(self.store, served, codec(), pool)  # type: ignore[arg-type]
         self.runner = FakeRunner(pool)

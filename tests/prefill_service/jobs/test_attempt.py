@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,10 +13,13 @@ from chunk_store.entry import MissReason
 from chunk_store.errors import StoreFull
 from chunk_store.store import Busy, Stored
 from engine.kv.source import KVSource
+from engine.plan import Window
 from engine.reuse import ReuseMode
+from engine.sight import Sight
 from prefill_service.jobs.attempt import OTHERS_TURN, BusyFor, EndOf, RoomFor, Wait
 from prefill_service.jobs.progress import ChunkMade, JobCancelled, JobProgress
 from prefill_service.jobs.resolver import PrefillJob
+from serving.errors import Unsupported
 from serving.trace.stages import StageTimer
 from tests.fakes import LAYOUT
 from tests.prefill_service.fake_worker import FakeWorker, held_writes
@@ -262,3 +267,43 @@ def test_a_forward_that_fails_leaves_nothing_held_and_no_claim(bench: FakeWorker
     bench.idle()
     wait_s, _ = other.attempt(job)
     assert wait_s is None and other.stored(job) is not None
+
+
+def test_context_out_of_sight_is_neither_loaded_nor_held(tmp_path: Path) -> None:
+    """Chunks of 8 tokens each, with a window of 10: a chunk's rows see 9 tokens before it, two chunks."""
+    contents = [tuple(range(8 * n, 8 * n + 8)) for n in range(8)]
+    one, two = (FakeWorker(tmp_path, sight=Sight((Window(10),))) for _ in range(2))
+    try:
+        job = one.composition(*contents[:6], mode=ReuseMode.EXACT)
+        wait, progress = one.attempt(job)
+        assert wait is None and counted(progress, job) == {KVSource.COMPUTED: 48}
+        assert [ids for ids, _ in one.runner.computed] == contents[:6]
+        for index, (_, behind) in enumerate(one.runner.computed):
+            seen = [8 * place for place in range(max(0, index - 2), index)]
+            assert [(chunk.start, chunk.tokens, chunk.offset) for chunk in behind] == [(at, 8, 0) for at in seen]
+        positions = [rows.sequence.position for batch in one.runner.batches for rows in batch]
+        assert positions == [8 * index for index in range(6)]
+        job = two.composition(*contents[:7], mode=ReuseMode.EXACT)
+        _, progress = two.attempt(job)
+        assert counted(progress, job) == {KVSource.STORE: 48, KVSource.COMPUTED: 8}
+        assert progress.brought == {4, 5} and len(two.residents) == 3
+    finally:
+        one.close()
+        two.close()
+
+
+def test_a_context_longer_than_the_pool_is_computed_behind_what_is_seen_of_it(tmp_path: Path) -> None:
+    """The pool has 64 tokens, four of these chunks."""
+    contents = [tuple(range(n, n + 16)) for n in range(12)]
+    worker = FakeWorker(tmp_path, sight=Sight((Window(20),)))
+    worker.computer.served.context_length_max = 512  # type: ignore[misc]
+    try:
+        job = worker.composition(*contents, mode=ReuseMode.EXACT)
+        asyncio.run(worker.computer.compute(job, JobProgress(StageTimer()), time.monotonic() + 30))
+        worker.idle()
+        assert [ids for ids, _ in worker.runner.computed] == contents
+        assert worker.computer.find_missing(job, JobProgress(StageTimer())) == []
+        with pytest.raises(Unsupported, match="needs 18 pages"):
+            worker.composition(*contents[:2], tuple(range(40)), mode=ReuseMode.EXACT)
+    finally:
+        worker.close()
