@@ -112,6 +112,46 @@ def fp8_blocks_dir(path: Path, name: str = "llama-ratio1", *, seed: int = 0, **c
     return path
 
 
+def fp8_rows_dir(path: Path, model: PreTrainedModel, activations: dict[str, Any] | None = None) -> Path:
+    """A model's checkpoint with every matrix but routers and ends in float8, by rows; experts are matrices too.
+
+    In the form of compressed-tensors, which cannot quantise experts that transformers has stacked.
+    """
+    model.save_pretrained(path)
+    tensors = load_file(path / "model.safetensors")
+    kept = ("embed_tokens", "lm_head", "mlp.gate.", "shared_expert_gate")
+    for name in [n for n, x in tensors.items() if x.dim() == 2 and not any(part in n for part in kept)]:
+        weight = tensors[name].float()
+        scale = weight.abs().amax(-1, keepdim=True) / 448
+        tensors |= {name: (weight / scale).to(torch.float8_e4m3fn), f"{name}_scale": scale.to(torch.bfloat16)}
+    save_file(tensors, path / "model.safetensors", metadata={"format": "pt"})
+    rows = {"num_bits": 8, "type": "float", "strategy": "channel", "symmetric": True, "dynamic": False}
+    group = {"format": "float-quantized", "targets": ["Linear"], "weights": rows, "input_activations": activations}
+    ignored = ["lm_head", "re:.*mlp.gate$", "re:.*shared_expert_gate$"]
+    settings = {"format": "float-quantized", "quantization_status": "compressed", "ignore": ignored}
+    say(path, quant_method="compressed-tensors", config_groups={"group_0": group}, **settings)
+    return path
+
+
+FP4 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
+
+
+def mxfp4_dir(path: Path, model: PreTrainedModel) -> Path:
+    """GptOss' own form: of experts' matrices each 32 numbers are 4 bits each and an exponent."""
+    model.save_pretrained(path)
+    tensors = load_file(path / "model.safetensors")
+    for name in [n for n in tensors if n.endswith(("gate_up_proj", "down_proj"))]:
+        parts = tensors.pop(name).float().transpose(1, 2).unflatten(-1, (-1, 32))
+        exponent = (parts.abs().amax(-1, keepdim=True) / 6).log2().ceil()
+        scaled = parts / exponent.exp2()
+        codes = (scaled.abs()[..., None] - torch.tensor(FP4)).abs().argmin(-1) + 8 * (scaled < 0)
+        tensors[f"{name}_blocks"] = (codes[..., ::2] + 16 * codes[..., 1::2]).to(torch.uint8)
+        tensors[f"{name}_scales"] = (exponent[..., 0] + 127).to(torch.uint8)
+    save_file(tensors, path / "model.safetensors", metadata={"format": "pt"})
+    say(path, quant_method="mxfp4", modules_to_not_convert=["model.layers.*.self_attn", "model.layers.*.mlp.router"])
+    return path
+
+
 def _fp8_blocks(weight: Tensor) -> tuple[Tensor, Tensor]:
     parts = weight.unflatten(0, (-1, GROUP)).unflatten(2, (-1, GROUP))
     scales = parts.abs().amax((1, 3)) / 448

@@ -110,8 +110,8 @@ def _whole(info: Any) -> tuple[str, ...]:
     packed = [name for name in unexpected if name.rpartition(".")[2] in PACKED_NAMES]
     if packed:
         raise ValueError(
-            f"the checkpoint is quantised (it has {_named(packed)}), and its config.json has no quantization_config "
-            "that says how"
+            f"the checkpoint is quantised: it has {_named(packed)}, of which its config.json's quantization_config "
+            "says nothing"
         )
     return (f"not used of the checkpoint: {_named(unexpected)}",) if unexpected else ()
 

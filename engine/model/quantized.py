@@ -34,6 +34,7 @@ LIBRARIES: dict[str, tuple[tuple[str, str], ...]] = {
 TOKEN_BY_TOKEN = ("token", "group", "tensor_group")
 # Last parts of the names of tensors that only a quantised checkpoint has.
 PACKED_NAMES = ("weight_scale", "weight_scale_inv", "weight_packed", "qweight", "qzeros", "scales", "weight_zero_point")
+ROWS = 16  # tokens of the forward at load
 _PACKED = (torch.int8, torch.uint8, torch.int16, torch.int32, torch.float8_e4m3fn, torch.float8_e5m2)
 
 
@@ -127,13 +128,15 @@ def quietly() -> Iterator[None]:
 
 
 @torch.no_grad()
-def unpack(module: nn.Module) -> None:
+def unpack(module: Any) -> None:
     """Has the loader's library unpack what it unpacks; linear layers whose activations stay as they are become plain.
 
     Libraries do it in a module's first forward. Raises ``ValueError`` for packed tensors in other than linear layers.
     """
     device = next(module.parameters()).device
-    module(input_ids=torch.zeros(1, 1, dtype=torch.int64, device=device), use_cache=False)
+    ids = torch.arange(ROWS, device=device) % module.config.get_text_config().vocab_size
+    with _seeing_tokens(module):
+        module(input_ids=ids[None], use_cache=False)
     for parent in list(module.modules()):
         for name, child in list(parent.named_children()):
             scheme = getattr(child, "quantization_scheme", None)
@@ -146,6 +149,31 @@ def unpack(module: nn.Module) -> None:
     held = sorted({type(part).__name__ for part in module.modules() if _packed(part) and not is_opaque(part)})
     if held:
         raise ValueError(f"{' and '.join(held)} keeps packed weights, which the start check could compare with nothing")
+
+
+@contextmanager
+def _seeing_tokens(module: nn.Module) -> Iterator[None]:
+    """Raises ``ValueError`` where a layer that rounds token by token is given rows without a batch around them.
+
+    compressed-tensors takes a scale for each index of the first two dimensions of (batch, tokens, width), but one of
+    all of (tokens, width), which is what experts that every token has are given.
+    """
+
+    def look(linear: Any, given: tuple[Tensor, ...]) -> None:
+        rounded = linear.quantization_scheme.input_activations
+        if rounded and rounded.dynamic and rounded.strategy == "token" and given[0].dim() < 3:
+            raise ValueError(
+                f"{names[linear]} is given tokens without a batch, of which compressed-tensors takes one scale, so "
+                "that a token's KV would follow from its company; leave such layers unquantised"
+            )
+
+    names = {part: name for name, part in module.named_modules() if hasattr(part, "quantization_scheme")}
+    hooks = [part.register_forward_pre_hook(look) for part in names]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def _plain(linear: nn.Linear) -> nn.Linear:

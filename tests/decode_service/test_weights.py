@@ -58,7 +58,7 @@ def test_packed_weights_through_both_services(tmp_path: Path, scheme: str) -> No
 
 
 def test_an_adapter_through_both_services_and_one_service_without_it(tmp_path: Path) -> None:
-    folder = model_dir(tmp_path / "model", "qwen2-ratio7")
+    folder = model_dir(tmp_path / "model", "llama-ratio8")
     adapter = adapter_dir(tmp_path / "adapter", folder)
     base = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     plain, _ = oracle.greedy(base.eval(), CHUNKS, QUERY, "exact", 6)

@@ -74,7 +74,9 @@ def test_packed_weights_that_the_configuration_does_not_explain_are_refused(tmp_
         model__layers__0__mlp__up_proj__weight=weight.to(torch.float8_e4m3fn),
         model__layers__0__mlp__up_proj__weight_scale=torch.ones(64, 1),
     )
-    with pytest.raises(ModelRefused, match=r"up_proj\.weight_scale\), and its config\.json has no quantization_config"):
+    with pytest.raises(
+        ModelRefused, match=r"up_proj\.weight_scale, of which its config\.json's quantization_config says nothing"
+    ):
         BorrowedModel.load(str(folder))
 
 

@@ -16,23 +16,39 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 from engine.check.precision import redrawn, upcast
 from engine.model import quantized
 from engine.model.borrowed import BorrowedModel, ModelRefused
+from engine.model.probe import examine
 from engine.model.quantized import is_opaque, is_plain, quantization_of
 from engine.reuse import ReuseMode
+from engine.run.cuda.weights import fused_refusal, merge_weights
 from engine.served import look_into, serve
 from tests import oracle
+from tests.architectures import build
 from tests.engine.composer import Composer
 from tests.models_for_tests import tiny_model_dir
-from tests.quantised import GROUP, SCHEMES, compressed_dir, fp8_blocks_dir, plain_model, say
+from tests.quantised import (
+    GROUP,
+    SCHEMES,
+    compressed_dir,
+    fp8_blocks_dir,
+    fp8_rows_dir,
+    mxfp4_dir,
+    plain_model,
+    say,
+)
+from tests.tokenizer_for_tests import VOCABULARY
 
 ROUNDED = [name for name, (_, activations) in SCHEMES.items() if activations]
 CHUNKS, QUERY = [[7, 8, 9, 10, 11], [30, 31], [40, 41, 42, 43]], [50, 51, 52]
 NEAR = 0.3  # standard deviations of the logits by which a rounded activation that falls otherwise may move them
 
 
-def check_served(folder: Path, reference: Any, apart: float) -> BorrowedModel:
-    """In float32 tokens are those of transformers' model on the same prefix, to ``apart`` standard deviations."""
+def check_served(folder: Path, reference: Any, apart: float, *, checked: bool = True) -> BorrowedModel:
+    """In float32 tokens are those of transformers' model on the same prefix, to ``apart`` standard deviations.
+
+    ``checked``: as a service starts, with the start check.
+    """
     borrowed = BorrowedModel.load(str(folder), dtype="float32")
-    served = serve(borrowed)
+    served = serve(borrowed) if checked else look_into(borrowed)
     assert not any(served.refusals.values())
     composer = Composer(served)
     for mode in ReuseMode:
@@ -51,7 +67,8 @@ def test_what_compressed_tensors_made_is_served_as_transformers_runs_it(tmp_path
     # transformers' other loader cannot read packed zero points
     given = {"quantization_config": CompressedTensorsConfig(dequantize=True)} if "asym" in scheme else {}
     reference = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, **given).eval()
-    borrowed = check_served(folder, reference, NEAR if scheme in ROUNDED else 1e-4)
+    apart = NEAR if scheme in ROUNDED else 1e-4
+    borrowed = check_served(folder, reference, apart, checked=scheme in ("w4a16", "fp8-static", "int8"))
     assert bool(borrowed.quantization.activations) == (scheme in ROUNDED)
     projections = [part for name, part in borrowed.module.named_modules() if name.endswith("_proj")]
     assert projections and all(is_plain(part) == (scheme not in ROUNDED) for part in projections)
@@ -64,6 +81,8 @@ def test_in_bfloat16_a_quantised_model_rounds_no_more_than_eager_attention(tmp_p
     assert served.layout.dtype == "bfloat16"
     assert not any(served.refusals.values())
     assert all(0 < check.rounding < 2.5 and check.structure < 1e-4 for check in served.checks.values())
+    refused = "linear layers that do more than multiply" if scheme == "fp8-dynamic" else ""
+    assert fused_refusal(served.borrowed, served.findings) == refused
 
 
 def test_blocks_of_fp8_as_deepseek_has_them(tmp_path: Path) -> None:
@@ -75,6 +94,40 @@ def test_blocks_of_fp8_as_deepseek_has_them(tmp_path: Path) -> None:
     plain: Any = plain_model("qwen2-ratio7")
     own = plain.model.layers[0].mlp.up_proj.weight.detach().float()
     assert float((module.model.layers[0].mlp.up_proj.weight.detach() - own).abs().max()) < 0.05 * float(own.abs().max())
+
+
+EXPERTS: dict[str, Any] = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
+ROWS = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16, "vocab_size": VOCABULARY}
+
+
+def experts(kind: str, **settings: Any) -> Any:
+    return build(kind, {**ROWS, **settings}).to(torch.bfloat16)
+
+
+def test_experts_in_fp8_are_served_as_transformers_unpacks_them(tmp_path: Path) -> None:
+    folder = fp8_rows_dir(tmp_path, experts("qwen3_moe", **EXPERTS))
+    reference = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    check_served(folder, reference, 1e-3, checked=False)
+
+
+def test_experts_in_mxfp4_as_gpt_oss_has_them(tmp_path: Path) -> None:
+    model = experts("gpt_oss", num_local_experts=4, num_experts_per_tok=2)
+    folder = mxfp4_dir(tmp_path, model)
+    reference = AutoModelForCausalLM.from_pretrained(folder, dtype="auto").float().eval()
+    check_served(folder, reference, 1e-3)
+    own, unpacked = (each.model.layers[0].mlp.experts.down_proj.detach().float() for each in (model, reference))
+    assert 0 < float((own - unpacked).abs().max()) < 0.3 * float(own.abs().max())
+
+
+def test_layers_that_get_tokens_without_a_batch_are_refused_where_they_round(tmp_path: Path) -> None:
+    rounded = {"num_bits": 8, "type": "float", "strategy": "token", "symmetric": True, "dynamic": True}
+    shared = experts("qwen2_moe", **EXPERTS, shared_expert_intermediate_size=32)
+    folder = fp8_rows_dir(tmp_path / "shared", shared, rounded)
+    with pytest.raises(ModelRefused, match=r"layers\.0\.mlp\.shared_expert\.gate_proj is given tokens without a batch"):
+        BorrowedModel.load(str(folder), dtype="float32")
+    kept = BorrowedModel.load(str(fp8_rows_dir(tmp_path / "kept", shared)), dtype="float32")
+    assert kept.quantization.activations == ""
+    BorrowedModel.load(str(fp8_rows_dir(tmp_path / "own", experts("qwen3_moe", **EXPERTS), rounded)), dtype="float32")
 
 
 def test_what_a_model_is_follows_from_quantised_weights_and_their_scheme(tmp_path: Path) -> None:
@@ -201,7 +254,7 @@ class RowsQuantizer(HfQuantizer):
 def rows_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A checkpoint of that library, of a model whose projections have biases."""
     monkeypatch.setitem(quantized.LIBRARIES, "eight-bit-rows", ())
-    plain_model("qwen2-ratio7").save_pretrained(tmp_path)
+    plain_model("qwen2-ratio7", hidden_size=64, num_attention_heads=4).save_pretrained(tmp_path)
     tensors = load_file(tmp_path / "model.safetensors")
     for name in [name for name in tensors if name.endswith("proj.weight")]:
         weight = tensors.pop(name)
@@ -245,6 +298,20 @@ def test_opaque_weights_are_read_off_their_products(rows_dir: Path) -> None:
         drawn = linear(x)
     assert drawn.dtype == torch.float32 and 0.3 < float(drawn.std()) < 3 and not is_plain(linear)
     assert linear(x.bfloat16()).dtype == torch.bfloat16
+
+
+def test_a_tied_head_is_merged_without_a_copy() -> None:
+    model = plain_model("llama-ratio1", tie_word_embeddings=True, vocab_size=384)
+    borrowed = BorrowedModel(model, name="tied")
+    weights = merge_weights(borrowed, examine(borrowed))
+    assert weights.head.data_ptr() == weights.embedding.data_ptr()
+    assert weights.layers[0].qkv.data_ptr() == model.model.layers[0].self_attn.q_proj.weight.data_ptr()
+
+
+@pytest.mark.parametrize("bias", ["attention_bias", "mlp_bias"])
+def test_biases_outside_of_queries_keys_and_values_take_the_other_path(bias: str) -> None:
+    borrowed = BorrowedModel(plain_model("llama-ratio1", **{bias: True}), name="biased")
+    assert fused_refusal(borrowed, examine(borrowed)) == "biases outside of q, k and v"
 
 
 def test_configurations_without_a_scheme_are_not_quantised(tmp_path: Path) -> None:
