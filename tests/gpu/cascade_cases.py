@@ -133,8 +133,7 @@ class Setting:
             pool[slots] = float("nan")
 
     def work(self, tuning: Tuning | None = None) -> CascadeWork:
-        windowed = self.form.window is not None
-        work = CascadeWork(self.form.shape, self.device, self.limits, tuning, windowed=windowed)
+        work = CascadeWork(self.form.shape, self.device, self.limits, tuning, window=self.form.window)
         work.partials.out.fill_(float("nan"))
         work.partials.lse.fill_(float("nan"))
         return work
@@ -147,7 +146,7 @@ class Setting:
         )  # fmt: skip
 
     def attend(self, work: CascadeWork, plan: CascadePlan, q: Tensor, *, turn: str = "raw") -> Tensor:
-        work.update(plan.seen_through(self.form.window))
+        work.update(plan)
         out = torch.full((*q.shape[:2], self.form.v_dim), float("nan"), dtype=q.dtype, device=self.device)
         self.launch(work, q, out, turn=turn)
         return out

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from engine.plan import CascadePlan, StepSequence, Window, plan_levels, plan_step
+from engine.run.cuda.cascade.reads import Ints, PairReads, first_seen
 from engine.run.cuda.cascade.work import (
     AT_COUNTS,
     AT_ITEMS,
@@ -19,7 +20,6 @@ from engine.run.cuda.cascade.work import (
     ITEM,
     PAIR,
     ROW,
-    Ints,
     Limits,
     ListShape,
     SplitRule,
@@ -34,13 +34,15 @@ LIMITS = Limits(rows=512, pairs=4096, items=8192, pages=8192, partials=16384)
 SHAPE = ListShape(RATIO, ((64, 1), (128, 2)), ((64, 1),), ((64, 0),), SplitRule(), LIMITS)
 
 
-def buffer_of(plan: CascadePlan, limits: Limits = LIMITS) -> Ints:
+def buffer_of(plan: CascadePlan, window: Window | None = None, limits: Limits = LIMITS) -> Ints:
     """The device buffer as ``CascadeWork`` fills it, with the dynamic part where ``LIMITS`` have it."""
     shape = replace(SHAPE, limits=limits)
-    shared = shared_lists(plan.levels, len(plan.slots), shape)
+    reads, seen = PairReads.of(plan.levels), first_seen(window, np.array(plan.positions, np.int32))
+    reads = reads if seen is None else reads.without(reads.hidden(seen))
+    shared = shared_lists(reads, len(plan.slots), shape)
     buffer = np.full(LIMITS.static_ints + LIMITS.dynamic_ints, -(2**30), np.int32)
     buffer[: len(shared.blob)] = shared.blob
-    tails = tail_lists(plan, shared, shape, PAGE)
+    tails = tail_lists(plan, shared, shape, PAGE, seen)
     buffer[LIMITS.static_ints : LIMITS.static_ints + len(tails)] = tails
     return buffer
 
@@ -77,7 +79,7 @@ def test_every_packed_row_meets_every_token_that_it_sees_once(window: Window | N
     for seed in range(3):
         sequences = random_sequences(seed, 12, rows=(1, 1, 3, 40), chunk_tokens=(1, 15, 16, 17, 300, 2500))
         plan = sequences.plan()
-        seen, partials = reads_of(buffer_of(plan.seen_through(window)))
+        seen, partials = reads_of(buffer_of(plan, window))
         expected: Counter[tuple[int, int, int]] = Counter()
         row = 0
         for sequence in sequences.sequences:
@@ -104,19 +106,28 @@ def test_pages_that_no_row_sees_any_more_are_not_in_the_lists() -> None:
         tails = [StepSequence((), kept, size - rows, rows, size - rows) for rows in (1, 30)]
         for sequences in (tails[:1], tails[1:], tails):
             plan = plan_step(sequences, plan_levels(sequences, max_cascade_levels=3), page_size=PAGE)
-            seen, _ = reads_of(buffer_of(plan.seen_through(window), replace(LIMITS, pages=150)))
+            seen, _ = reads_of(buffer_of(plan, window, replace(LIMITS, pages=150)))
             assert {slot // PAGE for _, _, slot in seen} <= set(pages[-66:])
             assert sum(seen.values()) == RATIO * 1000 * sum(sequence.rows for sequence in sequences)
 
 
 @pytest.mark.parametrize("window", WINDOWS)
 def test_row_records_name_the_partials_of_the_row(window: Window | None) -> None:
-    plan = random_sequences(3, 20, rows=(1, 5)).plan().seen_through(window)
-    buffer = buffer_of(plan)
+    plan = random_sequences(3, 20, rows=(1, 5)).plan()
+    buffer = buffer_of(plan, window)
     records = buffer[LIMITS.static_ints + HEADER :][: len(plan.slots) * ROW].reshape(-1, ROW).tolist()
     _, partials = reads_of(buffer)
     for row, (first, shared, tail_first, tails) in enumerate(records):
         assert sorted(partials[row]) == [*range(first, first + shared), *range(tail_first, tail_first + tails)]
+
+
+def test_rows_see_from_where_the_window_says() -> None:
+    positions = np.arange(0, 5000, 7, dtype=np.int32)
+    for window in WINDOWS[1:]:
+        assert window is not None
+        seen = first_seen(window, positions)
+        expected = [window.first(position) for position in positions.tolist()]
+        assert seen is None if not any(expected) else seen is not None and seen.tolist() == expected
 
 
 def test_splits_depend_on_the_chunk_alone() -> None:
@@ -139,7 +150,7 @@ def test_a_plan_beyond_the_limits_is_refused(limits: Limits) -> None:
     plan = random_sequences(5, 8).plan()
     shape = ListShape(RATIO, ((64, 1),), ((64, 1),), ((64, 0),), SplitRule(), limits)
     with pytest.raises(WorkTooLarge):
-        tail_lists(plan, shared_lists(plan.levels, len(plan.slots), shape), shape, PAGE)
+        tail_lists(plan, shared_lists(PairReads.of(plan.levels), len(plan.slots), shape), shape, PAGE)
 
 
 def test_tails_without_a_class_are_refused() -> None:

@@ -17,10 +17,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from engine.plan import CascadePlan
+from engine.plan import CascadePlan, Window
 from engine.run.cuda.cascade.lists import PlanLists
+from engine.run.cuda.cascade.reads import Ints
 from engine.run.cuda.cascade.tuning import SHARED_BYTES, AttentionShape, RotationTable, TileClass, Tuning, tuning_for
-from engine.run.cuda.cascade.work import AT_COUNTS, Ints, Limits, SharedLists
+from engine.run.cuda.cascade.work import AT_COUNTS, Limits, SharedLists
 
 LOG2_E = 1.4426950408889634
 STAGING_BUFFERS = 4  # steps whose copies may still be in flight when the next one is prepared
@@ -55,9 +56,8 @@ class CascadeWork:
     """Work lists of one step at a time in fixed device buffers, and the launches over them.
 
     One thread, one current stream: ``update`` copies on the stream that is current and ``launch`` launches there.
-    Without ``tuning``, device and shape decide (``tuning_for``). ``windowed``: plans are such as layers with a window
-    see, whose rows may have first tokens. ``partials`` and ``plan_lists``: those of another one of the same shape,
-    limits and tuning that launches at other times.
+    Without ``tuning``, device and shape decide (``tuning_for``). ``window``: what the layers let rows see. ``partials``
+    and ``plan_lists``: those of another one of the same shape, limits and tuning that launches at other times.
     """
 
     def __init__(
@@ -67,12 +67,12 @@ class CascadeWork:
         limits: Limits | None = None,
         tuning: Tuning | None = None,
         *,
-        windowed: bool = False,
+        window: Window | None = None,
         partials: Partials | None = None,
         plan_lists: PlanLists | None = None,
     ) -> None:
         self.shape = shape
-        self.windowed = windowed
+        self.window = window
         self.device = torch.device(device)
         self._on_cuda = self.device.type == "cuda"
         self.limits = limits or Limits()
@@ -104,18 +104,16 @@ class CascadeWork:
         """Where the caller's own integers are on the device, (limits.line,) int32."""
         return self.lists[self._static_ints - self.limits.line : self._static_ints]
 
-    def update(
-        self, plan: CascadePlan, line: Ints | None = None, *, whole: CascadePlan | None = None
-    ) -> tuple[int, ...]:
-        """Brings the plan's lists to the device; the shared part only if compositions or row count changed.
+    def update(self, plan: CascadePlan, line: Ints | None = None) -> tuple[int, ...]:
+        """Brings the lists of what rows see of the plan to the device; the shared part only if it changed.
 
-        With ``line`` (limits.line,) the caller's own integers too. ``whole``: the plan that this one is seen of.
+        With ``line`` (limits.line,) the caller's own integers too.
 
         Returns the tile classes that have items, which ``launch`` launches unless told otherwise: a captured graph
         can be replayed if it was captured with these. Returns before the copies are done. Raises ``WorkTooLarge``
         if the plan does not fit ``limits``.
         """
-        shared, tails = self._plan_lists.of(plan, whole)
+        shared, tails = self._plan_lists.of(plan, self.window)
         staging = self._staging[0]
         self._staging.rotate(-1)
         staging.wait()
@@ -200,7 +198,7 @@ class CascadeWork:
             "FIRST": 0 if rotation is None else rotation.first_dim,
             "TURN_PAIRS": 1 if rotation is None else rotation.pairs,
             "INTERLEAVED": rotation is not None and rotation.interleaved,
-            "N": tile.tokens, "PAGE": shape.page_size, "WINDOW": self.windowed, "SOFTCAP": scores.softcap,
+            "N": tile.tokens, "PAGE": shape.page_size, "WINDOW": self.window is not None, "SOFTCAP": scores.softcap,
             "OVERLAP": self.tuning.overlap, **_dependent(self.tuning.overlap),
         }  # fmt: skip
 

@@ -23,16 +23,15 @@ their tile sees. Two blobs share one int32 buffer:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
 
 import numpy as np
 import numpy.typing as npt
 
-from engine.plan import CascadePlan, ChunkRead, Levels
+from engine.plan import CascadePlan
+from engine.run.cuda.cascade.reads import Ints, PairReads
 
-Ints = npt.NDArray[np.int32]
 Tiles = tuple[tuple[int, int], ...]
 
 HEADER = 24  # ints
@@ -139,33 +138,38 @@ class SharedLists:
     row_first: Ints
 
 
-def shared_lists(levels: Levels, rows: int, shape: ListShape) -> SharedLists:
-    """The static lists of ``levels`` in a step of ``rows`` rows. Raises ``WorkTooLarge``."""
-    reads = [read for level in levels for read in level]
-    tokens = np.fromiter((read.tokens for read in reads), np.int32, len(reads))
-    count = np.fromiter((len(read.rows) for read in reads), np.int32, len(reads))
+def shared_lists(reads: PairReads, rows: int, shape: ListShape) -> SharedLists:
+    """The static lists of ``reads`` in a step of ``rows`` rows. Raises ``WorkTooLarge``."""
+    tokens, count = reads.tokens, reads.count
     split = shape.splits.chunk_splits(tokens)
-    pairs, row_first = _shared_pairs(reads, rows, count, tokens, split)
+    pairs, row_first = _shared_pairs(reads, rows, split)
     _check("pairs", len(pairs), shape.limits.pairs)
     _check("rows", rows, shape.limits.rows)
     _check("partials", int(row_first[-1]), shape.limits.partials)
-    source = np.fromiter((read.first_slot for read in reads), np.int32, len(reads))
-    firsts = pairs[:, 4] if any(read.firsts for read in reads) else None
-    groups = _Groups(_starts(count)[:-1] * PAIR, count, source, tokens, split, tokens, 0, firsts)
+    groups = _Groups(_starts(count)[:-1] * PAIR, count, reads.source, tokens, split, tokens, 0, reads.firsts)
     header, items = _items(groups, shape, at=HEADER)
     header[0] = rows
     return SharedLists(np.concatenate((header, items, pairs.reshape(-1))), row_first)
 
 
-def tail_lists(plan: CascadePlan, shared: SharedLists, shape: ListShape, page_size: int) -> Ints:
-    """The dynamic blob of a plan: its rows, tails, positions and pages. Raises ``WorkTooLarge``."""
+def tail_lists(
+    plan: CascadePlan, shared: SharedLists, shape: ListShape, page_size: int, seen: Ints | None = None
+) -> Ints:
+    """The dynamic blob of a plan: its rows, tails, positions and pages. Raises ``WorkTooLarge``.
+
+    ``seen``: the first position that each row sees; None: every row sees everything.
+    """
     tails, rows, size = plan.tails, len(plan.slots), shape.splits.tail
     numbers = [(tail.first_row, tail.rows, tail.tokens_before) for tail in tails]
     first, count, before = np.ascontiguousarray(np.array(numbers, np.int32).reshape(-1, 3).T)
     # Steps that decode, one row a tail, are most of all, and the host's time is short.
     owned = first if len(tails) == rows else _ranges(first, count)
     visible = before + 1 if len(tails) == rows else np.repeat(before, count) + _ranges(np.zeros_like(count), count) + 1
-    firsts = _firsts_of_rows(plan, owned)
+    positions = np.array(plan.positions, np.int32)
+    firsts = None
+    if seen is not None:
+        firsts = np.zeros(rows, np.int32)
+        firsts[owned] = np.maximum(seen[owned] - np.repeat(positions[first] - before, count), 0)
     splits_of_row = np.zeros(rows, np.int32)
     splits_of_row[owned] = -(-visible // size)
     if firsts is not None:
@@ -195,40 +199,24 @@ def tail_lists(plan: CascadePlan, shared: SharedLists, shape: ListShape, page_si
     header[0] = rows
     header[AT_POSITIONS] = at + len(items) + rows * PAIR
     header[AT_PAGES] = header[AT_POSITIONS] + rows - pages.ahead
-    positions = np.array(plan.positions, np.int32)
     return np.concatenate((header, records.reshape(-1), items, pairs.reshape(-1), positions, pages.pages))
 
 
-def _shared_pairs(reads: Sequence[ChunkRead], rows: int, count: Ints, tokens: Ints, split: Ints) -> tuple[Ints, Ints]:
+def _shared_pairs(reads: PairReads, rows: int, split: Ints) -> tuple[Ints, Ints]:
     """Pair records (pairs, PAIR), read by read, and where each row's partials begin (rows + 1)."""
-    total = int(count.sum())
-    pairs = np.zeros((total, PAIR), np.int32)
-    pairs[:, 0] = np.fromiter(chain.from_iterable([read.rows for read in reads]), np.int32, total)
-    pairs[:, 1] = np.fromiter(chain.from_iterable([read.offsets for read in reads]), np.int32, total)
-    pairs[:, 2] = np.repeat(tokens, count)
-    place = np.fromiter(chain.from_iterable([read.places for read in reads]), np.int32, total)
-    splits_of_pair = np.repeat(-(-tokens // split), count)
+    pairs = np.zeros((len(reads.row), PAIR), np.int32)
+    pairs[:, 0], pairs[:, 1], pairs[:, 2] = reads.row, reads.offset, np.repeat(reads.tokens, reads.count)
+    splits_of_pair = np.repeat(-(-reads.tokens // split), reads.count)
     hidden: Ints | int = 0  # splits before the first one that a pair sees some of
-    if any(read.firsts for read in reads):
-        firsts = [read.firsts or (0,) * len(read.rows) for read in reads]
-        pairs[:, 4] = np.fromiter(chain.from_iterable(firsts), np.int32, total)
-        hidden = pairs[:, 4] // np.repeat(split, count)
+    if reads.firsts is not None:
+        pairs[:, 4] = reads.firsts
+        hidden = reads.firsts // np.repeat(split, reads.count)
         splits_of_pair = splits_of_pair - hidden
-    order = np.lexsort((place, pairs[:, 0]))
+    order = np.lexsort((reads.place, reads.row))
     pairs[order, 3] = _starts(splits_of_pair[order])[:-1]
     pairs[:, 3] -= hidden
-    row_splits = np.bincount(pairs[:, 0], weights=splits_of_pair, minlength=rows)
+    row_splits = np.bincount(reads.row, weights=splits_of_pair, minlength=rows)
     return pairs, _starts(row_splits.astype(np.int32))
-
-
-def _firsts_of_rows(plan: CascadePlan, owned: Ints) -> Ints | None:
-    """The first token of its tail that each row sees; None if all see token 0. ``owned``: the tails' rows in order."""
-    if not any([tail.first for tail in plan.tails]):
-        return None
-    firsts = np.zeros(len(plan.slots), np.int32)
-    of_tails = chain.from_iterable([tail.first or (0,) * tail.rows for tail in plan.tails])
-    firsts[owned] = np.fromiter(of_tails, np.int32, len(owned))
-    return firsts
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,9 @@ from torch import Tensor
 from engine.kv.pool import TORCH_DTYPES, PagedKVPool
 from engine.plan import CascadePlan, Window
 from engine.run.cuda.cascade.launch import CascadeWork
+from engine.run.cuda.cascade.reads import Ints
 from engine.run.cuda.cascade.tuning import AttentionShape, RotationTable, Tuning
-from engine.run.cuda.cascade.work import CLASSES_MAX, Ints, Limits
+from engine.run.cuda.cascade.work import CLASSES_MAX, Limits
 
 
 class LayerWorks:
@@ -44,11 +45,10 @@ class LayerWorks:
         self.pool = pool
         self.windows = tuple(dict.fromkeys(windows))
         self._work_of = tuple(self.windows.index(window) for window in windows)
-        first = CascadeWork(shape, pool.device, limits, tuning, windowed=self.windows[0] is not None)
+        first = CascadeWork(shape, pool.device, limits, tuning, window=self.windows[0])
         others = (
             CascadeWork(
-                shape, pool.device, limits, tuning,
-                windowed=window is not None, partials=first.partials, plan_lists=first.plan_lists,
+                shape, pool.device, limits, tuning, window=window, partials=first.partials, plan_lists=first.plan_lists
             )
             for window in self.windows[1:]
         )  # fmt: skip
@@ -82,8 +82,8 @@ class LayerWorks:
         more. Returns before the copies are done. Raises ``WorkTooLarge`` if the plan does not fit ``limits``.
         """
         classes: list[int] = []
-        for index, (window, work) in enumerate(zip(self.windows, self.works, strict=True)):
-            found = work.update(plan.seen_through(window), line if index == 0 else None, whole=plan)
+        for index, work in enumerate(self.works):
+            found = work.update(plan, line if index == 0 else None)
             classes += [CLASSES_MAX * index + number for number in found]
         self.classes = tuple(classes)
         return self.classes
