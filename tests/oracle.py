@@ -69,14 +69,14 @@ def logits(model: PreTrainedModel, chunks: list[list[int]], query: list[int], mo
     with seen_by_layers(allowed, places[0]) as asked:
         output = model(input_ids=ids, position_ids=places, attention_mask=torch.ones_like(ids), use_cache=False)
     if not asked:  # modelling code that makes its masks itself, none of which has windows
-        mask = hidden(allowed)
+        mask = hidden(allowed, torch.float32)
         output = model(input_ids=ids, position_ids=places, attention_mask=mask, use_cache=False)
     model.set_attn_implementation(before)
     return output.logits[0, -len(query) :].float()
 
 
-def hidden(allowed: torch.Tensor) -> torch.Tensor:
-    return torch.zeros(allowed.shape).masked_fill_(~allowed, torch.finfo(torch.float32).min)[None, None]
+def hidden(allowed: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    return torch.zeros(allowed.shape, dtype=dtype).masked_fill_(~allowed, torch.finfo(dtype).min)[None, None]
 
 
 @contextmanager
@@ -87,10 +87,10 @@ def seen_by_layers(allowed: torch.Tensor, positions: torch.Tensor) -> Iterator[l
     """
     asked: list[Callable[..., Any]] = []
 
-    def make(*, mask_function: Callable[..., Any], **arguments: Any) -> torch.Tensor:
+    def make(*, mask_function: Callable[..., Any], dtype: torch.dtype, **arguments: Any) -> torch.Tensor:
         asked.append(mask_function)
         first = torch.tensor(0)
-        return hidden(allowed & mask_function(first, first, positions[:, None], positions[None, :]))
+        return hidden(allowed & mask_function(first, first, positions[:, None], positions[None, :]), dtype)
 
     ALL_MASK_ATTENTION_FUNCTIONS["eager"] = make
     try:
