@@ -45,7 +45,7 @@ class Request:
     rows: Sequence[int]
     offsets: Sequence[int]
     places: Sequence[int]
-    pages: Sequence[int]
+    pages: Ints
     tokens: int
 
 
@@ -91,29 +91,34 @@ def requests_of(plan: CascadePlan, page_size: int, *, by_slot: bool = False) -> 
     return Requests(tuple(chunks), tuple(own), page_size)
 
 
-def _pages(first_slot: int, tokens: int, page_size: int) -> range:
-    return range(first_slot // page_size, -(-(first_slot + tokens) // page_size))
+def _pages(first_slot: int, tokens: int, page_size: int) -> Ints:
+    return np.arange(first_slot // page_size, -(-(first_slot + tokens) // page_size), dtype=np.int32)
 
 
 def _tail(tail: Tail, place: int, page_size: int) -> Request:
     tokens = tail.tokens_before + tail.rows
     rows = range(tail.first_row, tail.first_row + tail.rows)
-    return Request(rows, (0,) * tail.rows, (place,) * tail.rows, tail.pages[: -(-tokens // page_size)], tokens)
+    pages = np.asarray(tail.pages[: -(-tokens // page_size)], np.int32)
+    return Request(rows, (0,) * tail.rows, (place,) * tail.rows, pages, tokens)
 
 
 def _piece(plan: CascadePlan, page_size: int) -> Request:
     """One sequence's rows over all that it sees, chunk after chunk, then its tail."""
     (tail,) = plan.tails
     reads = sorted(plan.reads, key=lambda read: read.places[0])
-    slots = [slot for read in reads for slot in range(read.first_slot, read.first_slot + read.tokens)]
-    slots += _slots(tail, page_size)
+    runs = [_pages(read.first_slot, read.tokens, 1) for read in reads]
+    slots = np.concatenate((*runs, _slots(tail, page_size, 0, tail.tokens_before + tail.rows)))
     rows = range(tail.first_row, tail.first_row + tail.rows)
     return Request(rows, (0,) * tail.rows, (0,) * tail.rows, slots, len(slots))
 
 
-def _slots(tail: Tail, page_size: int) -> list[int]:
-    tokens = tail.tokens_before + tail.rows
-    return [tail.pages[at // page_size] * page_size + at % page_size for at in range(tokens)]
+def _slots(tail: Tail, page_size: int, begin: int, end: int) -> Ints:
+    """Where tokens ``begin`` .. ``end - 1`` of a tail are."""
+    first = begin // page_size
+    pages = np.asarray(tail.pages[first : -(-end // page_size)], np.int32)
+    at = np.arange(begin, end, dtype=np.int32)
+    slots: Ints = pages[at // page_size - first] * page_size + at % page_size
+    return slots
 
 
 # -- windows ----------------------------------------------------------------------------------------
@@ -123,7 +128,7 @@ def _cut_read(read: ChunkRead) -> Iterator[tuple[bool, Request]]:
     pairs = sorted(range(len(read.rows)), key=lambda pair: (firsts[pair], pair))
     groups = [(first, list(same)) for first, same in groupby(pairs, key=lambda pair: firsts[pair])]
 
-    def request(members: Iterable[int], slots: Sequence[int]) -> Request:
+    def request(members: Iterable[int], slots: Ints) -> Request:
         chosen = list(members)
         rows, offsets, places = ([each[pair] for pair in chosen] for each in (read.rows, read.offsets, read.places))
         return Request(rows, offsets, places, slots, len(slots))
@@ -131,7 +136,7 @@ def _cut_read(read: ChunkRead) -> Iterator[tuple[bool, Request]]:
     end = read.first_slot + read.tokens
     for ramp in _ramps(groups):
         first = ramp[0][0]
-        slots = range(read.first_slot + first, end)
+        slots = np.arange(read.first_slot + first, end, dtype=np.int32)
         if len(ramp) == 1:
             yield False, request(ramp[0][1], slots)
         else:
@@ -152,10 +157,13 @@ def _ramps(groups: list[tuple[int, list[int]]]) -> Iterator[list[tuple[int, list
 
 def _cut_tail(tail: Tail, place: int, page_size: int) -> Iterator[tuple[bool, Request]]:
     """(causal, request) of a tail that its rows see from ``first`` on."""
-    slots, before = _slots(tail, page_size), tail.tokens_before
+    before = tail.tokens_before
     firsts = tail.first or (0,) * tail.rows
 
-    def request(rows: Sequence[int], keys: Sequence[int]) -> tuple[bool, Request]:
+    def slots(begin: int, end: int) -> Ints:
+        return _slots(tail, page_size, begin, end)
+
+    def request(rows: Sequence[int], keys: Ints) -> tuple[bool, Request]:
         at = [tail.first_row + row for row in rows]
         return True, Request(at, (0,) * len(at), (place,) * len(at), keys, len(keys))
 
@@ -167,14 +175,14 @@ def _cut_tail(tail: Tail, place: int, page_size: int) -> Iterator[tuple[bool, Re
             most = min(tail.rows, row + own - first + 1)
             while end < most and firsts[end] == firsts[end - 1] + 1:
                 end += 1
-            yield request(range(row, end), slots[own : before + end])
+            yield request(range(row, end), slots(own, before + end))
             if own > first:
                 seeing = min(end, row + own - first)  # rows that see something before the block
-                yield request(range(seeing - 1, row - 1, -1), slots[first:own][::-1])
+                yield request(range(seeing - 1, row - 1, -1), slots(first, own)[::-1])
         else:
             while end < tail.rows and firsts[end] == first:
                 end += 1
-            yield request(range(row, end), slots[first : before + end])
+            yield request(range(row, end), slots(first, before + end))
         row = end
 
 
@@ -199,7 +207,7 @@ class CallLists:
             for column in zip(*((each.rows, each.offsets, each.places) for each in requests), strict=True)
         )
         counts = [len(each.rows) for each in requests]
-        pages = [np.asarray(each.pages, np.int32) for each in requests]
+        pages = [each.pages for each in requests]
         last = [(each.tokens - 1) % unit + 1 for each in requests]
         row_starts, page_starts = (np.cumsum([0, *n]).astype(np.int32) for n in (counts, map(len, pages)))
         ends = np.asarray(last, np.int32)
