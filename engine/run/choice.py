@@ -214,7 +214,8 @@ def make_runner(
             )
         _check_pages(pool)
         positions = findings.context_length_max
-        options["block"] = FlashInferBlock(pool.device) if pieces == FA3 else None
+        if pieces == FA3:
+            options.setdefault("block", FlashInferBlock(pool.device))
         if isinstance(weights, FusedWeights):
             return PackedRunner(FusedForward(weights, pool, positions=positions), slots=slots, **options)
         if not options.get("together", True) and len(decode_buckets) == 1:  # one size for all that decode

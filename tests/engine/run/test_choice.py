@@ -124,7 +124,7 @@ def test_fa3_that_cannot_be_built_is_left_out(
     borrowed, findings = plain[0], WIDE(plain[1])
     monkeypatch.setattr("engine.run.choice.device_facts", lambda _: HOPPER)
     monkeypatch.setattr("importlib.metadata.version", {"flashinfer-python": "0.6.13"}.__getitem__)
-    monkeypatch.setattr("engine.run.choice.capture_failure", lambda _: "")
+    monkeypatch.setattr("engine.run.choice.capture_failure", lambda *_: "")
     monkeypatch.setattr("engine.run.choice.block_failure", lambda *_: "")
     found = decide_and_try(borrowed, findings)
     assert found.pieces == "fa3" and numerics_name(found).endswith("cuda-2 fa3 0.6.13")
