@@ -75,7 +75,98 @@ ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
     ),
 }
 
+_WINDOW = {"sliding_window": 20}
+_SOME = ["sliding_attention", "full_attention", "sliding_attention"]
+_FEW = {"num_experts_per_tok": 2, "moe_intermediate_size": 32}
+_EXPERTS = {"n_routed_experts": 4, "num_local_experts": 4, "num_experts": 4, **_FEW}
+_MLA = {
+    **{"num_attention_heads": 4, "num_key_value_heads": 4, "q_lora_rank": 16, "kv_lora_rank": 16},
+    **{"qk_rope_head_dim": 8, "qk_nope_head_dim": 16, "v_head_dim": 16},
+}
+_GROUPS = {"n_group": 1, "topk_group": 1, "n_shared_experts": 1, "first_k_dense_replace": 1}
+_SHARED = {"shared_expert_intermediate_size": 32, "shared_intermediate_size": 32}
+
+# More of them, of which less is tried by default; windows are short, so that prompts of the tests are longer.
+MORE: dict[str, tuple[str, dict[str, Any]]] = {
+    "afmoe-windows": ("afmoe", _heads(4, 2) | _EXPERTS | _WINDOW | {"layer_types": _SOME}),
+    "apertus": ("apertus", _heads(4, 2)),
+    "arcee": ("arcee", _heads(4, 2)),
+    "aria-moe": ("aria_text", _heads(4, 2) | {"moe_num_experts": 4, "moe_topk": 2, "moe_num_shared_experts": 1}),
+    "bitnet": ("bitnet", _heads(4, 2)),
+    "cohere2-moe": ("cohere2_moe", _heads(4, 2) | _EXPERTS | _WINDOW | {"layer_types": _SOME}),
+    "cwm-windows": ("cwm", _heads(4, 2) | _WINDOW | {"layer_types": _SOME}),
+    "deepseek-v2-mla": ("deepseek_v2", _MLA | _EXPERTS | _GROUPS),
+    "dots1-windows": ("dots1", _heads(4, 2) | _EXPERTS | _GROUPS | _WINDOW | {"layer_types": _SOME}),
+    "ernie": ("ernie4_5", _heads(4, 2)),
+    "ernie-moe": ("ernie4_5_moe", _heads(4, 2) | {"moe_num_experts": 4, "moe_k": 2, "moe_intermediate_size": 32}),
+    "exaone-moe": ("exaone_moe", _heads(4, 2) | _EXPERTS | _GROUPS | _WINDOW | {"layer_types": _SOME}),
+    "flex-olmo": ("flex_olmo", _heads(4, 2) | _EXPERTS),
+    "gemma3n-shared-kv": (
+        "gemma3n_text",
+        {
+            **_heads(4, 2),
+            **{"num_hidden_layers": 6, "num_kv_shared_layers": 2, "sliding_window": 20, "laurel_rank": 8},
+            **{"layer_types": ["sliding_attention", "full_attention"] * 3, "activation_sparsity_pattern": [0.0] * 6},
+            **{"hidden_size_per_layer_input": 16, "vocab_size_per_layer_input": 211},
+        },
+    ),
+    "gemma4-shared-kv": (
+        "gemma4_text",
+        {
+            **_heads(4, 2),
+            **{"num_hidden_layers": 6, "num_kv_shared_layers": 2, "sliding_window": 20, "global_head_dim": 32},
+            **{"layer_types": ["sliding_attention", "full_attention"] * 3, "num_global_key_value_heads": 1},
+            **{"hidden_size_per_layer_input": 16, "vocab_size_per_layer_input": 211},
+        },
+    ),
+    "glm4-norms": ("glm4", _heads(4, 2)),
+    "glm4-moe": ("glm4_moe", _heads(4, 2) | _EXPERTS | _GROUPS),
+    "glm4-moe-lite-mla": ("glm4_moe_lite", _MLA | _EXPERTS | _GROUPS),
+    "granite-moe": ("granitemoe", _heads(4, 2) | _EXPERTS),
+    "granite-hybrid-without-mamba": (
+        "granitemoehybrid",
+        _heads(4, 2) | _EXPERTS | _SHARED | {"layer_types": ["attention"] * 3},
+    ),
+    "helium": ("helium", _heads(4, 2)),
+    "hunyuan-moe": ("hunyuan_v1_moe", _heads(4, 2) | {"num_experts": 4, "moe_topk": 2, "num_shared_expert": 1}),
+    "internlm3": ("internlm3", _heads(4, 2)),
+    "jetmoe": ("jetmoe", _EXPERTS | {"num_key_value_heads": 2, "kv_channels": 16}),
+    "mellum-windows": ("mellum", _heads(4, 2) | _EXPERTS | _WINDOW | {"layer_types": _SOME}),
+    "mimo-windows-and-sinks": ("mimo_v2_flash", _heads(4, 2) | _EXPERTS | _GROUPS | _WINDOW | {"layer_types": _SOME}),
+    "minicpm3-mla": ("minicpm3", _MLA),
+    "minimax-m2": ("minimax_m2", _heads(4, 2) | _EXPERTS),
+    "ministral-windows": ("ministral", _heads(4, 2) | _WINDOW),
+    "modernbert-decoder": ("modernbert-decoder", {"num_attention_heads": 4, "local_attention": 40}),
+    "nemotron": ("nemotron", _heads(4, 2)),
+    "olmo": ("olmo", {"num_attention_heads": 4, "num_key_value_heads": 2}),
+    "olmo3-windows": ("olmo3", _heads(4, 2) | _WINDOW | {"layer_types": _SOME}),
+    "olmoe": ("olmoe", _heads(4, 2) | _EXPERTS),
+    "persimmon": ("persimmon", {"num_attention_heads": 4}),
+    "phi": ("phi", {"num_attention_heads": 4, "num_key_value_heads": 4}),
+    "phimoe-windows": ("phimoe", {"num_attention_heads": 4, "num_key_value_heads": 2} | _EXPERTS | _WINDOW),
+    "qwen2-some-windows": (
+        "qwen2",
+        {
+            **{"num_attention_heads": 4, "num_key_value_heads": 2, "use_sliding_window": True, "sliding_window": 20},
+            **{"max_window_layers": 2},
+        },
+    ),
+    "qwen2-moe": ("qwen2_moe", {"num_attention_heads": 4, "num_key_value_heads": 2} | _EXPERTS | _SHARED),
+    "qwen3-moe": ("qwen3_moe", _heads(4, 2) | _EXPERTS),
+    "seed-oss": ("seed_oss", _heads(4, 2)),
+    "solar-open": ("solar_open", _heads(4, 2) | _EXPERTS | _GROUPS),
+    "vaultgemma-windows": ("vaultgemma", _heads(4, 2) | _WINDOW),
+    "youtu-mla": ("youtu", _MLA),
+}
+
 NAMED = tuple(ARCHITECTURES)[:10]
+
+# Of ``MORE`` those whose attention is that of others: tried with -m slow.
+RARE = (
+    *("apertus", "arcee", "aria-moe", "bitnet", "dots1-windows", "ernie", "flex-olmo", "helium", "hunyuan-moe"),
+    *("internlm3", "jetmoe", "minicpm3-mla", "minimax-m2", "nemotron", "olmo", "persimmon", "seed-oss", "solar-open"),
+    *("youtu-mla",),
+)
 
 REFUSED = {
     "mamba": ("mamba", {}),
@@ -102,5 +193,5 @@ def build(model_type: str, settings: dict[str, Any], *, seed: int = 0) -> PreTra
 
 @functools.cache
 def build_named(name: str) -> PreTrainedModel:
-    """One of ``ARCHITECTURES``, ``EXACT_ONLY`` or ``REFUSED``, built once a process."""
-    return build(*{**ARCHITECTURES, **EXACT_ONLY, **REFUSED}[name])
+    """One of ``ARCHITECTURES``, ``MORE``, ``EXACT_ONLY`` or ``REFUSED``, built once a process."""
+    return build(*{**ARCHITECTURES, **MORE, **EXACT_ONLY, **REFUSED}[name])

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import subprocess
-import sys
 import time
 import urllib.parse
 import urllib.request
@@ -23,7 +21,8 @@ from cairn import Client
 from cairn.local.processes import free_port
 from tests.decode_service.models import model_dir
 from tests.deploy.exported import scraped
-from tests.deploy.test_deploy_files import DEPLOY, ROOT, read_yaml, tool
+from tests.deploy.test_deploy_files import DEPLOY, read_yaml, tool
+from tests.nursery import Child, nursery
 
 DEADLINE_S = 90.0
 SCRAPE_S = 0.5
@@ -37,7 +36,7 @@ class Service:
     name: str
     address: str
     metrics_port: int
-    child: subprocess.Popen[str]
+    child: Child
     log: Path
 
     def lines(self) -> list[dict[str, Any]]:
@@ -129,15 +128,9 @@ def counted(services: Iterable[Service]) -> set[tuple[str, ...]]:
 def _launch(stack: ExitStack, root: Path, name: str, arguments: list[str]) -> Service:
     port = free_port("127.0.0.1")
     log = root / f"{name}.log"
-    argv = [sys.executable, "-m", f"{name}_service", "--port", str(port), *arguments]
-    child = subprocess.Popen(
-        argv,
-        stdout=subprocess.PIPE,
-        stderr=stack.enter_context(log.open("w")),
-        text=True,
-        cwd=ROOT,
-        env={**os.environ, "HF_HUB_OFFLINE": "1"},
-    )
+    stderr = stack.enter_context(log.open("w")).fileno()
+    words = ["--port", str(port), *arguments]
+    child = nursery().start(f"{name}_service", words, stderr, HF_HUB_OFFLINE="1")
     stack.callback(_end, child)
     return Service(name, f"127.0.0.1:{port}", 0, child, log)
 
@@ -149,7 +142,7 @@ def _wait_ready(service: Service) -> None:
     service.metrics_port = json.loads(line)["metrics_port"]
 
 
-def _end(child: subprocess.Popen[Any]) -> None:
+def _end(child: Child | subprocess.Popen[Any]) -> None:
     child.kill()
     child.wait(20)
 

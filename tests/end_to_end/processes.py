@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import signal
-import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from cairn.local.processes import free_port
+from tests.nursery import Child, nursery
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 
@@ -25,7 +24,7 @@ class Process:
     module: str
     arguments: list[str]
     port: int
-    child: subprocess.Popen[str] | None = None
+    child: Child | None = None
     metrics_port: int = 0
     said: Any = None  # its log: what it wrote to stderr
     ready: Any = None  # its ready line
@@ -35,9 +34,8 @@ class Process:
         return f"127.0.0.1:{self.port}"
 
     def launch(self) -> None:
-        argv = [sys.executable, "-m", self.module, "--port", str(self.port), *self.arguments]
         self.said = tempfile.TemporaryFile("w+")  # noqa: SIM115  # as long as the process
-        self.child = subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=self.said, text=True, cwd=ROOT)
+        self.child = nursery().start(self.module, ["--port", str(self.port), *self.arguments], self.said.fileno())
 
     def wait_ready(self) -> None:
         line = self.child.stdout.readline()

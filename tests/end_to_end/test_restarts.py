@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import platform
+import signal
+import subprocess
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -16,6 +20,7 @@ from cairn.client.requests import generate_request
 from tests.decode_service.models import tokens
 from tests.decode_service.pair import wait_until
 from tests.end_to_end.processes import Process
+from tests.nursery import nursery
 
 LONG = 1800  # tokens of a chunk that takes the prefill service some seconds: eight tokens a forward
 
@@ -135,3 +140,20 @@ def test_a_conversation_goes_on_whoever_was_killed(running: tuple[Process, Proce
             anew = client.generate(parts, max_tokens=5, ignore_eos=True, cache="bypass").finish()
             assert anew.token_ids == turn.result.token_ids
             before.append(cairn.Tokens(turn.token_ids, type="turn"))
+
+
+def test_forked_services_are_processes(tmp_path: Path) -> None:
+    """Words, exit status and signals of what the tests of this folder start."""
+    said = (tmp_path / "said").open("w")
+    with said:
+        ended = nursery().start("platform", ["terse"], said.fileno())
+        missing = nursery().start("no_such_module_of_ours", [], said.fileno())
+        assert ended.stdout.read().strip() == platform.platform(terse=True) and ended.wait(60) == 0
+        assert missing.wait(60) == 1 and missing.poll() == 1
+        asleep = nursery().start("http.server", ["0", "--bind", "127.0.0.1"], said.fileno(), PYTHONUNBUFFERED="1")
+        assert asleep.poll() is None
+        with pytest.raises(subprocess.TimeoutExpired):
+            asleep.wait(0.01)
+        asleep.kill()
+        assert asleep.wait(60) == -signal.SIGKILL
+    assert "No module named no_such_module_of_ours" in (tmp_path / "said").read_text()

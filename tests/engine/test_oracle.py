@@ -14,7 +14,7 @@ from engine.model.borrowed import BorrowedModel, ModelRefused
 from engine.reuse import ReuseMode
 from engine.served import ServedModel, serve
 from tests import oracle
-from tests.architectures import ARCHITECTURES, EXACT_ONLY, NAMED, REFUSED, build, build_named
+from tests.architectures import ARCHITECTURES, EXACT_ONLY, MORE, NAMED, RARE, REFUSED, build, build_named
 from tests.engine.composer import Composer
 
 MODES = ("exact", "anchored", "independent")
@@ -47,11 +47,30 @@ def agree(name: str, batch: list[tuple[list[list[int]], list[int], str]], count:
         torch.testing.assert_close(logits, expected_logits, atol=1e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize("name", NAMED)
 @pytest.mark.parametrize("mode", MODES)
-def test_every_mode_on_every_architecture(name: str, mode: str) -> None:
+def test_every_mode_on_every_named_architecture(name: str, mode: str) -> None:
     chunks = [tokens(1, 17), tokens(2, 1), tokens(3, 30), tokens(1, 17), tokens(4, 8)]
     agree(name, [(chunks, tokens(5, 9), mode)])
+
+
+@pytest.mark.parametrize("name", [
+    *(name for name in ARCHITECTURES if name not in NAMED),
+    *(pytest.param(name, marks=pytest.mark.slow) if name in RARE else name for name in MORE),
+])  # fmt: skip
+def test_every_mode_on_more_architectures(name: str) -> None:
+    """One batch of all modes."""
+    chunks = [tokens(1, 17), tokens(2, 1), tokens(3, 30), tokens(1, 17), tokens(4, 8)]
+    assert not any(served(name).refusals.values()), served(name).refusals
+    agree(name, [(chunks, tokens(5, 9), mode) for mode in MODES], count=2)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [*(name for name in ARCHITECTURES if name not in NAMED), *MORE])
+@settings(max_examples=6, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+@given(batch=st.lists(compositions(), min_size=1, max_size=5))
+def test_random_compositions_of_all(name: str, batch: list[tuple[list[list[int]], list[int], str]]) -> None:
+    agree(name, batch, count=3)
 
 
 @pytest.mark.parametrize("name", NAMED)

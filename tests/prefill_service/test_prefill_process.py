@@ -22,6 +22,7 @@ from chunk_store.key import ChunkKey
 from chunk_store.open import open_store
 from chunk_store.shared_store import SharedStore
 from protos import prefill_pb2, prefill_pb2_grpc
+from tests.nursery import Child, nursery
 
 START_S = 60
 TEXT = "The town of Crystalton is located in Nebulonia. " * 4
@@ -29,7 +30,7 @@ TEXT = "The town of Crystalton is located in Nebulonia. " * 4
 
 @dataclass
 class Running:
-    process: subprocess.Popen[str]
+    process: subprocess.Popen[str] | Child
     ready: dict[str, Any]
 
     @property
@@ -38,10 +39,16 @@ class Running:
 
 
 @contextmanager
-def started(model: Path, store: Path, *words: str, hash_seed: str = "0") -> Iterator[Running]:
-    command = [sys.executable, "-m", "prefill_service", "--model", str(model), "--store", f"file://{store}", *words]
-    environment = {**os.environ, "PYTHONHASHSEED": hash_seed}
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
+def started(model: Path, store: Path, *words: str, hash_seed: str = "") -> Iterator[Running]:
+    """The command itself with this ``hash_seed``; without one it is forked from the nursery."""
+    arguments = ["--model", str(model), "--store", f"file://{store}", *words]
+    process: subprocess.Popen[str] | Child
+    if hash_seed:
+        environment = {**os.environ, "PYTHONHASHSEED": hash_seed}
+        command = [sys.executable, "-m", "prefill_service", *arguments]
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
+    else:
+        process = nursery().start("prefill_service", arguments)
     try:
         assert process.stdout is not None
         line = process.stdout.readline()  # the test's own time limit ends a start that hangs
@@ -49,7 +56,7 @@ def started(model: Path, store: Path, *words: str, hash_seed: str = "0") -> Iter
         yield Running(process, json.loads(line))
     finally:
         process.kill()
-        process.wait()
+        process.wait(START_S)
 
 
 def prefill(channel: grpc.Channel, **fields: Any) -> Any:
@@ -73,7 +80,7 @@ def test_life_of_a_process(model_dir: Path, store: Path) -> None:
             metrics = reply.read().decode()
         assert f'cairn_prefill_tokens_total{{model_name="tiny",source="computed"}} {first.tokens:.1f}' in metrics
         one.process.kill()  # -9: no goodbye
-        one.process.wait()
+        one.process.wait(START_S)
 
     left = open_store(f"file://{store}")
     claim = left.begin("c" * 64)  # type: ignore[arg-type]
@@ -94,7 +101,7 @@ def test_what_is_written_behind_survives_sigterm_and_kill_9_leaves_nothing_half(
     with started(model_dir, store) as killed, grpc.insecure_channel(killed.address) as channel:
         keys = [prefill(channel, text=text).key for text in texts]
         killed.process.kill()  # -9, while entries are on their way
-        killed.process.wait()
+        killed.process.wait(START_S)
     left = open_store(f"file://{store}")
     whole = [bits(left, key) for key, info in zip(keys, left.lookup(keys), strict=True) if info is not None]
     assert None not in whole, "an entry that is there is whole"
@@ -158,11 +165,10 @@ def test_tls_and_tokens_by_option(model_dir: Path, store: Path, tmp_path: Path) 
         (("--model", "MODEL", "--store", "redis:///x"), "store URL: must be redis://"),
     ],
 )
-def test_what_cannot_start_says_why(model_dir: Path, words: tuple[str, ...], said: str) -> None:
-    command = [sys.executable, "-m", "prefill_service", *(w.replace("MODEL", str(model_dir)) for w in words)]
-    ended = subprocess.run(
-        command, capture_output=True, text=True, timeout=START_S, env={**os.environ, "HF_HUB_OFFLINE": "1"}
-    )
-    assert ended.returncode == 1
-    assert said in ended.stderr and "Traceback" not in ended.stderr
-    assert ended.stdout == ""
+def test_what_cannot_start_says_why(model_dir: Path, tmp_path: Path, words: tuple[str, ...], said: str) -> None:
+    arguments = [word.replace("MODEL", str(model_dir)) for word in words]
+    with (tmp_path / "said").open("w") as stderr:
+        ended = nursery().start("prefill_service", arguments, stderr.fileno(), HF_HUB_OFFLINE="1")
+        assert ended.stdout.read() == "" and ended.wait(START_S) == 1
+    told = (tmp_path / "said").read_text()
+    assert said in told and "Traceback" not in told
