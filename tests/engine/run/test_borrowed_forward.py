@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 
+from engine.kv.pool import PagedKVPool
 from engine.model.borrowed import BorrowedModel
-from engine.plan import CascadePlan, StepSequence
-from engine.run.cuda.borrowed import CapturedModel
+from engine.model.probe import examine
+from engine.plan import CascadePlan, PlacedChunk, StepSequence, behind_each_other
+from engine.run.cuda.borrowed import BorrowedForward, CapturedModel
+from engine.run.cuda.cascade.tuning import Tuning
 from engine.run.cuda.replaced import product_forwards, replaced
 from engine.run.cuda.runner import PackedRunner
 from engine.run.pieces import GREEDY
@@ -19,10 +24,13 @@ from engine.sampling.params import Draw, Scored
 from engine.sampling.scoring import PendingScores
 from engine.served import look_into
 from tests import oracle
-from tests.architectures import build_named
+from tests.architectures import build, build_named
 from tests.engine.composer import Composer
+from tests.engine.run.test_packed_steps import Graphs, graphs, rows_of
 from tests.engine.run.torch_works import packed_runner
 from tests.gpu.packing import Packing
+
+__all__ = ["graphs"]  # a fixture
 
 # Norms of every form, products with biases and without, experts, two ropes, no rope, tables that would change.
 NAMES = (
@@ -125,9 +133,40 @@ def test_a_piece_by_library_attention_is_drawn_from_by_a_step_of_its_last_row(mo
     assert step.wait()[0].token_id == int(expected.argmax())
 
 
-@torch.inference_mode()
+def test_once_prepared_layers_with_windows_capture_nothing(graphs: Graphs, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A long chunk is read by tall tiles where all of it is seen, and by others where a window cuts it."""
+    settings = {"num_attention_heads": 16, "num_key_value_heads": 1, "head_dim": 16, "sliding_window": 300}
+    borrowed = BorrowedModel(build("gemma2", {**settings, "num_hidden_layers": 2}).bfloat16(), name="gemma2")
+    findings = replace(examine(borrowed), deferred=False)
+    pool = PagedKVPool(findings.layout, pages=5000, chunk_pages=2000, page_size=16)
+    forward = BorrowedForward(CapturedModel.of(borrowed, findings), pool, positions=1000)
+    runner = PackedRunner(forward, slots=16, rows_max=64, tuning=Tuning())
+    runner.prepare()
+    captured, rng = runner.steps.graphs, random.Random(3)
+    seen = set()
+    chunks = [PlacedChunk(16 * first, tokens, 0, 0) for first, tokens in ((0, 100), (10, 3000), (300, 20_000))]
+    for _ in range(80):
+        room, batch = runner.room(decoding=True), []
+        for slot in range(rng.randint(1, 16)):
+            runner.open(slot, GREEDY)
+            context = behind_each_other(
+                (each.first_slot, each.tokens, 0) for each in rng.sample(chunks, rng.randint(0, 3))
+            )
+            room.grant([each.tokens for each in context], 900)
+            batch.append(rows_of(runner, slot, 1, chunks=context, before=rng.randint(0, 900), slot=slot))
+        runner.begin(batch)
+        seen.add(runner.steps._work.classes)
+    assert len(forward.windows) == 2 and len(set(forward.windows)) == 2 and len(seen) > 1, seen
+    assert runner.steps.graphs == captured
+
+
 def test_products_with_one_input_are_one_and_rows_elsewhere_their_own() -> None:
     module = build_named("olmo2")
+    with torch.inference_mode():
+        check_joined(module)
+
+
+def check_joined(module: Any) -> None:
     borrowed = BorrowedModel(module, name="olmo2")
     attention = module.model.layers[0].self_attn
     forwards = product_forwards(borrowed, {})
