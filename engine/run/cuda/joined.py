@@ -9,6 +9,7 @@ The modules' parameters become views of the joined storage, as for fused layers.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, cast
@@ -28,6 +29,13 @@ QKV, PAIR = ("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj")
 Forwards = dict[nn.Module, Callable[..., Any]]
 
 
+@contextmanager
+def moving(parameter: Tensor) -> Iterator[None]:
+    """In which a module's parameters are given other memory: as they were made, outside of inference mode or in it."""
+    with torch.inference_mode(parameter.is_inference()), torch.no_grad():
+        yield
+
+
 @dataclass(frozen=True)
 class Joined:
     """Linear modules of one input; ``owner`` is the module they belong to, an MLP where there are two."""
@@ -36,13 +44,12 @@ class Joined:
     owner: nn.Module
     members: tuple[nn.Linear, ...]
 
-    @torch.inference_mode(False)
-    @torch.no_grad()
     def whole(self) -> tuple[Tensor, Tensor | None]:
         """Weight (out, in) and bias of all members, whose own become views of them."""
-        weight = merged([cast(nn.Parameter, member.weight) for member in self.members])
-        biases = [member.bias for member in self.members if member.bias is not None]
-        return weight, merged(biases) if biases else None
+        with moving(self.members[0].weight):
+            weight = merged([cast(nn.Parameter, member.weight) for member in self.members])
+            biases = [member.bias for member in self.members if member.bias is not None]
+            return weight, merged(biases) if biases else None
 
 
 def plain_linear(module: object) -> bool:

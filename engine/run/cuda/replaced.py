@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from engine.model.borrowed import BorrowedModel
 from engine.model.rotary import rotary_modules
-from engine.run.cuda.joined import Forwards, Joined, gated_forwards, joined, joined_forwards, plain_linear
+from engine.run.cuda.joined import Forwards, Joined, gated_forwards, joined, joined_forwards, moving, plain_linear
 from engine.run.cuda.norms import eps_of, form_of, norm, weight_of
 from engine.run.cuda.products import Way, product
 from engine.run.cuda.weights import HEAD_MULTIPLE
@@ -154,18 +154,18 @@ def whole_of(module: nn.Linear) -> tuple[Tensor, Tensor | None]:
     """Weight (out, in) and bias of a module with the rows of zeros behind it that ``linear_forwards`` gave it."""
     rows = module.out_features + -module.out_features % HEAD_MULTIPLE
     weight = module.weight.detach()
-    whole = weight if rows == len(weight) else weight.as_strided((rows, weight.shape[1]), weight.stride())
+    with moving(module.weight):
+        whole = weight if rows == len(weight) else weight.as_strided((rows, weight.shape[1]), weight.stride())
     bias = None if module.bias is None else nn.functional.pad(module.bias.detach(), (0, rows - len(module.bias)))
     return whole, bias
 
 
-@torch.inference_mode(False)
-@torch.no_grad()
 def _lengthen(module: nn.Linear, missing: int) -> None:
     """Has the module's weight, and whoever is tied to it, lie in memory that goes on with so many rows of zeros."""
     weight, room = module.weight, (module.out_features + missing) * module.in_features
     if weight.untyped_storage().nbytes() // weight.element_size() - weight.storage_offset() < room:
-        weight.data = nn.functional.pad(weight.data, (0, 0, 0, missing))[: module.out_features]
+        with moving(weight):
+            weight.data = nn.functional.pad(weight.data, (0, 0, 0, missing))[: module.out_features]
 
 
 def _multiply(x: Tensor, *, weight: Tensor, bias: Tensor | None, width: int, way: Way) -> Tensor:

@@ -10,11 +10,12 @@ from typing import Any
 import pytest
 import torch
 
+from engine.attention import Scores
 from engine.kv.pool import PagedKVPool
 from engine.model.borrowed import BorrowedModel
 from engine.model.probe import examine
 from engine.plan import CascadePlan, PlacedChunk, StepSequence, behind_each_other
-from engine.run.cuda.borrowed import BorrowedForward, CapturedModel
+from engine.run.cuda.borrowed import BorrowedForward, CapturedModel, own_values
 from engine.run.cuda.cascade.tuning import Tuning
 from engine.run.cuda.replaced import product_forwards, replaced
 from engine.run.cuda.runner import PackedRunner
@@ -24,7 +25,7 @@ from engine.sampling.params import Draw, Scored
 from engine.sampling.scoring import PendingScores
 from engine.served import look_into
 from tests import oracle
-from tests.architectures import build, build_named
+from tests.architectures import ARCHITECTURES, build, build_named
 from tests.engine.composer import Composer
 from tests.engine.run.test_packed_steps import Graphs, graphs, rows_of
 from tests.engine.run.torch_works import packed_runner
@@ -193,3 +194,26 @@ def test_an_odd_head_is_lengthened_and_nobody_sees_it() -> None:
     with replaced(product_forwards(BorrowedModel(module, name="neox"), {})):
         torch.testing.assert_close(head(x), expected)
     assert head.weight.shape == (211, 64) and head.weight.untyped_storage().nbytes() >= 224 * 64 * 4
+
+
+@pytest.mark.parametrize("name", ["gemma2-softcap", "starcoder2", "gpt-neox"])
+@pytest.mark.parametrize("built", [False, True])
+@pytest.mark.parametrize("looked", [False, True])
+def test_matrices_are_moved_in_and_out_of_inference_mode(name: str, built: bool, looked: bool) -> None:
+    with torch.inference_mode(built):
+        borrowed = BorrowedModel(build(*ARCHITECTURES[name]), name=name)
+        findings = examine(borrowed)
+    ids = torch.arange(3, 8)
+
+    def attend(layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scores: Scores) -> torch.Tensor:
+        return own_values(q, v)
+
+    expected = borrowed.forward(ids, ids, attend, ids - 3)
+    with torch.inference_mode(looked):
+        for _ in range(3):
+            model = CapturedModel.of(borrowed, findings)
+    for _ in range(2):
+        with torch.inference_mode():
+            logits, _ = model.run(ids, ids, attend, ids - 3)
+        torch.testing.assert_close(logits.float(), expected, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(borrowed.forward(ids, ids, attend, ids - 3), expected)
