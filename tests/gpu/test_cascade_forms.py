@@ -161,6 +161,13 @@ def test_the_portable_kernel_interpreted() -> None:
     )  # fmt: skip
 
 
+def test_portable_tiles_of_a_shape_have_one_height() -> None:
+    """A row's weights are added up by warps that stand as the height says: of two heights a row would have two bits."""
+    for form in FORMS.values():
+        tuning = tuning_for(form.shape, False)
+        assert tuning.narrow == tuning.wide and len(tuning.classes) == 1
+
+
 def test_portable_tiles_fit_the_memory_of_smaller_devices() -> None:
     for form in FORMS.values():
         for shared_bytes in (99 * 1024, 163 * 1024, 227 * 1024):

@@ -91,18 +91,16 @@ def capped(scores, squeeze):
 
 
 @triton.jit
-def fold_in(scores, v, top, total, acc, scale, WINDOW: tl.constexpr):
+def fold_in(scores, v, top, total, acc, scale):
     """Online softmax: one block of scores (rows, tokens) and values into the running maximum, sum and output.
 
-    ``WINDOW``: a block of which a row sees nothing leaves its results as they are, to the bit. Without, the factor
-    of an unchanged maximum may be rounded, by a fused multiplication.
+    A block of which a row sees nothing leaves its results as they are, to the bit: the factor of a maximum that stays
+    is 1, where a fused multiplication would round it.
     """
     new_top = tl.maximum(top, tl.max(scores, 1))
     safe = tl.where(new_top == float("-inf"), 0.0, new_top) * scale
     p = tl.exp2(scores * scale - safe[:, None])
-    keep = tl.exp2(top * scale - safe)
-    if WINDOW:
-        keep = tl.where(new_top == top, 1.0, keep)
+    keep = tl.where(new_top == top, 1.0, tl.exp2(top * scale - safe))
     total = total * keep + tl.sum(p, 1)
     acc = tl.dot(p.to(v.dtype), v, acc * keep[:, None])
     return new_top, total, acc
@@ -136,14 +134,14 @@ def masked_block(
     seen = token[None, :] < seen_to[:, None]
     if WINDOW:
         seen = seen & (token[None, :] >= seen_from[:, None])
-    return fold_in(tl.where(seen, scores, float("-inf")), v, top, total, acc, scale, WINDOW)
+    return fold_in(tl.where(seen, scores, float("-inf")), v, top, total, acc, scale)
 
 
 @triton.jit
 def whole_block(
     x, keys, values, key_blocks, value_blocks, k_stride, v_stride, slot, head, top, total, acc, scale, squeeze,
     K_DIM: tl.constexpr, V_DIM: tl.constexpr, K_BLOCK: tl.constexpr, V_BLOCK: tl.constexpr, N: tl.constexpr,
-    TENSOR: tl.constexpr, WINDOW: tl.constexpr, SOFTCAP: tl.constexpr,
+    TENSOR: tl.constexpr, SOFTCAP: tl.constexpr,
 ):  # fmt: skip
     """N tokens of a chunk from ``slot`` on, all of which every row sees."""
     if TENSOR:
@@ -157,7 +155,7 @@ def whole_block(
     scores = tl.dot(x, k.T)
     if SOFTCAP:
         scores = capped(scores, squeeze)
-    return fold_in(scores, v, top, total, acc, scale, WINDOW)
+    return fold_in(scores, v, top, total, acc, scale)
 
 
 @triton.jit
@@ -203,7 +201,7 @@ def attend_item(
         for at in tl.range(whole_from, whole_to, N):
             top, total, acc = whole_block(
                 x, keys, values, key_blocks, value_blocks, k_stride, v_stride, source + at, head, top, total, acc,
-                scale, squeeze, K_DIM, V_DIM, K_BLOCK, V_BLOCK, N, TENSOR, WINDOW, SOFTCAP,
+                scale, squeeze, K_DIM, V_DIM, K_BLOCK, V_BLOCK, N, TENSOR, SOFTCAP,
             )  # fmt: skip
         masked_from = whole_to
     for at in tl.range(masked_from, end, N):

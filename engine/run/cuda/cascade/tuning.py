@@ -86,12 +86,13 @@ STREAM_WIDTH_MAX = 256  # of a padded head
 SHARED_BYTES = 227 * 1024  # that a program can have on compute capability 9
 
 
-def _portable(*, tokens: int = 64, rows: int = 64, stages: int = 3) -> Tuning:
-    """Classes of the Triton kernel that step alike along a row's tokens."""
-    classes = [TileClass(16, tokens, 4, stages, 4 if tokens == 64 else 1, split_loop=False)]
-    if rows > 16:
-        classes.append(TileClass(rows, tokens, 4, stages, 2 if tokens == 64 else 1))
-    return Tuning(narrow=tuple(classes), wide=tuple(classes), overlap=False)
+def _portable(*, size: int = 64, stages: int = 3) -> Tuning:
+    """One class of the Triton kernel, of ``size`` rows and tokens a step.
+
+    Of tiles of another height its warps stand otherwise, and would add up a row's weights in another order.
+    """
+    classes = (TileClass(size, size, 4, stages, 2 if size == 64 else 1),)
+    return Tuning(narrow=classes, wide=classes, overlap=False)
 
 
 # For devices without the bulk copy engine, and for Triton's interpreter; of widths up to 128.
@@ -107,9 +108,9 @@ def tuning_for(shape: AttentionShape, hopper: bool, shared_bytes: int = SHARED_B
     widest = max(k_block, v_block)
     if hopper and widest <= STREAM_WIDTH_MAX:
         return Tuning() if widest <= 128 else _wide_stream(k_block, v_block)
-    size = 64 if widest <= 128 else 32 if widest <= 256 else 16  # rows and tokens of the largest tile
+    size = 64 if widest <= 128 else 32 if widest <= 256 else 16
     stages = (shared_bytes - 2 * size * k_block) // (2 * size * (k_block + v_block))
-    return _portable(tokens=size, rows=size, stages=min(3, max(1, stages)))
+    return _portable(size=size, stages=min(3, max(1, stages)))
 
 
 def _wide_stream(k_block: int, v_block: int) -> Tuning:
