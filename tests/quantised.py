@@ -47,9 +47,14 @@ _TOKENS = {"vocab_size": VOCABULARY, "bos_token_id": None, "eos_token_id": 1, "p
 
 
 def plain_model(name: str, *, seed: int = 0, **config: Any) -> PreTrainedModel:
-    """A random model of ``tests.architectures`` in bfloat16."""
+    """A random model of ``tests.architectures`` in bfloat16; its matrices have a scale for their width."""
     model_type, settings = ARCHITECTURES[name]
-    return build(model_type, {**settings, **_TOKENS, **config}, seed=seed).to(torch.bfloat16)
+    model = build(model_type, {**settings, **_TOKENS, **config}, seed=seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() > 1:
+                parameter.mul_((64 / model.config.hidden_size) ** 0.5)
+    return model.to(torch.bfloat16)
 
 
 def compressed_dir(path: Path, scheme: str, name: str = "llama-ratio1", *, seed: int = 0, **config: Any) -> Path:
@@ -150,6 +155,39 @@ def mxfp4_dir(path: Path, model: PreTrainedModel) -> Path:
     save_file(tensors, path / "model.safetensors", metadata={"format": "pt"})
     say(path, quant_method="mxfp4", modules_to_not_convert=["model.layers.*.self_attn", "model.layers.*.mlp.router"])
     return path
+
+
+AWQ_ORDER = (0, 2, 4, 6, 1, 3, 5, 7)  # which of eight outputs is in each four bits of an int32, from the lowest on
+
+
+def awq_dir(path: Path, model: PreTrainedModel) -> PreTrainedModel:
+    """AutoAWQ's own form (GEMM): 4 bits a weight, transposed, with a scale and a zero for each group.
+
+    Returns the model in float32 with the weights that this stands for.
+    """
+    model.save_pretrained(path)
+    byte_level_tokenizer().save_pretrained(path)
+    tensors = load_file(path / "model.safetensors")
+    model = model.float()
+    for name, linear in model.named_modules():
+        if not isinstance(linear, nn.Linear) or name == "lm_head":
+            continue
+        parts = tensors.pop(f"{name}.weight").float().T.unflatten(0, (-1, GROUP))  # (groups, GROUP, out)
+        least, most = parts.amin(1), parts.amax(1)
+        scales = ((most - least) / 15).to(torch.float16)
+        zeros = (-least / scales).round().clamp(0, 15)
+        codes = (parts / scales[:, None] + zeros[:, None]).round().clamp(0, 15)
+        linear.weight.data = ((codes - zeros[:, None]) * scales[:, None].float()).flatten(0, 1).T.contiguous()
+        tensors[f"{name}.qweight"] = _awq_packed(codes.flatten(0, 1))
+        tensors |= {f"{name}.qzeros": _awq_packed(zeros), f"{name}.scales": scales}
+    save_file(tensors, path / "model.safetensors", metadata={"format": "pt"})
+    say(path, quant_method="awq", bits=4, group_size=GROUP, zero_point=True, version="gemm")
+    return model
+
+
+def _awq_packed(codes: Tensor) -> Tensor:
+    eights = codes.to(torch.int64).unflatten(-1, (-1, 8))[..., list(AWQ_ORDER)]
+    return (eights << torch.arange(0, 32, 4)).sum(-1).to(torch.int32)
 
 
 def _fp8_blocks(weight: Tensor) -> tuple[Tensor, Tensor]:

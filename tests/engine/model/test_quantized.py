@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from compressed_tensors.entrypoints.convert import AutoAWQConverter, FP8BlockDequantizer, convert_checkpoint
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM, CompressedTensorsConfig, PretrainedConfig
 from transformers.quantizers import register_quantization_config, register_quantizer
@@ -28,6 +29,7 @@ from tests.models_for_tests import tiny_model_dir
 from tests.quantised import (
     GROUP,
     SCHEMES,
+    awq_dir,
     compressed_dir,
     fp8_blocks_dir,
     fp8_rows_dir,
@@ -117,6 +119,36 @@ def test_experts_in_mxfp4_as_gpt_oss_has_them(tmp_path: Path) -> None:
     check_served(folder, reference, 1e-3)
     own, unpacked = (each.model.layers[0].mlp.experts.down_proj.detach().float() for each in (model, reference))
     assert 0 < float((own - unpacked).abs().max()) < 0.3 * float(own.abs().max())
+
+
+@pytest.mark.filterwarnings("ignore:You passed `quantization_config`")
+def test_awq_is_served_once_compressed_tensors_has_converted_it(tmp_path: Path) -> None:
+    reference = awq_dir(tmp_path / "awq", plain_model("llama-ratio1"))
+    with pytest.raises(
+        ModelRefused, match=r"it is quantised \(awq\), and its loader is missing: pip install gptqmodel"
+    ):
+        BorrowedModel.load(str(tmp_path / "awq"))
+    converter = AutoAWQConverter.from_pretrained(str(tmp_path / "awq"))
+    convert_checkpoint(str(tmp_path / "awq"), str(tmp_path / "made"), converter, device="cpu")
+    served = check_served(tmp_path / "made", reference, NEAR, checked=False)
+    assert str(served.quantization) == "compressed-tensors, 4-bit int weights"
+    weight, own = (each.model.layers[1].mlp.up_proj.weight for each in (served.module, reference))  # type: ignore[union-attr, index]
+    assert float((weight - own).abs().max().detach()) < 0.01 * float(own.abs().max().detach())
+
+
+def test_blocks_of_fp8_become_a_plain_model_for_devices_without_kernels(tmp_path: Path) -> None:
+    folder = fp8_blocks_dir(tmp_path / "fp8")
+    made = tmp_path / "made"
+    convert_checkpoint(
+        str(folder),
+        str(made),
+        FP8BlockDequantizer.from_pretrained(str(folder), weight_block_size=[GROUP, GROUP]),
+        device="cpu",
+    )
+    plain, packed = (BorrowedModel.load(str(each), dtype="bfloat16") for each in (made, folder))
+    assert plain.quantization is None
+    theirs = dict(packed.module.named_parameters())
+    assert all(torch.equal(parameter, theirs[name]) for name, parameter in plain.module.named_parameters())
 
 
 def test_layers_that_get_tokens_without_a_batch_are_refused_where_they_round(tmp_path: Path) -> None:
