@@ -14,6 +14,7 @@ from engine.plan import StepSequence, behind_each_other
 from engine.run.pieces import Cut, chunk_rows
 from engine.run.protocol import PendingStep, Runner, StepRows
 from engine.sampling.params import Choice, Draw
+from engine.sight import EVERYTHING, Sight
 
 
 @dataclass(frozen=True)
@@ -51,8 +52,11 @@ class Begun:
             scores.note(places, list(islice(found, len(places))))
 
 
-def begin(runner: Runner, rows: Items[Rows], residents: ResidentChunks) -> Begun:
-    """Launches a step: one piece that is alone, or rows that are packed. Raises what the runner raises."""
+def begin(runner: Runner, rows: Items[Rows], residents: ResidentChunks, sight: Sight = EVERYTHING) -> Begun:
+    """Launches a step: one piece that is alone, or rows that are packed. Raises what the runner raises.
+
+    ``sight``: what its rows see.
+    """
     batch = [_decode_row(each, residents) if each.decodes else _slice(each, residents) for each in rows]
     places: list[tuple[PromptScores, list[int]]] = []
     for at, each in enumerate(rows):
@@ -62,7 +66,7 @@ def begin(runner: Runner, rows: Items[Rows], residents: ResidentChunks) -> Begun
             scored, wanted = scores.wanted(index, each.first, each.count)
             batch[at] = replace(batch[at], scored=scored)
             places.append((scores, wanted))
-    begun = Begun(rows, runner.begin(batch), sum(_tokens_seen(each.sequence) for each in batch), places)
+    begun = Begun(rows, runner.begin(batch), sum(_tokens_seen(each.sequence, sight) for each in batch), places)
     for each in rows:
         left = len(each.sequence.composition.tail) - each.copied_from * residents.pool.page_size
         if each.also and left:
@@ -76,8 +80,8 @@ def sequences_of(rows: Items[Rows]) -> list[Sequence]:
     return [sequence for each in rows for sequence in (each.sequence, *each.also)]
 
 
-def _tokens_seen(sequence: StepSequence) -> int:
-    return sequence.tail_tokens + sequence.rows + sum(chunk.tokens for chunk in sequence.chunks)
+def _tokens_seen(sequence: StepSequence, sight: Sight) -> int:
+    return sequence.position + sequence.rows - sight.first(sequence.position)
 
 
 def _decode_row(rows: Rows, residents: ResidentChunks) -> StepRows:

@@ -92,6 +92,7 @@ class DecodeWorker:
         self.runner = runner
         self.residents = residents
         self.metrics = metrics
+        self.sight = sight
         self.batch_max = batch_max
         self.waiting_max = waiting_max
         self.model: ModelIdentity = source.model
@@ -302,7 +303,7 @@ class DecodeWorker:
         if not self.runner.runs_ahead:  # all that was drawn is read
             self._jump(rows)
         masks = self._masks.of(told) if told else None
-        begun = begin(self.runner, rows, self.residents)
+        begun = begin(self.runner, rows, self.residents, self.sight)
         self._in_flight.append(begun)
         self.scheduler.ran(rows, begun.step.plan)
         if masks is not None:
@@ -342,7 +343,7 @@ class DecodeWorker:
         begun.note_scores()
         if begun.decodes:
             decoding = [rows.sequence for rows, choice in tokens if rows.decodes and choice.token_id >= 0]
-            self.metrics.stepped(begun.step.plan, begun.tokens_flat, decoding)
+            self.metrics.stepped(begun.step.plan.seen_through(self.sight.widest), begun.tokens_flat, decoding)
         for rows, choice in tokens:
             self._token(rows, choice)
 

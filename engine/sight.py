@@ -34,6 +34,11 @@ class Sight:
         """The most tokens that a row sees, its own among them. Only where ``is_limited``."""
         return max(window.tokens for window in self.windows)
 
+    @property
+    def widest(self) -> Window | None:
+        """The window that shows most tokens; None where some layer sees everything."""
+        return max(self.windows, key=lambda window: window.tokens, default=None)
+
     def first(self, position: int) -> int:
         """The first position that a row at ``position``, or one behind it, sees in some layer."""
         return min((window.first(position) for window in self.windows), default=0)

@@ -59,10 +59,11 @@ def _weigh(worker: DecodeWorker, composition: Composition, in_use: set[RequestCh
         return sum(size for chunk, size in nbytes.items() if chunk.outcome and chunk.outcome.source is source)
 
     tail = layout.nbytes(len(composition.tail))
+    prompt = composition.prompt_tokens
     return Explanation(
         nbytes_to_load=nbytes_from(KVSource.STORE),
         nbytes_to_compute=nbytes_from(KVSource.COMPUTED) + tail,
-        nbytes_per_step=sum(nbytes.values()) + tail,
+        nbytes_per_step=layout.nbytes(prompt - worker.sight.first(prompt - 1)),
         nbytes_shared=sum(nbytes[chunk] for chunk in in_use),
     )
 

@@ -109,6 +109,9 @@ def test_a_prompt_and_an_answer_many_windows_long_take_few_pages(
         got = services.generate(parts, 600, logprobs=True)
         assert answer(got) == answer(expected)
         assert max(tails[-590:]) == WINDOW // PAGE + 1 and max(tails) <= 24
+        loads, token_nbytes = services.client.loads(), services.decode.worker.runner.pool.layout.nbytes(1)
+        assert loads.step_bytes_read == loads.step_bytes_flat == loads.steps * WINDOW * token_nbytes
+        assert services.client.explain(parts).bytes_read_per_step == WINDOW * token_nbytes
         services.check_idle()
 
 

@@ -15,6 +15,7 @@ from decode_service.api.explain import explain
 from decode_service.prompt.composition import Composition
 from engine.kv.source import KVSource
 from engine.reuse import ReuseMode
+from engine.sight import EVERYTHING
 from tests.decode_service.prompts import composed
 from tests.fakes import LAYOUT, MODEL
 
@@ -24,6 +25,7 @@ class Worker:
 
     def __init__(self, resident: dict[ChunkKey, int], *, hangs: bool = False) -> None:
         self.model = MODEL
+        self.sight = EVERYTHING
         self.runner = SimpleNamespace(pool=SimpleNamespace(layout=LAYOUT))
         found = {key: SimpleNamespace(holders=holders) for key, holders in resident.items()}
         self.residents = SimpleNamespace(find=found.get)
