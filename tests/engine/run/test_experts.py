@@ -24,11 +24,12 @@ from tests.architectures import build
 HEADS = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16}
 
 
-@pytest.mark.parametrize(("first", "last"), [(0, 4), (4, 8), (8, 11)])
-def test_layers_of_experts_are_those_of_transformers(first: int, last: int) -> None:
+@pytest.mark.parametrize("what", ["experts 0 4", "experts 4 8", "experts 8 11", "forward"])
+def test_what_kernels_of_experts_compute_is_what_transformers_computes(what: str) -> None:
     pytest.importorskip("triton")
+    name, *arguments = what.split()
     done = subprocess.run(
-        [sys.executable, "-m", "tests.engine.run.interpreted_experts", str(first), str(last)],
+        [sys.executable, "-m", f"tests.engine.run.interpreted_{name}", *arguments],
         env={**os.environ, "TRITON_INTERPRET": "1"},
         capture_output=True,
         text=True,
