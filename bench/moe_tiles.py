@@ -19,7 +19,7 @@ from torch import Tensor
 
 from engine.run.cuda.experts.launch import add_up, arrive, route, run_experts
 from engine.run.cuda.experts.layer import ExpertBuffers, Experts
-from engine.run.cuda.experts.multiply import down, down_long, gate_up, gate_up_long, list_tiles, multiply_long
+from engine.run.cuda.experts.multiply import down, down_long, gate_up, list_tiles, multiply_long
 from engine.run.cuda.experts.tiles import PIECES, Tile, Tiles
 from engine.run.cuda.prefill_attention import launch_options
 from engine.run.cuda.products import ROWS_MAX
@@ -43,7 +43,7 @@ BY_ROWS: dict[int, tuple[Sequence[Tile], Sequence[Tile]]] = {
     256: (SOME, SOME),
     512: (SOME, SOME),
     1024: (MANY, (*MANY, Tile(128, 128, 64, 3, 4))),
-    8192: (PIECES_UP[:1], PIECES_DOWN[:1]),
+    8192: (PIECES_UP, PIECES_DOWN[:1]),
 }
 
 
@@ -160,7 +160,6 @@ def measure(all_layers: list[Experts], rows: int, overlap: dict[str, bool]) -> N
     downs: list[Launch] = [(f"down {tile}", partial(down, rows=rows, b=b, tile=tile)) for tile in BY_ROWS[rows][1]]
     if rows > ROWS_MAX:
         list_tiles(first, b, 128, overlap=overlap)
-        ups += [(f"gate_up_long {tile}", partial(gate_up_long, x=x, b=b, tile=tile)) for tile in PIECES_UP]
         downs += [(f"down_long {tile}", partial(down_long, b=b, tile=tile)) for tile in PIECES_DOWN]
     for matrices, launches in ((2 * HIDDEN * INNER, ups), (HIDDEN * INNER, downs)):
         for name, launch in launches:

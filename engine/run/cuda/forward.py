@@ -210,7 +210,7 @@ class FusedForward:
         if isinstance(mlp, Experts):
             assert b.experts is not None
             route(mlp, b.normed, b.experts, overlap=self.overlap)
-            multiply(mlp, b.normed, b.experts, tiles_of(b.normed.shape[0]), overlap=self.overlap)
+            multiply(mlp, b.normed, b.experts, tiles_of(b.normed.shape[0], mlp.top, mlp.count), overlap=self.overlap)
             return
         product(b.normed, mlp.gate_up, b.gate_up, way=ways.gate_up)
         width = mlp.down.shape[1]

@@ -39,12 +39,13 @@ def test_what_kernels_of_experts_compute_is_what_transformers_computes(what: str
 
 
 def test_there_are_tiles_for_every_step_and_for_pieces() -> None:
-    assert [tiles.rows for tiles in STEPS] == sorted(tiles.rows for tiles in STEPS)
-    assert tiles_of(1) == STEPS[0] and tiles_of(ROWS_MAX) == STEPS[-1] and tiles_of(ROWS_MAX + 1) == PIECES
+    assert [tiles.pairs for tiles in STEPS] == sorted(tiles.pairs for tiles in STEPS)
+    assert [tiles_of(rows, 8, 128) for rows in (1, 129, 1024, 1025)] == [*STEPS[:3], PIECES]
+    assert tiles_of(ROWS_MAX, 2, 8) == STEPS[3], "of few experts each has many rows"
     for tiles in (*STEPS, PIECES):
         for tile, least in ((tiles.gate_up, FEATURES_MIN // 2), (tiles.down, FEATURES_MIN)):
             assert tile.features % least == 0 and tile.warps in (4, 8), "one kind of matrix instruction"
-    assert PIECES.gate_up.pairs == PIECES.down.pairs >= PIECE_PAIRS_MIN, "one list of tiles, for which there is room"
+    assert PIECES.down.pairs >= PIECE_PAIRS_MIN, "there is room for the list of tiles"
 
 
 def test_the_bound_of_tiles_holds_however_rows_are_spread() -> None:

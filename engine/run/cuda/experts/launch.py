@@ -7,13 +7,15 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from engine.run.cuda.experts.layer import BLOCKS, PIECE_BLOCK, SPAN, ExpertBuffers, Experts
+from engine.run.cuda.experts.layer import BLOCKS, SPAN, ExpertBuffers, Experts
 from engine.run.cuda.experts.multiply import down, gate_up, multiply_long
 from engine.run.cuda.experts.tiles import PIECES, Tiles, tiles_of
 from engine.run.cuda.products import ROWS_MAX
 
 SCORES_DEPTH = 128
 SUM_BLOCK = 1024
+STEP_BLOCKS = ROWS_MAX // BLOCKS[-1]
+SUMS = 16  # experts of a program that counts rows
 
 
 def run_experts(
@@ -27,7 +29,7 @@ def run_experts(
 ) -> None:
     """out (rows, hidden) = what the experts of each row of x (rows, hidden) make of it; ``tiles``: other than usual."""
     route(layer, x, buffers, overlap=overlap)
-    multiply(layer, x, buffers, tiles or tiles_of(x.shape[0]), overlap=overlap)
+    multiply(layer, x, buffers, tiles or tiles_of(x.shape[0], layer.top, layer.count), overlap=overlap)
     add_up(layer, out, buffers, overlap=overlap)
 
 
@@ -44,18 +46,25 @@ def route(layer: Experts, x: Tensor, b: ExpertBuffers, *, overlap: dict[str, boo
         WIDTH=layer.hidden, SPAN=span, EXPERTS=count, BLOCK_E=block, BLOCK_R=columns, BLOCK_K=SCORES_DEPTH,
         num_warps=4, num_stages=3, **overlap,
     )  # fmt: skip
-    size = next((size for size in BLOCKS if rows <= size), BLOCKS[-1]) if rows <= ROWS_MAX else PIECE_BLOCK
+    size = next((size for size in BLOCKS if rows <= size), BLOCKS[-1])
     blocks, warps = -(-rows // size), min(8, size)
     routing.select[(blocks,)](
         b.parts, layer.router, b.shares, b.experts, b.starts, b.order, b.marks, b.counts, rows,
         PARTS=parts, EXPERTS=count, BLOCK_E=block, BLOCK_R=size, TOP=layer.top, NORMED=layer.normed,
         ROUNDED=layer.rounded, ALONE=blocks == 1, num_warps=warps, **overlap,
     )  # fmt: skip
-    if blocks > 1:
+    sizes = {"EXPERTS": count, "BLOCK_E": block, "BLOCK_R": size, "TOP": layer.top}
+    if blocks > STEP_BLOCKS:
+        routing.sum_up[(block // SUMS,)](
+            b.counts, b.totals, blocks, BLOCK_E=block, EXPERTS_AT_ONCE=SUMS, AT_ONCE=64, num_warps=4, **overlap
+        )
+        routing.place_summed[(blocks,)](
+            b.marks, b.counts, b.totals, b.starts, b.order, rows, num_warps=4, **sizes, **overlap
+        )
+    elif blocks > 1:
         routing.place[(blocks,)](
-            b.marks, b.counts, b.starts, b.order, rows,
-            EXPERTS=count, BLOCK_E=block, BLOCK_R=size, TOP=layer.top, AT_ONCE=64, num_warps=8, **overlap,
-        )  # fmt: skip
+            b.marks, b.counts, b.starts, b.order, rows, BLOCKS=STEP_BLOCKS, num_warps=8, **sizes, **overlap
+        )
 
 
 def multiply(layer: Experts, x: Tensor, b: ExpertBuffers, tiles: Tiles, *, overlap: dict[str, bool]) -> None:

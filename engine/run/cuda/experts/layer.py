@@ -11,7 +11,6 @@ from engine.run.cuda.products import ROWS_MAX
 
 NAME = "experts-1"  # of what computes them, for the model identity
 BLOCKS = (4, 16)  # rows of a program that selects experts
-PIECE_BLOCK = 32  # the same of long pieces
 PIECE_PAIRS_MIN = 64  # of a tile of theirs
 TILE_RECORD = 4  # ints of a tile in a list of tiles
 SPAN = 256  # of the hidden width, which one program multiplies with the router in a step
@@ -77,6 +76,7 @@ class ExpertBuffers:
     marks: Tensor  # int32 (rows, block)
     tiles: Tensor  # int32 (1 + tiles, TILE_RECORD), of long pieces
     counts: Tensor  # int32 (blocks of rows, block)
+    totals: Tensor  # int32 (block,)
     inner: Tensor  # (pairs, inner), by place
     results: Tensor  # (pairs, hidden), by pair
 
@@ -96,7 +96,7 @@ class ExpertBuffers:
             parts=wide(max(layer.parts * min(rows, ROWS_MAX), rows) * layer.block),
             shares=wide(pairs), experts=ints(pairs), starts=ints(layer.count + 1), order=ints(pairs),
             marks=ints(rows, layer.block),
-            tiles=ints(listed, TILE_RECORD), counts=ints(-(-rows // BLOCKS[-1]), layer.block),
+            tiles=ints(listed, TILE_RECORD), counts=ints(-(-rows // BLOCKS[-1]), layer.block), totals=ints(layer.block),
             inner=torch.zeros(pairs, layer.inner, dtype=dtype, device=device),
             results=torch.zeros(pairs, layer.hidden, dtype=dtype, device=device),
         )  # fmt: skip

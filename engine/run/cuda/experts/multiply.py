@@ -1,4 +1,4 @@
-"""Launches the two products of experts: for steps tile by tile, for long pieces by programs that stay."""
+"""Launches the two products of experts: tile by tile, the second of long pieces by programs that stay."""
 
 from __future__ import annotations
 
@@ -40,9 +40,8 @@ def down(layer: Experts, rows: int, b: ExpertBuffers, tile: Tile, *, overlap: di
 
 def multiply_long(layer: Experts, x: Tensor, b: ExpertBuffers, tiles: Tiles, *, overlap: dict[str, bool]) -> None:
     """Both products of a long piece."""
-    assert tiles.gate_up.pairs == tiles.down.pairs, "there is one list"
-    list_tiles(layer, b, tiles.gate_up.pairs, overlap=overlap)
-    gate_up_long(layer, x, b, tiles.gate_up, overlap=overlap)
+    list_tiles(layer, b, tiles.down.pairs, overlap=overlap)
+    gate_up(layer, x, b, tiles.gate_up, overlap=overlap)
     down_long(layer, b, tiles.down, overlap=overlap)
 
 
@@ -53,17 +52,6 @@ def list_tiles(layer: Experts, b: ExpertBuffers, pairs: int, *, overlap: dict[st
     pieces.list_tiles[(layer.count,)](
         b.starts, b.tiles, EXPERTS=layer.count, BLOCK_E=layer.block, BLOCK_N=pairs, num_warps=4, **overlap
     )
-
-
-def gate_up_long(layer: Experts, x: Tensor, b: ExpertBuffers, tile: Tile, *, overlap: dict[str, bool]) -> None:
-    """``gate_up`` of the tiles that are listed."""
-    from engine.run.cuda.experts import pieces
-
-    programs = _programs(x.device, tile)
-    pieces.gate_up_long[(programs,)](
-        x, _blocks(layer.gate_up.view(-1, layer.hidden), tile.features, tile.depth), b.order, b.tiles, b.inner,
-        TOP=layer.top, PROGRAMS=programs, **_constants(layer, tile), **overlap,
-    )  # fmt: skip
 
 
 def down_long(layer: Experts, b: ExpertBuffers, tile: Tile, *, overlap: dict[str, bool]) -> None:

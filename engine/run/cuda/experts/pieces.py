@@ -1,11 +1,12 @@
 # mypy: ignore-errors
-"""The products of experts for long pieces, many pairs an expert: persistent programs over a list of tiles.
+"""The second product of experts for long pieces, many pairs an expert: persistent programs over a list of tiles.
 
-    list_tiles    which tiles there are, by expert: (expert, first place, how many places), their number first
-    gate_up_long  as ``products.gate_up``
-    down_long     as ``products.down``
+    list_tiles   which tiles there are, by expert: (expert, first place, how many places), their number first
+    down_long    as ``products.down``
 
-A program goes from tile to tile in one loop, so that what the next reads is under way while the last one is written.
+Its sums are short, so that beginning and end of a tile of a program of its own would show. A program goes
+from tile to tile in one loop: what the next one reads is under way while the last one is written. (The first product is
+faster tile by tile: persistent, 903 us a layer of Qwen3-30B-A3B at 8192 rows against 809 on an H200.)
 Importing this needs Triton. ``OVERLAP``: see ``engine.run.cuda.kernels``.
 """
 
@@ -47,47 +48,6 @@ def list_tiles(
         at += RECORD
         first += BLOCK_N
         left -= BLOCK_N
-
-
-@triton.jit
-def gate_up_long(
-    x, weights, order, tiles, out,
-    WIDTH: tl.constexpr, INNER: tl.constexpr, TOP: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
-    BLOCK_K: tl.constexpr, STAGES: tl.constexpr, PROGRAMS: tl.constexpr, OVERLAP: tl.constexpr,
-):  # fmt: skip
-    """Programs (PROGRAMS,)."""
-    if OVERLAP:
-        gdc_launch_dependents()
-        gdc_wait()
-    SIDE: tl.constexpr = (INNER + BLOCK_M - 1) // BLOCK_M
-    total = tl.load(tiles) * SIDE
-    place = tl.arange(0, BLOCK_N)
-    rounded = out.dtype.element_ty
-    for number in tl.range(tl.program_id(0), total, PROGRAMS, flatten=True):
-        tile = tiles + (1 + number // SIDE) * RECORD
-        expert = tl.load(tile)
-        first = tl.load(tile + 1)
-        live = tl.load(tile + 2)
-        feature = (number % SIDE) * BLOCK_M
-        pair = tl.load(order + first + place, mask=place < live, other=0)
-        at_x = x + (pair // TOP).to(tl.int64)[:, None] * WIDTH
-        at_w = expert * (2 * INNER) + feature
-        gates = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
-        ups = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
-        for k in tl.range(0, WIDTH, BLOCK_K, num_stages=STAGES):
-            dim = k + tl.arange(0, BLOCK_K)
-            here = (place < live)[:, None]
-            if WIDTH % BLOCK_K != 0:
-                here = here & (dim < WIDTH)[None, :]
-            a = tl.load(at_x + dim[None, :], mask=here, other=0.0)
-            gates = tl.dot(weights.load([at_w, k]), tl.trans(a), gates)
-            ups = tl.dot(weights.load([at_w + INNER, k]), tl.trans(a), ups)
-        wide = gates.to(rounded).to(tl.float32)
-        activated = (wide / (1.0 + tl.exp(-wide))).to(rounded).to(tl.float32)
-        product = (activated * ups.to(rounded).to(tl.float32)).to(rounded)
-        dim = feature + tl.arange(0, BLOCK_M)
-        into = out + (first + place).to(tl.int64)[None, :] * INNER + dim[:, None]
-        tl.store(into, product, mask=(dim < INNER)[:, None] & (place < live)[None, :])
 
 
 @triton.jit

@@ -1,9 +1,10 @@
 # mypy: ignore-errors
-"""Which experts a row goes to, with what shares, and the order of (row, expert) pairs by expert: three kernels.
+"""Which experts a row goes to, with what shares, and the order of (row, expert) pairs by expert.
 
     scores   rows x router, in parts of the hidden width, fp32
     select   parts -> logits -> softmax -> the ``TOP`` experts of each row and their shares, a block of rows a program
     place    of several blocks: where each pair stands among all, sorted by expert, then by row
+    sum_up   of many blocks: how many rows of those before went to each expert, and of all, for ``place_summed``
 
 A row has ``TOP`` pairs, ``row * TOP + slot`` with slots in ascending order of its experts. Nothing is said to the host.
 
@@ -115,34 +116,77 @@ def select(
         tl.store(counts + tl.program_id(0) * BLOCK_E + expert, count)
 
 
-@triton.jit(do_not_specialize=["rows"])
-def place(
-    marks, counts, starts, order, rows,
-    EXPERTS: tl.constexpr, BLOCK_E: tl.constexpr, BLOCK_R: tl.constexpr, TOP: tl.constexpr, AT_ONCE: tl.constexpr,
-    OVERLAP: tl.constexpr,
+@triton.jit(do_not_specialize=["blocks"])
+def sum_up(
+    counts, totals, blocks,
+    BLOCK_E: tl.constexpr, EXPERTS_AT_ONCE: tl.constexpr, AT_ONCE: tl.constexpr, OVERLAP: tl.constexpr,
 ):  # fmt: skip
-    """Programs (block of BLOCK_R rows,), as ``select`` has them; AT_ONCE blocks are counted together."""
+    """Programs (EXPERTS_AT_ONCE experts,): counts (blocks, BLOCK_E) become those of all blocks before, and totals."""
     if OVERLAP:
         gdc_launch_dependents()
         gdc_wait()
-    mine = tl.program_id(0)
-    row = mine * BLOCK_R + tl.arange(0, BLOCK_R)
-    expert = tl.arange(0, BLOCK_E)
-    total = tl.zeros((BLOCK_E,), tl.int32)
-    before = tl.zeros((BLOCK_E,), tl.int32)
-    blocks = tl.cdiv(rows, BLOCK_R)
+    expert = tl.program_id(0) * EXPERTS_AT_ONCE + tl.arange(0, EXPERTS_AT_ONCE)
+    total = tl.zeros((EXPERTS_AT_ONCE,), tl.int32)
     at = 0
     while at < blocks:
         block = at + tl.arange(0, AT_ONCE)
-        found = tl.load(counts + block[:, None] * BLOCK_E + expert[None, :], mask=(block < blocks)[:, None], other=0)
+        here = counts + block[:, None] * BLOCK_E + expert[None, :]
+        inside = (block < blocks)[:, None] & (expert >= 0)[None, :]
+        found = tl.load(here, mask=inside, other=0)
+        before = total[None, :] + tl.cumsum(found, 0) - found
+        tl.debug_barrier()
+        tl.store(here, before, mask=inside)
         total += tl.sum(found, 0)
-        before += tl.sum(tl.where((block < mine)[:, None], found, 0), 0)
         at += AT_ONCE
+    tl.store(totals + expert, total)
+
+
+@triton.jit
+def _put(
+    marks, starts, order, rows, total, before,
+    EXPERTS: tl.constexpr, BLOCK_E: tl.constexpr, BLOCK_R: tl.constexpr, TOP: tl.constexpr,
+):  # fmt: skip
+    """Puts the pairs of this program's rows where they stand. (BLOCK_E,): ``total`` rows, and ``before`` this block."""
+    mine = tl.program_id(0)
+    row = mine * BLOCK_R + tl.arange(0, BLOCK_R)
+    expert = tl.arange(0, BLOCK_E)
+    inside = (row < rows)[:, None] & (expert >= 0)[None, :]
+    mark = tl.load(marks + row.to(tl.int64)[:, None] * BLOCK_E + expert[None, :], mask=inside, other=-1)
     start = tl.cumsum(total, 0) - total
     if mine == 0:
         tl.store(starts + expert, start, mask=expert < EXPERTS)
         tl.store(starts + EXPERTS, rows * TOP)
-    at_mark = marks + row.to(tl.int64)[:, None] * BLOCK_E + expert[None, :]
-    mark = tl.load(at_mark, mask=(row < rows)[:, None], other=-1)
     pair = row[:, None] * TOP + mark // BLOCK_R
     tl.store(order + (start + before)[None, :] + mark % BLOCK_R, pair, mask=mark >= 0)
+
+
+@triton.jit(do_not_specialize=["rows"])
+def place(
+    marks, counts, starts, order, rows,
+    EXPERTS: tl.constexpr, BLOCK_E: tl.constexpr, BLOCK_R: tl.constexpr, TOP: tl.constexpr, BLOCKS: tl.constexpr,
+    OVERLAP: tl.constexpr,
+):  # fmt: skip
+    """Programs (block of BLOCK_R rows,), BLOCKS at most, as ``select`` has them."""
+    if OVERLAP:
+        gdc_launch_dependents()
+        gdc_wait()
+    block = tl.arange(0, BLOCKS)
+    expert = tl.arange(0, BLOCK_E)
+    inside = (block < tl.cdiv(rows, BLOCK_R))[:, None] & (expert >= 0)[None, :]
+    found = tl.load(counts + block[:, None] * BLOCK_E + expert[None, :], mask=inside, other=0)
+    before = tl.sum(tl.where((block < tl.program_id(0))[:, None], found, 0), 0)
+    _put(marks, starts, order, rows, tl.sum(found, 0), before, EXPERTS, BLOCK_E, BLOCK_R, TOP)
+
+
+@triton.jit(do_not_specialize=["rows"])
+def place_summed(
+    marks, counts, totals, starts, order, rows,
+    EXPERTS: tl.constexpr, BLOCK_E: tl.constexpr, BLOCK_R: tl.constexpr, TOP: tl.constexpr, OVERLAP: tl.constexpr,
+):  # fmt: skip
+    """``place`` of any number of blocks, with counts and totals as ``sum_up`` leaves them."""
+    if OVERLAP:
+        gdc_launch_dependents()
+        gdc_wait()
+    expert = tl.arange(0, BLOCK_E)
+    before = tl.load(counts + tl.program_id(0) * BLOCK_E + expert)
+    _put(marks, starts, order, rows, tl.load(totals + expert), before, EXPERTS, BLOCK_E, BLOCK_R, TOP)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from engine.run.cuda.products import ROWS_MAX
@@ -26,25 +27,27 @@ class Tile:
 
 @dataclass(frozen=True)
 class Tiles:
-    """The tiles of both products for steps of up to ``rows`` rows."""
+    """The tiles of both products for steps with up to ``pairs`` pairs an expert in the mean."""
 
-    rows: int
+    pairs: float
     gate_up: Tile
     down: Tile
 
 
 STEPS = (
-    Tiles(4, Tile(32, 16, 128, 4, 4), Tile(64, 16, 128, 4, 4)),
-    Tiles(128, Tile(64, 16, 128, 4, 4), Tile(64, 16, 64, 4, 4)),
-    Tiles(512, Tile(64, 32, 64, 4, 4), Tile(64, 32, 64, 4, 4)),
-    Tiles(ROWS_MAX, Tile(64, 64, 64, 4, 4), Tile(128, 128, 64, 3, 4)),
+    Tiles(8, Tile(32, 16, 128, 4, 4), Tile(64, 16, 64, 4, 4)),
+    Tiles(20, Tile(64, 32, 64, 4, 4), Tile(64, 32, 64, 4, 4)),
+    Tiles(80, Tile(64, 64, 64, 4, 4), Tile(128, 64, 64, 4, 8)),
+    Tiles(math.inf, Tile(128, 128, 64, 4, 8), Tile(128, 128, 64, 3, 8)),
 )
-PIECES = Tiles(1 << 30, Tile(128, 128, 64, 4, 8), Tile(256, 128, 64, 4, 8))
+PIECES = Tiles(math.inf, Tile(128, 128, 64, 4, 8), Tile(128, 128, 64, 3, 4))
 
 
-def tiles_of(rows: int) -> Tiles:
+def tiles_of(rows: int, top: int, experts: int) -> Tiles:
     """Those of a step, or of a long piece, of so many rows."""
-    return next((tiles for tiles in STEPS if rows <= tiles.rows), PIECES)
+    if rows > ROWS_MAX:
+        return PIECES
+    return next(tiles for tiles in STEPS if rows * top <= tiles.pairs * experts)
 
 
 def most_tiles(rows: int, top: int, experts: int, pairs: int) -> int:
