@@ -64,7 +64,7 @@ class CudaAttention:
     ``windows[layer]`` is what the layer lets rows see, None that it lets them see everything.
     """
 
-    name = "cuda-2"
+    name = "cuda-3"
 
     def __init__(
         self,

@@ -127,7 +127,7 @@ def test_fa3_that_cannot_be_built_is_left_out(
     monkeypatch.setattr("engine.run.choice.capture_failure", lambda *_: "")
     monkeypatch.setattr("engine.run.choice.block_failure", lambda *_: "")
     found = decide_and_try(borrowed, findings)
-    assert found.pieces == "fa3" and numerics_name(found).endswith("cuda-2 fa3 0.6.13")
+    assert found.pieces == "fa3" and numerics_name(found).endswith("cuda-3 fa3 0.6.13")
     monkeypatch.setattr("engine.run.choice.block_failure", lambda *_: "no nvcc")
     without = decide_and_try(borrowed, findings)
     assert without.pieces == "" and "fa3" not in without.reason + numerics_name(without)
@@ -220,7 +220,7 @@ def test_names_of_what_computes(monkeypatch: pytest.MonkeyPatch) -> None:
         ("eager", "torch"),
     )
     names = {numerics_name(Decision(*pair, "")) for pair in pairs}
-    assert names == {"fused-5 cuda-2", "captured-1 cuda-2", "cuda-2", "flashinfer-2 0.6.13", "torch-2"}
+    assert names == {"fused-5 cuda-3", "captured-1 cuda-3", "cuda-3", "flashinfer-2 0.6.13", "torch-2"}
 
 
 @pytest.mark.parametrize(
