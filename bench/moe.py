@@ -25,7 +25,7 @@ from bench.gpu_model import PAGE_SIZE, SHAPE, Engine, make_engine
 from bench.gpu_workloads import Tree, cold_ms, copy_bandwidth, decode_ms, median_ms, random_tokens, warm_ms
 from engine.kv.pages import PageRun
 from engine.plan import StepSequence
-from engine.run.cuda.cascade.tuning import Tuning
+from engine.run.cuda.cascade.tuning import DEFAULT_SPLITS, Tuning
 from engine.run.cuda.cascade.work import SplitRule
 from engine.run.cuda.forward import FusedForward
 from engine.run.cuda.runner import PackedRunner
@@ -42,9 +42,9 @@ OWN, LONG_TOKENS = 1024, 8192
 # batch -> vLLM, goal; ms
 DECODE = {1: (4.12, 3.2), 16: (12.1, 9.0), 64: (32.7, 20.0)}
 FIRST = {"cold": (152.0, 140.0), "warm": (24.0, 8.0)}
-# of kv heads half as many, and a quarter, as the default is made for
+# beside what 4 KV heads have
 SPLITS = {
-    "512": SplitRule(((0, 512), (2049, 1024), (16384, 2048), (65536, 4096)), 512),
+    "1024": DEFAULT_SPLITS,
     "256": SplitRule(((0, 256), (2049, 512), (16384, 1024), (65536, 2048)), 256),
 }
 PARTS = {

@@ -39,12 +39,21 @@ def _tile_of(starts, number, EXPERTS: tl.constexpr, BLOCK_E: tl.constexpr, BLOCK
 
 
 @triton.jit
-def _gate_up_tile(
-    x, weights, order, out, expert, first, live,
-    WIDTH: tl.constexpr, INNER: tl.constexpr, TOP: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
-    BLOCK_K: tl.constexpr, STAGES: tl.constexpr,
+def gate_up(
+    x, weights, order, starts, out,
+    WIDTH: tl.constexpr, INNER: tl.constexpr, TOP: tl.constexpr, EXPERTS: tl.constexpr, BLOCK_E: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, STAGES: tl.constexpr, OVERLAP: tl.constexpr,
 ):  # fmt: skip
-    """One tile of ``gate_up``."""
+    """Programs (BLOCK_M of the inner features, tile). x (rows, WIDTH), out (pairs, INNER) by place.
+
+    weights: descriptor of (EXPERTS * 2 * INNER, WIDTH), blocks of (BLOCK_M, BLOCK_K); each expert's gate, then its up.
+    """
+    if OVERLAP:
+        gdc_launch_dependents()
+        gdc_wait()
+    expert, first, live = _tile_of(starts, tl.program_id(1), EXPERTS, BLOCK_E, BLOCK_N)
+    if expert >= EXPERTS:
+        return
     place = tl.arange(0, BLOCK_N)
     pair = tl.load(order + first + place, mask=place < live, other=0)
     at_x = x + (pair // TOP).to(tl.int64)[:, None] * WIDTH
@@ -67,38 +76,6 @@ def _gate_up_tile(
     dim = feature + tl.arange(0, BLOCK_M)
     into = out + (first + place).to(tl.int64)[None, :] * INNER + dim[:, None]
     tl.store(into, product, mask=(dim < INNER)[:, None] & (place < live)[None, :])
-
-
-@triton.jit
-def gate_up(
-    x, weights, order, starts, out,
-    WIDTH: tl.constexpr, INNER: tl.constexpr, TOP: tl.constexpr, EXPERTS: tl.constexpr, BLOCK_E: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, STAGES: tl.constexpr, OVERLAP: tl.constexpr,
-):  # fmt: skip
-    """Programs (BLOCK_M of the inner features, tile). x (rows, WIDTH), out (pairs, INNER) by place.
-
-    weights: descriptor of (EXPERTS * 2 * INNER, WIDTH), blocks of (BLOCK_M, BLOCK_K); each expert's gate, then its up.
-    Of wide tiles one that is not half full, an expert's last, is computed half as wide.
-    """
-    if OVERLAP:
-        gdc_launch_dependents()
-        gdc_wait()
-    expert, first, live = _tile_of(starts, tl.program_id(1), EXPERTS, BLOCK_E, BLOCK_N)
-    if expert < EXPERTS:
-        if BLOCK_N >= 128:
-            if live * 2 > BLOCK_N:
-                _gate_up_tile(
-                    x, weights, order, out, expert, first, live, WIDTH, INNER, TOP, BLOCK_M, BLOCK_N, BLOCK_K, STAGES
-                )
-            else:
-                _gate_up_tile(
-                    x, weights, order, out, expert, first, live,
-                    WIDTH, INNER, TOP, BLOCK_M, BLOCK_N // 2, BLOCK_K, STAGES,
-                )  # fmt: skip
-        else:
-            _gate_up_tile(
-                x, weights, order, out, expert, first, live, WIDTH, INNER, TOP, BLOCK_M, BLOCK_N, BLOCK_K, STAGES
-            )
 
 
 @triton.jit

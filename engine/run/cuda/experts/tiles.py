@@ -40,7 +40,7 @@ STEPS = (
     Tiles(80, Tile(64, 64, 64, 4, 4), Tile(128, 64, 64, 4, 8)),
     Tiles(math.inf, Tile(128, 128, 64, 4, 8), Tile(128, 128, 64, 3, 8)),
 )
-PIECES = Tiles(math.inf, Tile(128, 128, 64, 4, 8), Tile(128, 128, 64, 3, 4))
+PIECES = Tiles(math.inf, Tile(128, 128, 64, 4, 8), Tile(256, 128, 64, 4, 8))
 
 
 def tiles_of(rows: int, top: int, experts: int) -> Tiles:
