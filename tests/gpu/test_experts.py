@@ -54,7 +54,7 @@ def test_experts_make_what_they_make_in_float32(name: str, dtype: torch.dtype) -
         )
         logits = (x.double() @ layer.router.double().t()).float()
         found, best = logits.gather(1, chosen).sum(), logits.topk(layer.top, dim=1).values.sum()
-        assert float(found) >= float(best) - 2e-3 * rows, "the best, but for what rounding makes equal"
+        assert float(found) >= float(best) - 5e-3 * rows, "the best, but for what rounding makes equal"
         probabilities = torch.softmax(logits, dim=1).gather(1, chosen)
         wanted = probabilities / probabilities.sum(dim=1, keepdim=True) if layer.normed else probabilities
         torch.testing.assert_close(shares, wanted, rtol=0.03, atol=1e-3)

@@ -21,7 +21,7 @@ from triton.runtime import interpreter
 from engine.model.borrowed import BorrowedModel
 from engine.model.probe import examine
 from engine.run.cuda import kernels
-from engine.run.cuda.experts.launch import arrive, run_experts
+from engine.run.cuda.experts.launch import arrive, route, run_experts
 from engine.run.cuda.experts.layer import ExpertBuffers, Experts
 from engine.run.cuda.experts.tiles import PIECES, STEPS, Tiles
 from engine.run.cuda.products import ROWS_MAX
@@ -53,7 +53,6 @@ CASES = (
     Case("qwen3_moe", {**QWEN, "mlp_only_layers": [0], "num_experts_per_tok": 1}, 3),
     Case("qwen3_moe", {**QWEN, "decoder_sparse_step": 2}, 64, scores=TIES),
     Case("mixtral", {**HEADS, "intermediate_size": 64}, 150, torch.float16, PIECES, CROWD),
-    Case("qwen3_moe", {**QWEN, "num_experts": 4, "num_experts_per_tok": 2, "hidden_size": 16}, ROWS_MAX + 16),
     Case("qwen3_moe", {**QWEN, "hidden_size": 136}, 30, tiles=STEPS[0]),
 )
 
@@ -170,6 +169,19 @@ def check(case: Case) -> None:
     check_layer(case, inner.layers[-1].mlp, last)
 
 
+def check_order(rows: int) -> None:
+    """Of more rows than a step has: every pair once, by expert, then by row."""
+    router = torch.randn(6, 16, generator=torch.Generator().manual_seed(1)).half()
+    layer = Experts(router, torch.empty(6, 16, 16).half(), torch.empty(6, 16, 8).half(), 2, normed=True, rounded=True)
+    x, buffers = torch.randn(rows, 16, generator=torch.Generator().manual_seed(2)).half(), ExpertBuffers.of(layer, rows)
+    route(layer, x, buffers, overlap={"OVERLAP": False})
+    check_routes(layer, x, buffers.experts.view(rows, -1), buffers.shares.view(rows, -1))
+    by_expert = sorted(range(rows * 2), key=lambda pair: (int(buffers.experts[pair]), pair))
+    assert buffers.order.tolist() == by_expert
+    counts = torch.bincount(buffers.experts, minlength=6)
+    assert buffers.starts.tolist() == [0, *counts.cumsum(0).tolist()]
+
+
 def main(first: int, last: int) -> None:
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
@@ -180,6 +192,9 @@ def main(first: int, last: int) -> None:
             check(case)
         except Exception as error:
             raise AssertionError(case) from error
+    if last > len(CASES):
+        for rows in (40, ROWS_MAX + 17):
+            check_order(rows)
 
 
 if __name__ == "__main__":

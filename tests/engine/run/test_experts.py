@@ -24,7 +24,7 @@ from tests.architectures import build
 HEADS = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16}
 
 
-@pytest.mark.parametrize("what", ["experts 0 4", "experts 4 8", "experts 8 11", "forward"])
+@pytest.mark.parametrize("what", ["experts 0 4", "experts 4 8", "experts 8 12", "forward"])
 def test_what_kernels_of_experts_compute_is_what_transformers_computes(what: str) -> None:
     pytest.importorskip("triton")
     name, *arguments = what.split()
