@@ -69,8 +69,13 @@ WINDOW_FAULTS: dict[str, Callable[[CascadePlan, Window], CascadePlan]] = {
 }
 
 
-@pytest.mark.parametrize("tokens", [4, 40, 8192])
-@pytest.mark.parametrize("name", WINDOWED)
+@pytest.mark.parametrize(
+    ("name", "tokens"),
+    [
+        *(("every layer", 8192), ("some layers", 4), ("blocks", 40)),
+        *(pytest.param(name, tokens, marks=pytest.mark.slow) for name in WINDOWED for tokens in (15, 300)),
+    ],
+)
 def test_a_window_is_at_work_in_the_check_whatever_its_size(name: str, tokens: int) -> None:
     kind, option, others = WINDOWED[name]
     module = build(kind, HEADS | others | {option: tokens, "max_position_embeddings": 20_000})

@@ -49,7 +49,7 @@ def test_the_librarys_masks_are_seen_up_to_the_full_context(tokens: int, chunked
     assert found == Windows((window, None), limit)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(tokens=st.integers(2, 130), chunked=st.booleans(), length=st.integers(5, 120))
 def test_any_window_at_any_length(tokens: int, chunked: bool, length: int) -> None:
     limit = ContextLimit(length, length)
