@@ -75,7 +75,7 @@ def _read(
     wanted["dtype"] = TORCH_DTYPES.get(dtype, "auto")
     if quantization is None:
         module, info = AutoModelForCausalLM.from_pretrained(path_or_id, **wanted)
-        return module, _whole(info)
+        return module, _whole(module, info)
     if quantization.own_dtype:
         wanted["dtype"] = "auto"
     if torch.device(device).type != "cpu":
@@ -85,7 +85,7 @@ def _read(
     with quietly():
         try:
             module, info = AutoModelForCausalLM.from_pretrained(path_or_id, **wanted)
-            notes = _whole(info)
+            notes = _whole(module, info)
             unpack(module)
         except ValueError:
             raise
@@ -99,9 +99,11 @@ def _read(
     return module, notes
 
 
-def _whole(info: Any) -> tuple[str, ...]:
+def _whole(module: nn.Module, info: Any) -> tuple[str, ...]:
     """A note on what of the checkpoint is not used. Raises ``ValueError`` if the model lacks weights."""
-    missing, unexpected = sorted(info["missing_keys"]), sorted(info["unexpected_keys"])
+    buffers = dict(module.named_buffers())  # tables that modelling code computes, which older checkpoints do not have
+    missing = sorted(name for name in info["missing_keys"] if name not in buffers)
+    unexpected = sorted(info["unexpected_keys"])
     if missing:
         raise ValueError(f"the checkpoint lacks {_named(missing)}, which would be random numbers")
     if info["mismatched_keys"]:
@@ -113,7 +115,9 @@ def _whole(info: Any) -> tuple[str, ...]:
             f"the checkpoint is quantised: it has {_named(packed)}, of which its config.json's quantization_config "
             "says nothing"
         )
-    return (f"not used of the checkpoint: {_named(unexpected)}",) if unexpected else ()
+    computed = sorted(name for name in info["missing_keys"] if name in buffers)
+    notes = (("not used of the checkpoint", unexpected), ("computed, since the checkpoint lacks them", computed))
+    return tuple(f"{words}: {_named(names)}" for words, names in notes if names)
 
 
 def _named(names: Sequence[str]) -> str:

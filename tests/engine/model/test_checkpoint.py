@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from engine.model.borrowed import BorrowedModel, ModelRefused
-from engine.model.checkpoint import dtype_name
+from engine.model.checkpoint import _whole, dtype_name
 from engine.served import look_into
 from tests.architectures import build
 from tests.models_for_tests import tiny_model_dir
@@ -112,3 +112,10 @@ def test_the_dtype_is_that_of_the_embeddings_not_of_the_first_tensor() -> None:
     model.register_parameter("early", torch.nn.Parameter(torch.ones(2)))
     assert next(model.parameters()).dtype == torch.float32
     assert dtype_name(model) == "bfloat16"
+
+
+def test_tables_that_code_computes_may_be_missing() -> None:
+    model = build("llama", {"num_attention_heads": 4, "num_key_value_heads": 2})
+    model.register_buffer("table", torch.ones(2))
+    info = {"missing_keys": {"table"}, "unexpected_keys": set(), "mismatched_keys": set()}
+    assert _whole(model, info) == ("computed, since the checkpoint lacks them: table",)
