@@ -36,7 +36,8 @@ __all__ = ["graphs"]  # a fixture
 # Norms of every form, products with biases and without, experts, two ropes, no rope, tables that would change.
 NAMES = (
     "qwen3-ratio2", "gemma2-softcap", "gemma3-two-ropes", "phi3-partial", "olmo2", "granite", "starcoder2",
-    "cohere2-some-nope", "gpt-oss-sinks", "deepseek-v3-mla", "mixtral-moe", "llama-dynamic", "gpt-neox",
+    "cohere2-some-nope", "gpt-oss-sinks", "deepseek-v3-mla", "mixtral-moe", "llama-dynamic", "phi3-longrope",
+    "gpt-neox",
 )  # fmt: skip
 
 
