@@ -52,9 +52,13 @@ def forward(model: Any, ids: Tensor) -> tuple[Tensor, list[Tensor]]:
         )
         out.copy_(attended[0].transpose(0, 1))
 
-    ours.watch = lambda index, states: hidden.append(states.clone())
     drawn = ours.outputs(torch.tensor(DRAWN, dtype=torch.int32))
-    ours.layers(inputs, torch.zeros(1, dtype=torch.int32), attend, turn=True, drawn=[drawn])
+    last = torch.zeros(1, dtype=torch.int32)
+    ours.layers(inputs, last, attend, turn=True, drawn=[drawn])
+    unwatched = drawn.logits.clone()
+    ours.watch = lambda index, states: hidden.append(states.clone())
+    ours.layers(inputs, last, attend, turn=True, drawn=[drawn])
+    assert torch.equal(drawn.logits, unwatched), "who watches changes nothing"
     return drawn.logits.float(), hidden
 
 
