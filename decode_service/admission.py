@@ -101,6 +101,7 @@ class Admission:
 
         ``kept``: rooms that it must not enter.
         """
+        self._take_context_back(sequence)
         stay = self._stay_of(sequence)
         if stay is not None and (stay.room in kept or not self._room.enter(stay)):
             return stay.room
@@ -112,6 +113,13 @@ class Admission:
         if stay is not None:
             fill.loading = stay.loading = bool(fill.chunks)
         return fill
+
+    def _take_context_back(self, sequence: Sequence) -> None:
+        """A chunk that has to come again may be computed here: then those that went are needed as its context."""
+        gone = range(sequence.chunks_gone)
+        behind = [chunk for chunk in sequence.chunks_held if any(index in gone for index in chunk.context)]
+        if any(self._residents.find(chunk.key) is None for chunk in behind):
+            sequence.chunks_gone = 0
 
     def _stay_of(self, sequence: Sequence) -> Stay | None:
         """What the sequence would take of the room to fill in; None if its KV is here, or is computed with it."""

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from chunk_store.key import ChunkKey
+from decode_service.giving_way import GaveWay
 from decode_service.kept import Keep
 from decode_service.sequence import Event, Finished
 from decode_service.sequence import Sequence as Request
@@ -215,3 +216,24 @@ def test_a_turn_that_is_kept_keeps_its_pages_as_long_as_there_are_so_many() -> N
             keeps = each is fits or (each is long and each.tail_tokens < 12 * PAGE)
             assert bool(each.pages_gone) == (not keeps and each.tail_tokens >= 8 + PAGE - 1) or each.done
         assert bool(each.pages_gone) == (each is not fits)
+
+
+def test_who_goes_on_holds_again_what_a_chunk_that_is_computed_anew_stands_behind() -> None:
+    on = Scheduled(
+        chunk_pages=4, tail_pages=8, aside_pages=8, sight=Sight((Window(12),)), forwards=Forwards(packs=True)
+    )
+    old = request("old", [("a", 8), ("b", 8)], tail=3, max_tokens=20, exact=True)
+    on.submit(old)
+    while not old.chunks_gone:
+        on.step()
+        for fill in list(on.loads):
+            on.load(fill)
+    on.scheduler._give_way(old, GaveWay.GROWTH)
+    assert old.aside is not None and old.chunks_gone == 1
+    for key in (ChunkKey("a"), ChunkKey("a/b")):
+        on.residents.evict(key)
+    on.plan()
+    on.load(on.loads[0], [True, True])
+    on.finish()
+    assert len(old.generated) == 20 and {rows.chunk.index for rows in on.ran if rows.chunk is not None} == {0, 1}
+    on.check_idle()
