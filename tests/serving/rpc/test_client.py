@@ -58,7 +58,7 @@ def peer() -> Iterator[Peer]:
 
 @pytest.fixture
 def channel(peer: Peer) -> Iterator[grpc.Channel]:
-    server = grpc.server(ThreadPoolExecutor(2))
+    server = grpc.server(ThreadPoolExecutor(4))  # two calls that nobody waits for hold a thread each
     server.add_generic_rpc_handlers((peer,))
     address = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
     server.start()
