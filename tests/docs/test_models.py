@@ -4,11 +4,22 @@ from __future__ import annotations
 
 import difflib
 import functools
+from collections.abc import Iterator
 
 import pytest
+import torch
 
 from tests.docs.models_page import PAGE, REFRESH, Row, look_at, page
 from tests.published import PUBLISHED
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """What is computed here is small: two threads wait for each other longest."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @functools.cache
