@@ -101,8 +101,15 @@ class BorrowedModel:
         """
         try:
             found = load_checkpoint(path_or_id, dtype=dtype, device=device, lora=lora)
+        except torch.OutOfMemoryError:
+            raise
         except (OSError, ValueError, KeyError) as error:
             raise ModelRefused(f"model {path_or_id!r} cannot be loaded: {error}") from error
+        except Exception as error:  # whatever readers of files raise that are cut off, or say what nobody expects
+            reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
+            raise ModelRefused(
+                f"model {path_or_id!r} cannot be loaded, a file of it may be broken: {reason}"
+            ) from error
         return cls(
             found.module,
             name=name or path_or_id.rstrip("/").rsplit("/", 1)[-1],

@@ -17,6 +17,7 @@ from torch import nn
 from engine.model.quantized import is_plain
 
 CONFIGURATION = "adapter_config.json"
+WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
 NAMED = 3  # tensors that a message names
 REASON_MAX = 400  # characters of what peft or torch say
 
@@ -30,6 +31,8 @@ def check_adapter(path: Path) -> dict[str, Any]:
         fields: dict[str, Any] = json.loads(file.read_text())
     except ValueError as error:
         raise ValueError(f"lora: {file} is not JSON: {error}") from None
+    if not isinstance(fields, dict):
+        raise ValueError(f"lora: {file} is no JSON object; name a directory that peft saved")
     if fields.get("peft_type") != "LORA":
         raise ValueError(f"lora: {path} is of type {fields.get('peft_type')}; only LORA is merged")
     for name, why in (
@@ -39,6 +42,8 @@ def check_adapter(path: Path) -> dict[str, Any]:
     ):
         if fields.get(name):
             raise ValueError(f"lora: {path} has {name}: an adapter that {why} cannot be merged into the weights")
+    if not any((path / name).is_file() for name in WEIGHTS):  # peft would ask a hub for them
+        raise ValueError(f"lora: {path} has no {' or '.join(WEIGHTS)}; name a directory that peft saved")
     if find_spec("peft") is None:
         raise ValueError("lora: adapters need peft: pip install 'cairn[lora]'")
     return fields
@@ -65,7 +70,9 @@ def merge_adapter(module: nn.Module, path: Path) -> tuple[nn.Module, str]:
             _fits(loaded, adapted)
             count = sum(hasattr(part, "lora_A") for part in adapted.modules())
             merged: nn.Module = adapted.merge_and_unload(safe_merge=True)
-    except (RuntimeError, ValueError, KeyError, OSError, TypeError, ImportError) as error:
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # of peft, or of whatever reads a file that is cut off
         reason = " ".join(str(error).split())[:REASON_MAX]
         raise ValueError(f"lora: the adapter {path} does not fit the model: {reason}") from error
     if tied:

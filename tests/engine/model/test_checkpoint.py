@@ -119,3 +119,18 @@ def test_tables_that_code_computes_may_be_missing() -> None:
     model.register_buffer("table", torch.ones(2))
     info = {"missing_keys": {"table"}, "unexpected_keys": set(), "mismatched_keys": set()}
     assert _whole(model, info) == ("computed, since the checkpoint lacks them: table",)
+
+
+def test_a_checkpoint_that_is_broken_is_refused(tmp_path: Path) -> None:
+    path = tiny_model_dir(tmp_path, "qwen3", tokenizer=False)
+    weights, config = path / "model.safetensors", path / "config.json"
+    whole, fields = weights.read_bytes(), json.loads(config.read_text())
+    for broken in (whole[:-100], b"garbage" * 50):
+        weights.write_bytes(broken)
+        with pytest.raises(ModelRefused, match="a file of it may be broken: SafetensorError"):
+            BorrowedModel.load(str(path))
+    weights.write_bytes(whole)
+    for quantization in ("fp8", [4]):
+        config.write_text(json.dumps(fields | {"quantization_config": quantization}))
+        with pytest.raises(ModelRefused, match="cannot be loaded"):
+            BorrowedModel.load(str(path))

@@ -151,8 +151,18 @@ def test_what_is_no_adapter_to_merge_is_refused_before_weights_are_read(
         BorrowedModel.load("no such model", lora=tmp_path)
     assert "is of type PREFIX_TUNING; only LORA is merged" in said(peft_type="PREFIX_TUNING")
     assert "acts from some tokens on" in said(peft_type="LORA", alora_invocation_tokens=[1])
+    assert "has no adapter_model.safetensors" in said(peft_type="LORA")
+    (tmp_path / lora.WEIGHTS[0]).touch()
     monkeypatch.setattr(lora, "find_spec", lambda name: None)
     assert "lora: adapters need peft: pip install 'cairn[lora]'" in said(peft_type="LORA")
-    (tmp_path / lora.CONFIGURATION).write_text("{")
-    with pytest.raises(ModelRefused, match="is not JSON"):
-        BorrowedModel.load("no such model", lora=tmp_path)
+    for text, words in (("{", "is not JSON"), ("[1, 2]", "is no JSON object")):
+        (tmp_path / lora.CONFIGURATION).write_text(text)
+        with pytest.raises(ModelRefused, match=words):
+            BorrowedModel.load("no such model", lora=tmp_path)
+
+
+def test_an_adapter_whose_file_is_cut_off_is_refused(tmp_path: Path, base: Path) -> None:
+    file = adapter_dir(tmp_path, base) / lora.WEIGHTS[0]
+    file.write_bytes(file.read_bytes()[:-100])
+    with pytest.raises(ModelRefused, match=r"lora: the adapter .* does not fit the model: .*not fully covered"):
+        BorrowedModel.load(str(base), lora=tmp_path)
