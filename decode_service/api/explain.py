@@ -60,11 +60,16 @@ def _weigh(worker: DecodeWorker, composition: Composition, in_use: set[RequestCh
 
     tail = layout.nbytes(len(composition.tail))
     prompt = composition.prompt_tokens
+    first = worker.sight.first(prompt - 1)
     return Explanation(
         nbytes_to_load=nbytes_from(KVSource.STORE),
         nbytes_to_compute=nbytes_from(KVSource.COMPUTED) + tail,
-        nbytes_per_step=layout.nbytes(prompt - worker.sight.first(prompt - 1)),
-        nbytes_shared=sum(nbytes[chunk] for chunk in in_use),
+        nbytes_per_step=layout.nbytes(prompt - first),
+        nbytes_shared=sum(
+            layout.nbytes(max(0, start + len(chunk.token_ids) - max(start, first)))
+            for start, chunk in zip(composition.starts, composition.chunks, strict=True)
+            if chunk in in_use
+        ),
     )
 
 

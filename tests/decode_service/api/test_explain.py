@@ -15,7 +15,8 @@ from decode_service.api.explain import explain
 from decode_service.prompt.composition import Composition
 from engine.kv.source import KVSource
 from engine.reuse import ReuseMode
-from engine.sight import EVERYTHING
+from engine.plan import Window
+from engine.sight import EVERYTHING, Sight
 from tests.decode_service.prompts import composed
 from tests.fakes import LAYOUT, MODEL
 
@@ -69,6 +70,14 @@ def test_each_chunk_comes_from_the_nearest_place() -> None:
     assert found.nbytes_to_compute == LAYOUT.nbytes(4) + LAYOUT.nbytes(2)
     assert found.nbytes_per_step == LAYOUT.nbytes(2 + 3 + 4 + 2)
     assert found.nbytes_shared == LAYOUT.nbytes(2) and composition.cached_tokens == 5
+
+
+def test_of_what_is_shared_what_the_next_row_sees_is_read() -> None:
+    composition = composed((1,) * 2, (2,) * 3, (3,) * 4, query=(9, 9))
+    worker = Worker({chunk.key: 1 for chunk in composition.chunks})
+    worker.sight = Sight((Window(8),))
+    found = told(worker, Store(), composition)
+    assert found.nbytes_per_step == LAYOUT.nbytes(8) and found.nbytes_shared == LAYOUT.nbytes(6)
 
 
 def test_what_no_running_request_reads_is_not_shared() -> None:
