@@ -14,8 +14,8 @@ from decode_service.api import explain as module
 from decode_service.api.explain import explain
 from decode_service.prompt.composition import Composition
 from engine.kv.source import KVSource
-from engine.reuse import ReuseMode
 from engine.plan import Window
+from engine.reuse import ReuseMode
 from engine.sight import EVERYTHING, Sight
 from tests.decode_service.prompts import composed
 from tests.fakes import LAYOUT, MODEL
