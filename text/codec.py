@@ -72,7 +72,7 @@ class TextCodec:
             return cls(None, path_or_id)
         try:
             tokenizer = AutoTokenizer.from_pretrained(path_or_id)
-        except (OSError, ValueError, KeyError, ImportError) as error:
+        except Exception as error:  # of whatever reads its files, config.json among them
             raise ValueError(f"tokenizer of {path_or_id!r} cannot be loaded: {error}") from error
         if getattr(tokenizer, "backend_tokenizer", None) is None:
             raise ValueError(f"tokenizer of {path_or_id!r} is not a fast tokenizer: a tokenizer.json is needed")

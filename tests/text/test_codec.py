@@ -125,3 +125,10 @@ def test_the_bytes_of_tokens_make_the_text() -> None:
     text = "a stone é € b"
     assert b"".join(map(PIECES.token_bytes, PIECES.encode(text))) == b" " + text.encode()
     assert TextCodec(None, "none").token_bytes(3) == b"" == BYTE_LEVEL.token_bytes(10**6) == PIECES.token_bytes(10**6)
+
+
+def test_a_configuration_that_cannot_be_read_is_said(tmp_path: Path) -> None:
+    byte_level_tokenizer().save_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text('{"model_type": "qwen3", "quantization_config": "fp8"}')
+    with pytest.raises(ValueError, match="cannot be loaded: 'str' object"):
+        TextCodec.load(str(tmp_path))
