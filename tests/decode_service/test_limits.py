@@ -198,17 +198,17 @@ def test_modes_that_the_model_does_not_allow(tmp_path: Path) -> None:
 
 
 def test_a_shortened_context_is_named_with_its_reason(tmp_path: Path) -> None:
-    folder = model_dir(tmp_path / "gpt-oss", "gpt-oss-sinks")
+    folder = model_dir(tmp_path / "phi3", "phi3-longrope")
     with pair(loaded(folder, "prefill"), loaded(folder, "decode"), tmp_path / "s") as services:
         loads = services.client.loads()
-        assert (loads.context_length_max, loads.context_length_declared) == (128, 2048)
-        assert "2 of 3 layers have a sliding window of 128 tokens" in loads.context_length_reason
-        assert {mode.context_length_max for mode in loads.modes if mode.supported} == {128}
-        said = f"128 of 2048 tokens, because {loads.context_length_reason}"
+        assert (loads.context_length_max, loads.context_length_declared) == (256, 512)
+        assert "longrope takes other frequencies" in loads.context_length_reason
+        assert {mode.context_length_max for mode in loads.modes if mode.supported} == {256}
+        said = f"256 of 512 tokens, because {loads.context_length_reason}"
         for ask in (
-            lambda: services.generate([tokens(3, 60), tokens(4, 70)], 5),
-            lambda: services.generate([tokens(3, 60), tokens(4, 60)], 20),
-            lambda: services.client.prefill(tokens(5, 129)),
+            lambda: services.generate([tokens(3, 120), tokens(4, 140)], 5),
+            lambda: services.generate([tokens(3, 120), tokens(4, 120)], 20),
+            lambda: services.client.prefill(tokens(5, 257)),
         ):
             with pytest.raises(cairn.InvalidRequest) as caught:
                 ask()

@@ -259,7 +259,7 @@ def test_prompts_are_scored_and_requests_have_priorities(client: Any) -> None:
     with pytest.raises(openai.BadRequestError):
         client.completions.create(**asked, echo=True, logprobs=2, stream=True)
     extension = {"cairn": {"priority": 9, "start_within_s": 60, "prompt_logprobs": 1}}
-    chat = client.chat.completions.create(model="fable", messages=[QUESTION], extra_body=extension)
+    chat = client.chat.completions.create(model="fable", messages=[QUESTION], max_tokens=4, extra_body=extension)
     assert len(chat.cairn["prompt_logprobs"]) == chat.usage.prompt_tokens and chat.cairn["preemptions"] == 0
     with pytest.raises(openai.BadRequestError) as refused:
         client.chat.completions.create(model="fable", messages=[QUESTION], extra_body={"cairn": {"priority": 10}})
