@@ -56,6 +56,8 @@ def random_model(family: str = "qwen3", shape: dict[str, Any] = SHAPE) -> Borrow
     with torch.device("meta"):
         module = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
     module.to_empty(device="cuda")
+    for buffer in module.buffers():
+        buffer.zero_()  # biases of routers, for example
     module.model.rotary_emb = type(module.model.rotary_emb)(config).to("cuda")
     torch.manual_seed(0)
     with torch.no_grad():

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
+from bench.families import FAMILIES
 from bench.gpu_model import SHAPE, random_model
 from bench.moe import MOE_SHAPE
 from engine.model.borrowed import BorrowedModel
@@ -107,6 +108,13 @@ def wide() -> ServedModel:
 def wide_experts() -> ServedModel:
     """Two layers in the widths of Qwen3-30B-A3B: 128 experts, 8 a token."""
     return _wide("qwen3_moe", MOE_SHAPE)
+
+
+@functools.cache
+def wide_routers() -> ServedModel:
+    """A dense layer and one of experts as DeepSeek-V3 has them, in V2-Lite's widths: routers in single precision."""
+    kind, shape = FAMILIES["deepseek"]
+    return _wide(kind, shape)
 
 
 def _wide(family: str, shape: dict[str, Any]) -> ServedModel:

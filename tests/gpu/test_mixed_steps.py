@@ -13,18 +13,19 @@ from engine.run.cuda.runner import PackedRunner
 from engine.run.pieces import GREEDY, prefill_chunk
 from engine.served import ServedModel
 from tests.engine.composer import Composer
-from tests.gpu.engine_models import FUSED, served, tokens, wide, wide_experts
+from tests.gpu.engine_models import FUSED, served, tokens, wide, wide_experts, wide_routers
 from tests.gpu.packing import Context, Packing, Slice, Tail
 
 pytestmark = pytest.mark.gpu
 
-NAMES = (*FUSED, "wide", "wide-experts")
+WIDE = {"wide": wide, "wide-experts": wide_experts, "wide-routers": wide_routers}
+NAMES = (*FUSED, *WIDE)
 LENGTHS = (500, 17, 1100)  # of chunks: within a split, a page and a token, more than a split
 PLACES = (0, 63, 64, 127, -1)
 
 
 def model(name: str) -> ServedModel:
-    return {"wide": wide, "wide-experts": wide_experts}[name]() if name.startswith("wide") else served(name)
+    return WIDE[name]() if name in WIDE else served(name)
 
 
 @functools.cache

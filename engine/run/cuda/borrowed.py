@@ -9,8 +9,8 @@ are as many rows, as far as the model's code has no choice of its own; ``trial``
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 
 import torch
@@ -34,6 +34,7 @@ from engine.run.cuda.replaced import (
     rotary_forwards,
     widths_of,
 )
+from engine.run.cuda.single import StableSingles
 from engine.run.cuda.turning import turn_forwards, watched_turns
 
 POSITIONS = (0, 1, 2, 5, 33, 117)  # of a forward that is looked at
@@ -84,14 +85,21 @@ class CapturedModel:
         self, token_ids: Tensor, positions: Tensor, attend: AttendFunction, rows: Tensor
     ) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
         """``BorrowedModel.forward_rows`` with what is replaced."""
-        with replaced(self.forwards):
+        with self._ours():
             logits, more = self.borrowed.forward_rows(token_ids, positions, attend, rows)
 
         def of_more(wanted: Tensor) -> Tensor:
-            with replaced(self.forwards):
+            with self._ours():
                 return more(wanted)
 
         return logits, of_more
+
+    @contextmanager
+    def _ours(self) -> Iterator[None]:
+        """In which forwards have what is replaced."""
+        half = next(self.borrowed.module.parameters()).dtype != torch.float32
+        with replaced(self.forwards), StableSingles() if half else nullcontext():
+            yield
 
 
 def captured_refusal(borrowed: BorrowedModel, findings: Findings) -> str:
@@ -123,7 +131,7 @@ def own_values(q: Tensor, v: Tensor) -> Tensor:
 class BorrowedForward:
     """The ``Forward`` of a captured model over one pool. ``positions`` is the largest position + 1."""
 
-    name = "captured-1"
+    name = "captured-2"
 
     def __init__(self, model: CapturedModel, pool: PagedKVPool, *, positions: int) -> None:
         self.model = model

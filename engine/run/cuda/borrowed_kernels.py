@@ -5,6 +5,7 @@
     turn         queries and keys to their positions, as modelling code turns them
     gated        activation(gate) * up
     store        keys and values of the new tokens into the pool
+    multiply     products in single precision, of which routers are made
 
 Sums are fp32, in an order that follows from the width alone; rounding is where the module that is replaced rounds.
 ``OVERLAP``: see ``kernels``.
@@ -147,3 +148,30 @@ def gated(
         activated = g / (1.0 + tl.exp(-g))
     activated = activated.to(out.dtype.element_ty).to(tl.float32)
     tl.store(out + row * WIDTH + dim, (activated * u).to(out.dtype.element_ty), mask=inside)
+
+
+@triton.jit(do_not_specialize=["rows"])
+def multiply(
+    x, x_row, weight, weight_row, weight_dim, out, rows,
+    WIDTH: tl.constexpr, COLUMNS: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_K: tl.constexpr,
+    OVERLAP: tl.constexpr,
+):  # fmt: skip
+    """Programs (rows, columns): out (rows, COLUMNS) = x (rows, WIDTH) @ weight (COLUMNS, WIDTH).T, all of them fp32.
+
+    A lane adds up its dims, every BLOCK_K-th, and the lanes are added in one order, whatever the number of rows.
+    """
+    if OVERLAP:
+        gdc_launch_dependents()
+        gdc_wait()
+    row = tl.program_id(0).to(tl.int64) * BLOCK_R + tl.arange(0, BLOCK_R)
+    column = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
+    total = tl.zeros((BLOCK_R, BLOCK_C, BLOCK_K), tl.float32)
+    for first in range(0, WIDTH, BLOCK_K):
+        dim = first + tl.arange(0, BLOCK_K)
+        inside = (dim < WIDTH)[None, :]
+        a = tl.load(x + row[:, None] * x_row + dim[None, :], mask=(row < rows)[:, None] & inside, other=0.0)
+        at = weight + column[:, None] * weight_row + dim[None, :] * weight_dim
+        w = tl.load(at, mask=(column < COLUMNS)[:, None] & inside, other=0.0)
+        total += a[:, None, :] * w[None, :, :]
+    live = (row < rows)[:, None] & (column < COLUMNS)[None, :]
+    tl.store(out + row[:, None] * COLUMNS + column[None, :], tl.sum(total, 2), mask=live)

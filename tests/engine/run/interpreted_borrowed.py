@@ -17,6 +17,7 @@ from transformers.models.qwen3 import modeling_qwen3
 from engine.run.cuda import borrowed_kernels
 from engine.run.cuda.joined import launched
 from engine.run.cuda.norms import FORMS, ULPS, _launched, computed
+from engine.run.cuda.single import BLOCKS, multiplied
 from engine.run.cuda.turning import TurnForm, form_of, turn
 
 
@@ -97,10 +98,23 @@ def check_gated() -> None:
         torch.testing.assert_close(launched(both, 1500, tanh), activated * up, atol=2e-3, rtol=2e-3)
 
 
+def check_single_precision() -> None:
+    """Within what fp32 sums of so many numbers may be apart, and a row by itself as among others."""
+    for rows, columns, width in ((1, 3, 16), (5, 64, 600), (9, 13, 257)):
+        x, weight = torch.randn(rows, 2 * width)[:, :width], torch.randn(width, columns).T
+        bias = torch.randn(columns)
+        ours = multiplied(x[None], weight, bias)[0]
+        added = width / BLOCKS["BLOCK_K"] + BLOCKS["BLOCK_K"] + 3  # numbers one after another, at most
+        allowed = added * 2.0**-24 * (x.abs().double() @ weight.T.abs().double() + bias.abs())
+        assert bool(((ours.double() - (x.double() @ weight.T.double() + bias)).abs() <= allowed).all())
+        assert all(torch.equal(multiplied(x[row : row + 1], weight, bias)[0], ours[row]) for row in range(rows))
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
     check_norms()
     check_store()
     check_turns()
     check_gated()
+    check_single_precision()
     print("alike")
