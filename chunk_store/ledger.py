@@ -17,6 +17,7 @@ from typing import Protocol
 
 from chunk_store.blobs import Quarantined
 from chunk_store.entry import EntryHeader, EntryInfo, MissReason
+from chunk_store.errors import ClaimLost
 from chunk_store.key import ChunkId, ChunkKey, ModelIdentity
 from chunk_store.limits import Space, StoreLimits
 from chunk_store.record import NO_CONTENT, ChunkRecord, Content, RecordPage, RecordQuery
@@ -41,6 +42,11 @@ def check_key(key: ChunkKey) -> None:
 def blob_name(key: ChunkKey, nonce: str) -> str:
     """The blob that the claim ``nonce`` on ``key`` writes."""
     return f"{key}.{nonce}"
+
+
+def claim_lost(key: ChunkKey) -> ClaimLost:
+    """For who has not renewed the claim on ``key`` in time."""
+    return ClaimLost(f"the claim on {key} expired and was taken or swept", "begin again")
 
 
 def key_of(blob: str) -> ChunkKey:
@@ -127,8 +133,8 @@ class Claims(Protocol):
     def claim(self, key: ChunkKey, nonce: str, ttl_s: float) -> Stored | Busy | None:
         """None where the caller holds the only live claim on ``key`` now."""
 
-    def renew(self, key: ChunkKey, nonce: str, ttl_s: float) -> None:
-        """Raises ``ClaimLost``."""
+    def renew(self, held: Sequence[tuple[ChunkKey, str]], ttl_s: float) -> list[bool]:
+        """Extends claims, each a key and a nonce, in one step; whether each is held still."""
 
     def reserve(self, key: ChunkKey, nonce: str, space: Space, removed: Sequence[str]) -> list[str]:
         """Reserves space for a claim's blob. Empty when reserved; otherwise the garbage to remove first.

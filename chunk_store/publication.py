@@ -11,8 +11,9 @@ from chunk_store.entry import EntryHeader, EntryInfo
 from chunk_store.errors import ClaimLost, NoSpace, StoreError, StoreFull, StoreUnavailable
 from chunk_store.format.header import flat_views, header_nbytes
 from chunk_store.key import ChunkKey
-from chunk_store.ledger import Ledger, blob_name
+from chunk_store.ledger import Ledger, blob_name, claim_lost
 from chunk_store.limits import Space
+from chunk_store.store import Claim
 from chunk_store.tenant import NO_LIMITS, TenantLimits
 
 RESERVE_ATTEMPTS_MAX = 64
@@ -38,11 +39,18 @@ class SharedPublication:
         self._ttl_s = ttl_s
         self._on_end = on_end
         self._header: EntryHeader | None = None
+        self._ending = False  # said before the ledger knows: who renews beside it must not take that for a loss
         self._ended = False
+
+    @property
+    def claim(self) -> Claim | None:
+        return None if self._ending else Claim(self._key, self._nonce, self._ttl_s)
 
     def renew(self) -> None:
         self._check_open()
-        self._ledger.claims.renew(self._key, self._nonce, self._ttl_s)
+        (held,) = self._ledger.claims.renew([(self._key, self._nonce)], self._ttl_s)
+        if not held and not self._ending:
+            raise claim_lost(self._key)
 
     def write(self, header: EntryHeader, buffers: Sequence[memoryview], *, limits: TenantLimits = NO_LIMITS) -> None:
         self._check_open()
@@ -69,7 +77,12 @@ class SharedPublication:
         self._check_open()
         if self._header is None:
             raise StoreError("commit needs write first", "call write, then commit")
-        info = self._ledger.claims.commit(self._key, self._nonce, self._header)
+        self._ending = True
+        try:
+            info = self._ledger.claims.commit(self._key, self._nonce, self._header)
+        except BaseException:
+            self._ending = False  # it may be tried again
+            raise
         self._end()
         return info
 
@@ -121,5 +134,5 @@ class SharedPublication:
             raise ClaimLost("the publication has ended (committed, aborted, or its store was closed)", "begin again")
 
     def _end(self) -> None:
-        self._ended = True
+        self._ending = self._ended = True
         self._on_end(self)

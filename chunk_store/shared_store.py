@@ -28,7 +28,7 @@ from chunk_store.key import ChunkId, ChunkKey, ModelIdentity
 from chunk_store.landing import Buffers, Landing
 from chunk_store.ledger import Leases, Ledger, ReadTicket, check_key
 from chunk_store.publication import SharedPublication
-from chunk_store.store import Busy, DeleteReport, Lease, Publication, Stored, StoreStats, SweepReport
+from chunk_store.store import Busy, Claim, DeleteReport, Lease, Publication, Stored, StoreStats, SweepReport
 from chunk_store.tenant import DEFAULT_ONLY, DEFAULT_TENANT, Tenant, Tenants
 from chunk_store.uses import UseCounts
 
@@ -80,6 +80,19 @@ class SharedStore:
         with self._lock:
             self._open_claims.add(publication)
         return publication
+
+    def renew(self, publications: Sequence[Publication]) -> list[Publication]:
+        by_ttl: dict[float, list[tuple[Publication, Claim]]] = {}
+        for publication in publications:
+            claim = publication.claim
+            if claim is not None:
+                by_ttl.setdefault(claim.ttl_s, []).append((publication, claim))
+        lost: list[Publication] = []
+        for ttl_s, held in by_ttl.items():
+            still = self.ledger.claims.renew([(claim.key, claim.nonce) for _, claim in held], ttl_s)
+            gone = [publication for (publication, _), is_held in zip(held, still, strict=True) if not is_held]
+            lost += [publication for publication in gone if publication.claim is not None]
+        return lost
 
     def load(self, key: ChunkKey, token_ids: Sequence[int], buffers: Sequence[memoryview]) -> MissReason | None:
         return self.land(key, token_ids, Buffers(writable_views(buffers)))

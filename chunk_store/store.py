@@ -36,11 +36,25 @@ class Busy:
     retry_after_s: float
 
 
+@dataclass(frozen=True)
+class Claim:
+    """The right to write ``key``, as the store knows it: by its ``nonce``. It ends ``ttl_s`` after its last renewal."""
+
+    key: ChunkKey
+    nonce: str
+    ttl_s: float
+
+
 class Publication(Protocol):
     """A claim on one key. Exactly one live claim exists per key across all processes of the store.
 
-    Leaving the context without ``commit`` aborts. ``renew`` extends the claim while KV is being computed.
+    Leaving the context without ``commit`` aborts. ``renew`` extends the claim while KV is being computed; of many
+    claims ``ChunkStore.renew`` does that in one step.
     """
+
+    @property
+    def claim(self) -> Claim | None:
+        """What is held, and has to be renewed; None once it is about to be committed or aborted."""
 
     def renew(self) -> None:
         """Extends the claim by its TTL. Raises ``ClaimLost``."""
@@ -183,6 +197,12 @@ class ChunkStore(Protocol):
 
     def begin(self, key: ChunkKey, *, ttl_s: float = 30.0) -> Publication | Stored | Busy:
         """Claims ``key`` for writing, so that it is computed once across all workers."""
+
+    def renew(self, publications: Sequence[Publication]) -> list[Publication]:
+        """Extends the claims of all of them, in one step for claims of one TTL; returns those whose claim is lost.
+
+        One that ends meanwhile is not lost: whoever ends it is told how.
+        """
 
     def load(self, key: ChunkKey, token_ids: Sequence[int], buffers: Sequence[memoryview]) -> MissReason | None:
         """Reads an entry into ``buffers`` (writable, planes in layout order) and verifies it.

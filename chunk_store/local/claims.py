@@ -8,10 +8,9 @@ from collections.abc import Sequence
 
 from chunk_store.claimant import is_dead, this_claimant
 from chunk_store.entry import EntryHeader, EntryInfo
-from chunk_store.errors import ClaimLost
 from chunk_store.format.header import header_nbytes
 from chunk_store.key import ChunkKey
-from chunk_store.ledger import BUSY_RETRY_S, WRITE_TTL_S, blob_name
+from chunk_store.ledger import BUSY_RETRY_S, WRITE_TTL_S, blob_name, claim_lost
 from chunk_store.limits import Space, no_room, quota_full, too_large
 from chunk_store.local import counts, eviction
 from chunk_store.local.entries import find_one, insert
@@ -39,10 +38,11 @@ class LocalClaims:
             connection.execute("INSERT INTO claims VALUES (?, ?, ?, ?, 0, '')", values)
             return None
 
-    def renew(self, key: ChunkKey, nonce: str, ttl_s: float) -> None:
+    def renew(self, held: Sequence[tuple[ChunkKey, str]], ttl_s: float) -> list[bool]:
         with self._index.write() as connection:
-            _check(connection, key, nonce)
-            connection.execute("UPDATE claims SET expires_at = ? WHERE key = ?", (time.time() + ttl_s, key))
+            until = time.time() + ttl_s
+            update = "UPDATE claims SET expires_at = ? WHERE key = ? AND nonce = ?"
+            return [connection.execute(update, (until, key, nonce)).rowcount == 1 for key, nonce in held]
 
     def reserve(self, key: ChunkKey, nonce: str, space: Space, removed: Sequence[str]) -> list[str]:
         now, nbytes = time.time(), space.nbytes
@@ -114,7 +114,7 @@ def _answer(connection: sqlite3.Connection, key: ChunkKey) -> Stored | Busy | No
 def _check(connection: sqlite3.Connection, key: ChunkKey, nonce: str) -> None:
     row = connection.execute("SELECT nonce FROM claims WHERE key = ?", (key,)).fetchone()
     if row is None or row[0] != nonce:
-        raise ClaimLost(f"the claim on {key} expired and was taken or swept", "begin again")
+        raise claim_lost(key)
 
 
 def _check_quota(connection: sqlite3.Connection, key: ChunkKey, space: Space) -> None:

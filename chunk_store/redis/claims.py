@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 
 from chunk_store.claimant import is_dead, this_claimant
 from chunk_store.entry import EntryHeader, EntryInfo
-from chunk_store.errors import ClaimLost, StoreUnavailable
+from chunk_store.errors import StoreUnavailable
 from chunk_store.format.header import header_nbytes
 from chunk_store.key import ChunkKey
-from chunk_store.ledger import BUSY_RETRY_S, WRITE_TTL_S, Entries, blob_name
+from chunk_store.ledger import BUSY_RETRY_S, WRITE_TTL_S, Entries, blob_name, claim_lost
 from chunk_store.limits import Space, no_room, quota_full, too_large
 from chunk_store.redis.connection import RedisConnection
 from chunk_store.redis.entries import entry_arguments
@@ -18,6 +18,7 @@ from chunk_store.redis.scripts import claims as scripts
 from chunk_store.store import Busy, Stored
 
 CLAIM_ATTEMPTS_MAX = 100
+RENEWED_AT_ONCE = 256
 
 
 class RedisClaims:
@@ -45,8 +46,12 @@ class RedisClaims:
             f"the entry of {key} is there and in no list: the store is damaged", "run `cairn store verify --repair`"
         )
 
-    def renew(self, key: ChunkKey, nonce: str, ttl_s: float) -> None:
-        _check_claim(key, bool(self._redis.run(scripts.RENEW_CLAIM, key, nonce, ttl_s)))
+    def renew(self, held: Sequence[tuple[ChunkKey, str]], ttl_s: float) -> list[bool]:
+        still: list[bool] = []
+        for first in range(0, len(held), RENEWED_AT_ONCE):  # a script keeps everybody else waiting
+            named = [part for claim in held[first : first + RENEWED_AT_ONCE] for part in claim]
+            still += map(bool, self._redis.run(scripts.RENEW_CLAIMS, ttl_s, *named))
+        return still
 
     def reserve(self, key: ChunkKey, nonce: str, space: Space, removed: Sequence[str]) -> list[str]:
         nbytes, most, capacity = space.nbytes, space.tenant_nbytes_max, self._defaults["capacity_nbytes"]
@@ -92,4 +97,4 @@ class RedisClaims:
 
 def _check_claim(key: ChunkKey, held: bool) -> None:
     if not held:
-        raise ClaimLost(f"the claim on {key} expired and was taken or swept", "begin again")
+        raise claim_lost(key)

@@ -13,7 +13,7 @@ from chunk_store.entry import EntryHeader, EntryInfo, MissReason
 from chunk_store.key import ChunkKey
 from chunk_store.landing import Landing
 from chunk_store.shared_store import SharedStore
-from chunk_store.store import Busy, Publication, Stored
+from chunk_store.store import Busy, Claim, Publication, Stored
 from chunk_store.tenant import NO_LIMITS, TenantLimits
 from serving.trace.buckets import SHORT_SECONDS_BUCKETS
 
@@ -85,6 +85,10 @@ class MeteredPublication:
         self._meter = meter
         self._nbytes = 0
         self._seconds = 0.0
+
+    @property
+    def claim(self) -> Claim | None:
+        return self._publication.claim
 
     def renew(self) -> None:
         self._publication.renew()

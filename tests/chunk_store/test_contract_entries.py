@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Sequence
 
 import pytest
 
 from chunk_store.entry import MissReason
-from chunk_store.errors import ClaimLost, StoreError, StoreFull
+from chunk_store.errors import ClaimLost, StoreError, StoreFull, StoreUnavailable
 from chunk_store.format.header import header_nbytes
 from chunk_store.key import ChunkKey, ModelIdentity
 from chunk_store.layout import KVLayout, LayerLayout
+from chunk_store.shared_store import SharedStore
 from chunk_store.store import Busy, Publication, Stored
 from chunk_store.tenant import DEFAULT_TENANT
 from tests.chunk_store.contract import LAYOUT, MODEL, Place, blank, loads, publish, sample, views_of
@@ -22,6 +24,13 @@ STORED_NBYTES = header_nbytes(sample(1).header) + sample(1).header.nbytes
 def claim(outcome: Publication | Stored | Busy) -> Publication:
     assert not isinstance(outcome, Stored | Busy), outcome
     return outcome
+
+
+def expire(store: SharedStore, publication: Publication) -> None:
+    """Lets its claim's time be over."""
+    held = publication.claim
+    assert held is not None
+    assert store.ledger.claims.renew([(held.key, held.nonce)], 0.0) == [True]
 
 
 def test_what_is_published_is_loaded_elsewhere(place: Place) -> None:
@@ -168,7 +177,7 @@ def test_a_claim_taken_between_write_and_commit(place: Place) -> None:
     entry = sample(1)
     late = claim(slow.begin(entry.key, ttl_s=30))
     late.write(entry.header, entry.views)
-    slow.ledger.claims.renew(entry.key, late._nonce, 0.0)  # type: ignore[attr-defined]
+    expire(slow, late)
     publish(quick, entry)
     with pytest.raises(ClaimLost):
         late.commit()
@@ -180,9 +189,91 @@ def test_renewing_keeps_a_claim(place: Place) -> None:
     first, second = place.open(), place.open()
     entry = sample(1)
     with claim(first.begin(entry.key, ttl_s=30)) as publication:
-        first.ledger.claims.renew(entry.key, publication._nonce, 0.0)  # type: ignore[attr-defined]
+        expire(first, publication)
         publication.renew()
         assert isinstance(second.begin(entry.key), Busy)
+
+
+def test_many_claims_are_renewed_in_one_step_which_names_those_that_are_lost(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = place.open(), place.open()
+    entries = [sample(number) for number in range(300)]
+    held = [claim(first.begin(entry.key)) for entry in entries]
+    for publication in held[:-1]:
+        expire(first, publication)
+    taken = claim(second.begin(entries[7].key))
+    held[3].abort()
+    steps: list[int] = []
+    renew = first.ledger.claims.renew
+
+    def counted(held: Sequence[tuple[ChunkKey, str]], ttl_s: float) -> list[bool]:
+        steps.append(len(held))
+        return renew(held, ttl_s)
+
+    monkeypatch.setattr(first.ledger.claims, "renew", counted)
+    assert first.renew(held) == [held[7]] and steps == [299]
+    assert first.renew([held[3]]) == [] == first.renew([]) and len(steps) == 1, "nothing is asked for nobody"
+    answers = [second.begin(entry.key) for entry in entries]
+    assert [number for number, answer in enumerate(answers) if not isinstance(answer, Busy)] == [3]
+    assert second.renew([taken]) == []
+
+
+@pytest.mark.parametrize("end", ["commit", "abort"])
+def test_a_publication_that_ends_before_its_renewal_is_not_lost(
+    place: Place, monkeypatch: pytest.MonkeyPatch, end: str
+) -> None:
+    store = place.open()
+    entry = sample(1)
+    publication, beside = claim(store.begin(entry.key)), claim(store.begin(sample(2).key))
+    publication.write(entry.header, entry.views)
+    renew = store.ledger.claims.renew
+
+    def late(held: Sequence[tuple[ChunkKey, str]], ttl_s: float) -> list[bool]:
+        getattr(publication, end)()
+        return renew(held, ttl_s)
+
+    monkeypatch.setattr(store.ledger.claims, "renew", late)
+    assert store.renew([publication, beside]) == [] and loads(store, entry) is (end == "commit")
+
+
+@pytest.mark.parametrize("end, step", [("commit", "commit"), ("abort", "drop")])
+def test_a_publication_that_is_ending_while_others_are_renewed_is_not_lost(
+    place: Place, monkeypatch: pytest.MonkeyPatch, end: str, step: str
+) -> None:
+    """The ledger has ended the claim, and its writer has not come back yet."""
+    store = place.open()
+    entry = sample(1)
+    publication, beside = claim(store.begin(entry.key)), claim(store.begin(sample(2).key))
+    publication.write(entry.header, entry.views)
+    lost: list[Publication] = []
+    seen: list[object] = []
+    real = getattr(store.ledger.claims, step)
+
+    def slow(*given: object) -> object:
+        answer = real(*given)
+        lost.extend(store.renew([publication, beside]))
+        seen.append(publication.claim)
+        return answer
+
+    monkeypatch.setattr(store.ledger.claims, step, slow)
+    getattr(publication, end)()
+    assert lost == [] and seen == [None]
+
+
+def test_a_commit_that_failed_leaves_its_claim_to_be_renewed(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = place.open()
+    entry = sample(1)
+    publication = claim(store.begin(entry.key))
+    publication.write(entry.header, entry.views)
+    with monkeypatch.context() as away:
+        away.setattr(store.ledger.claims, "commit", lambda *_: (_ for _ in ()).throw(StoreUnavailable("away")))
+        with pytest.raises(StoreUnavailable):
+            publication.commit()
+    expire(store, publication)
+    assert store.renew([publication]) == [] and isinstance(store.begin(entry.key), Busy)
+    publication.commit()
+    assert publication.claim is None and loads(store, entry)
 
 
 def test_sweep_ends_expired_claims_and_frees_their_space(place: Place) -> None:
@@ -191,7 +282,7 @@ def test_sweep_ends_expired_claims_and_frees_their_space(place: Place) -> None:
     publication = claim(store.begin(entry.key, ttl_s=30))
     publication.write(entry.header, entry.views)
     assert store.stats().nbytes == STORED_NBYTES
-    store.ledger.claims.renew(entry.key, publication._nonce, 0.0)  # type: ignore[attr-defined]
+    expire(store, publication)
     assert other.sweep().claims == 1
     assert store.stats().nbytes == 0
     assert list(store.blobs.names()) == []

@@ -18,12 +18,19 @@ redis.call('ZADD', P..'claims', expires, key)
 return {'claimed'}
 """
 
-# ARGV: key, nonce, seconds. Returns 0 when the claim is lost.
-RENEW_CLAIM = r"""
-if not claim_is(ARGV[1], ARGV[2]) then return 0 end
-redis.call('HSET', P..'claim:'..ARGV[1], 'expires', num(now + ARGV[3]))
-redis.call('ZADD', P..'claims', num(now + ARGV[3]), ARGV[1])
-return 1
+# ARGV: seconds, then a key and a nonce for each claim. Returns for each 0 when it is lost.
+RENEW_CLAIMS = r"""
+local held, expires = {}, num(now + ARGV[1])
+for i = 2, #ARGV, 2 do
+  if claim_is(ARGV[i], ARGV[i + 1]) then
+    redis.call('HSET', P..'claim:'..ARGV[i], 'expires', expires)
+    redis.call('ZADD', P..'claims', expires, ARGV[i])
+    table.insert(held, 1)
+  else
+    table.insert(held, 0)
+  end
+end
+return held
 """
 
 # ARGV: key, nonce, bytes, seconds, capacity if none is set, the tenant, its bytes at most ("" for any number),

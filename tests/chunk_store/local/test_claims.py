@@ -32,13 +32,12 @@ def test_an_expired_claim_is_taken_and_lost_to_whoever_had_it(ledger: Ledger) ->
     assert ledger.claims.claim(KEY, "two", 30.0) is None
     assert ledger.upkeep.garbage() == [f"{KEY}.one"], "it may have been half written"
     for late in (
-        lambda: ledger.claims.renew(KEY, "one", 30.0),
         lambda: ledger.claims.reserve(KEY, "one", Space(1), []),
         lambda: ledger.claims.commit(KEY, "one", sample(1).header),
     ):
         with pytest.raises(ClaimLost, match="begin again"):
             late()
-    ledger.claims.renew(KEY, "two", 30.0)
+    assert ledger.claims.renew([(KEY, "one"), (KEY, "two")], 30.0) == [False, True]
 
 
 def test_a_claim_of_a_dead_process_is_taken_at_once(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
