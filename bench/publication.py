@@ -89,7 +89,7 @@ def published(filled: Filled, root: Path, threads: int, queue_nbytes: int) -> tu
     device = ThreadPoolExecutor(1)
     metrics = PublicationMetrics(CollectorRegistry(), "bench")
     publisher = Publisher(
-        filled.residents, post=device.submit, nbytes_max=queue_nbytes, threads=threads, metrics=metrics
+        filled.residents, store, post=device.submit, nbytes_max=queue_nbytes, threads=threads, metrics=metrics
     )
     publisher._copying.submit(lambda: None).result(WAIT_S)  # its memory is made
     nbytes, longest = LAYOUT.nbytes(filled.tokens), 0.0
@@ -98,8 +98,9 @@ def published(filled: Filled, root: Path, threads: int, queue_nbytes: int) -> tu
         place = publisher.reserve(nbytes, time.monotonic() + WAIT_S, lambda: False)
         claim = store.begin(chunk.key)
         assert not isinstance(claim, Stored | Busy)
+        held = publisher.claims.hold(chunk.key, claim)
         header, handed = filled.header(chunk), time.perf_counter()
-        device.submit(publisher.submit, place, header, chunk, claim).result(WAIT_S)
+        device.submit(publisher.submit, place, header, chunk, held).result(WAIT_S)
         longest = max(longest, time.perf_counter() - handed)
     assert publisher.flush(WAIT_S)
     seconds = time.perf_counter() - began

@@ -174,7 +174,9 @@ def assemble_alone(
 
     served, quotas = parts.loaded.served, parts.quotas
     metrics = PublicationMetrics(parts.metrics.registry, parts.loaded.model_name)
-    publisher = Publisher(parts.residents, post=post, nbytes_max=KEPT_NBYTES_MAX, threads=PUBLISHERS, metrics=metrics)
+    publisher = Publisher(
+        parts.residents, parts.store, post=post, nbytes_max=KEPT_NBYTES_MAX, threads=PUBLISHERS, metrics=metrics
+    )
     claims = ChunkClaims(
         parts.store, publisher, served.identity, served.layout, lambda tenant: quotas.of(tenant).limits
     )

@@ -50,6 +50,7 @@ class Parts:
         """Writes chunks of a pool behind; ``post`` runs a function in the thread that the pool belongs to."""
         return Publisher(
             residents,
+            self.store,
             post=post,
             nbytes_max=self.options.publish_queue or queue_nbytes_default(),
             threads=self.options.publishers,

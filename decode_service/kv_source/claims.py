@@ -11,13 +11,12 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack
 
 from chunk_store.entry import EntryHeader, EntryInfo
-from chunk_store.errors import ClaimLost, StoreError, StoreFull
+from chunk_store.errors import ClaimLost, StoreFull
 from chunk_store.key import ModelIdentity
 from chunk_store.layout import KVLayout
-from chunk_store.store import Busy, ChunkStore, Publication, Stored
+from chunk_store.store import Busy, ChunkStore, Stored
 from chunk_store.tenant import NO_LIMITS, Tenant, TenantLimits
 from decode_service.kv_source.asking import ComputedChunk, FetchTerms
 from decode_service.kv_source.full_stores import FullStores
@@ -25,9 +24,10 @@ from decode_service.prompt.composition import Composition
 from decode_service.prompt.request_chunk import RequestChunk, Unpublished
 from engine.kv.resident import ResidentChunk
 from serving.errors import Cancelled, Overloaded, Unavailable
+from serving.publishing.held import HeldClaim, end_quietly
 from serving.publishing.publisher import Publisher, Publishing
 from serving.publishing.room import Place
-from serving.store.heartbeat import TTL_S, heartbeat
+from serving.store.heartbeat import TTL_S
 
 BUSY_WAIT_S_MAX = 120.0  # for another process to finish what it has claimed
 ROOM_WAIT_S = 10.0  # in a full queue of what is to be stored, before a chunk is computed for this pool alone
@@ -41,20 +41,20 @@ class StoreClaim:
     """The right to publish one chunk's KV."""
 
     def __init__(
-        self, claims: ChunkClaims, publication: Publication, header: EntryHeader, limits: TenantLimits, place: Place
+        self, claims: ChunkClaims, held: HeldClaim, header: EntryHeader, limits: TenantLimits, place: Place
     ) -> None:
         self._going: Publishing | None = None
-        self.publication = publication
+        self.held = held
         self._claims = claims
         self._header = header
         self._limits = limits
         self._place = place
 
     def publish(self, chunk: ResidentChunk) -> None:
-        """Hands the chunk to the publisher, which renews the claim from here on."""
+        """Hands the chunk to the publisher."""
         publisher = self._claims.publisher
         try:
-            self._going = publisher.submit(self._place, self._header, chunk, self.publication, self._limits)
+            self._going = publisher.submit(self._place, self._header, chunk, self.held, self._limits)
         except Unavailable as error:  # it is shutting down
             log.warning("chunk %s is not stored: %s", self._header.chunk_id, error)
             self.drop()
@@ -104,8 +104,6 @@ class ChunkClaims:
         self.full = FullStores()
         self._behind_until = 0.0
         self._dropping = ThreadPoolExecutor(1, thread_name_prefix="cairn-drop-claims")
-        self._beats = ExitStack()
-        self._beats.enter_context(heartbeat(self._renew))
 
     def compute_all(
         self, composition: Composition, indices: Sequence[int], terms: FetchTerms
@@ -151,7 +149,8 @@ class ChunkClaims:
             place.give_back()
             return answer if isinstance(answer, Busy) else ComputedChunk(chunk.index, chunk.key)
         limits = self._limits_of(chunk.tenant) if chunk.tenant == composition.tenant else NO_LIMITS
-        claim = StoreClaim(self, answer, header, limits, place)
+        held = self.publisher.claims.hold(chunk.key, answer)
+        claim = StoreClaim(self, held, header, limits, place)
         with self._lock:
             self._open.add(claim)
         return ComputedChunk(chunk.index, chunk.key, durable=False, claim=claim)
@@ -179,7 +178,7 @@ class ChunkClaims:
 
     # -- claims that are open -----------------------------------------------------------------------
     def ended(self, claim: StoreClaim) -> None:
-        """Somebody else renews it from now on."""
+        """It is somebody else's from now on."""
         with self._lock:
             self._open.discard(claim)
 
@@ -187,7 +186,7 @@ class ChunkClaims:
         """Gives a claim up, in a thread of its own: the store may take its time."""
         self.ended(claim)
         try:
-            self._dropping.submit(self._abort, claim)
+            self._dropping.submit(end_quietly, claim.held)
         except RuntimeError:  # it is shutting down, and closing the store ends all claims
             log.debug("a claim runs out or ends with the store")
 
@@ -198,23 +197,6 @@ class ChunkClaims:
         for claim in left:
             claim.drop()
         self._dropping.shutdown(wait=True)
-        self._beats.close()
-
-    def _abort(self, claim: StoreClaim) -> None:
-        try:
-            claim.publication.abort()
-        except StoreError as error:
-            log.warning("a claim could not be given up and runs out: %s", error)
-
-    def _renew(self) -> None:
-        with self._lock:
-            claims = list(self._open)
-        for claim in claims:
-            try:
-                claim.publication.renew()
-            except StoreError as error:
-                if claim in self._open:
-                    log.warning("a claim could not be renewed: %s", error)
 
 
 def _pause(seconds: float, until: float, terms: FetchTerms) -> None:

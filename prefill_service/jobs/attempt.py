@@ -13,12 +13,10 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Collection
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from chunk_store.entry import EntryHeader
-from chunk_store.errors import StoreUnavailable
 from chunk_store.store import Busy, Publication, Stored
 from chunk_store.tenant import NO_LIMITS
 from engine.kv.resident import ResidentChunk
@@ -27,6 +25,7 @@ from engine.plan import PlacedChunk
 from engine.run.pieces import prefill_chunk
 from prefill_service.jobs.progress import JobCancelled, JobProgress
 from prefill_service.jobs.resolver import PrefillJob, seen_context
+from serving.publishing.held import end_quietly
 from serving.publishing.publisher import Publishing
 from serving.publishing.room import Place
 from serving.store.heartbeat import TTL_S
@@ -85,7 +84,6 @@ class Attempt:
         self.places = places
         self.held: dict[int, ResidentChunk] = {}
         self.as_context: dict[int, int] = {}  # what a missing chunk sees: it must be resident; by whom it is seen last
-        self.claimed: Publication | None = None  # while its chunk is computed
         self.worked = False  # whether it has got on: only then others go first
 
     def run(self, missing: Collection[int]) -> Wait | None:
@@ -114,12 +112,6 @@ class Attempt:
             elif self.worked and index < last and self.computer.device.others_wait(self.job.tenant):
                 return OTHERS_TURN
         return busy
-
-    def renew(self) -> None:
-        """Extends the claim on the chunk that is being computed."""
-        publication = self.claimed
-        if publication is not None:
-            publication.renew()
 
     def release(self) -> None:
         """Gives back every hold."""
@@ -196,7 +188,7 @@ class Attempt:
 
     def _publish(self, index: int, publication: Publication, place: Place) -> None:
         """Hands a claimed chunk over as soon as it is resident; the claim ends if that fails."""
-        self.claimed = publication
+        claim = self.publisher.claims.hold(self.job.chunks[index].key, publication)
         try:
             if self._hold(index):
                 self.progress.note(index, KVSource.DEVICE)
@@ -204,13 +196,10 @@ class Attempt:
                 self._compute(index)
             header = self._header(index)
             limits = self.job.limits if header.tenant == self.job.tenant else NO_LIMITS
-            publishing = self.publisher.submit(place, header, self.held[index], publication, limits)
+            publishing = self.publisher.submit(place, header, self.held[index], claim, limits)
         except BaseException:
-            with suppress(StoreUnavailable):  # then it runs out
-                publication.abort()
+            end_quietly(claim)
             raise
-        finally:
-            self.claimed = None  # the publisher renews it from here on
         self.worked = True
         self._lend(index)
         self._hand_on(index, publishing)

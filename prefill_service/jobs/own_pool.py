@@ -10,7 +10,7 @@ from functools import partial
 
 from chunk_store.errors import ClaimLost
 from chunk_store.key import ChunkId, ChunkKey
-from chunk_store.store import ChunkStore, Lease
+from chunk_store.store import ChunkStore
 from chunk_store.tenant import Tenant
 from engine.kv.resident import PoolFull, ResidentChunk, ResidentChunks
 from engine.reuse import KeyedChunk
@@ -96,7 +96,7 @@ class OwnPool:
         self.loads.settle()
         keys = [job.chunks[index].key for index in job.needed]
         attempt = Attempt(self, job, progress, places)
-        with self.store.lease(keys, ttl_s=TTL_S) as lease, heartbeat(partial(_renew, lease, attempt)):
+        with self.store.lease(keys, ttl_s=TTL_S) as lease, heartbeat(lease.renew):
             try:
                 return attempt.run(self.find_missing(job, progress))
             except ClaimLost:
@@ -199,10 +199,3 @@ class OwnPool:
         await asyncio.to_thread(self.loads.stop)
         await asyncio.to_thread(self.publisher.stop, self._drain_s)
         await asyncio.to_thread(self.device.close)
-
-
-def _renew(lease: Lease, attempt: Attempt) -> None:
-    try:
-        lease.renew()
-    finally:
-        attempt.renew()

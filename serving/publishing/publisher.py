@@ -7,7 +7,8 @@
 
 On the CPU the writing threads read the pages themselves. Room in the queue is taken before a chunk is computed, so that
 who computes faster than the store takes it waits (``reserve``). A publication that fails loses nothing but durability:
-the chunk stays resident, its claim ends, and whoever needs it in the store computes or publishes it again.
+the chunk stays resident, its claim ends, and whoever needs it in the store computes or publishes it again. Claims of
+what waits are kept (``held.py``).
 """
 
 from __future__ import annotations
@@ -19,7 +20,6 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from concurrent.futures import TimeoutError as FutureTimeout
-from contextlib import ExitStack
 from dataclasses import dataclass, field
 
 import torch
@@ -28,16 +28,16 @@ from torch import Tensor
 from chunk_store.entry import EntryHeader, EntryInfo
 from chunk_store.errors import StoreError
 from chunk_store.key import ChunkId, ChunkKey
-from chunk_store.store import Publication
+from chunk_store.store import ChunkStore, Publication
 from chunk_store.tenant import NO_LIMITS, Tenant, TenantLimits
 from engine.device import current
 from engine.kv.pool_bytes import as_bytes
 from engine.kv.resident import ResidentChunk, ResidentChunks
 from serving.errors import Cancelled, Overloaded, Unavailable
+from serving.publishing.held import HeldClaim, HeldClaims, end_quietly
 from serving.publishing.metrics import PublicationMetrics
 from serving.publishing.room import Place, Room
 from serving.publishing.staging import Region, Staging
-from serving.store.heartbeat import EVERY_S, heartbeat
 
 STAGING_S_MAX = 600.0  # for a region of the staging memory; writes end sooner, or fail
 STOP_S = 5.0  # for what is being written when the time to drain is over
@@ -64,7 +64,7 @@ class _Item:
     header: EntryHeader
     chunk: ResidentChunk
     planes: Sequence[Tensor]
-    publication: Publication
+    claim: HeldClaim
     limits: TenantLimits
     place: Place
     future: Publishing = field(default_factory=Publishing)
@@ -86,6 +86,7 @@ class Publisher:
     def __init__(
         self,
         residents: ResidentChunks,
+        store: ChunkStore,
         *,
         post: Callable[[Callable[[], None]], object],
         nbytes_max: int,
@@ -105,8 +106,7 @@ class Publisher:
         self._items: dict[ChunkKey, _Item] = {}
         self._lock = threading.Lock()
         self._stopped = self._given_up = False
-        self._beats = ExitStack()
-        self._beats.enter_context(heartbeat(self._renew, EVERY_S))
+        self.claims = HeldClaims(store)
         metrics.watch(lambda: self.room.taken)
         if self._staging is not None:
             self._copying.submit(self._staging.prepare)
@@ -150,15 +150,15 @@ class Publisher:
         place: Place,
         header: EntryHeader,
         chunk: ResidentChunk,
-        publication: Publication,
+        claim: HeldClaim,
         limits: TenantLimits = NO_LIMITS,
     ) -> Publishing:
-        """Takes over ``place`` and ``publication``, for a chunk whose rows were all launched. Device thread only.
+        """Takes over ``place`` and ``claim``, for a chunk whose rows were all launched. Device thread only.
 
         Raises ``Unavailable`` when it is stopped; then it has taken nothing over.
         """
         pool = self.residents.pool
-        item = _Item(header, chunk, pool.run_planes(chunk.run, chunk.tokens), publication, limits, place)
+        item = _Item(header, chunk, pool.run_planes(chunk.run, chunk.tokens), claim, limits, place)
         with self._lock:
             if self._stopped:
                 raise stopped()
@@ -213,7 +213,7 @@ class Publisher:
             self.flush(STOP_S)
         for threads in (self._waiting, self._copying, self._writing):
             threads.shutdown(wait=done, cancel_futures=False)
-        self._beats.close()
+        self.claims.stop()
         return done
 
     # -- stages, each in a thread of its own --------------------------------------------------------
@@ -247,10 +247,11 @@ class Publisher:
         self._next(self._writing, self._write, item)
 
     def _write(self, item: _Item) -> None:
-        with item.publication as publication:
+        def write(publication: Publication) -> EntryInfo:
             publication.write(item.header, item.buffers, limits=item.limits)
-            info = publication.commit()
-        self._end(item, info)
+            return publication.commit()
+
+        self._end(item, item.claim.write(write))
 
     def _end(self, item: _Item, outcome: EntryInfo | BaseException) -> None:
         """Gives back all that the item holds, then tells those who wait for it."""
@@ -276,10 +277,7 @@ class Publisher:
     def _abort(self, item: _Item, error: BaseException) -> None:
         expected = isinstance(error, StoreError | Unavailable)
         log.warning("chunk %s is not stored: %s", item.header.chunk_id, error, exc_info=None if expected else error)
-        try:
-            item.publication.abort()  # harmless where the write has done so
-        except StoreError as again:
-            log.warning("the claim on %s could not be given up and runs out: %s", item.header.key, again)
+        end_quietly(item.claim)  # harmless where the write has done so
 
     def _let_move(self, item: _Item) -> None:
         if not item.still:
@@ -289,17 +287,6 @@ class Publisher:
             self._post(lambda: self.residents.let_move(item.chunk))
         except RuntimeError as error:  # the device thread has ended, and nobody asks for pages any more
             log.debug("the pages of %s stay held: %s", item.header.key, error)
-
-    def _renew(self) -> None:
-        """Keeps the claims of all that is under way."""
-        with self._lock:
-            items = list(self._items.values())
-        for item in items:
-            try:
-                item.publication.renew()
-            except StoreError as error:
-                if self.pending(item.header.key) is item.future:  # not one that was committed meanwhile
-                    log.warning("the claim on %s could not be renewed: %s", item.header.key, error)
 
 
 def queue_full(room: Room) -> Overloaded:

@@ -29,7 +29,8 @@ def heartbeat(renew: Callable[[], None], every_s: float = EVERY_S) -> Iterator[N
             try:
                 renew()
             except StoreError as error:
-                log.warning("a claim or lease could not be renewed: %s", error)
+                if not ended.is_set():  # else nobody needs it any more
+                    log.warning("claims or a lease could not be renewed: %s", error)
 
     context = contextvars.copy_context()  # its lines bear the request that it is for
     thread = threading.Thread(target=context.run, args=(beat,), name="heartbeat", daemon=True)

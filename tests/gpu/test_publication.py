@@ -35,7 +35,7 @@ def test_what_is_stored_has_the_bits_of_what_was_launched_and_its_pages_are_used
     store = open_store(f"file://{tmp_path}")
     nbytes = LAYOUT.nbytes(TOKENS)
     metrics = PublicationMetrics(CollectorRegistry(), "gpu")
-    publisher = Publisher(residents, post=device.submit, nbytes_max=4 * nbytes, threads=3, metrics=metrics)
+    publisher = Publisher(residents, store, post=device.submit, nbytes_max=4 * nbytes, threads=3, metrics=metrics)
     busy = torch.randn(4096, 4096, device="cuda")
 
     def header(name: int) -> EntryHeader:
@@ -57,7 +57,7 @@ def test_what_is_stored_has_the_bits_of_what_was_launched_and_its_pages_are_used
         chunk.ready = True
         claim = store.begin(header(name).key)
         assert not isinstance(claim, Stored | Busy)
-        publisher.submit(place, header(name), chunk, claim)
+        publisher.submit(place, header(name), chunk, publisher.claims.hold(header(name).key, claim))
         residents.release(chunk)
         return True
 

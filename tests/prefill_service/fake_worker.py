@@ -43,6 +43,7 @@ class FakeWorker:
         self.registry = CollectorRegistry()
         self.publisher = Publisher(
             self.residents,
+            self.store,
             post=self.device.post,
             nbytes_max=room or 2**20,
             threads=2,

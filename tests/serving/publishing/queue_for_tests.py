@@ -74,18 +74,20 @@ class Queue:
         staged: int | None = None,
         layout: KVLayout = LAYOUT,
         tokens: int = TOKENS,
+        pages: int | None = None,
     ) -> None:
-        """``store``: a directory, or a URL."""
+        """``store``: a directory, or a URL. ``pages``: of four tokens; room for eight chunks if nobody says."""
         self.layout, self.tokens = layout, tokens
         self.nbytes = layout.nbytes(tokens)
         self.store = open_store(f"file://{store}" if isinstance(store, Path) else store)
-        pages = 8 * -(-tokens // 4)
+        pages = pages or 8 * -(-tokens // 4)
         self.residents = ResidentChunks(PagedKVPool(layout, pages=pages, chunk_pages=pages, page_size=4))
         self.device = ThreadPoolExecutor(1, thread_name_prefix="device")
         self.registry = CollectorRegistry()
         pool = self.residents.pool
         self.publisher = Publisher(
             self.residents,
+            self.store,
             post=self.device.submit,
             nbytes_max=room * self.nbytes,
             threads=threads,
@@ -123,8 +125,9 @@ class Queue:
         claim: Any = self.claim(name)
         if gated or fails is not None:
             claim = GatedPublication(claim, self.gate, fails)
-        submit = self.publisher.submit
-        return self.device.submit(submit, place, self.header(name), chunk, claim).result(WAIT_S)
+        header, submit = self.header(name), self.publisher.submit
+        held = self.publisher.claims.hold(header.key, claim)
+        return self.device.submit(submit, place, header, chunk, held).result(WAIT_S)
 
     def stored(self, name: int) -> list[float] | None:
         """What the store has: the distinct values of its bytes."""

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from chunk_store.errors import ClaimLost, QuotaFull, StoreFull, StoreUnavailable
+from chunk_store.errors import QuotaFull, StoreFull, StoreUnavailable
 from chunk_store.store import Busy, Stored
 from serving.errors import Cancelled, Overloaded, Unavailable
 from serving.publishing.publisher import Publisher
@@ -92,7 +92,6 @@ def test_staged_pages_may_go_before_the_entry_is_written(tmp_path: Path) -> None
         (StoreFull("full"), "store_full"),
         (QuotaFull("quota"), "quota_full"),
         (StoreUnavailable("gone"), "store_unavailable"),
-        (ClaimLost("taken"), "claim_lost"),
         (RuntimeError("ours"), "internal"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
@@ -172,17 +171,6 @@ def test_draining_has_an_end_and_what_is_dropped_is_claimed_no_more(
     queue.claim(2).abort()
     queue.device.shutdown()
     queue.store.close()
-
-
-def test_claims_of_what_waits_are_kept(queue: Queue, monkeypatch: pytest.MonkeyPatch) -> None:
-    renewed: list[str] = []
-    future = queue.publish(1, gated=True)
-    item = queue.publisher._items[queue.header(1).key]
-    monkeypatch.setattr(item.publication, "renew", lambda: renewed.append("1"), raising=False)
-    queue.publisher._renew()
-    assert renewed == ["1"]
-    queue.gate.open.set()
-    future.result(WAIT_S)
 
 
 def test_a_device_that_fails_is_told_to_who_waits_for_the_rows(tmp_path: Path) -> None:
