@@ -33,10 +33,22 @@ class WatchedStep:
     rounded: TorchStep
 
 
-class WatchedAttention:
-    """An ``AttentionWatch`` that compares every call, around a backend or after the calls of a runner without one.
+LAYERS_APART, LAYERS_FEW = 5, 8
 
-    ``worst`` is the largest of all calls: rms(out - float32) / rms(torch backend - float32).
+
+def looked_at(layer: int, step: int, layers: int) -> bool:
+    """Whether a call of a packed step is compared: of a deep model every fifth, of the next step those before them.
+
+    Layers of different kinds come by turns of two, three, four or six, so a step of thirty has some of every kind.
+    """
+    return layers <= LAYERS_FEW or (layer + step) % LAYERS_APART == 0
+
+
+class WatchedAttention:
+    """An ``AttentionWatch`` that compares calls, around a backend or after the calls of a runner without one.
+
+    ``worst`` is the largest of those compared: rms(out - float32) / rms(torch backend - float32). Around a backend
+    every call is, after a runner's those ``looked_at``.
     """
 
     def __init__(self, pool: PagedKVPool, findings: Findings) -> None:
@@ -45,6 +57,8 @@ class WatchedAttention:
         self._attention: Attention[Any]
         self._pool = pool
         self._rotations = findings.rotations
+        self._step = 0
+        self._plan: CascadePlan | None = None
         self._exact = TorchAttention(_twin(pool, "float32"), findings.rotations, findings.windows)
         self._rounded = TorchAttention(_twin(pool, pool.layout.dtype), findings.rotations, findings.windows)
 
@@ -65,6 +79,10 @@ class WatchedAttention:
 
     def after(self, plan: CascadePlan, layer: int, q: Tensor, out: Tensor, scores: Scores, turned: bool) -> None:
         """K and V of the new tokens are in the pool."""
+        if plan is not self._plan:
+            self._step, self._plan = self._step + 1, plan
+        if not looked_at(layer, self._step, len(self._rotations)):
+            return
         rotation, at_position = self._rotations[layer], q.float()
         if rotation is not None and not turned:
             table = rotation.whole_table(-torch.tensor(plan.positions), q.device)

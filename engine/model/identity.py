@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import platform
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -26,20 +27,39 @@ NUMERICS_VERSION = "cairn-numerics-2"  # raise it when a change of ours alters K
 _VOLATILE = ("_name_or_path", "transformers_version", "torch_dtype", "dtype", "_attn_implementation")
 
 
+# A device copies to pinned memory tens of GB a second, to other memory one or two.
+STAGED_BYTES = 32 << 20
+DIGEST_THREADS = 8
+
+
 def weights_digest(module: nn.Module) -> str:
     """SHA-256 over every parameter and buffer by name, dtype, shape and bytes; as they are in memory."""
     state = sorted(module.state_dict().items())
-    with ThreadPoolExecutor(max_workers=8) as pool:
+    with ThreadPoolExecutor(max_workers=DIGEST_THREADS) as pool:
         digests = pool.map(_tensor_digest, (tensor for _, tensor in state))
     fields = [f"{name}:{value}".encode() for (name, _), value in zip(state, digests, strict=True)]
     return digest("cairn.weights.v1", fields)
 
 
 def _tensor_digest(tensor: Tensor) -> str:
-    flat = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
     described = hashlib.sha256(f"{tensor.dtype}:{tuple(tensor.shape)}:".encode())
-    described.update(flat.numpy().data)
+    for part in _host_bytes(tensor.detach()):
+        described.update(part.numpy().data)
     return described.hexdigest()
+
+
+def _host_bytes(tensor: Tensor) -> Iterator[Tensor]:
+    """The bytes of a tensor in order, uint8; each part is overwritten by the next."""
+    if not tensor.is_cuda or not tensor.is_contiguous():
+        yield tensor.cpu().contiguous().reshape(-1).view(torch.uint8)
+        return
+    flat = tensor.reshape(-1).view(torch.uint8)
+    staging = torch.empty(min(len(flat), STAGED_BYTES), dtype=torch.uint8, pin_memory=True)
+    for first in range(0, len(flat), STAGED_BYTES):
+        part = flat[first : first + STAGED_BYTES]
+        staged = staging[: len(part)]
+        staged.copy_(part)  # waits
+        yield staged
 
 
 def config_digest(config: Any) -> str:
