@@ -25,12 +25,14 @@ from decode_service.prompt.request_chunk import RequestChunk, Unpublished
 from engine.kv.resident import ResidentChunk
 from serving.errors import Cancelled, Overloaded, Unavailable
 from serving.publishing.held import HeldClaim, end_quietly
-from serving.publishing.publisher import Publisher, Publishing
-from serving.publishing.room import Place
+from serving.publishing.item import Publishing
+from serving.publishing.publisher import Publisher
+from serving.publishing.room import Place, give_up, given
 from serving.store.heartbeat import TTL_S
 
 BUSY_WAIT_S_MAX = 120.0  # for another process to finish what it has claimed
-ROOM_WAIT_S = 10.0  # in a full queue of what is to be stored, before a chunk is computed for this pool alone
+ROOM_WAIT_S = 1.0  # behind a full queue of what is to be stored, before a chunk is computed for this pool alone
+STORE_WAIT_S = 10.0  # the same, where it is computed to be stored
 BEHIND_FOR_S = 5.0  # how long nobody waits for room after somebody waited in vain
 LOOK_S = 0.25  # between two looks whether somebody still waits
 
@@ -41,20 +43,20 @@ class StoreClaim:
     """The right to publish one chunk's KV."""
 
     def __init__(
-        self, claims: ChunkClaims, held: HeldClaim, header: EntryHeader, limits: TenantLimits, place: Place
+        self, claims: ChunkClaims, held: HeldClaim, header: EntryHeader, limits: TenantLimits, asked: Future[Place]
     ) -> None:
         self._going: Publishing | None = None
         self.held = held
         self._claims = claims
         self._header = header
         self._limits = limits
-        self._place = place
+        self._asked = asked
 
     def publish(self, chunk: ResidentChunk) -> None:
         """Hands the chunk to the publisher."""
         publisher = self._claims.publisher
         try:
-            self._going = publisher.submit(self._place, self._header, chunk, self.held, self._limits)
+            self._going = publisher.submit(self._asked, self._header, chunk, self.held, self._limits)
         except Unavailable as error:  # it is shutting down
             log.warning("chunk %s is not stored: %s", self._header.chunk_id, error)
             self.drop()
@@ -72,7 +74,7 @@ class StoreClaim:
         return failed
 
     def drop(self) -> None:
-        self._place.give_back()
+        give_up(self._asked)
         self._claims.drop(self)
 
     def _done(self, going: Future[EntryInfo]) -> None:
@@ -137,32 +139,41 @@ class ChunkClaims:
         if chunk.tenant in self.full and not terms.insist:
             return ComputedChunk(chunk.index, chunk.key, unpublished=Unpublished.STORE_FULL)
         header = self._header(composition, chunk)
-        place = self._room(header.nbytes, terms)
-        if place is None:
+        self.publisher.let_gone(chunk.key)  # its claim may be our own, from before
+        asked = self._room(header.nbytes, terms)
+        if asked is None:
             return ComputedChunk(chunk.index, chunk.key, unpublished=Unpublished.STORE_UNAVAILABLE)
         try:
             answer = self.store.begin(chunk.key, ttl_s=TTL_S)
         except BaseException:
-            place.give_back()
+            give_up(asked)
             raise
         if isinstance(answer, Stored | Busy):
-            place.give_back()
+            give_up(asked)
             return answer if isinstance(answer, Busy) else ComputedChunk(chunk.index, chunk.key)
         limits = self._limits_of(chunk.tenant) if chunk.tenant == composition.tenant else NO_LIMITS
         held = self.publisher.claims.hold(chunk.key, answer)
-        claim = StoreClaim(self, held, header, limits, place)
+        claim = StoreClaim(self, held, header, limits, asked)
         with self._lock:
             self._open.add(claim)
         return ComputedChunk(chunk.index, chunk.key, durable=False, claim=claim)
 
-    def _room(self, nbytes: int, terms: FetchTerms) -> Place | None:
-        """A place among what is to be stored; None if the store is so slow that there is none for long."""
-        until = time.monotonic() + (ROOM_WAIT_S if time.monotonic() >= self._behind_until else 0.0)
+    def _room(self, nbytes: int, terms: FetchTerms) -> Future[Place] | None:
+        """A place among what is to be stored, now or behind the computation; None if there is none for long.
+
+        An answer waits for room next to never: its chunk does, in the pool. Who insists on storing waits longer.
+        """
+        asked = self.publisher.ask_behind(nbytes)
+        if asked is not None:
+            return asked
+        now = time.monotonic()
+        wait_s = STORE_WAIT_S if terms.insist else ROOM_WAIT_S if now >= self._behind_until else 0.0
         try:
-            return self.publisher.reserve(nbytes, min(until, terms.deadline), terms.abandoned)
+            return given(self.publisher.reserve(nbytes, min(now + wait_s, terms.deadline), terms.abandoned))
         except Overloaded as error:
-            self._behind_until = time.monotonic() + BEHIND_FOR_S
-            log.warning("a chunk is computed and not stored: %s", error)
+            if time.monotonic() >= self._behind_until:
+                log.warning("chunks are computed and not stored, for %g s: %s", BEHIND_FOR_S, error)
+                self._behind_until = time.monotonic() + BEHIND_FOR_S
             return None
 
     def _header(self, composition: Composition, chunk: RequestChunk) -> EntryHeader:

@@ -26,7 +26,7 @@ from engine.run.pieces import prefill_chunk
 from prefill_service.jobs.progress import JobCancelled, JobProgress
 from prefill_service.jobs.resolver import PrefillJob, seen_context
 from serving.publishing.held import end_quietly
-from serving.publishing.publisher import Publishing
+from serving.publishing.item import Publishing
 from serving.publishing.room import Place
 from serving.store.heartbeat import TTL_S
 

@@ -12,7 +12,8 @@ from engine.kv.source import KVSource
 from engine.served import ServedModel
 from prefill_service.jobs.progress import JobProgress
 from prefill_service.jobs.resolver import PrefillJob
-from serving.publishing.publisher import Publisher, Publishing
+from serving.publishing.item import Publishing
+from serving.publishing.publisher import Publisher
 
 
 class ChunkComputer(Protocol):

@@ -24,7 +24,8 @@ from prefill_service.jobs.resolver import PrefillJob
 from prefill_service.worker import DeviceThread, all_ended
 from serving.errors import Unavailable
 from serving.handover.lender import Lender
-from serving.publishing.publisher import Publisher, Publishing, queue_full
+from serving.publishing.item import Publishing
+from serving.publishing.publisher import Publisher, queue_full
 from serving.publishing.room import Place
 from serving.store.heartbeat import TTL_S, heartbeat
 from serving.trace.stages import StageTimer

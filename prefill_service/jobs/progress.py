@@ -14,7 +14,7 @@ from chunk_store.errors import ClaimLost, StoreError
 from engine.kv.source import KVSource
 from prefill_service.jobs.resolver import PrefillJob
 from serving.handover.lent import Lent
-from serving.publishing.publisher import Publishing
+from serving.publishing.item import Publishing
 from serving.trace.stages import StageTimer
 
 

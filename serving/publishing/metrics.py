@@ -7,7 +7,7 @@ from collections.abc import Callable
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from chunk_store.errors import ClaimLost, QuotaFull, StoreFull, StoreUnavailable
-from serving.errors import Unavailable
+from serving.errors import Overloaded, Unavailable
 from serving.trace.buckets import SECONDS_BUCKETS
 
 INTERNAL = "internal"
@@ -17,6 +17,7 @@ _REASONS: tuple[tuple[type[Exception], str], ...] = (
     (StoreUnavailable, "store_unavailable"),
     (ClaimLost, "claim_lost"),
     (Unavailable, "shutdown"),
+    (Overloaded, "queue_full"),
 )
 
 

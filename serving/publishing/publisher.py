@@ -6,28 +6,28 @@
     writing threads   hash and write, each an entry; commit, and the claim ends
 
 On the CPU the writing threads read the pages themselves. Room in the queue is taken before a chunk is computed, so that
-who computes faster than the store takes it waits (``reserve``). A publication that fails loses nothing but durability:
-the chunk stays resident, its claim ends, and whoever needs it in the store computes or publishes it again. Claims of
-what waits are kept (``held.py``).
+who computes faster than the store takes it waits (``reserve``); or the chunk waits for room where it is, in the pool
+(``ask_behind``), as many bytes as the queue has. A publication that fails loses nothing but durability: the chunk stays
+resident, its claim ends, and whoever needs it in the store computes or publishes it again. Claims of what waits are
+kept (``held.py``).
 """
 
 from __future__ import annotations
 
-import contextvars
 import logging
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from concurrent.futures import TimeoutError as FutureTimeout
-from dataclasses import dataclass, field
+from contextlib import suppress
 
 import torch
-from torch import Tensor
 
 from chunk_store.entry import EntryHeader, EntryInfo
 from chunk_store.errors import StoreError
 from chunk_store.key import ChunkId, ChunkKey
+from chunk_store.landing import Landing
 from chunk_store.store import ChunkStore, Publication
 from chunk_store.tenant import NO_LIMITS, Tenant, TenantLimits
 from engine.device import current
@@ -35,45 +35,17 @@ from engine.kv.pool_bytes import as_bytes
 from engine.kv.resident import ResidentChunk, ResidentChunks
 from serving.errors import Cancelled, Overloaded, Unavailable
 from serving.publishing.held import HeldClaim, HeldClaims, end_quietly
+from serving.publishing.item import Item, Publishing
 from serving.publishing.metrics import PublicationMetrics
-from serving.publishing.room import Place, Room
-from serving.publishing.staging import Region, Staging
+from serving.publishing.room import Place, Room, give_up, given
+from serving.publishing.staging import Staging
 
 STAGING_S_MAX = 600.0  # for a region of the staging memory; writes end sooner, or fail
 STOP_S = 5.0  # for what is being written when the time to drain is over
+GONE_S = 5.0  # to see whether a chunk is in the pool, and to give up its claim
 LOOK_S = 0.1  # between two looks whether somebody still waits
 
 log = logging.getLogger(__name__)
-
-
-class Publishing(Future[EntryInfo]):
-    """An entry on its way: done when it is committed, or has failed. Nobody can cancel it.
-
-    ``computed`` is done as soon as the KV is in the pool's pages for certain.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.computed: Future[None] = Future()
-        self.set_running_or_notify_cancel()
-        self.computed.set_running_or_notify_cancel()
-
-
-@dataclass
-class _Item:
-    header: EntryHeader
-    chunk: ResidentChunk
-    planes: Sequence[Tensor]
-    claim: HeldClaim
-    limits: TenantLimits
-    place: Place
-    future: Publishing = field(default_factory=Publishing)
-    launched: torch.cuda.Event | None = None
-    still: bool = True  # its pages are held
-    region: Region | None = None
-    buffers: Sequence[memoryview] = ()
-    began: float = field(default_factory=time.monotonic)
-    context: contextvars.Context = field(default_factory=contextvars.copy_context)  # its lines bear its request
 
 
 class Publisher:
@@ -103,11 +75,11 @@ class Publisher:
         self._waiting = ThreadPoolExecutor(1, thread_name_prefix="publish-wait")
         self._copying = ThreadPoolExecutor(1, thread_name_prefix="publish-copy")
         self._writing = ThreadPoolExecutor(threads, thread_name_prefix="publish-write")
-        self._items: dict[ChunkKey, _Item] = {}
+        self._items: dict[ChunkKey, Item] = {}
         self._lock = threading.Lock()
         self._stopped = self._given_up = False
         self.claims = HeldClaims(store)
-        metrics.watch(lambda: self.room.taken)
+        metrics.watch(lambda: self.room.taken + self.room.waiting)
         if self._staging is not None:
             self._copying.submit(self._staging.prepare)
 
@@ -117,8 +89,19 @@ class Publisher:
 
         Who no longer wants it cancels the future, and gives back what it could not cancel.
         """
-        began, asked = time.monotonic(), self.room.ask(nbytes)
+        return self._timed(self.room.ask(nbytes))
+
+    def ask_behind(self, nbytes: int) -> Future[Place] | None:
+        """Room for what is computed meanwhile, without waiting for it; None where so many bytes wait for room already.
+
+        The chunk stays in the pool until there is room, if nobody wants its pages before: then it is not stored.
+        """
+        asked = self.room.ask_behind(nbytes)
+        return None if asked is None else self._timed(asked)
+
+    def _timed(self, asked: Future[Place]) -> Future[Place]:
         if not asked.done():
+            began = time.monotonic()
             asked.add_done_callback(lambda _: self.metrics.waited(time.monotonic() - began))
         return asked
 
@@ -147,7 +130,7 @@ class Publisher:
     # -- entries ------------------------------------------------------------------------------------
     def submit(
         self,
-        place: Place,
+        place: Place | Future[Place],
         header: EntryHeader,
         chunk: ResidentChunk,
         claim: HeldClaim,
@@ -155,31 +138,100 @@ class Publisher:
     ) -> Publishing:
         """Takes over ``place`` and ``claim``, for a chunk whose rows were all launched. Device thread only.
 
-        Raises ``Unavailable`` when it is stopped; then it has taken nothing over.
+        Where the place is still to come, the chunk waits for it in the pool, held by nobody: if it leaves the pool
+        before, it fails with ``Overloaded``. Raises ``Unavailable`` when it is stopped; then it has taken nothing over.
         """
-        pool = self.residents.pool
-        item = _Item(header, chunk, pool.run_planes(chunk.run, chunk.tokens), claim, limits, place)
+        item = Item(header, chunk, claim, limits, place if isinstance(place, Future) else given(place))
         with self._lock:
             if self._stopped:
                 raise stopped()
-            self.residents.hold_still(chunk)
             self._items[header.key] = item
-        if pool.device.type == "cuda":
-            with current(pool.device):
-                item.launched = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
-                item.launched.record()
+        if item.asked.done():
+            self._begin(item)
+        else:
+            item.launched = self._launched()
+            if item.launched is None:
+                self._computed(item)
+            else:
+                self._next(self._waiting, self._computed, item)
+            item.asked.add_done_callback(lambda _: self._room_came(item))
+        return item.future
+
+    def _launched(self) -> torch.cuda.Event | None:
+        """Ends when all that was launched by now has run."""
+        device = self.residents.pool.device
+        if device.type != "cuda":
+            return None
+        with current(device):
+            event = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
+            event.record()
+        return event
+
+    def _begin(self, item: Item) -> None:
+        """There is room, and the chunk is resident."""
+        chunk = item.chunk
+        with self._lock:
+            if item.ended:
+                return
+            self.residents.hold_still(chunk)
+            item.still = True
+        item.planes = self.residents.pool.run_planes(chunk.run, chunk.tokens)
+        item.launched = self._launched()
         if self._staging is None:
-            item.future.computed.set_result(None)
+            self._computed(item)
             item.buffers = as_bytes(item.planes)
             self._next(self._writing, self._write, item)
         else:
             self._next(self._waiting, self._wait, item)
-        return item.future
+
+    # -- what waits for room in the pool ------------------------------------------------------------
+    def _room_came(self, item: Item) -> None:
+        """In any thread; there may be none, when it is stopped."""
+
+        def begin() -> None:
+            if self._is_here(item):
+                self._begin(item)
+            else:
+                self._next(self._waiting, self._gone, item)
+
+        if item.asked.cancelled() or item.asked.exception() is not None:
+            self._next(self._waiting, self._gone, item)
+            return
+        try:
+            self._post(begin)
+        except RuntimeError:  # the device thread has ended
+            self._next(self._waiting, self._gone, item)
+
+    def _is_here(self, item: Item) -> bool:
+        """Device thread only."""
+        return self.residents.find(item.header.key) is item.chunk
+
+    def let_gone(self, key: ChunkKey) -> None:
+        """Ends the publication of a chunk that waits for room and has left the pool: then its claim is free.
+
+        Any thread but the device thread.
+        """
+        item, here = self._item(key), Future[bool]()
+        if item is None or item.asked.done():
+            return
+        with suppress(RuntimeError, FutureTimeout):  # the device thread has ended, and all publications with it
+            self._post(lambda: here.set_result(self._is_here(item)))
+            if not here.result(GONE_S):
+                self._next(self._waiting, self._gone, item)
+                wait([item.future], GONE_S)
+
+    def read(self, key: ChunkKey, landing: Landing) -> bool:
+        """Copies the KV of a chunk that is being written from where it is; False if it is not in memory."""
+        item = self._item(key)
+        return item is not None and item.read(landing)
+
+    def _item(self, key: ChunkKey) -> Item | None:
+        with self._lock:
+            return self._items.get(key)
 
     def pending(self, key: ChunkKey) -> Publishing | None:
         """The publication of ``key`` that is under way here."""
-        with self._lock:
-            item = self._items.get(key)
+        item = self._item(key)
         return None if item is None else item.future
 
     def pending_of(self, chunk_id: ChunkId, tenant: Tenant) -> list[Publishing]:
@@ -204,12 +256,15 @@ class Publisher:
         """
         with self._lock:
             self._stopped = True
-        self.room.close(stopped())
+            asked = [item.asked for item in self._items.values()]
+        self.room.close(stopped(), but=asked)
         done = self.flush(timeout_s)
         if not done:
             left = self.all_pending()
             log.warning("%d computed entries are not stored: no time is left to write them", len(left))
             self._given_up = True
+            for each in asked:
+                each.cancel()
             self.flush(STOP_S)
         for threads in (self._waiting, self._copying, self._writing):
             threads.shutdown(wait=done, cancel_futures=False)
@@ -217,7 +272,7 @@ class Publisher:
         return done
 
     # -- stages, each in a thread of its own --------------------------------------------------------
-    def _next(self, threads: ThreadPoolExecutor, stage: Callable[[_Item], None], item: _Item) -> None:
+    def _next(self, threads: ThreadPoolExecutor, stage: Callable[[Item], None], item: Item) -> None:
         """Hands an item on; whatever goes wrong with it, it ends."""
 
         def run() -> None:
@@ -233,38 +288,50 @@ class Publisher:
         except RuntimeError:  # shut down
             self._end(item, stopped())
 
-    def _wait(self, item: _Item) -> None:
+    def _computed(self, item: Item) -> None:
         if item.launched is not None:
             item.launched.synchronize()
-        item.future.computed.set_result(None)
+        if not item.future.computed.done():
+            item.future.computed.set_result(None)
+
+    def _gone(self, item: Item) -> None:
+        raise stopped() if self._stopped else queue_full(self.room)
+
+    def _wait(self, item: Item) -> None:
+        self._computed(item)
         self._next(self._copying, self._copy, item)
 
-    def _copy(self, item: _Item) -> None:
+    def _copy(self, item: Item) -> None:
         assert self._staging is not None
         item.region = self._staging.take(item.header.nbytes, time.monotonic() + STAGING_S_MAX)
         item.buffers = self._staging.copy(item.planes, item.region)
         self._let_move(item)
         self._next(self._writing, self._write, item)
 
-    def _write(self, item: _Item) -> None:
+    def _write(self, item: Item) -> None:
         def write(publication: Publication) -> EntryInfo:
             publication.write(item.header, item.buffers, limits=item.limits)
             return publication.commit()
 
         self._end(item, item.claim.write(write))
 
-    def _end(self, item: _Item, outcome: EntryInfo | BaseException) -> None:
+    def _end(self, item: Item, outcome: EntryInfo | BaseException) -> None:
         """Gives back all that the item holds, then tells those who wait for it."""
+        with self._lock:
+            if item.ended:
+                return
+            item.ended = True
         if not isinstance(outcome, EntryInfo):
             self._abort(item, outcome)
-        item.buffers = item.planes = ()
+        with item.reading:
+            item.buffers = item.planes = ()
         if item.region is not None and self._staging is not None:
             self._staging.give_back(item.region)
         self._let_move(item)
         with self._lock:
             if self._items.get(item.header.key) is item:
                 del self._items[item.header.key]
-        item.place.give_back()
+        give_up(item.asked)
         if not item.future.computed.done():
             item.future.computed.set_exception(outcome if isinstance(outcome, BaseException) else None)
         if isinstance(outcome, EntryInfo):
@@ -274,12 +341,13 @@ class Publisher:
             self.metrics.failed(outcome)
             item.future.set_exception(outcome)
 
-    def _abort(self, item: _Item, error: BaseException) -> None:
-        expected = isinstance(error, StoreError | Unavailable)
-        log.warning("chunk %s is not stored: %s", item.header.chunk_id, error, exc_info=None if expected else error)
+    def _abort(self, item: Item, error: BaseException) -> None:
+        expected = isinstance(error, StoreError | Unavailable | Overloaded)
+        level = logging.INFO if isinstance(error, Overloaded) else logging.WARNING  # there may be many of those
+        log.log(level, "chunk %s is not stored: %s", item.header.chunk_id, error, exc_info=None if expected else error)
         end_quietly(item.claim)  # harmless where the write has done so
 
-    def _let_move(self, item: _Item) -> None:
+    def _let_move(self, item: Item) -> None:
         if not item.still:
             return
         item.still = False

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
+from collections.abc import Collection
 from concurrent.futures import Future
 
 
@@ -23,6 +24,19 @@ class Place:
             room.gave_back(self.nbytes)
 
 
+def given(place: Place) -> Future[Place]:
+    """A place as one that was asked for."""
+    asked: Future[Place] = Future()
+    asked.set_result(place)
+    return asked
+
+
+def give_up(asked: Future[Place]) -> None:
+    """Who asked wants it no more, or no longer. Harmless a second time."""
+    if not asked.cancel() and asked.exception() is None:
+        asked.result().give_back()
+
+
 class Room:
     """At most ``nbytes_max`` bytes, but for one place that is larger: it gets in when it is alone. Thread-safe."""
 
@@ -39,6 +53,15 @@ class Room:
     def taken(self) -> int:
         """Bytes of all places now."""
         return self._taken
+
+    @property
+    def waiting(self) -> int:
+        """Bytes that are asked for and not given yet."""
+        with self._lock:
+            return self._waiting()
+
+    def _waiting(self) -> int:
+        return sum(nbytes for nbytes, asked in self._asked if not asked.done())
 
     def take(self, nbytes: int) -> Place | None:
         """A place at once; None if there is no room, or others have asked before. Raises what ``close`` was given."""
@@ -61,18 +84,28 @@ class Room:
         self._give_out()
         return asked
 
+    def ask_behind(self, nbytes: int) -> Future[Place] | None:
+        """The same, for who goes on meanwhile; None where as much waits as may be in here."""
+        with self._lock:
+            waiting = self._waiting()
+            if waiting and waiting + nbytes > self.nbytes_max:
+                return None
+        return self.ask(nbytes)
+
     def gave_back(self, nbytes: int) -> None:
         """A place has ended."""
         with self._lock:
             self._taken -= nbytes
         self._give_out()
 
-    def close(self, reason: Exception) -> None:
-        """Nobody gets a place any more: who waits, and who comes, is given ``reason``."""
+    def close(self, reason: Exception, but: Collection[Future[Place]] = ()) -> None:
+        """Nobody gets a place any more ``but`` these: who waits, and who comes, is given ``reason``."""
+        kept = set(but)
         with self._lock:
             self._closed = reason
-            refused = [asked for _, asked in self._asked if asked.set_running_or_notify_cancel()]
-            self._asked.clear()
+            others = [asked for _, asked in self._asked if asked not in kept]
+            refused = [asked for asked in others if asked.set_running_or_notify_cancel()]
+            self._asked = deque(each for each in self._asked if each[1] in kept)
         for asked in refused:
             asked.set_exception(reason)
 

@@ -34,7 +34,8 @@ from prefill_service.jobs.computer import find_missing
 from prefill_service.jobs.progress import JobCancelled, JobProgress
 from prefill_service.jobs.resolver import PrefillJob
 from serving.errors import Unavailable
-from serving.publishing.publisher import Publisher, Publishing
+from serving.publishing.item import Publishing
+from serving.publishing.publisher import Publisher
 from serving.trace.request_id import current_request_id
 
 NO_ANSWER = SamplingRequest(SamplingParams(max_tokens=1), (), frozenset())

@@ -6,7 +6,9 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -19,7 +21,7 @@ from decode_service.kv_source.claims import ChunkClaims, StoreClaim
 from decode_service.prompt.composition import Composition
 from decode_service.prompt.request_chunk import RequestChunk, Segment, Unpublished
 from engine.reuse import ReuseMode
-from serving.errors import Cancelled, Unavailable
+from serving.errors import Cancelled, Overloaded, Unavailable
 from tests.fakes import LAYOUT, MODEL
 from tests.serving.publishing.queue_for_tests import NBYTES, TOKENS, WAIT_S, Queue
 
@@ -64,6 +66,10 @@ class Here(Queue):
 
         self.device.submit(launch).result(WAIT_S)
         return claim
+
+    def close(self) -> None:
+        self.claims.stop()
+        super().close()
 
     def are_stored(self, *chunks: RequestChunk) -> list[bool]:
         return [info is not None for info in self.store.lookup([chunk.key for chunk in chunks])]
@@ -169,8 +175,81 @@ def test_a_store_that_does_not_keep_up_is_waited_for_and_then_done_without(
     here = Here(tmp_path, room=1)
     wanted = composition("a", "b", "c", exact=False)
     found = list(here.claims.compute_all(wanted, [0, 1, 2], TERMS))
-    assert [each.unpublished for each in found] == [None, Unpublished.STORE_UNAVAILABLE, Unpublished.STORE_UNAVAILABLE]
-    here.compute_claimed(wanted, found[0]).going().result(WAIT_S)
-    monkeypatch.setattr(here.claims, "_behind_until", 0.0)
-    assert next(iter(here.claims.compute_all(wanted, [1], TERMS))).claim is not None
+    assert [each.unpublished for each in found] == [None, None, Unpublished.STORE_UNAVAILABLE]
+    going = [here.compute_claimed(wanted, each).going() for each in found[:2]]
+    assert all(each.result(WAIT_S) for each in going)
+    assert next(iter(here.claims.compute_all(wanted, [2], TERMS))).claim is not None
     here.claims.stop()
+
+
+@contextmanager
+def writes_held(here: Here, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """What is being written, and what comes, goes on when the block ends."""
+    write, let_on = here.store.blobs.write, threading.Event()
+
+    def held(*given: Any) -> None:
+        assert let_on.wait(WAIT_S)
+        write(*given)
+
+    monkeypatch.setattr(here.store.blobs, "write", held)
+    try:
+        yield
+    finally:
+        let_on.set()
+
+
+def test_an_answer_does_not_wait_for_a_slow_store_and_its_chunks_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The queue is full, and as much may wait for room in the pool: claimed, computed, stored when there is room."""
+    monkeypatch.setattr(claims_module, "ROOM_WAIT_S", WAIT_S)  # who waited would not come back in time
+    here = Here(tmp_path, room=2)
+    wanted = composition("a", "b", "c", "d", exact=False)
+    with writes_held(here, monkeypatch):
+        found = list(here.claims.compute_all(wanted, [0, 1, 2, 3], FetchTerms("", deadline=time.monotonic() + 5.0)))
+        assert [each.unpublished for each in found] == [None] * 4
+        going = [here.compute_claimed(wanted, each).going() for each in found]
+        assert all(each.computed.result(WAIT_S) is None for each in going)
+        assert not any(each.done() for each in going) and here.publisher.room.taken == 2 * NBYTES
+        assert here.value("cairn_publication_queue_bytes") == 4 * NBYTES
+        assert [here.device.submit(here.residents.find, chunk.key).result().holders for chunk in wanted.chunks] == [
+            *(1, 1, 0, 0)
+        ], "what waits for room keeps nobody from using its pages"
+        assert all(isinstance(here.begin(chunk), Busy) for chunk in wanted.chunks)
+    assert all(each.result(WAIT_S) for each in going) and here.are_stored(*wanted.chunks) == [True] * 4
+    here.idle()
+    here.close()
+
+
+def test_what_left_the_pool_before_there_was_room_is_computed_anew_by_who_needs_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its claim is this process's own: nobody waits until the queue comes to it."""
+    here = Here(tmp_path, room=1)
+    wanted = composition("a", "b", exact=False)
+    with writes_held(here, monkeypatch):
+        found = list(here.claims.compute_all(wanted, [0, 1], TERMS))
+        first, gone = (here.compute_claimed(wanted, each).going() for each in found)
+        assert here.device.submit(here.residents.evict, wanted.chunks[1].key).result(WAIT_S)
+        again = next(iter(here.claims.compute_all(wanted, [1], FetchTerms("", deadline=time.monotonic() + WAIT_S))))
+        assert again.claim is not None and isinstance(gone.exception(WAIT_S), Overloaded)
+        assert here.failures("queue_full") == 1
+        new = here.compute_claimed(wanted, again).going()
+    assert first.result(WAIT_S) and new.result(WAIT_S) and here.are_stored(*wanted.chunks) == [True] * 2
+    here.close()
+
+
+def test_a_claim_that_is_dropped_waits_for_room_no_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    here = Here(tmp_path, room=1)
+    wanted = composition("a", "b", "c", exact=False)
+    with writes_held(here, monkeypatch):
+        found = list(here.claims.compute_all(wanted, [0, 1], TERMS))
+        here.compute_claimed(wanted, found[0])
+        assert isinstance(found[1].claim, StoreClaim)
+        found[1].claim.drop()
+        assert here.publisher.room.waiting == 0
+        (third,) = here.claims.compute_all(wanted, [2], TERMS)
+        assert third.claim is not None
+        going = here.compute_claimed(wanted, third).going()
+    assert going.result(WAIT_S)
+    here.close()

@@ -9,7 +9,7 @@ from chunk_store.errors import StoreFull
 from chunk_store.key import ChunkId, ChunkKey
 from engine.kv.source import KVSource
 from prefill_service.jobs.progress import ChunkMade, JobProgress
-from serving.publishing.publisher import Publishing
+from serving.publishing.item import Publishing
 from serving.trace.stages import StageTimer
 from tests.fakes import MODEL
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +19,10 @@ from chunk_store.store import Busy, Publication, Stored
 from chunk_store.tenant import NO_LIMITS, TenantLimits
 from engine.kv.pool import PagedKVPool
 from engine.kv.resident import ResidentChunk, ResidentChunks
+from serving.publishing.item import Publishing
 from serving.publishing.metrics import PublicationMetrics
-from serving.publishing.publisher import Publisher, Publishing
+from serving.publishing.publisher import Publisher
+from serving.publishing.room import Place
 from serving.publishing.staging import Staging
 from tests.fakes import LAYOUT, MODEL
 
@@ -118,9 +120,12 @@ class Queue:
         assert not isinstance(answer, Stored | Busy)
         return answer
 
-    def publish(self, name: int, *, gated: bool = False, fails: Exception | None = None) -> Publishing:
-        """Computes a chunk and hands it to the publisher, in the device thread."""
-        chunk, place = self.compute(name), self.publisher.try_reserve(self.nbytes)
+    def publish(
+        self, name: int, *, gated: bool = False, fails: Exception | None = None, asked: Future[Place] | None = None
+    ) -> Publishing:
+        """Computes a chunk and hands it to the publisher, in the device thread; with room, or what was ``asked``."""
+        chunk = self.compute(name)
+        place = self.publisher.try_reserve(self.nbytes) if asked is None else asked
         assert place is not None
         claim: Any = self.claim(name)
         if gated or fails is not None:

@@ -11,8 +11,10 @@ from pathlib import Path
 import pytest
 
 from chunk_store.errors import QuotaFull, StoreFull, StoreUnavailable
+from chunk_store.landing import Buffers
 from chunk_store.store import Busy, Stored
 from serving.errors import Cancelled, Overloaded, Unavailable
+from serving.publishing.item import Publishing
 from serving.publishing.publisher import Publisher
 from tests.serving.publishing.queue_for_tests import NBYTES, WAIT_S, Queue
 
@@ -193,4 +195,78 @@ def test_a_device_that_fails_is_told_to_who_waits_for_the_rows(tmp_path: Path) -
             future.computed.result(WAIT_S)
         assert isinstance(future.exception(WAIT_S), RuntimeError)
     queue.idle()
+    queue.close()
+
+
+def waiting(queue: Queue, *names: int) -> list[Publishing]:
+    """Hands on computed chunks that have no room yet."""
+    futures = []
+    for name in names:
+        asked = queue.publisher.ask_behind(NBYTES)
+        assert asked is not None and not asked.done()
+        futures.append(queue.publish(name, gated=True, asked=asked))
+    return futures
+
+
+def test_what_is_computed_waits_for_room_in_the_pool_and_is_read_where_it_is_then(queue: Queue) -> None:
+    first = [queue.publish(name, gated=True) for name in (1, 2, 3)]
+    behind = waiting(queue, 4, 5, 6)
+    assert queue.publisher.ask_behind(NBYTES) is None, "what waits is bounded, too"
+    assert all(each.computed.result(WAIT_S) is None and not each.done() for each in behind)
+    assert queue.publisher.pending(queue.header(5).key) is behind[1]
+
+    def move() -> int:
+        """Chunk 4 leaves the pool, and those behind it move down over its place."""
+        assert queue.residents.evict(queue.header(4).key)
+        queue.residents._compact()
+        return queue.residents.moves
+
+    assert queue.device.submit(move).result(WAIT_S) >= 1
+    queue.gate.open.set()
+    assert all(each.result(WAIT_S) for each in (*first, *behind[1:]))
+    assert isinstance(behind[0].exception(WAIT_S), Overloaded)
+    assert [queue.stored(name) for name in range(1, 7)] == [[1.0], [2.0], [3.0], None, [5.0], [6.0]]
+    assert queue.failures("queue_full") == 1 and len(queue.publisher.claims) == 0
+
+
+def test_what_waits_for_room_in_the_pool_is_written_out_at_the_end(queue: Queue) -> None:
+    futures = [queue.publish(name, gated=True) for name in (1, 2, 3)] + waiting(queue, 4, 5)
+    threading.Timer(0.1, queue.gate.open.set).start()
+    assert queue.publisher.stop(WAIT_S) and all(each.result(0) for each in futures)
+
+
+def test_what_waits_for_room_when_the_time_to_drain_is_over_is_claimed_no_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    queue = Queue(tmp_path, threads=1)
+    monkeypatch.setattr("serving.publishing.publisher.STOP_S", 0.2)
+    for name in (1, 2, 3):
+        queue.publish(name, gated=True)
+    assert queue.gate.entered.acquire(timeout=WAIT_S)
+    (behind,) = waiting(queue, 4)
+    assert not queue.publisher.stop(0.1)
+    assert isinstance(behind.exception(WAIT_S), Unavailable)
+    queue.claim(4).abort()
+    queue.gate.open.set()
+    assert queue.publisher.flush(WAIT_S)
+    queue.idle()
+    queue.device.shutdown()
+    queue.store.close()
+
+
+def test_what_is_written_can_be_read_from_where_it_is(tmp_path: Path) -> None:
+    """Its pages may have new owners by then."""
+    queue = Queue(tmp_path, staged=2)
+    future = queue.publish(1, gated=True)
+    assert queue.gate.entered.acquire(timeout=WAIT_S)
+    queue.device.submit(lambda: None).result(WAIT_S)
+    assert queue.device.submit(queue.residents.evict, queue.header(1).key).result(WAIT_S)
+    queue.compute(2)  # over the same pages
+    target = [bytearray(size) for size in queue.layout.plane_nbytes(queue.tokens)]
+    landing = Buffers([memoryview(each) for each in target])
+    assert queue.publisher.read(queue.header(1).key, landing) and not queue.publisher.read(queue.header(2).key, landing)
+    assert {value for each in target for value in memoryview(each).cast("f")} == {1.0}
+    queue.gate.open.set()
+    future.result(WAIT_S)
+    assert not queue.publisher.read(queue.header(1).key, landing)
     queue.close()
