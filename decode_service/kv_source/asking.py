@@ -9,6 +9,7 @@ from typing import Protocol
 
 from chunk_store.entry import MissReason
 from chunk_store.key import ChunkKey
+from chunk_store.landing import Landing
 from decode_service.prompt.composition import Composition
 from decode_service.prompt.request_chunk import ChunkOutcome, Claim, RequestChunk, Unpublished
 from engine.kv.host_tier import ChunkMemory
@@ -60,7 +61,8 @@ class ComputedChunk:
     """What is said of chunk ``index`` of a composition: its KV can be used, or why it is not stored.
 
     With a ``claim`` it is whoever asked that computes it, and publishes it. ``durable``: the store has it now;
-    ``lent``: where it is until then, and if the store does not take it.
+    ``lent``: where it is until then, and if the store does not take it; ``read`` copies it from this process's own
+    memory, where it waits to be written, and says whether it is there still.
     """
 
     index: int
@@ -69,6 +71,7 @@ class ComputedChunk:
     unpublished: Unpublished | None = None
     claim: Claim | None = None
     lent: Lent | None = None
+    read: Callable[[Landing], bool] | None = None
 
 
 class PrefillClient(Protocol):

@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 
 from chunk_store.entry import EntryHeader, EntryInfo
 from chunk_store.errors import ClaimLost, StoreFull
@@ -139,6 +140,8 @@ class ChunkClaims:
         if chunk.tenant in self.full and not terms.insist:
             return ComputedChunk(chunk.index, chunk.key, unpublished=Unpublished.STORE_FULL)
         header = self._header(composition, chunk)
+        if self.publisher.in_memory(chunk.key):
+            return ComputedChunk(chunk.index, chunk.key, durable=False, read=partial(self.publisher.read, chunk.key))
         self.publisher.let_gone(chunk.key)  # its claim may be our own, from before
         asked = self._room(header.nbytes, terms)
         if asked is None:

@@ -174,11 +174,11 @@ class Fetch:
         """Takes a chunk from who computed it, or loads it, or notes why it cannot be."""
         chunk, made = want.chunk, want.made
         if made is not None:
-            if self._take_over(want, made):
+            if self._take_over(want, made) or self._take_at_hand(want, made):
                 return
             if made.unpublished is not None:
                 return self._leave(want, made.unpublished)
-            if not made.durable:
+            if not made.durable and made.read is None:
                 return  # asked for again, until the store has it
         source, reason = want.memory.fill(lambda landing: self._store.land(chunk.key, chunk.token_ids, landing))
         if reason is not None:
@@ -197,6 +197,17 @@ class Fetch:
         want.outcome = ChunkOutcome(KVSource.COMPUTED, want.missed)
         self._terms.came(want)
         return True
+
+    def _take_at_hand(self, want: Wanted, made: ComputedChunk) -> bool:
+        """Copies what waits here to be written; whether it was there still. If not, the store may have it now."""
+        read = made.read
+        if read is None:
+            return False
+        _, failed = want.memory.fill(lambda landing: None if read(landing) else MissReason.LOAD_FAILED)
+        if failed is None:
+            want.outcome = ChunkOutcome(KVSource.HOST)
+            self._terms.came(want)
+        return failed is None
 
     def _leave(self, want: Wanted, why: Unpublished | None, claim: Claim | None = None) -> None:
         """It is to be computed by whoever asked: to be published, or the reason why not."""

@@ -220,6 +220,11 @@ class Publisher:
                 self._next(self._waiting, self._gone, item)
                 wait([item.future], GONE_S)
 
+    def in_memory(self, key: ChunkKey) -> bool:
+        """Whether a chunk's KV is in memory to be written now, wherever its pages are."""
+        item = self._item(key)
+        return item is not None and bool(item.buffers)
+
     def read(self, key: ChunkKey, landing: Landing) -> bool:
         """Copies the KV of a chunk that is being written from where it is; False if it is not in memory."""
         item = self._item(key)

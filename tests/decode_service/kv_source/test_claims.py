@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from chunk_store.key import ChunkId, ChunkKey, ChunkType
+from chunk_store.landing import Buffers
 from chunk_store.store import Busy, Publication, Stored
 from chunk_store.tenant import DEFAULT_TENANT, NO_LIMITS, TenantLimits
 from decode_service.kv_source import claims as claims_module
@@ -49,8 +50,10 @@ def key_of(names: tuple[str, ...], index: int, exact: bool) -> ChunkKey:
 class Here(Queue):
     """The store, a publisher, and claims over both."""
 
-    def __init__(self, root: Path, *, room: int = 8, limits: TenantLimits = NO_LIMITS) -> None:
-        super().__init__(root, room=room)
+    def __init__(
+        self, root: Path, *, room: int = 8, limits: TenantLimits = NO_LIMITS, staged: int | None = None
+    ) -> None:
+        super().__init__(root, room=room, staged=staged)
         self.claims = ChunkClaims(self.store, self.publisher, MODEL, LAYOUT, lambda _: limits)
 
     def compute_claimed(self, wanted: Composition, made: ComputedChunk) -> StoreClaim:
@@ -236,6 +239,24 @@ def test_what_left_the_pool_before_there_was_room_is_computed_anew_by_who_needs_
         assert here.failures("queue_full") == 1
         new = here.compute_claimed(wanted, again).going()
     assert first.result(WAIT_S) and new.result(WAIT_S) and here.are_stored(*wanted.chunks) == [True] * 2
+    here.close()
+
+
+def test_what_waits_in_memory_to_be_written_is_read_from_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its pages have gone, and the store will take its time: nobody waits for that."""
+    here = Here(tmp_path, staged=2)
+    wanted = composition("a")
+    with writes_held(here, monkeypatch):
+        (made,) = here.claims.compute_all(wanted, [0], TERMS)
+        going = here.compute_claimed(wanted, made).going()
+        for _ in range(1000):
+            if here.device.submit(here.residents.evict, wanted.chunks[0].key).result(WAIT_S):
+                break
+            time.sleep(0.005)
+        (again,) = here.claims.compute_all(wanted, [0], FetchTerms("", deadline=time.monotonic() + WAIT_S))
+        target = Buffers([memoryview(bytearray(size)) for size in LAYOUT.plane_nbytes(TOKENS)])
+        assert again.claim is None and not again.durable and again.read is not None and again.read(target)
+    assert going.result(WAIT_S) and not again.read(target)
     here.close()
 
 

@@ -239,3 +239,30 @@ def test_a_lease_that_cannot_be_had_is_not_waited_for_again_soon(desk: Desk, mon
     for _ in range(3):
         assert outcomes(desk.fetch(composition)) == [(KVSource.STORE, None, None)], "what is stored is read without"
     assert len(waited) == 1
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_what_waits_here_to_be_written_is_copied_or_else_taken_from_the_store(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch, there: bool
+) -> None:
+    """What is no longer in memory was written meanwhile."""
+    composition = composed((3,))
+
+    def read(landing: Landing) -> bool:
+        if not there:
+            desk.put(composition.chunks[0])
+            return False
+        with landing.piece(0, sum(landing.sizes)) as views:
+            for view in views:
+                view[:] = bytes([3]) * view.nbytes
+        return True
+
+    def at_hand(asked: Composition, indices: Sequence[int], terms: FetchTerms) -> Iterator[ComputedChunk]:
+        for index in indices:
+            yield ComputedChunk(index, asked.chunks[index].key, durable=False, read=read)
+
+    monkeypatch.setattr(desk, "compute_all", at_hand)
+    (want,) = desk.fetch(composition)
+    source, missed = (KVSource.HOST, None) if there else (KVSource.COMPUTED, MissReason.NOT_STORED)
+    assert outcomes([want]) == [(source, missed, None)]
+    assert want.memory.first_byte == 3  # type: ignore[attr-defined]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -12,6 +13,7 @@ import pytest
 
 import cairn
 from cairn import ChunkRef, Client
+from chunk_store.local.blobs import FileBlobs
 from chunk_store.open import open_store
 from chunk_store.store import Busy, Stored
 from decode_service.line import STEPS_A_PIECE
@@ -217,6 +219,31 @@ def test_a_pool_that_is_too_small_for_all_serves_them_in_turn(folder: Path, tmp_
             answers = [threads.submit(on.generate, [tokens(200 + n, 300), tokens(220 + n, 5)], 4) for n in range(6)]
             assert all(future.result(60) for future in chunks) and all(future.result(60) for future in answers)
         on.check_idle()
+
+
+def test_a_store_that_stalls_holds_up_no_answer(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is written for now, and the queue is full: new documents are computed, used again, and stored later."""
+    write, let_on = FileBlobs.write, threading.Event()
+
+    def held(self: FileBlobs, *given: Any) -> None:
+        assert let_on.wait(60)
+        write(self, *given)
+
+    monkeypatch.setattr(FileBlobs, "write", held)
+    documents, question = [tokens(140 + n, 200) for n in range(4)], tokens(150, 4)
+    with together(loaded(folder, "decode"), tmp_path / "store") as on:
+        nbytes = on.pool.served.layout.nbytes(200)
+        on.pool.publisher.room.nbytes_max = 2 * nbytes
+        try:
+            cold = [on.generate([document, question]) for document in documents]
+            warm = [on.generate([document, question]) for document in documents]
+            assert [sources(each) for each in (*cold, *warm)] == [["computed"]] * 4 + [["device"]] * 4
+            assert not any(each.reuse.segments[0].unpublished for each in cold)
+            assert on.pool.store.stats().entries == 0 and on.pool.publisher.room.waiting == 2 * nbytes
+        finally:
+            let_on.set()
+        on.check_idle()
+        assert on.pool.store.stats().entries == 4
 
 
 def test_a_drain_writes_out_what_was_computed(folder: Path, tmp_path: Path) -> None:
