@@ -162,13 +162,13 @@ class CascadeWork:
         self._merge(kernel, out, sinks)
 
     def _stream(self, index: int, keys: Tensor, values: Tensor, q: Tensor, scores: _Scores) -> None:
-        from engine.run.cuda.cascade import stream as cascade_stream
+        from engine.run.cuda.cascade.stream.kernel import stream
 
         tile = self.tuning.classes[index]
         both = tuple(zip((keys, values), self.shape.blocks, strict=True))
         sizes = (tile.tokens, self.shape.page_size)
         blocks = [self._blocks_of(x, tokens, width, True) for tokens in sizes for x, width in both]
-        cascade_stream.stream[(self._processors * tile.programs_per_sm,)](
+        stream[(self._processors * tile.programs_per_sm,)](
             q, q.stride(0), *blocks, self.lists, self._static_ints, index, *self._angles(scores),
             self.partials.out, self.partials.lse, scores.scale, scores.squeeze, **self._constants(tile, scores),
             GROUPS=tile.rows // 64, STAGES=tile.stages, BACKWARDS=self.tuning.backwards, CAUSAL=tile.causal,
