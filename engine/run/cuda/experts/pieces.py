@@ -17,6 +17,7 @@ import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from engine.run.cuda.experts import layer
+from engine.run.cuda.experts.products import down_tile, store_by_pair
 
 RECORD = tl.constexpr(layer.TILE_RECORD)
 
@@ -69,10 +70,5 @@ def down_long(
         first = tl.load(tile + 1)
         live = tl.load(tile + 2)
         feature = (number % SIDE) * BLOCK_M
-        added = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
-        for k in tl.range(0, INNER, BLOCK_K, num_stages=STAGES):
-            added = tl.dot(weights.load([expert * WIDTH + feature, k]), tl.trans(inner.load([first, k])), added)
-        pair = tl.load(order + first + place, mask=place < live, other=0)
-        dim = feature + tl.arange(0, BLOCK_M)
-        into = out + pair.to(tl.int64)[None, :] * WIDTH + dim[:, None]
-        tl.store(into, added.to(out.dtype.element_ty), mask=(dim < WIDTH)[:, None] & (place < live)[None, :])
+        added = down_tile(inner, weights, expert, feature, first, WIDTH, INNER, BLOCK_M, BLOCK_N, BLOCK_K, STAGES)
+        store_by_pair(out, added, order, first, live, place, feature, WIDTH, BLOCK_M)

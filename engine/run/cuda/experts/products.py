@@ -39,6 +39,25 @@ def _tile_of(starts, number, EXPERTS: tl.constexpr, BLOCK_E: tl.constexpr, BLOCK
 
 
 @triton.jit
+def _inputs_of(x, order, first, live, place, WIDTH: tl.constexpr, TOP: tl.constexpr):
+    """Where the row of each of a tile's pairs begins, (BLOCK_N, 1)."""
+    pair = tl.load(order + first + place, mask=place < live, other=0)
+    return x + (pair // TOP).to(tl.int64)[:, None] * WIDTH
+
+
+@triton.jit
+def _store_inner(out, gates, ups, first, live, place, feature, INNER: tl.constexpr, BLOCK_M: tl.constexpr):
+    """silu(gates) * ups of a tile, all rounded, by place."""
+    rounded = out.dtype.element_ty
+    wide = gates.to(rounded).to(tl.float32)
+    activated = (wide / (1.0 + tl.exp(-wide))).to(rounded).to(tl.float32)
+    product = (activated * ups.to(rounded).to(tl.float32)).to(rounded)
+    dim = feature + tl.arange(0, BLOCK_M)
+    into = out + (first + place).to(tl.int64)[None, :] * INNER + dim[:, None]
+    tl.store(into, product, mask=(dim < INNER)[:, None] & (place < live)[None, :])
+
+
+@triton.jit
 def gate_up(
     x, weights, order, starts, out,
     WIDTH: tl.constexpr, INNER: tl.constexpr, TOP: tl.constexpr, EXPERTS: tl.constexpr, BLOCK_E: tl.constexpr,
@@ -55,8 +74,7 @@ def gate_up(
     if expert >= EXPERTS:
         return
     place = tl.arange(0, BLOCK_N)
-    pair = tl.load(order + first + place, mask=place < live, other=0)
-    at_x = x + (pair // TOP).to(tl.int64)[:, None] * WIDTH
+    at_x = _inputs_of(x, order, first, live, place, WIDTH, TOP)
     feature = tl.program_id(0) * BLOCK_M
     at_w = expert * (2 * INNER) + feature
     gates = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
@@ -69,13 +87,7 @@ def gate_up(
         a = tl.load(at_x + dim[None, :], mask=here, other=0.0)
         gates = tl.dot(weights.load([at_w, k]), tl.trans(a), gates)
         ups = tl.dot(weights.load([at_w + INNER, k]), tl.trans(a), ups)
-    rounded = out.dtype.element_ty
-    wide = gates.to(rounded).to(tl.float32)
-    activated = (wide / (1.0 + tl.exp(-wide))).to(rounded).to(tl.float32)
-    product = (activated * ups.to(rounded).to(tl.float32)).to(rounded)
-    dim = feature + tl.arange(0, BLOCK_M)
-    into = out + (first + place).to(tl.int64)[None, :] * INNER + dim[:, None]
-    tl.store(into, product, mask=(dim < INNER)[:, None] & (place < live)[None, :])
+    _store_inner(out, gates, ups, first, live, place, feature, INNER, BLOCK_M)
 
 
 @triton.jit
@@ -92,8 +104,7 @@ def narrow(
     if expert >= EXPERTS:
         return
     place = tl.arange(0, BLOCK_N)
-    pair = tl.load(order + first + place, mask=place < live, other=0)
-    at_x = x + (pair // TOP).to(tl.int64)[:, None] * WIDTH
+    at_x = _inputs_of(x, order, first, live, place, WIDTH, TOP)
     both = tl.arange(0, 2 * BLOCK_M)
     feature = tl.program_id(0) * BLOCK_M
     known = feature + both % BLOCK_M < INNER
@@ -108,14 +119,31 @@ def narrow(
         w = tl.load(at_w + dim[None, :], mask=known[:, None] & inside, other=0.0)
         a = tl.load(at_x + dim[None, :], mask=(place < live)[:, None] & inside, other=0.0)
         total = tl.dot(w, tl.trans(a), total)
-    rounded = out.dtype.element_ty
-    gates, ups = tl.split(tl.permute(tl.reshape(total.to(rounded), (2, BLOCK_M, BLOCK_N)), (1, 2, 0)))
-    wide = gates.to(tl.float32)
-    activated = (wide / (1.0 + tl.exp(-wide))).to(rounded).to(tl.float32)
-    product = (activated * ups.to(tl.float32)).to(rounded)
+    rounded = total.to(out.dtype.element_ty)
+    gates, ups = tl.split(tl.permute(tl.reshape(rounded, (2, BLOCK_M, BLOCK_N)), (1, 2, 0)))
+    _store_inner(out, gates, ups, first, live, place, feature, INNER, BLOCK_M)
+
+
+@triton.jit
+def down_tile(
+    inner, weights, expert, feature, first,
+    WIDTH: tl.constexpr, INNER: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+    STAGES: tl.constexpr,
+):  # fmt: skip
+    """The sums of a tile of the second product, (BLOCK_M, BLOCK_N) fp32: an expert's features from ``feature`` on."""
+    total = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+    for k in tl.range(0, INNER, BLOCK_K, num_stages=STAGES):
+        total = tl.dot(weights.load([expert * WIDTH + feature, k]), tl.trans(inner.load([first, k])), total)
+    return total
+
+
+@triton.jit
+def store_by_pair(out, total, order, first, live, place, feature, WIDTH: tl.constexpr, BLOCK_M: tl.constexpr):
+    """Writes a tile's sums, rounded, to their pairs."""
+    pair = tl.load(order + first + place, mask=place < live, other=0)
     dim = feature + tl.arange(0, BLOCK_M)
-    into = out + (first + place).to(tl.int64)[None, :] * INNER + dim[:, None]
-    tl.store(into, product, mask=(dim < INNER)[:, None] & (place < live)[None, :])
+    into = out + pair.to(tl.int64)[None, :] * WIDTH + dim[:, None]
+    tl.store(into, total.to(out.dtype.element_ty), mask=(dim < WIDTH)[:, None] & (place < live)[None, :])
 
 
 @triton.jit
@@ -136,14 +164,8 @@ def down(
     if expert >= EXPERTS:
         return
     feature = tl.program_id(0) * BLOCK_M
-    total = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
-    for k in tl.range(0, INNER, BLOCK_K, num_stages=STAGES):
-        total = tl.dot(weights.load([expert * WIDTH + feature, k]), tl.trans(inner.load([first, k])), total)
-    place = tl.arange(0, BLOCK_N)
-    pair = tl.load(order + first + place, mask=place < live, other=0)
-    dim = feature + tl.arange(0, BLOCK_M)
-    into = out + pair.to(tl.int64)[None, :] * WIDTH + dim[:, None]
-    tl.store(into, total.to(out.dtype.element_ty), mask=(dim < WIDTH)[:, None] & (place < live)[None, :])
+    total = down_tile(inner, weights, expert, feature, first, WIDTH, INNER, BLOCK_M, BLOCK_N, BLOCK_K, STAGES)
+    store_by_pair(out, total, order, first, live, tl.arange(0, BLOCK_N), feature, WIDTH, BLOCK_M)
 
 
 @triton.jit
