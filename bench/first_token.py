@@ -23,7 +23,7 @@ import torch
 
 from bench.models import BenchModel
 from cairn.client.async_client import AsyncClient
-from cairn.client.types import Timings
+from cairn.client.reports import Timings
 from cairn.local.processes import Processes
 from cairn.local.services import service_commands
 from decode_service.options import DecodeOptions

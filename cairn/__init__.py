@@ -6,7 +6,9 @@ with cairn.Client(prefill="127.0.0.1:50071", decode="127.0.0.1:50072") as client
         print(delta.text, end="")
 """
 
+from cairn.client.answers import Delta, Explanation, Kept, PromptLogprob, Result, ToolCallDelta
 from cairn.client.async_client import AsyncClient
+from cairn.client.chunks import Chunk, ChunkRef, Deleted, StoredChunk, StoreStats
 from cairn.client.client import Client
 from cairn.client.conversation import AsyncConversation, Conversation, Turn
 from cairn.client.errors import (
@@ -24,33 +26,9 @@ from cairn.client.errors import (
     Unsupported,
 )
 from cairn.client.generation import AsyncGeneration, Generation
-from cairn.client.types import (
-    ChatMessage,
-    ChatReport,
-    Chunk,
-    ChunkRef,
-    Deleted,
-    Delta,
-    Explanation,
-    Grammar,
-    Kept,
-    Loads,
-    Message,
-    ModeSupport,
-    PromptLogprob,
-    Replica,
-    Result,
-    ReuseReport,
-    SegmentReport,
-    StoredChunk,
-    StoreStats,
-    Text,
-    Timings,
-    Tokens,
-    ToolCall,
-    ToolCallDelta,
-    Usage,
-)
+from cairn.client.loads import Loads, ModeSupport, Replica
+from cairn.client.prompt import ChatMessage, Grammar, Message, Text, Tokens, ToolCall
+from cairn.client.reports import ChatReport, ReuseReport, SegmentReport, Timings, Usage
 
 __all__ = [
     "AsyncClient",

@@ -10,7 +10,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from cairn.cli.arguments import typed
-from cairn.client.types import CHUNK_ORDERS, REUSE_MODES
+from cairn.client.prompt import CHUNK_ORDERS, REUSE_MODES
 from cairn.load.cairn_target import HISTORIES
 from cairn.load.figures import BOUNDS
 from cairn.load.workload import FIRST_ID, WORKLOADS

@@ -16,9 +16,10 @@ from cairn.cli.arguments import UsageError, read_file, shown
 from cairn.cli.selection import SEE_CHUNKS, find_chunk, id_of_digits, looks_like_id, registered
 from cairn.cli.terminal import Terminal
 from cairn.client.calls import ChatOptions
+from cairn.client.chunks import ChunkRef
 from cairn.client.client import Client
+from cairn.client.prompt import CACHE_USES, CHUNK_ORDERS, REUSE_MODES, Text
 from cairn.client.requests import Segment
-from cairn.client.types import CACHE_USES, CHUNK_ORDERS, REUSE_MODES, ChunkRef, Text
 
 TEXT_PREFIX = "text:"
 _PATH = re.compile(r"(~|\.{1,2})?/\S*|\S+/\S*\.[A-Za-z0-9]{1,8}")

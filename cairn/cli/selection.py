@@ -10,8 +10,8 @@ from collections.abc import Collection, Iterable, Sequence
 from typing import Protocol
 
 from cairn.cli.arguments import UsageError, shown
+from cairn.client.chunks import ChunkRef
 from cairn.client.client import Client
-from cairn.client.types import ChunkRef
 
 SEE_CHUNKS = "see: cairn chunks list"
 _ID = re.compile(r"[0-9a-f]{64}")

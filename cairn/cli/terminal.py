@@ -20,7 +20,7 @@ from rich.table import Table
 from rich.text import Text
 
 from cairn.client.errors import CairnError
-from cairn.client.types import ChatReport, ReuseReport
+from cairn.client.reports import ChatReport, ReuseReport
 from chunk_store.quantities import human_age
 
 PLAIN_WIDTH = 140  # columns where the output is not a terminal

@@ -12,16 +12,18 @@ from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from typing import Any, Self, TypeVar, Unpack
 
 from cairn.client import calls, replies
+from cairn.client.answers import Explanation, Result
 from cairn.client.calls import Call, ChatCallOptions, GenerateOptions, ListOptions, PrefillOptions
 from cairn.client.chats import ChatMessageLike
+from cairn.client.chunks import Chunk, Deleted, StoredChunk, StoreStats
 from cairn.client.client import DEFAULT_DECODE, DEFAULT_PREFILL, DEFAULT_TIMEOUT_S
 from cairn.client.conversation import AsyncConversation
 from cairn.client.errors import CairnError, error_from_status
 from cairn.client.generation import AsyncGeneration
+from cairn.client.loads import Loads
 from cairn.client.replicas import addresses_of
 from cairn.client.requests import ChunkName, Segment
 from cairn.client.transport import END, Attempts, CallFailed, Peer, Tls, error_from_rpc
-from cairn.client.types import Chunk, Deleted, Explanation, Loads, Result, StoredChunk, StoreStats
 from cairn.client.watching import ANSWER_S, LoopReplicas
 from protos import decode_pb2
 

@@ -10,10 +10,13 @@ from dataclasses import dataclass
 from typing import Any, Generic, TypedDict, TypeVar
 
 from cairn.client import replies, requests
+from cairn.client.answers import Explanation
 from cairn.client.chats import ChatMessageLike, chat_field
+from cairn.client.chunks import Chunk, Deleted, StoredChunk, StoreStats
+from cairn.client.loads import Loads
+from cairn.client.prompt import Grammar
 from cairn.client.requests import ChunkName, Segment
 from cairn.client.sampling import SamplingOptions
-from cairn.client.types import Chunk, Deleted, Explanation, Grammar, Loads, StoredChunk, StoreStats
 from protos import decode_pb2, decode_pb2_grpc, prefill_pb2, prefill_pb2_grpc
 
 T = TypeVar("T")

@@ -6,8 +6,9 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, TypeAlias
 
+from cairn.client.chunks import ChunkRef
 from cairn.client.errors import InvalidRequest, invalid
-from cairn.client.types import ChatMessage, ChunkRef, ToolCall
+from cairn.client.prompt import ChatMessage, ToolCall
 from protos import decode_pb2
 
 ChatMessageLike: TypeAlias = ChatMessage | Mapping[str, Any]

@@ -11,15 +11,17 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Self, TypeVar, Unpack
 
 from cairn.client import calls, replies
+from cairn.client.answers import Explanation, Result
 from cairn.client.calls import Call, ChatCallOptions, GenerateOptions, ListOptions, PrefillOptions
 from cairn.client.chats import ChatMessageLike
+from cairn.client.chunks import Chunk, Deleted, StoredChunk, StoreStats
 from cairn.client.conversation import Conversation
 from cairn.client.errors import CairnError, error_from_status
 from cairn.client.generation import Generation
+from cairn.client.loads import Loads
 from cairn.client.replicas import addresses_of
 from cairn.client.requests import ChunkName, Segment
 from cairn.client.transport import Attempts, CallFailed, Peer, Tls, error_from_rpc
-from cairn.client.types import Chunk, Deleted, Explanation, Loads, Result, StoredChunk, StoreStats
 from cairn.client.watching import ANSWER_S, ThreadReplicas
 from protos import decode_pb2
 

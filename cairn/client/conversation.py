@@ -16,11 +16,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Generic, Protocol, Self, TypeVar, Unpack
 
+from cairn.client.answers import Kept, Result
 from cairn.client.calls import GenerateOptions
+from cairn.client.chunks import ChunkRef
 from cairn.client.errors import invalid
 from cairn.client.generation import AsyncGeneration, Generation
+from cairn.client.prompt import Message, Text, Tokens
 from cairn.client.requests import Segment
-from cairn.client.types import ChunkRef, Kept, Message, Result, Text, Tokens
 
 StreamT = TypeVar("StreamT")
 StreamT_co = TypeVar("StreamT_co", covariant=True)

@@ -9,11 +9,11 @@ from collections.abc import Awaitable, Callable
 from types import TracebackType
 from typing import Any, Self
 
+from cairn.client.answers import Delta, Result
 from cairn.client.errors import CairnError, error_from_status
 from cairn.client.replicas import Route
 from cairn.client.replies import parse_delta, parse_result
 from cairn.client.transport import END, Attempts, CallFailed, Peer, chunk_is_gone
-from cairn.client.types import Delta, Result
 from protos import decode_pb2
 
 StartCall = Callable[[float], Any]  # seconds until the deadline -> the gRPC call

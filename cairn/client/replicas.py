@@ -15,10 +15,12 @@ from dataclasses import replace
 from typing import Any
 
 from cairn.client.affinity import Affinity, Seen, affinity_of, turn_name
+from cairn.client.answers import Result
+from cairn.client.chunks import Chunk, StoredChunk
 from cairn.client.errors import CairnError, error_from_status, invalid
+from cairn.client.reports import SegmentReport
 from cairn.client.routing import Report, Router
 from cairn.client.transport import Attempts, CallFailed, Peer, error_from_rpc, goes_elsewhere, is_away, is_late
-from cairn.client.types import Chunk, Result, SegmentReport, StoredChunk
 from protos import decode_pb2
 
 REPLICAS_MAX = 64

@@ -1,4 +1,4 @@
-"""Protobuf replies as the dataclasses of ``cairn.client.types``. Touches no network."""
+"""Protobuf replies as what a client gives its caller. Touches no network."""
 
 from __future__ import annotations
 
@@ -9,28 +9,12 @@ from typing import Any
 from google.protobuf.message import Message
 from google.rpc import code_pb2
 
+from cairn.client.answers import Delta, Explanation, Kept, PromptLogprob, Result, ToolCallDelta
+from cairn.client.chunks import Chunk, Deleted, StoredChunk, StoreStats
 from cairn.client.errors import CairnError, error_from_status
-from cairn.client.types import (
-    ChatReport,
-    Chunk,
-    Deleted,
-    Delta,
-    Explanation,
-    Kept,
-    Loads,
-    ModeSupport,
-    PromptLogprob,
-    Replica,
-    Result,
-    ReuseReport,
-    SegmentReport,
-    StoredChunk,
-    StoreStats,
-    Timings,
-    ToolCall,
-    ToolCallDelta,
-    Usage,
-)
+from cairn.client.loads import Loads, ModeSupport, Replica
+from cairn.client.prompt import ToolCall
+from cairn.client.reports import ChatReport, ReuseReport, SegmentReport, Timings, Usage
 from protos import chunks_pb2, decode_pb2, prefill_pb2
 
 _STATUS_NAMES: dict[int, str] = {number: name for name, number in code_pb2.Code.items()}

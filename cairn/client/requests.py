@@ -5,21 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, TypeAlias, Unpack
 
+from cairn.client.chunks import CHUNK_TYPES, LIST_ORDERS, ChunkRef
 from cairn.client.errors import invalid
+from cairn.client.prompt import CACHE_USES, CHUNK_ORDERS, GRAMMAR_FORMS, REUSE_MODES, Grammar, Text, Tokens
 from cairn.client.sampling import SamplingOptions, sampling_params
 from cairn.client.token_ids import token_ids
-from cairn.client.types import (
-    CACHE_USES,
-    CHUNK_ORDERS,
-    CHUNK_TYPES,
-    GRAMMAR_FORMS,
-    LIST_ORDERS,
-    REUSE_MODES,
-    ChunkRef,
-    Grammar,
-    Text,
-    Tokens,
-)
 from protos import chunks_pb2, decode_pb2, prefill_pb2
 
 Segment: TypeAlias = ChunkRef | Text | Tokens | str | Sequence[int]

@@ -17,10 +17,10 @@ from typing import Any, Self
 
 from cairn.client import calls
 from cairn.client.affinity import Affinity
+from cairn.client.loads import Loads, Replica
 from cairn.client.replicas import Fleet, Route, peers_for
 from cairn.client.replies import loads_of_all, parse_loads
 from cairn.client.transport import AsyncChannel, CallFailed, Peer, error_from_rpc, is_away, outcome
-from cairn.client.types import Loads, Replica
 from protos import decode_pb2
 
 POLL_S = 1.0  # between two rounds

@@ -8,8 +8,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from cairn.client.answers import Result
 from cairn.client.async_client import AsyncClient
-from cairn.client.types import Chunk, ChunkRef, Result, Text
+from cairn.client.chunks import Chunk, ChunkRef
+from cairn.client.prompt import Text
 from cairn.demo.examples import Examples, Exercise
 
 if TYPE_CHECKING:

@@ -8,11 +8,13 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from cairn.client.answers import Result
 from cairn.client.async_client import AsyncClient
 from cairn.client.calls import GenerateOptions
+from cairn.client.chunks import ChunkRef
 from cairn.client.errors import CairnError, NotFound
+from cairn.client.prompt import Text, Tokens
 from cairn.client.requests import Segment
-from cairn.client.types import ChunkRef, Result, Text, Tokens
 from cairn.load.answer import OK, Answer
 from cairn.load.target import Heard, Known, Sampling
 from cairn.load.workload import Content, Request, Workload, joined

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from cairn import Delta, Result, ToolCall
-from cairn.client.types import ToolCallDelta
+from cairn.client.answers import ToolCallDelta
 from gateway.api.extension import report
 from gateway.api.logprobs import chat_logprobs
 from gateway.api.streaming import Streaming

@@ -9,8 +9,9 @@ from starlette.responses import JSONResponse, Response
 
 from cairn import ChunkRef, StoredChunk, Tokens
 from cairn.client.calls import ListOptions, PrefillOptions
+from cairn.client.chunks import CHUNK_TYPES, LIST_ORDERS
+from cairn.client.prompt import REUSE_MODES
 from cairn.client.requests import Segment
-from cairn.client.types import CHUNK_TYPES, LIST_ORDERS, REUSE_MODES
 from gateway.api.asked import Asked
 from gateway.api.fields import Fields
 from gateway.errors import invalid

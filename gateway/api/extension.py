@@ -8,7 +8,7 @@ from typing import Any
 
 from cairn import Result
 from cairn.client.calls import ChatOptions, GenerateOptions
-from cairn.client.types import CACHE_USES, CHUNK_ORDERS, REUSE_MODES
+from cairn.client.prompt import CACHE_USES, CHUNK_ORDERS, REUSE_MODES
 from gateway.api.fields import Fields
 from gateway.api.logprobs import prompt_logprobs
 from gateway.errors import invalid

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from cairn.client.types import PromptLogprob, TopLogprobs
+from cairn.client.answers import PromptLogprob, TopLogprobs
 
 LOGPROB_MIN = -9999.0  # JSON has no infinities: what OpenAI says of a token that cannot come
 

@@ -14,8 +14,8 @@ from cairn.cli.arguments import UsageError
 from cairn.cli.connection import add_connection_flags, open_client
 from cairn.cli.selection import choose_ids, find_chunk, registered
 from cairn.cli.terminal import Terminal, human_time, short_id, table
+from cairn.client.chunks import CHUNK_TYPES, LIST_ORDERS, StoredChunk
 from cairn.client.client import Client
-from cairn.client.types import CHUNK_TYPES, LIST_ORDERS, StoredChunk
 from chunk_store.quantities import human_age, human_bytes
 
 

@@ -13,10 +13,11 @@ from cairn.cli.arguments import read_file
 from cairn.cli.connection import add_connection_flags, open_client
 from cairn.cli.segments import add_prompt_flags, read_chat, read_segments
 from cairn.cli.terminal import Terminal, chat_line, reuse_table
+from cairn.client.answers import Kept, Result
 from cairn.client.calls import GenerateOptions
 from cairn.client.client import Client
 from cairn.client.generation import Generation
-from cairn.client.types import Grammar, Kept, Result
+from cairn.client.prompt import Grammar
 from chunk_store.quantities import human_seconds
 
 

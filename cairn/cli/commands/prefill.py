@@ -14,9 +14,10 @@ from cairn.cli.connection import add_connection_flags, open_client
 from cairn.cli.segments import read_segment
 from cairn.cli.selection import find_chunk
 from cairn.cli.terminal import Terminal, short_id, table
+from cairn.client.chunks import CHUNK_TYPES, Chunk, ChunkRef
 from cairn.client.client import Client
+from cairn.client.prompt import REUSE_MODES
 from cairn.client.requests import Segment
-from cairn.client.types import CHUNK_TYPES, REUSE_MODES, Chunk, ChunkRef
 from chunk_store.quantities import human_seconds, parse_seconds
 
 

@@ -7,7 +7,8 @@ import pytest
 from cairn.cli.arguments import UsageError
 from cairn.cli.segments import read_segment
 from cairn.cli.terminal import Terminal
-from cairn.client.types import ChunkRef, Text
+from cairn.client.chunks import ChunkRef
+from cairn.client.prompt import Text
 from tests.cairn.cairn_fakes import digits
 
 CHUNK_1 = digits("chunk 001")

@@ -8,7 +8,7 @@ import pytest
 
 from cairn.cli.arguments import UsageError
 from cairn.cli.selection import choose_ids, find_chunk, find_id, looks_like_id
-from cairn.client.types import ChunkRef
+from cairn.client.chunks import ChunkRef
 from tests.cairn.cairn_fakes import digits
 
 CHUNK_1 = digits("chunk 001")

@@ -11,7 +11,7 @@ import pytest
 
 from cairn.cli.terminal import Terminal, human_time, reuse_table, table
 from cairn.client.errors import error_from_status
-from cairn.client.types import ReuseReport, SegmentReport
+from cairn.client.reports import ReuseReport, SegmentReport
 from tests.cairn.on_terminal import on_a_terminal
 
 

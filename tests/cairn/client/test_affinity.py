@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 
 from cairn.client.affinity import KEYS_MAX, Affinity, Seen, affinity_of
+from cairn.client.chunks import ChunkRef
+from cairn.client.prompt import Text
 from cairn.client.requests import generate_request
-from cairn.client.types import ChunkRef, Text
 from protos import decode_pb2
 
 pytestmark = pytest.mark.unit

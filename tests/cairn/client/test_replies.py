@@ -8,8 +8,10 @@ from typing import Any
 import pytest
 
 from cairn.client import replies
+from cairn.client.chunks import Chunk
 from cairn.client.errors import NotFound
-from cairn.client.types import Chunk, Loads, Timings
+from cairn.client.loads import Loads
+from cairn.client.reports import Timings
 from protos import chunks_pb2, decode_pb2, prefill_pb2
 
 NAME = "c" * 64

@@ -7,7 +7,7 @@ from typing import Any, cast
 
 import pytest
 
-from cairn.client.types import Timings
+from cairn.client.reports import Timings
 from serving.trace.stages import STAGES, StageClock, StageTimer
 
 

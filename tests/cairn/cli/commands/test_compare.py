@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from cairn.cli import main as cli
-from cairn.client.types import Text
+from cairn.client.prompt import Text
 from cairn.local.comparison import Comparison, read_way, run_comparison
 from chunk_store.entry import EntryHeader
 from chunk_store.open import open_store
