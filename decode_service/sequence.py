@@ -29,7 +29,7 @@ if TYPE_CHECKING:  # a scheduler hands them on
 
 
 class State(StrEnum):
-    """Where a request stands; ``scheduler.py`` draws the way from one state to another."""
+    """Where a request stands; ``standing.py`` draws the way from one state to another."""
 
     WAITING = "waiting"  # to be admitted, for the first time or again; it holds nothing of the pool
     LOADING = "loading"  # its chunks have pages; it waits for KV, a place to decode or pages of its own

@@ -34,12 +34,13 @@ from functools import partial
 from chunk_store.key import ModelIdentity
 from chunk_store.tenant import DEFAULT_TENANT, Tenant
 from decode_service import request_log
+from decode_service.answer_end import grammar_failed
 from decode_service.begun import Begun, begin, sequences_of
 from decode_service.kv_source.fetcher import KVFetcher
 from decode_service.kv_source.loader import Loader
 from decode_service.masks import Masks, StepMasks
 from decode_service.metrics import DecodeMetrics
-from decode_service.scheduler import Scheduler, grammar_failed
+from decode_service.scheduler import Scheduler
 from decode_service.sequence import Deliveries, Failed, Finished, FinishReason, Occupancy, Sequence, hand_out
 from decode_service.step_plan import Rows, StepPlan
 from decode_service.tails import TailMove

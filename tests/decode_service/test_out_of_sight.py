@@ -228,7 +228,7 @@ def test_who_goes_on_holds_again_what_a_chunk_that_is_computed_anew_stands_behin
         on.step()
         for fill in list(on.loads):
             on.load(fill)
-    on.scheduler._give_way(old, GaveWay.GROWTH)
+    on.scheduler._leaving.give_way(old, GaveWay.GROWTH)
     assert old.aside is not None and old.chunks_gone == 1
     for key in (ChunkKey("a"), ChunkKey("a/b")):
         on.residents.evict(key)

@@ -8,7 +8,8 @@ from hypothesis import HealthCheck, settings
 from decode_service.line import STEPS_A_PIECE
 from decode_service.sequence import FinishReason, State
 from serving.tenancy.quotas import Quotas
-from tests.decode_service.scheduled import EOS, PIECE, Ahead, Forwards, request
+from tests.decode_service.scheduled import EOS, PIECE, Forwards, request
+from tests.decode_service.scheduled_ahead import Ahead
 from tests.decode_service.test_scheduler import Histories
 
 
