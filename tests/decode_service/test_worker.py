@@ -2,79 +2,13 @@
 
 from __future__ import annotations
 
-import queue
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any
-
 import pytest
-from prometheus_client import CollectorRegistry
 
-from decode_service.kv_source.asking import Wanted
-from decode_service.metrics import DecodeMetrics
 from decode_service.prompt.request_chunk import ChunkOutcome
-from decode_service.sequence import Deliveries, Event, Failed, Finished, FinishReason, Tokens, hand_out
-from decode_service.sequence import Sequence as Request
-from decode_service.worker import DecodeWorker
-from engine.kv.pool import PagedKVPool
-from engine.kv.resident import ResidentChunks
+from decode_service.sequence import Deliveries, Failed, Finished, FinishReason, hand_out
 from engine.kv.source import KVSource
 from serving.errors import InternalFault, Overloaded, Unavailable
-from tests.decode_service.scheduled import request
-from tests.fakes import LAYOUT, MODEL, FakeRunner
-
-DEADLINE_S = 30.0
-
-
-class StoredEverywhere:
-    """A source that has all KV."""
-
-    model = MODEL
-
-    def fetch(self, composition: Any, wanted: Sequence[Wanted], caller: Any) -> dict[str, int]:
-        for want in wanted:
-            want.outcome = ChunkOutcome(KVSource.STORE)
-        return {"lookup": 1}
-
-
-class Running:
-    def __init__(self, *, runs_ahead: bool, **options: Any) -> None:
-        pool = PagedKVPool(LAYOUT, pages=32, chunk_pages=16, page_size=4)
-        self.runner = FakeRunner(pool, piece_tokens=8, runs_ahead=runs_ahead)
-        runner: Any = self.runner
-        source: Any = StoredEverywhere()
-        metrics = DecodeMetrics(CollectorRegistry(), model_name="tiny", token_nbytes=1)
-        self.residents = ResidentChunks(pool)
-        self.worker = DecodeWorker(*(runner, self.residents, source, metrics), eos_token_ids=frozenset({50}), **options)
-        self.events: dict[str, queue.SimpleQueue[list[Event]]] = {}
-
-    def submit(self, name: str, **options: Any) -> Request:
-        sequence = request(name, **options)
-        self.events[name] = queue.SimpleQueue()
-        sequence.deliver = self.events[name].put
-        self.worker.take_place(sequence.tenant)
-        self.worker.submit(sequence)
-        return sequence
-
-    def answer(self, name: str) -> tuple[list[int], Event]:
-        """All tokens, and the end."""
-        tokens: list[int] = []
-        while True:
-            for event in self.events[name].get(timeout=DEADLINE_S):
-                if not isinstance(event, Tokens):
-                    return tokens, event
-                tokens += [choice.token_id for choice in event.choices]
-
-
-@contextmanager
-def running(*, runs_ahead: bool = True, start: bool = True, **options: Any) -> Iterator[Running]:
-    it = Running(runs_ahead=runs_ahead, **options)
-    if start:
-        it.worker.start()
-    try:
-        yield it
-    finally:
-        it.worker.stop()
+from tests.decode_service.running import DEADLINE_S, running
 
 
 @pytest.mark.parametrize("runs_ahead", [False, True])
@@ -97,42 +31,6 @@ def test_a_long_prompt_and_a_chunk_of_its_own_come_in_pieces() -> None:
         assert it.answer("one")[0] == [7]
         assert [len(ids) for ids, _ in it.runner.computed] == [8, 8, 4, 8, 8, 3]
         assert not len(it.residents)
-
-
-@pytest.mark.parametrize("runs_ahead", [False, True])
-def test_a_first_token_waits_for_no_piece_but_the_one_that_was_begun(runs_ahead: bool) -> None:
-    with running(runs_ahead=runs_ahead, start=False) as it:
-        delivered: list[str] = []
-
-        def deliver(deliveries: Deliveries) -> None:
-            delivered.extend(sequence.request_id for sequence in deliveries)
-            hand_out(deliveries)
-
-        for name in "abcd":
-            it.submit(name, tail=2, max_tokens=1)
-        told: list[int] = []
-        it.runner.before = lambda: told.append(len(delivered))
-        it.worker.start(deliver)
-        for name in "abcd":
-            it.answer(name)
-        assert delivered == list("abcd") and told == ([0, 0, 1, 2] if runs_ahead else [0, 1, 2, 3])
-
-
-def test_a_forward_that_fails_ends_those_in_it_and_nobody_else() -> None:
-    with running(start=False) as it:
-        it.submit("broken", tail=3)
-        it.submit("other", tail=3, max_tokens=2)
-        fails = iter([True])
-
-        def before() -> None:
-            if next(fails, False):
-                raise RuntimeError("out of memory")
-
-        it.runner.before = before
-        it.worker.start()
-        tokens, end = it.answer("broken")
-        assert not tokens and isinstance(end, Failed) and isinstance(end.error, InternalFault)
-        assert it.answer("other") == ([7, 8], Finished(FinishReason.LENGTH))
 
 
 def test_an_abort_ends_a_request_and_gives_its_pages_back() -> None:
