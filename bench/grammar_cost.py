@@ -44,7 +44,8 @@ from engine.reuse import ReuseMode
 from engine.run.protocol import Runner
 from engine.sampling.params import SamplingParams, SamplingRequest
 from text.codec import TextCodec
-from text.grammar import Compiled, GrammarCompiler, fill_rows
+from text.grammar.compiler import Compiled, GrammarCompiler
+from text.grammar.matcher import fill_rows
 
 VOCABULARY, END = 151936, 151643  # on a card
 ROWS = 64

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from decode_service.sequence import Failed, Finished, FinishReason
 from serving.errors import InvalidRequest
-from text.grammar import GrammarFailed
+from text.grammar.matcher import GrammarFailed
 
 if TYPE_CHECKING:
     from decode_service.sequence import Sequence

@@ -14,7 +14,7 @@ from llguidance import LLExecutor
 from decode_service.sequence import Sequence
 from engine.run.protocol import Runner
 from engine.sampling.shaping import Bits
-from text.grammar import GrammarFailed, fill_rows
+from text.grammar.matcher import GrammarFailed, fill_rows
 
 FILL_S_MAX = 60.0  # milliseconds, on a machine that does nothing else
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:  # a scheduler hands them on
     from decode_service.prompt.request_chunk import ChunkOutcome, RequestChunk
     from decode_service.prompt.scores import PromptScores
     from engine.kv.pages import PageRun
-    from text.grammar import Matcher
+    from text.grammar.matcher import Matcher
 
 
 class State(StrEnum):

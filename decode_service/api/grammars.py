@@ -10,7 +10,8 @@ from decode_service.sequence import Sequence as Answer
 from protos import decode_pb2
 from serving.errors import InvalidRequest, Overloaded
 from text.errors import TextBusy, TextRefused
-from text.grammar import WAIT_S, Compiled, Form, GrammarCompiler
+from text.grammar.compiler import WAIT_S, Compiled, GrammarCompiler
+from text.grammar.forms import Form
 
 RETRY_AFTER_S = 2.0
 

@@ -48,7 +48,7 @@ from serving.trace.request_id import current_request_id
 from serving.trace.stages import StageClock
 from text.answer import AnswerText
 from text.codec import TextCodec
-from text.grammar import GrammarCompiler
+from text.grammar.compiler import GrammarCompiler
 
 # What GetLoads tells of all tenants together.
 OTHERS: Final = (

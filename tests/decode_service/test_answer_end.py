@@ -9,7 +9,7 @@ import pytest
 from decode_service.answer_end import end_behind
 from decode_service.sequence import Failed, Finished, FinishReason
 from tests.decode_service.scheduled import EOS, Scheduled, request
-from text.grammar import GrammarFailed
+from text.grammar.matcher import GrammarFailed
 
 
 @pytest.mark.parametrize("min_tokens", [0, 3])

@@ -11,7 +11,8 @@ import numpy as np
 from decode_service.masks import Masks
 from tests.fakes import END, codec
 from tests.tokenizer_for_tests import VOCABULARY
-from text.grammar import GrammarCompiler, Matcher
+from text.grammar.compiler import GrammarCompiler
+from text.grammar.matcher import Matcher
 
 
 def sequence(grammar: Matcher | None) -> Any:

@@ -17,7 +17,7 @@ from serving.errors import InvalidRequest, Overloaded
 from tests.fakes import END, codec
 from tests.tokenizer_for_tests import VOCABULARY
 from text.errors import TextBusy
-from text.grammar import GrammarCompiler
+from text.grammar.compiler import GrammarCompiler
 
 
 def run(compiler: Any, **fields: Any) -> Any:

@@ -9,14 +9,14 @@ import jsonschema
 import pytest
 
 from tests.text.chat.parsing.reading import read
-from tests.text.test_grammar import answer
+from tests.text.grammar.answers import answer
 from tests.tokenizer_for_tests import byte_level_tokenizer
 from text.chat.parsing import forms
 from text.chat.parsing.choice import AnswerReader
 from text.chat.parsing.forms import Form
 from text.codec import TextCodec
 from text.errors import TextRefused
-from text.grammar import GrammarCompiler
+from text.grammar.compiler import GrammarCompiler
 
 TOWN = {
     "type": "object",

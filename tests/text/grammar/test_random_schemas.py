@@ -11,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.text.test_grammar import BYTE_LEVEL, END, compiler, mask
+from tests.text.grammar.answers import BYTE_LEVEL, END, compiler, mask
 from text.errors import TextRefused
 from text.json_schema import FORMATS
 
