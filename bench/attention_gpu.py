@@ -27,8 +27,8 @@ from engine.kv.pool import PagedKVPool
 from engine.model.rotary import Rotation
 from engine.plan import CascadePlan, StepSequence, behind_each_other, plan_levels, plan_step
 from engine.run.cuda.cascade.launch import CascadeWork
+from engine.run.cuda.cascade.records import Limits
 from engine.run.cuda.cascade.tuning import AttentionShape, RotationTable, Tuning
-from engine.run.cuda.cascade.work import Limits
 
 HEADS, KV_HEADS, HEAD_DIM, PAGE_SIZE = 32, 8, 128, 16
 TOKEN_BYTES = 2 * KV_HEADS * HEAD_DIM * 2

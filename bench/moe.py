@@ -25,8 +25,8 @@ from bench.gpu_model import PAGE_SIZE, SHAPE, Engine, make_engine
 from bench.gpu_workloads import Tree, cold_ms, copy_bandwidth, decode_ms, median_ms, random_tokens, warm_ms
 from engine.kv.pages import PageRun
 from engine.plan import StepSequence
+from engine.run.cuda.cascade.records import SplitRule
 from engine.run.cuda.cascade.tuning import DEFAULT_SPLITS, Tuning
-from engine.run.cuda.cascade.work import SplitRule
 from engine.run.cuda.forward import FusedForward
 from engine.run.cuda.runner import PackedRunner
 from engine.run.pieces import GREEDY, prefill_chunk

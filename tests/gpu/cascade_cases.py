@@ -11,8 +11,8 @@ from torch import Tensor
 from engine.model.rotary import Rotation
 from engine.plan import CascadePlan, StepSequence, Window, behind_each_other, plan_levels, plan_step
 from engine.run.cuda.cascade.launch import CascadeWork
+from engine.run.cuda.cascade.records import Limits
 from engine.run.cuda.cascade.tuning import AttentionShape, RotationTable, Tuning
-from engine.run.cuda.cascade.work import Limits
 
 PAGE = 16
 LIMITS = Limits(rows=512, pairs=2048, items=8192, pages=65536, partials=8192)

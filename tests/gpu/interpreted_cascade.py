@@ -14,8 +14,8 @@ from dataclasses import replace
 import torch
 
 from engine.plan import StepSequence, Window, behind_each_other
+from engine.run.cuda.cascade.records import Limits, SplitRule
 from engine.run.cuda.cascade.tuning import CHUNKS, LONG_TAILS, ROW_TAILS, TileClass, Tuning
-from engine.run.cuda.cascade.work import Limits, SplitRule
 from tests.gpu.cascade_cases import PAGE, Form, Sequences, Setting, random_sequences, relative_error
 
 LIMITS = Limits(rows=64, pairs=256, items=512, pages=256, partials=512)

@@ -10,7 +10,7 @@ import pytest
 
 from engine.plan import CascadePlan, StepSequence, Window, plan_levels, plan_step
 from engine.run.cuda.cascade.reads import Ints, PairReads, first_seen
-from engine.run.cuda.cascade.work import (
+from engine.run.cuda.cascade.records import (
     AT_COUNTS,
     AT_ITEMS,
     AT_PAGES,
@@ -24,9 +24,9 @@ from engine.run.cuda.cascade.work import (
     ListShape,
     SplitRule,
     WorkTooLarge,
-    shared_lists,
-    tail_lists,
 )
+from engine.run.cuda.cascade.shared import shared_lists
+from engine.run.cuda.cascade.tails import tail_lists
 from tests.gpu.cascade_cases import PAGE, random_sequences
 
 RATIO = 4

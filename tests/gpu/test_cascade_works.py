@@ -14,8 +14,9 @@ from engine.plan import StepSequence, Window, behind_each_other, plan_levels, pl
 from engine.run.cuda.cascade import lists
 from engine.run.cuda.cascade.launch import CascadeWork
 from engine.run.cuda.cascade.reads import Ints
+from engine.run.cuda.cascade.records import CLASSES_MAX, Limits
+from engine.run.cuda.cascade.tails import tail_lists
 from engine.run.cuda.cascade.tuning import Tuning
-from engine.run.cuda.cascade.work import CLASSES_MAX, Limits, tail_lists
 from engine.run.cuda.cascade.works import LayerWorks
 from tests.gpu.cascade_cases import random_sequences
 

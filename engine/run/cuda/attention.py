@@ -21,8 +21,8 @@ from engine.model.probe import Findings
 from engine.model.rotary import Rotation
 from engine.plan import CascadePlan, Window
 from engine.run.cuda.cascade.attention import CascadeAttention, CascadeStep
+from engine.run.cuda.cascade.records import Limits, WorkTooLarge
 from engine.run.cuda.cascade.tuning import WIDTH_MAX
-from engine.run.cuda.cascade.work import Limits, WorkTooLarge
 from engine.run.cuda.prefill_attention import PieceStep, attend_piece, piece_refusal, prepare_piece
 from engine.run.eager.attention import TorchAttention
 from engine.run.eager.step import TorchStep

@@ -23,8 +23,8 @@ from torch import Tensor
 from engine.attention import Scores
 from engine.plan import CascadePlan
 from engine.run.cuda.captured import GraphMaker
+from engine.run.cuda.cascade.records import Limits, SplitRule, WorkTooLarge
 from engine.run.cuda.cascade.tuning import Tuning
-from engine.run.cuda.cascade.work import Limits, SplitRule, WorkTooLarge
 from engine.run.cuda.cascade.works import LayerWorks
 from engine.run.cuda.drawing import Drawing
 from engine.run.cuda.inputs import Ints, LineShape

@@ -16,8 +16,8 @@ from engine.attention import Scores
 from engine.kv.pool import PagedKVPool
 from engine.model.rotary import Rotation
 from engine.plan import CascadePlan, Window
+from engine.run.cuda.cascade.records import Limits
 from engine.run.cuda.cascade.tuning import RotationTable, Tuning
-from engine.run.cuda.cascade.work import Limits
 from engine.run.cuda.cascade.works import LayerWorks
 
 

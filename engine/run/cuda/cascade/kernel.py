@@ -5,7 +5,7 @@
     merge    each (row, head): all of its partials in the order of the composition, in fp32
 
 Programs are persistent: how many items there are is read from device memory, so both replay in a CUDA graph
-while the lists change. Lists are laid out in ``work``. Importing this module needs Triton.
+while the lists change. ``records`` says how lists are laid out. Importing this module needs Triton.
 """
 
 # mypy: disable-error-code="no-untyped-def, untyped-decorator, no-untyped-call"
@@ -15,16 +15,16 @@ import triton
 import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from engine.run.cuda.cascade import work
+from engine.run.cuda.cascade import records
 
-ITEM = tl.constexpr(work.ITEM)
-PAIR = tl.constexpr(work.PAIR)
-ROW = tl.constexpr(work.ROW)
-HEADER = tl.constexpr(work.HEADER)
-AT_COUNTS = tl.constexpr(work.AT_COUNTS)
-AT_ITEMS = tl.constexpr(work.AT_ITEMS)
-AT_POSITIONS = tl.constexpr(work.AT_POSITIONS)
-AT_PAGES = tl.constexpr(work.AT_PAGES)
+ITEM = tl.constexpr(records.ITEM)
+PAIR = tl.constexpr(records.PAIR)
+ROW = tl.constexpr(records.ROW)
+HEADER = tl.constexpr(records.HEADER)
+AT_COUNTS = tl.constexpr(records.AT_COUNTS)
+AT_ITEMS = tl.constexpr(records.AT_ITEMS)
+AT_POSITIONS = tl.constexpr(records.AT_POSITIONS)
+AT_PAGES = tl.constexpr(records.AT_PAGES)
 LOG2_E = tl.constexpr(1.4426950408889634)
 
 # ``OVERLAP``: programmatic dependent launch. A kernel lets the next one start at once, and waits, before it reads or

@@ -20,8 +20,9 @@ from torch import Tensor
 from engine.plan import CascadePlan, Window
 from engine.run.cuda.cascade.lists import PlanLists
 from engine.run.cuda.cascade.reads import Ints
+from engine.run.cuda.cascade.records import AT_COUNTS, Limits
+from engine.run.cuda.cascade.shared import SharedLists
 from engine.run.cuda.cascade.tuning import SHARED_BYTES, AttentionShape, RotationTable, TileClass, Tuning, tuning_for
-from engine.run.cuda.cascade.work import AT_COUNTS, Limits, SharedLists
 
 LOG2_E = 1.4426950408889634
 STAGING_BUFFERS = 4  # steps whose copies may still be in flight when the next one is prepared

@@ -11,8 +11,10 @@ import numpy as np
 
 from engine.plan import CascadePlan, Levels, Window
 from engine.run.cuda.cascade.reads import Ints, PairReads, first_seen
+from engine.run.cuda.cascade.records import Limits, ListShape
+from engine.run.cuda.cascade.shared import SharedLists, shared_lists
+from engine.run.cuda.cascade.tails import tail_lists
 from engine.run.cuda.cascade.tuning import CHUNKS, LONG_TAILS, ROW_TAILS, AttentionShape, TileClass, Tuning
-from engine.run.cuda.cascade.work import Limits, ListShape, SharedLists, shared_lists, tail_lists
 
 Made = tuple[SharedLists, Ints]
 

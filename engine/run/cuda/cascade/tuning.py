@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from engine.model.rotary import Rotation
-from engine.run.cuda.cascade.work import SplitRule, Tiles
+from engine.run.cuda.cascade.records import SplitRule, Tiles
 
 CHUNKS, ROW_TAILS, LONG_TAILS = "chunks", "row tails", "long tails"  # long: with several new rows
 

@@ -16,8 +16,8 @@ from engine.kv.pool import TORCH_DTYPES, PagedKVPool
 from engine.plan import CascadePlan, Window
 from engine.run.cuda.cascade.launch import CascadeWork
 from engine.run.cuda.cascade.reads import Ints
+from engine.run.cuda.cascade.records import CLASSES_MAX, Limits
 from engine.run.cuda.cascade.tuning import AttentionShape, RotationTable, Tuning
-from engine.run.cuda.cascade.work import CLASSES_MAX, Limits
 
 
 class LayerWorks:

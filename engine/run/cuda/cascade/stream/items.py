@@ -6,12 +6,12 @@ from __future__ import annotations
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 
-from engine.run.cuda.cascade import work
+from engine.run.cuda.cascade import records
 
-ITEM = gl.constexpr(work.ITEM)
-PAIR = gl.constexpr(work.PAIR)
-AT_COUNTS = gl.constexpr(work.AT_COUNTS)
-AT_ITEMS = gl.constexpr(work.AT_ITEMS)
+ITEM = gl.constexpr(records.ITEM)
+PAIR = gl.constexpr(records.PAIR)
+AT_COUNTS = gl.constexpr(records.AT_COUNTS)
+AT_ITEMS = gl.constexpr(records.AT_ITEMS)
 ROWS = gl.constexpr(64)  # packed rows of a warpgroup
 
 

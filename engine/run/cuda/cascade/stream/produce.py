@@ -8,10 +8,10 @@ from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import mbarrier, tma
 from triton.language.extra.cuda import gdc_wait
 
-from engine.run.cuda.cascade import work
+from engine.run.cuda.cascade import records
 from engine.run.cuda.cascade.stream.items import grid_of, item_at, items_of, unit_at, units_of
 
-AT_PAGES = gl.constexpr(work.AT_PAGES)
+AT_PAGES = gl.constexpr(records.AT_PAGES)
 
 
 @gluon.jit

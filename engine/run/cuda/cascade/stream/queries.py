@@ -7,11 +7,11 @@ from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import fence_async_shared
 
-from engine.run.cuda.cascade import work
+from engine.run.cuda.cascade import records
 from engine.run.cuda.cascade.kernel import AS_IS, BACK
 from engine.run.cuda.cascade.stream.items import PAIR, ROWS
 
-AT_POSITIONS = gl.constexpr(work.AT_POSITIONS)
+AT_POSITIONS = gl.constexpr(records.AT_POSITIONS)
 NOT_TURNED = gl.constexpr(AS_IS)
 TURNED_BACK = gl.constexpr(BACK)
 
