@@ -68,7 +68,7 @@ class TurnKeeper:
         self._worker = worker
         self._resolver = resolver
         self._claim = claim
-        self._publishing = 0  # chunks that are held until their claim is there
+        self._publishing = 0  # chunks that wait for their claims
         self._claims = ThreadPoolExecutor(1, thread_name_prefix="cairn-kept")
         self._computing: Counter[Tenant] = Counter()  # requests for chunks that are under way
         self._lock = threading.Lock()
@@ -135,9 +135,9 @@ class TurnKeeper:
         named = kept.name(self._worker.residents, state, chunk.key, len(chunk.token_ids))
         if named is None:
             return
+        self._worker.residents.release(named)  # who wants its pages need not wait until it is claimed
         if self._claim is None or self._publishing >= PUBLISHING_MAX:
             log.info("a kept turn of %d tokens stays in the pool alone", named.tokens)
-            self._worker.residents.release(named)
             return
         self._publishing += 1
         self._claims.submit(self._publish, turn, named)
@@ -160,10 +160,13 @@ class TurnKeeper:
 
     def _hand_on(self, named: ResidentChunk, claim: Claim | None) -> None:
         """In the device thread: from here on the publisher holds what it needs."""
-        if claim is not None:
-            claim.publish(named)
         self._publishing -= 1
-        self._worker.residents.release(named)
+        if claim is None:
+            return
+        if self._worker.residents.find(named.key) is named:
+            claim.publish(named)
+        else:
+            claim.drop()
 
     def stop(self) -> None:
         """Claims nothing more; a claim that comes now is dropped when the device thread has ended."""

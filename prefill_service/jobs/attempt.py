@@ -59,7 +59,8 @@ class EndOf:
 
 @dataclass(frozen=True)
 class LoadOf:
-    """Stored chunks that missing ones attend to have to be read into the pool, by their indices."""
+    """Chunks that missing ones attend to have to be read into the pool, by their indices: stored ones, or such as wait
+    in memory to be."""
 
     indices: tuple[int, ...]
 
@@ -164,8 +165,10 @@ class Attempt:
 
     def _join(self, index: int, publishing: Publishing) -> Wait | None:
         """A chunk that this process writes already, for another job or an earlier attempt."""
-        if index in self.as_context and not self._hold(index):
-            return EndOf(publishing)  # it made room for others: it can be loaded when it is stored
+        if index in self.as_context and not self._hold(index):  # it made room for others
+            if index not in self.progress.unreadable and self.publisher.in_memory(self.job.chunks[index].key):
+                return LoadOf((index,))
+            return EndOf(publishing)  # it can be loaded when it is stored
         self.progress.note(index, KVSource.DEVICE)
         if self._hold(index):
             self._lend(index)

@@ -13,6 +13,7 @@ from contextlib import suppress
 
 from chunk_store.entry import MissReason
 from chunk_store.key import ChunkKey
+from chunk_store.landing import Landing
 from chunk_store.store import ChunkStore
 from engine.kv.host_tier import PoolMemory
 from engine.kv.resident import ResidentChunk, ResidentChunks
@@ -24,15 +25,23 @@ Reading = Future[MissReason | None]
 
 
 class PoolLoads:
-    """Reads entries of ``store`` into ``residents``. ``post`` runs a function in the thread that they belong to."""
+    """Reads entries of ``store`` into ``residents``. ``post`` runs a function in the thread that they belong to.
+
+    ``at_hand`` reads what waits in memory to be stored; False for anything else.
+    """
 
     def __init__(
-        self, residents: ResidentChunks, store: ChunkStore, post: Callable[[Callable[[], None]], object]
+        self,
+        residents: ResidentChunks,
+        store: ChunkStore,
+        post: Callable[[Callable[[], None]], object],
+        at_hand: Callable[[ChunkKey, Landing], bool] = lambda key, landing: False,
     ) -> None:
         self.residents = residents
         self.store = store
         self._memory = PoolMemory(residents.pool)
         self._post = post
+        self._at_hand = at_hand
         self._readers = ThreadPoolExecutor(READERS, thread_name_prefix="prefill-load")
         self._begun: dict[ChunkKey, tuple[ResidentChunk, Reading]] = {}
 
@@ -65,8 +74,13 @@ class PoolLoads:
     def _read(self, keyed: KeyedChunk, chunk: ResidentChunk) -> Reading:
         memory = self._memory.of(chunk)
 
+        def land(landing: Landing) -> MissReason | None:
+            if self._at_hand(keyed.key, landing):
+                return None
+            return self.store.land(keyed.key, keyed.token_ids, landing)
+
         def read() -> MissReason | None:
-            return memory.fill(lambda landing: self.store.land(keyed.key, keyed.token_ids, landing))[1]
+            return memory.fill(land)[1]
 
         try:
             reading = self._readers.submit(contextvars.copy_context().run, read)

@@ -56,7 +56,7 @@ class OwnPool:
         self.served = served
         self.runner = runner
         self.residents = residents
-        self.loads = PoolLoads(residents, store, device.post)
+        self.loads = PoolLoads(residents, store, device.post, publisher.read)
         self.store = store
         self.device = device
         self.publisher = publisher

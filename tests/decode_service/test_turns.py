@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,8 @@ from cairn import ChunkRef, Result, Tokens
 from chunk_store.errors import QuotaFull, StoreFull, StoreUnavailable
 from chunk_store.key import ChunkKey
 from decode_service import turns
+from decode_service.prompt.composition import Composition
+from decode_service.prompt.request_chunk import Claim
 from protos import decode_pb2
 from tests.decode_service.models import loaded, tokens
 from tests.decode_service.packing import packing
@@ -144,6 +147,34 @@ def test_a_full_pool_keeps_the_record_alone(folder: Path, tmp_path: Path) -> Non
         assert computed(got)[1:] == [(4, "computed"), (1, "computed")]
         assert got.token_ids == small.generate([fills[1], first.kept, [7]], cache="bypass").token_ids
         small.check_idle()
+
+
+def test_a_turn_that_waits_for_its_claim_keeps_nobody_from_its_pages(
+    packed: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The store takes its time; what has left the pool by then is claimed for nobody."""
+    keeper, let_on = packed.decode.turns, threading.Event()
+    real = keeper._claim
+    assert real is not None
+
+    def slow(turn: Composition) -> Claim | None:
+        assert let_on.wait(60)
+        return real(turn)
+
+    monkeypatch.setattr(keeper, "_claim", slow)
+    first = packed.generate([SYSTEM, tokens(24, 5)], 6, keep=True)
+    assert first.kept is not None and first.kept.kv == "resident"
+    try:
+        wait_until(lambda: keeper._publishing == 1)
+        wait_until(lambda: packed.in_device_thread(lambda: packed.decode.worker.residents.held) == 0)
+        packed.forget()
+    finally:
+        let_on.set()
+    wait_until(lambda: keeper._publishing == 0)
+    got = packed.generate([SYSTEM, first.kept, [7]])
+    assert got.reuse.segments[1].source == "computed"
+    assert got.token_ids == packed.generate([SYSTEM, first.kept, [7]], cache="bypass").token_ids
+    packed.check_idle()
 
 
 def test_a_full_queue_leaves_it_to_the_next_turn(services: Pair, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -26,6 +26,7 @@ from prefill_service.jobs.resolver import ChunkRequest, CompositionRequest, Pref
 from prefill_service.worker import DeviceThread
 from serving.publishing.metrics import PublicationMetrics
 from serving.publishing.publisher import Publisher
+from serving.publishing.staging import Staging
 from serving.trace.stages import StageTimer
 from tests.fakes import FakeRunner, FakeServed, codec, small_pool
 
@@ -33,7 +34,9 @@ from tests.fakes import FakeRunner, FakeServed, codec, small_pool
 class FakeWorker:
     """A computer over a store; two of them on one root are two workers."""
 
-    def __init__(self, root: Path, *, room: int | None = None, sight: Sight = EVERYTHING) -> None:
+    def __init__(
+        self, root: Path, *, room: int | None = None, sight: Sight = EVERYTHING, staged: int | None = None
+    ) -> None:
         served, pool = FakeServed(sight=sight), small_pool()
         self.store = open_store(f"file://{root}")
         self.resolver = Resolver(self.store, served, codec(), pool)  # type: ignore[arg-type]
@@ -48,6 +51,7 @@ class FakeWorker:
             nbytes_max=room or 2**20,
             threads=2,
             metrics=PublicationMetrics(self.registry, "tiny"),
+            staging=None if staged is None else Staging(staged, pool.device),
         )
         self.computer = OwnPool(
             served,  # type: ignore[arg-type]

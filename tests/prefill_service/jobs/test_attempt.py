@@ -204,7 +204,9 @@ def test_what_left_the_pool_before_it_was_stored_is_waited_for(bench: FakeWorker
         bench.residents.let_move(chunk)  # as where KV passes through staging memory
         assert bench.residents.evict(first.key)
         job = bench.job(7, context=(first.chunk_id,))
-        assert bench.computer.attempt(job, JobProgress(StageTimer()), []) == EndOf(publishing)
+        with pytest.MonkeyPatch.context() as copying:  # and before it is all there
+            copying.setattr(bench.publisher, "in_memory", lambda _: False)
+            assert bench.computer.attempt(job, JobProgress(StageTimer()), []) == EndOf(publishing)
         alone = JobProgress(StageTimer())
         assert bench.computer.attempt(first, alone, []) is None, "nobody needs it resident"
         assert alone.publishing == {0: publishing}

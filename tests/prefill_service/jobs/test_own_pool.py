@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 
 from chunk_store.store import Busy, Stored
+from chunk_store.tenant import tenant_of
+from engine.kv.source import KVSource
 from engine.reuse import ReuseMode
 from prefill_service.jobs.progress import JobProgress
 from prefill_service.jobs.resolver import PrefillJob
@@ -18,6 +20,7 @@ from serving.trace.stages import StageTimer
 from tests.fakes import LAYOUT
 from tests.prefill_service.fake_worker import FakeWorker, held_writes
 
+TENANT = tenant_of("")
 ROOM = LAYOUT.nbytes(2)
 
 
@@ -144,3 +147,28 @@ def test_the_end_lets_waiting_jobs_go(tmp_path: Path) -> None:
     run(body)
     bench.idle()
     bench.store.close()
+
+
+def test_context_that_left_the_pool_is_read_from_where_it_waits_to_be_stored(tmp_path: Path) -> None:
+    """The store takes its time; who attends to what was computed does not wait for it."""
+    staged = FakeWorker(tmp_path, staged=2**20)
+
+    async def body() -> None:
+        with held_writes():
+            first = staged.job(5, 6)
+            await compute(staged, first)
+            while not await staged.device.run(lambda: staged.residents.evict(first.key), StageTimer(), TENANT):
+                await asyncio.sleep(0.002)  # it is being copied
+            job = staged.job(7, context=(first.chunk_id,))
+            progress = await compute(staged, job)
+            assert progress.tokens(job) == {KVSource.DEVICE: 2, KVSource.COMPUTED: 1}
+            assert [ids for ids, _ in staged.runner.computed] == [(5, 6), (7,)] and not progress.all_stored
+            chunk = staged.residents.find(first.key)
+            assert chunk is not None and chunk.ready
+            planes = staged.residents.pool.run_planes(chunk.run, chunk.tokens)
+            now = b"".join(plane.contiguous().numpy().tobytes() for plane in planes)
+        assert staged.publisher.flush(30) and staged.stored(first) == now
+
+    run(body)
+    staged.loads_idle()
+    staged.close()
