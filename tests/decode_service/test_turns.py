@@ -158,7 +158,7 @@ def test_a_turn_that_waits_for_its_claim_keeps_nobody_from_its_pages(
     assert real is not None
 
     def slow(turn: Composition) -> Claim | None:
-        assert let_on.wait(60)
+        assert let_on.wait(200)
         return real(turn)
 
     monkeypatch.setattr(keeper, "_claim", slow)
@@ -168,6 +168,7 @@ def test_a_turn_that_waits_for_its_claim_keeps_nobody_from_its_pages(
         wait_until(lambda: keeper._publishing == 1)
         wait_until(lambda: packed.in_device_thread(lambda: packed.decode.worker.residents.held) == 0)
         packed.forget()
+        assert keeper._publishing == 1
     finally:
         let_on.set()
     wait_until(lambda: keeper._publishing == 0)
