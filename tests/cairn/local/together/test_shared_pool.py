@@ -226,7 +226,7 @@ def test_a_store_that_stalls_holds_up_no_answer(folder: Path, tmp_path: Path, mo
     write, let_on = FileBlobs.write, threading.Event()
 
     def held(self: FileBlobs, *given: Any) -> None:
-        assert let_on.wait(60)
+        assert let_on.wait(200)
         write(self, *given)
 
     monkeypatch.setattr(FileBlobs, "write", held)
