@@ -12,47 +12,31 @@ from __future__ import annotations
 import argparse
 import os
 import shutil
-import statistics
 import sys
 import tempfile
-import threading
 import time
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
 from unittest import mock
 
 import torch
-import xxhash
-from torch import Tensor
 
-from chunk_store.entry import EntryHeader
+from bench.gpu_load_documents import MIB, Documents, show, timed
+from bench.gpu_load_stages import stage_both, stage_copies, stage_reads, stage_verify
 from chunk_store.format import header as header_module
-from chunk_store.format.header import checksum
-from chunk_store.key import ChunkId, ChunkKey, ModelIdentity, digest
+from chunk_store.key import ChunkId, ModelIdentity
 from chunk_store.landing import Landing
-from chunk_store.layout import KVLayout, LayerLayout
 from chunk_store.local import blobs as blobs_module
 from chunk_store.local import entry_file
 from chunk_store.open import open_store
 from chunk_store.shared_store import SharedStore
-from chunk_store.store import Busy, Stored
 from engine.kv.device_landing import DeviceLanding
 from engine.kv.host_tier import HostTier
-from engine.kv.pages import PageRun
-from engine.kv.pool import PagedKVPool
-from engine.kv.pool_bytes import as_bytes
 from engine.kv.source import KVSource
 from engine.model.processor import read_processor
-
-LAYOUT = KVLayout("bfloat16", (LayerLayout(8, 128, 128),) * 36)  # Qwen3-8B: 147 456 bytes a token
-MIB = 2**20
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -103,199 +87,6 @@ class Anything:
 
     def __ne__(self, other: object) -> bool:
         return False
-
-
-class Documents:
-    """Equal documents in a store of files, and the pages that they are loaded to."""
-
-    def __init__(self, options: argparse.Namespace) -> None:
-        self.tokens, self.device = options.tokens, torch.device(options.device)
-        pages = -(-options.tokens // 16) * options.documents
-        self.pool = PagedKVPool(LAYOUT, pages=pages, chunk_pages=pages, device=self.device)
-        runs = [self.pool.allocate_run(options.tokens) for _ in range(options.documents)]
-        self.runs: list[PageRun] = [run for run in runs if run is not None]
-        self.nbytes_each = LAYOUT.nbytes(options.tokens)
-        self.nbytes = self.nbytes_each * options.documents
-        self.source = [torch.randint(0, 256, (n,), dtype=torch.uint8) for n in LAYOUT.plane_nbytes(options.tokens)]
-        self._planes = [self.pool.run_planes(run, options.tokens) for run in self.runs]
-        self.ids = tuple(range(options.tokens))
-        self.keys = [ChunkKey(digest("cairn.bench.loads", [str(i).encode()])) for i in range(options.documents)]
-
-    def header(self, number: int) -> EntryHeader:
-        key = self.keys[number]
-        return EntryHeader(key, ChunkId(key), ModelIdentity("bench"), LAYOUT, self.ids, ())
-
-    def publish(self, store: SharedStore, number: int) -> None:
-        publication = store.begin(self.keys[number])
-        assert not isinstance(publication, Busy | Stored)
-        with publication:
-            publication.write(self.header(number), as_bytes(self.source))
-            publication.commit()
-
-    def planes(self, number: int) -> list[Tensor]:
-        return self._planes[number]
-
-    def wrong(self) -> int:
-        """How many planes differ from the source."""
-        source = [plane.to(self.device) for plane in self.source]
-        flat = (plane.view(-1).view(torch.uint8) for n in range(len(self.runs)) for plane in self.planes(n))
-        return sum(not torch.equal(plane, source[at % len(source)]) for at, plane in enumerate(flat))
-
-    def clear(self) -> None:
-        for tensor in (*self.pool.keys, *self.pool.values):
-            tensor.zero_()
-        self.wait()
-
-    def wait(self) -> None:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize()
-
-
-def timed(step: Callable[[], object], repeats: int) -> tuple[float, float]:
-    """Median and least seconds of ``step`` after a first time."""
-    step()
-    times = []
-    for _ in range(repeats):
-        at = time.perf_counter()
-        step()
-        times.append(time.perf_counter() - at)
-    return statistics.median(times), min(times)
-
-
-def shared_out(items: Iterable[T], threads: int, work: Callable[[int, T], None]) -> None:
-    """Does ``work`` for all items in threads, which have numbers; whoever is free takes the next item."""
-    left = deque(items)
-
-    def run(number: int) -> None:
-        while True:
-            try:
-                item = left.popleft()
-            except IndexError:
-                return
-            work(number, item)
-
-    started = [threading.Thread(target=run, args=(number,)) for number in range(threads)]
-    for thread in started:
-        thread.start()
-    for thread in started:
-        thread.join()
-
-
-def show(what: str, nbytes: int, times: tuple[float, float]) -> None:
-    median, least = times
-    print(f"{what:64} {median * 1e3:8.1f} ms (least {least * 1e3:7.1f}) {nbytes / median / 1e9:7.1f} GB/s", flush=True)
-
-
-# -- stages -----------------------------------------------------------------------------------------------
-
-
-def pinned(documents: Documents, nbytes: int) -> Tensor:
-    return torch.zeros(nbytes, dtype=torch.uint8, pin_memory=documents.device.type == "cuda")
-
-
-def stage_reads(documents: Documents, paths: Sequence[Path], threads: Sequence[int], repeats: int) -> None:
-    """Reads all documents, each thread into memory of its own, and verifies or not."""
-    files = [os.open(path, os.O_RDONLY) for path in paths]
-    start = paths[0].stat().st_size - documents.nbytes_each
-    for count in threads:
-        for span_mib, block_mib in [(2, 0), (1, 0.25), (2, 2), (8, 2)] if count == max(threads) else [(2, 2)]:
-            seconds = _read_all(documents, files, start, count, int(span_mib * MIB), int(block_mib * MIB), repeats)
-            what = f"read spans of {span_mib:g} MiB" + (f", verify blocks of {block_mib:g}" if block_mib else "")
-            show(f"{what}, {count} threads", documents.nbytes, seconds)
-    for fd in files:
-        os.close(fd)
-
-
-def _read_all(
-    documents: Documents, files: Sequence[int], start: int, threads: int, span: int, block: int, repeats: int
-) -> tuple[float, float]:
-    memory = [pinned(documents, span).numpy().data.cast("B") for _ in range(threads)]
-
-    def read(number: int, place: tuple[int, int]) -> None:
-        got = os.preadv(place[0], [memory[number]], start + place[1])
-        for first in range(0, got if block else 0, block or 1):
-            checksum(memory[number][first : min(first + block, got)])
-
-    places = [(fd, at) for fd in files for at in range(0, documents.nbytes_each, span)]
-    return timed(lambda: shared_out(places, threads, read), repeats)
-
-
-def stage_verify(documents: Documents, threads: int, repeats: int) -> None:
-    """Hashes the bytes of one document in all threads: with our function, and with one that keeps the others out."""
-    memory = pinned(documents, documents.nbytes_each // (4 * MIB) * (4 * MIB)).numpy().data.cast("B")
-    ways: list[tuple[str, Callable[[memoryview], int]]] = [("", checksum), (", one call", xxhash.xxh3_64_intdigest)]
-    for name, hashed in ways:
-        for block_mib in (0.25, 2):
-            seconds = _hash_all(memory, int(block_mib * MIB), hashed, threads, repeats)
-            show(f"verify blocks of {block_mib:g} MiB{name}, {threads} threads", memory.nbytes, seconds)
-
-
-def _hash_all(
-    memory: memoryview, block: int, hashed: Callable[[memoryview], int], threads: int, repeats: int
-) -> tuple[float, float]:
-    def work(_: int, at: int) -> None:
-        hashed(memory[at : at + block])
-
-    return timed(lambda: shared_out(range(0, memory.nbytes, block), threads, work), repeats)
-
-
-def stage_copies(documents: Documents, repeats: int) -> None:
-    """Copies pinned memory to the pages, in pieces, on streams that take turns."""
-    if documents.device.type != "cuda":
-        return
-    memory = pinned(documents, documents.nbytes_each)
-    planes = [plane.view(-1).view(torch.uint8) for n in range(len(documents.runs)) for plane in documents.planes(n)]
-    starts = [sum(LAYOUT.plane_nbytes(documents.tokens)[:n]) for n in range(2 * len(LAYOUT.layers))]
-    for streams in (1, 4):
-        made = [torch.cuda.Stream() for _ in range(streams)]
-        for piece_mib in (2, 8):
-
-            def run(piece: int = piece_mib * MIB, made: list[torch.cuda.Stream] = made) -> None:
-                number = 0
-                for at, plane in enumerate(planes):
-                    source = memory[starts[at % len(starts)] :]
-                    for first in range(0, plane.nbytes, piece):
-                        last = min(first + piece, plane.nbytes)
-                        with torch.cuda.stream(made[number % len(made)]):
-                            plane[first:last].copy_(source[first:last], non_blocking=True)
-                        number += 1
-                torch.cuda.synchronize()
-
-            show(f"copy pieces of {piece_mib} MiB, {streams} streams", documents.nbytes, timed(run, repeats))
-
-
-def stage_both(documents: Documents, paths: Sequence[Path], threads: int, repeats: int) -> None:
-    """Reads and verifies while the bus is kept busy with copies of other memory, in a few calls."""
-    if documents.device.type != "cuda":
-        return
-    memory, target = pinned(documents, documents.nbytes_each), torch.empty(documents.nbytes_each, dtype=torch.uint8)
-    target, stop, copied = target.to(documents.device), threading.Event(), [0]
-    stream = torch.cuda.Stream()
-
-    def copy() -> None:
-        while not stop.is_set():
-            with torch.cuda.stream(stream):
-                target.copy_(memory, non_blocking=True)
-            stream.synchronize()
-            copied[0] += memory.nbytes
-
-    thread = threading.Thread(target=copy)
-    thread.start()
-    files = [os.open(path, os.O_RDONLY) for path in paths]
-    start = paths[0].stat().st_size - documents.nbytes_each
-    for block_mib in (0, 2):
-        before, at = copied[0], time.perf_counter()
-        seconds = _read_all(documents, files, start, threads - 1, 2 * MIB, block_mib * MIB, repeats)
-        rate = (copied[0] - before) / (time.perf_counter() - at) / 1e9
-        what = f"read spans of 2 MiB{', verify' if block_mib else ''}, {threads - 1} threads, beside copies"
-        show(f"{what} at {rate:.1f} GB/s", documents.nbytes, seconds)
-    stop.set()
-    thread.join()
-    for fd in files:
-        os.close(fd)
-
-
-# -- whole loads ------------------------------------------------------------------------------------------
 
 
 @contextmanager
