@@ -3,21 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
 
-from decode_service.api.given import Given
-from decode_service.api.replies import Replies
 from decode_service.sequence import Event, Sequence
-
-
-@dataclass(frozen=True)
-class Answer:
-    """One answer on its way to the caller. ``given``: what the caller has of it, for a turn that is kept."""
-
-    sequence: Sequence
-    replies: Replies
-    given: Given = field(default_factory=Given)
 
 
 def answers_to(first: Sequence, count: int, put: Callable[[list[Event], int], None]) -> list[Sequence]:

@@ -35,12 +35,13 @@ def services_of_all_templates(folder: Path, store: Path) -> Iterator[Pair]:
 @contextmanager
 def under(services: Pair, name: str) -> Iterator[None]:
     """With one template in place of the model's own, and nothing remembered."""
-    before = services.decode.chats
-    services.decode.chats = ChatComposer(template(name).codec, services.decode.store)
+    composer, answering = services.decode.composer, services.decode.answering
+    before = composer.chats
+    composer.chats = answering.chats = ChatComposer(template(name).codec, services.decode.store)
     try:
         yield
     finally:
-        services.decode.chats = before
+        composer.chats = answering.chats = before
 
 
 def likely_words() -> dict[int, float]:

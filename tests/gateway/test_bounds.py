@@ -97,9 +97,9 @@ def test_a_caller_that_goes_ends_its_request(services: Pair, running: Running, m
         body = json.dumps(asked).encode()
         head = f"POST /v1/chat/completions HTTP/1.1\r\nhost: localhost\r\ncontent-length: {len(body)}\r\n"
         connection.sendall(f"{head}content-type: application/json\r\n\r\n".encode() + body)
-        wait_until(lambda: bool(services.decode._active))
+        wait_until(lambda: bool(services.decode.ids))
         connection.close()
-        wait_until(lambda: not services.decode._active, 30)  # before the device thread goes on by itself
+        wait_until(lambda: not services.decode.ids, 30)  # before the device thread goes on by itself
     services.check_idle()
 
 
@@ -107,7 +107,7 @@ def test_a_stream_that_is_left_ends_its_request(services: Pair, running: Running
     asked: Any = {"model": model, "messages": MESSAGES, "max_tokens": 400, "extra_body": {"ignore_eos": True}}
     with running.client().chat.completions.create(**asked, stream=True) as stream:
         next(iter(stream))
-        assert services.decode._active
+        assert services.decode.ids
     services.check_idle()
 
 
@@ -119,7 +119,7 @@ def test_more_than_may_be_at_once_is_refused_with_when_to_come_again(
         threads = [threading.Thread(target=lambda: running.client().chat.completions.create(**asked)) for _ in range(2)]
         for thread in threads:
             thread.start()
-        wait_until(lambda: len(services.decode._active) == 2)
+        wait_until(lambda: len(services.decode.ids) == 2)
         with pytest.raises(openai.RateLimitError) as full:  # the services have two waiting
             running.client().chat.completions.create(**asked)
         assert full.value.code == "rate_limit_exceeded" and int(full.value.response.headers["retry-after"]) >= 1
@@ -170,7 +170,7 @@ def test_a_gateway_that_is_told_to_stop_answers_what_it_has_begun(services: Pair
             client = stopped.client()
             thread = threading.Thread(target=lambda: answers.append(client.chat.completions.create(**asked)))
             thread.start()
-            wait_until(lambda: bool(services.decode._active))
+            wait_until(lambda: bool(services.decode.ids))
             stopped.process.terminate()
             wait_until(lambda: not reachable(stopped.port))
         thread.join(60)
