@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from decode_service.giving_way import GaveWay
 from decode_service.line import PASSES_MAX
-from decode_service.sequence import AllReady
+from decode_service.sequence import AllReady, FinishReason
+from engine.sampling.params import Choice
 from serving.tenancy.quotas import Quotas
 from tests.decode_service.scheduled import PAGE, Scheduled, request
 
@@ -121,4 +123,25 @@ def test_tenants_that_ask_for_chunks_take_turns_with_those_that_ask_for_answers(
     on.load(on.loads[0], ["claim"])
     assert [fill.sequence.request_id for fill in on.plan().admitted] == ["m1", "m2"], "running=1 is for answers"
     on.finish()
+    on.check_idle()
+
+
+def test_who_waits_for_a_token_to_go_on_keeps_its_place_from_those_behind() -> None:
+    on = Scheduled(batch_max=2)
+    running, gave_way, behind = (request(name, max_tokens=9) for name in ("running", "gave way", "behind"))
+    on.submit(running, gave_way)
+    while on.states() != "dd":
+        on.step()
+    unread = on.plan()
+    on.scheduler.ran(unread.rows)  # launched, its tokens not there yet
+    on.scheduler._leaving.give_way(gave_way, GaveWay.GROWTH)
+    on.submit(behind)
+    on.plan()
+    assert on.states() == "dlw", "there is a place to decode, and it is not for who came later"
+    for rows in unread.rows:
+        on.scheduler.token(rows.sequence, Choice(7, None), 99)
+    on.plan()
+    assert on.states() == "dpw"
+    on.finish()
+    assert [on.reason(each) for each in on.sequences] == [FinishReason.LENGTH] * 3
     on.check_idle()
