@@ -35,6 +35,16 @@ class StoredEverywhere:
         return {"lookup": 1}
 
 
+def heard(events: queue.SimpleQueue[list[Event]]) -> tuple[list[int], Event]:
+    """All tokens that an answer's caller was told, and the end."""
+    tokens: list[int] = []
+    while True:
+        for event in events.get(timeout=DEADLINE_S):
+            if not isinstance(event, Tokens):
+                return tokens, event
+            tokens += [choice.token_id for choice in event.choices]
+
+
 class Running:
     def __init__(self, *, runs_ahead: bool, **options: Any) -> None:
         pool = PagedKVPool(LAYOUT, pages=32, chunk_pages=16, page_size=4)
@@ -56,12 +66,7 @@ class Running:
 
     def answer(self, name: str) -> tuple[list[int], Event]:
         """All tokens, and the end."""
-        tokens: list[int] = []
-        while True:
-            for event in self.events[name].get(timeout=DEADLINE_S):
-                if not isinstance(event, Tokens):
-                    return tokens, event
-                tokens += [choice.token_id for choice in event.choices]
+        return heard(self.events[name])
 
 
 @contextmanager

@@ -15,7 +15,8 @@ from decode_service import kept
 from decode_service.kept import Keep
 from decode_service.sequence import Finished, FinishReason, Sequence
 from tests.decode_service.content import content_request
-from tests.decode_service.test_packed import DEADLINE_S, Served, served
+from tests.decode_service.running import DEADLINE_S
+from tests.decode_service.test_packed import Served, served
 
 
 def in_device_thread(it: Served, look: Callable[[], Any]) -> Any:

@@ -14,17 +14,16 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from decode_service.metrics import DecodeMetrics
-from decode_service.sequence import Event, Failed, Finished, FinishReason, Sequence, Tokens
+from decode_service.sequence import Event, Failed, Finished, FinishReason, Sequence
 from decode_service.worker import DecodeWorker
 from engine.kv.pool import PagedKVPool
 from engine.kv.resident import ResidentChunks
 from engine.sight import EVERYTHING, Sight
 from serving.errors import InternalFault
 from tests.decode_service.content import EOS, ContentRunner, NothingStored, content_request
+from tests.decode_service.running import DEADLINE_S, heard
 from tests.decode_service.scheduled import request
 from tests.fakes import LAYOUT
-
-DEADLINE_S = 30.0
 
 
 class Served:
@@ -64,12 +63,7 @@ class Served:
         self.worker.submit(sequence)
 
     def answer(self, name: str) -> tuple[list[int], Event]:
-        tokens: list[int] = []
-        while True:
-            for event in self.told[name].get(timeout=DEADLINE_S):
-                if not isinstance(event, Tokens):
-                    return tokens, event
-                tokens += [choice.token_id for choice in event.choices]
+        return heard(self.told[name])
 
     def counted(self, name: str, **labels: str) -> float:
         value = self.registry.get_sample_value(f"cairn_{name}", {"model_name": "tiny", **labels})
