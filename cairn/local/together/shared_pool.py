@@ -118,6 +118,8 @@ class SharedPool:
                 raise Unavailable("another process has not finished the KV that this needs", remedy="try again")
             await asyncio.sleep(found.retry_after_s)
         assert isinstance(found, ComputedChunk)
+        if found.read is not None:  # somebody has handed it to the publisher meanwhile
+            return await self._publish(asked, chunk, deadline)
         if found.unpublished is not None:
             asked.progress.refused(index, why_not(found.unpublished))
         elif isinstance(found.claim, StoreClaim):
@@ -239,7 +241,8 @@ class _Asked:
         """A chunk can be read: it was here, or came from the store, or was computed here or elsewhere."""
         index, outcome, progress = self.index_of(chunk), chunk.outcome, self.progress
         assert outcome is not None
-        if outcome.source is KVSource.DEVICE:
+        here = (KVSource.DEVICE, KVSource.HOST)  # what is in host memory may be on its way into the store only
+        if outcome.source is KVSource.DEVICE or (outcome.source in here and index in self.missing):
             progress.note(index, KVSource.DEVICE)
             if index in self.missing:
                 self.resident.append(chunk)

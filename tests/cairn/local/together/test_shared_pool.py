@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import cairn
 from cairn import ChunkRef, Client
@@ -17,9 +18,11 @@ from chunk_store.local.blobs import FileBlobs
 from chunk_store.open import open_store
 from chunk_store.store import Busy, Stored
 from decode_service.line import STEPS_A_PIECE
+from serving.publishing.publisher import Publisher
+from serving.publishing.staging import Staging
 from tests.cairn.local.together.one_process import Together, together
 from tests.decode_service.models import loaded, model_dir, tokens
-from tests.decode_service.pair import pair
+from tests.decode_service.pair import pair, wait_until
 
 PLANES = 6  # of an entry: keys and values of three layers
 
@@ -244,6 +247,50 @@ def test_a_store_that_stalls_holds_up_no_answer(folder: Path, tmp_path: Path, mo
             let_on.set()
         on.check_idle()
         assert on.pool.store.stats().entries == 4
+
+
+def test_what_waits_in_memory_to_be_stored_is_used_and_not_taken_for_stored(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a card: KV passes through staging memory, and its pages have gone before it is written."""
+    make = Publisher.__init__
+
+    def staged(self: Publisher, *parts: Any, nbytes_max: int, **given: Any) -> None:
+        make(self, *parts, nbytes_max=nbytes_max, staging=Staging(nbytes_max, torch.device("cpu")), **given)
+
+    monkeypatch.setattr(Publisher, "__init__", staged)
+    write, let_on = FileBlobs.write, threading.Event()
+
+    def held(self: FileBlobs, *given: Any) -> None:
+        assert let_on.wait(200)
+        write(self, *given)
+
+    monkeypatch.setattr(FileBlobs, "write", held)
+    document, question = tokens(160, 200), tokens(161, 4)
+
+    def leave(on: Together) -> None:
+        """All chunks leave the pool, as soon as they are copied."""
+        wait_until(lambda: on.in_device_thread(lambda: on.decode.worker.residents.held) == 0)
+        on.forget()
+
+    with together(loaded(folder, "decode"), tmp_path / "store", publish_queue=1 << 24) as on:
+        with ThreadPoolExecutor(1) as threads:
+            try:
+                chunk = on.client.prefill(document)
+                leave(on)
+                answer = on.generate([ChunkRef(chunk.id), question])
+                assert sources(answer) == ["host"]
+                assert answer.token_ids == on.generate([document, question], cache="bypass").token_ids
+                leave(on)
+                assert not on.client.prefill(document).durable
+                leave(on)
+                waiting = threads.submit(on.client.prefill, document, durable=True)
+                wait_until(lambda: on.in_device_thread(lambda: len(on.decode.worker.residents)) == 1)
+                assert on.pool.store.stats().entries == 0 and not waiting.done()
+            finally:
+                let_on.set()
+            assert waiting.result(60).durable and on.pool.store.stats().entries == 1
+        on.check_idle()
 
 
 def test_a_drain_writes_out_what_was_computed(folder: Path, tmp_path: Path) -> None:
