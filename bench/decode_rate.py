@@ -16,11 +16,11 @@ from transformers import DynamicCache, StoppingCriteria, StoppingCriteriaList
 
 from bench.models import BenchModel
 from chunk_store.key import ChunkId, ChunkType
+from decode_service.device.worker import DecodeWorker
 from decode_service.metrics import DecodeMetrics
 from decode_service.prompt.composition import compose
 from decode_service.prompt.request_chunk import Segment
-from decode_service.sequence import Event, Finished, Sequence, Tokens
-from decode_service.worker import DecodeWorker
+from decode_service.scheduling.sequence import Event, Finished, Sequence, Tokens
 from engine.kv.pool import PagedKVPool
 from engine.kv.resident import ResidentChunks
 from engine.reuse import ReuseMode

@@ -28,10 +28,10 @@ from chunk_store.open import open_store
 from chunk_store.record import ChunkRecord
 from chunk_store.store import ChunkStore
 from decode_service.api.service import DecodeService
+from decode_service.device.worker import DecodeWorker
 from decode_service.kv_source.fetcher import KVFetcher
 from decode_service.metrics import DecodeMetrics
 from decode_service.prompt.resolver import Resolver
-from decode_service.worker import DecodeWorker
 from engine.kv.resident import ResidentChunks
 from engine.reuse import ReuseMode, key_composition
 from engine.run.choice import decide

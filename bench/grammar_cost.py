@@ -32,11 +32,11 @@ from transformers import PreTrainedTokenizerFast
 
 from bench.models import FABLE
 from chunk_store.key import ChunkId, ChunkType, ModelIdentity
+from decode_service.device.worker import DecodeWorker
 from decode_service.metrics import DecodeMetrics
 from decode_service.prompt.composition import compose
 from decode_service.prompt.request_chunk import Segment
-from decode_service.sequence import Deliveries, Failed, FinishReason, Sequence, Tokens
-from decode_service.worker import DecodeWorker
+from decode_service.scheduling.sequence import Deliveries, Failed, FinishReason, Sequence, Tokens
 from engine.kv.pages import TAIL
 from engine.kv.pool import PagedKVPool
 from engine.kv.resident import ResidentChunks

@@ -34,9 +34,9 @@ from chunk_store.key import ChunkId, ChunkType, chunk_id
 from chunk_store.record import ChunkRecord
 from decode_service.__main__ import FULL_NAME
 from decode_service.api.service import DecodeService
+from decode_service.device.worker import DecodeWorker
 from decode_service.prompt.memory import KeyMemory, RecordMemory
-from decode_service.sequence import Sequence
-from decode_service.worker import DecodeWorker
+from decode_service.scheduling.sequence import Sequence
 from engine.reuse import ReuseMode, key_composition
 from protos import chunks_pb2, decode_pb2
 from serving.process.life import SWITCH_INTERVAL_S

@@ -20,10 +20,10 @@ from chunk_store.key import ModelIdentity
 from chunk_store.layout import KVLayout, LayerLayout
 from chunk_store.open import open_store
 from decode_service.api.service import DecodeService
+from decode_service.device.worker import DecodeWorker
 from decode_service.kv_source.fetcher import KVFetcher
 from decode_service.metrics import DecodeMetrics
 from decode_service.prompt.resolver import Resolver
-from decode_service.worker import DecodeWorker
 from engine.kv.pool import PagedKVPool
 from engine.kv.resident import ResidentChunks
 from engine.model.limits import ContextLimit

@@ -10,6 +10,7 @@ from prometheus_client import CollectorRegistry
 from chunk_store.open import open_store, shown_url
 from chunk_store.quantities import human_bytes
 from decode_service.api.service import DecodeService
+from decode_service.device.worker import DecodeWorker
 from decode_service.kv_source.asking import PrefillClient
 from decode_service.kv_source.claims import ChunkClaims
 from decode_service.kv_source.fetcher import KVFetcher
@@ -18,7 +19,6 @@ from decode_service.options import DecodeOptions
 from decode_service.prompt.resolver import Resolver
 from decode_service.same_bits import needs_one_size, same_bits
 from decode_service.turns import ClaimTurn, claim_with
-from decode_service.worker import DecodeWorker
 from engine.kv.pool import PagedKVPool
 from engine.kv.resident import ResidentChunks
 from engine.run.protocol import Runner

@@ -11,10 +11,10 @@ from functools import partial
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from chunk_store.entry import MissReason
-from decode_service.giving_way import GaveWay
-from decode_service.kept import KeptKV, NotKept
 from decode_service.prompt.request_chunk import ChunkOutcome, Unpublished
-from decode_service.sequence import Failed, Finished, FinishReason, Occupancy, Sequence
+from decode_service.scheduling.giving_way import GaveWay
+from decode_service.scheduling.kept import KeptKV, NotKept
+from decode_service.scheduling.sequence import Failed, Finished, FinishReason, Occupancy, Sequence
 from engine.kv.source import KVSource
 from engine.plan import CascadePlan
 from serving.rpc.errors import STATUS_NAMES, status_name

@@ -22,15 +22,15 @@ from functools import partial
 
 from chunk_store.errors import StoreError, StoreFull
 from chunk_store.tenant import Tenant
-from decode_service import kept
-from decode_service.kept import Keep, Kept, KeptKV, NotKept
+from decode_service.device.worker import DecodeWorker
 from decode_service.kv_source.asking import ComputedChunk, FetchTerms
 from decode_service.kv_source.claims import ChunkClaims
 from decode_service.prompt.composition import Composition
 from decode_service.prompt.request_chunk import Claim
 from decode_service.prompt.resolver import Resolver
-from decode_service.sequence import ChunkReady, Event, Sequence
-from decode_service.worker import DecodeWorker
+from decode_service.scheduling import kept
+from decode_service.scheduling.kept import Keep, Kept, KeptKV, NotKept
+from decode_service.scheduling.sequence import ChunkReady, Event, Sequence
 from engine.kv.resident import ResidentChunk
 from engine.sampling.params import SamplingParams, SamplingRequest
 from serving.errors import RequestError, Unavailable

@@ -11,11 +11,11 @@ from decode_service.api.given import Given
 from decode_service.api.prompt_logprobs import note_prompt_logprobs
 from decode_service.api.replies import Replies
 from decode_service.api.tool_choice import reply_parser
-from decode_service.kept import Kept
+from decode_service.device.worker import DecodeWorker
 from decode_service.prompt.chat import ChatComposer
-from decode_service.sequence import FinishReason, Sequence
+from decode_service.scheduling.kept import Kept
+from decode_service.scheduling.sequence import FinishReason, Sequence
 from decode_service.turns import TurnKeeper
-from decode_service.worker import DecodeWorker
 from protos import decode_pb2
 from serving.rpc import wire
 from text.answer import AnswerText

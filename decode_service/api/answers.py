@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 
-from decode_service.sequence import Event, Sequence
+from decode_service.scheduling.sequence import Event, Sequence
 
 
 def answers_to(first: Sequence, count: int, put: Callable[[list[Event], int], None]) -> list[Sequence]:

@@ -15,13 +15,13 @@ from decode_service.api.chat_in import chat_in, check_either
 from decode_service.api.mailbox import Mailbox
 from decode_service.api.prompt_logprobs import check_prompt_logprobs
 from decode_service.api.tool_choice import calls_source, check_forced, forces_call
+from decode_service.device.worker import DecodeWorker
 from decode_service.prompt.chat import ChatComposer
 from decode_service.prompt.composition import Composition, answer_tokens
 from decode_service.prompt.resolver import Resolver
 from decode_service.prompt.scores import PromptScores
-from decode_service.sequence import Sequence
+from decode_service.scheduling.sequence import Sequence
 from decode_service.turns import TurnKeeper
-from decode_service.worker import DecodeWorker
 from engine.reuse import ReuseMode
 from engine.sampling.params import SamplingRequest
 from protos import decode_pb2

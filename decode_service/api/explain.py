@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 from chunk_store.key import ChunkKey
 from chunk_store.store import ChunkStore
+from decode_service.device.worker import DecodeWorker
 from decode_service.prompt.composition import Composition
 from decode_service.prompt.request_chunk import ChunkOutcome, RequestChunk
-from decode_service.worker import DecodeWorker
 from engine.kv.source import KVSource
 
 SNAPSHOT_S = 10.0  # a step, at most, passes before the device thread looks

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Sequence
 from concurrent.futures import Future
 
-from decode_service.sequence import Sequence as Answer
+from decode_service.scheduling.sequence import Sequence as Answer
 from protos import decode_pb2
 from serving.errors import InvalidRequest, Overloaded
 from text.errors import TextBusy, TextRefused

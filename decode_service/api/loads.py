@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Final
 
 from chunk_store.tenant import Tenant
+from decode_service.device.worker import DecodeWorker
 from decode_service.prompt.resolver import Resolver
-from decode_service.worker import DecodeWorker
 from protos import decode_pb2
 from serving.process.same_bits import SameBits
 from serving.rpc import wire

@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 
-from decode_service.sequence import Deliveries, Event, Tokens, hand_out
+from decode_service.scheduling.sequence import Deliveries, Event, Tokens, hand_out
 
 EVENTS_AT_ONCE = 256  # tokens of a slow reader's next message at most: more would hold up everybody's event loop
 

@@ -6,12 +6,12 @@ import random
 from collections.abc import Sequence as Items
 
 from chunk_store.key import ChunkType
-from decode_service.kept import Kept, KeptKV, NotKept
 from decode_service.prompt.composition import Composition
 from decode_service.prompt.order import ChunkOrder
 from decode_service.prompt.request_chunk import ChunkOutcome, Segment, Unpublished
 from decode_service.prompt.resolver import SegmentRequest
-from decode_service.sequence import Sequence
+from decode_service.scheduling.kept import Kept, KeptKV, NotKept
+from decode_service.scheduling.sequence import Sequence
 from engine.kv.source import KVSource
 from engine.reuse import Exactness, ReuseMode
 from engine.sampling.params import SEED_MAX, SamplingParams

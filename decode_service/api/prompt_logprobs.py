@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from decode_service.sequence import Sequence
+from decode_service.scheduling.sequence import Sequence
 from engine.sampling.params import TOP_LOGPROBS_MAX
 from protos import decode_pb2
 from serving.errors import InvalidRequest

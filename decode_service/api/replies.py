@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from collections.abc import Sequence as Items
 
-from decode_service.sequence import Event, Failed, Finished, FinishReason, Tokens
+from decode_service.scheduling.sequence import Event, Failed, Finished, FinishReason, Tokens
 from engine.sampling.params import Choice
 from protos import decode_pb2
 from serving.errors import RequestError

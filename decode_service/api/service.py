@@ -20,11 +20,11 @@ from decode_service.api.explain import Explanation, explain
 from decode_service.api.loads import loads_out
 from decode_service.api.mailbox import Mailbox, deliver_in
 from decode_service.api.request_ids import RequestIds
+from decode_service.device.worker import DecodeWorker
 from decode_service.prompt.chat import ChatComposer
 from decode_service.prompt.resolver import Resolver
-from decode_service.sequence import Failed, FinishReason, Sequence, Tokens
+from decode_service.scheduling.sequence import Failed, FinishReason, Sequence, Tokens
 from decode_service.turns import ClaimTurn, TurnKeeper
-from decode_service.worker import DecodeWorker
 from protos import decode_pb2, decode_pb2_grpc
 from serving.errors import DeadlineExceeded
 from serving.process.same_bits import UNSAID, SameBits

@@ -8,10 +8,10 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 
-from decode_service.admission import Fill
 from decode_service.kv_source.asking import FetchTerms, NoRoomToAsk, Wanted
 from decode_service.kv_source.fetcher import KVFetcher
-from decode_service.scheduler import Scheduler
+from decode_service.scheduling.admission import Fill
+from decode_service.scheduling.scheduler import Scheduler
 from engine.kv.host_tier import PoolMemory
 from serving.errors import Cancelled, InternalFault, RequestError
 from serving.trace.request_id import bearing

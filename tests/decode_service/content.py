@@ -17,7 +17,7 @@ from chunk_store.tenant import DEFAULT_TENANT
 from decode_service.kv_source.asking import Wanted
 from decode_service.prompt.composition import Composition
 from decode_service.prompt.request_chunk import ChunkOutcome, RequestChunk, Segment, Unpublished
-from decode_service.sequence import Sequence as Request
+from decode_service.scheduling.sequence import Sequence as Request
 from engine.kv.source import KVSource
 from engine.plan import StepSequence
 from engine.reuse import ReuseMode

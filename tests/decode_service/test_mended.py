@@ -103,7 +103,7 @@ def test_one_who_waits_for_a_fill_does_not_fail_for_what_it_did_not_ask(small: P
 
 def test_what_is_held_back_by_compaction_is_tried_again_at_once(small: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
     """[X, A, B] with X in the middle of the region needs one compaction; that is no reason to wait for a timer."""
-    monkeypatch.setattr("decode_service.inbox.IDLE_WAIT_S", 60.0)
+    monkeypatch.setattr("decode_service.device.inbox.IDLE_WAIT_S", 60.0)
     small.generate([tokens(7, 3 * PAGE), [5]], reuse="independent")
     small.generate([tokens(8, 2 * PAGE), [5]], reuse="independent")
     residents = small.decode.worker.residents

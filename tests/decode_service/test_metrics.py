@@ -10,7 +10,7 @@ from prometheus_client import CollectorRegistry, Histogram
 
 from chunk_store.entry import MissReason
 from decode_service.metrics import DecodeMetrics
-from decode_service.sequence import Failed, Finished, FinishReason, Occupancy
+from decode_service.scheduling.sequence import Failed, Finished, FinishReason, Occupancy
 from engine.kv.source import KVSource
 from serving.errors import NotFound
 from serving.trace.buckets import SHORT_SECONDS_BUCKETS

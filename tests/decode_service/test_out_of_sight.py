@@ -13,18 +13,18 @@ from typing import Any
 import pytest
 
 from chunk_store.key import ChunkKey
-from decode_service.giving_way import GaveWay
-from decode_service.kept import Keep
-from decode_service.sequence import Event, Finished
-from decode_service.sequence import Sequence as Request
-from decode_service.tails import Tails
+from decode_service.scheduling.giving_way import GaveWay
+from decode_service.scheduling.kept import Keep
+from decode_service.scheduling.sequence import Event, Finished
+from decode_service.scheduling.sequence import Sequence as Request
+from decode_service.scheduling.tails import Tails
 from engine.kv.pages import PageTable
 from engine.plan import StepSequence, Window
 from engine.run.protocol import StepRows
 from engine.sight import EVERYTHING, Sight
 from serving.errors import Unsupported
 from tests.decode_service.content import PRIME, TOKENS, ContentRunner, content_request
-from tests.decode_service.scheduled import PAGE, Forwards, Scheduled, request
+from tests.decode_service.scheduling.scheduled import PAGE, Forwards, Scheduled, request
 from tests.decode_service.test_packed import Served, served
 
 WINDOWS = {

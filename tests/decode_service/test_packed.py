@@ -13,16 +13,16 @@ from typing import Any
 import pytest
 from prometheus_client import CollectorRegistry
 
+from decode_service.device.worker import DecodeWorker
 from decode_service.metrics import DecodeMetrics
-from decode_service.sequence import Event, Failed, Finished, FinishReason, Sequence
-from decode_service.worker import DecodeWorker
+from decode_service.scheduling.sequence import Event, Failed, Finished, FinishReason, Sequence
 from engine.kv.pool import PagedKVPool
 from engine.kv.resident import ResidentChunks
 from engine.sight import EVERYTHING, Sight
 from serving.errors import InternalFault
 from tests.decode_service.content import EOS, ContentRunner, NothingStored, content_request
-from tests.decode_service.running import DEADLINE_S, heard
-from tests.decode_service.scheduled import request
+from tests.decode_service.device.running import DEADLINE_S, heard
+from tests.decode_service.scheduling.scheduled import request
 from tests.fakes import LAYOUT
 
 

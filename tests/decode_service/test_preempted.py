@@ -12,7 +12,7 @@ import pytest
 
 import cairn
 from cairn import Client
-from decode_service.sequence import Sequence
+from decode_service.scheduling.sequence import Sequence
 from protos import chunks_pb2, decode_pb2
 from tests.decode_service.models import loaded, tokens
 from tests.decode_service.packing import packing

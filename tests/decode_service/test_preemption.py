@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from decode_service.sequence import Event, Finished, FinishReason
+from decode_service.scheduling.sequence import Event, Finished, FinishReason
 from tests.decode_service.content import content_request
-from tests.decode_service.scheduled import PAGE, Scheduled, request
+from tests.decode_service.scheduling.scheduled import PAGE, Scheduled, request
 from tests.decode_service.test_packed import Served, served
 
 WAYS = [

@@ -16,7 +16,7 @@ from tests import oracle
 from tests.decode_service.models import CONTEXT_LENGTH, oracle_model, tokens
 from tests.decode_service.packing import packing
 from tests.decode_service.pair import Pair, pair
-from tests.decode_service.test_answers import answers
+from tests.decode_service.scheduling.test_answers import answers
 from tests.decode_service.test_bits import answer, crowd, kv_digests, sources, stored_files
 from tests.decode_service.windowed import ALL_WINDOWS, MODELS, WINDOW, both, keep_everything, windowed_dir
 

@@ -19,13 +19,13 @@ from chunk_store.errors import StoreFull, StoreUnavailable
 from chunk_store.key import ChunkId, ChunkKey, ChunkType
 from chunk_store.store import Busy, ChunkStore
 from chunk_store.tenant import SHARED_TENANT, Tenant
+from decode_service.device.worker import DecodeWorker
 from decode_service.kv_source.asking import ComputedChunk, FetchTerms
 from decode_service.kv_source.claims import ChunkClaims, StoreClaim
 from decode_service.prompt.composition import Composition
 from decode_service.prompt.request_chunk import RequestChunk, Segment, Unpublished
-from decode_service.sequence import AllReady, ChunkReady, Event, Failed, FinishReason
-from decode_service.sequence import Sequence as Request
-from decode_service.worker import DecodeWorker
+from decode_service.scheduling.sequence import AllReady, ChunkReady, Event, Failed, FinishReason
+from decode_service.scheduling.sequence import Sequence as Request
 from engine.kv.source import KVSource
 from engine.reuse import ReuseMode
 from engine.sampling.params import SamplingParams, SamplingRequest

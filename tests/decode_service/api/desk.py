@@ -15,7 +15,7 @@ from chunk_store.tenant import Tenant
 from decode_service.api.service import DecodeService
 from decode_service.metrics import Steps
 from decode_service.prompt.resolver import Resolver
-from decode_service.sequence import Finished, FinishReason, Tokens
+from decode_service.scheduling.sequence import Finished, FinishReason, Tokens
 from engine.sampling.params import Choice
 from protos import decode_pb2
 from serving.errors import RequestError

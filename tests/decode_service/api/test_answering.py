@@ -7,12 +7,12 @@ from types import SimpleNamespace
 from typing import Any
 
 from decode_service.api.answering import Answering
-from decode_service.kept import Kept, KeptKV
-from decode_service.sequence import Finished, FinishReason, Tokens
+from decode_service.scheduling.kept import Kept, KeptKV
+from decode_service.scheduling.sequence import Finished, FinishReason, Tokens
 from engine.sampling.params import Choice
 from protos import decode_pb2
 from tests.decode_service.api.desk import Desk, choices, request, says
-from tests.decode_service.scheduled import request as sequence_of
+from tests.decode_service.scheduling.scheduled import request as sequence_of
 from tests.fakes import codec
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from decode_service.api import messages
-from decode_service.sequence import Sequence
+from decode_service.scheduling.sequence import Sequence
 from protos import decode_pb2
 from serving.errors import InvalidRequest, Overloaded, RequestError
 from serving.rpc.access import Caller

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 
 from decode_service.api.mailbox import EVENTS_AT_ONCE, Mailbox, deliver_in
-from decode_service.sequence import Deliveries, Event, Failed, Finished, FinishReason, Tokens
+from decode_service.scheduling.sequence import Deliveries, Event, Failed, Finished, FinishReason, Tokens
 from engine.sampling.params import Choice
 from serving.errors import DeadlineExceeded
-from tests.decode_service.scheduled import request
+from tests.decode_service.scheduling.scheduled import request
 
 END = Finished(FinishReason.LENGTH)
 

@@ -8,7 +8,7 @@ import random
 import pytest
 
 from decode_service.api.replies import Replies, delta
-from decode_service.sequence import Event, Failed, Finished, FinishReason, Tokens
+from decode_service.scheduling.sequence import Event, Failed, Finished, FinishReason, Tokens
 from engine.sampling.params import Choice
 from protos import decode_pb2
 from serving.errors import InternalFault

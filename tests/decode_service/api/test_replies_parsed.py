@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import pytest
 
 from decode_service.api.replies import Replies
-from decode_service.sequence import Event, Finished, FinishReason
+from decode_service.scheduling.sequence import Event, Finished, FinishReason
 from protos import decode_pb2
 from tests.decode_service.api.test_replies import _complete, events_of
 from tests.fakes import codec

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from decode_service.sequence import Failed, FinishReason
+from decode_service.scheduling.sequence import Failed, FinishReason
 from protos import decode_pb2
 from serving.errors import DeadlineExceeded, InternalFault, InvalidRequest, Overloaded
 from tests.decode_service.api.desk import Call, Desk, request, running, says

@@ -12,10 +12,10 @@ import pytest
 from decode_service.kv_source.asking import FetchTerms, NoRoomToAsk
 from decode_service.kv_source.loader import Loader
 from decode_service.prompt.request_chunk import ChunkOutcome
-from decode_service.sequence import Failed, Sequence, State
+from decode_service.scheduling.sequence import Failed, Sequence, State
 from engine.kv.source import KVSource
 from serving.errors import Cancelled, InternalFault, NotFound
-from tests.decode_service.scheduled import Scheduled, request
+from tests.decode_service.scheduling.scheduled import Scheduled, request
 
 DEADLINE_S = 30.0
 Fetch = Callable[[Any, Any, FetchTerms], dict[Any, int]]

@@ -6,7 +6,7 @@ import pytest
 
 from decode_service.prompt.request_chunk import ChunkOutcome, Unpublished
 from engine.kv.source import KVSource
-from tests.decode_service.scheduled import FakeClaim, request
+from tests.decode_service.scheduling.scheduled import FakeClaim, request
 
 
 @pytest.mark.parametrize(

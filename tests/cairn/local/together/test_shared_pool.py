@@ -17,7 +17,7 @@ from cairn import ChunkRef, Client
 from chunk_store.local.blobs import FileBlobs
 from chunk_store.open import open_store
 from chunk_store.store import Busy, Stored
-from decode_service.line import STEPS_A_PIECE
+from decode_service.scheduling.line import STEPS_A_PIECE
 from serving.publishing.publisher import Publisher
 from serving.publishing.staging import Staging
 from tests.cairn.local.together.one_process import Together, together
