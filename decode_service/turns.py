@@ -139,8 +139,12 @@ class TurnKeeper:
         if self._claim is None or self._publishing >= PUBLISHING_MAX:
             log.info("a kept turn of %d tokens stays in the pool alone", named.tokens)
             return
-        self._publishing += 1
-        self._claims.submit(self._publish, turn, named)
+        try:
+            self._claims.submit(self._publish, turn, named)
+        except RuntimeError:
+            log.debug("a kept turn stays in the pool alone: the service is stopping")
+        else:
+            self._publishing += 1
 
     def _publish(self, turn: Composition, named: ResidentChunk) -> None:
         """In a thread of its own: claims the turn, then has it handed to the publisher."""

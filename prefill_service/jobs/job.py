@@ -25,7 +25,7 @@ from prefill_service.jobs.progress import ChunkMade, JobProgress
 from prefill_service.jobs.resolver import ChunkRequest, CompositionRequest, PrefillJob, Resolver
 from prefill_service.metrics import PrefillMetrics
 from prefill_service.worker import JobLine, all_ended, thread_result
-from serving.errors import Unavailable
+from serving.errors import Overloaded, Unavailable
 from serving.tenancy.text_lanes import TextLanes
 from serving.trace.stages import Stage, StageTimer
 
@@ -205,11 +205,14 @@ class PrefillJobs:
             if progress.came > came:
                 since, came = time.monotonic(), progress.came
             elif time.monotonic() > since + patience_s:
-                raise Unavailable("the claims of this request's KV are lost again and again", remedy="try again")
+                raise Unavailable(
+                    "this request's KV loses its claims, or its room in the pool, again and again", remedy="try again"
+                )
 
     async def _settled(self, progress: JobProgress, deadline: float) -> bool:
-        """Waits until what was launched is computed, or stored where the job is durable; True if a claim was lost.
+        """Waits until what was launched is computed, or stored where the job is durable.
 
+        True if some is to be made again: its claim was lost, or it left the pool before there was room to write it.
         Raises ``Unavailable`` at ``deadline``, and what is wrong with the device or with us.
         """
         publishing = dict(progress.publishing)
@@ -226,7 +229,7 @@ class PrefillJobs:
             error = each.exception()
             if error is None:
                 progress.stored(index)
-            elif isinstance(error, ClaimLost):
+            elif isinstance(error, ClaimLost | Overloaded):
                 del progress.publishing[index]  # it is resident, or computed again
                 lost = True
             elif isinstance(error, StoreError):

@@ -75,14 +75,9 @@ class Room:
 
     def ask(self, nbytes: int) -> Future[Place]:
         """A place when there is room. Who no longer wants it cancels, and gives back what it could not cancel."""
-        asked: Future[Place] = Future()
         with self._lock:
-            if self._closed is not None:
-                raise self._closed
-            self._asked.append((nbytes, asked))
-        asked.add_done_callback(lambda future: self._give_out() if future.cancelled() else None)
-        self._give_out()
-        return asked
+            asked = self._line_up(nbytes)
+        return self._in_line(asked)
 
     def ask_behind(self, nbytes: int) -> Future[Place] | None:
         """The same, for who goes on meanwhile; None where as much waits as may be in here."""
@@ -90,7 +85,27 @@ class Room:
             waiting = self._waiting()
             if waiting and waiting + nbytes > self.nbytes_max:
                 return None
-        return self.ask(nbytes)
+            asked = self._line_up(nbytes)
+        return self._in_line(asked)
+
+    def _line_up(self, nbytes: int) -> Future[Place]:
+        if self._closed is not None:
+            raise self._closed
+        asked: Future[Place] = Future()
+        self._asked.append((nbytes, asked))
+        return asked
+
+    def _in_line(self, asked: Future[Place]) -> Future[Place]:
+        asked.add_done_callback(self._gave_up)
+        self._give_out()
+        return asked
+
+    def _gave_up(self, asked: Future[Place]) -> None:
+        """Who gave up is forgotten at once: the head of the line may stand there for long."""
+        if asked.cancelled():
+            with self._lock:
+                self._asked = deque(each for each in self._asked if each[1] is not asked)
+            self._give_out()
 
     def gave_back(self, nbytes: int) -> None:
         """A place has ended."""

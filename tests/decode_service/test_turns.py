@@ -178,6 +178,16 @@ def test_a_turn_that_waits_for_its_claim_keeps_nobody_from_its_pages(
     packed.check_idle()
 
 
+def test_an_answer_that_ends_while_the_service_stops_leaves_its_turn_in_the_pool(folder: Path, tmp_path: Path) -> None:
+    """Nothing is claimed any more, and the device thread goes on to its end."""
+    with pair(loaded(folder, "prefill"), packing(loaded(folder, "decode")), tmp_path) as stopping:
+        stopping.decode.turns.stop()
+        first = stopping.generate([SYSTEM, tokens(25, 5)], 6, keep=True)
+        assert first.kept is not None and first.kept.kv == "resident"
+        assert computed(stopping.generate([SYSTEM, first.kept, [7]]))[1] == (0, "device")
+        stopping.check_idle()
+
+
 def test_a_full_queue_leaves_it_to_the_next_turn(services: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(turns, "TENANT_COMPUTING_MAX", 0)
     first = services.generate([SYSTEM, tokens(22, 5)], 4, keep=True)

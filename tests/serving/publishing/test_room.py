@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
+
 import pytest
 
 from serving.errors import Unavailable
@@ -43,6 +46,21 @@ def test_who_gives_up_makes_way_for_the_next() -> None:
     held.give_back()
     small.result().give_back()
     assert room.taken == 0
+
+
+def test_who_gives_up_is_forgotten_while_the_line_stands() -> None:
+    """A store that stalls keeps the head of the line where it is for hours; others come and go behind it."""
+    room = Room(10)
+    assert room.take(10) is not None
+    head = room.ask(5)
+    others = [room.ask(5) for _ in range(3)]
+    gone = [weakref.ref(each) for each in others]
+    for each in others:
+        assert each.cancel()
+    others.clear()
+    del each
+    gc.collect()
+    assert not any(each() for each in gone) and not head.done() and room.waiting == 5
 
 
 def test_closed_it_says_why_to_everybody() -> None:

@@ -249,6 +249,36 @@ def test_a_store_that_stalls_holds_up_no_answer(folder: Path, tmp_path: Path, mo
         assert on.pool.store.stats().entries == 4
 
 
+def test_a_durable_job_goes_on_when_its_chunk_leaves_the_pool_before_there_is_room(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is computed again: its caller has time, and asked for it to be stored."""
+    write, let_on = FileBlobs.write, threading.Event()
+
+    def held(self: FileBlobs, *given: Any) -> None:
+        assert let_on.wait(200)
+        write(self, *given)
+
+    monkeypatch.setattr(FileBlobs, "write", held)
+    with together(loaded(folder, "decode"), tmp_path / "store") as on, ThreadPoolExecutor(1) as threads:
+        nbytes = on.pool.served.layout.nbytes(200)
+        on.pool.publisher.room.nbytes_max = nbytes
+        client = Client(on.prefill_address, on.decode_address, timeout_s=60, wait_overloaded=False)
+        with client:
+            try:
+                client.prefill(tokens(170, 200))
+                job = threads.submit(client.prefill, tokens(171, 200), durable=True)
+                wait_until(lambda: on.pool.publisher.room.waiting == nbytes)
+                wait_until(lambda: len(on.pool.publisher.all_pending()) == 2)
+                wait_until(lambda: on.in_device_thread(lambda: on.decode.worker.residents.held) == 1)
+                on.forget()
+                assert on.in_device_thread(lambda: len(on.decode.worker.residents)) == 1
+            finally:
+                let_on.set()
+            assert job.result(60).durable
+        on.check_idle()
+
+
 def test_what_waits_in_memory_to_be_stored_is_used_and_not_taken_for_stored(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
