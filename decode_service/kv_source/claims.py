@@ -142,7 +142,6 @@ class ChunkClaims:
         header = self._header(composition, chunk)
         if self.publisher.in_memory(chunk.key):
             return ComputedChunk(chunk.index, chunk.key, durable=False, read=partial(self.publisher.read, chunk.key))
-        self.publisher.let_gone(chunk.key)  # its claim may be our own, from before
         asked = self._room(header.nbytes, terms)
         if asked is None:
             return ComputedChunk(chunk.index, chunk.key, unpublished=Unpublished.STORE_UNAVAILABLE)

@@ -66,7 +66,7 @@ class Admission:
         self._tails = tails
         self._pool = residents.pool
         self._evicted: list[ChunkKey] = []
-        residents.on_evict = self._evicted.append
+        residents.on_evict.append(self._evicted.append)
 
     def take_evicted(self) -> tuple[ChunkKey, ...]:
         """Chunks that left the pool since the last time."""

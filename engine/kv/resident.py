@@ -45,7 +45,7 @@ class ResidentChunks:
         self.pool = pool
         self._chunks: OrderedDict[ChunkKey, ResidentChunk] = OrderedDict()  # least recently used first
         self.evictions = 0
-        self.on_evict: Callable[[ChunkKey], None] = lambda _: None
+        self.on_evict: list[Callable[[ChunkKey], None]] = []  # who is told of each chunk that has left
         # Asked when there is no room: whether who holds chunks for others' sake has let go of some.
         self.call_back: Callable[[], bool] = lambda: False
         self.moves = 0  # how often runs have been moved: places read before are stale when it changes
@@ -136,7 +136,8 @@ class ResidentChunks:
             return False
         self._drop(chunk)
         self.evictions += 1
-        self.on_evict(key)
+        for told in self.on_evict:
+            told(key)
         return True
 
     def _evict_one(self) -> bool:

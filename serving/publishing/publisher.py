@@ -20,7 +20,6 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from concurrent.futures import TimeoutError as FutureTimeout
-from contextlib import suppress
 
 import torch
 
@@ -42,7 +41,6 @@ from serving.publishing.staging import Staging
 
 STAGING_S_MAX = 600.0  # for a region of the staging memory; writes end sooner, or fail
 STOP_S = 5.0  # for what is being written when the time to drain is over
-GONE_S = 5.0  # to see whether a chunk is in the pool, and to give up its claim
 LOOK_S = 0.1  # between two looks whether somebody still waits
 
 log = logging.getLogger(__name__)
@@ -79,6 +77,7 @@ class Publisher:
         self._lock = threading.Lock()
         self._stopped = self._given_up = False
         self.claims = HeldClaims(store)
+        residents.on_evict.append(self._has_left)
         metrics.watch(lambda: self.room.taken + self.room.waiting)
         if self._staging is not None:
             self._copying.submit(self._staging.prepare)
@@ -206,19 +205,11 @@ class Publisher:
         """Device thread only."""
         return self.residents.find(item.header.key) is item.chunk
 
-    def let_gone(self, key: ChunkKey) -> None:
-        """Ends the publication of a chunk that waits for room and has left the pool: then its claim is free.
-
-        Any thread but the device thread.
-        """
-        item, here = self._item(key), Future[bool]()
-        if item is None or item.asked.done():
-            return
-        with suppress(RuntimeError, FutureTimeout):  # the device thread has ended, and all publications with it
-            self._post(lambda: here.set_result(self._is_here(item)))
-            if not here.result(GONE_S):
-                self._next(self._waiting, self._gone, item)
-                wait([item.future], GONE_S)
+    def _has_left(self, key: ChunkKey) -> None:
+        """A chunk has left the pool: if it waited for room, it ends, and others may claim it. Device thread only."""
+        item = self._item(key)
+        if item is not None and not item.asked.done():
+            give_up(item.asked)
 
     def in_memory(self, key: ChunkKey) -> bool:
         """Whether a chunk's KV is in memory to be written now, wherever its pages are."""

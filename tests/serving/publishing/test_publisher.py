@@ -229,6 +229,17 @@ def test_what_is_computed_waits_for_room_in_the_pool_and_is_read_where_it_is_the
     assert queue.failures("queue_full") == 1 and len(queue.publisher.claims) == 0
 
 
+def test_what_leaves_the_pool_before_there_is_room_is_claimed_no_more(queue: Queue) -> None:
+    """At once, however long the queue stands: another process may be about to compute it, too."""
+    first = [queue.publish(name, gated=True) for name in (1, 2, 3)]
+    gone, behind = waiting(queue, 4, 5)
+    assert queue.device.submit(queue.residents.evict, queue.header(4).key).result(WAIT_S)
+    assert isinstance(gone.exception(WAIT_S), Overloaded) and queue.publisher.room.waiting == NBYTES
+    queue.claim(4).abort()
+    queue.gate.open.set()
+    assert all(each.result(WAIT_S) for each in (*first, behind))
+
+
 def test_what_waits_for_room_in_the_pool_is_written_out_at_the_end(queue: Queue) -> None:
     futures = [queue.publish(name, gated=True) for name in (1, 2, 3)] + waiting(queue, 4, 5)
     threading.Timer(0.1, queue.gate.open.set).start()
