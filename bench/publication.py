@@ -91,7 +91,7 @@ def published(filled: Filled, root: Path, threads: int, queue_nbytes: int) -> tu
     publisher = Publisher(
         filled.residents, store, post=device.submit, nbytes_max=queue_nbytes, threads=threads, metrics=metrics
     )
-    publisher._copying.submit(lambda: None).result(WAIT_S)  # its memory is made
+    publisher.stages.prepared()
     nbytes, longest = LAYOUT.nbytes(filled.tokens), 0.0
     began = time.perf_counter()
     for chunk in filled.chunks:

@@ -1,15 +1,10 @@
 """Write-behind: chunks go from the pool's pages into the store while the device computes the next ones.
 
-    device thread     rows launched -> submit: the pages are held still
-    waiting thread    until the device is done with them          (a device of its own only)
-    copying thread    own stream -> pinned memory; the pages may move again
-    writing threads   hash and write, each an entry; commit, and the claim ends
-
-On the CPU the writing threads read the pages themselves. Room in the queue is taken before a chunk is computed, so that
-who computes faster than the store takes it waits (``reserve``); or the chunk waits for room where it is, in the pool
-(``ask_behind``), as many bytes as the queue has. A publication that fails loses nothing but durability: the chunk stays
-resident, its claim ends, and whoever needs it in the store computes or publishes it again. Claims of what waits are
-kept (``held.py``).
+Room in the queue is taken before a chunk is computed, so that who computes faster than the store takes it waits
+(``reserve``); or the chunk waits for room where it is, in the pool (``ask_behind``), as many bytes as the queue has.
+``stages.py`` writes what has room. A publication that fails loses nothing but durability: the chunk stays resident, its
+claim ends, and whoever needs it in the store computes or publishes it again. Claims of what waits are kept
+(``held.py``).
 """
 
 from __future__ import annotations
@@ -18,28 +13,23 @@ import logging
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, wait
 from concurrent.futures import TimeoutError as FutureTimeout
 
-import torch
-
-from chunk_store.entry import EntryHeader, EntryInfo
-from chunk_store.errors import StoreError
+from chunk_store.entry import EntryHeader
 from chunk_store.key import ChunkId, ChunkKey
 from chunk_store.landing import Landing
-from chunk_store.store import ChunkStore, Publication
+from chunk_store.store import ChunkStore
 from chunk_store.tenant import NO_LIMITS, Tenant, TenantLimits
-from engine.device import current
-from engine.kv.pool_bytes import as_bytes
 from engine.kv.resident import ResidentChunk, ResidentChunks
-from serving.errors import Cancelled, Overloaded, Unavailable
-from serving.publishing.held import HeldClaim, HeldClaims, end_quietly
+from serving.errors import Cancelled, Overloaded
+from serving.publishing.held import HeldClaim, HeldClaims
 from serving.publishing.item import Item, Publishing
 from serving.publishing.metrics import PublicationMetrics
 from serving.publishing.room import Place, Room, give_up, given
+from serving.publishing.stages import Stages, stopped
 from serving.publishing.staging import Staging
 
-STAGING_S_MAX = 600.0  # for a region of the staging memory; writes end sooner, or fail
 STOP_S = 5.0  # for what is being written when the time to drain is over
 LOOK_S = 0.1  # between two looks whether somebody still waits
 
@@ -68,19 +58,16 @@ class Publisher:
         self.room = Room(nbytes_max)
         self.metrics = metrics
         self._post = post
-        pool = residents.pool
-        self._staging = Staging(nbytes_max, pool.device) if staging is None and pool.device.type != "cpu" else staging
-        self._waiting = ThreadPoolExecutor(1, thread_name_prefix="publish-wait")
-        self._copying = ThreadPoolExecutor(1, thread_name_prefix="publish-copy")
-        self._writing = ThreadPoolExecutor(threads, thread_name_prefix="publish-write")
         self._items: dict[ChunkKey, Item] = {}
         self._lock = threading.Lock()
-        self._stopped = self._given_up = False
+        self._stopped = False
+        device = residents.pool.device
+        if staging is None and device.type != "cpu":
+            staging = Staging(nbytes_max, device)
+        self.stages = Stages(residents, post=post, threads=threads, metrics=metrics, staging=staging, ended=self._ended)
         self.claims = HeldClaims(store)
         residents.on_evict.append(self._has_left)
         metrics.watch(lambda: self.room.taken + self.room.waiting)
-        if self._staging is not None:
-            self._copying.submit(self._staging.prepare)
 
     # -- room ---------------------------------------------------------------------------------------
     def ask(self, nbytes: int) -> Future[Place]:
@@ -146,64 +133,32 @@ class Publisher:
                 raise stopped()
             self._items[header.key] = item
         if item.asked.done():
-            self._begin(item)
+            self.stages.begin(item)
         else:
-            item.launched = self._launched()
-            if item.launched is None:
-                self._computed(item)
-            else:
-                self._next(self._waiting, self._computed, item)
+            self.stages.launched(item)
             item.asked.add_done_callback(lambda _: self._room_came(item))
         return item.future
-
-    def _launched(self) -> torch.cuda.Event | None:
-        """Ends when all that was launched by now has run."""
-        device = self.residents.pool.device
-        if device.type != "cuda":
-            return None
-        with current(device):
-            event = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
-            event.record()
-        return event
-
-    def _begin(self, item: Item) -> None:
-        """There is room, and the chunk is resident."""
-        chunk = item.chunk
-        with self._lock:
-            if item.ended:
-                return
-            self.residents.hold_still(chunk)
-            item.still = True
-        item.planes = self.residents.pool.run_planes(chunk.run, chunk.tokens)
-        item.launched = self._launched()
-        if self._staging is None:
-            self._computed(item)
-            item.buffers = as_bytes(item.planes)
-            self._next(self._writing, self._write, item)
-        else:
-            self._next(self._waiting, self._wait, item)
 
     # -- what waits for room in the pool ------------------------------------------------------------
     def _room_came(self, item: Item) -> None:
         """In any thread; there may be none, when it is stopped."""
 
         def begin() -> None:
-            if self._is_here(item):
-                self._begin(item)
+            if self.residents.find(item.header.key) is item.chunk:
+                self.stages.begin(item)
             else:
-                self._next(self._waiting, self._gone, item)
+                self._gone(item)
 
         if item.asked.cancelled() or item.asked.exception() is not None:
-            self._next(self._waiting, self._gone, item)
+            self._gone(item)
             return
         try:
             self._post(begin)
         except RuntimeError:  # the device thread has ended
-            self._next(self._waiting, self._gone, item)
+            self._gone(item)
 
-    def _is_here(self, item: Item) -> bool:
-        """Device thread only."""
-        return self.residents.find(item.header.key) is item.chunk
+    def _gone(self, item: Item) -> None:
+        self.stages.fail(item, stopped() if self._stopped else queue_full(self.room))
 
     def _has_left(self, key: ChunkKey) -> None:
         """A chunk has left the pool: if it waited for room, it ends, and others may claim it. Device thread only."""
@@ -211,6 +166,12 @@ class Publisher:
         if item is not None and not item.asked.done():
             give_up(item.asked)
 
+    def _ended(self, item: Item) -> None:
+        with self._lock:
+            if self._items.get(item.header.key) is item:
+                del self._items[item.header.key]
+
+    # -- what is under way --------------------------------------------------------------------------
     def in_memory(self, key: ChunkKey) -> bool:
         """Whether a chunk's KV is in memory to be written now, wherever its pages are."""
         item = self._item(key)
@@ -241,6 +202,7 @@ class Publisher:
         with self._lock:
             return [item.future for item in self._items.values()]
 
+    # -- the end ------------------------------------------------------------------------------------
     def flush(self, timeout_s: float) -> bool:
         """Waits until all that was submitted by now is stored or has failed; False if it took too long."""
         return not wait(self.all_pending(), timeout_s).not_done
@@ -258,99 +220,13 @@ class Publisher:
         if not done:
             left = self.all_pending()
             log.warning("%d computed entries are not stored: no time is left to write them", len(left))
-            self._given_up = True
+            self.stages.give_up()
             for each in asked:
                 each.cancel()
             self.flush(STOP_S)
-        for threads in (self._waiting, self._copying, self._writing):
-            threads.shutdown(wait=done, cancel_futures=False)
+        self.stages.stop(wait=done)
         self.claims.stop()
         return done
-
-    # -- stages, each in a thread of its own --------------------------------------------------------
-    def _next(self, threads: ThreadPoolExecutor, stage: Callable[[Item], None], item: Item) -> None:
-        """Hands an item on; whatever goes wrong with it, it ends."""
-
-        def run() -> None:
-            try:
-                if self._given_up:
-                    raise stopped()
-                stage(item)
-            except BaseException as error:
-                self._end(item, error)
-
-        try:
-            threads.submit(item.context.copy().run, run)  # a copy: this stage may still run in it
-        except RuntimeError:  # shut down
-            self._end(item, stopped())
-
-    def _computed(self, item: Item) -> None:
-        if item.launched is not None:
-            item.launched.synchronize()
-        if not item.future.computed.done():
-            item.future.computed.set_result(None)
-
-    def _gone(self, item: Item) -> None:
-        raise stopped() if self._stopped else queue_full(self.room)
-
-    def _wait(self, item: Item) -> None:
-        self._computed(item)
-        self._next(self._copying, self._copy, item)
-
-    def _copy(self, item: Item) -> None:
-        assert self._staging is not None
-        item.region = self._staging.take(item.header.nbytes, time.monotonic() + STAGING_S_MAX)
-        item.buffers = self._staging.copy(item.planes, item.region)
-        self._let_move(item)
-        self._next(self._writing, self._write, item)
-
-    def _write(self, item: Item) -> None:
-        def write(publication: Publication) -> EntryInfo:
-            publication.write(item.header, item.buffers, limits=item.limits)
-            return publication.commit()
-
-        self._end(item, item.claim.write(write))
-
-    def _end(self, item: Item, outcome: EntryInfo | BaseException) -> None:
-        """Gives back all that the item holds, then tells those who wait for it."""
-        with self._lock:
-            if item.ended:
-                return
-            item.ended = True
-        if not isinstance(outcome, EntryInfo):
-            self._abort(item, outcome)
-        with item.reading:
-            item.buffers = item.planes = ()
-        if item.region is not None and self._staging is not None:
-            self._staging.give_back(item.region)
-        self._let_move(item)
-        with self._lock:
-            if self._items.get(item.header.key) is item:
-                del self._items[item.header.key]
-        give_up(item.asked)
-        if not item.future.computed.done():
-            item.future.computed.set_exception(outcome if isinstance(outcome, BaseException) else None)
-        if isinstance(outcome, EntryInfo):
-            self.metrics.published(item.header.nbytes, time.monotonic() - item.began)
-            item.future.set_result(outcome)
-        else:
-            self.metrics.failed(outcome)
-            item.future.set_exception(outcome)
-
-    def _abort(self, item: Item, error: BaseException) -> None:
-        expected = isinstance(error, StoreError | Unavailable | Overloaded)
-        level = logging.INFO if isinstance(error, Overloaded) else logging.WARNING  # there may be many of those
-        log.log(level, "chunk %s is not stored: %s", item.header.chunk_id, error, exc_info=None if expected else error)
-        end_quietly(item.claim)  # harmless where the write has done so
-
-    def _let_move(self, item: Item) -> None:
-        if not item.still:
-            return
-        item.still = False
-        try:
-            self._post(lambda: self.residents.let_move(item.chunk))
-        except RuntimeError as error:  # the device thread has ended, and nobody asks for pages any more
-            log.debug("the pages of %s stay held: %s", item.header.key, error)
 
 
 def queue_full(room: Room) -> Overloaded:
@@ -360,7 +236,3 @@ def queue_full(room: Room) -> Overloaded:
         remedy="try again; if it stays so, the store is too slow for what is computed",
         retry_after_s=1.0,
     )
-
-
-def stopped() -> Unavailable:
-    return Unavailable("the service is shutting down")

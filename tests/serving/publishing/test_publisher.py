@@ -15,7 +15,6 @@ from chunk_store.landing import Buffers
 from chunk_store.store import Busy, Stored
 from serving.errors import Cancelled, Overloaded, Unavailable
 from serving.publishing.item import Publishing
-from serving.publishing.publisher import Publisher
 from tests.serving.publishing.queue_for_tests import NBYTES, WAIT_S, Queue
 
 
@@ -173,29 +172,6 @@ def test_draining_has_an_end_and_what_is_dropped_is_claimed_no_more(
     queue.claim(2).abort()
     queue.device.shutdown()
     queue.store.close()
-
-
-def test_a_device_that_fails_is_told_to_who_waits_for_the_rows(tmp_path: Path) -> None:
-    queue = Queue(tmp_path, staged=2)
-
-    class Failed:
-        def synchronize(self) -> None:
-            raise RuntimeError("device-side assert")
-
-    wait = Publisher._wait
-
-    def fail(self: Publisher, item: object) -> None:
-        item.launched = Failed()  # type: ignore[attr-defined]
-        wait(self, item)  # type: ignore[arg-type]
-
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(Publisher, "_wait", fail)
-        future = queue.publish(1)
-        with pytest.raises(RuntimeError, match="device-side"):
-            future.computed.result(WAIT_S)
-        assert isinstance(future.exception(WAIT_S), RuntimeError)
-    queue.idle()
-    queue.close()
 
 
 def waiting(queue: Queue, *names: int) -> list[Publishing]:
