@@ -54,12 +54,20 @@ def _host_bytes(tensor: Tensor) -> Iterator[Tensor]:
         yield tensor.cpu().contiguous().reshape(-1).view(torch.uint8)
         return
     flat = tensor.reshape(-1).view(torch.uint8)
-    staging = torch.empty(min(len(flat), STAGED_BYTES), dtype=torch.uint8, pin_memory=True)
+    staging = _staging(min(len(flat), STAGED_BYTES))
     for first in range(0, len(flat), STAGED_BYTES):
         part = flat[first : first + STAGED_BYTES]
         staged = staging[: len(part)]
         staged.copy_(part)  # waits
         yield staged
+
+
+def _staging(nbytes: int) -> Tensor:
+    """Pinned, unless the system lets nobody have that."""
+    try:
+        return torch.empty(nbytes, dtype=torch.uint8, pin_memory=True)
+    except RuntimeError:
+        return torch.empty(nbytes, dtype=torch.uint8)
 
 
 def config_digest(config: Any) -> str:
