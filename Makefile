@@ -30,7 +30,7 @@ demo: $(STAMP)
 
 # Two workers, a file of tests each: most tests wait for one service or another.
 test: $(STAMP)
-	$(BIN)/python -m pytest -n 4 --dist loadfile
+	$(BIN)/python -m pytest -n 3 --dist loadfile
 
 # The suite on every Python that we promise; one that is not installed fails it, unless with SKIP_MISSING=1.
 test-all:
