@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from playwright.sync_api import Page, Request, expect, sync_playwright
+from playwright.sync_api import Page, Request, Route, expect, sync_playwright
 
 from cairn import Client
 from tests.gateway.conftest import ROOT, Served
@@ -126,7 +127,13 @@ def test_what_goes_wrong_is_said_and_a_tenant_sees_its_own(page: Page, served: S
     expect(page.locator("article .text.failed")).to_contain_text("chunk")
 
 
+def going_on(route: Route) -> None:
+    """The request of an answer that does not end by itself."""
+    route.continue_(post_data=json.dumps({**route.request.post_data_json, "ignore_eos": True}))
+
+
 def test_an_answer_is_stopped(page: Page) -> None:
+    page.route("**/chat/completions", going_on)
     let_in(page, "stone")
     page.fill("#question", "Who governs Wendolin?")
     page.fill("#max-tokens", "4000")
@@ -135,3 +142,4 @@ def test_an_answer_is_stopped(page: Page) -> None:
     expect(page.locator("article .text")).not_to_be_empty()
     page.click("#stop")
     expect(page.locator("#ask")).to_be_enabled()
+    expect(page.locator("article .text")).to_contain_text(" — stopped")
