@@ -54,9 +54,13 @@ def _host_bytes(tensor: Tensor) -> Iterator[Tensor]:
         yield tensor.cpu().contiguous().reshape(-1).view(torch.uint8)
         return
     flat = tensor.reshape(-1).view(torch.uint8)
-    staging = _staging(min(len(flat), STAGED_BYTES))
-    for first in range(0, len(flat), STAGED_BYTES):
-        part = flat[first : first + STAGED_BYTES]
+    yield from staged_parts(flat, _staging(min(len(flat), STAGED_BYTES)))
+
+
+def staged_parts(flat: Tensor, staging: Tensor) -> Iterator[Tensor]:
+    """``flat`` (nbytes,) in order through ``staging``, both uint8; each part is overwritten by the next."""
+    for first in range(0, len(flat), max(1, len(staging))):
+        part = flat[first : first + len(staging)]
         staged = staging[: len(part)]
         staged.copy_(part)  # waits
         yield staged

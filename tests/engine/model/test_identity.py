@@ -5,10 +5,11 @@ from __future__ import annotations
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
 import torch
 from torch import nn
 
-from engine.model.identity import config_digest, numerics, weights_digest
+from engine.model.identity import config_digest, numerics, staged_parts, weights_digest
 
 
 def module(seed: int = 0, dtype: torch.dtype = torch.float32) -> nn.Module:
@@ -37,6 +38,14 @@ def test_weights_are_the_same_however_they_lie_in_memory() -> None:
     first: Any = strided[0]  # type: ignore[index]
     first.weight = nn.Parameter(first.weight.detach().t().contiguous().t())
     assert not first.weight.is_contiguous() and weights_digest(strided) == weights_digest(plain)
+
+
+@pytest.mark.parametrize("size", [1, 7, 16, 20, 21, 64])
+def test_parts_through_memory_of_any_size_are_all_bytes_in_order(size: int) -> None:
+    flat = torch.arange(20, dtype=torch.uint8)
+    parts = [bytes(part.numpy().data) for part in staged_parts(flat, torch.empty(size, dtype=torch.uint8))]
+    assert b"".join(parts) == bytes(range(20)) and max(map(len, parts)) <= size
+    assert not list(staged_parts(flat[:0], torch.empty(0, dtype=torch.uint8)))
 
 
 def config(**fields: Any) -> Any:
